@@ -1,0 +1,171 @@
+package pki
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"k8s.io/client-go/tools/clientcmd"
+)
+
+func testConfig(t *testing.T) Config {
+	return Config{
+		Dir: filepath.Join(t.TempDir(), "pki"), ServerAddr: netip.MustParseAddr("192.0.2.7"),
+		ServiceIP: netip.MustParseAddr("10.96.0.1"), Zone: "cluster.local", Hostname: "node-1",
+	}
+}
+
+func mustEnsure(t *testing.T, cfg Config) Files {
+	t.Helper()
+	f, err := Ensure(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+func read(t *testing.T, path string) string {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(data)
+}
+
+func TestEnsureIsIdempotent(t *testing.T) {
+	cfg := testConfig(t)
+	f := mustEnsure(t, cfg)
+	before := map[string]string{}
+	filepath.Walk(cfg.Dir, func(p string, i os.FileInfo, err error) error {
+		if err == nil && !i.IsDir() {
+			before[p] = read(t, p)
+			if strings.HasSuffix(p, ".key") && i.Mode().Perm() != 0o600 {
+				t.Errorf("%s has mode %o", p, i.Mode().Perm())
+			}
+		}
+		return nil
+	})
+	mustEnsure(t, cfg)
+	for p, data := range before {
+		if read(t, p) != data {
+			t.Errorf("%s was written again", p)
+		}
+	}
+	if _, err := tls.LoadX509KeyPair(f.APIServer().Cert, f.APIServer().Key); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestServingCertificateFollowsTheAddress(t *testing.T) {
+	cfg := testConfig(t)
+	f := mustEnsure(t, cfg)
+	ca := read(t, f.CA().Cert)
+	cfg.ServerAddr = netip.MustParseAddr("192.0.2.8")
+	mustEnsure(t, cfg)
+	if read(t, f.CA().Cert) != ca {
+		t.Fatal("the CA was replaced")
+	}
+	cert, err := parseCertificate([]byte(read(t, f.APIServer().Cert)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM([]byte(ca))
+	for _, name := range []string{"192.0.2.8", "10.96.0.1", "127.0.0.1", "kubernetes.default.svc.cluster.local", "node-1"} {
+		if _, err := cert.Verify(x509.VerifyOptions{DNSName: name, Roots: roots}); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if cert.VerifyHostname("192.0.2.7") == nil {
+		t.Error("the certificate still names the old address")
+	}
+}
+
+func TestLeafIsRenewedBeforeItEnds(t *testing.T) {
+	cfg := testConfig(t)
+	f := mustEnsure(t, cfg)
+	ca, err := ensureAuthority(f.CA(), "", time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := leaf{commonName: "x", client: true}
+	pair := KeyPair{Cert: filepath.Join(cfg.Dir, "x.crt"), Key: filepath.Join(cfg.Dir, "x.key")}
+	for _, step := range []struct {
+		at      time.Time
+		renewed bool
+	}{
+		{time.Now(), true},
+		{time.Now().Add(leafLifetime - renewBefore - time.Hour), false},
+		{time.Now().Add(leafLifetime - renewBefore + time.Hour), true},
+	} {
+		before, _ := os.ReadFile(pair.Cert)
+		if err := ca.ensureLeaf(pair, want, step.at); err != nil {
+			t.Fatal(err)
+		}
+		if got := read(t, pair.Cert) != string(before); got != step.renewed {
+			t.Errorf("at %s: renewed %v, want %v", step.at, got, step.renewed)
+		}
+	}
+}
+
+func TestHalfAnAuthorityIsAnError(t *testing.T) {
+	for _, broken := range []string{"missing key", "missing certificate", "foreign key", "rubbish"} {
+		t.Run(broken, func(t *testing.T) {
+			cfg := testConfig(t)
+			f := mustEnsure(t, cfg)
+			switch broken {
+			case "missing key":
+				os.Remove(f.CA().Key)
+			case "missing certificate":
+				os.Remove(f.CA().Cert)
+			case "foreign key":
+				os.WriteFile(f.CA().Key, []byte(read(t, f.EtcdCA().Key)), 0o600)
+			case "rubbish":
+				os.WriteFile(f.CA().Cert, []byte("rubbish"), 0o600)
+			}
+			if _, err := Ensure(cfg); err == nil || !strings.Contains(err.Error(), f.CA().Cert) {
+				t.Errorf("error %v does not name %s", err, f.CA().Cert)
+			}
+		})
+	}
+}
+
+func TestKubeconfig(t *testing.T) {
+	cfg := testConfig(t)
+	f := mustEnsure(t, cfg)
+	path := filepath.Join(cfg.Dir, "admin.kubeconfig")
+	ensure := func(server string) string {
+		t.Helper()
+		if err := EnsureKubeconfig(f, path, server, Admin); err != nil {
+			t.Fatal(err)
+		}
+		return read(t, path)
+	}
+	first := ensure("https://192.0.2.7:6443")
+	if info, _ := os.Stat(path); info.Mode().Perm() != 0o600 {
+		t.Errorf("mode %o", info.Mode().Perm())
+	}
+	if ensure("https://192.0.2.7:6443") != first {
+		t.Error("written again without need")
+	}
+	if ensure("https://192.0.2.8:6443") == first {
+		t.Error("not written for another server")
+	}
+	rest, err := clientcmd.BuildConfigFromFlags("", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := parseCertificate(rest.CertData)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if cert.Subject.CommonName != "strake-admin" || cert.Subject.Organization[0] != "system:masters" {
+		t.Errorf("subject %s", cert.Subject)
+	}
+}
