@@ -1,0 +1,165 @@
+// Package containerd runs a containerd of the node's own: its root, state and
+// socket lie in the node's folders, so that the machine's containerd, if there
+// is one, is never touched. It also loads images into it.
+package containerd
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"text/template"
+	"time"
+
+	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+
+	"github.com/strake-io/strake/cmd/strake/layout"
+)
+
+// criNamespace is where containerd's CRI plugin keeps its images and containers.
+const criNamespace = "k8s.io"
+
+// PauseImage is the image of every pod's sandbox, made of our own binary.
+const PauseImage = "strake.io/pause:1"
+
+// config is version 2, which containerd reads from 1.3 to 2.x.
+var config = template.Must(template.New("config.toml").Parse(`# Written by strake at each start; changes are lost.
+version = 2
+root = "{{.Containerd}}/root"
+state = "{{.ContainerdState}}"
+disabled_plugins = [
+  "io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.devmapper",
+  "io.containerd.snapshotter.v1.zfs", "io.containerd.internal.v1.tracing", "io.containerd.tracing.processor.v1.otlp",
+]
+[grpc]
+  address = "{{.ContainerdSocket}}"
+[ttrpc]
+  address = "{{.ContainerdSocket}}.ttrpc"
+[plugins."io.containerd.internal.v1.opt"]
+  path = "{{.Containerd}}/opt"
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "` + PauseImage + `"
+  stream_server_address = "127.0.0.1"
+  stream_server_port = "0"
+  netns_mounts_under_state_dir = true
+  enable_unprivileged_ports = true
+  enable_unprivileged_icmp = true
+  tolerate_missing_hugetlb_controller = true
+[plugins."io.containerd.grpc.v1.cri".cni]
+  bin_dir = "{{.CNIBin}}"
+  conf_dir = "{{.CNIConf}}"
+[plugins."io.containerd.grpc.v1.cri".registry]
+  config_path = "{{.Containerd}}/certs.d"
+[plugins."io.containerd.grpc.v1.cri".containerd]
+  snapshotter = "overlayfs"
+  default_runtime_name = "runc"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+  runtime_type = "io.containerd.runc.v2"
+`))
+
+// Binaries finds containerd and runc, and says how to get what is missing.
+func Binaries() (path string, err error) {
+	path, err = exec.LookPath("containerd")
+	if err != nil {
+		return "", errors.New("containerd is not installed: run `apt-get install containerd runc`, or put containerd (1.6 or newer) and runc into PATH")
+	}
+	if _, err := exec.LookPath("runc"); err != nil {
+		return "", errors.New("runc is not installed: run `apt-get install runc`, or put it into PATH")
+	}
+	return path, nil
+}
+
+// Command writes the configuration and returns the command that serves it.
+func Command(l layout.Layout) ([]string, error) {
+	path, err := Binaries()
+	if err != nil {
+		return nil, err
+	}
+	var b bytes.Buffer
+	if err := config.Execute(&b, l); err != nil {
+		return nil, fmt.Errorf("containerd configuration: %w", err)
+	}
+	if err := layout.WriteFile(l.ContainerdConfig(), b.Bytes(), 0o600); err != nil {
+		return nil, err
+	}
+	return []string{path, "--config", l.ContainerdConfig()}, nil
+}
+
+// Client is a connection to the node's containerd.
+type Client struct {
+	c *client.Client
+}
+
+// Connect waits until containerd serves, or ctx ends.
+func Connect(ctx context.Context, l layout.Layout) (*Client, error) {
+	for {
+		c, err := client.New(l.ContainerdSocket(), client.WithTimeout(time.Second), client.WithDefaultNamespace(criNamespace))
+		if err == nil {
+			if ok, serr := c.IsServing(ctx); serr == nil && ok {
+				return &Client{c: c}, nil
+			}
+			c.Close()
+		}
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("containerd does not serve on %s (its log: %s): %w", l.ContainerdSocket(), l.Log("containerd"), errors.Join(ctx.Err(), err))
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+// Close ends the connection.
+func (c *Client) Close() error { return c.c.Close() }
+
+// Version is containerd's own version.
+func (c *Client) Version(ctx context.Context) (string, error) {
+	v, err := c.c.Version(ctx)
+	return v.Version, err
+}
+
+// Import loads an image archive (OCI layout or `docker save`) and unpacks its images, so that a
+// pod can start of them at once. It returns their names.
+func (c *Client) Import(ctx context.Context, archive io.Reader) ([]string, error) {
+	ctx = namespaces.WithNamespace(ctx, criNamespace)
+	ctx, release, err := c.c.WithLease(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("import image: %w", err)
+	}
+	defer release(context.WithoutCancel(ctx))
+	// The CRI plugin manages only what carries its label.
+	imgs, err := c.c.Import(ctx, archive, client.WithImageLabels(map[string]string{"io.cri-containerd.image": "managed"}))
+	if err != nil {
+		return nil, fmt.Errorf("import image: %w", err)
+	}
+	names := make([]string, 0, len(imgs))
+	for _, img := range imgs {
+		if err := client.NewImage(c.c, img).Unpack(ctx, "overlayfs"); err != nil {
+			return nil, fmt.Errorf("unpack image %s: %w", img.Name, err)
+		}
+		names = append(names, img.Name)
+	}
+	if len(names) == 0 {
+		return nil, errors.New("import image: the archive names no image; make it with `docker save NAME` or give the OCI index an image name")
+	}
+	return names, nil
+}
+
+// Has tells whether an image of this name is there.
+func (c *Client) Has(ctx context.Context, name string) bool {
+	_, err := c.c.GetImage(namespaces.WithNamespace(ctx, criNamespace), name)
+	return err == nil
+}
+
+// ImportFile is Import of a file.
+func (c *Client) ImportFile(ctx context.Context, path string) ([]string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("import image: %w", err)
+	}
+	defer f.Close()
+	return c.Import(ctx, f)
+}

@@ -1,0 +1,178 @@
+// Package layout names every place on disk that a node uses. A node is its data
+// folder: all other names follow from it, so that several nodes on one machine
+// never meet.
+package layout
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+)
+
+// DefaultDataDir is where a node keeps its data unless told otherwise.
+const DefaultDataDir = "/var/lib/strake"
+
+// version of the data folder's layout. A folder of another version is refused, never guessed at.
+const version = 1
+
+// Layout is the set of places of one node.
+type Layout struct {
+	Data string // the data folder, absolute
+	ID   string // eight hex digits made of Data, for names outside of it
+}
+
+// New derives the places from a data folder.
+func New(dataDir string) (Layout, error) {
+	abs, err := filepath.Abs(dataDir)
+	if err != nil {
+		return Layout{}, fmt.Errorf("data folder %q: %w", dataDir, err)
+	}
+	sum := sha256.Sum256([]byte(abs))
+	return Layout{Data: abs, ID: hex.EncodeToString(sum[:4])}, nil
+}
+
+func (l Layout) in(parts ...string) string {
+	return filepath.Join(append([]string{l.Data}, parts...)...)
+}
+
+// PKI holds certificates and keys.
+func (l Layout) PKI() string { return l.in("pki") }
+
+// Etcd is the embedded etcd's data folder.
+func (l Layout) Etcd() string { return l.in("etcd") }
+
+// AdminKubeconfig is the administrator's way in.
+func (l Layout) AdminKubeconfig() string { return l.in("admin.kubeconfig") }
+
+// Kubeconfig is the way in of a component of ours.
+func (l Layout) Kubeconfig(component string) string { return l.in("pki", component+".kubeconfig") }
+
+// Kubelet is the kubelet's root: pods, volumes.
+func (l Layout) Kubelet() string { return l.in("kubelet") }
+
+// Containerd holds containerd's configuration and root (images, snapshots).
+func (l Layout) Containerd() string { return l.in("containerd") }
+
+// ContainerdConfig is containerd's configuration file.
+func (l Layout) ContainerdConfig() string { return l.in("containerd", "config.toml") }
+
+// CNIConf is the folder that containerd reads the network's configuration from.
+func (l Layout) CNIConf() string { return l.in("cni", "net.d") }
+
+// CNIBin is the folder of CNI plugins.
+func (l Layout) CNIBin() string { return l.in("cni", "bin") }
+
+// CNIState is where the CNI server keeps allocations.
+func (l Layout) CNIState() string { return l.in("cni", "state") }
+
+// BPF is the node's own bpffs.
+func (l Layout) BPF() string { return l.in("bpf") }
+
+// Log is the log file of a component.
+func (l Layout) Log(component string) string { return l.in("log", component+".log") }
+
+// PodLogs is the folder of the containers' logs.
+func (l Layout) PodLogs() string { return l.in("log", "pods") }
+
+// Settings is what `up` was told, kept so that a restart needs no flags.
+func (l Layout) Settings() string { return l.in("settings.json") }
+
+// Run is the folder of sockets and other things that don't survive a reboot. It is short since a
+// unix socket's path is at most 108 bytes (unix(7)).
+func (l Layout) Run() string { return filepath.Join("/run/strake", l.ID) }
+
+// ContainerdSocket is where the private containerd serves.
+func (l Layout) ContainerdSocket() string { return filepath.Join(l.Run(), "containerd.sock") }
+
+// ContainerdState is containerd's state folder.
+func (l Layout) ContainerdState() string { return filepath.Join(l.Run(), "containerd") }
+
+// CNISocket is where the agent serves the CNI plugin.
+func (l Layout) CNISocket() string { return filepath.Join(l.Run(), "cni.sock") }
+
+// Pid is the file that names a component's process.
+func (l Layout) Pid(component string) string { return filepath.Join(l.Run(), component+".pid") }
+
+// Cgroup is the node's cgroup, as a path below each hierarchy's mount.
+func (l Layout) Cgroup() string { return "/strake-" + l.ID }
+
+type stamp struct {
+	Version int `json:"version"`
+}
+
+func (l Layout) stampFile() string { return l.in("layout.json") }
+
+// Check refuses a data folder of another version, a corrupt one, and one that is not ours.
+// An absent or empty folder is fine.
+func (l Layout) Check() error {
+	data, err := os.ReadFile(l.stampFile())
+	if errors.Is(err, fs.ErrNotExist) {
+		entries, err := os.ReadDir(l.Data)
+		if errors.Is(err, fs.ErrNotExist) || err == nil && len(entries) == 0 {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("data folder %s: %w", l.Data, err)
+		}
+		return fmt.Errorf("data folder %s: holds files that are not ours (no %s); choose an empty folder with --data-dir", l.Data, filepath.Base(l.stampFile()))
+	}
+	if err != nil {
+		return fmt.Errorf("data folder %s: %w", l.Data, err)
+	}
+	var s stamp
+	if err := json.Unmarshal(data, &s); err != nil {
+		return fmt.Errorf("data folder %s: %s is corrupt (%w); restore it from a backup, or remove the cluster with `strake down --purge`", l.Data, filepath.Base(l.stampFile()), err)
+	}
+	if s.Version != version {
+		return fmt.Errorf("data folder %s: made by another release (layout %d, this one knows %d); use that release, or another folder with --data-dir", l.Data, s.Version, version)
+	}
+	return nil
+}
+
+// Prepare checks the data folder and makes it and the run folder.
+func (l Layout) Prepare() error {
+	if err := l.Check(); err != nil {
+		return err
+	}
+	for dir, mode := range map[string]os.FileMode{
+		l.Data: 0o711, l.in("log"): 0o700, l.Run(): 0o700, l.Containerd(): 0o711, l.ContainerdState(): 0o711,
+		l.CNIConf(): 0o700, l.CNIBin(): 0o755, l.CNIState(): 0o700, l.Kubelet(): 0o711, l.PodLogs(): 0o755,
+	} {
+		if err := os.MkdirAll(dir, mode); err != nil {
+			return fmt.Errorf("data folder %s: %w", l.Data, err)
+		}
+	}
+	data, err := json.Marshal(stamp{Version: version})
+	if err != nil {
+		return fmt.Errorf("data folder %s: %w", l.Data, err)
+	}
+	return WriteFile(l.stampFile(), append(data, '\n'), 0o600)
+}
+
+// WriteFile replaces a file atomically, so that a full disk or a crash leaves the old content.
+func WriteFile(path string, data []byte, mode os.FileMode) error {
+	tmp, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	defer os.Remove(tmp.Name())
+	err = tmp.Chmod(mode)
+	if err == nil {
+		_, err = tmp.Write(data)
+	}
+	if closeErr := tmp.Close(); err == nil {
+		err = closeErr
+	}
+	if err == nil {
+		err = os.Rename(tmp.Name(), path)
+	}
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	return nil
+}
