@@ -1,0 +1,72 @@
+package descriptor
+
+import (
+	"context"
+	"time"
+
+	"k8s.io/apimachinery/pkg/api/meta"
+	metatable "k8s.io/apimachinery/pkg/api/meta/table"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/util/duration"
+	"k8s.io/apiserver/pkg/registry/rest"
+)
+
+// Age is the last narrow column of most tables.
+var Age = Column{Name: "Age", Description: metav1.ObjectMeta{}.SwaggerDoc()["creationTimestamp"], Cell: func(obj runtime.Object) any {
+	m, err := meta.Accessor(obj)
+	if err != nil {
+		return "<unknown>"
+	}
+	return Since(m.GetCreationTimestamp())
+}}
+
+// Since prints how long ago a time was, as kubectl users know it.
+func Since(t metav1.Time) string {
+	if t.IsZero() {
+		return "<unknown>"
+	}
+	return duration.HumanDuration(time.Since(t.Time))
+}
+
+// tableConvertor prints rows by a descriptor's columns, after the name.
+type tableConvertor struct{ columns []Column }
+
+var _ rest.TableConvertor = tableConvertor{}
+
+func (c tableConvertor) ConvertToTable(_ context.Context, obj runtime.Object, options runtime.Object) (*metav1.Table, error) {
+	t := &metav1.Table{}
+	if opt, ok := options.(*metav1.TableOptions); !ok || opt == nil || !opt.NoHeaders {
+		t.ColumnDefinitions = append(t.ColumnDefinitions, metav1.TableColumnDefinition{
+			Name: "Name", Type: "string", Format: "name", Description: metav1.ObjectMeta{}.SwaggerDoc()["name"],
+		})
+		for _, col := range c.columns {
+			def := metav1.TableColumnDefinition{Name: col.Name, Type: col.Type, Format: col.Format, Description: col.Description}
+			if def.Type == "" {
+				def.Type = "string"
+			}
+			if col.Wide {
+				def.Priority = 1
+			}
+			t.ColumnDefinitions = append(t.ColumnDefinitions, def)
+		}
+	}
+	rows := func(o runtime.Object, m metav1.Object, name, _ string) ([]any, error) {
+		cells := make([]any, 1, 1+len(c.columns))
+		cells[0] = name
+		for _, col := range c.columns {
+			cells = append(cells, col.Cell(o))
+		}
+		return cells, nil
+	}
+	var err error
+	if t.Rows, err = metatable.MetaToTableRow(obj, rows); err != nil {
+		return nil, err
+	}
+	if l, err := meta.ListAccessor(obj); err == nil {
+		t.ResourceVersion, t.Continue, t.RemainingItemCount = l.GetResourceVersion(), l.GetContinue(), l.GetRemainingItemCount()
+	} else if m, err := meta.CommonAccessor(obj); err == nil {
+		t.ResourceVersion = m.GetResourceVersion()
+	}
+	return t, nil
+}
