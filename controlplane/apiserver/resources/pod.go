@@ -1,0 +1,145 @@
+package resources
+
+import (
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	apiequality "k8s.io/apimachinery/pkg/api/equality"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+
+	"github.com/strake-io/strake/controlplane/apiserver/descriptor"
+)
+
+func pods() *descriptor.Resource {
+	return kind[corev1.Pod, corev1.PodList]("Pod", descriptor.Resource{
+		GroupVersion: corev1.SchemeGroupVersion, ShortNames: []string{"po"}, Categories: []string{"all"}, Namespaced: true,
+		Default:        descriptor.Each(func(p *corev1.Pod) { defaultPodSpec(&p.Spec); defaultPodOnly(&p.Spec) }),
+		Validate:       descriptor.Check(validatePod),
+		ValidateUpdate: descriptor.CheckUpdate(validatePodUpdate),
+		PrepareCreate: descriptor.Prepare(func(p *corev1.Pod) {
+			p.Status = corev1.PodStatus{Phase: corev1.PodPending, QOSClass: qosClass(&p.Spec)}
+			if len(p.Spec.SchedulingGates) > 0 {
+				p.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodScheduled, Status: corev1.ConditionFalse, Reason: corev1.PodReasonSchedulingGated, Message: "Scheduling is blocked due to non-empty scheduling gates"}}
+			}
+		}),
+		Generation: true,
+		Status:     true,
+		PrepareStatus: descriptor.PrepareChange(func(p, old *corev1.Pod) {
+			fill(&p.Status.QOSClass, old.Status.QOSClass)
+		}),
+		Graceful: podGraceful,
+		Columns:  podColumns,
+		Selectable: func(o runtime.Object) fields.Set {
+			p := o.(*corev1.Pod)
+			return fields.Set{
+				"spec.nodeName": p.Spec.NodeName, "spec.restartPolicy": string(p.Spec.RestartPolicy),
+				"spec.schedulerName": p.Spec.SchedulerName, "spec.serviceAccountName": p.Spec.ServiceAccountName,
+				"spec.hostNetwork": boolText(p.Spec.HostNetwork), "status.phase": string(p.Status.Phase),
+				"status.podIP": p.Status.PodIP, "status.nominatedNodeName": p.Status.NominatedNodeName,
+			}
+		},
+		IndexField: "spec.nodeName",
+	})
+}
+
+func boolText(b bool) string {
+	if b {
+		return "true"
+	}
+	return "false"
+}
+
+// podGraceful applies the rules of PodSpec.terminationGracePeriodSeconds: a pod that never was on a node, or
+// has ended, goes at once.
+func podGraceful(obj runtime.Object, o *metav1.DeleteOptions) bool {
+	p := obj.(*corev1.Pod)
+	var period int64
+	switch {
+	case o.GracePeriodSeconds != nil:
+		period = *o.GracePeriodSeconds
+	case p.Spec.TerminationGracePeriodSeconds != nil:
+		period = *p.Spec.TerminationGracePeriodSeconds
+	}
+	if p.Spec.NodeName == "" || p.Status.Phase == corev1.PodFailed || p.Status.Phase == corev1.PodSucceeded {
+		period = 0
+	}
+	if period < 0 {
+		period = 1
+	}
+	o.GracePeriodSeconds = &period
+	return true
+}
+
+// qosClass follows the rules of "Configure Quality of Service for Pods": Guaranteed if each container limits
+// cpu and memory to what it requests, BestEffort if none asks for anything, else Burstable.
+func qosClass(s *corev1.PodSpec) corev1.PodQOSClass {
+	guaranteed, any := true, false
+	check := func(r corev1.ResourceRequirements) {
+		for _, name := range []corev1.ResourceName{corev1.ResourceCPU, corev1.ResourceMemory} {
+			req, hasReq := r.Requests[name]
+			lim, hasLim := r.Limits[name]
+			any = any || hasReq && !req.IsZero() || hasLim && !lim.IsZero()
+			guaranteed = guaranteed && hasLim && !lim.IsZero() && (!hasReq || req.Cmp(lim) == 0)
+		}
+	}
+	for _, c := range s.Containers {
+		check(c.Resources)
+	}
+	for _, c := range s.InitContainers {
+		check(c.Resources)
+	}
+	switch {
+	case !any:
+		return corev1.PodQOSBestEffort
+	case guaranteed:
+		return corev1.PodQOSGuaranteed
+	}
+	return corev1.PodQOSBurstable
+}
+
+// validatePodUpdate allows what the API's documentation allows: images, activeDeadlineSeconds (shorter), more
+// tolerations, a shorter grace period, fewer gates; labels and annotations as any object.
+func validatePodUpdate(p, old *corev1.Pod) field.ErrorList {
+	var errs field.ErrorList
+	path := field.NewPath("spec")
+	if len(p.Spec.Containers) != len(old.Spec.Containers) {
+		errs = append(errs, field.Forbidden(path.Child("containers"), "pod updates may not add or remove containers"))
+		return errs
+	}
+	if len(p.Spec.InitContainers) != len(old.Spec.InitContainers) {
+		errs = append(errs, field.Forbidden(path.Child("initContainers"), "pod updates may not add or remove containers"))
+		return errs
+	}
+	want := old.Spec.DeepCopy()
+	for i := range want.Containers {
+		want.Containers[i].Image = p.Spec.Containers[i].Image
+	}
+	for i := range want.InitContainers {
+		want.InitContainers[i].Image = p.Spec.InitContainers[i].Image
+	}
+	if d := p.Spec.ActiveDeadlineSeconds; d != nil && (old.Spec.ActiveDeadlineSeconds == nil || *d <= *old.Spec.ActiveDeadlineSeconds) {
+		want.ActiveDeadlineSeconds = d
+	}
+	if len(p.Spec.Tolerations) >= len(old.Spec.Tolerations) && apiequality.Semantic.DeepEqual(p.Spec.Tolerations[:len(old.Spec.Tolerations)], old.Spec.Tolerations) {
+		want.Tolerations = p.Spec.Tolerations
+	}
+	if g := p.Spec.TerminationGracePeriodSeconds; g != nil && *g == 1 && old.Spec.TerminationGracePeriodSeconds != nil && *old.Spec.TerminationGracePeriodSeconds < 0 {
+		want.TerminationGracePeriodSeconds = g
+	}
+	if len(p.Spec.SchedulingGates) <= len(old.Spec.SchedulingGates) && old.Spec.NodeName == "" {
+		want.SchedulingGates = p.Spec.SchedulingGates
+		if len(old.Spec.SchedulingGates) > 0 {
+			want.NodeSelector, want.Affinity = p.Spec.NodeSelector, p.Spec.Affinity
+		}
+	}
+	if !apiequality.Semantic.DeepEqual(want, &p.Spec) {
+		errs = append(errs, field.Forbidden(path, "pod updates may not change fields other than "+strings.Join([]string{
+			"`spec.containers[*].image`", "`spec.initContainers[*].image`", "`spec.activeDeadlineSeconds`",
+			"`spec.tolerations` (only additions to existing tolerations)", "`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)",
+		}, ",")))
+	}
+	return errs
+}

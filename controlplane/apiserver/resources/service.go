@@ -1,0 +1,227 @@
+package resources
+
+import (
+	"fmt"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	apivalidation "k8s.io/apimachinery/pkg/api/validation"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	metav1validation "k8s.io/apimachinery/pkg/apis/meta/v1/validation"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/util/intstr"
+	"k8s.io/apimachinery/pkg/util/sets"
+	"k8s.io/apimachinery/pkg/util/validation"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+
+	"github.com/strake-io/strake/controlplane/apiserver/descriptor"
+)
+
+func services() *descriptor.Resource {
+	return kind[corev1.Service, corev1.ServiceList]("Service", descriptor.Resource{
+		GroupVersion: corev1.SchemeGroupVersion, ShortNames: []string{"svc"}, Categories: []string{"all"}, Namespaced: true,
+		StoragePrefix: "services/specs",
+		ValidName:     apivalidation.NameIsDNS1035Label,
+		Default:       descriptor.Each(defaultService),
+		Validate:      descriptor.Check(validateService),
+		PrepareUpdate: descriptor.PrepareChange(keepServiceAllocations),
+		ValidateUpdate: descriptor.CheckUpdate(func(s, old *corev1.Service) field.ErrorList {
+			if old.Spec.ClusterIP != "" && s.Spec.ClusterIP != old.Spec.ClusterIP && s.Spec.Type != corev1.ServiceTypeExternalName && old.Spec.Type != corev1.ServiceTypeExternalName {
+				return field.ErrorList{field.Invalid(field.NewPath("spec", "clusterIP"), s.Spec.ClusterIP, apivalidation.FieldImmutableErrorMsg)}
+			}
+			return nil
+		}),
+		Status: true,
+		Selectable: func(o runtime.Object) fields.Set {
+			s := o.(*corev1.Service)
+			return fields.Set{"spec.type": string(s.Spec.Type), "spec.clusterIP": s.Spec.ClusterIP}
+		},
+		Columns: []descriptor.Column{
+			{Name: "Type", Cell: descriptor.Cell(func(s *corev1.Service) string { return string(s.Spec.Type) })},
+			{Name: "Cluster-IP", Cell: descriptor.Cell(func(s *corev1.Service) string { return orNone(s.Spec.ClusterIP) })},
+			{Name: "External-IP", Cell: descriptor.Cell(externalIPs)},
+			{Name: "Port(s)", Cell: descriptor.Cell(servicePorts)},
+			descriptor.Age,
+			{Name: "Selector", Wide: true, Cell: descriptor.Cell(func(s *corev1.Service) string {
+				return orNone(metav1.FormatLabelSelector(&metav1.LabelSelector{MatchLabels: s.Spec.Selector}))
+			})},
+		},
+	})
+}
+
+func defaultService(s *corev1.Service) {
+	fill(&s.Spec.SessionAffinity, corev1.ServiceAffinityNone)
+	fill(&s.Spec.Type, corev1.ServiceTypeClusterIP)
+	if s.Spec.SessionAffinity == corev1.ServiceAffinityClientIP {
+		if s.Spec.SessionAffinityConfig == nil || s.Spec.SessionAffinityConfig.ClientIP == nil || s.Spec.SessionAffinityConfig.ClientIP.TimeoutSeconds == nil {
+			timeout := corev1.DefaultClientIPServiceAffinitySeconds
+			s.Spec.SessionAffinityConfig = &corev1.SessionAffinityConfig{ClientIP: &corev1.ClientIPConfig{TimeoutSeconds: &timeout}}
+		}
+	} else {
+		s.Spec.SessionAffinityConfig = nil
+	}
+	for i := range s.Spec.Ports {
+		p := &s.Spec.Ports[i]
+		fill(&p.Protocol, corev1.ProtocolTCP)
+		p.TargetPort = portOrDefault(p.TargetPort, p.Port)
+	}
+	if s.Spec.Type == corev1.ServiceTypeNodePort || s.Spec.Type == corev1.ServiceTypeLoadBalancer {
+		fill(&s.Spec.ExternalTrafficPolicy, corev1.ServiceExternalTrafficPolicyCluster)
+	}
+	if s.Spec.Type == corev1.ServiceTypeLoadBalancer {
+		set(&s.Spec.AllocateLoadBalancerNodePorts, true)
+	}
+	if s.Spec.Type != corev1.ServiceTypeExternalName {
+		set(&s.Spec.InternalTrafficPolicy, corev1.ServiceInternalTrafficPolicyCluster)
+	}
+}
+
+// keepServiceAllocations carries over what the API server had chosen, where an update leaves it out
+// (`kubectl replace` of the file that the Service was made from).
+func keepServiceAllocations(s, old *corev1.Service) {
+	if s.Spec.Type == corev1.ServiceTypeExternalName || old.Spec.Type == corev1.ServiceTypeExternalName {
+		return
+	}
+	if s.Spec.ClusterIP == "" && len(s.Spec.ClusterIPs) == 0 {
+		s.Spec.ClusterIP, s.Spec.ClusterIPs = old.Spec.ClusterIP, old.Spec.ClusterIPs
+	}
+	if len(s.Spec.IPFamilies) == 0 {
+		s.Spec.IPFamilies = old.Spec.IPFamilies
+	}
+	if s.Spec.IPFamilyPolicy == nil {
+		s.Spec.IPFamilyPolicy = old.Spec.IPFamilyPolicy
+	}
+	if s.Spec.Type != corev1.ServiceTypeNodePort && s.Spec.Type != corev1.ServiceTypeLoadBalancer {
+		return
+	}
+	type key struct {
+		protocol corev1.Protocol
+		port     int32
+	}
+	had := map[key]int32{}
+	used := sets.New[int32]()
+	for _, p := range old.Spec.Ports {
+		had[key{p.Protocol, p.Port}] = p.NodePort
+	}
+	for _, p := range s.Spec.Ports {
+		used.Insert(p.NodePort)
+	}
+	for i := range s.Spec.Ports {
+		p := &s.Spec.Ports[i]
+		if n := had[key{p.Protocol, p.Port}]; p.NodePort == 0 && n != 0 && !used.Has(n) {
+			p.NodePort = n
+			used.Insert(n)
+		}
+	}
+}
+
+func validateService(s *corev1.Service) field.ErrorList {
+	var errs field.ErrorList
+	p := field.NewPath("spec")
+	errs = append(errs, oneOf(s.Spec.Type, p.Child("type"), corev1.ServiceTypeClusterIP, corev1.ServiceTypeNodePort, corev1.ServiceTypeLoadBalancer, corev1.ServiceTypeExternalName)...)
+	errs = append(errs, oneOf(s.Spec.SessionAffinity, p.Child("sessionAffinity"), corev1.ServiceAffinityClientIP, corev1.ServiceAffinityNone)...)
+	errs = append(errs, metav1validation.ValidateLabels(s.Spec.Selector, p.Child("selector"))...)
+	headless := s.Spec.ClusterIP == corev1.ClusterIPNone
+	if s.Spec.Type == corev1.ServiceTypeExternalName {
+		if s.Spec.ClusterIP != "" {
+			errs = append(errs, field.Forbidden(p.Child("clusterIPs"), "may not be set for ExternalName services"))
+		}
+		if s.Spec.ExternalName == "" {
+			errs = append(errs, field.Required(p.Child("externalName"), ""))
+		} else {
+			errs = append(errs, invalidIf(validation.IsDNS1123Subdomain(strings.TrimSuffix(s.Spec.ExternalName, ".")), p.Child("externalName"), s.Spec.ExternalName)...)
+		}
+	} else {
+		if len(s.Spec.Ports) == 0 && !headless {
+			errs = append(errs, field.Required(p.Child("ports"), ""))
+		}
+		if c := s.Spec.ClusterIP; c != "" && !headless {
+			for _, e := range validation.IsValidIPForLegacyField(p.Child("clusterIPs").Index(0), c, true, nil) {
+				errs = append(errs, e)
+			}
+		}
+		if headless && s.Spec.Type != corev1.ServiceTypeClusterIP {
+			errs = append(errs, field.Invalid(p.Child("clusterIPs").Index(0), s.Spec.ClusterIP, "may not be set to 'None' for "+string(s.Spec.Type)+" services"))
+		}
+	}
+	names, ports, nodePorts := sets.New[string](), sets.New[string](), sets.New[string]()
+	for i, port := range s.Spec.Ports {
+		pp := p.Child("ports").Index(i)
+		if port.Name == "" {
+			if len(s.Spec.Ports) > 1 {
+				errs = append(errs, field.Required(pp.Child("name"), ""))
+			}
+		} else {
+			errs = append(errs, invalidIf(validation.IsDNS1123Label(port.Name), pp.Child("name"), port.Name)...)
+			if names.Has(port.Name) {
+				errs = append(errs, field.Duplicate(pp.Child("name"), port.Name))
+			}
+			names.Insert(port.Name)
+		}
+		errs = append(errs, invalidIf(validation.IsValidPortNum(int(port.Port)), pp.Child("port"), port.Port)...)
+		errs = append(errs, oneOf(port.Protocol, pp.Child("protocol"), corev1.ProtocolTCP, corev1.ProtocolUDP, corev1.ProtocolSCTP)...)
+		if port.TargetPort.Type == intstr.Int || port.TargetPort.StrVal != "" {
+			errs = append(errs, validatePortRef(port.TargetPort, pp.Child("targetPort"))...)
+		}
+		if key := fmt.Sprintf("%s/%d", port.Protocol, port.Port); ports.Has(key) {
+			errs = append(errs, field.Duplicate(pp, key))
+		} else {
+			ports.Insert(key)
+		}
+		if port.NodePort == 0 {
+			continue
+		}
+		if s.Spec.Type == corev1.ServiceTypeClusterIP || s.Spec.Type == corev1.ServiceTypeExternalName {
+			errs = append(errs, field.Forbidden(pp.Child("nodePort"), "may not be used when `type` is '"+string(s.Spec.Type)+"'"))
+		}
+		if key := fmt.Sprintf("%s/%d", port.Protocol, port.NodePort); nodePorts.Has(key) {
+			errs = append(errs, field.Duplicate(pp.Child("nodePort"), port.NodePort))
+		} else {
+			nodePorts.Insert(key)
+		}
+	}
+	for i, ip := range s.Spec.ExternalIPs {
+		errs = append(errs, validation.IsValidIPForLegacyField(p.Child("externalIPs").Index(i), ip, true, nil)...)
+	}
+	if c := s.Spec.SessionAffinityConfig; c != nil && c.ClientIP != nil && c.ClientIP.TimeoutSeconds != nil {
+		if t := *c.ClientIP.TimeoutSeconds; t <= 0 || t > 86400 {
+			errs = append(errs, field.Invalid(p.Child("sessionAffinityConfig", "clientIP", "timeoutSeconds"), t, "must be greater than 0 and less than 86400"))
+		}
+	}
+	return errs
+}
+
+func externalIPs(s *corev1.Service) string {
+	ips := s.Spec.ExternalIPs
+	switch s.Spec.Type {
+	case corev1.ServiceTypeExternalName:
+		return s.Spec.ExternalName
+	case corev1.ServiceTypeLoadBalancer:
+		var lb []string
+		for _, in := range s.Status.LoadBalancer.Ingress {
+			if in.IP != "" {
+				lb = append(lb, in.IP)
+			} else if in.Hostname != "" {
+				lb = append(lb, in.Hostname)
+			}
+		}
+		if len(lb)+len(ips) == 0 {
+			return "<pending>"
+		}
+		return strings.Join(append(lb, ips...), ",")
+	}
+	return joined(ips)
+}
+
+func servicePorts(s *corev1.Service) string {
+	var out []string
+	for _, p := range s.Spec.Ports {
+		if p.NodePort != 0 {
+			out = append(out, fmt.Sprintf("%d:%d/%s", p.Port, p.NodePort, p.Protocol))
+		} else {
+			out = append(out, fmt.Sprintf("%d/%s", p.Port, p.Protocol))
+		}
+	}
+	return joined(out)
+}
