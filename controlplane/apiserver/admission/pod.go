@@ -1,0 +1,109 @@
+package admission
+
+import (
+	"context"
+	"fmt"
+
+	corev1 "k8s.io/api/core/v1"
+	schedulingv1 "k8s.io/api/scheduling/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apiserver/pkg/admission"
+	"k8s.io/client-go/informers"
+	schedulinglisters "k8s.io/client-go/listers/scheduling/v1"
+)
+
+// evictAfterSeconds is how long a pod stays bound to a node that is not ready or unreachable.
+const evictAfterSeconds = 300
+
+// defaultTolerations lets pods stay a while on a node that fails.
+type defaultTolerations struct{ *admission.Handler }
+
+func (d *defaultTolerations) Admit(_ context.Context, a admission.Attributes, _ admission.ObjectInterfaces) error {
+	pod, ok := podOf(a)
+	if !ok {
+		return nil
+	}
+	for _, key := range []string{corev1.TaintNodeNotReady, corev1.TaintNodeUnreachable} {
+		taint, found := corev1.Taint{Key: key, Effect: corev1.TaintEffectNoExecute}, false
+		for _, t := range pod.Spec.Tolerations {
+			if (t.Key == taint.Key || t.Key == "") && (t.Effect == taint.Effect || t.Effect == "") {
+				found = true
+			}
+		}
+		if !found {
+			seconds := int64(evictAfterSeconds)
+			pod.Spec.Tolerations = append(pod.Spec.Tolerations, corev1.Toleration{Key: key, Operator: corev1.TolerationOpExists, Effect: taint.Effect, TolerationSeconds: &seconds})
+		}
+	}
+	return nil
+}
+
+// systemPriorities exist in every cluster (scheduling.k8s.io).
+var systemPriorities = map[string]int32{"system-cluster-critical": 2_000_000_000, "system-node-critical": 2_000_001_000}
+
+// priority turns a pod's priorityClassName into its priority.
+type priority struct {
+	*admission.Handler
+	classes schedulinglisters.PriorityClassLister
+}
+
+func (p *priority) SetExternalKubeInformerFactory(f informers.SharedInformerFactory) {
+	inf := f.Scheduling().V1().PriorityClasses()
+	p.classes = inf.Lister()
+	p.SetReadyFunc(inf.Informer().HasSynced)
+}
+
+func (p *priority) ValidateInitialization() error {
+	if p.classes == nil {
+		return fmt.Errorf("Priority admission: no informers")
+	}
+	return nil
+}
+
+func (p *priority) Admit(_ context.Context, a admission.Attributes, _ admission.ObjectInterfaces) error {
+	pod, ok := podOf(a)
+	if !ok {
+		return nil
+	}
+	value, policy := int32(0), corev1.PreemptLowerPriority
+	if system, ok := systemPriorities[pod.Spec.PriorityClassName]; ok {
+		value = system
+	} else {
+		if !p.WaitForReady() {
+			return admission.NewForbidden(a, fmt.Errorf("not yet ready to handle request"))
+		}
+		class, err := p.class(pod.Spec.PriorityClassName)
+		if err != nil {
+			return admission.NewForbidden(a, fmt.Errorf("no PriorityClass with name %s was found", pod.Spec.PriorityClassName))
+		}
+		if class != nil {
+			pod.Spec.PriorityClassName, value = class.Name, class.Value
+			if class.PreemptionPolicy != nil {
+				policy = *class.PreemptionPolicy
+			}
+		}
+	}
+	if pod.Spec.Priority != nil && *pod.Spec.Priority != value {
+		return admission.NewForbidden(a, fmt.Errorf("the integer value of priority (%d) must not be provided in pod spec; priority admission controller computed %d from the given PriorityClass name", *pod.Spec.Priority, value))
+	}
+	pod.Spec.Priority, pod.Spec.PreemptionPolicy = &value, &policy
+	return nil
+}
+
+// class finds the named class, or the lowest of the global defaults, or none.
+func (p *priority) class(name string) (*schedulingv1.PriorityClass, error) {
+	if name != "" {
+		return p.classes.Get(name)
+	}
+	all, err := p.classes.List(labels.Everything())
+	if err != nil {
+		return nil, err
+	}
+	var best *schedulingv1.PriorityClass
+	for _, c := range all {
+		if c.GlobalDefault && (best == nil || c.Value < best.Value) {
+			best = c
+		}
+	}
+	return best, nil
+}

@@ -1,0 +1,203 @@
+package rbac
+
+import (
+	"context"
+
+	rbacv1 "k8s.io/api/rbac/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apiserver/pkg/authorization/authorizer"
+)
+
+var (
+	read  = []string{"get", "list", "watch"}
+	write = []string{"create", "delete", "deletecollection", "patch", "update"}
+	all   = []string{"*"}
+)
+
+func rule(verbs []string, group string, resources ...string) rbacv1.PolicyRule {
+	return rbacv1.PolicyRule{Verbs: verbs, APIGroups: []string{group}, Resources: resources}
+}
+
+func urls(paths ...string) rbacv1.PolicyRule {
+	return rbacv1.PolicyRule{Verbs: []string{"get"}, NonResourceURLs: paths}
+}
+
+// The resources that people work with in a namespace, by API group.
+var workloads = map[string][]string{
+	"":                  {"configmaps", "endpoints", "persistentvolumeclaims", "pods", "replicationcontrollers", "services"},
+	"apps":              {"daemonsets", "deployments", "deployments/scale", "replicasets", "replicasets/scale", "statefulsets", "statefulsets/scale"},
+	"autoscaling":       {"horizontalpodautoscalers"},
+	"batch":             {"cronjobs", "jobs"},
+	"discovery.k8s.io":  {"endpointslices"},
+	"networking.k8s.io": {"ingresses", "networkpolicies"},
+	"policy":            {"poddisruptionbudgets"},
+}
+
+func overWorkloads(verbs []string) []rbacv1.PolicyRule {
+	var rules []rbacv1.PolicyRule
+	for _, group := range []string{"", "apps", "autoscaling", "batch", "discovery.k8s.io", "networking.k8s.io", "policy"} {
+		rules = append(rules, rule(verbs, group, workloads[group]...))
+	}
+	return rules
+}
+
+// controllerRules are what this distribution's controllers need, all run as one user. Deleting a
+// namespace and collecting garbage touch any resource, also ones that only a CRD knows.
+var controllerRules = []rbacv1.PolicyRule{
+	rule([]string{"get", "list", "watch", "delete", "deletecollection", "patch", "update"}, "*", "*"),
+	rule([]string{"create"}, "", "pods", "events", "serviceaccounts", "configmaps", "endpoints", "secrets", "serviceaccounts/token"),
+	rule([]string{"create"}, "apps", "replicasets", "controllerrevisions"),
+	rule([]string{"create"}, "batch", "jobs"),
+	rule([]string{"create"}, "discovery.k8s.io", "endpointslices"),
+	rule([]string{"create"}, "coordination.k8s.io", "leases"),
+	rule([]string{"create"}, "events.k8s.io", "events"),
+	rule([]string{"create"}, "authentication.k8s.io", "tokenreviews"),
+	rule([]string{"create"}, "authorization.k8s.io", "subjectaccessreviews"),
+	urls("/api", "/api/*", "/apis", "/apis/*", "/version", "/healthz", "/livez", "/readyz", "/openapi/*"),
+}
+
+// clusterRoles returns the roles that every cluster has.
+func clusterRoles() []rbacv1.ClusterRole {
+	view := append(overWorkloads(read),
+		rule(read, "", "bindings", "events", "limitranges", "namespaces/status", "pods/log", "pods/status", "resourcequotas", "resourcequotas/status", "serviceaccounts", "services/status", "namespaces"))
+	edit := append(overWorkloads(write),
+		rule(read, "", "secrets", "pods/attach", "pods/exec", "pods/portforward", "pods/proxy", "services/proxy"),
+		rule(write, "", "secrets", "serviceaccounts", "pods/attach", "pods/exec", "pods/portforward", "pods/proxy", "services/proxy", "events"),
+		rule([]string{"impersonate"}, "", "serviceaccounts"),
+		rule([]string{"create"}, "", "pods/eviction", "serviceaccounts/token"),
+		rule(append([]string{"get", "list", "watch"}, write...), "coordination.k8s.io", "leases"))
+	admin := []rbacv1.PolicyRule{
+		rule(append(append([]string{}, read...), write...), "rbac.authorization.k8s.io", "roles", "rolebindings"),
+		rule([]string{"create"}, "authorization.k8s.io", "localsubjectaccessreviews"),
+	}
+	node := []rbacv1.PolicyRule{
+		rule([]string{"create"}, "authentication.k8s.io", "tokenreviews"),
+		rule([]string{"create"}, "authorization.k8s.io", "subjectaccessreviews", "localsubjectaccessreviews"),
+		rule(read, "", "services"),
+		rule([]string{"create", "get", "list", "watch"}, "", "nodes"),
+		rule([]string{"update", "patch"}, "", "nodes", "nodes/status"),
+		rule([]string{"create", "update", "patch"}, "", "events"),
+		rule([]string{"get", "list", "watch", "create", "delete"}, "", "pods"),
+		rule([]string{"update", "patch"}, "", "pods/status"),
+		rule([]string{"create"}, "", "pods/eviction"),
+		rule([]string{"create", "get", "update", "patch", "delete"}, "coordination.k8s.io", "leases"),
+		rule(read, "node.k8s.io", "runtimeclasses"),
+		rule(read, "storage.k8s.io", "csidrivers"),
+		rule([]string{"create", "get", "list", "watch"}, "certificates.k8s.io", "certificatesigningrequests"),
+	}
+	roles := []rbacv1.ClusterRole{
+		named("cluster-admin", rbacv1.PolicyRule{Verbs: all, APIGroups: all, Resources: all}, rbacv1.PolicyRule{Verbs: all, NonResourceURLs: all}),
+		named("system:discovery", urls("/livez", "/readyz", "/healthz", "/version", "/version/", "/openapi", "/openapi/*", "/api", "/api/*", "/apis", "/apis/*")),
+		named("system:public-info-viewer", urls("/livez", "/readyz", "/healthz", "/version", "/version/")),
+		named("system:service-account-issuer-discovery", urls("/.well-known/openid-configuration", "/.well-known/openid-configuration/", "/openid/v1/jwks", "/openid/v1/jwks/")),
+		named("system:monitoring", urls("/healthz", "/healthz/*", "/livez", "/livez/*", "/metrics", "/metrics/slis", "/readyz", "/readyz/*")),
+		named("system:basic-user",
+			rule([]string{"create"}, "authorization.k8s.io", "selfsubjectaccessreviews", "selfsubjectrulesreviews"),
+			rule([]string{"create"}, "authentication.k8s.io", "selfsubjectreviews")),
+		named("system:auth-delegator",
+			rule([]string{"create"}, "authentication.k8s.io", "tokenreviews"), rule([]string{"create"}, "authorization.k8s.io", "subjectaccessreviews")),
+		named("system:kubelet-api-admin",
+			rule([]string{"get", "list", "watch", "proxy"}, "", "nodes"),
+			rule(all, "", "nodes/proxy", "nodes/log", "nodes/metrics", "nodes/stats", "nodes/configz", "nodes/healthz", "nodes/pods", "nodes/checkpoint")),
+		named("system:node", node...),
+		named("system:node-proxier", rule(read, "", "services", "endpoints", "nodes"), rule(read, "discovery.k8s.io", "endpointslices"), rule([]string{"create", "patch", "update"}, "", "events")),
+		named("system:kube-dns", rule([]string{"list", "watch"}, "", "endpoints", "services", "namespaces"), rule([]string{"list", "watch"}, "discovery.k8s.io", "endpointslices")),
+		named("strake:node-network",
+			rule(read, "", "nodes", "services", "endpoints", "pods", "namespaces"),
+			rule(read, "discovery.k8s.io", "endpointslices"), rule(read, "networking.k8s.io", "networkpolicies"),
+			rule([]string{"create", "patch", "update"}, "", "events")),
+		named("system:kube-scheduler",
+			rule([]string{"create", "patch", "update"}, "", "events"), rule([]string{"create", "patch", "update"}, "events.k8s.io", "events"),
+			rule(append([]string{"create", "update", "patch"}, read...), "coordination.k8s.io", "leases"),
+			rule(read, "", "nodes", "namespaces", "persistentvolumeclaims", "persistentvolumes", "services", "replicationcontrollers"),
+			rule([]string{"get", "list", "watch", "delete"}, "", "pods"), rule([]string{"create"}, "", "bindings", "pods/binding"),
+			rule([]string{"patch", "update"}, "", "pods/status"), rule(read, "apps", "replicasets", "statefulsets"),
+			rule(read, "policy", "poddisruptionbudgets"), rule(read, "storage.k8s.io", "csinodes", "storageclasses", "csidrivers", "csistoragecapacities", "volumeattachments")),
+		named("system:kube-controller-manager", controllerRules...),
+		// The three roles for people are sums: anyone may add to them with a label.
+		named("system:aggregate-to-view", view...), named("system:aggregate-to-edit", edit...), named("system:aggregate-to-admin", admin...),
+	}
+	for i := range roles {
+		if to, ok := map[string]string{"system:aggregate-to-view": "view", "system:aggregate-to-edit": "edit", "system:aggregate-to-admin": "admin"}[roles[i].Name]; ok {
+			roles[i].Labels["rbac.authorization.k8s.io/aggregate-to-"+to] = "true"
+		}
+	}
+	sum := func(name string, to ...string) rbacv1.ClusterRole {
+		r := named(name)
+		r.AggregationRule = &rbacv1.AggregationRule{}
+		for _, t := range to {
+			r.AggregationRule.ClusterRoleSelectors = append(r.AggregationRule.ClusterRoleSelectors, metav1.LabelSelector{MatchLabels: map[string]string{"rbac.authorization.k8s.io/aggregate-to-" + t: "true"}})
+		}
+		return r
+	}
+	return append(roles, sum("view", "view"), sum("edit", "edit", "view"), sum("admin", "admin", "edit", "view"))
+}
+
+func named(name string, rules ...rbacv1.PolicyRule) rbacv1.ClusterRole {
+	return rbacv1.ClusterRole{ObjectMeta: defaultMeta(name), Rules: rules}
+}
+
+// defaultMeta marks an object as one of the defaults that are put back at every start.
+func defaultMeta(name string) metav1.ObjectMeta {
+	return metav1.ObjectMeta{
+		Name:        name,
+		Labels:      map[string]string{"kubernetes.io/bootstrapping": "rbac-defaults"},
+		Annotations: map[string]string{rbacv1.AutoUpdateAnnotationKey: "true"},
+	}
+}
+
+// clusterRoleBindings returns the bindings that every cluster has.
+func clusterRoleBindings() []rbacv1.ClusterRoleBinding {
+	bind := func(role, kind, subject string) rbacv1.ClusterRoleBinding {
+		return rbacv1.ClusterRoleBinding{
+			ObjectMeta: defaultMeta(role),
+			RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: role},
+			Subjects:   []rbacv1.Subject{{Kind: kind, APIGroup: rbacv1.GroupName, Name: subject}},
+		}
+	}
+	public := bind("system:public-info-viewer", rbacv1.GroupKind, "system:authenticated")
+	public.Subjects = append(public.Subjects, rbacv1.Subject{Kind: rbacv1.GroupKind, APIGroup: rbacv1.GroupName, Name: "system:unauthenticated"})
+	return []rbacv1.ClusterRoleBinding{
+		public,
+		bind("cluster-admin", rbacv1.GroupKind, "system:masters"),
+		bind("system:discovery", rbacv1.GroupKind, "system:authenticated"),
+		bind("system:basic-user", rbacv1.GroupKind, "system:authenticated"),
+		bind("system:service-account-issuer-discovery", rbacv1.GroupKind, "system:serviceaccounts"),
+		bind("system:monitoring", rbacv1.GroupKind, "system:monitoring"),
+		bind("system:kubelet-api-admin", rbacv1.GroupKind, "strake:kubelet-api-admins"),
+		bind("system:kube-scheduler", rbacv1.UserKind, "system:kube-scheduler"),
+		bind("system:kube-controller-manager", rbacv1.UserKind, "system:kube-controller-manager"),
+		bind("strake:node-network", rbacv1.UserKind, "system:strake-agent"),
+	}
+}
+
+// NodeRules returns an authorizer of what every kubelet may do, for the Node authorizer to ask: no
+// binding grants these rules, so that a node's other limits can't be gone around.
+func NodeRules() authorizer.Authorizer {
+	for _, r := range clusterRoles() {
+		if r.Name == "system:node" {
+			return fixed(r.Rules)
+		}
+	}
+	return fixed(nil)
+}
+
+// fixed authorizes by a list of rules, whoever asks.
+type fixed []rbacv1.PolicyRule
+
+func (f fixed) Authorize(_ context.Context, attr authorizer.Attributes) (authorizer.Decision, string, error) {
+	for i := range f {
+		if ruleAllows(attr, &f[i]) {
+			return authorizer.DecisionAllow, "", nil
+		}
+	}
+	return authorizer.DecisionNoOpinion, "", nil
+}
+
+func (f fixed) ConditionsAwareAuthorize(ctx context.Context, attr authorizer.Attributes) authorizer.ConditionsAwareDecision {
+	return authorizer.ConditionsAwareDecisionFromParts(f.Authorize(ctx, attr))
+}
+
+func (f fixed) EvaluateConditions(context.Context, authorizer.ConditionsAwareDecision, authorizer.ConditionsData) (authorizer.Decision, string, error) {
+	return authorizer.DecisionDeny, "", authorizer.ErrorConditionEvaluationNotSupported
+}
