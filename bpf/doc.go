@@ -1,0 +1,10 @@
+// Package bpf is the kernel half of the node network: nobody else opens a map or attaches a program.
+//
+// Its one idea: the caller says what rows an owner should have, the package writes only the differences to pinned maps, and the
+// programs read nothing but those maps. Everything stays pinned when the agent ends, so a node keeps forwarding without it.
+//
+//	proxy, cni, dns -> Table.Replace(owner, rows) -> maps -> cgroup and tc programs
+//
+// This package holds the seam (row types, Table, Config, Datapath) and the checks and mounts around it. It carries no kernel
+// programs yet, and Open says so with ErrNoPrograms rather than return a datapath that would forward nothing.
+package bpf

@@ -1,0 +1,44 @@
+package bpf
+
+import (
+	"net"
+	"net/netip"
+)
+
+// LoadBalancer is one port of a Service: each frontend is spread evenly over the backends.
+type LoadBalancer struct {
+	Owner     string // Service UID
+	Name      string // namespace/name:port, for humans
+	Protocol  uint8  // IPPROTO_TCP or IPPROTO_UDP
+	Frontends []netip.AddrPort
+	Backends  []netip.AddrPort // none: connections are refused
+}
+
+// Endpoint is one address of a pod on this node.
+type Endpoint struct {
+	Owner   string // sandbox id
+	Addr    netip.Addr
+	Ifindex int // host-side veth
+	PodMAC  net.HardwareAddr
+	HostMAC net.HardwareAddr
+}
+
+// Name is a DNS name that the kernel answers.
+type Name struct {
+	Owner string       // Service UID
+	Name  string       // lower-case, fully qualified, with the trailing dot
+	Addrs []netip.Addr // IPv4; never empty
+}
+
+// Changes counts the rows that a call wrote.
+type Changes struct{ Added, Updated, Deleted int }
+
+// Table is a typed view of one BPF map, or of a few that change together.
+type Table[R any] interface {
+	// Replace makes the rows of owner exactly want and writes only the differences.
+	Replace(owner string, want []R) (Changes, error)
+	// Prune deletes the rows of every owner that keep refuses. Call it after a first full sync.
+	Prune(keep func(owner string) bool) (Changes, error)
+	// Dump returns what the kernel holds.
+	Dump() ([]R, error)
+}
