@@ -122,8 +122,12 @@ func Remove(pinDir string) error {
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("bpf: remove %s: %w", pinDir, err)
 	}
-	if len(found) > 0 {
-		return fmt.Errorf("bpf: remove %s: holds %s, which this build did not pin: %w", pinDir, found[0].Name(), ErrNoPrograms)
+	for _, f := range found {
+		switch f.Name() {
+		case "maps.debug", "progs.debug": // the kernel puts them into every new bpffs
+		default:
+			return fmt.Errorf("bpf: remove %s: holds %s, which this build did not pin: %w", pinDir, f.Name(), ErrNoPrograms)
+		}
 	}
 	return nil
 }

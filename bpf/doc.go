@@ -5,6 +5,6 @@
 //
 //	proxy, cni, dns -> Table.Replace(owner, rows) -> maps -> cgroup and tc programs
 //
-// This package holds the seam (row types, Table, Config, Datapath) and the checks and mounts around it. It carries no kernel
-// programs yet, and Open says so with ErrNoPrograms rather than return a datapath that would forward nothing.
+// This package holds the seam (row types, Table, Config, Datapath), the checks and mounts around it, and the C source of the socket
+// programs (sock.c). Nothing loads those yet, so Open says ErrNoPrograms rather than return a datapath that would forward nothing.
 package bpf

@@ -1,0 +1,79 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Services: a frontend names a service and how many backend slots it has; a slot holds one backend.
+ * Addresses and ports are in network order everywhere. */
+#ifndef STRAKE_LB_H
+#define STRAKE_LB_H
+
+#include <linux/bpf.h>
+#include <linux/types.h>
+#include <bpf/bpf_helpers.h>
+
+#define LB_FRONTENDS 65536
+#define LB_BACKENDS 262144
+#define LB_REVERSE 262144
+
+struct frontend_key {
+	__be32 addr;
+	__be16 port;
+	__u8 proto;
+	__u8 pad;
+};
+
+struct frontend {
+	__u32 service;
+	__u32 backends; /* slots 0..backends-1 */
+};
+
+struct slot_key {
+	__u32 service;
+	__u32 slot;
+};
+
+struct backend {
+	__be32 addr;
+	__be16 port;
+	__u16 pad;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, LB_FRONTENDS);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct frontend_key);
+	__type(value, struct frontend);
+} lb_frontends SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, LB_BACKENDS);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct slot_key);
+	__type(value, struct backend);
+} lb_backends SEC(".maps");
+
+static __always_inline struct frontend *lb_frontend(__be32 addr, __be16 port, __u8 proto)
+{
+	struct frontend_key key = { .addr = addr, .port = port, .proto = proto };
+
+	return bpf_map_lookup_elem(&lb_frontends, &key);
+}
+
+/* A service that shrinks deletes its last slots after the frontend is rewritten; a program that read the old count may meet
+ * a hole, so it falls back to slot 0, which is the last one to go. */
+static __always_inline struct backend *lb_pick(const struct frontend *fe)
+{
+	struct slot_key key = { .service = fe->service };
+	__u32 n = fe->backends;
+	struct backend *be;
+
+	if (!n)
+		return 0;
+	key.slot = ((__u64)bpf_get_prandom_u32() * n) >> 32;
+	be = bpf_map_lookup_elem(&lb_backends, &key);
+	if (be)
+		return be;
+	key.slot = 0;
+	return bpf_map_lookup_elem(&lb_backends, &key);
+}
+
+#endif
