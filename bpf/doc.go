@@ -6,5 +6,5 @@
 //	proxy, cni, dns -> Table.Replace(owner, rows) -> maps -> cgroup and tc programs
 //
 // This package holds the seam (row types, Table, Config, Datapath), the checks and mounts around it, and the C source of the socket
-// programs (sock.c). Nothing loads those yet, so Open says ErrNoPrograms rather than return a datapath that would forward nothing.
+// programs (sock.c). Only the tests load those, so Open says ErrNoPrograms rather than return a datapath that would forward nothing.
 package bpf
