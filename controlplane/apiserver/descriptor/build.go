@@ -107,9 +107,9 @@ func Build(r *Resource, scheme *runtime.Scheme, getter generic.RESTOptionsGetter
 	if r.TTL > 0 {
 		store.TTLFunc = func(runtime.Object, uint64, bool) (uint64, error) { return uint64(r.TTL.Seconds()), nil }
 	}
-	if r.FinishedWhen != nil {
+	if r.KeepWhile != nil {
 		store.ShouldDeleteDuringUpdate = func(ctx context.Context, key string, obj, existing runtime.Object) bool {
-			return genericregistry.ShouldDeleteDuringUpdate(ctx, key, obj, existing) || r.FinishedWhen(obj)
+			return !r.KeepWhile(obj) && genericregistry.ShouldDeleteDuringUpdate(ctx, key, obj, existing)
 		}
 	}
 	setHooks(store, r)

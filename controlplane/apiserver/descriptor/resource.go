@@ -58,9 +58,8 @@ type Resource struct {
 	Graceful func(obj runtime.Object, options *metav1.DeleteOptions) bool
 	// OrphanByDefault keeps dependents when a delete names no propagation policy.
 	OrphanByDefault bool
-	// FinishedWhen tells of an updated object that it can be removed, beside the general rule (deleted
-	// and no finalizers left).
-	FinishedWhen func(obj runtime.Object) bool
+	// KeepWhile keeps a deleted object although its metadata names no finalizer any more.
+	KeepWhile func(obj runtime.Object) bool
 
 	Columns []Column
 	// Selectable returns the fields, beside metadata.name and metadata.namespace, that field selectors may name.

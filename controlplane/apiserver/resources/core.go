@@ -41,7 +41,9 @@ func namespaces() *descriptor.Resource {
 			n.Spec.Finalizers = append(n.Spec.Finalizers, corev1.FinalizerKubernetes)
 		}),
 		PrepareUpdate: descriptor.PrepareChange(func(n, old *corev1.Namespace) { n.Spec.Finalizers = old.Spec.Finalizers }),
-		Status:        true,
+		// spec.finalizers hold it until its content is gone.
+		KeepWhile: func(o runtime.Object) bool { return len(o.(*corev1.Namespace).Spec.Finalizers) > 0 },
+		Status:    true,
 		Selectable: func(o runtime.Object) fields.Set {
 			return fields.Set{"status.phase": string(o.(*corev1.Namespace).Status.Phase), "name": o.(*corev1.Namespace).Name}
 		},

@@ -1,0 +1,194 @@
+// Package apiservertest starts a whole API server, etcd included, for tests:
+// on loopback, on free ports, in a folder that goes with the test.
+package apiservertest
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"math/big"
+	"net"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strconv"
+	"testing"
+	"time"
+
+	"go.etcd.io/etcd/server/v3/embed"
+	"go.uber.org/zap"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+
+	"github.com/strake-io/strake/controlplane/apiserver"
+)
+
+// Server is a running API server of a test.
+type Server struct {
+	Admin *rest.Config // member of system:masters
+	ca    *x509.Certificate
+	key   *ecdsa.PrivateKey
+	pem   []byte
+}
+
+// Start serves until the test ends.
+func Start(t testing.TB) *Server {
+	t.Helper()
+	dir := t.TempDir()
+	s := &Server{}
+	s.makeCA(t)
+	write := func(name string, data []byte) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	ca := write("ca.crt", s.pem)
+	cert, key := s.issue(t, "kube-apiserver", nil)
+	certFile, keyFile := write("server.crt", cert), write("server.key", key)
+	saKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	etcdURL := startEtcd(t, filepath.Join(dir, "etcd"))
+	port := freePort(t)
+	api, err := apiserver.New(apiserver.Config{
+		BindAddress: net.IPv4(127, 0, 0, 1), Port: port, ServingCertFile: certFile, ServingKeyFile: keyFile, ClientCAFile: ca,
+		EtcdServers: []string{etcdURL}, ServiceCIDR: netip.MustParsePrefix("10.96.0.0/16"), NodePortMin: 30000, NodePortMax: 32767,
+		ServiceAccountKeyFile: write("sa.key", encodeKey(t, saKey)), ServiceAccountIssuer: "https://kubernetes.default.svc.cluster.local",
+		FrontProxyCAFile: ca, ProxyClientCertFile: certFile, ProxyClientKeyFile: keyFile,
+		KubeletCAFile: ca, KubeletClientCertFile: certFile, KubeletClientKeyFile: keyFile,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- api.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Errorf("API server: %v", err)
+			}
+		case <-time.After(30 * time.Second):
+			t.Error("the API server did not end")
+		}
+	})
+	s.Admin = &rest.Config{Host: "https://" + net.JoinHostPort("127.0.0.1", strconv.Itoa(port)), QPS: -1}
+	s.Admin.TLSClientConfig = s.client(t, "admin", "system:masters")
+	s.waitReady(t)
+	return s
+}
+
+// As returns a client configuration of another user.
+func (s *Server) As(t testing.TB, user string, groups ...string) *rest.Config {
+	t.Helper()
+	c := rest.CopyConfig(s.Admin)
+	c.TLSClientConfig = s.client(t, user, groups...)
+	return c
+}
+
+func (s *Server) client(t testing.TB, user string, groups ...string) rest.TLSClientConfig {
+	cert, key := s.issue(t, user, groups)
+	return rest.TLSClientConfig{CAData: s.pem, CertData: cert, KeyData: key}
+}
+
+func (s *Server) waitReady(t testing.TB) {
+	t.Helper()
+	clients, err := kubernetes.NewForConfig(s.Admin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := clients.Discovery().RESTClient()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	for {
+		body, err := client.Get().AbsPath("/readyz").Param("verbose", "").DoRaw(ctx)
+		if err == nil {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			t.Fatalf("the API server is not ready: %v\n%s", err, body)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+func (s *Server) makeCA(t testing.TB) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tmpl := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test-ca"}, NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(time.Hour),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.ca, err = x509.ParseCertificate(der); err != nil {
+		t.Fatal(err)
+	}
+	s.key, s.pem = key, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+}
+
+func (s *Server) issue(t testing.TB, user string, groups []string) (cert, key []byte) {
+	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
+		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: user, Organization: groups},
+		NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+	}, s.ca, k.Public(), s.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), encodeKey(t, k)
+}
+
+func encodeKey(t testing.TB, k *ecdsa.PrivateKey) []byte {
+	der, err := x509.MarshalECPrivateKey(k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der})
+}
+
+func startEtcd(t testing.TB, dir string) string {
+	cfg := embed.NewConfig()
+	cfg.Dir = dir
+	client, peer := url.URL{Scheme: "http", Host: net.JoinHostPort("127.0.0.1", strconv.Itoa(freePort(t)))}, url.URL{Scheme: "http", Host: net.JoinHostPort("127.0.0.1", strconv.Itoa(freePort(t)))}
+	cfg.ListenClientUrls, cfg.AdvertiseClientUrls = []url.URL{client}, []url.URL{client}
+	cfg.ListenPeerUrls, cfg.AdvertisePeerUrls = []url.URL{peer}, []url.URL{peer}
+	cfg.InitialCluster = cfg.InitialClusterFromName(cfg.Name)
+	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.NewNop())
+	cfg.UnsafeNoFsync = true
+	e, err := embed.StartEtcd(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(e.Close)
+	<-e.Server.ReadyNotify()
+	return client.String()
+}
+
+func freePort(t testing.TB) int {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port
+}

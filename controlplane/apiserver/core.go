@@ -1,0 +1,190 @@
+package apiserver
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	authenticationv1 "k8s.io/api/authentication/v1"
+	authorizationv1 "k8s.io/api/authorization/v1"
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	genericapirequest "k8s.io/apiserver/pkg/endpoints/request"
+	"k8s.io/apiserver/pkg/registry/rest"
+	genericapiserver "k8s.io/apiserver/pkg/server"
+
+	"github.com/strake-io/strake/controlplane/apiserver/auth/review"
+	"github.com/strake-io/strake/controlplane/apiserver/auth/token"
+	"github.com/strake-io/strake/controlplane/apiserver/descriptor"
+)
+
+// storages are REST storages by group version and path.
+type storages map[schema.GroupVersion]map[string]rest.Storage
+
+func (s storages) add(gv schema.GroupVersion, more map[string]rest.Storage) {
+	if s[gv] == nil {
+		s[gv] = map[string]rest.Storage{}
+	}
+	maps.Copy(s[gv], more)
+}
+
+// core serves the built-in resources.
+func (b *builder) core(next genericapiserver.DelegationTarget) (*genericapiserver.GenericAPIServer, error) {
+	g := *b.generic
+	for name, hook := range map[string]genericapiserver.PostStartHookFunc{
+		"strake/rbac-defaults": b.rbacHook, "strake/system-objects": b.systemObjectsHook,
+	} {
+		if err := g.AddPostStartHook(name, hook); err != nil {
+			return nil, err
+		}
+	}
+	server, err := g.Complete(b.informers).New("kube-apiserver", next)
+	if err != nil {
+		return nil, err
+	}
+	all, err := b.storages()
+	if err != nil {
+		return nil, err
+	}
+	for _, gv := range slices.SortedFunc(maps.Keys(all), func(x, y schema.GroupVersion) int { return strings.Compare(x.Group, y.Group) }) {
+		if err := b.install(server, gv, all[gv]); err != nil {
+			return nil, err
+		}
+	}
+	handlers, err := b.issuer.Handlers()
+	if err != nil {
+		return nil, err
+	}
+	for path, h := range handlers {
+		server.Handler.NonGoRestfulMux.Handle(path, h)
+	}
+	// The informers that authorization and admission read run as long as the server does.
+	err = server.AddPostStartHook("strake/informers", func(hook genericapiserver.PostStartHookContext) error {
+		b.informers.Start(hook.Done())
+		return nil
+	})
+	return server, err
+}
+
+func (b *builder) storages() (storages, error) {
+	all, main := storages{}, map[schema.GroupResource]*descriptor.Store{}
+	for _, r := range b.all {
+		b.setHooks(r)
+		s, store, err := descriptor.Build(r, b.scheme, b.generic.RESTOptionsGetter)
+		if err != nil {
+			return nil, err
+		}
+		all.add(r.GroupVersion, s)
+		main[r.GroupResource()] = store
+	}
+	core := func(name string) *descriptor.Store { return main[corev1.Resource(name)] }
+	kubelets, err := newKubelets(b.cfg)
+	if err != nil {
+		return nil, err
+	}
+	kubelets.pods, kubelets.nodes = core("pods"), core("nodes")
+	binding := newBindingREST(core("pods"))
+	all.add(corev1.SchemeGroupVersion, kubelets.podStorages())
+	all.add(corev1.SchemeGroupVersion, map[string]rest.Storage{
+		"namespaces":          &namespaceStore{core("namespaces")},
+		"namespaces/finalize": newFinalizeREST(core("namespaces")),
+		"pods/binding":        binding,
+		"pods/eviction":       &evictionREST{core("pods"), main[schema.GroupResource{Group: "policy", Resource: "poddisruptionbudgets"}]},
+		"serviceaccounts/token": &token.REST{
+			Issuer: b.issuer, ServiceAccounts: core("serviceaccounts"), Pods: core("pods"), Secrets: core("secrets"), Nodes: core("nodes"),
+		},
+	})
+	all.add(authenticationv1.SchemeGroupVersion, review.Authentication(b.generic.Authentication.Authenticator, b.generic.Authentication.APIAudiences))
+	all.add(authorizationv1.SchemeGroupVersion, review.Authorization(b.generic.Authorization.Authorizer, b.generic.RuleResolver))
+	return all, nil
+}
+
+func (b *builder) install(server *genericapiserver.GenericAPIServer, gv schema.GroupVersion, s map[string]rest.Storage) error {
+	info := genericapiserver.NewDefaultAPIGroupInfo(gv.Group, b.scheme, runtime.NewParameterCodec(b.scheme), b.codecs)
+	info.PrioritizedVersions = []schema.GroupVersion{gv}
+	info.VersionedResourcesStorageMap = map[string]map[string]rest.Storage{gv.Version: s}
+	var err error
+	if gv.Group == "" {
+		err = server.InstallLegacyAPIGroup(genericapiserver.DefaultLegacyAPIPrefix, &info)
+	} else {
+		err = server.InstallAPIGroup(&info)
+	}
+	if err != nil {
+		return fmt.Errorf("install %s: %w", gv, err)
+	}
+	return nil
+}
+
+// setHooks ties resources to what their writes affect elsewhere.
+func (b *builder) setHooks(r *descriptor.Resource) {
+	switch r.GroupResource() {
+	case corev1.Resource("services"):
+		r.Hooks = b.services.Hooks()
+	case rbacv1.Resource("roles"), rbacv1.Resource("clusterroles"), rbacv1.Resource("rolebindings"), rbacv1.Resource("clusterrolebindings"):
+		r.Hooks = b.escalationHooks(r.Plural)
+	}
+}
+
+// escalationHooks keep users from granting what they don't hold.
+func (b *builder) escalationHooks(resource string) descriptor.Hooks {
+	check := func(ctx context.Context, obj runtime.Object) error {
+		u, ok := genericapirequest.UserFrom(ctx)
+		if !ok {
+			return nil
+		}
+		verb, rules := "escalate", []rbacv1.PolicyRule(nil)
+		var err error
+		namespace := obj.(metav1.Object).GetNamespace()
+		name := obj.(metav1.Object).GetName()
+		target := resource
+		switch o := obj.(type) {
+		case *rbacv1.Role:
+			rules = o.Rules
+		case *rbacv1.ClusterRole:
+			rules = o.Rules
+		case *rbacv1.RoleBinding:
+			verb, name = "bind", o.RoleRef.Name
+			target = map[string]string{"Role": "roles", "ClusterRole": "clusterroles"}[o.RoleRef.Kind]
+			rules, err = b.rbac.RulesOfRef(o.RoleRef, namespace)
+		case *rbacv1.ClusterRoleBinding:
+			verb, name, target = "bind", o.RoleRef.Name, "clusterroles"
+			rules, err = b.rbac.RulesOfRef(o.RoleRef, "")
+		}
+		if err != nil {
+			// A role that is not there (yet) grants nothing today, but whoever makes it later must not grant through this
+			// binding unseen: only who may bind it anyway can.
+			rules = []rbacv1.PolicyRule{{Verbs: []string{"*"}, APIGroups: []string{"*"}, Resources: []string{"*"}}}
+		}
+		return b.rbac.ConfirmNoEscalation(ctx, b.generic.Authorization.Authorizer, u, verb, target, namespace, name, rules)
+	}
+	return descriptor.Hooks{
+		Create: func(ctx context.Context, obj runtime.Object, _ bool) (func(bool), error) { return nil, check(ctx, obj) },
+		Update: func(ctx context.Context, obj, _ runtime.Object, _ bool) (func(bool), error) {
+			return nil, check(ctx, obj)
+		},
+	}
+}
+
+// retryEvery is the pause between attempts of a hook that the store refused.
+const retryEvery = 500 * time.Millisecond
+
+// until repeats f until it succeeds or ctx ends, and returns its last error then.
+func until(ctx context.Context, f func() error) error {
+	for {
+		err := f()
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%w (last error: %w)", ctx.Err(), err)
+		case <-time.After(retryEvery):
+		}
+	}
+}

@@ -1,0 +1,313 @@
+package apiserver
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"strconv"
+	"time"
+
+	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
+	apiextensionsapiserver "k8s.io/apiextensions-apiserver/pkg/apiserver"
+	apiextensionsoptions "k8s.io/apiextensions-apiserver/pkg/cmd/server/options"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
+	"k8s.io/apimachinery/pkg/util/sets"
+	"k8s.io/apiserver/pkg/admission"
+	apiserverconfig "k8s.io/apiserver/pkg/apis/apiserver"
+	"k8s.io/apiserver/pkg/authentication/authenticator"
+	"k8s.io/apiserver/pkg/authentication/authenticatorfactory"
+	"k8s.io/apiserver/pkg/authentication/group"
+	"k8s.io/apiserver/pkg/authentication/request/anonymous"
+	"k8s.io/apiserver/pkg/authentication/request/bearertoken"
+	"k8s.io/apiserver/pkg/authentication/request/headerrequest"
+	unionauth "k8s.io/apiserver/pkg/authentication/request/union"
+	"k8s.io/apiserver/pkg/authentication/request/websocket"
+	"k8s.io/apiserver/pkg/authentication/request/x509"
+	tokencache "k8s.io/apiserver/pkg/authentication/token/cache"
+	"k8s.io/apiserver/pkg/authentication/user"
+	"k8s.io/apiserver/pkg/authorization/authorizerfactory"
+	unionauthz "k8s.io/apiserver/pkg/authorization/union"
+	"k8s.io/apiserver/pkg/endpoints/discovery/aggregated"
+	"k8s.io/apiserver/pkg/endpoints/openapi"
+	genericapiserver "k8s.io/apiserver/pkg/server"
+	"k8s.io/apiserver/pkg/server/dynamiccertificates"
+	"k8s.io/apiserver/pkg/server/filters"
+	"k8s.io/apiserver/pkg/server/options"
+	serverstorage "k8s.io/apiserver/pkg/server/storage"
+	"k8s.io/apiserver/pkg/storage/storagebackend"
+	"k8s.io/apiserver/pkg/util/compatibility"
+	utilfeature "k8s.io/apiserver/pkg/util/feature"
+	"k8s.io/apiserver/pkg/util/webhook"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	aggregatorapiserver "k8s.io/kube-aggregator/pkg/apiserver"
+	aggregatorscheme "k8s.io/kube-aggregator/pkg/apiserver/scheme"
+	openapicommon "k8s.io/kube-openapi/pkg/common"
+
+	strakeadmission "github.com/strake-io/strake/controlplane/apiserver/admission"
+	"github.com/strake-io/strake/controlplane/apiserver/allocator"
+	"github.com/strake-io/strake/controlplane/apiserver/auth/node"
+	"github.com/strake-io/strake/controlplane/apiserver/auth/rbac"
+	"github.com/strake-io/strake/controlplane/apiserver/auth/token"
+	"github.com/strake-io/strake/controlplane/apiserver/descriptor"
+	generatedopenapi "github.com/strake-io/strake/controlplane/apiserver/generated/openapi"
+	"github.com/strake-io/strake/controlplane/apiserver/resources"
+)
+
+// Server is an assembled API server.
+type Server struct {
+	aggregator *aggregatorapiserver.APIAggregator
+	loopback   *rest.Config
+}
+
+// LoopbackClientConfig is the server's own, all-powerful way in; it exists for as long as the process.
+func (s *Server) LoopbackClientConfig() *rest.Config { return rest.CopyConfig(s.loopback) }
+
+// builder carries what the steps of the assembly hand to each other.
+type builder struct {
+	cfg       Config
+	all       []*descriptor.Resource
+	scheme    *runtime.Scheme
+	codecs    serializer.CodecFactory
+	etcd      *options.EtcdOptions
+	generic   *genericapiserver.Config
+	client    kubernetes.Interface
+	informers informers.SharedInformerFactory
+	issuer    *token.Issuer
+	rbac      *rbac.Authorizer
+	services  *allocator.Allocator
+	resolver  webhook.ServiceResolver
+}
+
+// New assembles the server. It listens from here on; requests are answered once Run is called.
+func New(cfg Config) (*Server, error) {
+	if cfg.RequestTimeout == 0 {
+		cfg.RequestTimeout = time.Minute
+	}
+	b := &builder{cfg: cfg, all: resources.All(), services: allocator.New(cfg.ServiceCIDR, cfg.NodePortMin, cfg.NodePortMax)}
+	for _, step := range []func() error{b.buildScheme, b.buildGeneric, b.buildAuth, b.buildAdmission} {
+		if err := step(); err != nil {
+			return nil, fmt.Errorf("API server: %w", err)
+		}
+	}
+	s, err := b.chain()
+	if err != nil {
+		return nil, fmt.Errorf("API server: %w", err)
+	}
+	return s, nil
+}
+
+// Run serves until ctx ends, then lets the requests under way finish.
+func (s *Server) Run(ctx context.Context) error {
+	prepared, err := s.aggregator.PrepareRun()
+	if err != nil {
+		return fmt.Errorf("API server: %w", err)
+	}
+	return prepared.Run(ctx)
+}
+
+func (b *builder) buildScheme() error {
+	scheme, err := newScheme(b.all)
+	if err != nil {
+		return err
+	}
+	b.scheme, b.codecs = scheme, serializer.NewCodecFactory(scheme)
+	return nil
+}
+
+// storagePrefix is the root of all keys in etcd.
+const storagePrefix = "/registry"
+
+const protobuf = "application/vnd.kubernetes.protobuf"
+
+func (b *builder) buildGeneric() error {
+	g := genericapiserver.NewConfig(b.codecs)
+	g.EffectiveVersion = compatibility.DefaultBuildEffectiveVersion()
+	g.RequestTimeout = b.cfg.RequestTimeout
+	g.EnableIndex, g.EnableDiscovery, g.EnableMetrics, g.EnableProfiling = true, true, true, true
+	g.LongRunningFunc = filters.BasicLongRunningRequestCheck(sets.NewString("watch", "proxy"), sets.NewString("attach", "exec", "proxy", "log", "portforward"))
+	g.PublicAddress = b.cfg.BindAddress
+	g.ExternalAddress = net.JoinHostPort(b.cfg.BindAddress.String(), strconv.Itoa(b.cfg.Port))
+	g.AggregatedDiscoveryGroupManager = aggregated.NewResourceManager("apis")
+	namer := openapi.NewDefinitionNamer(b.scheme, apiextensionsapiserver.Scheme, aggregatorscheme.Scheme)
+	defs := openapicommon.GetOpenAPIDefinitions(generatedopenapi.GetOpenAPIDefinitions)
+	g.OpenAPIConfig = genericapiserver.DefaultOpenAPIConfig(defs, namer)
+	g.OpenAPIConfig.Info.Title = "Kubernetes"
+	g.OpenAPIV3Config = genericapiserver.DefaultOpenAPIV3Config(defs, namer)
+	g.OpenAPIV3Config.Info.Title = "Kubernetes"
+
+	serving := options.NewSecureServingOptions().WithLoopback()
+	serving.BindAddress, serving.BindPort = b.cfg.BindAddress, b.cfg.Port
+	serving.ServerCert.CertKey = options.CertKey{CertFile: b.cfg.ServingCertFile, KeyFile: b.cfg.ServingKeyFile}
+	if err := serving.ApplyTo(&g.SecureServing, &g.LoopbackClientConfig); err != nil {
+		return fmt.Errorf("listen on %s: %w", net.JoinHostPort(b.cfg.BindAddress.String(), strconv.Itoa(b.cfg.Port)), err)
+	}
+	g.LoopbackClientConfig.ContentType = protobuf
+	// Post-start hooks and admission must not wait for each other's turn.
+	g.LoopbackClientConfig.QPS, g.LoopbackClientConfig.Burst = -1, -1
+
+	b.etcd = options.NewEtcdOptions(storagebackend.NewDefaultConfig(storagePrefix, nil))
+	b.etcd.DefaultStorageMediaType = protobuf
+	t := &b.etcd.StorageConfig.Transport
+	t.ServerList, t.TrustedCAFile, t.CertFile, t.KeyFile = b.cfg.EtcdServers, b.cfg.EtcdCAFile, b.cfg.EtcdCertFile, b.cfg.EtcdKeyFile
+	b.etcd.StorageConfig.StorageObjectCountTracker = g.StorageObjectCountTracker
+	if err := b.etcd.ApplyWithStorageFactoryTo(b.storageFactory(), g); err != nil {
+		return err
+	}
+	var err error
+	if b.client, err = kubernetes.NewForConfig(g.LoopbackClientConfig); err != nil {
+		return err
+	}
+	b.informers = informers.NewSharedInformerFactoryWithOptions(b.client, 0, informers.WithTransform(dropManagedFields))
+	b.resolver = aggregatorapiserver.NewClusterIPServiceResolver(b.informers.Core().V1().Services().Lister())
+	b.generic = g
+	features := options.NewFeatureOptions()
+	return features.ApplyTo(g, b.client, b.informers)
+}
+
+// dropManagedFields keeps bookkeeping that no reader of the caches looks at out of memory.
+func dropManagedFields(obj any) (any, error) {
+	if m, ok := obj.(metav1.Object); ok {
+		m.SetManagedFields(nil)
+	}
+	return obj, nil
+}
+
+// storageFactory says where and as what each resource is stored.
+func (b *builder) storageFactory() *serverstorage.DefaultStorageFactory {
+	served := serverstorage.NewResourceConfig()
+	prefixes := map[schema.GroupResource]string{}
+	for _, r := range b.all {
+		served.EnableVersions(r.GroupVersion)
+		if r.StoragePrefix != "" {
+			prefixes[r.GroupResource()] = r.StoragePrefix
+		}
+	}
+	return serverstorage.NewDefaultStorageFactory(b.etcd.StorageConfig, protobuf, b.codecs, serverstorage.NewDefaultResourceEncodingConfig(b.scheme), served, prefixes)
+}
+
+// anonymousPaths are open to everybody: load balancers and probes have no credentials.
+var anonymousPaths = []apiserverconfig.AnonymousAuthCondition{{Path: "/healthz"}, {Path: "/livez"}, {Path: "/readyz"}, {Path: "/version"}}
+
+// tokenCacheTTL bounds how long a token works on after what it is bound to is gone.
+const tokenCacheTTL = 10 * time.Second
+
+func (b *builder) buildAuth() error {
+	core := b.informers.Core().V1()
+	var err error
+	audiences := []string{b.cfg.ServiceAccountIssuer}
+	b.issuer, err = token.NewIssuer(b.cfg.ServiceAccountKeyFile, b.cfg.ServiceAccountIssuer, audiences, token.Objects{
+		ServiceAccounts: core.ServiceAccounts().Lister(), Pods: core.Pods().Lister(), Secrets: core.Secrets().Lister(), Nodes: core.Nodes().Lister(),
+	})
+	if err != nil {
+		return err
+	}
+	clientCA, err := dynamiccertificates.NewDynamicCAContentFromFile("client-ca", b.cfg.ClientCAFile)
+	if err != nil {
+		return err
+	}
+	proxyCA, err := dynamiccertificates.NewDynamicCAContentFromFile("front-proxy-ca", b.cfg.FrontProxyCAFile)
+	if err != nil {
+		return err
+	}
+	header := &authenticatorfactory.RequestHeaderConfig{
+		UsernameHeaders: headerrequest.StaticStringSlice{"X-Remote-User"}, UIDHeaders: headerrequest.StaticStringSlice{"X-Remote-Uid"},
+		GroupHeaders: headerrequest.StaticStringSlice{"X-Remote-Group"}, ExtraHeaderPrefixes: headerrequest.StaticStringSlice{"X-Remote-Extra-"},
+		CAContentProvider: proxyCA, AllowedClientNames: headerrequest.StaticStringSlice{"front-proxy-client"},
+	}
+	a := &b.generic.Authentication
+	a.APIAudiences = audiences
+	a.RequestHeaderConfig = header
+	for _, ca := range []dynamiccertificates.CAContentProvider{clientCA, proxyCA} {
+		if err := a.ApplyClientCert(ca, b.generic.SecureServing); err != nil {
+			return err
+		}
+	}
+	tokens := tokencache.New(b.issuer, false, tokenCacheTTL, tokenCacheTTL)
+	known := group.NewAuthenticatedGroupAdder(unionauth.New(
+		headerrequest.NewDynamicVerifyOptionsSecure(proxyCA.VerifyOptions, header.AllowedClientNames, header.UsernameHeaders, header.UIDHeaders, header.GroupHeaders, header.ExtraHeaderPrefixes),
+		x509.NewDynamic(clientCA.VerifyOptions, x509.CommonNameUserConversion),
+		bearertoken.New(tokens), websocket.NewProtocolAuthenticator(tokens),
+	))
+	a.Authenticator = authenticator.WrapAudienceAgnosticRequest(audiences, unionauth.NewFailOnError(known, anonymous.NewAuthenticator(anonymousPaths)))
+
+	roles := b.informers.Rbac().V1()
+	b.rbac = &rbac.Authorizer{
+		Roles: roles.Roles().Lister(), RoleBindings: roles.RoleBindings().Lister(),
+		ClusterRoles: roles.ClusterRoles().Lister(), ClusterRoleBindings: roles.ClusterRoleBindings().Lister(),
+	}
+	nodes, err := node.New(core.Pods().Informer(), rbac.NodeRules())
+	if err != nil {
+		return err
+	}
+	b.generic.Authorization.Authorizer, err = unionauthz.New(
+		unionauthz.NamedAuthorizer{AuthorizerName: "privileged", Authorizer: authorizerfactory.NewPrivilegedGroups(user.SystemPrivilegedGroup)},
+		unionauthz.NamedAuthorizer{AuthorizerName: "node", Authorizer: nodes},
+		unionauthz.NamedAuthorizer{AuthorizerName: "rbac", Authorizer: b.rbac},
+	)
+	b.generic.RuleResolver = b.rbac
+	return err
+}
+
+func (b *builder) buildAdmission() error {
+	o := options.NewAdmissionOptions()
+	ours := strakeadmission.Register(o.Plugins)
+	o.RecommendedPluginOrder = append([]string{"NamespaceLifecycle"}, append(ours, "MutatingAdmissionPolicy", "MutatingAdmissionWebhook", "ValidatingAdmissionPolicy", "ValidatingAdmissionWebhook")...)
+	dyn, err := dynamic.NewForConfig(b.generic.LoopbackClientConfig)
+	if err != nil {
+		return err
+	}
+	return o.ApplyTo(b.generic, b.informers, b.client, dyn, utilfeature.DefaultFeatureGate, b.generic.EffectiveVersion, webhookInitializer(b))
+}
+
+// webhookInitializer tells the webhook plugins how to reach Services and as whom.
+func webhookInitializer(b *builder) admission.PluginInitializer {
+	return webhookInit{resolver: b.resolver, auth: webhook.NewDefaultAuthenticationInfoResolverWrapper(nil, nil, b.generic.LoopbackClientConfig, nil)}
+}
+
+// chain builds custom resources, built-in resources and the aggregator, each handing on what it does not know.
+func (b *builder) chain() (*Server, error) {
+	extensions, err := b.extensions()
+	if err != nil {
+		return nil, err
+	}
+	core, err := b.core(extensions.GenericAPIServer)
+	if err != nil {
+		return nil, err
+	}
+	aggregator, err := b.aggregator(core, extensions)
+	if err != nil {
+		return nil, err
+	}
+	return &Server{aggregator: aggregator, loopback: b.generic.LoopbackClientConfig}, nil
+}
+
+// extensions serves CustomResourceDefinitions and their resources.
+func (b *builder) extensions() (*apiextensionsapiserver.CustomResourceDefinitions, error) {
+	g := *b.generic
+	g.PostStartHooks = map[string]genericapiserver.PostStartHookConfigEntry{}
+	g.MergedResourceConfig = serverstorage.NewResourceConfig()
+	g.MergedResourceConfig.EnableVersions(apiextensionsv1.SchemeGroupVersion)
+	etcd := *b.etcd
+	etcd.StorageConfig.Codec = apiextensionsapiserver.Codecs.LegacyCodec(apiextensionsv1.SchemeGroupVersion)
+	etcd.StorageConfig.EncodeVersioner = runtime.NewMultiGroupVersioner(apiextensionsv1.SchemeGroupVersion, schema.GroupKind{Group: apiextensionsv1.GroupName})
+	etcd.SkipHealthEndpoints = true
+	g.RESTOptionsGetter = etcd.CreateRESTOptionsGetter(&options.SimpleStorageFactory{StorageConfig: etcd.StorageConfig}, g.ResourceTransformers)
+	cfg := &apiextensionsapiserver.Config{
+		GenericConfig: &genericapiserver.RecommendedConfig{Config: g, SharedInformerFactory: b.informers},
+		ExtraConfig: apiextensionsapiserver.ExtraConfig{
+			CRDRESTOptionsGetter: apiextensionsoptions.NewCRDRESTOptionsGetter(etcd, g.ResourceTransformers, g.StorageObjectCountTracker),
+			MasterCount:          1,
+			ServiceResolver:      b.resolver,
+			AuthResolverWrapper:  webhook.NewDefaultAuthenticationInfoResolverWrapper(nil, nil, g.LoopbackClientConfig, nil),
+		},
+	}
+	notFound := genericapiserver.NewEmptyDelegateWithCustomHandler(http.NotFoundHandler())
+	return cfg.Complete().New(notFound)
+}

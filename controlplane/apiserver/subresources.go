@@ -1,0 +1,244 @@
+package apiserver
+
+import (
+	"context"
+	"fmt"
+
+	corev1 "k8s.io/api/core/v1"
+	policyv1 "k8s.io/api/policy/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+	genericregistry "k8s.io/apiserver/pkg/registry/generic/registry"
+	"k8s.io/apiserver/pkg/registry/rest"
+	"k8s.io/apiserver/pkg/util/dryrun"
+
+	"github.com/strake-io/strake/controlplane/apiserver/descriptor"
+)
+
+// bindingREST binds a pod to a node; the scheduler writes through it.
+type bindingREST struct{ pods *genericregistry.Store }
+
+var _ rest.NamedCreater = (*bindingREST)(nil)
+
+// newBindingREST takes the pods' storage without the strategy that forbids changes of the spec.
+func newBindingREST(pods *descriptor.Store) *bindingREST {
+	st := *pods.Store
+	st.UpdateStrategy = bindStrategy{st.UpdateStrategy}
+	return &bindingREST{&st}
+}
+
+type bindStrategy struct{ rest.RESTUpdateStrategy }
+
+func (bindStrategy) PrepareForUpdate(context.Context, runtime.Object, runtime.Object) {}
+func (bindStrategy) ValidateUpdate(context.Context, runtime.Object, runtime.Object) field.ErrorList {
+	return nil
+}
+
+func (r *bindingREST) New() runtime.Object { return &corev1.Binding{} }
+func (r *bindingREST) Destroy()            {}
+
+func (r *bindingREST) Create(ctx context.Context, name string, obj runtime.Object, validate rest.ValidateObjectFunc, o *metav1.CreateOptions) (runtime.Object, error) {
+	b, ok := obj.(*corev1.Binding)
+	if !ok {
+		return nil, apierrors.NewBadRequest(fmt.Sprintf("expected a Binding, got %T", obj))
+	}
+	var errs field.ErrorList
+	if b.Target.Kind != "" && b.Target.Kind != "Node" {
+		errs = append(errs, field.NotSupported(field.NewPath("target", "kind"), b.Target.Kind, []string{"Node"}))
+	}
+	if b.Target.Name == "" {
+		errs = append(errs, field.Required(field.NewPath("target", "name"), ""))
+	}
+	if len(errs) > 0 {
+		return nil, apierrors.NewInvalid(corev1.SchemeGroupVersion.WithKind("Binding").GroupKind(), name, errs)
+	}
+	if validate != nil {
+		if err := validate(ctx, b.DeepCopyObject()); err != nil {
+			return nil, err
+		}
+	}
+	pods := corev1.Resource("pods/binding")
+	bind := func(_ context.Context, obj, _ runtime.Object) (runtime.Object, error) {
+		pod := obj.(*corev1.Pod)
+		switch {
+		case b.UID != "" && b.UID != pod.UID:
+			return nil, apierrors.NewConflict(pods, name, fmt.Errorf("uid of the binding (%s) is not that of the pod (%s)", b.UID, pod.UID))
+		case pod.DeletionTimestamp != nil:
+			return nil, apierrors.NewConflict(pods, name, fmt.Errorf("pod %s is being deleted, cannot be assigned to a host", name))
+		case pod.Spec.NodeName != "":
+			return nil, apierrors.NewConflict(pods, name, fmt.Errorf("pod %s is already assigned to node %q", name, pod.Spec.NodeName))
+		case len(pod.Spec.SchedulingGates) > 0:
+			return nil, apierrors.NewConflict(pods, name, fmt.Errorf("pod %s has non-empty .spec.schedulingGates", name))
+		}
+		pod.Spec.NodeName = b.Target.Name
+		if pod.Annotations == nil && len(b.Annotations) > 0 {
+			pod.Annotations = map[string]string{}
+		}
+		for k, v := range b.Annotations {
+			pod.Annotations[k] = v
+		}
+		setPodScheduled(pod)
+		return pod, nil
+	}
+	_, _, err := r.pods.Update(ctx, name, rest.DefaultUpdatedObjectInfo(nil, bind), rest.ValidateAllObjectFunc, rest.ValidateAllObjectUpdateFunc, false, &metav1.UpdateOptions{DryRun: o.DryRun})
+	if err != nil {
+		return nil, err
+	}
+	return &metav1.Status{Status: metav1.StatusSuccess}, nil
+}
+
+func setPodScheduled(pod *corev1.Pod) {
+	c := corev1.PodCondition{Type: corev1.PodScheduled, Status: corev1.ConditionTrue, LastTransitionTime: metav1.Now()}
+	for i := range pod.Status.Conditions {
+		if pod.Status.Conditions[i].Type == c.Type {
+			pod.Status.Conditions[i] = c
+			return
+		}
+	}
+	pod.Status.Conditions = append(pod.Status.Conditions, c)
+}
+
+// evictionREST deletes a pod if its disruption budgets allow that (policy/v1).
+type evictionREST struct{ pods, budgets *descriptor.Store }
+
+var (
+	_ rest.NamedCreater             = (*evictionREST)(nil)
+	_ rest.GroupVersionKindProvider = (*evictionREST)(nil)
+)
+
+func (r *evictionREST) New() runtime.Object { return &policyv1.Eviction{} }
+func (r *evictionREST) Destroy()            {}
+func (r *evictionREST) GroupVersionKind(schema.GroupVersion) schema.GroupVersionKind {
+	return policyv1.SchemeGroupVersion.WithKind("Eviction")
+}
+
+func (r *evictionREST) Create(ctx context.Context, name string, obj runtime.Object, validate rest.ValidateObjectFunc, o *metav1.CreateOptions) (runtime.Object, error) {
+	e, ok := obj.(*policyv1.Eviction)
+	if !ok {
+		return nil, apierrors.NewBadRequest(fmt.Sprintf("expected an Eviction, got %T", obj))
+	}
+	if validate != nil {
+		if err := validate(ctx, e.DeepCopyObject()); err != nil {
+			return nil, err
+		}
+	}
+	got, err := r.pods.Get(ctx, name, &metav1.GetOptions{})
+	if err != nil {
+		return nil, err
+	}
+	if pod := got.(*corev1.Pod); pod.Status.Phase == corev1.PodRunning && pod.DeletionTimestamp == nil {
+		if err := r.spend(ctx, pod, dryrun.IsDryRun(o.DryRun)); err != nil {
+			return nil, err
+		}
+	}
+	del := e.DeleteOptions
+	if del == nil {
+		del = &metav1.DeleteOptions{}
+	}
+	del.DryRun = o.DryRun
+	if _, _, err := r.pods.Delete(ctx, name, rest.ValidateAllObjectFunc, del); err != nil {
+		return nil, err
+	}
+	return &metav1.Status{Status: metav1.StatusSuccess}, nil
+}
+
+// spend takes one disruption off each budget that covers the pod.
+func (r *evictionREST) spend(ctx context.Context, pod *corev1.Pod, dryRun bool) error {
+	got, err := r.budgets.List(ctx, nil)
+	if err != nil {
+		return err
+	}
+	for i := range got.(*policyv1.PodDisruptionBudgetList).Items {
+		b := &got.(*policyv1.PodDisruptionBudgetList).Items[i]
+		sel, err := metav1.LabelSelectorAsSelector(b.Spec.Selector)
+		if err != nil || b.Namespace != pod.Namespace || !sel.Matches(labels.Set(pod.Labels)) {
+			continue
+		}
+		if b.Status.DisruptionsAllowed <= 0 {
+			return apierrors.NewTooManyRequests(fmt.Sprintf("Cannot evict pod as it would violate the pod's disruption budget %s.", b.Name), 10)
+		}
+		if dryRun {
+			continue
+		}
+		st := *r.budgets.Store
+		st.UpdateStrategy = bindStrategy{st.UpdateStrategy}
+		spend := func(_ context.Context, obj, _ runtime.Object) (runtime.Object, error) {
+			b := obj.(*policyv1.PodDisruptionBudget)
+			if b.Status.DisruptionsAllowed <= 0 {
+				return nil, apierrors.NewTooManyRequests("Cannot evict pod as it would violate the pod's disruption budget.", 10)
+			}
+			b.Status.DisruptionsAllowed--
+			if b.Status.DisruptedPods == nil {
+				b.Status.DisruptedPods = map[string]metav1.Time{}
+			}
+			b.Status.DisruptedPods[pod.Name] = metav1.Now()
+			return b, nil
+		}
+		if _, _, err := st.Update(ctx, b.Name, rest.DefaultUpdatedObjectInfo(nil, spend), rest.ValidateAllObjectFunc, rest.ValidateAllObjectUpdateFunc, false, &metav1.UpdateOptions{}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// finalizeREST lets the namespace controller take its finalizer off a namespace.
+type finalizeREST struct{ store *genericregistry.Store }
+
+var _ rest.Updater = (*finalizeREST)(nil)
+
+func newFinalizeREST(namespaces *descriptor.Store) *finalizeREST {
+	st := *namespaces.Store
+	st.UpdateStrategy = finalizeStrategy{st.UpdateStrategy}
+	return &finalizeREST{&st}
+}
+
+type finalizeStrategy struct{ rest.RESTUpdateStrategy }
+
+func (finalizeStrategy) PrepareForUpdate(_ context.Context, obj, old runtime.Object) {
+	obj.(*corev1.Namespace).Status = old.(*corev1.Namespace).Status
+}
+
+func (r *finalizeREST) New() runtime.Object { return &corev1.Namespace{} }
+func (r *finalizeREST) Destroy()            {}
+func (r *finalizeREST) Update(ctx context.Context, name string, info rest.UpdatedObjectInfo, create rest.ValidateObjectFunc, update rest.ValidateObjectUpdateFunc, _ bool, o *metav1.UpdateOptions) (runtime.Object, bool, error) {
+	return r.store.Update(ctx, name, info, create, update, false, o)
+}
+
+// namespaceStore marks a deleted namespace as Terminating until its content is gone.
+type namespaceStore struct{ *descriptor.Store }
+
+func (s *namespaceStore) Delete(ctx context.Context, name string, validate rest.ValidateObjectFunc, o *metav1.DeleteOptions) (runtime.Object, bool, error) {
+	got, err := s.Get(ctx, name, &metav1.GetOptions{})
+	if err != nil {
+		return nil, false, err
+	}
+	ns := got.(*corev1.Namespace)
+	if len(ns.Spec.Finalizers) == 0 {
+		return s.Store.Delete(ctx, name, validate, o)
+	}
+	if err := validate(ctx, ns.DeepCopyObject()); err != nil {
+		return nil, false, err
+	}
+	if pre := o.Preconditions; pre != nil {
+		if pre.UID != nil && *pre.UID != ns.UID || pre.ResourceVersion != nil && *pre.ResourceVersion != ns.ResourceVersion {
+			return nil, false, apierrors.NewConflict(corev1.Resource("namespaces"), name, fmt.Errorf("the preconditions do not hold"))
+		}
+	}
+	st := *s.Store.Store
+	st.UpdateStrategy = bindStrategy{st.UpdateStrategy}
+	terminate := func(_ context.Context, obj, _ runtime.Object) (runtime.Object, error) {
+		ns := obj.(*corev1.Namespace)
+		if ns.DeletionTimestamp == nil {
+			now, zero := metav1.Now(), int64(0)
+			ns.DeletionTimestamp, ns.DeletionGracePeriodSeconds = &now, &zero
+		}
+		ns.Status.Phase = corev1.NamespaceTerminating
+		return ns, nil
+	}
+	out, _, err := st.Update(ctx, name, rest.DefaultUpdatedObjectInfo(nil, terminate), rest.ValidateAllObjectFunc, rest.ValidateAllObjectUpdateFunc, false, &metav1.UpdateOptions{DryRun: o.DryRun})
+	return out, false, err
+}
