@@ -1,0 +1,131 @@
+// Package server runs the control plane of one node in one process: etcd, the
+// API server, the controllers and the scheduler.
+package server
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+
+	"golang.org/x/sync/errgroup"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/metadata"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/strake-io/strake/controlplane/apiserver"
+	"github.com/strake-io/strake/controlplane/controllers"
+	"github.com/strake-io/strake/controlplane/pki"
+	"github.com/strake-io/strake/controlplane/scheduler"
+	"github.com/strake-io/strake/controlplane/store"
+)
+
+// Config says where the control plane serves and keeps its data.
+type Config struct {
+	PKI         pki.Files
+	EtcdDir     string
+	Addr        netip.Addr
+	Port        int
+	EtcdPort    int // etcd's client port on loopback; its peer port is the next one
+	ServiceCIDR netip.Prefix
+	PodCIDR     netip.Prefix
+	NodeBits    int // length of a node's part of PodCIDR
+	// Kubeconfigs of the controllers and of the scheduler, each with an identity of its own.
+	ControllerKubeconfig, SchedulerKubeconfig string
+}
+
+// URL is where the API server is reached.
+func (c Config) URL() string {
+	return fmt.Sprintf("https://%s", netip.AddrPortFrom(c.Addr, uint16(c.Port)))
+}
+
+// Run serves until ctx ends or a part fails for good.
+func Run(ctx context.Context, cfg Config) error {
+	etcd, err := store.Start(ctx, store.Config{
+		Dir: cfg.EtcdDir, Name: "strake", ClientPort: cfg.EtcdPort, PeerPort: cfg.EtcdPort + 1,
+		CAFile: cfg.PKI.EtcdCA().Cert, CertFile: cfg.PKI.EtcdServer().Cert, KeyFile: cfg.PKI.EtcdServer().Key,
+	})
+	if err != nil {
+		return err
+	}
+	defer etcd.Close()
+	api, err := apiserver.New(APIServerConfig(cfg, etcd.Endpoint()))
+	if err != nil {
+		return err
+	}
+	// The API server outlives its clients here, so that they can give up their leases.
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return api.Run(gctx) })
+	g.Go(func() error {
+		select {
+		case err := <-etcd.Err():
+			return fmt.Errorf("etcd: %w", err)
+		case <-gctx.Done():
+			return nil
+		}
+	})
+	g.Go(func() error { return runControllers(gctx, cfg) })
+	g.Go(func() error { return runScheduler(gctx, cfg) })
+	return g.Wait()
+}
+
+// APIServerConfig is the API server's part of the configuration.
+func APIServerConfig(cfg Config, etcdURL string) apiserver.Config {
+	f := cfg.PKI
+	return apiserver.Config{
+		BindAddress: cfg.Addr.AsSlice(), Port: cfg.Port,
+		ServingCertFile: f.APIServer().Cert, ServingKeyFile: f.APIServer().Key, ClientCAFile: f.CA().Cert,
+		EtcdServers: []string{etcdURL}, EtcdCAFile: f.EtcdCA().Cert, EtcdCertFile: f.EtcdClient().Cert, EtcdKeyFile: f.EtcdClient().Key,
+		ServiceCIDR: cfg.ServiceCIDR, NodePortMin: 30000, NodePortMax: 32767,
+		ServiceAccountKeyFile: f.ServiceAccountKey(), ServiceAccountIssuer: "https://kubernetes.default.svc.cluster.local",
+		FrontProxyCAFile: f.FrontProxyCA().Cert, ProxyClientCertFile: f.FrontProxyClient().Cert, ProxyClientKeyFile: f.FrontProxyClient().Key,
+		KubeletCAFile: f.CA().Cert, KubeletClientCertFile: f.APIServerKubeletClient().Cert, KubeletClientKeyFile: f.APIServerKubeletClient().Key,
+	}
+}
+
+// clientConfig loads a kubeconfig for a component inside of this process's trust.
+func clientConfig(path, userAgent string) (*rest.Config, error) {
+	rc, err := clientcmd.BuildConfigFromFlags("", path)
+	if err != nil {
+		return nil, fmt.Errorf("kubeconfig %s: %w", path, err)
+	}
+	rc.UserAgent = userAgent
+	rc.QPS, rc.Burst = -1, -1 // the server's priority and fairness decides
+	return rc, nil
+}
+
+func runControllers(ctx context.Context, cfg Config) error {
+	rc, err := clientConfig(cfg.ControllerKubeconfig, "strake-controllers")
+	if err != nil {
+		return err
+	}
+	meta, err := metadata.NewForConfig(rc)
+	if err != nil {
+		return fmt.Errorf("controllers: %w", err)
+	}
+	rc = rest.CopyConfig(rc)
+	rc.ContentType = "application/vnd.kubernetes.protobuf"
+	client, err := kubernetes.NewForConfig(rc)
+	if err != nil {
+		return fmt.Errorf("controllers: %w", err)
+	}
+	ca, err := os.ReadFile(cfg.PKI.CA().Cert)
+	if err != nil {
+		return fmt.Errorf("controllers: %w", err)
+	}
+	return controllers.Run(ctx, controllers.Config{Client: client, Metadata: meta, PodCIDR: cfg.PodCIDR, NodeBits: cfg.NodeBits, RootCA: ca})
+}
+
+func runScheduler(ctx context.Context, cfg Config) error {
+	rc, err := clientConfig(cfg.SchedulerKubeconfig, "strake-scheduler")
+	if err != nil {
+		return err
+	}
+	rc.ContentType = "application/vnd.kubernetes.protobuf"
+	client, err := kubernetes.NewForConfig(rc)
+	if err != nil {
+		return fmt.Errorf("scheduler: %w", err)
+	}
+	return scheduler.Run(ctx, scheduler.Config{Client: client})
+}
