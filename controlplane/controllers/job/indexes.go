@@ -1,0 +1,53 @@
+package job
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// parseIndexes reads status.completedIndexes: "1,3-5,7". What is not understood is left out.
+func parseIndexes(s string) map[int]bool {
+	out := map[int]bool{}
+	for _, part := range strings.Split(s, ",") {
+		first, last, isRange := strings.Cut(part, "-")
+		a, err := strconv.Atoi(first)
+		if err != nil {
+			continue
+		}
+		b := a
+		if isRange {
+			if b, err = strconv.Atoi(last); err != nil {
+				continue
+			}
+		}
+		for i := a; i <= b && b-a < 1<<20; i++ {
+			out[i] = true
+		}
+	}
+	return out
+}
+
+// formatIndexes writes the form that parseIndexes reads.
+func formatIndexes(m map[int]bool) string {
+	var parts []string
+	sorted := slices.Sorted(maps.Keys(m))
+	for i := 0; i < len(sorted); {
+		j := i
+		for j+1 < len(sorted) && sorted[j+1] == sorted[j]+1 {
+			j++
+		}
+		switch j - i {
+		case 0:
+			parts = append(parts, strconv.Itoa(sorted[i]))
+		case 1:
+			parts = append(parts, strconv.Itoa(sorted[i]), strconv.Itoa(sorted[j]))
+		default:
+			parts = append(parts, fmt.Sprintf("%d-%d", sorted[i], sorted[j]))
+		}
+		i = j + 1
+	}
+	return strings.Join(parts, ",")
+}

@@ -1,0 +1,372 @@
+// Package node watches over nodes: it gives each its part of the pod range,
+// notices those that have gone silent, keeps their taints in step with their
+// conditions, and moves pods off nodes that stay away.
+package node
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
+	apiequality "k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	coordinationlisters "k8s.io/client-go/listers/coordination/v1"
+	corelisters "k8s.io/client-go/listers/core/v1"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/tools/record"
+
+	"github.com/strake-io/strake/controlplane/controllers/queue"
+)
+
+// gracePeriod is how long a node may be silent before it counts as unreachable: five of its Lease's renewals
+// and a bit (the reference's default since 1.32).
+const gracePeriod = 50 * time.Second
+
+const nodeIndex = "spec.nodeName"
+
+type controller struct {
+	client   kubernetes.Interface
+	nodes    corelisters.NodeLister
+	leases   coordinationlisters.LeaseLister
+	pods     cache.Indexer
+	recorder record.EventRecorder
+	queue    *queue.Queue
+	subnets  *subnets
+
+	mu sync.Mutex
+	// heard is when each node's Lease was last seen to change, by our own clock: clocks of nodes may be off.
+	heard map[string]sighting
+}
+
+type sighting struct {
+	renewed metav1.MicroTime
+	at      time.Time
+}
+
+// Setup registers the controller with the informers and returns what runs it.
+func Setup(client kubernetes.Interface, f informers.SharedInformerFactory, recorder record.EventRecorder, podCIDR netip.Prefix, bits int) (func(context.Context), error) {
+	sub, err := newSubnets(podCIDR, bits)
+	if err != nil {
+		return nil, fmt.Errorf("node controller: %w", err)
+	}
+	nodes, pods, leases := f.Core().V1().Nodes(), f.Core().V1().Pods(), f.Coordination().V1().Leases()
+	err = pods.Informer().AddIndexers(cache.Indexers{nodeIndex: func(obj any) ([]string, error) {
+		if p, ok := obj.(*corev1.Pod); ok && p.Spec.NodeName != "" {
+			return []string{p.Spec.NodeName}, nil
+		}
+		return nil, nil
+	}})
+	if err != nil {
+		return nil, fmt.Errorf("node controller: %w", err)
+	}
+	c := &controller{
+		client: client, nodes: nodes.Lister(), leases: leases.Lister(), pods: pods.Informer().GetIndexer(), recorder: recorder,
+		queue: queue.New("node"), subnets: sub, heard: map[string]sighting{},
+	}
+	if _, err := nodes.Informer().AddEventHandler(c.queue.Handlers()); err != nil {
+		return nil, fmt.Errorf("node controller: %w", err)
+	}
+	hear := func(obj any) {
+		if l, ok := obj.(*coordinationv1.Lease); ok && l.Namespace == corev1.NamespaceNodeLease && c.hear(l) {
+			c.queue.Add(l.Name)
+		}
+	}
+	if _, err := leases.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: hear, UpdateFunc: func(_, obj any) { hear(obj) }}); err != nil {
+		return nil, fmt.Errorf("node controller: %w", err)
+	}
+	// A pod that came to a bad node, or outlived its own.
+	ofPod := func(obj any) {
+		if p, ok := obj.(*corev1.Pod); ok && p.Spec.NodeName != "" {
+			if n, err := c.nodes.Get(p.Spec.NodeName); apierrors.IsNotFound(err) || err == nil && hasNoExecute(n) {
+				c.queue.Add(p.Spec.NodeName)
+			}
+		}
+	}
+	if _, err := pods.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: ofPod, UpdateFunc: func(_, obj any) { ofPod(obj) }}); err != nil {
+		return nil, fmt.Errorf("node controller: %w", err)
+	}
+	return func(ctx context.Context) {
+		// Ranges that nodes hold are known before the first is given.
+		synced := func() bool {
+			if !nodes.Informer().HasSynced() {
+				return false
+			}
+			for _, o := range nodes.Informer().GetStore().List() {
+				n := o.(*corev1.Node)
+				if p, err := netip.ParsePrefix(n.Spec.PodCIDR); err == nil {
+					if err := c.subnets.occupy(n.Name, p); err != nil {
+						recorder.Event(n, corev1.EventTypeWarning, "CIDROverlap", err.Error())
+					}
+				}
+			}
+			return true
+		}
+		c.queue.Run(ctx, 2, c.reconcile, synced, pods.Informer().HasSynced, leases.Informer().HasSynced)
+	}, nil
+}
+
+// hear notes a sign of life and tells whether the node had been silent.
+func (c *controller) hear(l *coordinationv1.Lease) bool {
+	if l.Spec.RenewTime == nil {
+		return false
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	old, known := c.heard[l.Name]
+	if known && old.renewed.Equal(l.Spec.RenewTime) {
+		return false
+	}
+	c.heard[l.Name] = sighting{renewed: *l.Spec.RenewTime, at: time.Now()}
+	return !known || time.Since(old.at) > gracePeriod
+}
+
+// silentIn is how long from now the node counts as unreachable if nothing is heard; zero or less: it does now.
+func (c *controller) silentIn(n *corev1.Node) time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s, ok := c.heard[n.Name]
+	if !ok {
+		// Never heard since we started: the grace period begins now.
+		s = sighting{at: time.Now()}
+		c.heard[n.Name] = s
+	}
+	return gracePeriod - time.Since(s.at)
+}
+
+func (c *controller) reconcile(ctx context.Context, _, name string) error {
+	n, err := c.nodes.Get(name)
+	if apierrors.IsNotFound(err) {
+		c.subnets.release(name)
+		c.mu.Lock()
+		delete(c.heard, name)
+		c.mu.Unlock()
+		return c.deleteOrphans(ctx, name)
+	}
+	if err != nil {
+		return err
+	}
+	if err := c.ensurePodCIDR(ctx, n); err != nil {
+		return err
+	}
+	left := c.silentIn(n)
+	if left <= 0 {
+		if n, err = c.markSilent(ctx, n); err != nil {
+			return err
+		}
+	} else {
+		c.queue.AddAfter(name, left+time.Second)
+	}
+	if n, err = c.keepTaints(ctx, n); err != nil {
+		return err
+	}
+	return c.evict(ctx, n)
+}
+
+// markSilent sets the conditions that the kubelet no longer speaks for to Unknown.
+func (c *controller) markSilent(ctx context.Context, n *corev1.Node) (*corev1.Node, error) {
+	want := n.DeepCopy()
+	for i := range want.Status.Conditions {
+		cond := &want.Status.Conditions[i]
+		if cond.Status != corev1.ConditionUnknown {
+			cond.Status, cond.Reason, cond.Message = corev1.ConditionUnknown, "NodeStatusUnknown", "Kubelet stopped posting node status."
+			cond.LastTransitionTime = metav1.Now()
+		}
+	}
+	if apiequality.Semantic.DeepEqual(want.Status, n.Status) {
+		return n, nil
+	}
+	c.recorder.Eventf(n, corev1.EventTypeNormal, "NodeNotReady", "Node %s status is now: NodeNotReady", n.Name)
+	updated, err := c.client.CoreV1().Nodes().UpdateStatus(ctx, want, metav1.UpdateOptions{})
+	if err != nil {
+		return n, err
+	}
+	return updated, c.markPodsNotReady(ctx, n.Name)
+}
+
+// markPodsNotReady takes the pods of a silent node out of their Services.
+func (c *controller) markPodsNotReady(ctx context.Context, node string) error {
+	pods, err := c.pods.ByIndex(nodeIndex, node)
+	if err != nil {
+		return err
+	}
+	for _, o := range pods {
+		p := o.(*corev1.Pod).DeepCopy()
+		for i := range p.Status.Conditions {
+			if cond := &p.Status.Conditions[i]; cond.Type == corev1.PodReady && cond.Status == corev1.ConditionTrue {
+				cond.Status, cond.Reason, cond.LastTransitionTime = corev1.ConditionFalse, "NodeNotReady", metav1.Now()
+				if _, err := c.client.CoreV1().Pods(p.Namespace).UpdateStatus(ctx, p, metav1.UpdateOptions{}); err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// conditionTaints are the taints that follow from the node's conditions (API: TaintNodeNotReady …).
+func conditionTaints(n *corev1.Node) []corev1.Taint {
+	var taints []corev1.Taint
+	both := func(key string) {
+		for _, e := range []corev1.TaintEffect{corev1.TaintEffectNoSchedule, corev1.TaintEffectNoExecute} {
+			taints = append(taints, corev1.Taint{Key: key, Effect: e})
+		}
+	}
+	ready := corev1.ConditionFalse
+	for _, c := range n.Status.Conditions {
+		if c.Type == corev1.NodeReady {
+			ready = c.Status
+		}
+		for t, key := range map[corev1.NodeConditionType]string{
+			corev1.NodeMemoryPressure: corev1.TaintNodeMemoryPressure, corev1.NodeDiskPressure: corev1.TaintNodeDiskPressure,
+			corev1.NodePIDPressure: corev1.TaintNodePIDPressure, corev1.NodeNetworkUnavailable: corev1.TaintNodeNetworkUnavailable,
+		} {
+			if c.Type == t && c.Status == corev1.ConditionTrue {
+				taints = append(taints, corev1.Taint{Key: key, Effect: corev1.TaintEffectNoSchedule})
+			}
+		}
+	}
+	switch ready {
+	case corev1.ConditionFalse:
+		both(corev1.TaintNodeNotReady)
+	case corev1.ConditionUnknown:
+		both(corev1.TaintNodeUnreachable)
+	}
+	if n.Spec.Unschedulable {
+		taints = append(taints, corev1.Taint{Key: corev1.TaintNodeUnschedulable, Effect: corev1.TaintEffectNoSchedule})
+	}
+	return taints
+}
+
+// ownTaints are the keys that this controller sets and removes; all others are the user's.
+var ownTaints = []string{
+	corev1.TaintNodeNotReady, corev1.TaintNodeUnreachable, corev1.TaintNodeUnschedulable, corev1.TaintNodeMemoryPressure,
+	corev1.TaintNodeDiskPressure, corev1.TaintNodePIDPressure, corev1.TaintNodeNetworkUnavailable,
+}
+
+func (c *controller) keepTaints(ctx context.Context, n *corev1.Node) (*corev1.Node, error) {
+	want := conditionTaints(n)
+	var taints []corev1.Taint
+	for _, t := range n.Spec.Taints {
+		keep := !slices.Contains(ownTaints, t.Key)
+		want = slices.DeleteFunc(want, func(w corev1.Taint) bool {
+			same := w.MatchTaint(&t)
+			keep = keep || same
+			return same
+		})
+		if keep {
+			taints = append(taints, t)
+		}
+	}
+	for _, t := range want {
+		if t.Effect == corev1.TaintEffectNoExecute {
+			now := metav1.Now()
+			t.TimeAdded = &now
+		}
+		taints = append(taints, t)
+	}
+	if apiequality.Semantic.DeepEqual(taints, n.Spec.Taints) {
+		return n, nil
+	}
+	n = n.DeepCopy()
+	n.Spec.Taints = taints
+	return c.client.CoreV1().Nodes().Update(ctx, n, metav1.UpdateOptions{})
+}
+
+func hasNoExecute(n *corev1.Node) bool {
+	return slices.ContainsFunc(n.Spec.Taints, func(t corev1.Taint) bool { return t.Effect == corev1.TaintEffectNoExecute })
+}
+
+// evictIn tells whether a pod must leave a node with these taints, and in how long.
+func evictIn(p *corev1.Pod, taints []corev1.Taint, now time.Time) (time.Duration, bool) {
+	var soonest time.Duration
+	must := false
+	for _, t := range taints {
+		if t.Effect != corev1.TaintEffectNoExecute {
+			continue
+		}
+		left, stays := time.Duration(0), false
+		for _, tol := range p.Spec.Tolerations {
+			if !tolerates(tol, t) {
+				continue
+			}
+			if tol.TolerationSeconds == nil {
+				stays = true
+				break
+			}
+			since := now
+			if t.TimeAdded != nil {
+				since = t.TimeAdded.Time
+			}
+			if l := since.Add(time.Duration(*tol.TolerationSeconds) * time.Second).Sub(now); left == 0 || l < left {
+				left = l
+			}
+		}
+		if stays {
+			continue
+		}
+		if !must || left < soonest {
+			soonest = left
+		}
+		must = true
+	}
+	return soonest, must
+}
+
+func tolerates(tol corev1.Toleration, t corev1.Taint) bool {
+	if tol.Effect != "" && tol.Effect != t.Effect || tol.Key != "" && tol.Key != t.Key {
+		return false
+	}
+	return tol.Operator == corev1.TolerationOpExists || tol.Value == t.Value
+}
+
+func (c *controller) evict(ctx context.Context, n *corev1.Node) error {
+	if !hasNoExecute(n) {
+		return nil
+	}
+	pods, err := c.pods.ByIndex(nodeIndex, n.Name)
+	if err != nil {
+		return err
+	}
+	now := time.Now()
+	for _, o := range pods {
+		p := o.(*corev1.Pod)
+		left, must := evictIn(p, n.Spec.Taints, now)
+		switch {
+		case !must || p.DeletionTimestamp != nil:
+		case left > 0:
+			c.queue.AddAfter(n.Name, left)
+		default:
+			c.recorder.Eventf(p, corev1.EventTypeNormal, "TaintManagerEviction", "Marking for deletion Pod %s/%s", p.Namespace, p.Name)
+			err := c.client.CoreV1().Pods(p.Namespace).Delete(ctx, p.Name, metav1.DeleteOptions{Preconditions: metav1.NewUIDPreconditions(string(p.UID))})
+			if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// deleteOrphans removes the pods of a node that no longer exists: nobody is left to end them.
+func (c *controller) deleteOrphans(ctx context.Context, node string) error {
+	pods, err := c.pods.ByIndex(nodeIndex, node)
+	if err != nil {
+		return err
+	}
+	zero := int64(0)
+	for _, o := range pods {
+		p := o.(*corev1.Pod)
+		err := c.client.CoreV1().Pods(p.Namespace).Delete(ctx, p.Name, metav1.DeleteOptions{GracePeriodSeconds: &zero, Preconditions: metav1.NewUIDPreconditions(string(p.UID))})
+		if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
+			return err
+		}
+	}
+	return nil
+}

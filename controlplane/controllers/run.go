@@ -1,0 +1,86 @@
+// Package controllers runs the cluster's controllers: ordinary clients of the
+// API server, level-triggered, which may be ended and started anywhere at any
+// time. Each has a folder of its own; Run wires them to shared informers.
+package controllers
+
+import (
+	"context"
+	"net/netip"
+	"sync"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/kubernetes/scheme"
+	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
+	"k8s.io/client-go/metadata"
+	"k8s.io/client-go/tools/record"
+
+	"github.com/strake-io/strake/controlplane/controllers/deployment"
+	"github.com/strake-io/strake/controlplane/controllers/endpointslice"
+	"github.com/strake-io/strake/controlplane/controllers/garbage"
+	"github.com/strake-io/strake/controlplane/controllers/job"
+	"github.com/strake-io/strake/controlplane/controllers/namespace"
+	"github.com/strake-io/strake/controlplane/controllers/node"
+	"github.com/strake-io/strake/controlplane/controllers/replicaset"
+	"github.com/strake-io/strake/controlplane/controllers/serviceaccount"
+)
+
+// Config says whom the controllers work for.
+type Config struct {
+	Client   kubernetes.Interface
+	Metadata metadata.Interface
+	PodCIDR  netip.Prefix // IPv4 range of all pods
+	NodeBits int          // prefix length of a node's part of it
+	RootCA   []byte       // PEM, published to every namespace
+}
+
+// Run runs all controllers until ctx ends.
+func Run(ctx context.Context, cfg Config) error {
+	f := informers.NewSharedInformerFactoryWithOptions(cfg.Client, 0, informers.WithTransform(func(obj any) (any, error) {
+		if m, ok := obj.(metav1.Object); ok {
+			m.SetManagedFields(nil)
+		}
+		return obj, nil
+	}))
+	events := record.NewBroadcaster(record.WithContext(ctx))
+	defer events.Shutdown()
+	events.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: cfg.Client.CoreV1().Events("")})
+	recorder := func(component string) record.EventRecorder {
+		return events.NewRecorder(scheme.Scheme, corev1.EventSource{Component: component})
+	}
+	var runs []func(context.Context)
+	for _, setup := range []func() (func(context.Context), error){
+		func() (func(context.Context), error) { return namespace.Setup(cfg.Client, cfg.Metadata, f) },
+		func() (func(context.Context), error) { return serviceaccount.Setup(cfg.Client, f, cfg.RootCA) },
+		func() (func(context.Context), error) {
+			return node.Setup(cfg.Client, f, recorder("node-controller"), cfg.PodCIDR, cfg.NodeBits)
+		},
+		func() (func(context.Context), error) {
+			return deployment.Setup(cfg.Client, f, recorder("deployment-controller"))
+		},
+		func() (func(context.Context), error) {
+			return replicaset.Setup(cfg.Client, f, recorder("replicaset-controller"))
+		},
+		func() (func(context.Context), error) { return job.Setup(cfg.Client, f, recorder("job-controller")) },
+		func() (func(context.Context), error) {
+			return endpointslice.Setup(cfg.Client, f, recorder("endpoint-slice-controller"))
+		},
+		func() (func(context.Context), error) { return garbage.Setup(cfg.Client, cfg.Metadata), nil },
+	} {
+		run, err := setup()
+		if err != nil {
+			return err
+		}
+		runs = append(runs, run)
+	}
+	f.Start(ctx.Done())
+	var wg sync.WaitGroup
+	for _, run := range runs {
+		wg.Go(func() { run(ctx) })
+	}
+	wg.Wait()
+	f.Shutdown()
+	return nil
+}
