@@ -1,18 +1,16 @@
-// Package review serves the questions that clients may ask about identity and
-// permission: TokenReview, the SubjectAccessReviews, SelfSubjectRulesReview and
-// SelfSubjectReview. Nothing of them is stored.
 package review
 
 import (
 	"context"
-	"fmt"
 	"net/http"
+	"net/url"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/util/validation/field"
 	"k8s.io/apiserver/pkg/authentication/authenticator"
 	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/apiserver/pkg/authorization/authorizer"
@@ -71,7 +69,8 @@ func Authentication(auth authenticator.Request, audiences authenticator.Audience
 			if len(asked) == 0 {
 				asked = audiences
 			}
-			req := (&http.Request{Header: http.Header{"Authorization": {"Bearer " + r.Spec.Token}}}).WithContext(authenticator.WithAudiences(ctx, asked))
+			// The URL is nobody's: authenticators that open some paths to everybody look at it.
+			req := (&http.Request{URL: &url.URL{}, Header: http.Header{"Authorization": {"Bearer " + r.Spec.Token}}}).WithContext(authenticator.WithAudiences(ctx, asked))
 			resp, ok, err := auth.AuthenticateRequest(req)
 			r.Status = authenticationv1.TokenReviewStatus{Authenticated: ok}
 			if err != nil {
@@ -129,22 +128,28 @@ func Authorization(auth authorizer.Authorizer, rules authorizer.RuleResolver) ma
 	return map[string]rest.Storage{
 		"subjectaccessreviews": &Reviewer{new: func() runtime.Object { return &authorizationv1.SubjectAccessReview{} }, singular: "subjectaccessreview", answer: func(ctx context.Context, obj runtime.Object) error {
 			r := obj.(*authorizationv1.SubjectAccessReview)
-			a, err := attributes(subject(r.Spec), r.Spec.ResourceAttributes, r.Spec.NonResourceAttributes)
-			if err == nil {
-				r.Status = decide(ctx, a)
+			errs := append(validateSubject(r.Spec), validateAttributes(r.Spec.ResourceAttributes, r.Spec.NonResourceAttributes)...)
+			if len(errs) > 0 {
+				return invalid("SubjectAccessReview", errs)
 			}
-			return err
+			r.Status = decide(ctx, attributes(subject(r.Spec), r.Spec.ResourceAttributes, r.Spec.NonResourceAttributes))
+			return nil
 		}},
 		"localsubjectaccessreviews": &Reviewer{new: func() runtime.Object { return &authorizationv1.LocalSubjectAccessReview{} }, singular: "localsubjectaccessreview", namespaced: true, answer: func(ctx context.Context, obj runtime.Object) error {
 			r := obj.(*authorizationv1.LocalSubjectAccessReview)
-			if ra := r.Spec.ResourceAttributes; ra == nil || ra.Namespace != genericapirequest.NamespaceValue(ctx) {
-				return apierrors.NewBadRequest("spec.resourceAttributes.namespace must match the namespace of the request")
+			errs := append(validateSubject(r.Spec), validateAttributes(r.Spec.ResourceAttributes, r.Spec.NonResourceAttributes)...)
+			if r.Spec.NonResourceAttributes != nil {
+				errs = append(errs, field.Invalid(field.NewPath("spec", "nonResourceAttributes"), r.Spec.NonResourceAttributes, "disallowed on this kind of request"))
 			}
-			a, err := attributes(subject(r.Spec), r.Spec.ResourceAttributes, nil)
-			if err == nil {
-				r.Status = decide(ctx, a)
+			// Whoever may ask within a namespace must not learn of others.
+			if ns := genericapirequest.NamespaceValue(ctx); r.Spec.ResourceAttributes != nil && r.Spec.ResourceAttributes.Namespace != ns {
+				errs = append(errs, field.Invalid(field.NewPath("spec", "resourceAttributes", "namespace"), r.Spec.ResourceAttributes.Namespace, "must match metadata.namespace"))
 			}
-			return err
+			if len(errs) > 0 {
+				return invalid("LocalSubjectAccessReview", errs)
+			}
+			r.Status = decide(ctx, attributes(subject(r.Spec), r.Spec.ResourceAttributes, nil))
+			return nil
 		}},
 		"selfsubjectaccessreviews": &Reviewer{new: func() runtime.Object { return &authorizationv1.SelfSubjectAccessReview{} }, singular: "selfsubjectaccessreview", answer: func(ctx context.Context, obj runtime.Object) error {
 			r := obj.(*authorizationv1.SelfSubjectAccessReview)
@@ -152,11 +157,11 @@ func Authorization(auth authorizer.Authorizer, rules authorizer.RuleResolver) ma
 			if err != nil {
 				return err
 			}
-			a, err := attributes(u, r.Spec.ResourceAttributes, r.Spec.NonResourceAttributes)
-			if err == nil {
-				r.Status = decide(ctx, a)
+			if errs := validateAttributes(r.Spec.ResourceAttributes, r.Spec.NonResourceAttributes); len(errs) > 0 {
+				return invalid("SelfSubjectAccessReview", errs)
 			}
-			return err
+			r.Status = decide(ctx, attributes(u, r.Spec.ResourceAttributes, r.Spec.NonResourceAttributes))
+			return nil
 		}},
 		"selfsubjectrulesreviews": &Reviewer{new: func() runtime.Object { return &authorizationv1.SelfSubjectRulesReview{} }, singular: "selfsubjectrulesreview", answer: func(ctx context.Context, obj runtime.Object) error {
 			r := obj.(*authorizationv1.SelfSubjectRulesReview)
@@ -181,30 +186,4 @@ func Authorization(auth authorizer.Authorizer, rules authorizer.RuleResolver) ma
 			return nil
 		}},
 	}
-}
-
-func subject(s authorizationv1.SubjectAccessReviewSpec) user.Info {
-	u := &user.DefaultInfo{Name: s.User, UID: s.UID, Groups: s.Groups}
-	for k, v := range s.Extra {
-		if u.Extra == nil {
-			u.Extra = map[string][]string{}
-		}
-		u.Extra[k] = v
-	}
-	return u
-}
-
-func attributes(u user.Info, r *authorizationv1.ResourceAttributes, n *authorizationv1.NonResourceAttributes) (authorizer.AttributesRecord, error) {
-	switch {
-	case r != nil && n != nil:
-		return authorizer.AttributesRecord{}, apierrors.NewBadRequest("cannot specify both spec.resourceAttributes and spec.nonResourceAttributes")
-	case n != nil:
-		return authorizer.AttributesRecord{User: u, Verb: n.Verb, Path: n.Path}, nil
-	case r != nil:
-		return authorizer.AttributesRecord{
-			User: u, Verb: r.Verb, Namespace: r.Namespace, APIGroup: r.Group, APIVersion: r.Version,
-			Resource: r.Resource, Subresource: r.Subresource, Name: r.Name, ResourceRequest: true,
-		}, nil
-	}
-	return authorizer.AttributesRecord{}, apierrors.NewBadRequest(fmt.Sprintf("exactly one of %s and %s must be specified", "spec.resourceAttributes", "spec.nonResourceAttributes"))
 }
