@@ -1,6 +1,3 @@
-// Package node holds a kubelet to what its node needs: its own Node and Lease,
-// and of Secrets, ConfigMaps and claims only those that pods bound to it name
-// (the Node authorizer).
 package node
 
 import (
@@ -10,6 +7,8 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/selection"
 	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/apiserver/pkg/authorization/authorizer"
 	"k8s.io/client-go/tools/cache"
@@ -28,83 +27,35 @@ var _ authorizer.Authorizer = (*Authorizer)(nil)
 
 // New adds an index to a pod informer that has not started yet: from node and referenced object to pods.
 func New(pods cache.SharedIndexInformer, rules authorizer.Authorizer) (*Authorizer, error) {
-	err := pods.AddIndexers(cache.Indexers{indexName: func(obj any) ([]string, error) {
-		pod, ok := obj.(*corev1.Pod)
-		if !ok || pod.Spec.NodeName == "" {
-			return nil, nil
-		}
-		return references(pod), nil
-	}})
-	if err != nil {
+	if err := pods.AddIndexers(cache.Indexers{indexName: index}); err != nil {
 		return nil, fmt.Errorf("node authorizer: %w", err)
 	}
 	return &Authorizer{pods: pods.GetIndexer(), Rules: rules}, nil
 }
 
-func key(node, resource, namespace, name string) string {
-	return strings.Join([]string{node, resource, namespace, name}, "/")
+func index(obj any) ([]string, error) {
+	pod, ok := obj.(*corev1.Pod)
+	if !ok || pod.Spec.NodeName == "" {
+		return nil, nil
+	}
+	keys := []string{key(pod.Spec.NodeName, "pods", pod.Namespace, pod.Name)}
+	References(pod, func(resource, name string) {
+		keys = append(keys, key(pod.Spec.NodeName, resource, pod.Namespace, name))
+	})
+	slices.Sort(keys)
+	return slices.Compact(keys), nil
 }
 
-// references lists what a pod's kubelet must read to run it.
-func references(p *corev1.Pod) []string {
-	var keys []string
-	add := func(resource, name string) {
-		if name != "" {
-			keys = append(keys, key(p.Spec.NodeName, resource, p.Namespace, name))
-		}
-	}
-	add("serviceaccounts", p.Spec.ServiceAccountName)
-	for _, s := range p.Spec.ImagePullSecrets {
-		add("secrets", s.Name)
-	}
-	for _, v := range p.Spec.Volumes {
-		switch {
-		case v.Secret != nil:
-			add("secrets", v.Secret.SecretName)
-		case v.ConfigMap != nil:
-			add("configmaps", v.ConfigMap.Name)
-		case v.PersistentVolumeClaim != nil:
-			add("persistentvolumeclaims", v.PersistentVolumeClaim.ClaimName)
-		case v.Projected != nil:
-			for _, src := range v.Projected.Sources {
-				if src.Secret != nil {
-					add("secrets", src.Secret.Name)
-				}
-				if src.ConfigMap != nil {
-					add("configmaps", src.ConfigMap.Name)
-				}
-			}
-		}
-	}
-	for _, list := range [][]corev1.Container{p.Spec.InitContainers, p.Spec.Containers} {
-		for _, c := range list {
-			for _, e := range c.EnvFrom {
-				if e.SecretRef != nil {
-					add("secrets", e.SecretRef.Name)
-				}
-				if e.ConfigMapRef != nil {
-					add("configmaps", e.ConfigMapRef.Name)
-				}
-			}
-			for _, e := range c.Env {
-				if e.ValueFrom != nil && e.ValueFrom.SecretKeyRef != nil {
-					add("secrets", e.ValueFrom.SecretKeyRef.Name)
-				}
-				if e.ValueFrom != nil && e.ValueFrom.ConfigMapKeyRef != nil {
-					add("configmaps", e.ValueFrom.ConfigMapKeyRef.Name)
-				}
-			}
-		}
-	}
-	return keys
-}
-
-// Name returns the node that a user is the kubelet of.
+// Name returns the node that a user is the kubelet of; "" with true is a member of system:nodes that is no node.
 func Name(u user.Info) (string, bool) {
 	if u == nil || !slices.Contains(u.GetGroups(), user.NodesGroup) {
 		return "", false
 	}
-	return strings.CutPrefix(u.GetName(), "system:node:")
+	name, _ := strings.CutPrefix(u.GetName(), "system:node:")
+	if name == u.GetName() {
+		return "", true
+	}
+	return name, true
 }
 
 // Authorize implements authorizer.Authorizer.
@@ -113,36 +64,67 @@ func (a *Authorizer) Authorize(ctx context.Context, attr authorizer.Attributes) 
 	if !ok {
 		return authorizer.DecisionNoOpinion, "", nil
 	}
-	if attr.IsResourceRequest() {
-		switch attr.GetAPIGroup() + "/" + attr.GetResource() {
-		case "/secrets", "/configmaps", "/persistentvolumeclaims":
-			if !slices.Contains([]string{"get", "list", "watch"}, attr.GetVerb()) || attr.GetSubresource() != "" {
-				return authorizer.DecisionNoOpinion, "a node can only read " + attr.GetResource(), nil
-			}
-			return a.referenced(node, attr)
-		case "/serviceaccounts":
-			if attr.GetVerb() != "create" || attr.GetSubresource() != "token" {
-				return authorizer.DecisionNoOpinion, "a node can only create tokens of ServiceAccounts", nil
-			}
-			return a.referenced(node, attr)
-		case "/nodes":
-			if attr.GetName() != "" && attr.GetName() != node {
-				return authorizer.DecisionNoOpinion, fmt.Sprintf("node %q can only access its own Node", node), nil
-			}
-		case "coordination.k8s.io/leases":
-			if attr.GetNamespace() != corev1.NamespaceNodeLease || attr.GetName() != "" && attr.GetName() != node {
-				return authorizer.DecisionNoOpinion, fmt.Sprintf("node %q can only access its own Lease", node), nil
-			}
+	if node == "" {
+		return authorizer.DecisionNoOpinion, fmt.Sprintf("user %q of group %s is no node", attr.GetUser().GetName(), user.NodesGroup), nil
+	}
+	if !attr.IsResourceRequest() {
+		return a.Rules.Authorize(ctx, attr)
+	}
+	reads := slices.Contains([]string{"get", "list", "watch"}, attr.GetVerb())
+	switch attr.GetAPIGroup() + "/" + attr.GetResource() {
+	case "/secrets", "/configmaps", "/persistentvolumeclaims":
+		if !reads || attr.GetSubresource() != "" {
+			return authorizer.DecisionNoOpinion, "a node can only read " + attr.GetResource(), nil
+		}
+		return a.referenced(node, attr)
+	case "/serviceaccounts":
+		if attr.GetVerb() != "create" || attr.GetSubresource() != "token" {
+			return authorizer.DecisionNoOpinion, "a node can only create tokens of ServiceAccounts", nil
+		}
+		return a.referenced(node, attr)
+	case "/pods":
+		if reads && attr.GetSubresource() == "" {
+			return a.readPods(node, attr)
+		}
+	case "/nodes":
+		// A list by field selector metadata.name carries that name.
+		if attr.GetName() != node && (attr.GetName() != "" || attr.GetVerb() != "create") {
+			return authorizer.DecisionNoOpinion, fmt.Sprintf("node %q can only access its own Node (list with field selector metadata.name)", node), nil
+		}
+	case "coordination.k8s.io/leases":
+		if attr.GetNamespace() != corev1.NamespaceNodeLease || attr.GetName() != node && (attr.GetName() != "" || attr.GetVerb() != "create") {
+			return authorizer.DecisionNoOpinion, fmt.Sprintf("node %q can only access its own Lease", node), nil
 		}
 	}
 	return a.Rules.Authorize(ctx, attr)
 }
 
+// readPods allows a node its own pods only (KEP-4601).
+func (a *Authorizer) readPods(node string, attr authorizer.Attributes) (authorizer.Decision, string, error) {
+	reqs, _ := attr.GetFieldSelector() // what can't be parsed doesn't narrow the request
+	if slices.Contains(reqs, fields.Requirement{Operator: selection.Equals, Field: "spec.nodeName", Value: node}) ||
+		slices.Contains(reqs, fields.Requirement{Operator: selection.DoubleEquals, Field: "spec.nodeName", Value: node}) {
+		return authorizer.DecisionAllow, "", nil
+	}
+	if attr.GetVerb() != "get" {
+		return authorizer.DecisionNoOpinion, fmt.Sprintf("node %q can only list pods with field selector spec.nodeName", node), nil
+	}
+	obj, exists, err := a.pods.GetByKey(attr.GetNamespace() + "/" + attr.GetName())
+	if err != nil {
+		return authorizer.DecisionNoOpinion, "", err
+	}
+	// A kubelet asks for pods that are gone to learn just that: 404 tells it, 403 would not.
+	if pod, ok := obj.(*corev1.Pod); exists && ok && pod.Spec.NodeName != node {
+		return authorizer.DecisionNoOpinion, fmt.Sprintf("pod %s/%s is not bound to node %q", attr.GetNamespace(), attr.GetName(), node), nil
+	}
+	return authorizer.DecisionAllow, "", nil
+}
+
 func (a *Authorizer) referenced(node string, attr authorizer.Attributes) (authorizer.Decision, string, error) {
-	if attr.GetName() == "" {
+	if attr.GetName() == "" || attr.GetNamespace() == "" {
 		return authorizer.DecisionNoOpinion, "a node must name the object", nil
 	}
-	pods, err := a.pods.ByIndex(indexName, key(node, attr.GetResource(), attr.GetNamespace(), attr.GetName()))
+	pods, err := a.pods.IndexKeys(indexName, key(node, attr.GetResource(), attr.GetNamespace(), attr.GetName()))
 	if err != nil {
 		return authorizer.DecisionNoOpinion, "", err
 	}
