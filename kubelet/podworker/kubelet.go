@@ -1,0 +1,256 @@
+package podworker
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/record"
+	cri "k8s.io/cri-api/pkg/apis"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/klog/v2"
+
+	"github.com/strake-io/strake/kubelet/cgroups"
+	"github.com/strake-io/strake/kubelet/objects"
+	"github.com/strake-io/strake/kubelet/podnet"
+	"github.com/strake-io/strake/kubelet/prober"
+	"github.com/strake-io/strake/kubelet/volumes"
+)
+
+// Pods is the set of this node's workers, with all that they use.
+type Pods struct {
+	Client      kubernetes.Interface
+	Runtime     cri.RuntimeService
+	Images      cri.ImageManagerService
+	Recorder    record.EventRecorder
+	Volumes     *volumes.Manager
+	Cgroups     *cgroups.Manager
+	Net         podnet.Config
+	Objects     *objects.Cache
+	Services    func() []*corev1.Service
+	Allocatable func() corev1.ResourceList
+	HostIP      string
+	LogsDir     string
+
+	prober *prober.Manager
+
+	mu      sync.Mutex
+	workers map[types.UID]*worker
+	wg      sync.WaitGroup
+	ctx     context.Context
+}
+
+// relist is how often the runtime is asked for changes that it did not announce (containerd 1.6 announces none).
+const relist = time.Second
+
+// Run serves the workers until ctx ends. Containers go on running then.
+func (k *Pods) Run(ctx context.Context) {
+	k.mu.Lock()
+	k.ctx = ctx
+	k.mu.Unlock()
+	k.watchRuntime(ctx)
+	k.wg.Wait()
+}
+
+// Init must be called before Set.
+func (k *Pods) Init(ctx context.Context) {
+	k.workers = map[types.UID]*worker{}
+	k.ctx = ctx
+	k.prober = prober.New(k.execProbe, k.probed)
+}
+
+// Set tells of a pod of this node, new or changed.
+func (k *Pods) Set(p *corev1.Pod) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	w := k.workers[p.UID]
+	if w == nil {
+		w = &worker{k: k, uid: p.UID, wake: make(chan struct{}, 1), backoffs: map[string]*backoff{}, waiting: map[string]waiting{}, unhealthy: map[string]string{}}
+		k.workers[p.UID] = w
+		w.set(p)
+		k.wg.Go(func() {
+			w.run(k.ctx)
+			k.mu.Lock()
+			delete(k.workers, p.UID)
+			k.mu.Unlock()
+		})
+		return
+	}
+	w.set(p)
+}
+
+// Gone tells that a pod's object no longer exists: what is left of it is removed.
+func (k *Pods) Gone(p *corev1.Pod) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if w := k.workers[p.UID]; w != nil {
+		w.gone()
+	}
+}
+
+// Wake has workers look at their pods.
+func (k *Pods) Wake(uids ...types.UID) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, uid := range uids {
+		if w := k.workers[uid]; w != nil {
+			w.poke()
+		}
+	}
+}
+
+// Get returns a pod by namespace and name.
+func (k *Pods) Get(namespace, name string) (*corev1.Pod, bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, w := range k.workers {
+		if p := w.pod(); p.Namespace == namespace && p.Name == name {
+			return p, true
+		}
+	}
+	return nil, false
+}
+
+// List returns all pods of this node.
+func (k *Pods) List() []*corev1.Pod {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	out := make([]*corev1.Pod, 0, len(k.workers))
+	for _, w := range k.workers {
+		out = append(out, w.pod())
+	}
+	return out
+}
+
+// ContainerID finds the newest container of a pod by name; previous, the one before it.
+func (k *Pods) ContainerID(ctx context.Context, p *corev1.Pod, name string, previous bool) (*runtimeapi.ContainerStatus, bool) {
+	o, err := k.observe(ctx, p.UID)
+	if err != nil {
+		return nil, false
+	}
+	l := o.containers[name]
+	i := 0
+	if previous {
+		i = 1
+	}
+	if len(l) <= i {
+		return nil, false
+	}
+	return l[i], true
+}
+
+// SandboxID finds the pod's sandbox.
+func (k *Pods) SandboxID(ctx context.Context, uid types.UID) (string, bool) {
+	o, err := k.observe(ctx, uid)
+	if err != nil || !o.sandboxReady() {
+		return "", false
+	}
+	return o.sandbox.Id, true
+}
+
+func (k *Pods) execProbe(ctx context.Context, id string, cmd []string, timeout time.Duration) (string, error) {
+	out, errOut, err := k.Runtime.ExecSync(ctx, id, cmd, timeout)
+	return string(out) + string(errOut), err
+}
+
+func (k *Pods) probed(r prober.Result) {
+	k.mu.Lock()
+	w := k.workers[r.Pod]
+	k.mu.Unlock()
+	if w == nil {
+		return
+	}
+	if !r.OK {
+		k.Recorder.Eventf(w.pod(), corev1.EventTypeWarning, "Unhealthy", "%s probe failed: %s", r.Kind, r.Message)
+		if r.Kind != prober.Readiness {
+			w.markUnhealthy(r.ID, "Container "+r.Container+" failed "+lower(r.Kind)+" probe, will be restarted")
+		}
+	}
+	w.poke()
+}
+
+func lower(k prober.Kind) string {
+	if k == prober.Liveness {
+		return "liveness"
+	}
+	return "startup"
+}
+
+// watchRuntime wakes the workers of pods whose containers changed behind our back.
+func (k *Pods) watchRuntime(ctx context.Context) {
+	t := time.NewTicker(relist)
+	defer t.Stop()
+	seen := map[string]runtimeapi.ContainerState{}
+	sandboxes := map[string]runtimeapi.PodSandboxState{}
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+		}
+		k.mu.Lock()
+		idle := len(k.workers) == 0
+		k.mu.Unlock()
+		if idle {
+			continue
+		}
+		containers, err := k.Runtime.ListContainers(ctx, nil)
+		if err != nil {
+			klog.V(2).InfoS("List of containers failed, trying again", "err", err)
+			continue
+		}
+		boxes, err := k.Runtime.ListPodSandbox(ctx, nil)
+		if err != nil {
+			continue
+		}
+		changed := map[types.UID]bool{}
+		next := make(map[string]runtimeapi.ContainerState, len(containers))
+		for _, c := range containers {
+			next[c.Id] = c.State
+			if old, ok := seen[c.Id]; !ok || old != c.State {
+				changed[types.UID(c.Labels[labelPodUID])] = true
+			}
+		}
+		nextBoxes := make(map[string]runtimeapi.PodSandboxState, len(boxes))
+		for _, b := range boxes {
+			nextBoxes[b.Id] = b.State
+			if old, ok := sandboxes[b.Id]; !ok || old != b.State {
+				changed[types.UID(b.Labels[labelPodUID])] = true
+			}
+		}
+		seen, sandboxes = next, nextBoxes
+		for uid := range changed {
+			k.Wake(uid)
+		}
+	}
+}
+
+// RemoveOrphans removes what is left of pods that are not among uids: sandboxes, folders, cgroups.
+func (k *Pods) RemoveOrphans(ctx context.Context, uids map[types.UID]bool) error {
+	boxes, err := k.Runtime.ListPodSandbox(ctx, nil)
+	if err != nil {
+		return err
+	}
+	left := map[types.UID]bool{}
+	for _, b := range boxes {
+		if uid := types.UID(b.Labels[labelPodUID]); !uids[uid] {
+			left[uid] = true
+		}
+	}
+	for _, list := range [][]types.UID{k.Volumes.Pods(), k.Cgroups.Pods()} {
+		for _, uid := range list {
+			if !uids[uid] {
+				left[uid] = true
+			}
+		}
+	}
+	for uid := range left {
+		if err := k.cleanUp(ctx, uid); err != nil {
+			return err
+		}
+	}
+	return nil
+}

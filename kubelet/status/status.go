@@ -1,0 +1,259 @@
+// Package status makes a pod's status of what the container runtime says. It is
+// pure: the same input gives the same status.
+package status
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// Container is what is known of one container of the spec.
+type Container struct {
+	Current *runtimeapi.ContainerStatus // newest incarnation, nil before the first
+	Last    *runtimeapi.ContainerStatus // the one before
+	// Waiting says why there is no running incarnation, such as ImagePullBackOff; empty: ContainerCreating.
+	Reason, Message string
+	Started, Ready  bool
+	Restarts        int32
+}
+
+// Input is all that the status follows from.
+type Input struct {
+	Pod        *corev1.Pod
+	Containers map[string]Container // by name, init containers too
+	PodIPs     []string
+	HostIP     string
+	Sandbox    bool // a sandbox with network is ready
+	// Failed overrides the phase: reason and message, such as Evicted or DeadlineExceeded.
+	FailedReason, FailedMessage string
+	Now                         time.Time
+}
+
+// Make computes the status.
+func Make(in Input) corev1.PodStatus {
+	p := in.Pod
+	s := corev1.PodStatus{
+		ObservedGeneration: p.Generation, QOSClass: p.Status.QOSClass, HostIP: in.HostIP, StartTime: p.Status.StartTime,
+		NominatedNodeName: p.Status.NominatedNodeName, Reason: in.FailedReason, Message: in.FailedMessage,
+	}
+	if in.HostIP != "" {
+		s.HostIPs = []corev1.HostIP{{IP: in.HostIP}}
+	}
+	if s.StartTime == nil {
+		now := metav1.NewTime(in.Now.Truncate(time.Second))
+		s.StartTime = &now
+	}
+	for i, ip := range in.PodIPs {
+		if i == 0 {
+			s.PodIP = ip
+		}
+		s.PodIPs = append(s.PodIPs, corev1.PodIP{IP: ip})
+	}
+	for i := range p.Spec.InitContainers {
+		c := &p.Spec.InitContainers[i]
+		s.InitContainerStatuses = append(s.InitContainerStatuses, containerStatus(c, in.Containers[c.Name], "PodInitializing"))
+	}
+	initialized := initDone(p, s.InitContainerStatuses)
+	waiting := "ContainerCreating"
+	if !initialized {
+		waiting = "PodInitializing"
+	}
+	for i := range p.Spec.Containers {
+		c := &p.Spec.Containers[i]
+		s.ContainerStatuses = append(s.ContainerStatuses, containerStatus(c, in.Containers[c.Name], waiting))
+	}
+	s.Phase = phase(p, s, initialized)
+	if in.FailedReason != "" {
+		s.Phase = corev1.PodFailed
+	}
+	s.Conditions = conditions(in, s, initialized)
+	return s
+}
+
+func sidecar(c *corev1.Container) bool {
+	return c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways
+}
+
+// initDone tells whether all init containers have done their part.
+func initDone(p *corev1.Pod, statuses []corev1.ContainerStatus) bool {
+	for i := range p.Spec.InitContainers {
+		st := statuses[i]
+		if sidecar(&p.Spec.InitContainers[i]) {
+			if st.Started == nil || !*st.Started {
+				return false
+			}
+			continue
+		}
+		if st.State.Terminated == nil || st.State.Terminated.ExitCode != 0 {
+			return false
+		}
+	}
+	return true
+}
+
+func containerStatus(spec *corev1.Container, c Container, waiting string) corev1.ContainerStatus {
+	s := corev1.ContainerStatus{Name: spec.Name, Image: spec.Image, RestartCount: c.Restarts, Ready: c.Ready}
+	started := c.Started && c.Current != nil && c.Current.State == runtimeapi.ContainerState_CONTAINER_RUNNING
+	s.Started = &started
+	if c.Current != nil {
+		s.ContainerID = "containerd://" + c.Current.Id
+		s.ImageID = c.Current.ImageRef
+		if c.Current.Image != nil && c.Current.Image.UserSpecifiedImage != "" {
+			s.Image = c.Current.Image.UserSpecifiedImage
+		}
+		switch c.Current.State {
+		case runtimeapi.ContainerState_CONTAINER_RUNNING:
+			s.State.Running = &corev1.ContainerStateRunning{StartedAt: stamp(c.Current.StartedAt)}
+		case runtimeapi.ContainerState_CONTAINER_EXITED:
+			s.State.Terminated = terminated(c.Current)
+		}
+	}
+	if c.Last != nil {
+		s.LastTerminationState.Terminated = terminated(c.Last)
+	}
+	// An ended container that will be started again waits for that.
+	if c.Reason != "" && s.State.Running == nil {
+		if s.State.Terminated != nil {
+			s.LastTerminationState.Terminated = s.State.Terminated
+		}
+		s.State = corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: c.Reason, Message: c.Message}}
+	}
+	if s.State == (corev1.ContainerState{}) {
+		s.State.Waiting = &corev1.ContainerStateWaiting{Reason: waiting}
+	}
+	if s.State.Running == nil {
+		s.Ready = s.Ready && s.State.Terminated != nil && s.State.Terminated.ExitCode == 0
+	}
+	return s
+}
+
+func stamp(nanos int64) metav1.Time {
+	if nanos <= 0 {
+		return metav1.Time{}
+	}
+	return metav1.NewTime(time.Unix(0, nanos).Truncate(time.Second))
+}
+
+func terminated(c *runtimeapi.ContainerStatus) *corev1.ContainerStateTerminated {
+	t := &corev1.ContainerStateTerminated{
+		ExitCode: c.ExitCode, Reason: c.Reason, Message: c.Message, StartedAt: stamp(c.StartedAt), FinishedAt: stamp(c.FinishedAt),
+		ContainerID: "containerd://" + c.Id,
+	}
+	if t.Reason == "" {
+		t.Reason = "Error"
+		if c.ExitCode == 0 {
+			t.Reason = "Completed"
+		}
+	}
+	return t
+}
+
+// phase follows the rules of "Pod Lifecycle".
+func phase(p *corev1.Pod, s corev1.PodStatus, initialized bool) corev1.PodPhase {
+	if !initialized {
+		for i := range p.Spec.InitContainers {
+			if t := s.InitContainerStatuses[i].State.Terminated; t != nil && t.ExitCode != 0 && p.Spec.RestartPolicy == corev1.RestartPolicyNever {
+				return corev1.PodFailed
+			}
+		}
+		return corev1.PodPending
+	}
+	var running, waiting, ok, failed int
+	for _, c := range s.ContainerStatuses {
+		switch {
+		case c.State.Running != nil:
+			running++
+		case c.State.Terminated != nil && c.State.Terminated.ExitCode == 0:
+			ok++
+		case c.State.Terminated != nil:
+			failed++
+		case c.LastTerminationState.Terminated != nil:
+			running++ // between two incarnations
+		default:
+			waiting++
+		}
+	}
+	switch {
+	case waiting > 0:
+		return corev1.PodPending
+	case running > 0 || p.Spec.RestartPolicy == corev1.RestartPolicyAlways:
+		return corev1.PodRunning
+	case failed == 0:
+		return corev1.PodSucceeded
+	case p.Spec.RestartPolicy == corev1.RestartPolicyNever:
+		return corev1.PodFailed
+	}
+	return corev1.PodRunning
+}
+
+func conditions(in Input, s corev1.PodStatus, initialized bool) []corev1.PodCondition {
+	p := in.Pod
+	out := slices.Clone(p.Status.Conditions)
+	set := func(t corev1.PodConditionType, ok bool, reason, message string) {
+		c := corev1.PodCondition{Type: t, Status: corev1.ConditionFalse, Reason: reason, Message: message, LastTransitionTime: metav1.NewTime(in.Now.Truncate(time.Second)), ObservedGeneration: p.Generation}
+		if ok {
+			c.Status, c.Reason, c.Message = corev1.ConditionTrue, "", ""
+			if s.Phase == corev1.PodSucceeded {
+				c.Reason = reason
+			}
+		}
+		for i := range out {
+			if out[i].Type == t {
+				if out[i].Status == c.Status {
+					c.LastTransitionTime = out[i].LastTransitionTime
+				}
+				out[i] = c
+				return
+			}
+		}
+		out = append(out, c)
+	}
+	var notReady []string
+	for i, c := range s.ContainerStatuses {
+		if !c.Ready || c.State.Running == nil {
+			notReady = append(notReady, p.Spec.Containers[i].Name)
+		}
+	}
+	for i, c := range s.InitContainerStatuses {
+		if sidecar(&p.Spec.InitContainers[i]) && !c.Ready {
+			notReady = append(notReady, c.Name)
+		}
+	}
+	reason, message := "", ""
+	switch {
+	case s.Phase == corev1.PodSucceeded:
+		reason = "PodCompleted"
+	case s.Phase == corev1.PodFailed:
+		reason = "PodFailed"
+	case len(notReady) > 0:
+		reason, message = "ContainersNotReady", fmt.Sprintf("containers with unready status: [%s]", strings.Join(notReady, " "))
+	}
+	ready := len(notReady) == 0 && s.Phase == corev1.PodRunning
+	set("PodReadyToStartContainers", in.Sandbox, "", "")
+	initReason := "ContainersNotInitialized"
+	if s.Phase == corev1.PodSucceeded {
+		initReason = "PodCompleted"
+	}
+	set(corev1.PodInitialized, initialized, initReason, "")
+	set(corev1.ContainersReady, ready, reason, message)
+	gates := ready
+	for _, g := range p.Spec.ReadinessGates {
+		if !slices.ContainsFunc(out, func(c corev1.PodCondition) bool {
+			return c.Type == g.ConditionType && c.Status == corev1.ConditionTrue
+		}) {
+			if ready {
+				reason, message = "ReadinessGatesNotReady", fmt.Sprintf("corresponding condition of pod readiness gate %q does not exist.", g.ConditionType)
+			}
+			gates = false
+		}
+	}
+	set(corev1.PodReady, gates, reason, message)
+	set(corev1.PodScheduled, true, "", "")
+	return out
+}
