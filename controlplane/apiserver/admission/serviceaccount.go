@@ -1,11 +1,8 @@
-// Package admission holds the admission plugins that no library brings: what
-// the API server itself adds to objects before it stores them.
 package admission
 
 import (
 	"context"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"slices"
 	"time"
@@ -41,21 +38,8 @@ var (
 	_ initializer.WantsExternalKubeClientSet       = (*serviceAccount)(nil)
 )
 
-// Register adds the plugins of this package and returns their names, in the order in which they run.
-func Register(p *admission.Plugins) []string {
-	p.Register("ServiceAccount", func(io.Reader) (admission.Interface, error) {
-		return &serviceAccount{Handler: admission.NewHandler(admission.Create)}, nil
-	})
-	p.Register("DefaultTolerationSeconds", func(io.Reader) (admission.Interface, error) {
-		return &defaultTolerations{Handler: admission.NewHandler(admission.Create)}, nil
-	})
-	p.Register("NodeRestriction", func(io.Reader) (admission.Interface, error) {
-		return &nodeRestriction{Handler: admission.NewHandler(admission.Create, admission.Update, admission.Delete)}, nil
-	})
-	p.Register("Priority", func(io.Reader) (admission.Interface, error) {
-		return &priority{Handler: admission.NewHandler(admission.Create)}, nil
-	})
-	return []string{"ServiceAccount", "Priority", "DefaultTolerationSeconds", "NodeRestriction"}
+func newServiceAccount() (admission.Interface, error) {
+	return &serviceAccount{Handler: admission.NewHandler(admission.Create)}, nil
 }
 
 func (s *serviceAccount) SetExternalKubeClientSet(c kubernetes.Interface) { s.client = c }
@@ -73,14 +57,6 @@ func (s *serviceAccount) ValidateInitialization() error {
 	return nil
 }
 
-func podOf(a admission.Attributes) (*corev1.Pod, bool) {
-	if a.GetResource().GroupResource() != corev1.Resource("pods") || a.GetSubresource() != "" {
-		return nil, false
-	}
-	p, ok := a.GetObject().(*corev1.Pod)
-	return p, ok
-}
-
 func (s *serviceAccount) Admit(ctx context.Context, a admission.Attributes, _ admission.ObjectInterfaces) error {
 	pod, ok := podOf(a)
 	if !ok {
@@ -90,8 +66,8 @@ func (s *serviceAccount) Admit(ctx context.Context, a admission.Attributes, _ ad
 	if _, mirror := pod.Annotations[corev1.MirrorPodAnnotationKey]; mirror {
 		return nil
 	}
-	if !s.WaitForReady() {
-		return admission.NewForbidden(a, fmt.Errorf("not yet ready to handle request"))
+	if err := ready(s.Handler, a); err != nil {
+		return err
 	}
 	if pod.Spec.ServiceAccountName == "" {
 		pod.Spec.ServiceAccountName = "default"

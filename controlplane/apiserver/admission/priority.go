@@ -6,37 +6,12 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	schedulingv1 "k8s.io/api/scheduling/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apiserver/pkg/admission"
 	"k8s.io/client-go/informers"
 	schedulinglisters "k8s.io/client-go/listers/scheduling/v1"
 )
-
-// evictAfterSeconds is how long a pod stays bound to a node that is not ready or unreachable.
-const evictAfterSeconds = 300
-
-// defaultTolerations lets pods stay a while on a node that fails.
-type defaultTolerations struct{ *admission.Handler }
-
-func (d *defaultTolerations) Admit(_ context.Context, a admission.Attributes, _ admission.ObjectInterfaces) error {
-	pod, ok := podOf(a)
-	if !ok {
-		return nil
-	}
-	for _, key := range []string{corev1.TaintNodeNotReady, corev1.TaintNodeUnreachable} {
-		taint, found := corev1.Taint{Key: key, Effect: corev1.TaintEffectNoExecute}, false
-		for _, t := range pod.Spec.Tolerations {
-			if (t.Key == taint.Key || t.Key == "") && (t.Effect == taint.Effect || t.Effect == "") {
-				found = true
-			}
-		}
-		if !found {
-			seconds := int64(evictAfterSeconds)
-			pod.Spec.Tolerations = append(pod.Spec.Tolerations, corev1.Toleration{Key: key, Operator: corev1.TolerationOpExists, Effect: taint.Effect, TolerationSeconds: &seconds})
-		}
-	}
-	return nil
-}
 
 // systemPriorities exist in every cluster (scheduling.k8s.io).
 var systemPriorities = map[string]int32{"system-cluster-critical": 2_000_000_000, "system-node-critical": 2_000_001_000}
@@ -45,6 +20,10 @@ var systemPriorities = map[string]int32{"system-cluster-critical": 2_000_000_000
 type priority struct {
 	*admission.Handler
 	classes schedulinglisters.PriorityClassLister
+}
+
+func newPriority() (admission.Interface, error) {
+	return &priority{Handler: admission.NewHandler(admission.Create)}, nil
 }
 
 func (p *priority) SetExternalKubeInformerFactory(f informers.SharedInformerFactory) {
@@ -69,12 +48,15 @@ func (p *priority) Admit(_ context.Context, a admission.Attributes, _ admission.
 	if system, ok := systemPriorities[pod.Spec.PriorityClassName]; ok {
 		value = system
 	} else {
-		if !p.WaitForReady() {
-			return admission.NewForbidden(a, fmt.Errorf("not yet ready to handle request"))
+		if err := ready(p.Handler, a); err != nil {
+			return err
 		}
 		class, err := p.class(pod.Spec.PriorityClassName)
-		if err != nil {
+		if apierrors.IsNotFound(err) {
 			return admission.NewForbidden(a, fmt.Errorf("no PriorityClass with name %s was found", pod.Spec.PriorityClassName))
+		}
+		if err != nil {
+			return fmt.Errorf("PriorityClass %s: %w", pod.Spec.PriorityClassName, err)
 		}
 		if class != nil {
 			pod.Spec.PriorityClassName, value = class.Name, class.Value
