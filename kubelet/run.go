@@ -1,0 +1,197 @@
+package kubelet
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	authenticationv1 "k8s.io/api/authentication/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/kubernetes/scheme"
+	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/tools/record"
+	remote "k8s.io/cri-client/pkg"
+	"k8s.io/klog/v2"
+
+	"github.com/strake-io/strake/kubelet/cgroups"
+	"github.com/strake-io/strake/kubelet/node"
+	"github.com/strake-io/strake/kubelet/objects"
+	"github.com/strake-io/strake/kubelet/podnet"
+	"github.com/strake-io/strake/kubelet/podworker"
+	"github.com/strake-io/strake/kubelet/server"
+	"github.com/strake-io/strake/kubelet/volumes"
+)
+
+// Config is all that differs between nodes.
+type Config struct {
+	NodeName      string
+	NodeIP        string
+	Port          int // of the kubelet's API
+	Labels        map[string]string
+	MaxPods       int64 // zero: 110
+	Client        *rest.Config
+	CRISocket     string // path of the container runtime's unix socket
+	RootDir       string // pods' folders
+	PodLogsDir    string
+	Cgroup        string // the node's cgroup, such as /strake-0123abcd
+	ClusterDNS    []string
+	ClusterDomain string
+	ResolvConf    string
+	CertFile      string
+	KeyFile       string
+	ClientCAFile  string
+}
+
+// callTimeout bounds calls to the container runtime that start nothing long.
+const callTimeout = 2 * time.Minute
+
+// Run runs this node's pods until ctx ends. Containers go on running without it.
+func Run(ctx context.Context, cfg Config) error {
+	if cfg.MaxPods == 0 {
+		cfg.MaxPods = 110
+	}
+	pb := rest.CopyConfig(cfg.Client)
+	pb.ContentType = "application/vnd.kubernetes.protobuf"
+	client, err := kubernetes.NewForConfig(pb)
+	if err != nil {
+		return fmt.Errorf("kubelet: %w", err)
+	}
+	endpoint := "unix://" + cfg.CRISocket
+	runtime, err := remote.NewRemoteRuntimeService(ctx, endpoint, callTimeout, nil, false)
+	if err != nil {
+		return fmt.Errorf("kubelet: container runtime at %s: %w", endpoint, err)
+	}
+	images, err := remote.NewRemoteImageService(ctx, endpoint, callTimeout, nil, false)
+	if err != nil {
+		return fmt.Errorf("kubelet: container runtime at %s: %w", endpoint, err)
+	}
+	if err := os.MkdirAll(cfg.RootDir, 0o711); err != nil {
+		return fmt.Errorf("kubelet: %w", err)
+	}
+	nodeConfig := node.Config{Name: cfg.NodeName, IP: cfg.NodeIP, Port: cfg.Port, Labels: cfg.Labels, MaxPods: cfg.MaxPods, RootDir: cfg.RootDir, Client: client, Runtime: runtime}
+	machine, err := node.Inspect(ctx, nodeConfig)
+	if err != nil {
+		return fmt.Errorf("kubelet: %w", err)
+	}
+	memory := machine.Capacity[corev1.ResourceMemory]
+
+	events := record.NewBroadcaster(record.WithContext(ctx))
+	defer events.Shutdown()
+	events.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: client.CoreV1().Events("")})
+
+	services := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(dropManagedFields))
+	serviceLister := services.Core().V1().Services().Lister()
+	services.Start(ctx.Done())
+	defer services.Shutdown()
+
+	pods := &podworker.Pods{
+		Client: client, Runtime: runtime, Images: images,
+		Recorder: events.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "kubelet", Host: cfg.NodeName}),
+		Cgroups:  cgroups.New(cfg.Cgroup, memory.Value()),
+		Net:      podnet.Config{ClusterDNS: cfg.ClusterDNS, ClusterDomain: cfg.ClusterDomain, ResolvConf: cfg.ResolvConf},
+		Services: func() []*corev1.Service {
+			list, err := serviceLister.List(labels.Everything())
+			if err != nil {
+				return nil // a lister of a cache never fails
+			}
+			return list
+		},
+		Allocatable: func() corev1.ResourceList { return machine.Allocatable },
+		HostIP:      cfg.NodeIP, LogsDir: cfg.PodLogsDir,
+	}
+	pods.Objects = objects.New(client, func(uids []types.UID) { pods.Wake(uids...) })
+	pods.Volumes = volumes.New(filepath.Join(cfg.RootDir, "pods"), volumes.Sources{
+		ConfigMap: func(ctx context.Context, p *corev1.Pod, name string) (*corev1.ConfigMap, error) {
+			return pods.Objects.ConfigMap(ctx, p.UID, p.Namespace, name)
+		},
+		Secret: func(ctx context.Context, p *corev1.Pod, name string) (*corev1.Secret, error) {
+			return pods.Objects.Secret(ctx, p.UID, p.Namespace, name)
+		},
+		Token: func(ctx context.Context, p *corev1.Pod, spec authenticationv1.TokenRequestSpec) (string, time.Time, error) {
+			tr, err := client.CoreV1().ServiceAccounts(p.Namespace).CreateToken(ctx, p.Spec.ServiceAccountName, &authenticationv1.TokenRequest{Spec: spec}, metav1.CreateOptions{})
+			if err != nil {
+				return "", time.Time{}, err
+			}
+			return tr.Status.Token, tr.Status.ExpirationTimestamp.Time, nil
+		},
+		Node: machine.Allocatable,
+	})
+	pods.Init(ctx)
+
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return node.Run(gctx, nodeConfig, machine) })
+	g.Go(func() error {
+		return server.Run(gctx, server.Config{
+			Addr: net.JoinHostPort(cfg.NodeIP, strconv.Itoa(cfg.Port)), CertFile: cfg.CertFile, KeyFile: cfg.KeyFile, ClientCAFile: cfg.ClientCAFile,
+			NodeName: cfg.NodeName, Client: client, Runtime: runtime, Pods: pods,
+		})
+	})
+	g.Go(func() error { return watchPods(gctx, client, cfg.NodeName, pods) })
+	g.Go(func() error {
+		pods.Run(gctx)
+		return nil
+	})
+	return g.Wait()
+}
+
+func dropManagedFields(obj any) (any, error) {
+	if m, ok := obj.(metav1.Object); ok {
+		m.SetManagedFields(nil)
+	}
+	return obj, nil
+}
+
+// watchPods feeds the workers with the pods that are bound to this node.
+func watchPods(ctx context.Context, client kubernetes.Interface, nodeName string, pods *podworker.Pods) error {
+	f := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(dropManagedFields), informers.WithTweakListOptions(func(o *metav1.ListOptions) {
+		o.FieldSelector = fields.OneTermEqualSelector("spec.nodeName", nodeName).String()
+	}))
+	inf := f.Core().V1().Pods()
+	_, err := inf.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc:    func(obj any) { pods.Set(obj.(*corev1.Pod)) },
+		UpdateFunc: func(_, obj any) { pods.Set(obj.(*corev1.Pod)) },
+		DeleteFunc: func(obj any) {
+			if t, ok := obj.(cache.DeletedFinalStateUnknown); ok {
+				obj = t.Obj
+			}
+			if p, ok := obj.(*corev1.Pod); ok {
+				pods.Gone(p)
+			}
+		},
+	})
+	if err != nil {
+		return fmt.Errorf("kubelet: %w", err)
+	}
+	f.Start(ctx.Done())
+	defer f.Shutdown()
+	if !cache.WaitForCacheSync(ctx.Done(), inf.Informer().HasSynced) {
+		return nil
+	}
+	// What pods left here that are gone from the API, because the node was away.
+	all, err := inf.Lister().List(labels.Everything())
+	if err != nil {
+		return fmt.Errorf("kubelet: %w", err)
+	}
+	live := map[types.UID]bool{}
+	for _, p := range all {
+		live[p.UID] = true
+	}
+	if err := pods.RemoveOrphans(ctx, live); err != nil {
+		klog.ErrorS(err, "Remains of pods that are gone were not removed")
+	}
+	<-ctx.Done()
+	return nil
+}
