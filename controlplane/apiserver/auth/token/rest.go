@@ -3,6 +3,7 @@ package token
 import (
 	"context"
 	"fmt"
+	"strings"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -66,6 +67,9 @@ func (r *REST) Create(ctx context.Context, name string, obj runtime.Object, vali
 	if req.Name == "" {
 		req.Name = sa.Name
 	}
+	if req.Name != sa.Name || req.Namespace != sa.Namespace {
+		return nil, apierrors.NewBadRequest(fmt.Sprintf("the TokenRequest is named %s/%s, but sent to serviceaccount %s/%s", req.Namespace, req.Name, sa.Namespace, sa.Name))
+	}
 	if len(req.Spec.Audiences) == 0 {
 		req.Spec.Audiences = r.Issuer.audiences
 	}
@@ -100,8 +104,9 @@ func (r *REST) bound(ctx context.Context, sa *corev1.ServiceAccount, o *authenti
 	if o == nil {
 		return nil, nil
 	}
-	getter, resource := map[string]Getter{"Pod": r.Pods, "Secret": r.Secrets, "Node": r.Nodes}[o.Kind], schema.GroupResource{Resource: o.Kind}
-	if getter == nil {
+	getter := map[string]Getter{"Pod": r.Pods, "Secret": r.Secrets, "Node": r.Nodes}[o.Kind]
+	resource := schema.GroupResource{Resource: strings.ToLower(o.Kind) + "s"}
+	if getter == nil || o.APIVersion != "" && o.APIVersion != "v1" {
 		return nil, apierrors.NewBadRequest(fmt.Sprintf("cannot bind token for serviceaccount %q to object of type %q", sa.Name, o.Kind))
 	}
 	obj, err := getter.Get(ctx, o.Name, &metav1.GetOptions{})

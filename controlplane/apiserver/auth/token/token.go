@@ -1,15 +1,12 @@
-// Package token issues and verifies ServiceAccount tokens: JWTs that are bound
-// to a ServiceAccount and, if asked for, to a Pod, Secret or Node (KEP-1205).
 package token
 
 import (
 	"context"
 	"crypto/ecdsa"
+	"crypto/elliptic"
 	"crypto/sha256"
 	"encoding/base64"
-	"encoding/json"
 	"fmt"
-	"net/http"
 	"time"
 
 	"github.com/golang-jwt/jwt/v5"
@@ -19,7 +16,6 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apiserver/pkg/authentication/authenticator"
 	"k8s.io/apiserver/pkg/authentication/serviceaccount"
-	corelisters "k8s.io/client-go/listers/core/v1"
 	"k8s.io/client-go/util/keyutil"
 )
 
@@ -30,14 +26,7 @@ type Issuer struct {
 	url       string
 	audiences authenticator.Audiences
 	objects   Objects
-}
-
-// Objects finds what tokens are bound to; a token whose object is gone is dead.
-type Objects struct {
-	ServiceAccounts corelisters.ServiceAccountLister
-	Pods            corelisters.PodLister
-	Secrets         corelisters.SecretLister
-	Nodes           corelisters.NodeLister
+	now       func() time.Time
 }
 
 // claims are a token's content, laid out as clients of the reference expect them.
@@ -66,14 +55,14 @@ func NewIssuer(keyFile, url string, audiences []string, objects Objects) (*Issue
 		return nil, fmt.Errorf("ServiceAccount key: %w", err)
 	}
 	key, ok := k.(*ecdsa.PrivateKey)
-	if !ok {
+	if !ok || key.Curve != elliptic.P256() {
 		return nil, fmt.Errorf("ServiceAccount key %s: want ECDSA P-256, have %T", keyFile, k)
 	}
 	id, err := keyID(&key.PublicKey)
 	if err != nil {
 		return nil, fmt.Errorf("ServiceAccount key %s: %w", keyFile, err)
 	}
-	return &Issuer{key: key, keyID: id, url: url, audiences: audiences, objects: objects}, nil
+	return &Issuer{key: key, keyID: id, url: url, audiences: audiences, objects: objects, now: time.Now}, nil
 }
 
 // keyID names a public key by its hash, so that a rotated key gets another name.
@@ -88,7 +77,7 @@ func keyID(pub *ecdsa.PublicKey) (string, error) {
 
 // Issue signs a token for a request that was validated before.
 func (i *Issuer) Issue(sa *corev1.ServiceAccount, spec authenticationv1.TokenRequestSpec, bound *Bound) (string, time.Time, error) {
-	now := time.Now()
+	now := i.now()
 	expires := now.Add(time.Duration(*spec.ExpirationSeconds) * time.Second)
 	c := claims{
 		RegisteredClaims: jwt.RegisteredClaims{
@@ -115,12 +104,13 @@ type Bound struct{ Pod, Secret, Node *ref }
 // AuthenticateToken implements authenticator.Token. Strings that are no token of this issuer are not ours (false, no
 // error), so that another authenticator may know them.
 func (i *Issuer) AuthenticateToken(ctx context.Context, raw string) (*authenticator.Response, bool, error) {
-	var c claims
-	parser := jwt.NewParser(jwt.WithValidMethods([]string{jwt.SigningMethodES256.Alg()}), jwt.WithExpirationRequired(), jwt.WithIssuedAt())
-	unverified := &claims{}
-	if _, _, err := parser.ParseUnverified(raw, unverified); err != nil || unverified.Issuer != i.url {
+	parser := jwt.NewParser(jwt.WithValidMethods([]string{jwt.SigningMethodES256.Alg()}), jwt.WithExpirationRequired(), jwt.WithTimeFunc(i.now), jwt.WithStrictDecoding())
+	// All of the claims are read only after the signature is found good; the issuer alone tells whose token it is.
+	var whose jwt.RegisteredClaims
+	if _, _, err := parser.ParseUnverified(raw, &whose); err != nil || whose.Issuer != i.url {
 		return nil, false, nil
 	}
+	var c claims
 	if _, err := parser.ParseWithClaims(raw, &c, func(*jwt.Token) (any, error) { return &i.key.PublicKey, nil }); err != nil {
 		return nil, false, fmt.Errorf("ServiceAccount token: %w", err)
 	}
@@ -132,88 +122,10 @@ func (i *Issuer) AuthenticateToken(ctx context.Context, raw string) (*authentica
 	if len(audiences) == 0 {
 		return nil, false, fmt.Errorf("ServiceAccount token: its audience %q is none of %q", c.Audience, asked)
 	}
-	info, err := i.live(c.Kubernetes)
+	info, err := i.live(ctx, c.Kubernetes)
 	if err != nil {
 		return nil, false, fmt.Errorf("ServiceAccount token: %w", err)
 	}
 	info.CredentialID = "JTI=" + c.ID
 	return &authenticator.Response{User: info.UserInfo(), Audiences: audiences}, true, nil
-}
-
-// live checks that everything that the token is bound to is still there, by UID.
-func (i *Issuer) live(p private) (*serviceaccount.ServiceAccountInfo, error) {
-	sa, err := i.objects.ServiceAccounts.ServiceAccounts(p.Namespace).Get(p.ServiceAccount.Name)
-	if err != nil {
-		return nil, err
-	}
-	if sa.UID != p.ServiceAccount.UID {
-		return nil, fmt.Errorf("ServiceAccount %s/%s was made anew", p.Namespace, sa.Name)
-	}
-	info := &serviceaccount.ServiceAccountInfo{Namespace: p.Namespace, Name: sa.Name, UID: string(sa.UID)}
-	if p.Pod != nil {
-		pod, err := i.objects.Pods.Pods(p.Namespace).Get(p.Pod.Name)
-		if err != nil {
-			return nil, err
-		}
-		if pod.UID != p.Pod.UID {
-			return nil, fmt.Errorf("Pod %s/%s was made anew", p.Namespace, pod.Name)
-		}
-		info.PodName, info.PodUID = pod.Name, string(pod.UID)
-	}
-	if p.Secret != nil {
-		s, err := i.objects.Secrets.Secrets(p.Namespace).Get(p.Secret.Name)
-		if err != nil {
-			return nil, err
-		}
-		if s.UID != p.Secret.UID {
-			return nil, fmt.Errorf("Secret %s/%s was made anew", p.Namespace, s.Name)
-		}
-	}
-	if p.Node != nil {
-		info.NodeName, info.NodeUID = p.Node.Name, string(p.Node.UID)
-		if p.Pod == nil {
-			n, err := i.objects.Nodes.Get(p.Node.Name)
-			if err != nil {
-				return nil, err
-			}
-			if n.UID != p.Node.UID {
-				return nil, fmt.Errorf("Node %s was made anew", n.Name)
-			}
-		}
-	}
-	return info, nil
-}
-
-// Handlers serve OIDC discovery (OpenID Connect Discovery 1.0), with which others verify our tokens.
-func (i *Issuer) Handlers() (map[string]http.Handler, error) {
-	config, err := json.Marshal(map[string]any{
-		"issuer": i.url, "jwks_uri": i.url + "/openid/v1/jwks", "response_types_supported": []string{"id_token"},
-		"subject_types_supported": []string{"public"}, "id_token_signing_alg_values_supported": []string{"ES256"},
-	})
-	if err != nil {
-		return nil, err
-	}
-	point, err := i.key.PublicKey.Bytes()
-	if err != nil {
-		return nil, err
-	}
-	// An uncompressed point is 4, X, Y (SEC 1, 2.3.3); RFC 7518 6.2.1 wants X and Y apart.
-	half := (len(point) - 1) / 2
-	b64 := base64.RawURLEncoding.EncodeToString
-	keys, err := json.Marshal(map[string]any{"keys": []map[string]string{{
-		"use": "sig", "kty": "EC", "kid": i.keyID, "crv": "P-256", "alg": "ES256", "x": b64(point[1 : 1+half]), "y": b64(point[1+half:]),
-	}}})
-	if err != nil {
-		return nil, err
-	}
-	serve := func(contentType string, body []byte) http.Handler {
-		return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-			w.Header().Set("Content-Type", contentType)
-			w.Write(body)
-		})
-	}
-	return map[string]http.Handler{
-		"/.well-known/openid-configuration": serve("application/json", config),
-		"/openid/v1/jwks":                   serve("application/jwk-set+json", keys),
-	}, nil
 }
