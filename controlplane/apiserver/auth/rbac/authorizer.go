@@ -1,5 +1,3 @@
-// Package rbac decides requests by the Roles and bindings of
-// rbac.authorization.k8s.io, and keeps the default ones in place.
 package rbac
 
 import (
@@ -10,13 +8,11 @@ import (
 	"strings"
 
 	rbacv1 "k8s.io/api/rbac/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apiserver/pkg/authentication/serviceaccount"
 	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/apiserver/pkg/authorization/authorizer"
 	rbaclisters "k8s.io/client-go/listers/rbac/v1"
-	"k8s.io/component-helpers/auth/rbac/validation"
 )
 
 // Authorizer allows what a binding of the user grants; about all else it has no opinion.
@@ -204,29 +200,4 @@ func ruleAllows(a authorizer.Attributes, r *rbacv1.PolicyRule) bool {
 
 func has(list []string, v, all string) bool {
 	return slices.Contains(list, all) || slices.Contains(list, v)
-}
-
-// ConfirmNoEscalation holds writes of roles and bindings to what the writer may do himself, or may
-// explicitly hand on (the verbs escalate and bind).
-func (a *Authorizer) ConfirmNoEscalation(ctx context.Context, auth authorizer.Authorizer, u user.Info, verb, resource, namespace, name string, rules []rbacv1.PolicyRule) error {
-	if slices.Contains(u.GetGroups(), user.SystemPrivilegedGroup) {
-		return nil
-	}
-	decision, _, err := auth.Authorize(ctx, authorizer.AttributesRecord{
-		User: u, Verb: verb, APIGroup: rbacv1.GroupName, APIVersion: "v1", Resource: resource, Namespace: namespace, Name: name, ResourceRequest: true,
-	})
-	if err == nil && decision == authorizer.DecisionAllow {
-		return nil
-	}
-	own, _ := a.Rules(u, namespace) // what can't be resolved grants nothing
-	if ok, missing := validation.Covers(own, rules); !ok {
-		gr := rbacv1.Resource(resource)
-		return apierrors.NewForbidden(gr, name, fmt.Errorf("user %q (groups=%q) is attempting to grant RBAC permissions not currently held: %v", u.GetName(), u.GetGroups(), missing))
-	}
-	return nil
-}
-
-// RulesOfRef resolves a binding's role, for the check of what a new binding grants.
-func (a *Authorizer) RulesOfRef(ref rbacv1.RoleRef, namespace string) ([]rbacv1.PolicyRule, error) {
-	return a.rulesOf(ref, namespace)
 }

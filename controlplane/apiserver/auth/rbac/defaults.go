@@ -2,6 +2,7 @@ package rbac
 
 import (
 	"context"
+	"slices"
 
 	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -18,25 +19,57 @@ func rule(verbs []string, group string, resources ...string) rbacv1.PolicyRule {
 	return rbacv1.PolicyRule{Verbs: verbs, APIGroups: []string{group}, Resources: resources}
 }
 
+// only holds a rule to objects of these names.
+func only(r rbacv1.PolicyRule, names ...string) rbacv1.PolicyRule {
+	r.ResourceNames = names
+	return r
+}
+
 func urls(paths ...string) rbacv1.PolicyRule {
 	return rbacv1.PolicyRule{Verbs: []string{"get"}, NonResourceURLs: paths}
 }
 
-// The resources that people work with in a namespace, by API group.
-var workloads = map[string][]string{
-	"":                  {"configmaps", "endpoints", "persistentvolumeclaims", "pods", "replicationcontrollers", "services"},
-	"apps":              {"daemonsets", "deployments", "deployments/scale", "replicasets", "replicasets/scale", "statefulsets", "statefulsets/scale"},
+// groups are the API groups that people work with in a namespace, in the order of their rules.
+var groups = []string{"", "apps", "autoscaling", "batch", "discovery.k8s.io", "networking.k8s.io", "policy"}
+
+// readable is what the role view shows of each. Secrets are not in it: who reads one can act as whom it belongs to.
+var readable = map[string][]string{
+	"": {
+		"bindings", "configmaps", "endpoints", "events", "limitranges", "namespaces", "namespaces/status", "persistentvolumeclaims", "persistentvolumeclaims/status",
+		"pods", "pods/log", "pods/status", "replicationcontrollers", "replicationcontrollers/scale", "replicationcontrollers/status",
+		"resourcequotas", "resourcequotas/status", "serviceaccounts", "services", "services/status",
+	},
+	"apps": {
+		"controllerrevisions", "daemonsets", "daemonsets/status", "deployments", "deployments/scale", "deployments/status",
+		"replicasets", "replicasets/scale", "replicasets/status", "statefulsets", "statefulsets/scale", "statefulsets/status",
+	},
+	"autoscaling":       {"horizontalpodautoscalers", "horizontalpodautoscalers/status"},
+	"batch":             {"cronjobs", "cronjobs/status", "jobs", "jobs/status"},
+	"discovery.k8s.io":  {"endpointslices"},
+	"networking.k8s.io": {"ingresses", "ingresses/status", "networkpolicies"},
+	"policy":            {"poddisruptionbudgets", "poddisruptionbudgets/status"},
+}
+
+// writable is what the role edit changes. Endpoints and EndpointSlices are not in it: they could lead a
+// Service's traffic to other namespaces (CVE-2021-25740).
+var writable = map[string][]string{
+	"": {
+		"configmaps", "events", "persistentvolumeclaims", "pods", "pods/attach", "pods/exec", "pods/portforward", "pods/proxy",
+		"replicationcontrollers", "replicationcontrollers/scale", "secrets", "serviceaccounts", "services", "services/proxy",
+	},
+	"apps":              {"daemonsets", "deployments", "deployments/rollback", "deployments/scale", "replicasets", "replicasets/scale", "statefulsets", "statefulsets/scale"},
 	"autoscaling":       {"horizontalpodautoscalers"},
 	"batch":             {"cronjobs", "jobs"},
-	"discovery.k8s.io":  {"endpointslices"},
 	"networking.k8s.io": {"ingresses", "networkpolicies"},
 	"policy":            {"poddisruptionbudgets"},
 }
 
-func overWorkloads(verbs []string) []rbacv1.PolicyRule {
+func over(resources map[string][]string, verbs []string) []rbacv1.PolicyRule {
 	var rules []rbacv1.PolicyRule
-	for _, group := range []string{"", "apps", "autoscaling", "batch", "discovery.k8s.io", "networking.k8s.io", "policy"} {
-		rules = append(rules, rule(verbs, group, workloads[group]...))
+	for _, group := range groups {
+		if len(resources[group]) > 0 {
+			rules = append(rules, rule(verbs, group, resources[group]...))
+		}
 	}
 	return rules
 }
@@ -58,16 +91,14 @@ var controllerRules = []rbacv1.PolicyRule{
 
 // clusterRoles returns the roles that every cluster has.
 func clusterRoles() []rbacv1.ClusterRole {
-	view := append(overWorkloads(read),
-		rule(read, "", "bindings", "events", "limitranges", "namespaces/status", "pods/log", "pods/status", "resourcequotas", "resourcequotas/status", "serviceaccounts", "services/status", "namespaces"))
-	edit := append(overWorkloads(write),
+	view := over(readable, read)
+	edit := append(over(writable, write),
 		rule(read, "", "secrets", "pods/attach", "pods/exec", "pods/portforward", "pods/proxy", "services/proxy"),
-		rule(write, "", "secrets", "serviceaccounts", "pods/attach", "pods/exec", "pods/portforward", "pods/proxy", "services/proxy", "events"),
 		rule([]string{"impersonate"}, "", "serviceaccounts"),
 		rule([]string{"create"}, "", "pods/eviction", "serviceaccounts/token"),
-		rule(append([]string{"get", "list", "watch"}, write...), "coordination.k8s.io", "leases"))
+		rule(slices.Concat(read, write), "coordination.k8s.io", "leases"))
 	admin := []rbacv1.PolicyRule{
-		rule(append(append([]string{}, read...), write...), "rbac.authorization.k8s.io", "roles", "rolebindings"),
+		rule(slices.Concat(read, write), "rbac.authorization.k8s.io", "roles", "rolebindings"),
 		rule([]string{"create"}, "authorization.k8s.io", "localsubjectaccessreviews"),
 	}
 	node := []rbacv1.PolicyRule{
@@ -101,6 +132,7 @@ func clusterRoles() []rbacv1.ClusterRole {
 			rule(all, "", "nodes/proxy", "nodes/log", "nodes/metrics", "nodes/stats", "nodes/configz", "nodes/healthz", "nodes/pods", "nodes/checkpoint")),
 		named("system:node", node...),
 		named("system:node-proxier", rule(read, "", "services", "endpoints", "nodes"), rule(read, "discovery.k8s.io", "endpointslices"), rule([]string{"create", "patch", "update"}, "", "events")),
+		named("system:node-bootstrapper", rule([]string{"create", "get", "list", "watch"}, "certificates.k8s.io", "certificatesigningrequests")),
 		named("system:kube-dns", rule([]string{"list", "watch"}, "", "endpoints", "services", "namespaces"), rule([]string{"list", "watch"}, "discovery.k8s.io", "endpointslices")),
 		named("strake:node-network",
 			rule(read, "", "nodes", "services", "endpoints", "pods", "namespaces"),
@@ -108,7 +140,8 @@ func clusterRoles() []rbacv1.ClusterRole {
 			rule([]string{"create", "patch", "update"}, "", "events")),
 		named("system:kube-scheduler",
 			rule([]string{"create", "patch", "update"}, "", "events"), rule([]string{"create", "patch", "update"}, "events.k8s.io", "events"),
-			rule(append([]string{"create", "update", "patch"}, read...), "coordination.k8s.io", "leases"),
+			rule([]string{"create"}, "coordination.k8s.io", "leases"),
+			only(rule([]string{"get", "update", "patch"}, "coordination.k8s.io", "leases"), "kube-scheduler"),
 			rule(read, "", "nodes", "namespaces", "persistentvolumeclaims", "persistentvolumes", "services", "replicationcontrollers"),
 			rule([]string{"get", "list", "watch", "delete"}, "", "pods"), rule([]string{"create"}, "", "bindings", "pods/binding"),
 			rule([]string{"patch", "update"}, "", "pods/status"), rule(read, "apps", "replicasets", "statefulsets"),
@@ -157,6 +190,8 @@ func clusterRoleBindings() []rbacv1.ClusterRoleBinding {
 	}
 	public := bind("system:public-info-viewer", rbacv1.GroupKind, "system:authenticated")
 	public.Subjects = append(public.Subjects, rbacv1.Subject{Kind: rbacv1.GroupKind, APIGroup: rbacv1.GroupName, Name: "system:unauthenticated"})
+	dns := bind("system:kube-dns", rbacv1.ServiceAccountKind, "kube-dns")
+	dns.Subjects[0].APIGroup, dns.Subjects[0].Namespace = "", metav1.NamespaceSystem
 	return []rbacv1.ClusterRoleBinding{
 		public,
 		bind("cluster-admin", rbacv1.GroupKind, "system:masters"),
@@ -167,8 +202,34 @@ func clusterRoleBindings() []rbacv1.ClusterRoleBinding {
 		bind("system:kubelet-api-admin", rbacv1.GroupKind, "strake:kubelet-api-admins"),
 		bind("system:kube-scheduler", rbacv1.UserKind, "system:kube-scheduler"),
 		bind("system:kube-controller-manager", rbacv1.UserKind, "system:kube-controller-manager"),
+		bind("system:node-proxier", rbacv1.UserKind, "system:kube-proxy"),
+		dns,
 		bind("strake:node-network", rbacv1.UserKind, "system:strake-agent"),
 	}
+}
+
+// authenticationReader lets extension API servers read how this one knows its users.
+const authenticationReader = "extension-apiserver-authentication-reader"
+
+// roles returns the roles that every cluster has in its system's namespaces.
+func roles() []rbacv1.Role {
+	reader := rbacv1.Role{ObjectMeta: defaultMeta(authenticationReader), Rules: []rbacv1.PolicyRule{only(rule(read, "", "configmaps"), "extension-apiserver-authentication")}}
+	reader.Namespace = metav1.NamespaceSystem
+	return []rbacv1.Role{reader}
+}
+
+// roleBindings returns the bindings that every cluster has in its system's namespaces.
+func roleBindings() []rbacv1.RoleBinding {
+	b := rbacv1.RoleBinding{
+		ObjectMeta: defaultMeta("system::" + authenticationReader),
+		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: authenticationReader},
+		Subjects: []rbacv1.Subject{
+			{Kind: rbacv1.UserKind, APIGroup: rbacv1.GroupName, Name: "system:kube-controller-manager"},
+			{Kind: rbacv1.UserKind, APIGroup: rbacv1.GroupName, Name: "system:kube-scheduler"},
+		},
+	}
+	b.Namespace = metav1.NamespaceSystem
+	return []rbacv1.RoleBinding{b}
 }
 
 // NodeRules returns an authorizer of what every kubelet may do, for the Node authorizer to ask: no
