@@ -5,63 +5,84 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-)
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
 
-// ErrNoPrograms is returned by Open: this build has no BPF programs in it.
-var ErrNoPrograms = errors.New("bpf: this build carries no kernel programs")
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"github.com/cilium/ebpf/rlimit"
+	"golang.org/x/sys/unix"
+)
 
 // Config says where a node's datapath lives and what it serves itself.
 type Config struct {
-	PinDir     string       // a bpffs of this node's own
-	CgroupRoot string       // cgroup2 mount
-	NodeCgroup string       // the node's cgroup2 folder
-	NodeAddrs  []netip.Addr // addresses on which NodePorts answer
-	DNSAddr    netip.Addr   // cluster DNS address
-	Zone       string       // cluster zone, such as cluster.local
-	DNSTTL     uint32       // seconds
+	PinDir     string     // a bpffs of this node's own
+	CgroupRoot string     // cgroup2 mount
+	NodeCgroup string     // the node's cgroup2 folder
+	DNSAddr    netip.Addr // cluster DNS address
+	Zone       string     // cluster zone, such as cluster.local
+	DNSTTL     uint32     // seconds
 }
 
 // Datapath is the loaded and attached node network.
 type Datapath struct {
-	loadBalancers Table[LoadBalancer]
-	endpoints     Table[Endpoint]
-	names         Table[Name]
+	pinDir        string
+	sock, net     *ebpf.Collection
+	loadBalancers *loadBalancers
+	endpoints     *endpointTable
+	names         *nameTable
+	mu            sync.Mutex // of attachments
 }
 
-// Status is what the kernel holds of ours.
-type Status struct {
-	Programs []ProgramStatus   `json:"programs"`
-	Links    []LinkStatus      `json:"links"`
-	Maps     []MapStatus       `json:"maps"`
-	Counters map[string]uint64 `json:"counters"` // by reason, packets
+// cgroupHooks are the programs at the root of the cgroup2 tree.
+var cgroupHooks = map[string]ebpf.AttachType{
+	"strake_connect4": ebpf.AttachCGroupInet4Connect, "strake_sendmsg4": ebpf.AttachCGroupUDP4Sendmsg,
+	"strake_recvmsg4": ebpf.AttachCGroupUDP4Recvmsg, "strake_getpeername4": ebpf.AttachCgroupInet4GetPeername,
 }
 
-// ProgramStatus is one loaded program.
-type ProgramStatus struct {
-	Name string `json:"name"`
-	ID   uint32 `json:"id"`
-}
+// Names of the tc programs, and of the pins of their links: link_<program>_<ifindex>.
+const (
+	podProgram    = "strake_pod"
+	uplinkProgram = "strake_uplink"
+	linkPrefix    = "link_"
+)
 
-// LinkStatus is one attachment; Ifindex is zero for a cgroup hook.
-type LinkStatus struct {
-	Program string `json:"program"`
-	Kind    string `json:"kind"` // cgroup, tcx or clsact
-	Ifindex int    `json:"ifindex,omitempty"`
-}
-
-// MapStatus is the fill of one map, in rows.
-type MapStatus struct {
-	Name  string `json:"name"`
-	Count uint32 `json:"count"`
-	Max   uint32 `json:"max"`
-}
-
-// Open checks c and the mounts it names. It always ends in an error: ErrNoPrograms if all else is in order.
+// Open loads the programs and attaches the socket hooks. Maps that are pinned are taken over with their rows, and
+// links are switched to the new programs in place, so that a restart loses no packet. It is to be called in the
+// node's network namespace.
 func Open(c Config) (*Datapath, error) {
 	if err := c.check(); err != nil {
 		return nil, err
 	}
-	return nil, ErrNoPrograms
+	if err := rlimit.RemoveMemlock(); err != nil {
+		return nil, fmt.Errorf("bpf: locked memory limit: %w", err)
+	}
+	if err := checkVersion(c.PinDir); err != nil {
+		return nil, err
+	}
+	d := &Datapath{pinDir: c.PinDir}
+	if err := d.load(c); err != nil {
+		return nil, errors.Join(err, d.Close())
+	}
+	var err error
+	if d.loadBalancers, err = openLoadBalancers(d.net.Maps); err == nil {
+		if d.endpoints, err = openEndpoints(d.net.Maps); err == nil {
+			d.names, err = openNames(d.net.Maps)
+		}
+	}
+	if err == nil {
+		err = d.sweep()
+	}
+	if err == nil {
+		err = d.attachCgroup(c.CgroupRoot)
+	}
+	if err != nil {
+		return nil, errors.Join(err, d.Close())
+	}
+	return d, nil
 }
 
 func (c Config) check() error {
@@ -71,11 +92,6 @@ func (c Config) check() error {
 	if c.Zone == "" {
 		return errors.New("bpf: Zone is empty")
 	}
-	for _, a := range c.NodeAddrs {
-		if !a.Is4() {
-			return fmt.Errorf("bpf: node address %v is not an IPv4 address", a)
-		}
-	}
 	if err := wantFS(c.PinDir, bpffsMagic, "bpffs"); err != nil {
 		return err
 	}
@@ -83,6 +99,73 @@ func (c Config) check() error {
 		return err
 	}
 	return wantFS(c.NodeCgroup, cgroup2Magic, "cgroup2")
+}
+
+// load brings both objects into the kernel, with their constants set.
+func (d *Datapath) load(c Config) error {
+	cookie, err := netnsCookie()
+	if err != nil {
+		return err
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(c.NodeCgroup, &st); err != nil {
+		return fmt.Errorf("bpf: node cgroup %s: %w", c.NodeCgroup, err)
+	}
+	rel, err := filepath.Rel(c.CgroupRoot, c.NodeCgroup)
+	if err != nil {
+		return fmt.Errorf("bpf: node cgroup %s: %w", c.NodeCgroup, err)
+	}
+	zone, labels, err := wireName(strings.TrimSuffix(c.Zone, ".") + ".")
+	if err != nil {
+		return fmt.Errorf("bpf: zone %q: %w", c.Zone, err)
+	}
+	var wire [64]byte
+	if copy(wire[:], zone) < len(zone) {
+		return fmt.Errorf("bpf: zone %q is longer than %d bytes", c.Zone, len(wire))
+	}
+	load := func(spec func() (*ebpf.CollectionSpec, error), constants map[string]any) (*ebpf.Collection, error) {
+		s, err := spec()
+		if err != nil {
+			return nil, fmt.Errorf("bpf: object: %w", err)
+		}
+		for name, v := range constants {
+			if err := s.Variables[name].Set(v); err != nil {
+				return nil, fmt.Errorf("bpf: constant %s: %w", name, err)
+			}
+		}
+		coll, err := ebpf.NewCollectionWithOptions(s, ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: c.PinDir}})
+		if err != nil {
+			return nil, fmt.Errorf("bpf: load (the kernel must be Linux 5.10 or newer, with BPF): %w", err)
+		}
+		return coll, nil
+	}
+	d.sock, err = load(loadSock, map[string]any{"node_netns": cookie, "node_cgroup": st.Ino, "node_level": uint32(len(strings.Split(rel, "/")))})
+	if err != nil {
+		return err
+	}
+	addr := c.DNSAddr.As4()
+	d.net, err = load(loadNet, map[string]any{
+		"dns_addr": addr, "dns_ttl": c.DNSTTL, "dns_zone": wire, "dns_zone_len": uint32(len(zone)), "dns_zone_labels": uint32(labels),
+	})
+	return err
+}
+
+// netnsCookie names the calling process's network namespace (SO_NETNS_COOKIE, Linux 5.14).
+func netnsCookie() (uint64, error) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return 0, fmt.Errorf("bpf: socket: %w", err)
+	}
+	defer unix.Close(fd)
+	cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+	if errors.Is(err, unix.ENOPROTOOPT) {
+		// Older kernels: host processes are told by their cgroup alone.
+		return 0, nil
+	}
+	if err != nil {
+		return 0, fmt.Errorf("bpf: SO_NETNS_COOKIE: %w", err)
+	}
+	return cookie, nil
 }
 
 // LoadBalancers is the table of Service ports.
@@ -94,39 +177,148 @@ func (d *Datapath) Endpoints() Table[Endpoint] { return d.endpoints }
 // Names is the table of DNS names answered in the kernel.
 func (d *Datapath) Names() Table[Name] { return d.names }
 
-// AttachPod puts the pod program on a host-side veth.
-func (d *Datapath) AttachPod(ifindex int) error {
-	return fmt.Errorf("attach pod interface %d: %w", ifindex, ErrNoPrograms)
+// attachCgroup puts the socket hooks on the root of the cgroup2 tree; what they act on is their constants' business.
+func (d *Datapath) attachCgroup(root string) error {
+	for name, at := range cgroupHooks {
+		pin := filepath.Join(d.pinDir, linkPrefix+name)
+		prog := d.sock.Programs[name]
+		if ok, err := updatePinned(pin, prog); ok || err != nil {
+			if err != nil {
+				return err
+			}
+			continue
+		}
+		l, err := link.AttachCgroup(link.CgroupOptions{Path: root, Attach: at, Program: prog})
+		if err != nil {
+			return fmt.Errorf("bpf: attach %s to cgroup %s: %w", name, root, err)
+		}
+		err = l.Pin(pin)
+		l.Close()
+		if err != nil {
+			return fmt.Errorf("bpf: pin %s: %w", pin, err)
+		}
+	}
+	return nil
+}
+
+// updatePinned switches a pinned link to another program. It tells whether there was one.
+func updatePinned(pin string, prog *ebpf.Program) (bool, error) {
+	l, err := link.LoadPinnedLink(pin, nil)
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("bpf: %s: %w", pin, err)
+	}
+	defer l.Close()
+	if err := l.Update(prog); err != nil {
+		if errors.Is(err, unix.ENOLINK) {
+			return false, l.Unpin() // its interface is gone
+		}
+		return false, fmt.Errorf("bpf: update %s: %w", pin, err)
+	}
+	return true, nil
+}
+
+func linkPin(pinDir, program string, ifindex int) string {
+	return filepath.Join(pinDir, linkPrefix+program+"_"+strconv.Itoa(ifindex))
+}
+
+// AttachPod puts the pod program on a host-side veth, or brings the one that is there up to date.
+func (d *Datapath) AttachPod(ifindex int) error { return d.attach(podProgram, ifindex) }
+
+// AttachUplink puts the uplink program on an interface.
+func (d *Datapath) AttachUplink(ifindex int) error { return d.attach(uplinkProgram, ifindex) }
+
+func (d *Datapath) attach(program string, ifindex int) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	prog := d.net.Programs[program]
+	pin := linkPin(d.pinDir, program, ifindex)
+	if ok, err := updatePinned(pin, prog); ok || err != nil {
+		return err
+	}
+	l, err := link.AttachTCX(link.TCXOptions{Interface: ifindex, Program: prog, Attach: ebpf.AttachTCXIngress})
+	if errors.Is(err, ebpf.ErrNotSupported) {
+		return attachClsact(ifindex, program, prog) // before Linux 6.6
+	}
+	if err != nil {
+		return fmt.Errorf("bpf: attach %s to interface %d: %w", program, ifindex, err)
+	}
+	defer l.Close()
+	if err := l.Pin(pin); err != nil {
+		return fmt.Errorf("bpf: pin %s: %w", pin, err)
+	}
+	return nil
 }
 
 // DetachPod takes the pod program and its pin away; an interface that is gone is no error.
 func (d *Datapath) DetachPod(ifindex int) error {
-	return fmt.Errorf("detach pod interface %d: %w", ifindex, ErrNoPrograms)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	err := os.Remove(linkPin(d.pinDir, podProgram, ifindex))
+	if errors.Is(err, os.ErrNotExist) {
+		return detachClsact(ifindex, podProgram)
+	}
+	if err != nil {
+		return fmt.Errorf("bpf: detach interface %d: %w", ifindex, err)
+	}
+	return nil
 }
 
-// AttachUplink puts the uplink program on an interface.
-func (d *Datapath) AttachUplink(ifindex int) error {
-	return fmt.Errorf("attach uplink %d: %w", ifindex, ErrNoPrograms)
+// sweep removes the pins of links whose interface is gone.
+func (d *Datapath) sweep() error {
+	pins, err := filepath.Glob(filepath.Join(d.pinDir, linkPrefix+"*_*[0-9]"))
+	if err != nil {
+		return err
+	}
+	for _, pin := range pins {
+		l, err := link.LoadPinnedLink(pin, nil)
+		if err != nil {
+			return fmt.Errorf("bpf: %s: %w", pin, err)
+		}
+		info, err := l.Info()
+		if err == nil {
+			if tcx := info.TCX(); tcx != nil && tcx.Ifindex == 0 {
+				err = l.Unpin()
+			}
+		}
+		l.Close()
+		if err != nil {
+			return fmt.Errorf("bpf: %s: %w", pin, err)
+		}
+	}
+	return nil
 }
-
-// Status reads programs, links, map fill and counters from the kernel.
-func (d *Datapath) Status() (Status, error) { return Status{}, ErrNoPrograms }
 
 // Close closes file descriptors only: everything pinned goes on working.
-func (d *Datapath) Close() error { return nil }
+func (d *Datapath) Close() error {
+	for _, c := range []*ebpf.Collection{d.sock, d.net} {
+		if c != nil {
+			c.Close()
+		}
+	}
+	return nil
+}
 
-// Remove detaches and unpins everything of ours below pinDir. A folder that is absent is no error, and neither is one with
-// nothing in it. As Open pins nothing in this build, anything found there is not ours, so it is named and left alone.
+// Remove detaches and unpins everything of ours below pinDir. A folder that is absent is no error; what is not ours is left.
 func Remove(pinDir string) error {
 	found, err := os.ReadDir(pinDir)
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
 		return fmt.Errorf("bpf: remove %s: %w", pinDir, err)
 	}
+	if ok, err := isFS(pinDir, bpffsMagic); err != nil || !ok {
+		return err
+	}
 	for _, f := range found {
-		switch f.Name() {
-		case "maps.debug", "progs.debug": // the kernel puts them into every new bpffs
-		default:
-			return fmt.Errorf("bpf: remove %s: holds %s, which this build did not pin: %w", pinDir, f.Name(), ErrNoPrograms)
+		if f.Name() == "maps.debug" || f.Name() == "progs.debug" { // the kernel puts them into every new bpffs
+			continue
+		}
+		if err := os.Remove(filepath.Join(pinDir, f.Name())); err != nil && !errors.Is(err, syscall.ENOENT) {
+			return fmt.Errorf("bpf: remove %s: %w", pinDir, err)
 		}
 	}
 	return nil

@@ -5,6 +5,6 @@
 //
 //	proxy, cni, dns -> Table.Replace(owner, rows) -> maps -> cgroup and tc programs
 //
-// This package holds the seam (row types, Table, Config, Datapath), the checks and mounts around it, and the C source of the socket
-// programs (sock.c). Only the tests load those, so Open says ErrNoPrograms rather than return a datapath that would forward nothing.
+// The programs are sock.c (Services at the socket) and net.c (pods and the uplink), over headers by subject in lib/. Generated code
+// and objects are committed; `go generate` makes them anew.
 package bpf

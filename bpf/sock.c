@@ -25,6 +25,7 @@ struct {
 	__uint(max_entries, LB_REVERSE);
 	__type(key, struct reverse_key);
 	__type(value, struct backend); /* the frontend that the program asked for */
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } sock_reverse SEC(".maps");
 
 static __always_inline int ours(struct bpf_sock_addr *ctx)

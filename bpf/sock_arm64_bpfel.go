@@ -42,6 +42,14 @@ type sockReverseKey struct {
 	Pad    uint16
 }
 
+type sockService struct {
+	_     structs.HostLayout
+	Owner [64]uint8
+	Name  [192]uint8
+	Proto uint8
+	Pad   [7]uint8
+}
+
 type sockSlotKey struct {
 	_       structs.HostLayout
 	Service uint32
@@ -54,6 +62,7 @@ type sockSlotKey struct {
 const (
 	sockMapLbBackends          = "lb_backends"
 	sockMapLbFrontends         = "lb_frontends"
+	sockMapLbServices          = "lb_services"
 	sockMapSockReverse         = "sock_reverse"
 	sockProgStrakeConnect4     = "strake_connect4"
 	sockProgStrakeGetpeername4 = "strake_getpeername4"
@@ -118,6 +127,7 @@ type sockProgramSpecs struct {
 type sockMapSpecs struct {
 	LbBackends  *ebpf.MapSpec `ebpf:"lb_backends"`
 	LbFrontends *ebpf.MapSpec `ebpf:"lb_frontends"`
+	LbServices  *ebpf.MapSpec `ebpf:"lb_services"`
 	SockReverse *ebpf.MapSpec `ebpf:"sock_reverse"`
 }
 
@@ -152,6 +162,7 @@ func (o *sockObjects) Close() error {
 type sockMaps struct {
 	LbBackends  *ebpf.Map `ebpf:"lb_backends"`
 	LbFrontends *ebpf.Map `ebpf:"lb_frontends"`
+	LbServices  *ebpf.Map `ebpf:"lb_services"`
 	SockReverse *ebpf.Map `ebpf:"sock_reverse"`
 }
 
@@ -159,6 +170,7 @@ func (m *sockMaps) Close() error {
 	return _SockClose(
 		m.LbBackends,
 		m.LbFrontends,
+		m.LbServices,
 		m.SockReverse,
 	)
 }

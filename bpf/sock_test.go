@@ -41,6 +41,9 @@ func TestSocketTranslation(t *testing.T) {
 		t.Fatal(err)
 	}
 	var o sockObjects
+	for _, m := range spec.Maps {
+		m.Pinning = ebpf.PinNone
+	}
 	if err := spec.LoadAndAssign(&o, nil); err != nil {
 		t.Fatal(err)
 	}

@@ -41,6 +41,7 @@ struct {
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, struct frontend_key);
 	__type(value, struct frontend);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } lb_frontends SEC(".maps");
 
 struct {
@@ -49,7 +50,25 @@ struct {
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, struct slot_key);
 	__type(value, struct backend);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } lb_backends SEC(".maps");
+
+/* Who asked for a service: no program reads it, a restarted agent and `strake status` do. */
+struct service {
+	__u8 owner[64]; /* Service UID */
+	__u8 name[192]; /* namespace/name:port */
+	__u8 proto;
+	__u8 pad[7];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, LB_FRONTENDS);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u32); /* service */
+	__type(value, struct service);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} lb_services SEC(".maps");
 
 static __always_inline struct frontend *lb_frontend(__be32 addr, __be16 port, __u8 proto)
 {

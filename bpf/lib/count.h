@@ -1,0 +1,49 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Every decision that is not the plain case is counted, by reason. The names are in counters.go. */
+#ifndef STRAKE_COUNT_H
+#define STRAKE_COUNT_H
+
+#include <linux/bpf.h>
+#include <linux/types.h>
+#include <bpf/bpf_helpers.h>
+
+enum reason {
+	DROP_MALFORMED,
+	DROP_SPOOFED,
+	DROP_NO_BACKEND,
+	DROP_REWRITE,
+	DROP_CONNTRACK_FULL,
+	DNS_ANSWERED,
+	DNS_NO_DATA,
+	DNS_NO_NAME,
+	DNS_PASSED,
+	POD_TO_POD,
+	UPLINK_TO_POD,
+	UPLINK_REMOTE,
+	POD_TO_UPLINK,
+	REASONS,
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, REASONS);
+	__type(key, __u32);
+	__type(value, __u64);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} counters SEC(".maps");
+
+static __always_inline void count(__u32 reason)
+{
+	__u64 *n = bpf_map_lookup_elem(&counters, &reason);
+
+	if (n)
+		(*n)++;
+}
+
+static __always_inline int drop(__u32 reason)
+{
+	count(reason);
+	return 2; /* TC_ACT_SHOT */
+}
+
+#endif

@@ -1,0 +1,336 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Cluster names answered in place: the query is turned into its answer and sent back where it came from.
+ * Only plain questions that can be answered in full are; all others go up to user space as they are. */
+#ifndef STRAKE_DNS_H
+#define STRAKE_DNS_H
+
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/ip.h>
+#include <linux/udp.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+#include "count.h"
+#include "parse.h"
+
+#define NAMES 65536
+#define NAME_ADDRS 8
+#define NAME_MAX 256     /* RFC 1035: a name has at most 255 octets */
+#define ZONE_MAX 64
+#define LABELS 16        /* deeper names are left to user space */
+#define DNS_OFF (ETH_HLEN + sizeof(struct iphdr) + sizeof(struct udphdr))
+#define QUESTION_OFF (DNS_OFF + sizeof(struct dns_header))
+
+#define TYPE_A 1
+#define TYPE_SOA 6
+#define TYPE_AAAA 28
+#define TYPE_OPT 41
+#define RCODE_NXDOMAIN 3
+
+/* Set at load. The zone in wire format, lower case, with the root's zero at its end. */
+const volatile __be32 dns_addr;
+const volatile __u32 dns_ttl;
+const volatile __u8 dns_zone[ZONE_MAX];
+const volatile __u32 dns_zone_len;    /* with the root */
+const volatile __u32 dns_zone_labels;
+
+struct name_key {
+	__u8 name[NAME_MAX]; /* wire format, lower case, zeroes behind it */
+};
+
+struct name {
+	__u32 n;
+	__be32 addrs[NAME_ADDRS];
+	__u8 owner[64];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, NAMES);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct name_key);
+	__type(value, struct name);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} names SEC(".maps");
+
+struct dns_header {
+	__be16 id;
+	__u8 flags1; /* QR, opcode, AA, TC, RD */
+	__u8 flags2; /* RA, Z, AD, CD, RCODE */
+	__be16 questions, answers, authorities, additionals;
+};
+
+struct dns_scratch {
+	__u8 raw[NAME_MAX + 16]; /* question and what follows, as received */
+	struct name_key key;
+	__u8 start[LABELS];      /* where each label begins in the name */
+	__u32 left, labels, len; /* of dns_name */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct dns_scratch);
+} dns_scratch SEC(".maps");
+
+struct answer_a {
+	__be16 name, type, class;
+	__be32 ttl;
+	__be16 len;
+	__be32 addr;
+} __attribute__((packed));
+
+struct soa {
+	__be16 name, type, class;
+	__be32 ttl;
+	__be16 len;
+	__u8 mname[7]; /* 2 n s 3 d n s */
+	__be16 mname_zone;
+	__u8 rname[11]; /* 10 h o s t m a s t e r */
+	__be16 rname_zone;
+	__be32 serial, refresh, retry, expire, minimum;
+} __attribute__((packed));
+
+struct opt {
+	__u8 root;
+	__be16 type, size;
+	__be32 flags;
+	__be16 len;
+} __attribute__((packed));
+
+/* What a loop leaves behind goes through memory: read back, it is one unknown value to the verifier, where a register would be
+ * one known value for each way out of the loop, and all that follows would be checked once for each. */
+#define OPAQUE(field) (*(volatile __u32 *)&(field))
+
+/* Lower-cases the name into the key and notes where its labels begin. Its length is 0 if it is not plain. */
+static __always_inline void dns_name(struct dns_scratch *s, __u32 avail)
+{
+	OPAQUE(s->left) = 0;
+	OPAQUE(s->labels) = 0;
+	OPAQUE(s->len) = 0;
+	for (__u32 i = 0; i < NAME_MAX - 1; i++) {
+		__u32 left = OPAQUE(s->left), n;
+		__u8 c;
+
+		if (i >= avail)
+			return;
+		c = s->raw[i];
+		if (left == 0) {
+			if (c == 0) {
+				OPAQUE(s->len) = i + 1;
+				return;
+			}
+			n = OPAQUE(s->labels);
+			if (c > 63 || n >= LABELS) /* compression has no place in a question */
+				return;
+			s->start[n & (LABELS - 1)] = i;
+			OPAQUE(s->labels) = n + 1;
+			OPAQUE(s->left) = c;
+		} else {
+			OPAQUE(s->left) = left - 1;
+			if (c >= 'A' && c <= 'Z')
+				c |= 0x20;
+		}
+		s->key.name[i] = c;
+	}
+}
+
+/* Where the zone begins in the name, or 0xffff if the name is not in it. */
+static __always_inline __u32 dns_zone_at(const struct dns_scratch *s, __u32 len, __u32 labels)
+{
+	__u32 at;
+
+	if (labels < dns_zone_labels || len < dns_zone_len)
+		return 0xffff;
+	at = len - dns_zone_len;
+	if (labels > dns_zone_labels || dns_zone_labels == 0) {
+		if (s->start[(labels - dns_zone_labels) & (LABELS - 1)] != at)
+			return 0xffff;
+	} else if (at) {
+		return 0xffff;
+	}
+	for (__u32 i = 0; i < ZONE_MAX; i++) {
+		if (i >= dns_zone_len)
+			break;
+		if (s->key.name[(at + i) & (NAME_MAX - 1)] != dns_zone[i])
+			return 0xffff;
+	}
+	return at;
+}
+
+/* Names that no object can have, by the naming rules alone (DNS-based service discovery 1.1.0): the label before the zone is none of
+ * svc, pod, dns, dns-version; or there are more than four labels before svc. These are what a resolver's search list makes. */
+static __always_inline int dns_impossible(const struct dns_scratch *s, __u32 labels)
+{
+	__u32 before = labels - dns_zone_labels;
+	__u32 at;
+	const __u8 *l = s->key.name;
+
+	if (before == 0)
+		return 0;
+	at = s->start[(before - 1) & (LABELS - 1)];
+	if (at > NAME_MAX - 8)
+		return 0;
+	if (l[at] == 3) {
+		if (l[at + 1] == 's' && l[at + 2] == 'v' && l[at + 3] == 'c')
+			return before - 1 > 4;
+		if (l[at + 1] == 'p' && l[at + 2] == 'o' && l[at + 3] == 'd')
+			return 0;
+		if (l[at + 1] == 'd' && l[at + 2] == 'n' && l[at + 3] == 's')
+			return 0;
+	}
+	if (l[at] == 11) /* dns-version, and what else is as long */
+		return 0;
+	return 1;
+}
+
+static __always_inline __u16 ip_checksum(struct iphdr *ip)
+{
+	__u32 sum;
+
+	ip->check = 0;
+	sum = bpf_csum_diff(0, 0, (__be32 *)ip, sizeof(*ip), 0);
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return ~sum;
+}
+
+/* Answers a query, or returns -1 and leaves it as it is. */
+static __always_inline int dns_answer(struct __sk_buff *skb, const struct packet *p)
+{
+	struct {
+		struct ethhdr eth;
+		struct iphdr ip;
+		struct udphdr udp;
+		struct dns_header dns;
+	} __attribute__((packed)) h;
+	struct dns_scratch *s;
+	struct iphdr ip;
+	struct name *name;
+	__u32 zero = 0, avail, len, labels = 0, type, zone_at, body, off, n = 0;
+	int edns, denial = 0, rcode = 0;
+	__u8 mac[6];
+	__be32 addr;
+	__be16 port;
+
+	if (p->ip.ihl != 5 || bpf_skb_load_bytes(skb, 0, &h, sizeof(h)))
+		return -1;
+	/* A standard query with one question and at most an OPT record. */
+	if (h.dns.flags1 & 0xfe || h.dns.questions != bpf_htons(1) || h.dns.answers || h.dns.authorities)
+		return -1;
+	edns = h.dns.additionals == bpf_htons(1);
+	if (!edns && h.dns.additionals)
+		return -1;
+	s = bpf_map_lookup_elem(&dns_scratch, &zero);
+	if (!s || skb->len <= QUESTION_OFF)
+		return -1;
+	avail = skb->len - QUESTION_OFF;
+	if (avail > sizeof(s->raw))
+		avail = sizeof(s->raw);
+	if (avail < 5 || bpf_skb_load_bytes(skb, QUESTION_OFF, s->raw, avail))
+		return -1;
+	__builtin_memset(&s->key, 0, sizeof(s->key));
+	dns_name(s, avail);
+	len = OPAQUE(s->len);
+	labels = OPAQUE(s->labels);
+	if (!len || len > NAME_MAX - 1 || labels > LABELS || len + 4 > avail)
+		return -1;
+	if (s->raw[len + 2] != 0 || s->raw[len + 3] != 1) /* class IN */
+		return -1;
+	type = s->raw[len] << 8 | s->raw[len + 1];
+	if (edns) {
+		if (len + 4 + 11 > avail || len + 6 >= sizeof(s->raw))
+			return -1;
+		if (s->raw[len + 4] != 0 || s->raw[len + 5] != 0 || s->raw[len + 6] != TYPE_OPT)
+			return -1;
+	}
+	zone_at = dns_zone_at(s, len, labels);
+	if (zone_at == 0xffff)
+		return -1;
+	name = bpf_map_lookup_elem(&names, &s->key);
+	if (name) {
+		if (type == TYPE_AAAA)
+			denial = 1;
+		else if (type != TYPE_A)
+			return -1;
+		n = name->n;
+		if (n == 0 || n > NAME_ADDRS)
+			return -1;
+	} else if (dns_impossible(s, labels)) {
+		denial = 1;
+		rcode = RCODE_NXDOMAIN;
+	} else {
+		return -1;
+	}
+
+	body = len + 4 + (denial ? sizeof(struct soa) : n * sizeof(struct answer_a)) + (edns ? sizeof(struct opt) : 0);
+	if (sizeof(struct dns_header) + body > 512) /* every client takes that much (RFC 1035 4.2.1) */
+		return -1;
+	if (bpf_skb_change_tail(skb, QUESTION_OFF + body, 0))
+		return -1;
+	/* From here on there is no way back: the packet is an answer or it is dropped. */
+	off = QUESTION_OFF + len + 4;
+	if (denial) {
+		struct soa soa = {
+			.type = bpf_htons(TYPE_SOA), .class = bpf_htons(1), .ttl = bpf_htonl(dns_ttl), .len = bpf_htons(42),
+			.mname = { 2, 'n', 's', 3, 'd', 'n', 's' },
+			.rname = { 10, 'h', 'o', 's', 't', 'm', 'a', 's', 't', 'e', 'r' },
+			.serial = bpf_htonl(1), .refresh = bpf_htonl(7200), .retry = bpf_htonl(1800), .expire = bpf_htonl(86400),
+			.minimum = bpf_htonl(dns_ttl),
+		};
+
+		soa.name = soa.mname_zone = soa.rname_zone = bpf_htons(0xc000 | (sizeof(struct dns_header) + zone_at));
+		if (bpf_skb_store_bytes(skb, off, &soa, sizeof(soa), 0))
+			return drop(DROP_REWRITE);
+		off += sizeof(soa);
+	} else {
+		__u32 first = bpf_get_prandom_u32();
+
+		for (__u32 i = 0; i < NAME_ADDRS; i++) {
+			struct answer_a a = {
+				.name = bpf_htons(0xc000 | sizeof(struct dns_header)), .type = bpf_htons(TYPE_A), .class = bpf_htons(1),
+				.ttl = bpf_htonl(dns_ttl), .len = bpf_htons(4),
+			};
+
+			if (i >= n)
+				break;
+			a.addr = name->addrs[(first + i) % n & (NAME_ADDRS - 1)];
+			if (bpf_skb_store_bytes(skb, off, &a, sizeof(a), 0))
+				return drop(DROP_REWRITE);
+			off += sizeof(a);
+		}
+	}
+	if (edns) {
+		struct opt o = { .type = bpf_htons(TYPE_OPT), .size = bpf_htons(1232) };
+
+		if (bpf_skb_store_bytes(skb, off, &o, sizeof(o), 0))
+			return drop(DROP_REWRITE);
+	}
+	__builtin_memcpy(mac, h.eth.h_dest, 6);
+	__builtin_memcpy(h.eth.h_dest, h.eth.h_source, 6);
+	__builtin_memcpy(h.eth.h_source, mac, 6);
+	addr = h.ip.daddr;
+	h.ip.daddr = h.ip.saddr;
+	h.ip.saddr = addr;
+	h.ip.ttl = 64;
+	h.ip.tot_len = bpf_htons(QUESTION_OFF - ETH_HLEN + body);
+	ip = h.ip;
+	h.ip.check = ip_checksum(&ip);
+	port = h.udp.dest;
+	h.udp.dest = h.udp.source;
+	h.udp.source = port;
+	h.udp.len = bpf_htons(sizeof(struct udphdr) + sizeof(struct dns_header) + body);
+	h.udp.check = 0; /* RFC 768: none. The answer crosses memory only. */
+	h.dns.flags1 |= 0x84; /* QR, AA; RD as asked */
+	h.dns.flags2 = 0x80 | rcode; /* RA */
+	h.dns.answers = denial ? 0 : bpf_htons(n);
+	h.dns.authorities = denial ? bpf_htons(1) : 0;
+	h.dns.additionals = edns ? bpf_htons(1) : 0;
+	if (bpf_skb_store_bytes(skb, 0, &h, sizeof(h), BPF_F_INVALIDATE_HASH))
+		return drop(DROP_REWRITE);
+	count(!denial ? DNS_ANSWERED : rcode ? DNS_NO_NAME : DNS_NO_DATA);
+	return bpf_redirect(skb->ifindex, 0);
+}
+
+#endif

@@ -1,0 +1,40 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Pods of this node: from an address to the interface that leads to it. */
+#ifndef STRAKE_ENDPOINT_H
+#define STRAKE_ENDPOINT_H
+
+#include <linux/bpf.h>
+#include <linux/types.h>
+#include <bpf/bpf_helpers.h>
+
+#define ENDPOINTS 4096
+
+struct endpoint {
+	__u32 ifindex; /* host side of the pod's veth */
+	__u8 pod_mac[6];
+	__u8 host_mac[6];
+	__u8 owner[64]; /* sandbox */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, ENDPOINTS);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __be32);
+	__type(value, struct endpoint);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} endpoints SEC(".maps");
+
+/* Straight into the pod's namespace: no host stack, no queue. The time to live is left as it is, as on a bridge. */
+static __always_inline int endpoint_redirect(struct __sk_buff *skb, const struct endpoint *ep)
+{
+	__u8 macs[12];
+
+	__builtin_memcpy(macs, ep->pod_mac, 6);
+	__builtin_memcpy(macs + 6, ep->host_mac, 6);
+	if (bpf_skb_store_bytes(skb, 0, macs, sizeof(macs), 0))
+		return 2; /* TC_ACT_SHOT */
+	return bpf_redirect_peer(ep->ifindex, 0);
+}
+
+#endif

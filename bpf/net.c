@@ -1,0 +1,119 @@
+//go:build ignore
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+/* Packets of pods, and packets for frontends of this node that come in through its uplink. */
+#include <linux/bpf.h>
+#include <linux/pkt_cls.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+#include "lib/count.h"
+#include "lib/dns.h"
+#include "lib/endpoint.h"
+#include "lib/lb.h"
+#include "lib/nat.h"
+#include "lib/parse.h"
+
+char _license[] SEC("license") = "Dual BSD/GPL";
+
+/* At the host's side of a pod's veth: what the pod sends. */
+SEC("tc")
+int strake_pod(struct __sk_buff *skb)
+{
+	struct packet p = {};
+	struct endpoint *ep;
+	struct flow_key key;
+	struct flow *f;
+
+	switch (parse(skb, &p)) {
+	case NOT_IPV4:
+		return TC_ACT_OK;
+	case MALFORMED:
+		return drop(DROP_MALFORMED);
+	case PARSED:
+		break;
+	}
+	ep = bpf_map_lookup_elem(&endpoints, &p.ip.saddr);
+	if (!ep || ep->ifindex != skb->ifindex)
+		return drop(DROP_SPOOFED);
+
+	if (p.ports && p.ip.daddr == dns_addr && p.ip.protocol == IPPROTO_UDP && p.dport == bpf_htons(53)) {
+		int verdict = dns_answer(skb, &p);
+
+		if (verdict >= 0)
+			return verdict;
+		count(DNS_PASSED);
+		return TC_ACT_OK;
+	}
+	if (p.ports) {
+		flow_key_of(&p, &key, 1);
+		f = bpf_map_lookup_elem(&flows, &key);
+		if (f) {
+			__u32 ifindex = f->ifindex;
+
+			if (nat(skb, &p, 1, f->addr, f->port))
+				return drop(DROP_REWRITE);
+			count(POD_TO_UPLINK);
+			/* Not through the host's stack: its own address as a source would be a martian there. */
+			return bpf_redirect_neigh(ifindex, 0, 0, 0);
+		}
+	}
+	ep = bpf_map_lookup_elem(&endpoints, &p.ip.daddr);
+	if (!ep)
+		return TC_ACT_OK;
+	count(POD_TO_POD);
+	return endpoint_redirect(skb, ep);
+}
+
+/* At the uplink: what comes in from outside. What is for no frontend is not ours. */
+SEC("tc")
+int strake_uplink(struct __sk_buff *skb)
+{
+	struct packet p = {};
+	struct flow_key key;
+	struct flow to = {}, back = {};
+	struct frontend *fe;
+	struct endpoint *ep = 0;
+	struct backend *be;
+	struct flow *f;
+
+	if (parse(skb, &p) != PARSED || !p.ports)
+		return TC_ACT_OK;
+	fe = lb_frontend(p.ip.daddr, p.dport, p.ip.protocol);
+	if (!fe)
+		return TC_ACT_OK;
+	flow_key_of(&p, &key, 0);
+	f = bpf_map_lookup_elem(&flows, &key);
+	if (f && !p.syn) {
+		to = *f;
+		ep = bpf_map_lookup_elem(&endpoints, &to.addr);
+	}
+	if (!ep) {
+		be = lb_pick(fe);
+		if (!be)
+			return drop(DROP_NO_BACKEND);
+		to.addr = be->addr;
+		to.port = be->port;
+		ep = bpf_map_lookup_elem(&endpoints, &to.addr);
+		if (!ep) {
+			count(UPLINK_REMOTE);
+			return TC_ACT_OK;
+		}
+		if (bpf_map_update_elem(&flows, &key, &to, BPF_ANY))
+			return drop(DROP_CONNTRACK_FULL);
+		back.addr = p.ip.daddr;
+		back.port = p.dport;
+		back.ifindex = skb->ifindex;
+		__builtin_memset(&key, 0, sizeof(key));
+		key.saddr = to.addr;
+		key.sport = to.port;
+		key.daddr = p.ip.saddr;
+		key.dport = p.sport;
+		key.proto = p.ip.protocol;
+		key.reply = 1;
+		if (bpf_map_update_elem(&flows, &key, &back, BPF_ANY))
+			return drop(DROP_CONNTRACK_FULL);
+	}
+	if (nat(skb, &p, 0, to.addr, to.port))
+		return drop(DROP_REWRITE);
+	count(UPLINK_TO_POD);
+	return endpoint_redirect(skb, ep);
+}

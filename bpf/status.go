@@ -1,0 +1,116 @@
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sort"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+)
+
+// Status is what the kernel holds of ours.
+type Status struct {
+	Links    []LinkStatus      `json:"links"`
+	Maps     []MapStatus       `json:"maps"`
+	Counters map[string]uint64 `json:"counters"` // by reason, packets
+}
+
+// LinkStatus is one attachment.
+type LinkStatus struct {
+	Name    string `json:"name"`
+	Program uint32 `json:"program"` // id
+	Ifindex uint32 `json:"ifindex,omitempty"`
+}
+
+// MapStatus is the fill of one map, in rows.
+type MapStatus struct {
+	Name string `json:"name"`
+	Rows int    `json:"rows"`
+	Max  uint32 `json:"max"`
+}
+
+// ReadStatus reads what is pinned below pinDir and changes nothing; no agent need run. A folder with nothing in it gives an empty status.
+func ReadStatus(pinDir string) (Status, error) {
+	s := Status{Counters: map[string]uint64{}}
+	entries, err := os.ReadDir(pinDir)
+	if errors.Is(err, os.ErrNotExist) {
+		return s, nil
+	}
+	if err != nil {
+		return s, fmt.Errorf("bpf: status: %w", err)
+	}
+	for _, e := range entries {
+		path := filepath.Join(pinDir, e.Name())
+		switch name := e.Name(); {
+		case strings.HasPrefix(name, linkPrefix):
+			l, err := link.LoadPinnedLink(path, nil)
+			if err != nil {
+				return s, fmt.Errorf("bpf: status: %s: %w", path, err)
+			}
+			info, err := l.Info()
+			l.Close()
+			if err != nil {
+				return s, fmt.Errorf("bpf: status: %s: %w", path, err)
+			}
+			ls := LinkStatus{Name: strings.TrimPrefix(name, linkPrefix), Program: uint32(info.Program)}
+			if tcx := info.TCX(); tcx != nil {
+				ls.Ifindex = tcx.Ifindex
+			}
+			s.Links = append(s.Links, ls)
+		case name == "counters":
+			if err := readCounters(path, s.Counters); err != nil {
+				return s, err
+			}
+		case name == "endpoints" || name == "names" || name == "lb_services" || name == "lb_frontends" || name == "lb_backends":
+			m, err := ebpf.LoadPinnedMap(path, &ebpf.LoadPinOptions{ReadOnly: true})
+			if err != nil {
+				return s, fmt.Errorf("bpf: status: %s: %w", path, err)
+			}
+			s.Maps = append(s.Maps, MapStatus{Name: name, Rows: rows(m), Max: m.MaxEntries()})
+			m.Close()
+		}
+	}
+	sort.Slice(s.Links, func(i, j int) bool { return s.Links[i].Name < s.Links[j].Name })
+	return s, nil
+}
+
+// rows counts by walking the keys.
+func rows(m *ebpf.Map) int {
+	n := 0
+	var key, next []byte
+	for m.NextKey(nilable(key), &next) == nil {
+		n++
+		key = next
+		next = nil
+	}
+	return n
+}
+
+func nilable(key []byte) any {
+	if key == nil {
+		return nil
+	}
+	return key
+}
+
+func readCounters(path string, out map[string]uint64) error {
+	m, err := ebpf.LoadPinnedMap(path, &ebpf.LoadPinOptions{ReadOnly: true})
+	if err != nil {
+		return fmt.Errorf("bpf: status: %s: %w", path, err)
+	}
+	defer m.Close()
+	for i, name := range reasons {
+		var per []uint64
+		if err := m.Lookup(uint32(i), &per); err != nil {
+			return fmt.Errorf("bpf: status: counter %s: %w", name, err)
+		}
+		for _, v := range per {
+			out[name] += v
+		}
+	}
+	return nil
+}

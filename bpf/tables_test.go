@@ -1,0 +1,169 @@
+package bpf
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+)
+
+func ap(s string) netip.AddrPort { return netip.MustParseAddrPort(s) }
+
+func dumped[R any](t *testing.T, table Table[R], key func(R) string) map[string]R {
+	t.Helper()
+	rows, err := table.Dump()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := map[string]R{}
+	for _, r := range rows {
+		out[key(r)] = r
+	}
+	if len(out) != len(rows) {
+		t.Fatalf("%d rows, but %d keys", len(rows), len(out))
+	}
+	return out
+}
+
+// Random sequences of Replace and Prune leave what a plain map would hold, also across restarts.
+func TestTablesEqualAModel(t *testing.T) {
+	c := testConfig(t)
+	d := open(t, c)
+	rng := rand.New(rand.NewPCG(1, 2))
+	model := map[string]LoadBalancer{}
+	for step := range 300 {
+		owner := fmt.Sprintf("uid-%d", rng.IntN(8))
+		var want []LoadBalancer
+		for i := range rng.IntN(3) {
+			lb := LoadBalancer{Owner: owner, Name: fmt.Sprintf("ns/%s:%d", owner, i), Protocol: 6}
+			for f := range 1 + rng.IntN(3) {
+				lb.Frontends = append(lb.Frontends, ap(fmt.Sprintf("10.96.%s.%d:%d", owner[4:], i+1, 80+f)))
+			}
+			for range rng.IntN(6) {
+				lb.Backends = append(lb.Backends, ap(fmt.Sprintf("10.244.0.%d:8080", 2+rng.IntN(20))))
+			}
+			want = append(want, lb)
+		}
+		if _, err := d.LoadBalancers().Replace(owner, want); err != nil {
+			t.Fatal(err)
+		}
+		for k, lb := range model {
+			if lb.Owner == owner {
+				delete(model, k)
+			}
+		}
+		for _, lb := range want {
+			model[lb.Name] = normal(lb)
+		}
+		if step%50 == 49 {
+			if err := d.Close(); err != nil {
+				t.Fatal(err)
+			}
+			d = open(t, c)
+		}
+		have := dumped(t, d.LoadBalancers(), func(lb LoadBalancer) string { return lb.Name })
+		for k, want := range model {
+			got := have[k]
+			if !slices.Equal(got.Frontends, want.Frontends) || !slices.Equal(got.Backends, want.Backends) || got.Owner != want.Owner {
+				t.Fatalf("step %d: have %+v, want %+v", step, got, want)
+			}
+		}
+		if len(have) != len(model) {
+			t.Fatalf("step %d: %d rows, want %d", step, len(have), len(model))
+		}
+	}
+	if _, err := d.LoadBalancers().Prune(func(string) bool { return false }); err != nil {
+		t.Fatal(err)
+	}
+	st, err := ReadStatus(c.PinDir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range st.Maps {
+		if m.Rows != 0 {
+			t.Errorf("%s holds %d rows after all owners are gone", m.Name, m.Rows)
+		}
+	}
+}
+
+func TestReplaceWritesOnlyDifferences(t *testing.T) {
+	d := open(t, testConfig(t))
+	row := LoadBalancer{Name: "ns/a:http", Protocol: 6, Frontends: []netip.AddrPort{ap("10.96.0.5:80")}, Backends: []netip.AddrPort{ap("10.244.0.2:8080")}}
+	for i, want := range []Changes{{Added: 1}, {}} {
+		if got, err := d.LoadBalancers().Replace("u", []LoadBalancer{row}); err != nil || got != want {
+			t.Errorf("round %d: %+v, %v; want %+v", i, got, err, want)
+		}
+	}
+	if got, err := d.LoadBalancers().Replace("u", nil); err != nil || got != (Changes{Deleted: 1}) {
+		t.Errorf("%+v, %v", got, err)
+	}
+}
+
+func TestOneFrontendHasOneOwner(t *testing.T) {
+	d := open(t, testConfig(t))
+	row := func(name string) []LoadBalancer {
+		return []LoadBalancer{{Name: name, Protocol: 6, Frontends: []netip.AddrPort{ap("10.96.0.5:80")}}}
+	}
+	if _, err := d.LoadBalancers().Replace("a", row("ns/a:http")); err != nil {
+		t.Fatal(err)
+	}
+	_, err := d.LoadBalancers().Replace("b", row("ns/b:http"))
+	if err == nil || !strings.Contains(err.Error(), "ns/a:http") || !strings.Contains(err.Error(), "ns/b:http") {
+		t.Errorf("error %v does not name both Services", err)
+	}
+}
+
+func TestBadRowsAreRefused(t *testing.T) {
+	d := open(t, testConfig(t))
+	mac := net.HardwareAddr{2, 0, 0, 0, 0, 1}
+	for name, try := range map[string]func() (Changes, error){
+		"endpoint without a MAC": func() (Changes, error) {
+			return d.Endpoints().Replace("s", []Endpoint{{Addr: netip.MustParseAddr("10.244.0.2"), Ifindex: 3, HostMAC: mac}})
+		},
+		"IPv6 endpoint": func() (Changes, error) {
+			return d.Endpoints().Replace("s", []Endpoint{{Addr: netip.MustParseAddr("fd00::1"), Ifindex: 3, PodMAC: mac, HostMAC: mac}})
+		},
+		"name without addresses": func() (Changes, error) { return d.Names().Replace("s", []Name{{Name: "a.b.svc.cluster.local."}}) },
+		"relative name": func() (Changes, error) {
+			return d.Names().Replace("s", []Name{{Name: "a.b", Addrs: []netip.Addr{netip.MustParseAddr("10.96.0.5")}}})
+		},
+		"owner that does not fit": func() (Changes, error) {
+			return d.Names().Replace(strings.Repeat("x", 65), []Name{{Name: "a.b.", Addrs: []netip.Addr{netip.MustParseAddr("10.96.0.5")}}})
+		},
+		"backend without a port": func() (Changes, error) {
+			return d.LoadBalancers().Replace("s", []LoadBalancer{{Name: "n", Protocol: 6, Backends: []netip.AddrPort{netip.AddrPortFrom(netip.MustParseAddr("10.244.0.2"), 0)}}})
+		},
+	} {
+		if _, err := try(); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+}
+
+func TestEndpointsAndNamesSurviveARestart(t *testing.T) {
+	c := testConfig(t)
+	d := open(t, c)
+	ep := Endpoint{Owner: "box", Addr: netip.MustParseAddr("10.244.0.2"), Ifindex: 7, PodMAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}, HostMAC: net.HardwareAddr{2, 0, 0, 0, 0, 2}}
+	name := Name{Owner: "uid", Name: "web.default.svc.cluster.local.", Addrs: []netip.Addr{netip.MustParseAddr("10.96.0.5"), netip.MustParseAddr("10.96.0.6")}}
+	if _, err := d.Endpoints().Replace("box", []Endpoint{ep}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.Names().Replace("uid", []Name{name}); err != nil {
+		t.Fatal(err)
+	}
+	d.Close()
+	d = open(t, c)
+	if rows, err := d.Endpoints().Dump(); err != nil || !reflect.DeepEqual(rows, []Endpoint{ep}) {
+		t.Errorf("%+v, %v", rows, err)
+	}
+	if rows, err := d.Names().Dump(); err != nil || !reflect.DeepEqual(rows, []Name{name}) {
+		t.Errorf("%+v, %v", rows, err)
+	}
+	if ch, err := d.Names().Prune(func(o string) bool { return o != "uid" }); err != nil || ch.Deleted != 1 {
+		t.Errorf("%+v, %v", ch, err)
+	}
+}
