@@ -48,26 +48,34 @@ func (n *nodeRestriction) ValidateInitialization() error {
 	return nil
 }
 
+// Admit sees a TokenRequest as the kubelet sent it: later, audiences that it left out have the API server's in their place.
+func (n *nodeRestriction) Admit(_ context.Context, a admission.Attributes, _ admission.ObjectInterfaces) error {
+	if a.GetResource().GroupResource() != corev1.Resource("serviceaccounts") || a.GetSubresource() != "token" {
+		return nil
+	}
+	return n.decide(a, n.token)
+}
+
 func (n *nodeRestriction) Validate(_ context.Context, a admission.Attributes, _ admission.ObjectInterfaces) error {
+	switch a.GetResource().GroupResource() {
+	case corev1.Resource("nodes"):
+		return n.decide(a, n.node)
+	case corev1.Resource("pods"):
+		return n.decide(a, n.pod)
+	case coordinationv1.Resource("leases"):
+		return n.decide(a, n.lease)
+	}
+	return nil
+}
+
+// decide asks check about requests of kubelets, and has nothing against others.
+func (n *nodeRestriction) decide(a admission.Attributes, check func(a admission.Attributes, node string) error) error {
 	name, ok := node.Name(a.GetUserInfo())
 	if !ok {
 		return nil
 	}
 	if name == "" {
 		return admission.NewForbidden(a, fmt.Errorf("could not determine node from user %q", a.GetUserInfo().GetName()))
-	}
-	var check func(admission.Attributes, string) error
-	switch r := a.GetResource().GroupResource(); {
-	case r == corev1.Resource("nodes"):
-		check = n.node
-	case r == corev1.Resource("pods"):
-		check = n.pod
-	case r == corev1.Resource("serviceaccounts") && a.GetSubresource() == "token":
-		check = n.token
-	case r == coordinationv1.Resource("leases"):
-		check = n.lease
-	default:
-		return nil
 	}
 	if err := ready(n.Handler, a); err != nil {
 		return err
