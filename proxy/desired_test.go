@@ -1,0 +1,95 @@
+package proxy
+
+import (
+	"net/netip"
+	"reflect"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/strake-io/strake/bpf"
+)
+
+func ptr[T any](v T) *T { return &v }
+
+func aps(list ...string) []netip.AddrPort {
+	var out []netip.AddrPort
+	for _, s := range list {
+		out = append(out, netip.MustParseAddrPort(s))
+	}
+	return out
+}
+
+var testNode = Node{Name: "n1", Addrs: []netip.Addr{netip.MustParseAddr("192.0.2.1")}, Local: []netip.Addr{netip.MustParseAddr("10.96.0.10")}}
+
+func service(change func(*corev1.Service)) *corev1.Service {
+	s := &corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "web", UID: "u"},
+		Spec:       corev1.ServiceSpec{Type: corev1.ServiceTypeClusterIP, ClusterIP: "10.96.0.5", Ports: []corev1.ServicePort{{Name: "http", Port: 80, Protocol: corev1.ProtocolTCP}}},
+	}
+	change(s)
+	return s
+}
+
+func slice(change func(*discoveryv1.EndpointSlice)) *discoveryv1.EndpointSlice {
+	s := &discoveryv1.EndpointSlice{
+		AddressType: discoveryv1.AddressTypeIPv4,
+		Ports:       []discoveryv1.EndpointPort{{Name: ptr("http"), Port: ptr(int32(8080)), Protocol: ptr(corev1.ProtocolTCP)}},
+		Endpoints: []discoveryv1.Endpoint{
+			{Addresses: []string{"10.244.0.2"}, NodeName: ptr("n1"), Conditions: discoveryv1.EndpointConditions{Ready: ptr(true)}},
+			{Addresses: []string{"10.244.1.2"}, NodeName: ptr("n2"), Conditions: discoveryv1.EndpointConditions{Ready: ptr(true)}},
+		},
+	}
+	change(s)
+	return s
+}
+
+func nop[T any](*T) {}
+
+func TestDesired(t *testing.T) {
+	row := func(name string, proto uint8, frontends, backends []netip.AddrPort) bpf.LoadBalancer {
+		return bpf.LoadBalancer{Owner: "u", Name: name, Protocol: proto, Frontends: frontends, Backends: backends}
+	}
+	both := aps("10.244.0.2:8080", "10.244.1.2:8080")
+	for name, c := range map[string]struct {
+		svc   *corev1.Service
+		slice *discoveryv1.EndpointSlice
+		want  []bpf.LoadBalancer
+	}{
+		"ClusterIP":                {service(nop), slice(nop), []bpf.LoadBalancer{row("ns/web:http", 6, aps("10.96.0.5:80"), both)}},
+		"headless has no entry":    {service(func(s *corev1.Service) { s.Spec.ClusterIP = "None" }), slice(nop), nil},
+		"ExternalName has none":    {service(func(s *corev1.Service) { s.Spec.Type = corev1.ServiceTypeExternalName }), slice(nop), nil},
+		"another proxy's":          {service(func(s *corev1.Service) { s.Labels = map[string]string{labelProxyName: "x"} }), slice(nop), nil},
+		"served by the node":       {service(func(s *corev1.Service) { s.Spec.ClusterIP = "10.96.0.10" }), slice(nop), nil},
+		"UDP":                      {service(func(s *corev1.Service) { s.Spec.Ports[0].Protocol = corev1.ProtocolUDP }), slice(func(s *discoveryv1.EndpointSlice) { s.Ports[0].Protocol = ptr(corev1.ProtocolUDP) }), []bpf.LoadBalancer{row("ns/web:http", 17, aps("10.96.0.5:80"), both)}},
+		"SCTP is not read as TCP":  {service(func(s *corev1.Service) { s.Spec.Ports[0].Protocol = corev1.ProtocolSCTP }), slice(nop), nil},
+		"a port of another name":   {service(func(s *corev1.Service) { s.Spec.Ports[0].Name = "grpc" }), slice(nop), []bpf.LoadBalancer{row("ns/web:grpc", 6, aps("10.96.0.5:80"), nil)}},
+		"no endpoints":             {service(nop), slice(func(s *discoveryv1.EndpointSlice) { s.Endpoints = nil }), []bpf.LoadBalancer{row("ns/web:http", 6, aps("10.96.0.5:80"), nil)}},
+		"IPv6 slices are left out": {service(nop), slice(func(s *discoveryv1.EndpointSlice) { s.AddressType = discoveryv1.AddressTypeIPv6 }), []bpf.LoadBalancer{row("ns/web:http", 6, aps("10.96.0.5:80"), nil)}},
+		"unready endpoints are left out": {service(nop), slice(func(s *discoveryv1.EndpointSlice) { s.Endpoints[0].Conditions.Ready = ptr(false) }),
+			[]bpf.LoadBalancer{row("ns/web:http", 6, aps("10.96.0.5:80"), aps("10.244.1.2:8080"))}},
+		"serving ones that end, if none is ready": {service(nop), slice(func(s *discoveryv1.EndpointSlice) {
+			s.Endpoints = s.Endpoints[:1]
+			s.Endpoints[0].Conditions = discoveryv1.EndpointConditions{Ready: ptr(false), Serving: ptr(true), Terminating: ptr(true)}
+		}), []bpf.LoadBalancer{row("ns/web:http", 6, aps("10.96.0.5:80"), aps("10.244.0.2:8080"))}},
+		"NodePort": {service(func(s *corev1.Service) { s.Spec.Type = corev1.ServiceTypeNodePort; s.Spec.Ports[0].NodePort = 30080 }), slice(nop),
+			[]bpf.LoadBalancer{row("ns/web:http", 6, aps("10.96.0.5:80", "192.0.2.1:30080"), both)}},
+		"NodePort, external policy Local": {service(func(s *corev1.Service) {
+			s.Spec.Type, s.Spec.Ports[0].NodePort, s.Spec.ExternalTrafficPolicy = corev1.ServiceTypeNodePort, 30080, corev1.ServiceExternalTrafficPolicyLocal
+		}), slice(nop), []bpf.LoadBalancer{row("ns/web:http", 6, aps("10.96.0.5:80"), both), row("ns/web:http:external", 6, aps("192.0.2.1:30080"), aps("10.244.0.2:8080"))}},
+		"internal policy Local": {service(func(s *corev1.Service) { s.Spec.InternalTrafficPolicy = ptr(corev1.ServiceInternalTrafficPolicyLocal) }), slice(nop),
+			[]bpf.LoadBalancer{row("ns/web:http", 6, aps("10.96.0.5:80"), aps("10.244.0.2:8080"))}},
+		"external addresses": {service(func(s *corev1.Service) {
+			s.Spec.ExternalIPs = []string{"198.51.100.1", "rubbish", "fd00::1"}
+			s.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: "198.51.100.2"}, {IP: "198.51.100.3", IPMode: ptr(corev1.LoadBalancerIPModeProxy)}}
+		}), slice(nop), []bpf.LoadBalancer{row("ns/web:http", 6, aps("10.96.0.5:80", "198.51.100.1:80", "198.51.100.2:80"), both)}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if got := Desired(c.svc, []*discoveryv1.EndpointSlice{c.slice}, testNode); !reflect.DeepEqual(got, c.want) {
+				t.Errorf("got  %+v\nwant %+v", got, c.want)
+			}
+		})
+	}
+}
