@@ -12,10 +12,8 @@ import (
 	authorizationv1 "k8s.io/api/authorization/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	genericapirequest "k8s.io/apiserver/pkg/endpoints/request"
 	"k8s.io/apiserver/pkg/registry/rest"
 	genericapiserver "k8s.io/apiserver/pkg/server"
 
@@ -127,46 +125,18 @@ func (b *builder) setHooks(r *descriptor.Resource) {
 	case corev1.Resource("services"):
 		r.Hooks = b.services.Hooks()
 	case rbacv1.Resource("roles"), rbacv1.Resource("clusterroles"), rbacv1.Resource("rolebindings"), rbacv1.Resource("clusterrolebindings"):
-		r.Hooks = b.escalationHooks(r.Plural)
+		r.Hooks = b.escalationHooks()
 	}
 }
 
 // escalationHooks keep users from granting what they don't hold.
-func (b *builder) escalationHooks(resource string) descriptor.Hooks {
-	check := func(ctx context.Context, obj runtime.Object) error {
-		u, ok := genericapirequest.UserFrom(ctx)
-		if !ok {
-			return nil
-		}
-		verb, rules := "escalate", []rbacv1.PolicyRule(nil)
-		var err error
-		namespace := obj.(metav1.Object).GetNamespace()
-		name := obj.(metav1.Object).GetName()
-		target := resource
-		switch o := obj.(type) {
-		case *rbacv1.Role:
-			rules = o.Rules
-		case *rbacv1.ClusterRole:
-			rules = o.Rules
-		case *rbacv1.RoleBinding:
-			verb, name = "bind", o.RoleRef.Name
-			target = map[string]string{"Role": "roles", "ClusterRole": "clusterroles"}[o.RoleRef.Kind]
-			rules, err = b.rbac.RulesOfRef(o.RoleRef, namespace)
-		case *rbacv1.ClusterRoleBinding:
-			verb, name, target = "bind", o.RoleRef.Name, "clusterroles"
-			rules, err = b.rbac.RulesOfRef(o.RoleRef, "")
-		}
-		if err != nil {
-			// A role that is not there (yet) grants nothing today, but whoever makes it later must not grant through this
-			// binding unseen: only who may bind it anyway can.
-			rules = []rbacv1.PolicyRule{{Verbs: []string{"*"}, APIGroups: []string{"*"}, Resources: []string{"*"}}}
-		}
-		return b.rbac.ConfirmNoEscalation(ctx, b.generic.Authorization.Authorizer, u, verb, target, namespace, name, rules)
-	}
+func (b *builder) escalationHooks() descriptor.Hooks {
 	return descriptor.Hooks{
-		Create: func(ctx context.Context, obj runtime.Object, _ bool) (func(bool), error) { return nil, check(ctx, obj) },
-		Update: func(ctx context.Context, obj, _ runtime.Object, _ bool) (func(bool), error) {
-			return nil, check(ctx, obj)
+		Create: func(ctx context.Context, obj runtime.Object, _ bool) error {
+			return b.rbac.ConfirmWrite(ctx, b.generic.Authorization.Authorizer, obj, nil)
+		},
+		Update: func(ctx context.Context, obj, old runtime.Object, _ bool) error {
+			return b.rbac.ConfirmWrite(ctx, b.generic.Authorization.Authorizer, obj, old)
 		},
 	}
 }

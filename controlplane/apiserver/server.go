@@ -17,17 +17,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/apimachinery/pkg/util/sets"
 	"k8s.io/apiserver/pkg/admission"
-	apiserverconfig "k8s.io/apiserver/pkg/apis/apiserver"
-	"k8s.io/apiserver/pkg/authentication/authenticator"
 	"k8s.io/apiserver/pkg/authentication/authenticatorfactory"
-	"k8s.io/apiserver/pkg/authentication/group"
-	"k8s.io/apiserver/pkg/authentication/request/anonymous"
-	"k8s.io/apiserver/pkg/authentication/request/bearertoken"
 	"k8s.io/apiserver/pkg/authentication/request/headerrequest"
-	unionauth "k8s.io/apiserver/pkg/authentication/request/union"
-	"k8s.io/apiserver/pkg/authentication/request/websocket"
-	"k8s.io/apiserver/pkg/authentication/request/x509"
-	tokencache "k8s.io/apiserver/pkg/authentication/token/cache"
 	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/apiserver/pkg/authorization/authorizerfactory"
 	unionauthz "k8s.io/apiserver/pkg/authorization/union"
@@ -52,6 +43,7 @@ import (
 
 	strakeadmission "github.com/strake-io/strake/controlplane/apiserver/admission"
 	"github.com/strake-io/strake/controlplane/apiserver/allocator"
+	"github.com/strake-io/strake/controlplane/apiserver/auth"
 	"github.com/strake-io/strake/controlplane/apiserver/auth/node"
 	"github.com/strake-io/strake/controlplane/apiserver/auth/rbac"
 	"github.com/strake-io/strake/controlplane/apiserver/auth/token"
@@ -193,7 +185,7 @@ func (b *builder) storageFactory() *serverstorage.DefaultStorageFactory {
 }
 
 // anonymousPaths are open to everybody: load balancers and probes have no credentials.
-var anonymousPaths = []apiserverconfig.AnonymousAuthCondition{{Path: "/healthz"}, {Path: "/livez"}, {Path: "/readyz"}, {Path: "/version"}}
+var anonymousPaths = []string{"/healthz", "/livez", "/readyz", "/version"}
 
 // tokenCacheTTL bounds how long a token works on after what it is bound to is gone.
 const tokenCacheTTL = 10 * time.Second
@@ -204,6 +196,7 @@ func (b *builder) buildAuth() error {
 	audiences := []string{b.cfg.ServiceAccountIssuer}
 	b.issuer, err = token.NewIssuer(b.cfg.ServiceAccountKeyFile, b.cfg.ServiceAccountIssuer, audiences, token.Objects{
 		ServiceAccounts: core.ServiceAccounts().Lister(), Pods: core.Pods().Lister(), Secrets: core.Secrets().Lister(), Nodes: core.Nodes().Lister(),
+		Live: b.client.CoreV1(),
 	})
 	if err != nil {
 		return err
@@ -229,13 +222,9 @@ func (b *builder) buildAuth() error {
 			return err
 		}
 	}
-	tokens := tokencache.New(b.issuer, false, tokenCacheTTL, tokenCacheTTL)
-	known := group.NewAuthenticatedGroupAdder(unionauth.New(
-		headerrequest.NewDynamicVerifyOptionsSecure(proxyCA.VerifyOptions, header.AllowedClientNames, header.UsernameHeaders, header.UIDHeaders, header.GroupHeaders, header.ExtraHeaderPrefixes),
-		x509.NewDynamic(clientCA.VerifyOptions, x509.CommonNameUserConversion),
-		bearertoken.New(tokens), websocket.NewProtocolAuthenticator(tokens),
-	))
-	a.Authenticator = authenticator.WrapAudienceAgnosticRequest(audiences, unionauth.NewFailOnError(known, anonymous.NewAuthenticator(anonymousPaths)))
+	a.Authenticator = auth.New(auth.Config{
+		ClientCA: clientCA, FrontProxy: header, Tokens: b.issuer, TokenTTL: tokenCacheTTL, Audiences: audiences, AnonymousPaths: anonymousPaths,
+	})
 
 	roles := b.informers.Rbac().V1()
 	b.rbac = &rbac.Authorizer{

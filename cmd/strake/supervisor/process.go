@@ -59,8 +59,8 @@ func readStat(pid int) (state byte, start uint64, err error) {
 	return f[0][0], start, err
 }
 
-// record writes the pid file of a process that was just started.
-func record(pidFile string, pid int) (Process, error) {
+// Record writes the pid file of a process that was just started.
+func Record(pidFile string, pid int) (Process, error) {
 	_, start, err := readStat(pid)
 	if err != nil {
 		return Process{}, fmt.Errorf("process %d: %w", pid, err)

@@ -125,7 +125,7 @@ func start(l layout.Layout, c Component) (Process, error) {
 		return Process{}, fmt.Errorf("start %s: %w", c.Name, err)
 	}
 	go cmd.Wait() // reaps it; its end is seen through the pidfd, as for an adopted process
-	return record(l.Pid(c.Name), cmd.Process.Pid)
+	return Record(l.Pid(c.Name), cmd.Process.Pid)
 }
 
 // openLog appends to a log file; one that has grown beyond logMax is moved aside as .1.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"reflect"
 
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -85,6 +86,9 @@ func (s *Store) Categories() []string { return s.r.Categories }
 
 // Build makes the storages of a resource and its general subresources, by path ("pods", "pods/status").
 func Build(r *Resource, scheme *runtime.Scheme, getter generic.RESTOptionsGetter) (map[string]rest.Storage, *Store, error) {
+	if _, ok := reflect.TypeOf(r.New()).Elem().FieldByName(statusField); r.Status && !ok {
+		return nil, nil, fmt.Errorf("storage of %s: Status is set, but %s has no field of that name", r.GroupResource(), r.Kind)
+	}
 	s := strategy{ObjectTyper: scheme, NameGenerator: names.SimpleNameGenerator, r: r}
 	store := &genericregistry.Store{
 		NewFunc:                   r.New,
@@ -112,7 +116,7 @@ func Build(r *Resource, scheme *runtime.Scheme, getter generic.RESTOptionsGetter
 			return !r.KeepWhile(obj) && genericregistry.ShouldDeleteDuringUpdate(ctx, key, obj, existing)
 		}
 	}
-	setHooks(store, r)
+	setHooks(store, r.Hooks)
 	options := &generic.StoreOptions{RESTOptions: getter, AttrFunc: r.attrs}
 	if r.IndexField != "" {
 		value := func(obj runtime.Object) string { return r.fields(obj)[r.IndexField] }
@@ -139,6 +143,14 @@ func Build(r *Resource, scheme *runtime.Scheme, getter generic.RESTOptionsGetter
 	return storages, main, nil
 }
 
+// Replacing returns the registry of the same objects with another strategy for updates: a subresource, or a write of
+// the server's own. Its updates run no hooks.
+func (s *Store) Replacing(with func(rest.RESTUpdateStrategy) rest.RESTUpdateStrategy) *genericregistry.Store {
+	st := *s.Store
+	st.UpdateStrategy, st.ResetFieldsStrategy, st.BeginUpdate = with(st.UpdateStrategy), nil, nil
+	return &st
+}
+
 func (r *Resource) attrs(obj runtime.Object) (labels.Set, fields.Set, error) {
 	m, err := meta.Accessor(obj)
 	if err != nil {
@@ -147,30 +159,24 @@ func (r *Resource) attrs(obj runtime.Object) (labels.Set, fields.Set, error) {
 	return m.GetLabels(), r.fields(obj), nil
 }
 
-func setHooks(store *genericregistry.Store, r *Resource) {
-	finish := func(f func(bool)) genericregistry.FinishFunc {
-		return func(_ context.Context, ok bool) {
-			if f != nil {
-				f(ok)
-			}
-		}
-	}
-	if h := r.Hooks.Create; h != nil {
+// unfinished is what a hook leaves to do after its write: nothing.
+func unfinished(context.Context, bool) {}
+
+func setHooks(store *genericregistry.Store, h Hooks) {
+	if h.Create != nil {
 		store.BeginCreate = func(ctx context.Context, obj runtime.Object, o *metav1.CreateOptions) (genericregistry.FinishFunc, error) {
-			f, err := h(ctx, obj, dryrun.IsDryRun(o.DryRun))
-			return finish(f), err
+			return unfinished, h.Create(ctx, obj, dryrun.IsDryRun(o.DryRun))
 		}
 	}
-	if h := r.Hooks.Update; h != nil {
+	if h.Update != nil {
 		store.BeginUpdate = func(ctx context.Context, obj, old runtime.Object, o *metav1.UpdateOptions) (genericregistry.FinishFunc, error) {
-			f, err := h(ctx, obj, old, dryrun.IsDryRun(o.DryRun))
-			return finish(f), err
+			return unfinished, h.Update(ctx, obj, old, dryrun.IsDryRun(o.DryRun))
 		}
 	}
-	if h := r.Hooks.Delete; h != nil {
+	if h.Delete != nil {
 		store.AfterDelete = func(obj runtime.Object, o *metav1.DeleteOptions) {
 			if !dryrun.IsDryRun(o.DryRun) {
-				h(obj)
+				h.Delete(obj)
 			}
 		}
 	}

@@ -172,19 +172,19 @@ const statusField = "Status"
 var metaFields = map[string]bool{"TypeMeta": true, "ObjectMeta": true}
 
 func clearField(obj runtime.Object, name string) {
-	f := reflect.ValueOf(obj).Elem().FieldByName(name)
-	f.SetZero()
+	reflect.ValueOf(obj).Elem().FieldByName(name).SetZero()
 }
 
+// copyField shares src's field with dst: both are one request's own, and neither is changed in depth afterwards.
 func copyField(dst, src runtime.Object, name string) {
-	reflect.ValueOf(dst).Elem().FieldByName(name).Set(reflect.ValueOf(src.DeepCopyObject()).Elem().FieldByName(name))
+	reflect.ValueOf(dst).Elem().FieldByName(name).Set(reflect.ValueOf(src).Elem().FieldByName(name))
 }
 
 // restoreAllBut sets everything but metadata and the named field back to what it was. Of the metadata,
 // an update of status may change labels, annotations and finalizers, as with the reference; its
 // generation stays.
 func restoreAllBut(obj, old runtime.Object, name string) {
-	dst, src := reflect.ValueOf(obj).Elem(), reflect.ValueOf(old.DeepCopyObject()).Elem()
+	dst, src := reflect.ValueOf(obj).Elem(), reflect.ValueOf(old).Elem()
 	for i := range dst.NumField() {
 		if f := dst.Type().Field(i).Name; f != name && !metaFields[f] {
 			dst.Field(i).Set(src.Field(i))

@@ -1,0 +1,239 @@
+// Package agent runs a node in one process: its kubelet and its network (CNI
+// server, Services, DNS).
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"sync/atomic"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/klog/v2"
+
+	"github.com/strake-io/strake/bpf"
+	"github.com/strake-io/strake/cmd/strake/layout"
+	"github.com/strake-io/strake/cni"
+	"github.com/strake-io/strake/dns"
+	"github.com/strake-io/strake/kubelet"
+	"github.com/strake-io/strake/kubelet/cgroups"
+	"github.com/strake-io/strake/proxy"
+)
+
+// Config is all that differs between nodes.
+type Config struct {
+	Layout            layout.Layout
+	NodeName          string
+	NodeAddr          netip.Addr
+	DNSAddr           netip.Addr
+	Zone              string
+	ResolvConf        string
+	KubeletPort       int
+	KubeletKubeconfig string
+	NetworkKubeconfig string
+	CertFile, KeyFile string
+	ClientCAFile      string
+}
+
+const (
+	dnsTTL      = 30 // seconds
+	kubeletPort = 10250
+)
+
+// OpenDatapath mounts the node's bpffs and opens what is loaded in it.
+func OpenDatapath(l layout.Layout, dnsAddr netip.Addr, zone string) (*bpf.Datapath, error) {
+	if err := bpf.MountBPFFS(l.BPF()); err != nil {
+		return nil, err
+	}
+	root, dir := cgroups.UnifiedPath(l.Cgroup())
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, fmt.Errorf("node cgroup: %w", err)
+	}
+	return bpf.Open(bpf.Config{PinDir: l.BPF(), CgroupRoot: root, NodeCgroup: dir, DNSAddr: dnsAddr, Zone: zone, DNSTTL: dnsTTL})
+}
+
+// CNI returns the CNI server over a datapath.
+func CNI(l layout.Layout, d *bpf.Datapath, node netip.Addr, podCIDR func() (netip.Prefix, bool)) (*cni.Server, error) {
+	return cni.New(cni.Config{Socket: l.CNISocket(), StateDir: l.CNIState(), Alias: "strake-" + l.ID, NodeAddr: node, Datapath: d, PodCIDR: podCIDR})
+}
+
+// Run runs the node until ctx ends. Pods and their network go on without it.
+func Run(ctx context.Context, cfg Config) error {
+	l := cfg.Layout
+	if cfg.KubeletPort == 0 {
+		cfg.KubeletPort = kubeletPort
+	}
+	d, err := OpenDatapath(l, cfg.DNSAddr, cfg.Zone)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	if err := cni.Prepare(l.CNIState(), cfg.DNSAddr); err != nil {
+		return err
+	}
+	netClient, err := client(cfg.NetworkKubeconfig, "strake-node-network")
+	if err != nil {
+		return err
+	}
+	var podCIDR atomic.Pointer[netip.Prefix]
+	server, err := CNI(l, d, cfg.NodeAddr, func() (netip.Prefix, bool) {
+		if p := podCIDR.Load(); p != nil {
+			return *p, true
+		}
+		return netip.Prefix{}, false
+	})
+	if err != nil {
+		return err
+	}
+	f := informers.NewSharedInformerFactoryWithOptions(netClient, 0, informers.WithTransform(dropManagedFields))
+	px, err := proxy.New(proxy.Config{Informers: f, Table: d.LoadBalancers(), Node: proxy.Node{
+		Name: cfg.NodeName, Addrs: []netip.Addr{cfg.NodeAddr}, Local: []netip.Addr{cfg.DNSAddr},
+	}})
+	if err != nil {
+		return err
+	}
+	names, err := dns.NewNames(f, d.Names(), cfg.Zone)
+	if err != nil {
+		return err
+	}
+	records, err := dns.NewRecords(f, cfg.Zone, dnsTTL)
+	if err != nil {
+		return err
+	}
+	resolver := dns.NewServer(records, dns.NewForwarder(cfg.ResolvConf, cfg.DNSAddr), netip.AddrPortFrom(cfg.DNSAddr, 53))
+
+	g, ctx := errgroup.WithContext(ctx)
+	f.Start(ctx.Done())
+	defer f.Shutdown()
+	g.Go(func() error { return server.Run(ctx) })
+	g.Go(func() error { return px.Run(ctx) })
+	g.Go(func() error { return names.Run(ctx) })
+	g.Go(func() error { return resolver.Run(ctx) })
+	g.Go(func() error {
+		// The runtime calls the network ready once the configuration is there: not before pods can have addresses.
+		return awaitPodCIDR(ctx, netClient, cfg.NodeName, func(p netip.Prefix) error {
+			if podCIDR.Swap(&p) != nil {
+				return nil
+			}
+			if err := attachUplink(d, cfg.NodeAddr); err != nil {
+				return err
+			}
+			return cni.WriteConfig(l.CNIConf(), l.CNISocket())
+		})
+	})
+	g.Go(func() error {
+		if err := awaitFile(ctx, l.ContainerdSocket()); err != nil {
+			return nil // ctx ended
+		}
+		rc, err := clientcmd.BuildConfigFromFlags("", cfg.KubeletKubeconfig)
+		if err != nil {
+			return fmt.Errorf("kubelet: kubeconfig %s: %w", cfg.KubeletKubeconfig, err)
+		}
+		rc.QPS, rc.Burst, rc.UserAgent = -1, -1, "kubelet"
+		return kubelet.Run(ctx, kubelet.Config{
+			NodeName: cfg.NodeName, NodeIP: cfg.NodeAddr.String(), Port: cfg.KubeletPort, Client: rc, CRISocket: l.ContainerdSocket(),
+			RootDir: l.Kubelet(), PodLogsDir: l.PodLogs(), Cgroup: l.Cgroup(), ClusterDNS: []string{cfg.DNSAddr.String()}, ClusterDomain: cfg.Zone,
+			ResolvConf: cfg.ResolvConf, CertFile: cfg.CertFile, KeyFile: cfg.KeyFile, ClientCAFile: cfg.ClientCAFile,
+		})
+	})
+	return g.Wait()
+}
+
+func client(kubeconfig, agent string) (kubernetes.Interface, error) {
+	rc, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
+	if err != nil {
+		return nil, fmt.Errorf("kubeconfig %s: %w", kubeconfig, err)
+	}
+	rc.QPS, rc.Burst, rc.UserAgent, rc.ContentType = -1, -1, agent, "application/vnd.kubernetes.protobuf"
+	return kubernetes.NewForConfig(rc)
+}
+
+func dropManagedFields(obj any) (any, error) {
+	if m, ok := obj.(metav1.Object); ok {
+		m.SetManagedFields(nil)
+	}
+	return obj, nil
+}
+
+func awaitFile(ctx context.Context, path string) error {
+	for {
+		if _, err := os.Stat(path); err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// awaitPodCIDR calls use whenever the node's pod range is seen.
+func awaitPodCIDR(ctx context.Context, c kubernetes.Interface, node string, use func(netip.Prefix) error) error {
+	f := informers.NewSharedInformerFactoryWithOptions(c, 0, informers.WithTransform(dropManagedFields), informers.WithTweakListOptions(func(o *metav1.ListOptions) {
+		o.FieldSelector = fields.OneTermEqualSelector("metadata.name", node).String()
+	}))
+	failed := make(chan error, 1)
+	seen := func(obj any) {
+		n, ok := obj.(*corev1.Node)
+		if !ok || n.Spec.PodCIDR == "" {
+			return
+		}
+		p, err := netip.ParsePrefix(n.Spec.PodCIDR)
+		if err == nil {
+			err = use(p)
+		}
+		if err != nil {
+			select {
+			case failed <- fmt.Errorf("node %s, pod range %s: %w", node, n.Spec.PodCIDR, err):
+			default:
+			}
+		}
+	}
+	if _, err := f.Core().V1().Nodes().Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: seen, UpdateFunc: func(_, obj any) { seen(obj) }}); err != nil {
+		return err
+	}
+	f.Start(ctx.Done())
+	defer f.Shutdown()
+	select {
+	case <-ctx.Done():
+		return nil
+	case err := <-failed:
+		return err
+	}
+}
+
+// attachUplink finds the interface that has the node's address.
+func attachUplink(d *bpf.Datapath, addr netip.Addr) error {
+	links, err := netlink.LinkList()
+	if err != nil {
+		return fmt.Errorf("uplink: %w", err)
+	}
+	for _, link := range links {
+		addrs, err := netlink.AddrList(link, netlink.FAMILY_V4)
+		if err != nil {
+			return fmt.Errorf("uplink: %w", err)
+		}
+		for _, a := range addrs {
+			if got, ok := netip.AddrFromSlice(a.IP.To4()); ok && got == addr {
+				if link.Attrs().Name == "lo" {
+					klog.InfoS("The node's address is on lo: NodePorts answer on this machine only")
+					return nil
+				}
+				return d.AttachUplink(link.Attrs().Index)
+			}
+		}
+	}
+	return errors.New("uplink: no interface has the node's address " + addr.String())
+}

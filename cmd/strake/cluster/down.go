@@ -1,0 +1,148 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+	remote "k8s.io/cri-client/pkg"
+	"k8s.io/klog/v2"
+	mount "k8s.io/mount-utils"
+
+	"github.com/strake-io/strake/bpf"
+	"github.com/strake-io/strake/cmd/strake/agent"
+	"github.com/strake-io/strake/cmd/strake/layout"
+	"github.com/strake-io/strake/cmd/strake/supervisor"
+	"github.com/strake-io/strake/cni"
+	"github.com/strake-io/strake/kubelet/cgroups"
+)
+
+// Down stops the cluster: its processes, its pods and its network. With purge its data goes too. A cluster that is down
+// already is no error.
+func Down(ctx context.Context, l layout.Layout, purge bool) error {
+	s, _, err := Load(l)
+	var errs []error
+	if err != nil && !purge {
+		return err
+	}
+	if p, ok := supervisor.Find(l.Pid("supervisor")); ok {
+		errs = append(errs, p.Stop(40*time.Second))
+	}
+	// Those of a supervisor that was killed.
+	for _, name := range []string{"agent", "server"} {
+		if p, ok := supervisor.Find(l.Pid(name)); ok {
+			errs = append(errs, p.Stop(20*time.Second))
+		}
+	}
+	if _, ok := supervisor.Find(l.Pid("containerd")); ok {
+		if err := removePods(ctx, l, s); err != nil {
+			klog.V(1).InfoS("Pods were not removed in good order", "err", err)
+		}
+	}
+	if p, ok := supervisor.Find(l.Pid("containerd")); ok {
+		errs = append(errs, p.Stop(10*time.Second))
+	}
+	killShims(l)
+	errs = append(errs, cgroups.New(l.Cgroup(), 0).RemoveAll())
+	errs = append(errs, cni.RemoveAll(l.CNIState(), "strake-"+l.ID, s.DNSAddr()))
+	errs = append(errs, bpf.Remove(l.BPF()), bpf.UnmountBPFFS(l.BPF()), unmountBelow(l.Data, l.Run()))
+	errs = append(errs, os.RemoveAll(l.Run()))
+	if err := os.Remove(filepath.Dir(l.Run())); err != nil && !errors.Is(err, unix.ENOTEMPTY) && !os.IsNotExist(err) {
+		errs = append(errs, err)
+	}
+	if err := os.Remove(filepath.Join(l.CNIConf(), "10-strake.conflist")); err != nil && !os.IsNotExist(err) {
+		errs = append(errs, err)
+	}
+	if purge {
+		errs = append(errs, os.RemoveAll(l.Data))
+	}
+	return errors.Join(errs...)
+}
+
+// removePods ends all sandboxes; the CNI calls that this makes are answered here, since the agent is gone.
+func removePods(ctx context.Context, l layout.Layout, s Settings) error {
+	ctx, cancel := context.WithTimeout(ctx, 60*time.Second)
+	defer cancel()
+	d, err := agent.OpenDatapath(l, s.DNSAddr(), s.Zone)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	server, err := agent.CNI(l, d, s.NodeAddr, func() (netip.Prefix, bool) { return netip.Prefix{}, false })
+	if err != nil {
+		return err
+	}
+	sctx, stop := context.WithCancel(ctx)
+	served := make(chan error, 1)
+	go func() { served <- server.Run(sctx) }()
+	defer func() {
+		stop()
+		<-served
+	}()
+	rt, err := remote.NewRemoteRuntimeService(ctx, "unix://"+l.ContainerdSocket(), 30*time.Second, nil, false)
+	if err != nil {
+		return err
+	}
+	boxes, err := rt.ListPodSandbox(ctx, nil)
+	if err != nil {
+		return err
+	}
+	done := make(chan error, len(boxes))
+	for _, b := range boxes {
+		go func() {
+			err := rt.StopPodSandbox(ctx, b.Id)
+			if err == nil {
+				err = rt.RemovePodSandbox(ctx, b.Id)
+			}
+			done <- err
+		}()
+	}
+	var errs []error
+	for range boxes {
+		errs = append(errs, <-done)
+	}
+	return errors.Join(errs...)
+}
+
+// killShims ends the runtime's helpers that serve our containerd and nobody else.
+func killShims(l layout.Layout) {
+	procs, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		return
+	}
+	for _, path := range procs {
+		data, err := os.ReadFile(path)
+		if err != nil || !strings.Contains(string(data), "containerd-shim") || !strings.Contains(string(data), l.ContainerdSocket()) {
+			continue
+		}
+		var pid int
+		if _, err := fmt.Sscanf(path, "/proc/%d/", &pid); err == nil && pid > 1 {
+			_ = unix.Kill(pid, unix.SIGKILL) // it may have ended meanwhile
+		}
+	}
+}
+
+// unmountBelow takes away every mount under the folders, the innermost first.
+func unmountBelow(dirs ...string) error {
+	points, err := mount.New("").List()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for i := len(points) - 1; i >= 0; i-- {
+		for _, dir := range dirs {
+			if rel, err := filepath.Rel(dir, points[i].Path); err == nil && filepath.IsLocal(rel) && rel != "." {
+				if err := unix.Unmount(points[i].Path, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
+					errs = append(errs, fmt.Errorf("unmount %s: %w", points[i].Path, err))
+				}
+			}
+		}
+	}
+	return errors.Join(errs...)
+}

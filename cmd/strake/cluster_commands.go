@@ -1,0 +1,266 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/netip"
+	"time"
+
+	"github.com/spf13/cobra"
+	"k8s.io/component-base/version"
+
+	"github.com/strake-io/strake/cmd/strake/agent"
+	"github.com/strake-io/strake/cmd/strake/cluster"
+	"github.com/strake-io/strake/cmd/strake/containerd"
+	"github.com/strake-io/strake/cmd/strake/demo"
+	"github.com/strake-io/strake/cmd/strake/server"
+)
+
+func upCommand(place places) *cobra.Command {
+	var wait time.Duration
+	var name, addr, pods, services string
+	var port, etcdPort int
+	cmd := &cobra.Command{
+		Use:   "up",
+		Short: "Bring up a one-node cluster with a demo on this machine",
+		Long: `Brings up a cluster of one node on this machine, in the background: containerd of its own, server and agent, and a demo.
+Repeating it starts what does not run. The node is the network namespace that the command is started in.`,
+		Example: "  strake up\n  strake up --data-dir /tmp/lab --wait 5m",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			l, err := place()
+			if err != nil {
+				return err
+			}
+			s, saved, err := cluster.Load(l)
+			if err != nil {
+				return err
+			}
+			if !saved {
+				if name != "" {
+					s.NodeName = name
+				}
+				if s.PodCIDR, err = netip.ParsePrefix(pods); err != nil {
+					return fmt.Errorf("--pod-cidr: %w", err)
+				}
+				if s.ServiceCIDR, err = netip.ParsePrefix(services); err != nil {
+					return fmt.Errorf("--service-cidr: %w", err)
+				}
+				s.Port, s.EtcdPort = port, etcdPort
+			}
+			if addr != "" {
+				if s.NodeAddr, err = netip.ParseAddr(addr); err != nil || !s.NodeAddr.Is4() {
+					return fmt.Errorf("--node-ip: %q is no IPv4 address", addr)
+				}
+			}
+			ctx, cancel := context.WithTimeout(cmd.Context(), wait)
+			defer cancel()
+			out := cmd.OutOrStdout()
+			if err := cluster.Up(ctx, l, s, out); err != nil {
+				return err
+			}
+			at := ""
+			if cmd.Flags().Changed("data-dir") {
+				at = " --data-dir " + l.Data
+			}
+			fmt.Fprintf(out, `
+The cluster is up. Try:
+  strake kubectl%[1]s get pods -A -o wide
+  strake kubectl%[1]s logs -n demo deploy/client -f
+  curl http://NODE:%[2]d/            (NODE is the node's address: strake status%[1]s)
+  strake down%[1]s                   (--purge removes its data too)
+`, at, demo.NodePort)
+			return nil
+		},
+	}
+	d := cluster.Defaults()
+	f := cmd.Flags()
+	f.DurationVar(&wait, "wait", 120*time.Second, "how long to wait for the cluster")
+	f.StringVar(&name, "node-name", "", "name of the node (the host's)")
+	f.StringVar(&addr, "node-ip", "", "IPv4 address of the node (that of the way to the default route)")
+	f.StringVar(&pods, "pod-cidr", d.PodCIDR.String(), "IPv4 range of pods")
+	f.StringVar(&services, "service-cidr", d.ServiceCIDR.String(), "IPv4 range of Services")
+	f.IntVar(&port, "port", d.Port, "port of the API server")
+	f.IntVar(&etcdPort, "etcd-port", d.EtcdPort, "port of etcd on loopback; the next one is its peers'")
+	return cmd
+}
+
+func downCommand(place places) *cobra.Command {
+	var purge bool
+	cmd := &cobra.Command{
+		Use:     "down",
+		Short:   "Stop the cluster on this machine",
+		Example: "  strake down\n  strake down --purge",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			l, err := place()
+			if err != nil {
+				return err
+			}
+			return cluster.Down(cmd.Context(), l, purge)
+		},
+	}
+	cmd.Flags().BoolVar(&purge, "purge", false, "remove all data as well")
+	return cmd
+}
+
+func statusCommand(place places) *cobra.Command {
+	var output string
+	cmd := &cobra.Command{
+		Use:     "status",
+		Short:   "Show how the cluster on this machine is",
+		Example: "  strake status\n  strake status -o json",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			l, err := place()
+			if err != nil {
+				return err
+			}
+			s, err := cluster.Inspect(cmd.Context(), l)
+			if err != nil {
+				return err
+			}
+			return show(cmd.OutOrStdout(), output, s, s.Print)
+		},
+	}
+	outputFlag(cmd, &output)
+	return cmd
+}
+
+func outputFlag(cmd *cobra.Command, output *string) {
+	cmd.Flags().StringVarP(output, "output", "o", "", `"json" for machines`)
+	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"json"}, cobra.ShellCompDirectiveNoFileComp)) // fails for unknown flags only
+}
+
+// show prints for people or for machines.
+func show(w io.Writer, output string, v any, print func(io.Writer)) error {
+	switch output {
+	case "":
+		print(w)
+		return nil
+	case "json":
+		e := json.NewEncoder(w)
+		e.SetIndent("", "  ")
+		return e.Encode(v)
+	}
+	return fmt.Errorf("-o %s: this command knows json", output)
+}
+
+func imageCommand(place places) *cobra.Command {
+	var output string
+	image := &cobra.Command{Use: "image", Short: "Images of the node"}
+	load := &cobra.Command{
+		Use:     "import FILE.tar",
+		Short:   "Load an OCI or docker image archive into the node",
+		Example: "  strake image import app.tar",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			l, err := place()
+			if err != nil {
+				return err
+			}
+			ctx, cancel := context.WithTimeout(cmd.Context(), 5*time.Minute)
+			defer cancel()
+			c, err := containerd.Connect(ctx, l)
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			names, err := c.ImportFile(ctx, args[0])
+			if err != nil {
+				return err
+			}
+			return show(cmd.OutOrStdout(), output, map[string]any{"images": names}, func(w io.Writer) {
+				for _, n := range names {
+					fmt.Fprintln(w, n)
+				}
+			})
+		},
+	}
+	outputFlag(load, &output)
+	image.AddCommand(load)
+	return image
+}
+
+func serverCommand(place places) *cobra.Command {
+	return &cobra.Command{
+		Use:     "server",
+		Short:   "Run the control plane: etcd, API server, controllers, scheduler",
+		Long:    "Runs the control plane in the foreground, with the settings that `strake up` left in the data folder, or the defaults.",
+		Example: "  strake server --data-dir /var/lib/strake",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			l, s, err := cluster.Open(place)
+			if err != nil {
+				return err
+			}
+			cfg, err := s.Server(l)
+			if err != nil {
+				return err
+			}
+			return server.Run(cmd.Context(), cfg)
+		},
+	}
+}
+
+func agentCommand(place places) *cobra.Command {
+	return &cobra.Command{
+		Use:     "agent",
+		Short:   "Run a node: kubelet and network",
+		Long:    "Runs this node in the foreground. Pods and their network go on when it ends.",
+		Example: "  strake agent --data-dir /var/lib/strake",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			l, s, err := cluster.Open(place)
+			if err != nil {
+				return err
+			}
+			return agent.Run(cmd.Context(), s.Agent(l))
+		},
+	}
+}
+
+func superviseCommand(place places) *cobra.Command {
+	return &cobra.Command{
+		Use:    "supervise",
+		Short:  "Keep the processes of `strake up` running",
+		Hidden: true,
+		Args:   cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			l, err := place()
+			if err != nil {
+				return err
+			}
+			return cluster.Supervise(cmd.Context(), l)
+		},
+	}
+}
+
+func demoCommand() *cobra.Command {
+	var listen, url string
+	var interval time.Duration
+	cmd := &cobra.Command{Use: "demo", Short: "The programs of the demo's containers", Hidden: true}
+	echo := &cobra.Command{Use: "echo", Short: "Serve HTTP and tell the pod's name", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
+		return demo.ServeEcho(cmd.Context(), listen)
+	}}
+	echo.Flags().StringVar(&listen, "listen", ":8080", "address to serve on")
+	client := &cobra.Command{Use: "client", Short: "Call a URL in a loop", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
+		return demo.Call(cmd.Context(), url, interval, cmd.OutOrStdout())
+	}}
+	client.Flags().StringVar(&url, "url", "http://echo/", "what to call")
+	client.Flags().DurationVar(&interval, "interval", time.Second, "pause between calls")
+	cmd.AddCommand(echo, client)
+	return cmd
+}
+
+func versionCommand() *cobra.Command {
+	var output string
+	cmd := &cobra.Command{Use: "version", Short: "Print the version", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
+		v := version.Get()
+		return show(cmd.OutOrStdout(), output, v, func(w io.Writer) { fmt.Fprintln(w, v.GitVersion) })
+	}}
+	outputFlag(cmd, &output)
+	return cmd
+}

@@ -1,0 +1,41 @@
+// Command strake is a complete Kubernetes whose node network is eBPF. Every
+// role is a subcommand; `strake up` runs them all on this machine.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/strake-io/strake/cmd/strake/layout"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := rootCommand().ExecuteContext(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "strake:", err)
+		os.Exit(1)
+	}
+}
+
+func rootCommand() *cobra.Command {
+	root := &cobra.Command{
+		Use:           "strake",
+		Short:         "A Kubernetes whose node network is eBPF",
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+	dataDir := root.PersistentFlags().String("data-dir", layout.DefaultDataDir, "where the node keeps its data")
+	place := func() (layout.Layout, error) { return layout.New(*dataDir) }
+	root.AddCommand(upCommand(place), downCommand(place), statusCommand(place), imageCommand(place), serverCommand(place), agentCommand(place),
+		superviseCommand(place), demoCommand(), versionCommand(), kubectlCommand(place))
+	return root
+}
+
+// places finds the node that --data-dir names.
+type places func() (layout.Layout, error)
