@@ -8,13 +8,16 @@ import (
 	"strings"
 )
 
+// maxIndex is more than the API allows (10^5 completions of Indexed mode), and bounds what a bad string costs.
+const maxIndex = 1 << 20
+
 // parseIndexes reads status.completedIndexes: "1,3-5,7". What is not understood is left out.
 func parseIndexes(s string) map[int]bool {
 	out := map[int]bool{}
 	for _, part := range strings.Split(s, ",") {
 		first, last, isRange := strings.Cut(part, "-")
 		a, err := strconv.Atoi(first)
-		if err != nil {
+		if err != nil || a < 0 {
 			continue
 		}
 		b := a
@@ -23,7 +26,10 @@ func parseIndexes(s string) map[int]bool {
 				continue
 			}
 		}
-		for i := a; i <= b && b-a < 1<<20; i++ {
+		if b > maxIndex || b-a > maxIndex {
+			continue
+		}
+		for i := a; i <= b; i++ {
 			out[i] = true
 		}
 	}

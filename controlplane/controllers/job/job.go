@@ -1,7 +1,3 @@
-// Package job runs pods until as many of them as a Job asks for have succeeded.
-//
-// A pod carries a finalizer until its end has been counted in the Job's status,
-// so that no success and no failure is lost or counted twice (KEP-2307).
 package job
 
 import (
@@ -9,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"sync"
 	"time"
 
 	batchv1 "k8s.io/api/batch/v1"
@@ -20,6 +17,7 @@ import (
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	batchlisters "k8s.io/client-go/listers/batch/v1"
+	corelisters "k8s.io/client-go/listers/core/v1"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
 
@@ -33,16 +31,22 @@ const (
 	// backoffBase is the pause after the first failed pod; it doubles up to backoffMax.
 	backoffBase = 10 * time.Second
 	backoffMax  = 10 * time.Minute
-	burst       = 500
+	// burst bounds the pods that one pass makes.
+	burst = 500
 )
 
 type controller struct {
 	client       kubernetes.Interface
 	jobs         batchlisters.JobLister
+	podLister    corelisters.PodLister
 	pods         *pods.Control
 	recorder     record.EventRecorder
-	queue        *queue.Queue
+	queue        *queue.Queue // of Jobs
+	orphans      *queue.Queue // of pods with our finalizer that may have lost their Job
 	expectations pods.Expectations
+	written      pods.Written
+	// released holds the UIDs of pods that we took the finalizer off, until the cache shows it.
+	released sync.Map
 }
 
 // Setup registers the controller with the informers and returns what runs it.
@@ -52,40 +56,100 @@ func Setup(client kubernetes.Interface, f informers.SharedInformerFactory, recor
 		return nil, fmt.Errorf("job controller: %w", err)
 	}
 	c := &controller{
-		client: client, jobs: jobs.Lister(), recorder: recorder, queue: queue.New("job"),
+		client: client, jobs: jobs.Lister(), podLister: podInf.Lister(), recorder: recorder, queue: queue.New("job"), orphans: queue.New("job-orphans"),
 		pods: &pods.Control{Client: client, Indexer: podInf.Informer().GetIndexer(), Recorder: recorder},
 	}
-	if _, err := jobs.Informer().AddEventHandler(c.queue.Handlers()); err != nil {
+	_, err := jobs.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc: c.queue.AddObject, UpdateFunc: func(_, obj any) { c.queue.AddObject(obj) },
+		DeleteFunc: func(obj any) {
+			c.queue.AddObject(obj)
+			if j, ok := queue.Object[*batchv1.Job](obj); ok {
+				owned, err := c.pods.Indexer.ByIndex(pods.OwnerIndex, string(j.UID))
+				if err != nil {
+					return
+				}
+				for _, p := range owned {
+					c.orphans.AddObject(p)
+				}
+			}
+		},
+	})
+	if err != nil {
 		return nil, fmt.Errorf("job controller: %w", err)
 	}
-	changed := func(obj any, seen func(key string, p *corev1.Pod)) {
-		p, ok := queue.Object[*corev1.Pod](obj)
-		if !ok {
-			return
-		}
-		if ref := metav1.GetControllerOfNoCopy(p); ref != nil && ref.Kind == kind.Kind {
-			key := p.Namespace + "/" + ref.Name
-			seen(key, p)
-			c.queue.Add(key)
-		}
-	}
-	_, err := podInf.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
-		AddFunc: func(obj any) { changed(obj, func(key string, _ *corev1.Pod) { c.expectations.Created(key) }) },
+	_, err = podInf.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc: func(obj any) {
+			c.podChanged(obj.(*corev1.Pod), func(key string, p *corev1.Pod) { c.expectations.Created(key) })
+		},
 		UpdateFunc: func(_, obj any) {
-			changed(obj, func(key string, p *corev1.Pod) {
+			c.podChanged(obj.(*corev1.Pod), func(key string, p *corev1.Pod) {
 				if p.DeletionTimestamp != nil {
 					c.expectations.Deleted(key, p.UID)
 				}
 			})
 		},
-		DeleteFunc: func(obj any) { changed(obj, func(key string, p *corev1.Pod) { c.expectations.Deleted(key, p.UID) }) },
+		DeleteFunc: func(obj any) {
+			if p, ok := queue.Object[*corev1.Pod](obj); ok {
+				c.released.Delete(p.UID)
+				c.podChanged(p, func(key string, p *corev1.Pod) { c.expectations.Deleted(key, p.UID) })
+			}
+		},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("job controller: %w", err)
 	}
 	return func(ctx context.Context) {
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			c.orphans.Run(ctx, 1, c.reconcileOrphan, jobs.Informer().HasSynced, podInf.Informer().HasSynced)
+		})
 		c.queue.Run(ctx, 4, c.reconcile, jobs.Informer().HasSynced, podInf.Informer().HasSynced)
+		wg.Wait()
 	}, nil
+}
+
+func (c *controller) podChanged(p *corev1.Pod, seen func(key string, p *corev1.Pod)) {
+	tracked := slices.Contains(p.Finalizers, batchv1.JobTrackingFinalizer)
+	if !tracked {
+		c.released.Delete(p.UID)
+	}
+	ref := metav1.GetControllerOfNoCopy(p)
+	if ref == nil || ref.Kind != kind.Kind {
+		if tracked {
+			c.orphans.AddObject(p)
+		}
+		return
+	}
+	key := p.Namespace + "/" + ref.Name
+	seen(key, p)
+	c.queue.Add(key)
+	if tracked {
+		if _, err := c.jobs.Jobs(p.Namespace).Get(ref.Name); apierrors.IsNotFound(err) {
+			c.orphans.AddObject(p)
+		}
+	}
+}
+
+// reconcileOrphan takes the finalizer off a pod whose Job is gone: nobody is left to count it.
+func (c *controller) reconcileOrphan(ctx context.Context, namespace, name string) error {
+	p, err := c.podLister.Pods(namespace).Get(name)
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if ref := metav1.GetControllerOfNoCopy(p); ref != nil && ref.Kind == kind.Kind {
+		// The cache of Jobs may be behind that of pods.
+		job, err := c.client.BatchV1().Jobs(namespace).Get(ctx, ref.Name, metav1.GetOptions{})
+		if err == nil && job.UID == ref.UID {
+			return nil
+		}
+		if err != nil && !apierrors.IsNotFound(err) {
+			return err
+		}
+	}
+	return c.release(ctx, p)
 }
 
 func (c *controller) reconcile(ctx context.Context, namespace, name string) error {
@@ -93,9 +157,10 @@ func (c *controller) reconcile(ctx context.Context, namespace, name string) erro
 	job, err := c.jobs.Jobs(namespace).Get(name)
 	if apierrors.IsNotFound(err) {
 		c.expectations.Forget(key)
+		c.written.Forget(key)
 		return nil
 	}
-	if err != nil {
+	if err != nil || c.written.Stale(key, job) || job.Spec.ManagedBy != nil && *job.Spec.ManagedBy != batchv1.JobControllerName {
 		return err
 	}
 	job = job.DeepCopy()
@@ -103,282 +168,98 @@ func (c *controller) reconcile(ctx context.Context, namespace, name string) erro
 		if err := c.releaseAll(ctx, job); err != nil {
 			return err
 		}
-		if err := c.forgetUncounted(ctx, job); err != nil {
-			return err
-		}
 		return c.expire(ctx, key, job, *done)
+	}
+	if job.DeletionTimestamp != nil {
+		return c.releaseAll(ctx, job)
 	}
 	sel, err := metav1.LabelSelectorAsSelector(job.Spec.Selector)
 	if err != nil {
 		return nil // validation keeps such objects out
 	}
-	owned, err := c.pods.Owned(ctx, job, *metav1.NewControllerRef(job, kind), sel)
-	if err != nil {
-		return err
+	live := func(ctx context.Context) (metav1.Object, error) {
+		return c.client.BatchV1().Jobs(namespace).Get(ctx, name, metav1.GetOptions{})
 	}
-	if job.DeletionTimestamp != nil {
-		return c.releaseAll(ctx, job)
+	// The first pass writes down the pods that have ended and releases them, the next one moves them into the
+	// sums, and may find the Job finished by that.
+	for more := true; more; {
+		// What was released is asked before the pods are listed: an entry goes only after the cache shows the pod
+		// without the finalizer, so a pod is seen as released in one of the two.
+		released := map[types.UID]bool{}
+		c.released.Range(func(uid, _ any) bool {
+			released[uid.(types.UID)] = true
+			return true
+		})
+		owned, err := c.pods.Owned(ctx, job, *metav1.NewControllerRef(job, kind), sel, live)
+		if err != nil {
+			return err
+		}
+		if job, more, err = c.pass(ctx, key, job, owned, released); err != nil {
+			return err
+		}
 	}
-	satisfied := c.expectations.Satisfied(key)
-	now := time.Now()
-	counts := count(job, owned)
-	d := decide(job, counts, now)
-	if err := c.act(ctx, key, job, counts, &d, satisfied); err != nil {
-		return err
+	return nil
+}
+
+// pass counts, decides and acts once. It tells whether pods were released, so that another pass has something to do.
+func (c *controller) pass(ctx context.Context, key string, job *batchv1.Job, owned []*corev1.Pod, released map[types.UID]bool) (*batchv1.Job, bool, error) {
+	t := count(job, owned, released)
+	d := decide(job, t, time.Now())
+	if c.expectations.Satisfied(key) {
+		if err := c.act(ctx, key, job, &d); err != nil {
+			return job, false, err
+		}
 	}
 	if d.again > 0 {
 		c.queue.AddAfter(key, d.again)
 	}
 	// First the end of each pod goes into the status, only then its finalizer goes.
-	if err := c.writeStatus(ctx, job, d.status); err != nil {
-		return err
+	job, err := c.writeStatus(ctx, key, job, d)
+	if err != nil || job == nil {
+		return job, false, err
 	}
-	for _, p := range counts.ended {
+	for _, p := range t.ended {
 		if err := c.release(ctx, p); err != nil {
-			return err
+			return job, false, err
 		}
 	}
-	return c.forgetUncounted(ctx, job)
+	return job, len(t.ended) > 0 && finishedAt(job) == nil, nil
 }
 
-// tally is what a Job's pods amount to.
-type tally struct {
-	active            []*corev1.Pod
-	ended             []*corev1.Pod // finished, and not yet released
-	succeeded, failed int32         // counted before and newly
-	ready             int32
-	lastFailure       time.Time
-	uncounted         *batchv1.UncountedTerminatedPods
-	indexes           map[int]bool // completed indexes (Indexed mode)
-	activeIndexes     map[int]bool
-}
-
-func count(job *batchv1.Job, owned []*corev1.Pod) tally {
-	t := tally{succeeded: job.Status.Succeeded, failed: job.Status.Failed, uncounted: &batchv1.UncountedTerminatedPods{}, indexes: parseIndexes(job.Status.CompletedIndexes), activeIndexes: map[int]bool{}}
-	var known []types.UID
-	if u := job.Status.UncountedTerminatedPods; u != nil {
-		known = append(slices.Clone(u.Succeeded), u.Failed...)
-		t.succeeded += int32(len(u.Succeeded))
-		t.failed += int32(len(u.Failed))
-	}
-	for _, p := range owned {
-		index, _ := strconv.Atoi(p.Annotations[batchv1.JobCompletionIndexAnnotation]) // absent outside of Indexed mode
-		tracked := slices.Contains(p.Finalizers, batchv1.JobTrackingFinalizer)
-		ended := p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed
-		if !ended {
-			if p.DeletionTimestamp == nil {
-				t.active = append(t.active, p)
-				t.activeIndexes[index] = true
-				if ok, _ := pods.Ready(p); ok {
-					t.ready++
-				}
-			} else if tracked && p.Spec.NodeName == "" {
-				// Deleted before it ever ran: it failed.
-				ended = true
+// act makes and deletes pods.
+func (c *controller) act(ctx context.Context, key string, job *batchv1.Job, d *decision) error {
+	if len(d.delete) > 0 {
+		uids := make([]types.UID, len(d.delete))
+		for i, p := range d.delete {
+			uids[i] = p.UID
+		}
+		c.expectations.Expect(key, 0, uids...)
+		var first error
+		for _, p := range d.delete {
+			if err := c.pods.Delete(ctx, job, p); err != nil {
+				c.expectations.Deleted(key, p.UID)
+				first = err
 			}
 		}
-		if !ended {
-			continue
-		}
-		if at := endOf(p); p.Status.Phase != corev1.PodSucceeded && at.After(t.lastFailure) {
-			t.lastFailure = at
-		}
-		if !tracked {
-			continue
-		}
-		t.ended = append(t.ended, p)
-		if slices.Contains(known, p.UID) {
-			// In the sums above already; it stays uncounted until its finalizer is seen to be gone.
-			if p.Status.Phase == corev1.PodSucceeded {
-				t.uncounted.Succeeded = append(t.uncounted.Succeeded, p.UID)
-			} else {
-				t.uncounted.Failed = append(t.uncounted.Failed, p.UID)
-			}
-			continue
-		}
-		if p.Status.Phase == corev1.PodSucceeded {
-			if indexed(job) {
-				if t.indexes[index] {
-					continue
-				}
-				t.indexes[index] = true
-			}
-			t.succeeded++
-			t.uncounted.Succeeded = append(t.uncounted.Succeeded, p.UID)
-		} else {
-			t.failed++
-			t.uncounted.Failed = append(t.uncounted.Failed, p.UID)
-		}
+		return first
 	}
-	return t
-}
-
-func indexed(job *batchv1.Job) bool {
-	return job.Spec.CompletionMode != nil && *job.Spec.CompletionMode == batchv1.IndexedCompletion
-}
-
-func endOf(p *corev1.Pod) time.Time {
-	at := p.CreationTimestamp.Time
-	for _, s := range p.Status.ContainerStatuses {
-		if t := s.State.Terminated; t != nil && t.FinishedAt.After(at) {
-			at = t.FinishedAt.Time
-		}
+	if d.create == 0 {
+		return nil
 	}
-	return at
-}
-
-// decision is what to do next for a Job.
-type decision struct {
-	status      batchv1.JobStatus
-	create      int
-	deleteAll   bool
-	deleteSome  int
-	finished    batchv1.JobConditionType
-	reason, why string
-	again       time.Duration
-}
-
-// decide is the Job's logic; it has no effects.
-func decide(job *batchv1.Job, t tally, now time.Time) decision {
-	d := decision{status: *job.Status.DeepCopy()}
-	s := &d.status
-	s.Active, s.Succeeded, s.Failed, s.Ready = int32(len(t.active)), t.succeeded, t.failed, &t.ready
-	s.UncountedTerminatedPods = t.uncounted
-	if indexed(job) {
-		s.CompletedIndexes = formatIndexes(t.indexes)
+	c.expectations.Expect(key, d.create)
+	indexes := make(chan int, len(d.indexes))
+	for _, i := range d.indexes {
+		indexes <- i
 	}
-	suspended := job.Spec.Suspend != nil && *job.Spec.Suspend
-	if s.StartTime == nil && !suspended {
-		stamp := metav1.NewTime(now)
-		s.StartTime = &stamp
+	made, err := pods.SlowStart(d.create, func() error { return c.createPod(ctx, job, indexes) })
+	for range d.create - made {
+		c.expectations.Created(key)
 	}
-	switch limit := job.Spec.ActiveDeadlineSeconds; {
-	case t.failed > *job.Spec.BackoffLimit:
-		d.finished, d.reason, d.why = batchv1.JobFailed, batchv1.JobReasonBackoffLimitExceeded, "Job has reached the specified backoff limit"
-	case limit != nil && s.StartTime != nil && !suspended:
-		left := s.StartTime.Add(time.Duration(*limit) * time.Second).Sub(now)
-		if left <= 0 {
-			d.finished, d.reason, d.why = batchv1.JobFailed, batchv1.JobReasonDeadlineExceeded, "Job was active longer than specified deadline"
-		} else {
-			d.again = left
-		}
+	d.status.Active += int32(made)
+	if apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause) {
+		return nil
 	}
-	if d.finished == "" && done(job, t) {
-		d.finished, d.reason, d.why = batchv1.JobComplete, batchv1.JobReasonCompletionsReached, "Reached expected number of succeeded pods"
-	}
-	switch {
-	case d.finished != "":
-		d.deleteAll = len(t.active) > 0
-	case suspended:
-		d.deleteAll = len(t.active) > 0
-		setCondition(s, batchv1.JobSuspended, corev1.ConditionTrue, "JobSuspended", "Job suspended", now)
-		s.StartTime = nil
-	default:
-		if slices.ContainsFunc(s.Conditions, func(c batchv1.JobCondition) bool { return c.Type == batchv1.JobSuspended }) {
-			setCondition(s, batchv1.JobSuspended, corev1.ConditionFalse, "JobResumed", "Job resumed", now)
-		}
-		want := wanted(job, t)
-		switch missing := want - len(t.active); {
-		case missing < 0:
-			d.deleteSome = -missing
-		case missing > 0:
-			if wait := backoff(t, now); wait > 0 {
-				if d.again == 0 || wait < d.again {
-					d.again = wait
-				}
-			} else {
-				d.create = min(missing, burst)
-			}
-		}
-	}
-	return d
-}
-
-// done tells whether enough pods have succeeded. Without completions, any success ends the Job once all pods have ended.
-func done(job *batchv1.Job, t tally) bool {
-	if job.Spec.Completions == nil {
-		return t.succeeded > 0 && len(t.active) == 0
-	}
-	return t.succeeded >= *job.Spec.Completions && (len(t.active) == 0 || t.succeeded > 0 || *job.Spec.Completions == 0)
-}
-
-// wanted is how many pods shall run now.
-func wanted(job *batchv1.Job, t tally) int {
-	n := int(*job.Spec.Parallelism)
-	if job.Spec.Completions == nil {
-		if t.succeeded > 0 {
-			return len(t.active) // a work queue that is running dry
-		}
-		return n
-	}
-	return max(0, min(n, int(*job.Spec.Completions-t.succeeded)))
-}
-
-// backoff is how long to wait before the next pod, after failures.
-func backoff(t tally, now time.Time) time.Duration {
-	if t.failed == 0 || t.lastFailure.IsZero() {
-		return 0
-	}
-	wait := backoffBase
-	for i := int32(1); i < t.failed && wait < backoffMax; i++ {
-		wait *= 2
-	}
-	return max(0, t.lastFailure.Add(min(wait, backoffMax)).Sub(now))
-}
-
-// act makes and deletes pods, and writes the end into the status once no pod is left.
-func (c *controller) act(ctx context.Context, key string, job *batchv1.Job, t tally, d *decision, satisfied bool) error {
-	if d.deleteAll || d.deleteSome > 0 {
-		victims := t.active
-		if !d.deleteAll {
-			victims = victims[:min(d.deleteSome, len(victims))]
-		}
-		if satisfied {
-			uids := make([]types.UID, len(victims))
-			for i, p := range victims {
-				uids[i] = p.UID
-			}
-			c.expectations.Expect(key, 0, uids...)
-			for _, p := range victims {
-				if err := c.pods.Delete(ctx, job, p); err != nil {
-					c.expectations.Deleted(key, p.UID)
-					return err
-				}
-			}
-		}
-		d.status.Active -= int32(len(victims))
-	}
-	if d.create > 0 && satisfied {
-		c.expectations.Expect(key, d.create)
-		indexes := freeIndexes(job, t, d.create)
-		next := make(chan int, len(indexes))
-		for _, i := range indexes {
-			next <- i
-		}
-		made, err := pods.SlowStart(d.create, func() error { return c.createPod(ctx, job, next) })
-		for range d.create - made {
-			c.expectations.Created(key)
-		}
-		d.status.Active += int32(made)
-		if err != nil && !apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause) {
-			return err
-		}
-	}
-	if d.finished != "" {
-		now := time.Now()
-		setCondition(&d.status, d.finished, corev1.ConditionTrue, d.reason, d.why, now)
-		d.status.Active, d.status.Ready = 0, new(int32)
-		if d.finished == batchv1.JobComplete {
-			setCondition(&d.status, batchv1.JobSuccessCriteriaMet, corev1.ConditionTrue, d.reason, d.why, now)
-			stamp := metav1.NewTime(now)
-			d.status.CompletionTime = &stamp
-			c.recorder.Event(job, corev1.EventTypeNormal, "Completed", "Job completed")
-		} else {
-			setCondition(&d.status, batchv1.JobFailureTarget, corev1.ConditionTrue, d.reason, d.why, now)
-			c.recorder.Event(job, corev1.EventTypeWarning, d.reason, d.why)
-		}
-	}
-	return nil
+	return err
 }
 
 func (c *controller) createPod(ctx context.Context, job *batchv1.Job, indexes <-chan int) error {
@@ -390,93 +271,90 @@ func (c *controller) createPod(ctx context.Context, job *batchv1.Job, indexes <-
 	_, err := c.pods.Create(ctx, job, job.Namespace, job.Name, &job.Spec.Template, *metav1.NewControllerRef(job, kind), func(p *corev1.Pod) {
 		p.Finalizers = append(p.Finalizers, batchv1.JobTrackingFinalizer)
 		if index >= 0 {
-			n := strconv.Itoa(index)
-			p.GenerateName = fmt.Sprintf("%s-%d-", job.Name, index)
-			if p.Annotations == nil {
-				p.Annotations = map[string]string{}
-			}
-			p.Annotations[batchv1.JobCompletionIndexAnnotation] = n
-			p.Labels[batchv1.JobCompletionIndexAnnotation] = n
-			p.Spec.Hostname = fmt.Sprintf("%s-%d", job.Name, index)
-			for i := range p.Spec.Containers {
-				p.Spec.Containers[i].Env = append(p.Spec.Containers[i].Env, corev1.EnvVar{Name: "JOB_COMPLETION_INDEX", Value: n})
-			}
+			setIndex(job, p, index, c.indexFailures(job, index))
 		}
 	})
 	return err
 }
 
-// freeIndexes are the lowest indexes that neither run nor have succeeded (Indexed mode).
-func freeIndexes(job *batchv1.Job, t tally, n int) []int {
-	var out []int
-	if !indexed(job) {
-		return nil
+// indexFailures is how often the index has failed so far.
+func (c *controller) indexFailures(job *batchv1.Job, index int) int32 {
+	owned, err := c.pods.Indexer.ByIndex(pods.OwnerIndex, string(job.UID))
+	if err != nil {
+		return 0
 	}
-	for i := 0; i < int(*job.Spec.Completions) && len(out) < n; i++ {
-		if !t.indexes[i] && !t.activeIndexes[i] {
-			out = append(out, i)
+	var n int32
+	for _, o := range owned {
+		p := o.(*corev1.Pod)
+		if i, ok := indexOf(p); ok && i == index && p.Status.Phase == corev1.PodFailed {
+			n = max(n, indexFailuresOf(p)+1)
 		}
 	}
-	return out
+	return n
 }
 
-func setCondition(s *batchv1.JobStatus, t batchv1.JobConditionType, status corev1.ConditionStatus, reason, message string, now time.Time) {
-	stamp := metav1.NewTime(now)
-	for i := range s.Conditions {
-		if c := &s.Conditions[i]; c.Type == t {
-			if c.Status != status {
-				c.Status, c.Reason, c.Message, c.LastTransitionTime, c.LastProbeTime = status, reason, message, stamp, stamp
+// setIndex tells a pod of Indexed mode which index it works on.
+func setIndex(job *batchv1.Job, p *corev1.Pod, index int, failures int32) {
+	n := strconv.Itoa(index)
+	p.GenerateName = fmt.Sprintf("%s-%d-", job.Name, index)
+	if p.Annotations == nil {
+		p.Annotations = map[string]string{}
+	}
+	if p.Labels == nil {
+		p.Labels = map[string]string{}
+	}
+	p.Annotations[batchv1.JobCompletionIndexAnnotation] = n
+	p.Labels[batchv1.JobCompletionIndexAnnotation] = n
+	if job.Spec.BackoffLimitPerIndex != nil {
+		p.Annotations[batchv1.JobIndexFailureCountAnnotation] = strconv.Itoa(int(failures))
+	}
+	p.Spec.Hostname = fmt.Sprintf("%s-%d", job.Name, index)
+	const env = "JOB_COMPLETION_INDEX"
+	for _, list := range [][]corev1.Container{p.Spec.InitContainers, p.Spec.Containers} {
+		for i := range list {
+			if !slices.ContainsFunc(list[i].Env, func(e corev1.EnvVar) bool { return e.Name == env }) {
+				list[i].Env = append(list[i].Env, corev1.EnvVar{Name: env, Value: n})
 			}
-			return
 		}
 	}
-	s.Conditions = append(s.Conditions, batchv1.JobCondition{Type: t, Status: status, Reason: reason, Message: message, LastTransitionTime: stamp, LastProbeTime: stamp})
 }
 
-func (c *controller) writeStatus(ctx context.Context, job *batchv1.Job, s batchv1.JobStatus) error {
-	if apiequality.Semantic.DeepEqual(job.Status, s) {
-		return nil
+// writeStatus returns the Job as it was written, nil if it is gone.
+func (c *controller) writeStatus(ctx context.Context, key string, job *batchv1.Job, d decision) (*batchv1.Job, error) {
+	if apiequality.Semantic.DeepEqual(job.Status, d.status) {
+		return job, nil
 	}
-	// The counted and the uncounted are told together: what stands in uncounted is not in the sums yet.
-	s.Succeeded -= int32(len(s.UncountedTerminatedPods.Succeeded))
-	s.Failed -= int32(len(s.UncountedTerminatedPods.Failed))
-	job.Status = s
+	job.Status = d.status
 	updated, err := c.client.BatchV1().Jobs(job.Namespace).UpdateStatus(ctx, job, metav1.UpdateOptions{})
 	if apierrors.IsNotFound(err) {
-		return nil
+		return nil, nil
 	}
-	if err == nil {
-		*job = *updated
+	if err != nil {
+		return nil, err
 	}
-	return err
+	c.written.Note(key, updated)
+	for _, e := range d.events {
+		c.recorder.Event(job, e.kind, e.reason, e.message)
+	}
+	return updated, nil
 }
 
-// forgetUncounted moves what was uncounted into the sums, once the finalizers are off.
-func (c *controller) forgetUncounted(ctx context.Context, job *batchv1.Job) error {
-	u := job.Status.UncountedTerminatedPods
-	if u == nil || len(u.Succeeded)+len(u.Failed) == 0 {
-		return nil
-	}
-	job.Status.Succeeded += int32(len(u.Succeeded))
-	job.Status.Failed += int32(len(u.Failed))
-	job.Status.UncountedTerminatedPods = &batchv1.UncountedTerminatedPods{}
-	_, err := c.client.BatchV1().Jobs(job.Namespace).UpdateStatus(ctx, job, metav1.UpdateOptions{})
-	if apierrors.IsNotFound(err) {
-		return nil
-	}
-	return err
-}
-
+// release takes our finalizer off a pod.
 func (c *controller) release(ctx context.Context, p *corev1.Pod) error {
-	if !slices.Contains(p.Finalizers, batchv1.JobTrackingFinalizer) {
+	if _, done := c.released.Load(p.UID); done || !slices.Contains(p.Finalizers, batchv1.JobTrackingFinalizer) {
 		return nil
 	}
 	patch := fmt.Sprintf(`{"metadata":{"uid":%q,"$deleteFromPrimitiveList/finalizers":[%q]}}`, p.UID, batchv1.JobTrackingFinalizer)
 	_, err := c.client.CoreV1().Pods(p.Namespace).Patch(ctx, p.Name, types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{})
-	if apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
-		return nil
+	if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
+		return fmt.Errorf("pod %s/%s: remove finalizer: %w", p.Namespace, p.Name, err)
 	}
-	return err
+	c.released.Store(p.UID, true)
+	// The cache may have shown it meanwhile.
+	if now, err := c.podLister.Pods(p.Namespace).Get(p.Name); err != nil || now.UID != p.UID || !slices.Contains(now.Finalizers, batchv1.JobTrackingFinalizer) {
+		c.released.Delete(p.UID)
+	}
+	return nil
 }
 
 // releaseAll takes the finalizer off all pods of a Job that has ended or goes.
@@ -513,7 +391,10 @@ func (c *controller) expire(ctx context.Context, key string, job *batchv1.Job, d
 		return nil
 	}
 	foreground := metav1.DeletePropagationForeground
-	err := c.client.BatchV1().Jobs(job.Namespace).Delete(ctx, job.Name, metav1.DeleteOptions{PropagationPolicy: &foreground, Preconditions: metav1.NewUIDPreconditions(string(job.UID))})
+	err := c.client.BatchV1().Jobs(job.Namespace).Delete(ctx, job.Name, metav1.DeleteOptions{
+		PropagationPolicy: &foreground,
+		Preconditions:     &metav1.Preconditions{UID: &job.UID, ResourceVersion: &job.ResourceVersion}, // its ttl may just have been raised
+	})
 	if apierrors.IsNotFound(err) {
 		return nil
 	}

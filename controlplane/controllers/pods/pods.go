@@ -48,9 +48,13 @@ type Control struct {
 }
 
 // Owned returns the owner's pods, after adopting strays that the selector matches and letting go of pods that
-// it matches no longer.
-func (c *Control) Owned(ctx context.Context, owner metav1.Object, ref metav1.OwnerReference, sel labels.Selector) ([]*corev1.Pod, error) {
+// it matches no longer. Before the first adoption it asks by live whether the owner still stands: a cache that
+// lags behind the owner's deletion must not take back the pods that it has just orphaned.
+func (c *Control) Owned(ctx context.Context, owner metav1.Object, ref metav1.OwnerReference, sel labels.Selector, live func(context.Context) (metav1.Object, error)) ([]*corev1.Pod, error) {
 	var out []*corev1.Pod
+	if sel.Empty() {
+		return nil, nil // would match everything; validation keeps such owners out
+	}
 	mine, err := c.Indexer.ByIndex(OwnerIndex, string(owner.GetUID()))
 	if err != nil {
 		return nil, err
@@ -68,6 +72,7 @@ func (c *Control) Owned(ctx context.Context, owner metav1.Object, ref metav1.Own
 	if owner.GetDeletionTimestamp() != nil {
 		return out, nil
 	}
+	checked := false
 	strays, err := c.Indexer.ByIndex(OwnerIndex, "stray/"+owner.GetNamespace())
 	if err != nil {
 		return nil, err
@@ -77,6 +82,12 @@ func (c *Control) Owned(ctx context.Context, owner metav1.Object, ref metav1.Own
 		if p.DeletionTimestamp != nil || !sel.Matches(labels.Set(p.Labels)) {
 			continue
 		}
+		if !checked {
+			if err := Standing(ctx, owner, live); err != nil {
+				return nil, err
+			}
+			checked = true
+		}
 		patch := fmt.Sprintf(`{"metadata":{"uid":%q,"ownerReferences":[{"apiVersion":%q,"kind":%q,"name":%q,"uid":%q,"controller":true,"blockOwnerDeletion":true}]}}`, p.UID, ref.APIVersion, ref.Kind, ref.Name, ref.UID)
 		if err := c.patchOwner(ctx, p, patch); err != nil {
 			return nil, fmt.Errorf("adopt pod %s: %w", p.Name, err)
@@ -84,6 +95,18 @@ func (c *Control) Owned(ctx context.Context, owner metav1.Object, ref metav1.Own
 		out = append(out, p)
 	}
 	return out, nil
+}
+
+// Standing returns an error unless the API server itself says that the owner is there and not being deleted.
+func Standing(ctx context.Context, owner metav1.Object, live func(context.Context) (metav1.Object, error)) error {
+	now, err := live(ctx)
+	if err != nil {
+		return fmt.Errorf("adopt for %s: %w", owner.GetName(), err)
+	}
+	if now.GetUID() != owner.GetUID() || now.GetDeletionTimestamp() != nil {
+		return fmt.Errorf("adopt for %s: it is being deleted", owner.GetName())
+	}
+	return nil
 }
 
 func (c *Control) patchOwner(ctx context.Context, p *corev1.Pod, patch string) error {

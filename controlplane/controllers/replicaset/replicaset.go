@@ -67,6 +67,11 @@ func Setup(client kubernetes.Interface, f informers.SharedInformerFactory, recor
 			if old.ResourceVersion == p.ResourceVersion {
 				return
 			}
+			if old.UID != p.UID { // deleted and made again while the watch was away
+				if key, ok := c.ownerKey(old); ok {
+					c.expectations.Deleted(key, old.UID)
+				}
+			}
 			key, owned := c.ownerKey(p)
 			if owned {
 				if p.DeletionTimestamp != nil {
@@ -135,7 +140,9 @@ func (c *controller) reconcile(ctx context.Context, namespace, name string) erro
 	if err != nil {
 		return nil // validation keeps such objects out; there is nothing to retry
 	}
-	owned, err := c.pods.Owned(ctx, rs, *metav1.NewControllerRef(rs, kind), sel)
+	owned, err := c.pods.Owned(ctx, rs, *metav1.NewControllerRef(rs, kind), sel, func(ctx context.Context) (metav1.Object, error) {
+		return c.client.AppsV1().ReplicaSets(namespace).Get(ctx, name, metav1.GetOptions{})
+	})
 	if err != nil {
 		return err
 	}
