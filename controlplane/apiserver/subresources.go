@@ -62,8 +62,8 @@ func (r *bindingREST) Create(ctx context.Context, name string, obj runtime.Objec
 		}
 	}
 	pods := corev1.Resource("pods/binding")
-	bind := func(_ context.Context, obj, _ runtime.Object) (runtime.Object, error) {
-		pod := obj.(*corev1.Pod)
+	bind := func(_ context.Context, _, old runtime.Object) (runtime.Object, error) {
+		pod := old.DeepCopyObject().(*corev1.Pod)
 		switch {
 		case b.UID != "" && b.UID != pod.UID:
 			return nil, apierrors.NewConflict(pods, name, fmt.Errorf("uid of the binding (%s) is not that of the pod (%s)", b.UID, pod.UID))
@@ -166,8 +166,8 @@ func (r *evictionREST) spend(ctx context.Context, pod *corev1.Pod, dryRun bool) 
 		}
 		st := *r.budgets.Store
 		st.UpdateStrategy = bindStrategy{st.UpdateStrategy}
-		spend := func(_ context.Context, obj, _ runtime.Object) (runtime.Object, error) {
-			b := obj.(*policyv1.PodDisruptionBudget)
+		spend := func(_ context.Context, _, old runtime.Object) (runtime.Object, error) {
+			b := old.DeepCopyObject().(*policyv1.PodDisruptionBudget)
 			if b.Status.DisruptionsAllowed <= 0 {
 				return nil, apierrors.NewTooManyRequests("Cannot evict pod as it would violate the pod's disruption budget.", 10)
 			}
@@ -230,8 +230,8 @@ func (s *namespaceStore) Delete(ctx context.Context, name string, validate rest.
 	}
 	st := *s.Store.Store
 	st.UpdateStrategy = bindStrategy{st.UpdateStrategy}
-	terminate := func(_ context.Context, obj, _ runtime.Object) (runtime.Object, error) {
-		ns := obj.(*corev1.Namespace)
+	terminate := func(_ context.Context, _, old runtime.Object) (runtime.Object, error) {
+		ns := old.DeepCopyObject().(*corev1.Namespace)
 		if ns.DeletionTimestamp == nil {
 			now, zero := metav1.Now(), int64(0)
 			ns.DeletionTimestamp, ns.DeletionGracePeriodSeconds = &now, &zero
