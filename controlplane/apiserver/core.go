@@ -90,6 +90,7 @@ func (b *builder) storages() (storages, error) {
 	binding := newBindingREST(core("pods"))
 	all.add(corev1.SchemeGroupVersion, kubelets.podStorages())
 	all.add(corev1.SchemeGroupVersion, map[string]rest.Storage{
+		"services":            b.services.Settling(core("services")),
 		"namespaces":          &namespaceStore{core("namespaces")},
 		"namespaces/finalize": newFinalizeREST(core("namespaces")),
 		"pods/binding":        binding,

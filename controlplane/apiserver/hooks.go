@@ -61,13 +61,16 @@ func (b *builder) rbacHook(hook genericapiserver.PostStartHookContext) error {
 // systemObjectsHook makes what every cluster has: its namespaces, the system's priority classes, and the
 // kubernetes Service with the endpoint that this server is.
 func (b *builder) systemObjectsHook(hook genericapiserver.PostStartHookContext) error {
-	return until(hook, func() error {
-		services, err := b.client.CoreV1().Services("").List(hook, metav1.ListOptions{})
-		if err != nil {
-			return err
+	go func() {
+		<-hook.Done()
+		for _, destroy := range b.destroy {
+			destroy()
 		}
-		if err := b.services.Load(services.Items); err != nil {
-			klog.ErrorS(err, "Services share an address or port; delete one of each pair")
+	}()
+	go b.services.Run(hook, b.storedServices)
+	return until(hook, func() error {
+		if err := b.services.Repair(hook, b.storedServices); err != nil {
+			return fmt.Errorf("addresses of Services: %w", err)
 		}
 		var errs []error
 		for _, ns := range []string{metav1.NamespaceDefault, metav1.NamespaceSystem, metav1.NamespacePublic, corev1.NamespaceNodeLease} {

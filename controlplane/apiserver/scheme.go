@@ -61,6 +61,7 @@ func newScheme(all []*descriptor.Resource) (*runtime.Scheme, error) {
 	}
 	// Kinds that are answered or passed on, never stored.
 	for gv, objs := range map[schema.GroupVersion][]runtime.Object{
+		networkingv1.SchemeGroupVersion:  {&networkingv1.IPAddress{}, &networkingv1.IPAddressList{}},
 		corev1.SchemeGroupVersion:        {&corev1.Binding{}, &corev1.PodAttachOptions{}, &corev1.PodExecOptions{}, &corev1.PodLogOptions{}, &corev1.PodPortForwardOptions{}, &corev1.PodProxyOptions{}, &corev1.NodeProxyOptions{}, &corev1.ServiceProxyOptions{}},
 		autoscalingv1.SchemeGroupVersion: {&autoscalingv1.Scale{}},
 		policyv1.SchemeGroupVersion:      {&policyv1.Eviction{}},

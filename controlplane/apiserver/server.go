@@ -75,6 +75,7 @@ type builder struct {
 	rbac      *rbac.Authorizer
 	services  *allocator.Allocator
 	resolver  webhook.ServiceResolver
+	destroy   []func() // of storages that no registry owns
 }
 
 // New assembles the server. It listens from here on; requests are answered once Run is called.
@@ -82,8 +83,8 @@ func New(cfg Config) (*Server, error) {
 	if cfg.RequestTimeout == 0 {
 		cfg.RequestTimeout = time.Minute
 	}
-	b := &builder{cfg: cfg, all: resources.All(), services: allocator.New(cfg.ServiceCIDR, cfg.NodePortMin, cfg.NodePortMax)}
-	for _, step := range []func() error{b.buildScheme, b.buildGeneric, b.buildAuth, b.buildAdmission} {
+	b := &builder{cfg: cfg, all: resources.All()}
+	for _, step := range []func() error{b.buildScheme, b.buildGeneric, b.buildAllocator, b.buildAuth, b.buildAdmission} {
 		if err := step(); err != nil {
 			return nil, fmt.Errorf("API server: %w", err)
 		}

@@ -1,9 +1,3 @@
-// Package allocator hands out the addresses and ports of Services.
-//
-// Its one idea: what is allocated is what the stored Services say. At start the
-// allocator reads them all; afterwards every write of a Service goes through its
-// hooks, under one lock that is held until the write has succeeded or failed. A
-// crash therefore leaks nothing and nothing is given twice.
 package allocator
 
 import (
@@ -13,274 +7,317 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"slices"
+	"strconv"
 	"sync"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/validation/field"
+	"k8s.io/apiserver/pkg/storage"
+	"k8s.io/klog/v2"
 
 	"github.com/strake-io/strake/controlplane/apiserver/descriptor"
 )
 
-// reserved is how many addresses at the start of the range are only given when asked for (kubernetes, DNS):
-// one sixteenth of the range, 16 to 256 (KEP-3070).
-func reserved(size uint64) uint64 { return min(max(size/16, 16), 256, size/2) }
+// Config says what there is to give.
+type Config struct {
+	Prefix           netip.Prefix // of ClusterIPs; IPv4
+	PortMin, PortMax int32        // of node ports, both included
+	// Addresses stores networking.k8s.io/v1 IPAddresses below /registry/ipaddresses, Ports coordination.k8s.io/v1
+	// Leases below /registry/ranges/servicenodeports. Neither may be a cache.
+	Addresses, Ports storage.Interface
+	// WriteTimeout bounds how long a write of a Service takes: a claim older than that is no write's under way.
+	WriteTimeout time.Duration
+}
 
-// Allocator knows which address and which port belongs to which Service.
+// Allocator gives ClusterIPs and node ports to Services.
 type Allocator struct {
-	prefix   netip.Prefix
-	min, max int32
+	cfg       Config
+	addresses *claims
+	ports     *claims
 
-	mu    sync.Mutex
-	ips   map[netip.Addr]types.NamespacedName
-	ports map[portKey]types.NamespacedName
+	// Nothing is given before the first repair: a Service restored from a backup may hold what nothing claims.
+	once  sync.Once
+	ready chan struct{}
 }
 
-type portKey struct {
-	protocol corev1.Protocol
-	port     int32
-}
-
-// New makes an allocator of ClusterIPs in prefix (IPv4) and node ports from min to max. Load must run before its hooks.
-func New(prefix netip.Prefix, min, max int32) *Allocator {
-	return &Allocator{prefix: prefix.Masked(), min: min, max: max, ips: map[netip.Addr]types.NamespacedName{}, ports: map[portKey]types.NamespacedName{}}
-}
-
-// Load takes over what stored Services hold. Two that hold the same are both left as they are, and named in the error.
-func (a *Allocator) Load(services []corev1.Service) error {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	var errs []error
-	for i := range services {
-		s := &services[i]
-		name := types.NamespacedName{Namespace: s.Namespace, Name: s.Name}
-		if ip, ok := clusterIP(s); ok {
-			if other, taken := a.ips[ip]; taken {
-				errs = append(errs, fmt.Errorf("ClusterIP %s belongs to Services %s and %s", ip, other, name))
-			}
-			a.ips[ip] = name
-		}
-		for _, k := range nodePorts(s) {
-			if other, taken := a.ports[k]; taken && other != name {
-				errs = append(errs, fmt.Errorf("node port %s/%d belongs to Services %s and %s", k.protocol, k.port, other, name))
-			}
-			a.ports[k] = name
-		}
+// New makes an allocator. Services wait for the first Repair.
+func New(cfg Config) (*Allocator, error) {
+	cfg.Prefix = cfg.Prefix.Masked()
+	if !cfg.Prefix.Addr().Is4() || cfg.Prefix.Bits() > 30 {
+		return nil, fmt.Errorf("service CIDR %s: need an IPv4 prefix of 30 bits at most", cfg.Prefix)
 	}
-	return errors.Join(errs...)
+	if cfg.PortMin < 1 || cfg.PortMax > 65535 || cfg.PortMin > cfg.PortMax {
+		return nil, fmt.Errorf("node ports %d-%d: need a range within 1-65535", cfg.PortMin, cfg.PortMax)
+	}
+	return &Allocator{cfg: cfg, addresses: newClaims(addressForm, cfg.Addresses), ports: newClaims(portForm, cfg.Ports), ready: make(chan struct{})}, nil
 }
 
-// Hooks returns what the Service's storage calls around its writes.
+// Hooks returns what the Service's storage asks before a write. That storage must be wrapped by Settling, which
+// learns how the write ended.
 func (a *Allocator) Hooks() descriptor.Hooks {
 	return descriptor.Hooks{
-		Create: func(_ context.Context, obj runtime.Object, dryRun bool) (func(bool), error) {
-			return a.change(obj.(*corev1.Service), nil, dryRun)
+		Create: func(ctx context.Context, obj runtime.Object, dryRun bool) error {
+			return a.assign(ctx, obj.(*corev1.Service), nil, dryRun)
 		},
-		Update: func(_ context.Context, obj, old runtime.Object, dryRun bool) (func(bool), error) {
-			return a.change(obj.(*corev1.Service), old.(*corev1.Service), dryRun)
+		Update: func(ctx context.Context, obj, old runtime.Object, dryRun bool) error {
+			return a.assign(ctx, obj.(*corev1.Service), old.(*corev1.Service), dryRun)
 		},
 		Delete: func(obj runtime.Object) {
-			a.mu.Lock()
-			defer a.mu.Unlock()
-			a.release(obj.(*corev1.Service), nil)
+			s := obj.(*corev1.Service)
+			ctx, cancel := context.WithTimeout(context.Background(), a.cfg.WriteTimeout)
+			defer cancel()
+			a.giveUp(ctx, ownerOf(s), addresses(s), ports(s))
 		},
 	}
 }
 
-// change allocates what the Service asks for and lacks. It returns a function that keeps it, and releases
-// what the old one held alone, or gives it all back.
-func (a *Allocator) change(s, old *corev1.Service, dryRun bool) (func(bool), error) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	name := types.NamespacedName{Namespace: s.Namespace, Name: s.Name}
-	var takenIPs []netip.Addr
-	var takenPorts []portKey
-	undo := func() {
-		for _, ip := range takenIPs {
-			delete(a.ips, ip)
-		}
-		for _, k := range takenPorts {
-			delete(a.ports, k)
-		}
+// giveUp releases values; what fails Repair catches up on.
+func (a *Allocator) giveUp(ctx context.Context, o owner, ips, nodePorts []string) {
+	var errs []error
+	for _, v := range ips {
+		errs = append(errs, a.addresses.release(ctx, v, o))
 	}
-	var errs field.ErrorList
-	if err := a.assignIP(s, name, &takenIPs); err != nil {
-		errs = append(errs, err)
+	for _, v := range nodePorts {
+		errs = append(errs, a.ports.release(ctx, v, o))
 	}
-	errs = append(errs, a.assignPorts(s, name, &takenPorts)...)
-	if len(errs) > 0 {
-		undo()
-		return nil, apierrors.NewInvalid(corev1.SchemeGroupVersion.WithKind("Service").GroupKind(), s.Name, errs)
+	if err := errors.Join(errs...); err != nil {
+		klog.ErrorS(err, "Claims of a Service stay until the next repair", "service", klog.KRef(o.Namespace, o.Name))
 	}
-	if dryRun {
-		undo()
-		return func(bool) {}, nil
-	}
-	return func(ok bool) {
-		a.mu.Lock()
-		defer a.mu.Unlock()
-		if !ok {
-			undo()
-		} else if old != nil {
-			a.release(old, s)
-		}
-	}, nil
 }
 
-// assignIP checks an address that was asked for, or finds a free one.
-func (a *Allocator) assignIP(s *corev1.Service, name types.NamespacedName, taken *[]netip.Addr) *field.Error {
-	if s.Spec.Type == corev1.ServiceTypeExternalName {
-		s.Spec.ClusterIP, s.Spec.ClusterIPs, s.Spec.IPFamilies, s.Spec.IPFamilyPolicy = "", nil, nil, nil
-		return nil
+// assign claims what s holds and old does not, and fills in what s leaves open.
+func (a *Allocator) assign(ctx context.Context, s, old *corev1.Service, dryRun bool) error {
+	select {
+	case <-a.ready:
+	case <-ctx.Done():
+		return apierrors.NewServerTimeout(corev1.Resource("services"), "allocate", 1)
 	}
-	policy := corev1.IPFamilyPolicySingleStack
-	s.Spec.IPFamilyPolicy = &policy
-	if len(s.Spec.IPFamilies) == 0 {
-		s.Spec.IPFamilies = []corev1.IPFamily{corev1.IPv4Protocol}
+	w := &writing{a: a, ctx: ctx, owner: ownerOf(s), dryRun: dryRun, attempt: attemptOf(ctx)}
+	if old != nil {
+		inherit(s, old)
+		w.heldAddresses, w.heldPorts = addresses(old), ports(old)
 	}
-	if s.Spec.IPFamilies[0] != corev1.IPv4Protocol || len(s.Spec.IPFamilies) > 1 {
-		return field.Invalid(field.NewPath("spec", "ipFamilies").Index(0), s.Spec.IPFamilies[0], "not configured on this cluster")
+	w.attempt.begin(w)
+	var errs field.ErrorList
+	if err := w.assignAddress(s); err != nil {
+		errs = append(errs, err)
 	}
-	if s.Spec.ClusterIP == "" && len(s.Spec.ClusterIPs) > 0 {
-		s.Spec.ClusterIP = s.Spec.ClusterIPs[0]
+	errs = append(errs, w.assignPorts(s)...)
+	if w.err != nil {
+		return apierrors.NewInternalError(w.err)
 	}
-	defer func() { s.Spec.ClusterIPs = []string{s.Spec.ClusterIP} }()
-	if s.Spec.ClusterIP == corev1.ClusterIPNone {
-		return nil
+	if len(errs) > 0 {
+		return apierrors.NewInvalid(corev1.SchemeGroupVersion.WithKind("Service").GroupKind(), s.Name, errs)
 	}
-	path := field.NewPath("spec", "clusterIPs").Index(0)
-	if s.Spec.ClusterIP != "" {
-		ip, err := netip.ParseAddr(s.Spec.ClusterIP)
-		if err != nil || !a.prefix.Contains(ip) {
-			return field.Invalid(path, s.Spec.ClusterIP, fmt.Sprintf("failed to allocate IP %s: the provided IP is not in the valid range. The range of valid IPs is %s", s.Spec.ClusterIP, a.prefix))
-		}
-		if owner, held := a.ips[ip]; held && owner != name {
-			return field.Invalid(path, s.Spec.ClusterIP, fmt.Sprintf("failed to allocate IP %s: provided IP is already allocated", ip))
-		} else if !held {
-			a.ips[ip] = name
-			*taken = append(*taken, ip)
-		}
-		return nil
-	}
-	ip, ok := a.freeIP()
-	if !ok {
-		return field.InternalError(path, fmt.Errorf("range %s is full", a.prefix))
-	}
-	a.ips[ip] = name
-	*taken = append(*taken, ip)
-	s.Spec.ClusterIP = ip.String()
 	return nil
 }
 
-// freeIP looks from a random place on in the upper part of the range, then in the lower, reserved one.
-func (a *Allocator) freeIP() (netip.Addr, bool) {
-	size := uint64(1) << (32 - a.prefix.Bits())
-	low := reserved(size)
-	for _, span := range [][2]uint64{{low, size - 1}, {1, low}} {
+// writing is one attempt to write a Service.
+type writing struct {
+	a                        *Allocator
+	ctx                      context.Context
+	owner                    owner
+	dryRun                   bool
+	heldAddresses, heldPorts []string // by the stored Service
+	attempt                  *attempt
+	err                      error // of the store
+}
+
+// claim takes a value for this write; false means that another Service has it, or, with w.err set, that nobody knows.
+func (w *writing) claim(c *claims, value string, held []string, taken *[]string) bool {
+	if slices.Contains(held, value) || slices.Contains(*taken, value) {
+		return true
+	}
+	if w.dryRun {
+		free, err := c.free(w.ctx, value)
+		w.err = errors.Join(w.err, err)
+		return free
+	}
+	switch err := c.take(w.ctx, value, w.owner); {
+	case err == nil:
+		*taken = append(*taken, value)
+		return true
+	case !errors.Is(err, errTaken):
+		w.err = errors.Join(w.err, err)
+	}
+	return false
+}
+
+func (w *writing) claimAddress(value string) bool {
+	return w.claim(w.a.addresses, value, w.heldAddresses, &w.attempt.addresses)
+}
+
+func (w *writing) claimPort(value int32) bool {
+	return w.claim(w.a.ports, strconv.Itoa(int(value)), w.heldPorts, &w.attempt.ports)
+}
+
+// assignAddress settles the Service's IP families and its ClusterIP.
+func (w *writing) assignAddress(s *corev1.Service) *field.Error {
+	if !hasClusterIP(s) {
+		return nil
+	}
+	families := field.NewPath("spec", "ipFamilies")
+	if p := s.Spec.IPFamilyPolicy; p == nil {
+		single := corev1.IPFamilyPolicySingleStack
+		s.Spec.IPFamilyPolicy = &single
+	} else if *p == corev1.IPFamilyPolicyRequireDualStack {
+		return field.Invalid(field.NewPath("spec", "ipFamilyPolicy"), *p, "this cluster is not configured for dual-stack services")
+	}
+	for i, f := range s.Spec.IPFamilies {
+		if f != corev1.IPv4Protocol || i > 0 {
+			return field.Invalid(families.Index(i), f, "not configured on this cluster")
+		}
+	}
+	s.Spec.IPFamilies = []corev1.IPFamily{corev1.IPv4Protocol}
+	ips := field.NewPath("spec", "clusterIPs")
+	switch {
+	case len(s.Spec.ClusterIPs) > 1:
+		return field.TooMany(ips, len(s.Spec.ClusterIPs), 1)
+	case len(s.Spec.ClusterIPs) == 1 && s.Spec.ClusterIP == "":
+		s.Spec.ClusterIP = s.Spec.ClusterIPs[0]
+	case len(s.Spec.ClusterIPs) == 1 && s.Spec.ClusterIPs[0] != s.Spec.ClusterIP:
+		return field.Invalid(ips, s.Spec.ClusterIPs, "first value must match `clusterIP`")
+	}
+	if s.Spec.ClusterIP == "" {
+		ip, err := w.freeAddress()
+		if err != nil {
+			return err
+		}
+		s.Spec.ClusterIP = ip
+	} else if err := w.checkAddress(s.Spec.ClusterIP); err != nil {
+		return err
+	}
+	s.Spec.ClusterIPs = []string{s.Spec.ClusterIP}
+	return nil
+}
+
+// checkAddress claims the address that the Service asks for.
+func (w *writing) checkAddress(asked string) *field.Error {
+	path := field.NewPath("spec", "clusterIPs").Index(0)
+	if asked == corev1.ClusterIPNone || slices.Contains(w.heldAddresses, asked) {
+		return nil
+	}
+	ip, err := netip.ParseAddr(asked)
+	if err != nil {
+		return nil // the Service's validation says it better
+	}
+	p := w.a.cfg.Prefix
+	if !p.Contains(ip) || ip == p.Addr() || ip == nth(p, size(p)-1) {
+		return field.Invalid(path, asked, fmt.Sprintf("failed to allocate IP %s: the provided IP is not in the valid range. The range of valid IPs is %s", asked, p))
+	}
+	if !w.claimAddress(ip.String()) && w.err == nil {
+		return field.Invalid(path, asked, fmt.Sprintf("failed to allocate IP %s: provided IP is already allocated", ip))
+	}
+	return nil
+}
+
+// freeAddress claims an address of its own choice: from a random place on in the upper part of the range, then in the
+// lower part, which is left to who asks for a certain address.
+func (w *writing) freeAddress() (string, *field.Error) {
+	p := w.a.cfg.Prefix
+	low := reserved(size(p))
+	for _, span := range [][2]uint64{{low, size(p) - 1}, {1, low}} {
 		n := span[1] - span[0]
 		if span[1] <= span[0] {
 			continue
 		}
 		start := rand.Uint64N(n)
 		for i := range n {
-			ip := offset(a.prefix.Addr(), span[0]+(start+i)%n)
-			if _, held := a.ips[ip]; !held {
-				return ip, true
+			ip := nth(p, span[0]+(start+i)%n).String()
+			if w.a.addresses.looksFree(ip) && w.claimAddress(ip) {
+				return ip, nil
+			}
+			if w.err != nil {
+				return "", nil
 			}
 		}
 	}
-	return netip.Addr{}, false
+	return "", field.InternalError(field.NewPath("spec", "clusterIPs").Index(0), fmt.Errorf("range %s is full", p))
 }
 
-func offset(base netip.Addr, n uint64) netip.Addr {
-	b := base.As4()
+// reserved is how many addresses at the start of a range are only given when asked for (kubernetes, DNS):
+// one sixteenth of it, 16 to 256 (KEP-3070).
+func reserved(size uint64) uint64 { return min(max(size/16, 16), 256, size/2) }
+
+func size(p netip.Prefix) uint64 { return 1 << (32 - p.Bits()) }
+
+func nth(p netip.Prefix, n uint64) netip.Addr {
+	b := p.Addr().As4()
 	v := uint64(b[0])<<24 | uint64(b[1])<<16 | uint64(b[2])<<8 | uint64(b[3])
 	v += n
 	return netip.AddrFrom4([4]byte{byte(v >> 24), byte(v >> 16), byte(v >> 8), byte(v)})
 }
 
-func (a *Allocator) assignPorts(s *corev1.Service, name types.NamespacedName, taken *[]portKey) field.ErrorList {
-	if !wantsNodePorts(s) {
-		for i := range s.Spec.Ports {
-			s.Spec.Ports[i].NodePort = 0
-		}
-		return nil
-	}
+// assignPorts settles the Service's node ports. A port asked for is claimed before any is chosen.
+func (w *writing) assignPorts(s *corev1.Service) field.ErrorList {
 	var errs field.ErrorList
-	for i := range s.Spec.Ports {
-		p := &s.Spec.Ports[i]
-		path := field.NewPath("spec", "ports").Index(i).Child("nodePort")
-		if p.NodePort == 0 {
-			n, ok := a.freePort(p.Protocol)
-			if !ok {
-				errs = append(errs, field.InternalError(path, fmt.Errorf("range %d-%d is full", a.min, a.max)))
-				continue
+	spec := field.NewPath("spec")
+	if hasNodePorts(s) {
+		for i, p := range s.Spec.Ports {
+			errs = appendIf(errs, w.checkPort(p.NodePort, spec.Child("ports").Index(i).Child("nodePort")))
+		}
+	}
+	if hasHealthCheckPort(s) {
+		errs = appendIf(errs, w.checkPort(s.Spec.HealthCheckNodePort, spec.Child("healthCheckNodePort")))
+	}
+	if len(errs) > 0 || w.err != nil {
+		return errs
+	}
+	if mustHaveNodePorts(s) {
+		// One port number of several protocols is reached by one node port.
+		chosen := map[int32]int32{}
+		for i := range s.Spec.Ports {
+			p := &s.Spec.Ports[i]
+			if p.NodePort == 0 {
+				p.NodePort = chosen[p.Port]
 			}
-			p.NodePort = n
-		} else if p.NodePort < a.min || p.NodePort > a.max {
-			errs = append(errs, field.Invalid(path, p.NodePort, fmt.Sprintf("provided port is not in the valid range. The range of valid ports is %d-%d", a.min, a.max)))
-			continue
+			if p.NodePort == 0 {
+				errs = appendIf(errs, w.choosePort(&p.NodePort, spec.Child("ports").Index(i).Child("nodePort")))
+			}
+			chosen[p.Port] = p.NodePort
 		}
-		k := portKey{p.Protocol, p.NodePort}
-		if owner, held := a.ports[k]; held && owner != name {
-			errs = append(errs, field.Invalid(path, p.NodePort, "provided port is already allocated"))
-		} else if !held {
-			a.ports[k] = name
-			*taken = append(*taken, k)
-		}
+	}
+	if hasHealthCheckPort(s) && s.Spec.HealthCheckNodePort == 0 {
+		errs = appendIf(errs, w.choosePort(&s.Spec.HealthCheckNodePort, spec.Child("healthCheckNodePort")))
 	}
 	return errs
 }
 
-func (a *Allocator) freePort(protocol corev1.Protocol) (int32, bool) {
-	n := a.max - a.min + 1
+func appendIf(errs field.ErrorList, err *field.Error) field.ErrorList {
+	if err == nil {
+		return errs
+	}
+	return append(errs, err)
+}
+
+func (w *writing) checkPort(asked int32, path *field.Path) *field.Error {
+	lo, hi := w.a.cfg.PortMin, w.a.cfg.PortMax
+	switch {
+	case asked == 0:
+	case slices.Contains(w.heldPorts, strconv.Itoa(int(asked))):
+	case asked < lo || asked > hi:
+		return field.Invalid(path, asked, fmt.Sprintf("provided port is not in the valid range. The range of valid ports is %d-%d", lo, hi))
+	case !w.claimPort(asked) && w.err == nil:
+		return field.Invalid(path, asked, "provided port is already allocated")
+	}
+	return nil
+}
+
+func (w *writing) choosePort(port *int32, path *field.Path) *field.Error {
+	lo, n := w.a.cfg.PortMin, w.a.cfg.PortMax-w.a.cfg.PortMin+1
 	start := rand.Int32N(n)
 	for i := range n {
-		p := a.min + (start+i)%n
-		if _, held := a.ports[portKey{protocol, p}]; !held {
-			return p, true
+		p := lo + (start+i)%n
+		if v := strconv.Itoa(int(p)); w.a.ports.looksFree(v) && !slices.Contains(w.heldPorts, v) && w.claimPort(p) {
+			*port = p
+			return nil
+		}
+		if w.err != nil {
+			return nil
 		}
 	}
-	return 0, false
-}
-
-// release gives back what old holds and kept (nil: nothing) does not.
-func (a *Allocator) release(old, kept *corev1.Service) {
-	name := types.NamespacedName{Namespace: old.Namespace, Name: old.Name}
-	if ip, ok := clusterIP(old); ok && a.ips[ip] == name {
-		if kept == nil || kept.Spec.ClusterIP != old.Spec.ClusterIP {
-			delete(a.ips, ip)
-		}
-	}
-	var keep []portKey
-	if kept != nil {
-		keep = nodePorts(kept)
-	}
-	for _, k := range nodePorts(old) {
-		if a.ports[k] == name && !slices.Contains(keep, k) {
-			delete(a.ports, k)
-		}
-	}
-}
-
-func clusterIP(s *corev1.Service) (netip.Addr, bool) {
-	ip, err := netip.ParseAddr(s.Spec.ClusterIP)
-	return ip, err == nil
-}
-
-func wantsNodePorts(s *corev1.Service) bool {
-	return s.Spec.Type == corev1.ServiceTypeNodePort ||
-		s.Spec.Type == corev1.ServiceTypeLoadBalancer && (s.Spec.AllocateLoadBalancerNodePorts == nil || *s.Spec.AllocateLoadBalancerNodePorts)
-}
-
-func nodePorts(s *corev1.Service) []portKey {
-	var keys []portKey
-	for _, p := range s.Spec.Ports {
-		if p.NodePort != 0 {
-			keys = append(keys, portKey{p.Protocol, p.NodePort})
-		}
-	}
-	return keys
+	return field.InternalError(path, fmt.Errorf("range %d-%d is full", lo, w.a.cfg.PortMax))
 }
