@@ -3,6 +3,7 @@
 package deployment
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"hash/fnv"
@@ -32,6 +33,7 @@ import (
 // Annotations that kubectl rollout reads.
 const (
 	revisionAnnotation = "deployment.kubernetes.io/revision"
+	historyAnnotation  = "deployment.kubernetes.io/revision-history"
 	desiredAnnotation  = "deployment.kubernetes.io/desired-replicas"
 	maxAnnotation      = "deployment.kubernetes.io/max-replicas"
 )
@@ -133,22 +135,40 @@ func (c *controller) reconcile(ctx context.Context, namespace, name string) erro
 	return c.writeStatus(ctx, d, next, old)
 }
 
-// owned returns the deployment's sets, after adopting those that its selector matches.
+// owned returns the deployment's sets, after adopting those that its selector matches and letting go of those
+// that it matches no longer.
 func (c *controller) owned(ctx context.Context, d *appsv1.Deployment) ([]*appsv1.ReplicaSet, error) {
 	sel, err := metav1.LabelSelectorAsSelector(d.Spec.Selector)
-	if err != nil {
+	if err != nil || sel.Empty() {
 		return nil, nil // validation keeps such objects out
 	}
-	all, err := c.sets.ReplicaSets(d.Namespace).List(sel)
+	all, err := c.sets.ReplicaSets(d.Namespace).List(labels.Everything())
 	if err != nil {
 		return nil, err
 	}
 	var out []*appsv1.ReplicaSet
+	checked := false
 	for _, rs := range all {
+		matches := sel.Matches(labels.Set(rs.Labels))
 		switch ref := metav1.GetControllerOfNoCopy(rs); {
+		case ref != nil && ref.UID == d.UID && matches:
+			out = append(out, rs.DeepCopy()) // roll notes new sizes in it
 		case ref != nil && ref.UID == d.UID:
-			out = append(out, rs)
-		case ref == nil && rs.DeletionTimestamp == nil && d.DeletionTimestamp == nil:
+			rs = rs.DeepCopy()
+			rs.OwnerReferences = slices.DeleteFunc(rs.OwnerReferences, func(r metav1.OwnerReference) bool { return r.UID == d.UID })
+			if _, err = c.client.AppsV1().ReplicaSets(rs.Namespace).Update(ctx, rs, metav1.UpdateOptions{}); err != nil && !apierrors.IsNotFound(err) {
+				return nil, fmt.Errorf("release ReplicaSet %s: %w", rs.Name, err)
+			}
+		case ref == nil && matches && rs.DeletionTimestamp == nil && d.DeletionTimestamp == nil:
+			if !checked {
+				live := func(ctx context.Context) (metav1.Object, error) {
+					return c.client.AppsV1().Deployments(d.Namespace).Get(ctx, d.Name, metav1.GetOptions{})
+				}
+				if err := pods.Standing(ctx, d, live); err != nil {
+					return nil, err
+				}
+				checked = true
+			}
 			rs = rs.DeepCopy()
 			rs.OwnerReferences = append(rs.OwnerReferences, *metav1.NewControllerRef(d, kind))
 			if rs, err = c.client.AppsV1().ReplicaSets(rs.Namespace).Update(ctx, rs, metav1.UpdateOptions{}); err != nil {
@@ -209,7 +229,7 @@ func (c *controller) ensureNext(ctx context.Context, d *appsv1.Deployment, next 
 			rev = next.Annotations[revisionAnnotation]
 		}
 		want := next.DeepCopy()
-		c.annotate(d, want, rev)
+		want.Annotations = annotations(d, next, rev)
 		want.Spec.MinReadySeconds = d.Spec.MinReadySeconds
 		if !apiequality.Semantic.DeepEqual(next, want) {
 			var err error
@@ -231,8 +251,8 @@ func (c *controller) ensureNext(ctx context.Context, d *appsv1.Deployment, next 
 		},
 		Spec: appsv1.ReplicaSetSpec{Replicas: new(int32), MinReadySeconds: d.Spec.MinReadySeconds, Selector: sel, Template: t},
 	}
-	*rs.Spec.Replicas = firstSize(d, old)
-	c.annotate(d, rs, rev)
+	*rs.Spec.Replicas = firstSize(d, old, c.anyPods(old))
+	rs.Annotations = sized(annotations(d, rs, rev), d)
 	made, err := c.client.AppsV1().ReplicaSets(d.Namespace).Create(ctx, rs, metav1.CreateOptions{})
 	switch {
 	case apierrors.IsAlreadyExists(err):
@@ -265,13 +285,13 @@ func (c *controller) ensureNext(ctx context.Context, d *appsv1.Deployment, next 
 }
 
 // firstSize is the size that a new set starts with.
-func firstSize(d *appsv1.Deployment, old []*appsv1.ReplicaSet) int32 {
+func firstSize(d *appsv1.Deployment, old []*appsv1.ReplicaSet, oldPods bool) int32 {
 	var total int32
 	for _, rs := range old {
 		total += *rs.Spec.Replicas
 	}
 	if d.Spec.Strategy.Type == appsv1.RecreateDeploymentStrategyType {
-		if total > 0 {
+		if total > 0 || oldPods {
 			return 0
 		}
 		return *d.Spec.Replicas
@@ -289,20 +309,35 @@ func with(m map[string]string, key, value string) map[string]string {
 	return m
 }
 
-func (c *controller) annotate(d *appsv1.Deployment, rs *appsv1.ReplicaSet, rev string) {
-	surge, _ := limits(d)
+// annotations are those of the set of revision rev: the Deployment's own, and the revisions that it was before.
+func annotations(d *appsv1.Deployment, rs *appsv1.ReplicaSet, rev string) map[string]string {
 	a := maps.Clone(rs.Annotations)
 	if a == nil {
 		a = map[string]string{}
 	}
 	for k, v := range d.Annotations {
-		if k != corev1.LastAppliedConfigAnnotation && k != revisionAnnotation {
+		switch k {
+		case corev1.LastAppliedConfigAnnotation, revisionAnnotation, historyAnnotation, desiredAnnotation, maxAnnotation:
+		default:
 			a[k] = v
 		}
 	}
-	a[revisionAnnotation], a[desiredAnnotation] = rev, strconv.Itoa(int(*d.Spec.Replicas))
+	if was := a[revisionAnnotation]; was != "" && was != rev {
+		if a[historyAnnotation] != "" {
+			was = a[historyAnnotation] + "," + was
+		}
+		a[historyAnnotation] = was
+	}
+	a[revisionAnnotation] = rev
+	return a
+}
+
+// sized notes for which size of the Deployment a set was sized last.
+func sized(a map[string]string, d *appsv1.Deployment) map[string]string {
+	surge, _ := limits(d)
+	a = with(a, desiredAnnotation, strconv.Itoa(int(*d.Spec.Replicas)))
 	a[maxAnnotation] = strconv.Itoa(int(*d.Spec.Replicas + surge))
-	rs.Annotations = a
+	return a
 }
 
 // noteRevision tells on the Deployment which revision is current.
@@ -334,9 +369,6 @@ func (c *controller) roll(ctx context.Context, d *appsv1.Deployment, next *appsv
 		}
 	case len(all) > 1 && d.Spec.Strategy.Type == appsv1.RollingUpdateDeploymentStrategyType && rescaled(d, all):
 		steps = proportional(d, all)
-		if len(steps) == 0 && next != nil && !d.Spec.Paused {
-			steps = rollingStep(d, next, active)
-		}
 	case d.Spec.Paused || next == nil:
 	case d.Spec.Strategy.Type == appsv1.RecreateDeploymentStrategyType:
 		for _, rs := range active {
@@ -385,9 +417,10 @@ func (c *controller) resize(ctx context.Context, d *appsv1.Deployment, s resize)
 	rs := s.set.DeepCopy()
 	from := *rs.Spec.Replicas
 	rs.Spec.Replicas = &s.to
-	surge, _ := limits(d)
-	rs.Annotations = with(rs.Annotations, desiredAnnotation, strconv.Itoa(int(*d.Spec.Replicas)))
-	rs.Annotations[maxAnnotation] = strconv.Itoa(int(*d.Spec.Replicas + surge))
+	rs.Annotations = sized(rs.Annotations, d)
+	if from == s.to && maps.Equal(rs.Annotations, s.set.Annotations) {
+		return nil
+	}
 	updated, err := c.client.AppsV1().ReplicaSets(rs.Namespace).Update(ctx, rs, metav1.UpdateOptions{})
 	if err != nil {
 		return err
@@ -408,8 +441,11 @@ func (c *controller) trimHistory(ctx context.Context, d *appsv1.Deployment, old 
 	empty := slices.DeleteFunc(slices.Clone(old), func(rs *appsv1.ReplicaSet) bool {
 		return *rs.Spec.Replicas != 0 || rs.Status.Replicas != 0 || rs.Generation > rs.Status.ObservedGeneration || rs.DeletionTimestamp != nil
 	})
-	slices.SortFunc(empty, func(a, b *appsv1.ReplicaSet) int { return int(revision(a) - revision(b)) })
-	for i := range len(empty) - int(*d.Spec.RevisionHistoryLimit) {
+	slices.SortFunc(empty, func(a, b *appsv1.ReplicaSet) int { return cmp.Compare(revision(a), revision(b)) })
+	if d.Spec.RevisionHistoryLimit == nil {
+		return nil
+	}
+	for i := range max(0, len(empty)-int(*d.Spec.RevisionHistoryLimit)) {
 		err := c.client.AppsV1().ReplicaSets(d.Namespace).Delete(ctx, empty[i].Name, metav1.DeleteOptions{Preconditions: metav1.NewUIDPreconditions(string(empty[i].UID))})
 		if err != nil && !apierrors.IsNotFound(err) {
 			return err

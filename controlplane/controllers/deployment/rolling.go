@@ -85,7 +85,8 @@ func rollingStep(d *appsv1.Deployment, next *appsv1.ReplicaSet, old []*appsv1.Re
 }
 
 // proportional spreads a change of spec.replicas in the middle of a rollout over all sets by their share
-// (largest first, leftovers to the largest), so that neither revision swallows it.
+// (largest first, leftovers to the largest), so that neither revision swallows it. Sets that keep their size
+// are in the answer too: they are to be noted as sized.
 func proportional(d *appsv1.Deployment, sets []*appsv1.ReplicaSet) []resize {
 	surge, _ := limits(d)
 	allowed := int32(0)
@@ -97,22 +98,31 @@ func proportional(d *appsv1.Deployment, sets []*appsv1.ReplicaSet) []resize {
 		total += *rs.Spec.Replicas
 	}
 	left := allowed - total
-	if total == 0 || left == 0 {
-		return nil
-	}
 	sorted := slices.Clone(sets)
 	slices.SortFunc(sorted, func(a, b *appsv1.ReplicaSet) int {
-		return cmp.Or(cmp.Compare(*b.Spec.Replicas, *a.Spec.Replicas), b.CreationTimestamp.Time.Compare(a.CreationTimestamp.Time))
+		age := a.CreationTimestamp.Time.Compare(b.CreationTimestamp.Time) // the old shrink first,
+		if left > 0 {
+			age = -age // the new grow first
+		}
+		return cmp.Or(cmp.Compare(*b.Spec.Replicas, *a.Spec.Replicas), age)
 	})
-	var steps []resize
-	for _, rs := range sorted {
-		share := int32(int64(*rs.Spec.Replicas) * int64(allowed-total) / int64(total))
+	steps := make([]resize, len(sorted))
+	for i, rs := range sorted {
+		share := int32(0)
+		if total > 0 {
+			share = int32(int64(*rs.Spec.Replicas) * int64(allowed-total) / int64(total))
+		}
 		share = max(min(share, max(left, 0)), min(left, 0))
-		steps = append(steps, resize{rs, max(0, *rs.Spec.Replicas+share)})
-		left -= share
+		steps[i] = resize{rs, max(0, *rs.Spec.Replicas+share)}
+		left -= steps[i].to - *rs.Spec.Replicas
 	}
-	if len(steps) > 0 {
-		steps[0].to = max(0, steps[0].to+left)
+	for i := range steps { // what rounding left over
+		if left == 0 {
+			break
+		}
+		to := max(0, steps[i].to+left)
+		left -= to - steps[i].to
+		steps[i].to = to
 	}
-	return slices.DeleteFunc(steps, func(s resize) bool { return s.to == *s.set.Spec.Replicas })
+	return steps
 }

@@ -1,8 +1,10 @@
 package deployment
 
 import (
-	"fmt"
+	"math"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -55,37 +57,60 @@ func statusOf(d *appsv1.Deployment, before appsv1.DeploymentStatus, next *appsv1
 			}
 		}
 	}
-	if d.Spec.ProgressDeadlineSeconds == nil {
-		return s
-	}
-	name := d.Name
-	if next != nil {
-		name = next.Name
+	progressOf(d, before, &s, next, now)
+	return s
+}
+
+// progressOf writes the Progressing condition. Its message names the ReplicaSet that it speaks of: by that a new
+// rollout is told from the last one.
+func progressOf(d *appsv1.Deployment, before appsv1.DeploymentStatus, s *appsv1.DeploymentStatus, next *appsv1.ReplicaSet, now time.Time) {
+	if d.Spec.ProgressDeadlineSeconds == nil || *d.Spec.ProgressDeadlineSeconds == math.MaxInt32 {
+		s.Conditions = slices.DeleteFunc(s.Conditions, func(c appsv1.DeploymentCondition) bool { return c.Type == appsv1.DeploymentProgressing })
+		return
 	}
 	progress := condition(before, appsv1.DeploymentProgressing)
+	reason := ""
+	if progress != nil {
+		reason = progress.Reason
+	}
+	set := func(status corev1.ConditionStatus, reason, message string) {
+		setCondition(s, appsv1.DeploymentProgressing, status, reason, message, now, true)
+	}
+	if d.Spec.Paused {
+		if reason != "DeploymentPaused" {
+			set(corev1.ConditionUnknown, "DeploymentPaused", "Deployment is paused")
+		}
+		return
+	}
+	if reason == "DeploymentPaused" {
+		set(corev1.ConditionUnknown, "DeploymentResumed", "Deployment is resumed")
+		return
+	}
+	if next == nil {
+		return
+	}
+	name := strconv.Quote(next.Name)
+	began := progress == nil || reason != "DeploymentResumed" && !strings.Contains(progress.Message, name)
 	moved := s.UpdatedReplicas > before.UpdatedReplicas || s.ReadyReplicas > before.ReadyReplicas || s.AvailableReplicas > before.AvailableReplicas ||
 		s.Replicas-s.UpdatedReplicas < before.Replicas-before.UpdatedReplicas
 	switch {
-	case d.Spec.Paused:
-		if progress == nil || progress.Reason != "DeploymentPaused" {
-			setCondition(&s, appsv1.DeploymentProgressing, corev1.ConditionUnknown, "DeploymentPaused", "Deployment is paused", now, true)
-		}
-	case complete(d, s):
-		setCondition(&s, appsv1.DeploymentProgressing, corev1.ConditionTrue, "NewReplicaSetAvailable", fmt.Sprintf("ReplicaSet %q has successfully progressed.", name), now, false)
-	case progress == nil || progress.Reason == "DeploymentPaused" || progress.Reason == "NewReplicaSetAvailable" && d.Generation != before.ObservedGeneration:
-		setCondition(&s, appsv1.DeploymentProgressing, corev1.ConditionTrue, "ReplicaSetUpdated", fmt.Sprintf("ReplicaSet %q is progressing.", name), now, true)
+	case !began && reason == "NewReplicaSetAvailable" && s.Replicas == s.UpdatedReplicas:
+		// The rollout is over: scaling and pods that die later are no part of it.
+	case complete(d, *s):
+		set(corev1.ConditionTrue, "NewReplicaSetAvailable", "ReplicaSet "+name+" has successfully progressed.")
+	case began:
+		set(corev1.ConditionTrue, "NewReplicaSetCreated", "Created new replica set "+name)
 	case moved:
-		setCondition(&s, appsv1.DeploymentProgressing, corev1.ConditionTrue, "ReplicaSetUpdated", fmt.Sprintf("ReplicaSet %q is progressing.", name), now, true)
-	case progress.Reason != "NewReplicaSetAvailable" && now.Sub(progress.LastUpdateTime.Time) >= time.Duration(*d.Spec.ProgressDeadlineSeconds)*time.Second:
-		setCondition(&s, appsv1.DeploymentProgressing, corev1.ConditionFalse, "ProgressDeadlineExceeded", fmt.Sprintf("ReplicaSet %q has timed out progressing.", name), now, false)
+		set(corev1.ConditionTrue, "ReplicaSetUpdated", "ReplicaSet "+name+" is progressing.")
+	case reason != "NewReplicaSetAvailable" && reason != "ProgressDeadlineExceeded" && now.Sub(progress.LastUpdateTime.Time) >= time.Duration(*d.Spec.ProgressDeadlineSeconds)*time.Second:
+		set(corev1.ConditionFalse, "ProgressDeadlineExceeded", "ReplicaSet "+name+" has timed out progressing.")
 	}
-	return s
 }
 
 // deadlineIn is how long from now the progress deadline runs out, zero if it is not running.
 func deadlineIn(d *appsv1.Deployment, s appsv1.DeploymentStatus, now time.Time) time.Duration {
 	c := condition(s, appsv1.DeploymentProgressing)
-	if c == nil || d.Spec.ProgressDeadlineSeconds == nil || c.Reason != "ReplicaSetUpdated" {
+	if c == nil || d.Spec.ProgressDeadlineSeconds == nil || !slices.Contains([]string{"NewReplicaSetCreated", "ReplicaSetUpdated", "DeploymentResumed"}, c.Reason) {
 		return 0
 	}
 	return max(c.LastUpdateTime.Add(time.Duration(*d.Spec.ProgressDeadlineSeconds)*time.Second).Sub(now)+time.Second, time.Second)
