@@ -33,6 +33,9 @@ type MapStatus struct {
 	Max  uint32 `json:"max"`
 }
 
+// Status is ReadStatus of this datapath.
+func (d *Datapath) Status() (Status, error) { return ReadStatus(d.pinDir) }
+
 // ReadStatus reads what is pinned below pinDir and changes nothing; no agent need run. A folder with nothing in it gives an empty status.
 func ReadStatus(pinDir string) (Status, error) {
 	s := Status{Counters: map[string]uint64{}}

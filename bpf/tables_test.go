@@ -40,7 +40,7 @@ func TestTablesEqualAModel(t *testing.T) {
 		var want []LoadBalancer
 		for i := range rng.IntN(3) {
 			lb := LoadBalancer{Owner: owner, Name: fmt.Sprintf("ns/%s:%d", owner, i), Protocol: 6}
-			for f := range 1 + rng.IntN(3) {
+			for f := range rng.IntN(4) {
 				lb.Frontends = append(lb.Frontends, ap(fmt.Sprintf("10.96.%s.%d:%d", owner[4:], i+1, 80+f)))
 			}
 			for range rng.IntN(6) {
@@ -58,6 +58,9 @@ func TestTablesEqualAModel(t *testing.T) {
 		}
 		for _, lb := range want {
 			model[lb.Name] = normal(lb)
+			if len(lb.Frontends) == 0 {
+				model[lb.Name] = LoadBalancer{Owner: owner}
+			}
 		}
 		if step%50 == 49 {
 			if err := d.Close(); err != nil {
@@ -165,5 +168,86 @@ func TestEndpointsAndNamesSurviveARestart(t *testing.T) {
 	}
 	if ch, err := d.Names().Prune(func(o string) bool { return o != "uid" }); err != nil || ch.Deleted != 1 {
 		t.Errorf("%+v, %v", ch, err)
+	}
+}
+
+// A renamed port is another row with the same frontend: the frontend moves, and never belongs to nobody.
+func TestFrontendMovesWithinAnOwner(t *testing.T) {
+	d := open(t, testConfig(t))
+	row := LoadBalancer{Owner: "u", Name: "ns/a:http", Protocol: 6, Frontends: []netip.AddrPort{ap("10.96.0.5:80")}, Backends: []netip.AddrPort{ap("10.244.0.2:8080")}}
+	if _, err := d.LoadBalancers().Replace("u", []LoadBalancer{row}); err != nil {
+		t.Fatal(err)
+	}
+	row.Name = "ns/a:web"
+	if c, err := d.LoadBalancers().Replace("u", []LoadBalancer{row}); err != nil || c != (Changes{Added: 1, Deleted: 1}) {
+		t.Fatalf("%+v, %v", c, err)
+	}
+	if rows, err := d.LoadBalancers().Dump(); err != nil || !reflect.DeepEqual(rows, []LoadBalancer{row}) {
+		t.Errorf("%+v, %v", rows, err)
+	}
+	if _, err := d.LoadBalancers().Replace("u", nil); err != nil {
+		t.Fatal(err)
+	}
+	if rows, err := d.LoadBalancers().Dump(); err != nil || len(rows) != 0 {
+		t.Errorf("%+v, %v", rows, err)
+	}
+}
+
+func TestBadReplaceWritesNothing(t *testing.T) {
+	d := open(t, testConfig(t))
+	good := LoadBalancer{Name: "ns/a:http", Protocol: 6, Frontends: []netip.AddrPort{ap("10.96.0.5:80")}}
+	double := good
+	double.Name = "ns/a:again"
+	if _, err := d.LoadBalancers().Replace("u", []LoadBalancer{good, double}); err == nil {
+		t.Error("two rows with one frontend were accepted")
+	}
+	if rows, err := d.LoadBalancers().Dump(); err != nil || len(rows) != 0 {
+		t.Errorf("%+v, %v", rows, err)
+	}
+}
+
+// An agent killed between two writes leaves rows that the next one repairs.
+func TestTornRowsAreRepaired(t *testing.T) {
+	c := testConfig(t)
+	d := open(t, c)
+	row := LoadBalancer{
+		Owner: "u", Name: "ns/a:http", Protocol: 6,
+		Frontends: []netip.AddrPort{ap("10.96.0.5:80"), ap("10.96.0.6:80")},
+		Backends:  []netip.AddrPort{ap("10.244.0.2:8080"), ap("10.244.0.3:8080")},
+	}
+	if _, err := d.LoadBalancers().Replace("u", []LoadBalancer{row}); err != nil {
+		t.Fatal(err)
+	}
+	frontends, backends := d.net.Maps["lb_frontends"], d.net.Maps["lb_backends"]
+	for _, err := range []error{
+		frontends.Put(frontendKey(row.Frontends[0], 6), netFrontend{Service: 1, Backends: 1}), // disagrees with its twin
+		frontends.Put(frontendKey(ap("10.96.0.7:80"), 6), netFrontend{Service: 9, Backends: 1}),
+		backends.Put(netSlotKey{Service: 1, Slot: 2}, netBackend{}),
+		backends.Put(netSlotKey{Service: 9}, netBackend{}),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := d.LoadBalancers().Dump(); err != nil {
+		t.Fatal(err)
+	}
+	if n := rows(frontends) + rows(backends); n != 3+4 {
+		t.Errorf("%d rows after Dump, which must change nothing", n)
+	}
+	d.Close()
+	d = open(t, c)
+	if got, err := d.LoadBalancers().Replace("u", []LoadBalancer{row}); err != nil || got.Updated != 1 {
+		t.Errorf("%+v, %v", got, err)
+	}
+	frontends, backends = d.net.Maps["lb_frontends"], d.net.Maps["lb_backends"]
+	if rows(frontends) != 2 || rows(backends) != 2 {
+		t.Errorf("%d frontends and %d backends, want 2 and 2", rows(frontends), rows(backends))
+	}
+	for _, f := range row.Frontends {
+		var fe netFrontend
+		if err := frontends.Lookup(frontendKey(f, 6), &fe); err != nil || fe.Backends != 2 {
+			t.Errorf("%s: %+v, %v", f, fe, err)
+		}
 	}
 }
