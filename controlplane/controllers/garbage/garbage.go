@@ -1,293 +1,209 @@
-// Package garbage deletes objects whose owners are gone, and carries out the
-// propagation policies of deletes: background, foreground and orphan.
-//
-// Informers of all deletable resources, metadata only, keep a graph of owners
-// and dependents. A worker looks at one object at a time; before it deletes, it
-// asks the API server whether an owner that the graph does not know is really
-// gone, so that a lagging cache never costs a live object.
 package garbage
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"slices"
-	"strings"
 	"sync"
-	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/discovery/cached/memory"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/restmapper"
-	"k8s.io/client-go/tools/cache"
-	"k8s.io/klog/v2"
 
 	"github.com/strake-io/strake/controlplane/controllers/queue"
 )
 
-// rediscover is how often new resources are looked for when no CRD event tells of them.
-const rediscover = 30 * time.Second
-
-// ignored resources own nothing and are owned by nothing that matters, but change all the time.
-var ignored = []schema.GroupResource{{Resource: "events"}, {Group: "events.k8s.io", Resource: "events"}}
+// objects is the API server as the collector needs it.
+type objects interface {
+	// get returns an object's metadata, or a NotFound error.
+	get(ctx context.Context, gvr schema.GroupVersionResource, namespace, name string) (*metav1.PartialObjectMetadata, error)
+	// delete removes the object if it still is of this UID and version (Conflict error otherwise).
+	delete(ctx context.Context, o *object, version string, policy metav1.DeletionPropagation) error
+	// patch merges fields into the metadata of the object, if it still is of this UID and version.
+	patch(ctx context.Context, o *object, version string, fields map[string]any) error
+	// resolve tells where objects of a kind are found, and whether they live in namespaces; a NoMatch error if nowhere.
+	resolve(kind schema.GroupVersionKind) (gvr schema.GroupVersionResource, namespaced bool, err error)
+	// reset forgets what resolve knew.
+	reset()
+}
 
 type collector struct {
-	client   kubernetes.Interface
-	metadata metadata.Interface
-	mapper   *restmapper.DeferredDiscoveryRESTMapper
-	graph    *graph
-	queue    *queue.Queue
+	api   objects
+	graph *graph
+	queue *queue.Queue
+	add   func(types.UID) // queues an object
 
 	mu       sync.Mutex
 	monitors map[schema.GroupVersionResource]*monitor
-}
-
-type monitor struct {
-	stop   context.CancelFunc
-	synced cache.InformerSynced
+	absent   absences
 }
 
 // Setup returns what runs the collector.
 func Setup(client kubernetes.Interface, md metadata.Interface) func(context.Context) {
-	c := &collector{
-		client: client, metadata: md, mapper: restmapper.NewDeferredDiscoveryRESTMapper(memory.NewMemCacheClient(client.Discovery())),
-		graph: newGraph(), queue: queue.New("garbage"), monitors: map[schema.GroupVersionResource]*monitor{},
-	}
-	return c.run
+	api := &server{metadata: md, mapper: restmapper.NewDeferredDiscoveryRESTMapper(memory.NewMemCacheClient(client.Discovery()))}
+	c := newCollector(api)
+	return func(ctx context.Context) { c.run(ctx, client.Discovery(), md) }
 }
 
-func (c *collector) run(ctx context.Context) {
-	c.discover(ctx)
-	go func() {
-		t := time.NewTicker(rediscover)
-		defer t.Stop()
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case <-t.C:
-				c.discover(ctx)
-			}
-		}
-	}()
-	c.queue.Run(ctx, 4, func(ctx context.Context, _, uid string) error { return c.process(ctx, types.UID(uid)) }, c.synced)
-}
-
-func (c *collector) synced() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, m := range c.monitors {
-		if !m.synced() {
-			return false
-		}
-	}
-	return len(c.monitors) > 0
-}
-
-// discover starts a monitor for each resource that is new, and ends those of resources that are gone.
-func (c *collector) discover(ctx context.Context) {
-	lists, err := c.client.Discovery().ServerPreferredResources()
-	if err != nil && len(lists) == 0 {
-		klog.V(2).InfoS("Discovery of deletable resources failed, trying again", "err", err)
-		return
-	}
-	complete := err == nil
-	want := map[schema.GroupVersionResource]bool{}
-	for _, l := range lists {
-		gv, err := schema.ParseGroupVersion(l.GroupVersion)
-		if err != nil {
-			continue
-		}
-		for _, r := range l.APIResources {
-			ok := !strings.Contains(r.Name, "/")
-			for _, verb := range []string{"delete", "list", "watch"} {
-				ok = ok && slices.Contains(r.Verbs, verb)
-			}
-			if ok && !slices.Contains(ignored, schema.GroupResource{Group: gv.Group, Resource: r.Name}) {
-				want[gv.WithResource(r.Name)] = true
-			}
-		}
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	changed := false
-	for gvr := range want {
-		if c.monitors[gvr] == nil {
-			c.monitors[gvr] = c.monitor(ctx, gvr)
-			changed = true
-		}
-	}
-	for gvr, m := range c.monitors {
-		if complete && !want[gvr] {
-			m.stop()
-			delete(c.monitors, gvr)
-			changed = true
-		}
-	}
-	if changed {
-		c.mapper.Reset()
-	}
-}
-
-// monitor feeds the graph with one resource.
-func (c *collector) monitor(ctx context.Context, gvr schema.GroupVersionResource) *monitor {
-	ctx, cancel := context.WithCancel(ctx)
-	client := c.metadata.Resource(gvr)
-	lw := &cache.ListWatch{
-		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) { return client.List(ctx, o) },
-		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
-			return client.Watch(ctx, o)
-		},
-	}
-	put := func(obj any) {
-		if m, ok := obj.(*metav1.PartialObjectMetadata); ok {
-			c.enqueue(c.graph.put(&object{
-				identity: identity{gvr: gvr, namespace: m.Namespace, name: m.Name, uid: m.UID},
-				owners:   m.OwnerReferences, finalizers: m.Finalizers, deleting: m.DeletionTimestamp != nil,
-			}))
-		}
-	}
-	inf := cache.NewSharedIndexInformer(lw, &metav1.PartialObjectMetadata{}, 0, nil)
-	// Only what the graph needs stays in memory.
-	_ = inf.SetTransform(func(obj any) (any, error) {
-		if m, ok := obj.(*metav1.PartialObjectMetadata); ok {
-			return &metav1.PartialObjectMetadata{TypeMeta: m.TypeMeta, ObjectMeta: metav1.ObjectMeta{
-				Name: m.Name, Namespace: m.Namespace, UID: m.UID, ResourceVersion: m.ResourceVersion,
-				OwnerReferences: m.OwnerReferences, Finalizers: m.Finalizers, DeletionTimestamp: m.DeletionTimestamp,
-			}}, nil
-		}
-		return obj, nil
-	}) // fails only once the informer runs
-	reg, err := inf.AddEventHandler(cache.ResourceEventHandlerFuncs{
-		AddFunc: put, UpdateFunc: func(_, obj any) { put(obj) },
-		DeleteFunc: func(obj any) {
-			if m, ok := queue.Object[*metav1.PartialObjectMetadata](obj); ok {
-				c.enqueue(c.graph.drop(m.UID))
-			}
-		},
-	})
-	if err != nil {
-		klog.ErrorS(err, "Garbage collector can't watch", "resource", gvr)
-		return &monitor{stop: cancel, synced: func() bool { return true }}
-	}
-	go inf.RunWithContext(ctx)
-	return &monitor{stop: cancel, synced: reg.HasSynced}
-}
-
-func (c *collector) enqueue(uids []types.UID) {
-	for _, uid := range uids {
-		c.queue.Add(string(uid))
+func newCollector(api objects) *collector {
+	q := queue.New("garbage")
+	return &collector{
+		api: api, graph: newGraph(), queue: q, add: func(uid types.UID) { q.Add(string(uid)) },
+		monitors: map[schema.GroupVersionResource]*monitor{},
 	}
 }
 
 // process looks at one object.
 func (c *collector) process(ctx context.Context, uid types.UID) error {
 	o, owned := c.graph.get(uid)
-	if o == nil {
+	switch {
+	case o == nil:
 		return nil
-	}
-	if o.deleting {
-		switch {
-		case o.has(metav1.FinalizerOrphanDependents):
-			return c.orphan(ctx, o, owned)
-		case o.has(metav1.FinalizerDeleteDependents):
-			return c.foreground(ctx, o, owned)
-		}
-		return nil
-	}
-	if len(o.owners) == 0 {
+	case o.deleting && o.has(metav1.FinalizerOrphanDependents):
+		return c.orphan(ctx, o, owned)
+	case o.deleting && o.has(metav1.FinalizerDeleteDependents):
+		return c.foreground(ctx, o, owned)
+	case o.deleting || len(o.owners) == 0:
 		return nil
 	}
 	return c.collect(ctx, o, owned)
 }
 
-// collect deletes an object that no owner holds any more.
-func (c *collector) collect(ctx context.Context, o *object, owned []*object) error {
-	var solid, waiting, gone []metav1.OwnerReference
-	for _, ref := range o.owners {
-		owner, found, err := c.owner(ctx, o, ref)
-		switch {
-		case err != nil:
-			return err
-		case !found:
-			gone = append(gone, ref)
-		case owner != nil && owner.deleting && owner.has(metav1.FinalizerDeleteDependents):
-			waiting = append(waiting, ref)
-		default:
-			solid = append(solid, ref)
-		}
-	}
-	switch {
-	case len(solid) > 0 && len(gone)+len(waiting) == 0:
-		return nil
-	case len(solid) > 0:
-		// Others still hold it: only the references go.
-		return c.dropReferences(ctx, o, append(gone, waiting...))
-	case len(waiting) > 0 && len(owned) > 0:
-		return c.delete(ctx, o, metav1.DeletePropagationForeground)
-	}
-	policy := metav1.DeletePropagationBackground
-	if o.has(metav1.FinalizerOrphanDependents) {
-		policy = metav1.DeletePropagationOrphan
-	} else if o.has(metav1.FinalizerDeleteDependents) {
-		policy = metav1.DeletePropagationForeground
-	}
-	return c.delete(ctx, o, policy)
+// judgement sorts an object's owners.
+type judgement struct {
+	solid   bool                    // one stands, or can't be judged: the object stays
+	waiting []metav1.OwnerReference // are being deleted in the foreground and wait for their dependents
+	gone    []metav1.OwnerReference
 }
 
-// owner tells whether an owner exists: by the graph, else by asking the API server for it.
-func (c *collector) owner(ctx context.Context, o *object, ref metav1.OwnerReference) (*object, bool, error) {
-	if owner, ok := c.graph.known(ref.UID); ok {
-		// A namespaced owner holds objects of its own namespace only (KEP-1786).
-		if owner.namespace != "" && owner.namespace != o.namespace {
-			return nil, false, nil
+func (j judgement) keep() bool { return j.solid && len(j.waiting)+len(j.gone) == 0 }
+
+func (c *collector) judge(ctx context.Context, o *object, owners []metav1.OwnerReference) (judgement, error) {
+	var j judgement
+	for _, ref := range owners {
+		state, err := c.ownerState(ctx, o, ref)
+		if err != nil {
+			return j, err
 		}
-		return owner, true, nil
+		switch state {
+		case ownerGone:
+			j.gone = append(j.gone, ref)
+		case ownerWaits:
+			j.waiting = append(j.waiting, ref)
+		case ownerStands:
+			j.solid = true
+		}
+	}
+	return j, nil
+}
+
+type ownerState int
+
+const (
+	ownerStands ownerState = iota
+	ownerWaits
+	ownerGone
+)
+
+// ownerState looks for an owner in the graph, else asks the API server for it.
+func (c *collector) ownerState(ctx context.Context, o *object, ref metav1.OwnerReference) (ownerState, error) {
+	if owner, ok := c.graph.known(ref.UID); ok {
+		switch {
+		case owner.namespace != "" && o.namespace == "":
+			return ownerStands, nil // not allowed, and not to be resolved: it stays
+		case owner.namespace != "" && owner.namespace != o.namespace:
+			return ownerGone, nil // an owner is of the same namespace, or of none (KEP-2336)
+		case owner.deleting && owner.has(metav1.FinalizerDeleteDependents):
+			return ownerWaits, nil
+		}
+		return ownerStands, nil
+	}
+	if c.absent.has(ref.UID) {
+		return ownerGone, nil
 	}
 	gv, err := schema.ParseGroupVersion(ref.APIVersion)
 	if err != nil {
-		return nil, true, nil // not to be understood, so not to be judged
+		return ownerStands, nil // not to be understood, so not to be judged
 	}
-	mapping, err := c.mapper.RESTMapping(gv.WithKind(ref.Kind).GroupKind(), gv.Version)
+	gvr, namespaced, err := c.api.resolve(gv.WithKind(ref.Kind))
 	if meta.IsNoMatchError(err) {
-		return nil, false, fmt.Errorf("%s %s/%s: its owner's kind %s %s is not served; it stays until that kind is back: %w", o.gvr.Resource, o.namespace, o.name, ref.APIVersion, ref.Kind, err)
+		return ownerStands, fmt.Errorf("%s %s/%s: the kind of its owner, %s %s, is not served; it stays until that kind is back: %w", o.gvr.Resource, o.namespace, o.name, ref.APIVersion, ref.Kind, err)
 	}
 	if err != nil {
-		return nil, false, err
+		return ownerStands, err
 	}
 	namespace := ""
-	if mapping.Scope.Name() == meta.RESTScopeNameNamespace {
+	if namespaced {
 		if o.namespace == "" {
-			return nil, true, nil // a cluster-scoped object can't have a namespaced owner; it stays
+			return ownerStands, nil
 		}
 		namespace = o.namespace
 	}
-	got, err := c.metadata.Resource(mapping.Resource).Namespace(namespace).Get(ctx, ref.Name, metav1.GetOptions{})
-	if apierrors.IsNotFound(err) {
-		return nil, false, nil
+	got, err := c.api.get(ctx, gvr, namespace, ref.Name)
+	switch {
+	case apierrors.IsNotFound(err), err == nil && got.UID != ref.UID:
+		c.absent.add(ref.UID)
+		return ownerGone, nil
+	case err != nil:
+		return ownerStands, err
+	case got.DeletionTimestamp != nil && slices.Contains(got.Finalizers, metav1.FinalizerDeleteDependents):
+		return ownerWaits, nil
+	}
+	return ownerStands, nil
+}
+
+// collect deletes an object that no owner holds any more.
+func (c *collector) collect(ctx context.Context, o *object, owned []*object) error {
+	j, err := c.judge(ctx, o, o.owners)
+	if err != nil || j.keep() {
+		return err
+	}
+	m, err := c.api.get(ctx, o.gvr, o.namespace, o.name)
+	if apierrors.IsNotFound(err) || err == nil && (m.UID != o.uid || m.DeletionTimestamp != nil) {
+		return nil // the graph hears of it soon
 	}
 	if err != nil {
-		return nil, false, err
+		return err
 	}
-	return nil, got.UID == ref.UID, nil
+	if j, err = c.judge(ctx, o, m.OwnerReferences); err != nil || len(m.OwnerReferences) == 0 || j.keep() {
+		return err
+	}
+	if j.solid {
+		// Others still hold it: only the references go.
+		return harmless(c.dropReferences(ctx, o, m, append(j.gone, j.waiting...)))
+	}
+	policy := metav1.DeletePropagationBackground
+	switch {
+	case len(j.waiting) > 0 && len(owned) > 0:
+		// Its own dependents go before it, so that the owner goes last. If one of them waits for this object in
+		// turn, the owners are in a circle: then nobody waits for this one any more.
+		if slices.ContainsFunc(owned, func(d *object) bool { return d.deleting && d.has(metav1.FinalizerDeleteDependents) }) {
+			if err := c.unblock(ctx, o, m); err != nil {
+				return harmless(err)
+			}
+			return fmt.Errorf("%s %s/%s: owners in a circle, no longer blocking", o.gvr.Resource, o.namespace, o.name) // again, with its new version
+		}
+		policy = metav1.DeletePropagationForeground
+	case slices.Contains(m.Finalizers, metav1.FinalizerOrphanDependents):
+		policy = metav1.DeletePropagationOrphan
+	case slices.Contains(m.Finalizers, metav1.FinalizerDeleteDependents):
+		policy = metav1.DeletePropagationForeground
+	}
+	return harmless(c.api.delete(ctx, o, m.ResourceVersion, policy))
 }
 
 // foreground deletes what an object owns, and lets it go when nothing that blocks it is left.
 func (c *collector) foreground(ctx context.Context, o *object, owned []*object) error {
 	blocked := false
 	for _, d := range owned {
-		if d.blocks(o.uid) {
-			blocked = true
-		}
-		c.queue.Add(string(d.uid))
+		blocked = blocked || d.blocks(o.uid)
+		c.add(d.uid)
 	}
 	if blocked {
 		return nil
@@ -298,69 +214,77 @@ func (c *collector) foreground(ctx context.Context, o *object, owned []*object) 
 // orphan takes the owner off its dependents and lets it go.
 func (c *collector) orphan(ctx context.Context, o *object, owned []*object) error {
 	for _, d := range owned {
-		if err := c.dropReferences(ctx, d, []metav1.OwnerReference{{UID: o.uid}}); err != nil {
+		m, err := c.api.get(ctx, d.gvr, d.namespace, d.name)
+		if err == nil && m.UID == d.uid {
+			err = c.dropReferences(ctx, d, m, []metav1.OwnerReference{{UID: o.uid}})
+		}
+		if harmless(err) != nil {
 			return err
 		}
 	}
 	return c.dropFinalizer(ctx, o, metav1.FinalizerOrphanDependents)
 }
 
-func (c *collector) resource(o *object) metadata.ResourceInterface {
-	return c.metadata.Resource(o.gvr).Namespace(o.namespace)
-}
-
-func (c *collector) delete(ctx context.Context, o *object, policy metav1.DeletionPropagation) error {
-	err := c.resource(o).Delete(ctx, o.name, metav1.DeleteOptions{PropagationPolicy: &policy, Preconditions: metav1.NewUIDPreconditions(string(o.uid))})
-	if apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
-		return nil // gone, or another of the same name
-	}
-	return err
-}
-
-// dropReferences removes owner references by UID, if the object has not changed meanwhile.
-func (c *collector) dropReferences(ctx context.Context, o *object, refs []metav1.OwnerReference) error {
-	return c.change(ctx, o, func(m *metav1.PartialObjectMetadata) map[string]any {
-		left := slices.DeleteFunc(slices.Clone(m.OwnerReferences), func(r metav1.OwnerReference) bool {
-			return slices.ContainsFunc(refs, func(x metav1.OwnerReference) bool { return x.UID == r.UID })
-		})
-		if len(left) == len(m.OwnerReferences) {
-			return nil
-		}
-		return map[string]any{"ownerReferences": left}
-	})
-}
-
-func (c *collector) dropFinalizer(ctx context.Context, o *object, finalizer string) error {
-	return c.change(ctx, o, func(m *metav1.PartialObjectMetadata) map[string]any {
-		left := slices.DeleteFunc(slices.Clone(m.Finalizers), func(f string) bool { return f == finalizer })
-		if len(left) == len(m.Finalizers) {
-			return nil
-		}
-		return map[string]any{"finalizers": left}
-	})
-}
-
-// change patches metadata of the current object.
-func (c *collector) change(ctx context.Context, o *object, edit func(*metav1.PartialObjectMetadata) map[string]any) error {
-	m, err := c.resource(o).Get(ctx, o.name, metav1.GetOptions{})
-	if apierrors.IsNotFound(err) || err == nil && m.UID != o.uid {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	fields := edit(m)
-	if fields == nil {
-		return nil
-	}
-	fields["resourceVersion"], fields["uid"] = m.ResourceVersion, m.UID
-	patch, err := json.Marshal(map[string]any{"metadata": fields})
-	if err != nil {
-		return err
-	}
-	_, err = c.resource(o).Patch(ctx, o.name, types.MergePatchType, patch, metav1.PatchOptions{})
+// harmless takes away the error that there is nothing left to do.
+func harmless(err error) error {
 	if apierrors.IsNotFound(err) {
 		return nil
 	}
 	return err
+}
+
+// dropReferences removes owner references by UID.
+func (c *collector) dropReferences(ctx context.Context, o *object, m *metav1.PartialObjectMetadata, refs []metav1.OwnerReference) error {
+	left := slices.DeleteFunc(slices.Clone(m.OwnerReferences), func(r metav1.OwnerReference) bool {
+		return slices.ContainsFunc(refs, func(x metav1.OwnerReference) bool { return x.UID == r.UID })
+	})
+	if len(left) == len(m.OwnerReferences) {
+		return nil
+	}
+	return c.api.patch(ctx, o, m.ResourceVersion, map[string]any{"ownerReferences": left})
+}
+
+// unblock lets the owners of an object go before it.
+func (c *collector) unblock(ctx context.Context, o *object, m *metav1.PartialObjectMetadata) error {
+	refs := slices.Clone(m.OwnerReferences)
+	for i := range refs {
+		refs[i].BlockOwnerDeletion = nil
+	}
+	return c.api.patch(ctx, o, m.ResourceVersion, map[string]any{"ownerReferences": refs})
+}
+
+func (c *collector) dropFinalizer(ctx context.Context, o *object, finalizer string) error {
+	m, err := c.api.get(ctx, o.gvr, o.namespace, o.name)
+	if err != nil || m.UID != o.uid {
+		return harmless(err)
+	}
+	left := slices.DeleteFunc(slices.Clone(m.Finalizers), func(f string) bool { return f == finalizer })
+	if len(left) == len(m.Finalizers) {
+		return nil
+	}
+	return harmless(c.api.patch(ctx, o, m.ResourceVersion, map[string]any{"finalizers": left}))
+}
+
+// absences remembers owners that were seen to be gone: a UID never comes back. It spares a request for each
+// dependent of a large owner.
+type absences struct {
+	mu sync.Mutex
+	m  map[types.UID]bool
+}
+
+const maxAbsences = 4096
+
+func (a *absences) add(uid types.UID) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.m == nil || len(a.m) >= maxAbsences {
+		a.m = map[types.UID]bool{}
+	}
+	a.m[uid] = true
+}
+
+func (a *absences) has(uid types.UID) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.m[uid]
 }

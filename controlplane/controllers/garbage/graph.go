@@ -55,8 +55,13 @@ func (g *graph) put(o *object) []types.UID {
 	if len(o.owners) > 0 || o.deleting {
 		work = append(work, o.uid)
 	}
-	// An owner that waits for this one, in the foreground, may be done or must tell it to go.
-	for _, ref := range o.owners {
+	// An owner that waits for this one, in the foreground, may be done or must tell it to go; so may one that
+	// it had until now.
+	refs := o.owners
+	if old != nil {
+		refs = append(slices.Clone(refs), old.owners...)
+	}
+	for _, ref := range refs {
 		if owner := g.objects[ref.UID]; owner != nil && owner.deleting {
 			work = append(work, ref.UID)
 		}
@@ -81,6 +86,24 @@ func (g *graph) drop(uid types.UID) []types.UID {
 	for _, ref := range o.owners {
 		if owner := g.objects[ref.UID]; owner != nil && owner.deleting {
 			work = append(work, ref.UID)
+		}
+	}
+	return work
+}
+
+// dropResource removes all objects of a resource and returns what they owned.
+func (g *graph) dropResource(gvr schema.GroupVersionResource) []types.UID {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	var work []types.UID
+	for uid, o := range g.objects {
+		if o.gvr != gvr {
+			continue
+		}
+		g.unlink(o)
+		delete(g.objects, uid)
+		for d := range g.dependents[uid] {
+			work = append(work, d)
 		}
 	}
 	return work
