@@ -203,7 +203,13 @@ func installPlugin(l layout.Layout) error {
 	if err != nil {
 		return err
 	}
-	return layout.WriteFile(filepath.Join(l.CNIBin(), "strake-cni"), data, 0o755)
+	// Runtimes before containerd 2.1 want a plugin called loopback as well; it is the same binary by another name.
+	for _, name := range []string{"strake-cni", "loopback"} {
+		if err := layout.WriteFile(filepath.Join(l.CNIBin(), name), data, 0o755); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func supervisorRuns(l layout.Layout) bool {

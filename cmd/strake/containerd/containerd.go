@@ -16,6 +16,7 @@ import (
 
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"golang.org/x/sys/unix"
 
 	"github.com/strake-io/strake/cmd/strake/layout"
 )
@@ -49,6 +50,7 @@ disabled_plugins = [
   enable_unprivileged_ports = true
   enable_unprivileged_icmp = true
   tolerate_missing_hugetlb_controller = true
+  restrict_oom_score_adj = {{not .MayLowerOOMScore}}
 [plugins."io.containerd.grpc.v1.cri".cni]
   bin_dir = "{{.CNIBin}}"
   conf_dir = "{{.CNIConf}}"
@@ -80,13 +82,27 @@ func Command(l layout.Layout) ([]string, error) {
 		return nil, err
 	}
 	var b bytes.Buffer
-	if err := config.Execute(&b, l); err != nil {
+	if err := config.Execute(&b, struct {
+		layout.Layout
+		MayLowerOOMScore bool
+	}{l, mayLowerOOMScore()}); err != nil {
 		return nil, fmt.Errorf("containerd configuration: %w", err)
 	}
 	if err := layout.WriteFile(l.ContainerdConfig(), b.Bytes(), 0o600); err != nil {
 		return nil, err
 	}
 	return []string{path, "--config", l.ContainerdConfig()}, nil
+}
+
+// mayLowerOOMScore tells whether processes may be protected from the out-of-memory killer: that takes CAP_SYS_RESOURCE
+// (proc_pid_oom_score_adj(5)), which root of a confined machine may lack.
+func mayLowerOOMScore() bool {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&header, &data[0]); err != nil {
+		return false
+	}
+	return data[0].Effective&(1<<unix.CAP_SYS_RESOURCE) != 0
 }
 
 // Client is a connection to the node's containerd.
