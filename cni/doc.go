@@ -8,6 +8,10 @@
 // or undo. A pod has a veth pair and no bridge: its default route leads over a
 // link-local gateway to the host's side, where the BPF program of package bpf
 // takes its packets.
+//
+//	strake-cni -> socket -> Server -> ipam (file) -> veth, routes -> Datapath (program, endpoint row)
+//
+// All of it works in the network namespace that the process is in, which is the node's.
 package cni
 
 import "net/netip"

@@ -23,21 +23,29 @@ type Allocation struct {
 
 func (a Allocation) key() string { return key(a.ContainerID, a.Ifname) }
 
-func key(container, ifname string) string { return container + "_" + ifname }
+// key names an attachment. A container's id has no comma (CNI 1.1, section 2), so no two attachments share a key.
+func key(container, ifname string) string { return container + "," + ifname }
 
 // grace is how long a released address rests while others are free, so that nobody who still remembers the old pod
 // meets a new one.
 const grace = time.Minute
 
+// Files in the state folder. An allocation is <key>.json.
+const (
+	allocationSuffix = ".json"
+	lastFile         = "last"
+)
+
 // ipam hands out the addresses of the node's range. What is given is what the files say.
 type ipam struct {
 	dir string
+	now func() time.Time
 
 	mu       sync.Mutex
 	byKey    map[string]Allocation
 	taken    map[netip.Addr]string
 	released map[netip.Addr]time.Time
-	last     netip.Addr
+	last     netip.Addr // the latest given, also in lastFile: a restart goes on behind it
 }
 
 // openIPAM reads the allocations of a former run. A file that can't be read is an error: its address may be in use.
@@ -45,27 +53,56 @@ func openIPAM(dir string) (*ipam, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("cni: allocations: %w", err)
 	}
-	p := &ipam{dir: dir, byKey: map[string]Allocation{}, taken: map[netip.Addr]string{}, released: map[netip.Addr]time.Time{}}
+	p := &ipam{dir: dir, now: time.Now, byKey: map[string]Allocation{}, taken: map[netip.Addr]string{}, released: map[netip.Addr]time.Time{}}
+	list, err := readAllocations(dir)
+	if err != nil {
+		return nil, err
+	}
+	for _, a := range list {
+		if other, ok := p.taken[a.Addr]; ok {
+			return nil, fmt.Errorf("cni: %s is allocated twice in %s, to %s and to %s; remove the file of the one that does not run", a.Addr, dir, other, a.key())
+		}
+		p.byKey[a.key()], p.taken[a.Addr] = a, a.key()
+	}
+	if text, err := os.ReadFile(filepath.Join(dir, lastFile)); err == nil {
+		p.last, _ = netip.ParseAddr(string(text)) // only a hint: without it addresses begin anew
+	}
+	return p, nil
+}
+
+func readAllocations(dir string) ([]Allocation, error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return nil, fmt.Errorf("cni: allocations: %w", err)
 	}
+	var out []Allocation
 	for _, e := range entries {
-		if !strings.HasSuffix(e.Name(), ".json") {
-			continue // what a crash left of an unfinished write
+		if !strings.HasSuffix(e.Name(), allocationSuffix) {
+			continue // what a crash left of an unfinished write, and the folder's other files
 		}
 		path := filepath.Join(dir, e.Name())
 		data, err := os.ReadFile(path)
 		if err != nil {
 			return nil, fmt.Errorf("cni: allocations: %w", err)
 		}
-		var a Allocation
-		if err := json.Unmarshal(data, &a); err != nil || !a.Addr.IsValid() {
-			return nil, fmt.Errorf("cni: allocation %s is corrupt (%w); remove it if no container %s runs", path, err, strings.TrimSuffix(e.Name(), ".json"))
+		a, err := parseAllocation(data)
+		if err != nil {
+			return nil, fmt.Errorf("cni: allocation %s is corrupt (%w); remove it if that container does not run", path, err)
 		}
-		p.byKey[a.key()], p.taken[a.Addr] = a, a.key()
+		out = append(out, a)
 	}
-	return p, nil
+	return out, nil
+}
+
+func parseAllocation(data []byte) (Allocation, error) {
+	var a Allocation
+	if err := json.Unmarshal(data, &a); err != nil {
+		return a, err
+	}
+	if !a.Addr.Is4() || a.ContainerID == "" || a.Ifname == "" || a.Host == "" {
+		return a, errors.New("a field is missing")
+	}
+	return a, nil
 }
 
 // get returns an existing allocation.
@@ -92,19 +129,19 @@ func (p *ipam) allocate(prefix netip.Prefix, container, ifname, host string) (Al
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	prefix = prefix.Masked()
-	size := uint64(1) << (32 - prefix.Bits())
-	if !prefix.Addr().Is4() || size < 4 {
-		return Allocation{}, fmt.Errorf("cni: range %s is too small", prefix)
+	if !prefix.Addr().Is4() || prefix.Bits() > 30 {
+		return Allocation{}, fmt.Errorf("cni: range %s has no address for a pod", prefix)
 	}
-	start := uint64(2)
+	const first = uint64(2)
+	count := uint64(1)<<(32-prefix.Bits()) - 3
+	start := first
 	if p.last.IsValid() && prefix.Contains(p.last) {
-		start = index(prefix, p.last) + 1
+		start = max(index(prefix, p.last)+1, first)
 	}
-	now := time.Now()
+	now := p.now()
 	var resting netip.Addr
-	for i := range size - 3 {
-		n := 2 + (start-2+i)%(size-3)
-		addr := nth(prefix, n)
+	for i := range count {
+		addr := nth(prefix, first+(start-first+i)%count)
 		if _, used := p.taken[addr]; used {
 			continue
 		}
@@ -119,20 +156,20 @@ func (p *ipam) allocate(prefix netip.Prefix, container, ifname, host string) (Al
 	if resting.IsValid() {
 		return p.take(Allocation{ContainerID: container, Ifname: ifname, Addr: resting, Host: host})
 	}
-	return Allocation{}, fmt.Errorf("cni: all %d addresses of %s are in use", size-3, prefix)
+	return Allocation{}, fmt.Errorf("cni: all %d addresses of the node's range %s are in use", count, prefix)
 }
 
 func index(p netip.Prefix, a netip.Addr) uint64 {
-	x, y := p.Addr().As4(), a.As4()
-	return uint64(be(y)) - uint64(be(x))
+	return uint64(number(a)) - uint64(number(p.Addr()))
 }
 
-func be(b [4]byte) uint32 {
+func number(a netip.Addr) uint32 {
+	b := a.As4()
 	return uint32(b[0])<<24 | uint32(b[1])<<16 | uint32(b[2])<<8 | uint32(b[3])
 }
 
 func nth(p netip.Prefix, n uint64) netip.Addr {
-	v := be(p.Addr().As4()) + uint32(n)
+	v := number(p.Addr()) + uint32(n)
 	return netip.AddrFrom4([4]byte{byte(v >> 24), byte(v >> 16), byte(v >> 8), byte(v)})
 }
 
@@ -141,11 +178,14 @@ func (p *ipam) take(a Allocation) (Allocation, error) {
 	if err != nil {
 		return a, err
 	}
-	if err := writeFile(filepath.Join(p.dir, a.key()+".json"), data); err != nil {
+	if err := writeFile(filepath.Join(p.dir, a.key()+allocationSuffix), data); err != nil {
 		return a, fmt.Errorf("cni: allocation of %s: %w", a.Addr, err)
 	}
 	p.byKey[a.key()], p.taken[a.Addr], p.last = a, a.key(), a.Addr
 	delete(p.released, a.Addr)
+	if err := os.WriteFile(filepath.Join(p.dir, lastFile), []byte(a.Addr.String()), 0o600); err != nil {
+		return a, errors.Join(fmt.Errorf("cni: allocation of %s: %w", a.Addr, err), p.drop(a))
+	}
 	return a, nil
 }
 
@@ -153,17 +193,20 @@ func (p *ipam) take(a Allocation) (Allocation, error) {
 func (p *ipam) release(container, ifname string) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	k := key(container, ifname)
-	a, ok := p.byKey[k]
+	a, ok := p.byKey[key(container, ifname)]
 	if !ok {
 		return nil
 	}
-	if err := os.Remove(filepath.Join(p.dir, k+".json")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	return p.drop(a)
+}
+
+func (p *ipam) drop(a Allocation) error {
+	if err := os.Remove(filepath.Join(p.dir, a.key()+allocationSuffix)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("cni: release of %s: %w", a.Addr, err)
 	}
-	delete(p.byKey, k)
+	delete(p.byKey, a.key())
 	delete(p.taken, a.Addr)
-	p.released[a.Addr] = time.Now()
+	p.released[a.Addr] = p.now()
 	return nil
 }
 
@@ -184,5 +227,13 @@ func writeFile(path string, data []byte) error {
 	if err == nil {
 		err = os.Rename(tmp.Name(), path)
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	return dir.Sync() // the name, too
 }

@@ -38,42 +38,68 @@ func Prepare(dir string, local netip.Addr) error {
 			return fmt.Errorf("cni: %w", err)
 		}
 	}
+	return AddLocalAddress(local)
+}
+
+// AddLocalAddress gives the node an address of its own on lo, and sets lo up. One that is there is no error.
+func AddLocalAddress(a netip.Addr) error {
 	lo, err := netlink.LinkByName("lo")
 	if err == nil {
 		err = netlink.LinkSetUp(lo)
 	}
 	if err == nil {
-		if err = netlink.AddrAdd(lo, &netlink.Addr{IPNet: ipNet(local)}); errors.Is(err, unix.EEXIST) {
-			err = nil
-		}
+		err = netlink.AddrAdd(lo, &netlink.Addr{IPNet: ipNet(a)})
 	}
-	if err != nil {
-		return fmt.Errorf("cni: address %s on lo: %w", local, err)
+	if err != nil && !errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("cni: address %s on lo: %w", a, err)
 	}
 	return nil
 }
 
-// RemoveAll undoes Prepare and removes all pod interfaces that carry the alias.
+// RemoveLocalAddress undoes AddLocalAddress. One that is gone is no error.
+func RemoveLocalAddress(a netip.Addr) error {
+	lo, err := netlink.LinkByName("lo")
+	if err == nil {
+		err = netlink.AddrDel(lo, &netlink.Addr{IPNet: ipNet(a)})
+	}
+	if err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
+		return fmt.Errorf("cni: address %s on lo: %w", a, err)
+	}
+	return nil
+}
+
+// RemoveAll undoes Prepare and removes all pod interfaces that carry the alias, with their routes, and all allocations.
+// No Server may run on dir. What is gone already is no error.
 func RemoveAll(dir, alias string, local netip.Addr) error {
-	var errs []error
-	links, err := netlink.LinkList()
-	errs = append(errs, err)
+	links, err := ours(alias)
+	errs := []error{err}
 	for _, l := range links {
-		if strings.HasPrefix(l.Attrs().Name, hostPrefix) && l.Attrs().Alias == alias {
-			errs = append(errs, disconnect(l.Attrs().Name))
-		}
+		errs = append(errs, disconnect(l.Attrs().Name))
 	}
-	if lo, err := netlink.LinkByName("lo"); err == nil {
-		if err := netlink.AddrDel(lo, &netlink.Addr{IPNet: ipNet(local)}); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
-			errs = append(errs, fmt.Errorf("cni: address %s on lo: %w", local, err))
-		}
-	}
+	errs = append(errs, RemoveLocalAddress(local))
 	saved := filepath.Join(dir, savedForward)
 	if before, err := os.ReadFile(saved); err == nil {
 		if err := os.WriteFile(forwardSysctl, before, 0); err != nil {
 			errs = append(errs, fmt.Errorf("cni: %w", err))
+		} else {
+			errs = append(errs, os.Remove(saved))
 		}
-		errs = append(errs, os.Remove(saved))
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		errs = append(errs, fmt.Errorf("cni: %w", err))
+	}
+	for _, e := range entries {
+		if strings.HasSuffix(e.Name(), allocationSuffix) || e.Name() == lastFile {
+			path := filepath.Join(dir, e.Name())
+			if data, err := os.ReadFile(path); err == nil {
+				// An interface that a crash left before it got its alias.
+				if a, err := parseAllocation(data); err == nil {
+					errs = append(errs, disconnect(a.Host))
+				}
+			}
+			errs = append(errs, os.Remove(path))
+		}
 	}
 	return errors.Join(errs...)
 }

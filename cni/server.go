@@ -2,6 +2,8 @@ package cni
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,14 +12,12 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"path/filepath"
-	"slices"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
-	types100 "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
 
 	"github.com/strake-io/strake/bpf"
@@ -37,7 +37,7 @@ type Config struct {
 	StateDir string
 	Alias    string     // marks our interfaces, one value for each node
 	NodeAddr netip.Addr // source address of host processes that talk to pods
-	MTU      int        // zero: the kernel's default
+	MTU      int        // of both sides of the veth; zero: the kernel's default
 	Datapath Datapath
 	// PodCIDR returns the node's range, once it is known.
 	PodCIDR func() (netip.Prefix, bool)
@@ -45,58 +45,107 @@ type Config struct {
 
 // Server answers the plugin.
 type Server struct {
-	cfg  Config
-	ipam *ipam
+	cfg   Config
+	ipam  *ipam
+	calls keyLocks // by container: calls about one pod wait for each other
 
-	mu    sync.Mutex
-	locks map[string]*sync.Mutex // by container: calls about one pod wait for each other
+	mu      sync.Mutex
+	ifindex map[string]int // by attachment: an interface that went with its namespace is still to be detached
 }
 
-// New reads the state of a former run and brings the kernel in line with it.
+// New reads the state of a former run and brings the kernel in line with it. Call it in the node's network namespace.
 func New(cfg Config) (*Server, error) {
 	p, err := openIPAM(cfg.StateDir)
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{cfg: cfg, ipam: p, locks: map[string]*sync.Mutex{}}
+	s := &Server{cfg: cfg, ipam: p, calls: keyLocks{m: map[string]*keyLock{}}, ifindex: map[string]int{}}
 	return s, s.reconcile()
 }
 
-// reconcile attaches the pods that are there, and releases what pods that are gone had (after a reboot, all).
+// reconcile attaches the pods that are there, and releases what pods that are gone had (after a reboot, all). A pod
+// that can't be mended keeps what it has: its neighbours must not be without network for its sake.
 func (s *Server) reconcile() error {
-	var errs []error
 	for _, a := range s.ipam.list() {
-		link, err := find(a, "")
-		if err == nil {
-			err = s.attach(a, link)
-			errs = append(errs, err)
-			continue
+		outside, err := netlink.LinkByName(a.Host)
+		if errors.As(err, new(netlink.LinkNotFoundError)) {
+			klog.InfoS("Releasing the address of a pod that is gone", "container", a.ContainerID, "address", a.Addr)
+			err = s.del(a.ContainerID, a.Ifname)
+		} else if err == nil {
+			var link podLink
+			if link, err = hostSide(outside, a, s.cfg.NodeAddr); err == nil {
+				err = s.attach(a, link)
+			}
 		}
-		klog.InfoS("Releasing the address of a pod that is gone", "container", a.ContainerID, "address", a.Addr)
-		errs = append(errs, disconnect(a.Host), s.ipam.release(a.ContainerID, a.Ifname))
+		if err != nil {
+			klog.ErrorS(err, "The network of a pod could not be brought up to date", "container", a.ContainerID, "address", a.Addr)
+		}
+	}
+	if err := s.sweep(); err != nil {
+		return err
 	}
 	live := map[string]bool{}
 	for _, a := range s.ipam.list() {
 		live[owner(a.ContainerID, a.Ifname)] = true
 	}
 	_, err := s.cfg.Datapath.Endpoints().Prune(func(owner string) bool { return live[owner] })
-	return errors.Join(append(errs, err)...)
-}
-
-// owner names an interface in the endpoint table, cut so that it fits: container ids are 64 hex digits.
-func owner(container, ifname string) string {
-	return container[:min(len(container), 48)] + "/" + ifname
-}
-
-func (s *Server) attach(a Allocation, link podLink) error {
-	_, err := s.cfg.Datapath.Endpoints().Replace(owner(a.ContainerID, a.Ifname), []bpf.Endpoint{{Addr: a.Addr, Ifindex: link.ifindex, PodMAC: link.podMAC, HostMAC: link.hostMAC}})
-	if err == nil {
-		err = s.cfg.Datapath.AttachPod(link.ifindex)
-	}
 	return err
 }
 
-// Run serves until ctx ends.
+// sweep removes interfaces that no allocation names. As an allocation comes before its interface, none of them is about
+// to be used; and they are removed by index, so that a successor of the same name stays.
+func (s *Server) sweep() error {
+	links, err := ours(s.cfg.Alias)
+	if err != nil {
+		return fmt.Errorf("cni: %w", err)
+	}
+	known := map[string]bool{}
+	for _, a := range s.ipam.list() {
+		known[a.Host] = true
+	}
+	var errs []error
+	for _, l := range links {
+		if known[l.Attrs().Name] {
+			continue
+		}
+		klog.InfoS("Removing an interface without a pod", "interface", l.Attrs().Name)
+		errs = append(errs, s.cfg.Datapath.DetachPod(l.Attrs().Index))
+		if err := netlink.LinkDel(l); err != nil && !errors.Is(err, unix.ENODEV) {
+			errs = append(errs, fmt.Errorf("cni: remove %s: %w", l.Attrs().Name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// maxOwner is what the endpoint table takes of an owner's name.
+const maxOwner = 64
+
+// owner names an interface in the endpoint table. A runtime's id of 64 hex digits is too long and gives its beginning
+// and a digest.
+func owner(container, ifname string) string {
+	o := container + "/" + ifname
+	if len(o) <= maxOwner {
+		return o
+	}
+	sum := sha256.Sum256([]byte(container))
+	return container[:32] + "~" + hex.EncodeToString(sum[:6]) + "/" + ifname
+}
+
+// attach makes a pod's datapath live: its own packets first, then those to it.
+func (s *Server) attach(a Allocation, link podLink) error {
+	s.mu.Lock()
+	s.ifindex[a.key()] = link.ifindex
+	s.mu.Unlock()
+	if err := s.cfg.Datapath.AttachPod(link.ifindex); err != nil {
+		return err
+	}
+	_, err := s.cfg.Datapath.Endpoints().Replace(owner(a.ContainerID, a.Ifname), []bpf.Endpoint{{
+		Owner: owner(a.ContainerID, a.Ifname), Addr: a.Addr, Ifindex: link.ifindex, PodMAC: link.podMAC, HostMAC: link.hostMAC,
+	}})
+	return err
+}
+
+// Run serves until ctx ends, and lets calls that have begun come to their end.
 func (s *Server) Run(ctx context.Context) error {
 	if err := os.Remove(s.cfg.Socket); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("cni: socket: %w", err)
@@ -105,41 +154,51 @@ func (s *Server) Run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("cni: socket: %w", err)
 	}
+	defer l.Close()
 	if err := os.Chmod(s.cfg.Socket, 0o600); err != nil {
-		l.Close()
 		return fmt.Errorf("cni: socket: %w", err)
 	}
-	go func() {
-		<-ctx.Done()
-		l.Close()
-	}()
+	defer context.AfterFunc(ctx, func() { l.Close() })()
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	for {
 		conn, err := l.Accept()
 		if ctx.Err() != nil {
+			if err == nil {
+				conn.Close()
+			}
 			return nil
 		}
 		if err != nil {
-			return fmt.Errorf("cni: socket: %w", err)
+			// Out of descriptors, most likely: it passes.
+			klog.ErrorS(err, "CNI socket")
+			select {
+			case <-ctx.Done():
+			case <-time.After(100 * time.Millisecond):
+			}
+			continue
 		}
 		wg.Go(func() {
 			defer conn.Close()
-			s.serve(conn)
+			s.serve(ctx, conn.(*net.UnixConn))
 		})
 	}
 }
 
-// maxRequest bounds what is read of a request.
+// maxRequest bounds what is read of a request. The longest is a GC: some 100 bytes a pod.
 const maxRequest = 4 << 20
 
-func (s *Server) serve(conn net.Conn) {
+func (s *Server) serve(ctx context.Context, conn *net.UnixConn) {
 	if err := conn.SetDeadline(time.Now().Add(time.Minute)); err != nil {
 		return
 	}
+	// A caller that says nothing doesn't hold up the end.
+	defer context.AfterFunc(ctx, func() { conn.SetReadDeadline(time.Now()) })()
 	var r plugin.Request
 	var resp plugin.Response
-	if err := json.NewDecoder(io.LimitReader(conn, maxRequest)).Decode(&r); err != nil {
+	if err := rootOnly(conn); err != nil {
+		resp.Error = types.NewError(types.ErrInternal, err.Error(), "")
+	} else if r, err = readRequest(conn); err != nil {
 		resp.Error = types.NewError(types.ErrDecodingFailure, "the request is no JSON object", err.Error())
 	} else {
 		resp.Result, resp.Error = s.Handle(r)
@@ -149,173 +208,59 @@ func (s *Server) serve(conn net.Conn) {
 	}
 }
 
-// Handle carries out one call.
-func (s *Server) Handle(r plugin.Request) (*types100.Result, *types.Error) {
-	if r.Verb == "ADD" || r.Verb == "DEL" || r.Verb == "CHECK" {
-		if r.ContainerID == "" || strings.ContainsAny(r.ContainerID+r.Ifname, "/\x00") || r.Ifname == "" || len(r.Ifname) > 15 {
-			return nil, types.NewError(types.ErrInvalidEnvironmentVariables, "CNI_CONTAINERID or CNI_IFNAME is missing or malformed", "")
-		}
-		lock := s.lock(r.ContainerID)
-		lock.Lock()
-		defer lock.Unlock()
-	}
-	var result *types100.Result
-	var err error
-	switch r.Verb {
-	case "ADD":
-		result, err = s.add(r)
-	case "DEL":
-		err = s.del(r.ContainerID, r.Ifname)
-	case "CHECK":
-		err = s.check(r)
-	case "GC":
-		err = s.gc(r.Valid)
-	case "STATUS":
-		if _, ok := s.cfg.PodCIDR(); !ok {
-			return nil, types.NewError(50, "the node has no pod range yet", "the controller manager gives it one when the Node is registered")
-		}
-	default:
-		return nil, types.NewError(types.ErrInvalidEnvironmentVariables, "unknown verb "+r.Verb, "")
-	}
-	if err != nil {
-		var ce *types.Error
-		if errors.As(err, &ce) {
-			return nil, ce
-		}
-		return nil, types.NewError(types.ErrInternal, fmt.Sprintf("%s of container %s: %v", r.Verb, r.ContainerID, err), "")
-	}
-	return result, nil
+func readRequest(from io.Reader) (plugin.Request, error) {
+	var r plugin.Request
+	err := json.NewDecoder(io.LimitReader(from, maxRequest)).Decode(&r)
+	return r, err
 }
 
-func (s *Server) lock(container string) *sync.Mutex {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	l := s.locks[container]
-	if l == nil {
-		l = &sync.Mutex{}
-		s.locks[container] = l
-	}
-	return l
-}
-
-func (s *Server) add(r plugin.Request) (*types100.Result, error) {
-	if r.Netns == "" {
-		return nil, types.NewError(types.ErrInvalidEnvironmentVariables, "CNI_NETNS is missing", "")
-	}
-	prefix, ok := s.cfg.PodCIDR()
-	if !ok {
-		return nil, types.NewError(types.ErrTryAgainLater, "the node has no pod range yet", "")
-	}
-	if a, ok := s.ipam.get(r.ContainerID, r.Ifname); ok {
-		// The spec forbids a second ADD without a DEL; after a crash of the runtime it happens, and the first is whole or not.
-		if link, err := find(a, r.Netns); err == nil {
-			return result(a, r.Netns, link), s.attach(a, link)
-		}
-		if err := s.del(r.ContainerID, r.Ifname); err != nil {
-			return nil, err
-		}
-	}
-	a, err := s.ipam.allocate(prefix, r.ContainerID, r.Ifname, hostName(r.ContainerID, r.Ifname))
-	if err != nil {
-		return nil, err
-	}
-	link, err := connect(a, r.Netns, s.cfg.Alias, s.cfg.MTU, s.cfg.NodeAddr)
-	if err == nil {
-		err = s.attach(a, link)
-	}
-	if err != nil {
-		return nil, errors.Join(err, s.del(r.ContainerID, r.Ifname))
-	}
-	return result(a, r.Netns, link), nil
-}
-
-func result(a Allocation, netns string, link podLink) *types100.Result {
-	inside := 1
-	return &types100.Result{
-		CNIVersion: types100.ImplementedSpecVersion,
-		Interfaces: []*types100.Interface{{Name: a.Host, Mac: link.hostMAC.String()}, {Name: a.Ifname, Mac: link.podMAC.String(), Sandbox: netns}},
-		IPs:        []*types100.IPConfig{{Interface: &inside, Address: *ipNet(a.Addr), Gateway: Gateway.AsSlice()}},
-		Routes:     []*types.Route{{Dst: net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)}, GW: Gateway.AsSlice()}},
-	}
-}
-
-// del undoes add, whatever of it is left.
-func (s *Server) del(container, ifname string) error {
-	a, ok := s.ipam.get(container, ifname)
-	if !ok {
-		a.Host = hostName(container, ifname)
-	}
-	if link, err := find(a, ""); err == nil {
-		if err := s.cfg.Datapath.DetachPod(link.ifindex); err != nil {
-			return err
-		}
-	}
-	// The row goes before the interface: a packet is dropped rather than sent to a stranger with the same index.
-	if _, err := s.cfg.Datapath.Endpoints().Replace(owner(container, ifname), nil); err != nil {
-		return err
-	}
-	if err := disconnect(a.Host); err != nil {
-		return err
-	}
-	return s.ipam.release(container, ifname)
-}
-
-func (s *Server) check(r plugin.Request) error {
-	a, ok := s.ipam.get(r.ContainerID, r.Ifname)
-	if !ok {
-		return types.NewError(types.ErrUnknownContainer, "no such attachment", r.ContainerID+"/"+r.Ifname)
-	}
-	link, err := find(a, r.Netns)
+// rootOnly refuses callers that are not root, whatever the socket's mode lets in.
+func rootOnly(conn *net.UnixConn) error {
+	raw, err := conn.SyscallConn()
 	if err != nil {
 		return err
 	}
-	rows, err := s.cfg.Datapath.Endpoints().Dump()
-	if err != nil {
+	var cred *unix.Ucred
+	var cerr error
+	if err := raw.Control(func(fd uintptr) { cred, cerr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); err != nil {
 		return err
 	}
-	for _, row := range rows {
-		if row.Addr == a.Addr && row.Ifindex == link.ifindex {
-			return nil
-		}
+	if cerr != nil {
+		return cerr
 	}
-	return fmt.Errorf("the kernel has no endpoint %s on interface %d", a.Addr, link.ifindex)
-}
-
-// gc removes all attachments but the valid ones.
-func (s *Server) gc(valid []string) error {
-	var errs []error
-	for _, a := range s.ipam.list() {
-		if slices.Contains(valid, a.ContainerID+"/"+a.Ifname) {
-			continue
-		}
-		lock := s.lock(a.ContainerID)
-		lock.Lock()
-		errs = append(errs, s.del(a.ContainerID, a.Ifname))
-		lock.Unlock()
-	}
-	return errors.Join(errs...)
-}
-
-// conflist is version 1.0.0: Debian 12's containerd reads no newer one.
-const conflist = `{
-  "cniVersion": "1.0.0",
-  "name": "strake",
-  "plugins": [{"type": "strake-cni", "socket": %q}]
-}
-`
-
-// WriteConfig tells the container runtime of the plugin. From then on the runtime calls the network ready.
-func WriteConfig(dir, socket string) error {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return fmt.Errorf("cni: configuration: %w", err)
-	}
-	path := filepath.Join(dir, "10-strake.conflist")
-	want := fmt.Appendf(nil, conflist, socket)
-	if have, err := os.ReadFile(path); err == nil && string(have) == string(want) {
-		return nil
-	}
-	if err := writeFile(path, want); err != nil {
-		return fmt.Errorf("cni: configuration: %w", err)
+	if cred.Uid != 0 {
+		return fmt.Errorf("user %d may not call the strake agent", cred.Uid)
 	}
 	return nil
+}
+
+// keyLocks is a lock for each key in use.
+type keyLocks struct {
+	mu sync.Mutex
+	m  map[string]*keyLock
+}
+
+type keyLock struct {
+	sync.Mutex
+	users int
+}
+
+func (k *keyLocks) lock(key string) (unlock func()) {
+	k.mu.Lock()
+	l := k.m[key]
+	if l == nil {
+		l = &keyLock{}
+		k.m[key] = l
+	}
+	l.users++
+	k.mu.Unlock()
+	l.Lock()
+	return func() {
+		l.Unlock()
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		if l.users--; l.users == 0 {
+			delete(k.m, key)
+		}
+	}
 }

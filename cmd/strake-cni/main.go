@@ -1,5 +1,6 @@
-// Command strake-cni is the node's CNI plugin. Called as "pause" it is the
-// process that holds a pod's namespaces open.
+// Command strake-cni is the node's CNI plugin. Its name decides what it is: called
+// as "pause" it is the process that holds a pod's namespaces open, called as
+// "loopback" it is the plugin of that name, which container runtimes expect.
 package main
 
 import (
@@ -12,9 +13,12 @@ import (
 )
 
 func main() {
-	if filepath.Base(os.Args[0]) == "pause" {
+	switch filepath.Base(os.Args[0]) {
+	case "pause":
 		pause()
-		return
+	case "loopback":
+		skel.PluginMainFuncs(plugin.LoopbackFuncs(), plugin.Versions, "strake-cni as loopback: sets lo up")
+	default:
+		skel.PluginMainFuncs(plugin.Funcs(), plugin.Versions, "strake-cni: the pod network of a Strake node")
 	}
-	skel.PluginMainFuncs(plugin.Funcs(), plugin.Versions, "strake-cni: the pod network of a Strake node")
 }

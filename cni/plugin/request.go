@@ -40,7 +40,10 @@ type Conf struct {
 }
 
 // Versions that the plugin speaks.
-var Versions = version.PluginSupports("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
+var Versions = version.PluginSupports("0.3.1", "0.4.0", "1.0.0", "1.1.0")
+
+// ErrUnavailable is the error code of STATUS when no ADD can succeed (CNI 1.1, section STATUS).
+const ErrUnavailable = 50
 
 // callTimeout is longer than any call of the agent takes.
 const callTimeout = 60 * time.Second
@@ -48,13 +51,20 @@ const callTimeout = 60 * time.Second
 // ParseConf reads the configuration that the runtime passes on standard input.
 func ParseConf(data []byte) (*Conf, error) {
 	c := &Conf{}
-	if err := json.Unmarshal(data, c); err != nil {
-		return nil, types.NewError(types.ErrDecodingFailure, "the network configuration is no JSON object", err.Error())
+	if err := decode(data, c); err != nil {
+		return nil, err
 	}
 	if c.Socket == "" {
 		return nil, types.NewError(types.ErrInvalidNetworkConfig, "the network configuration names no socket", `set "socket" to the path of the agent's`)
 	}
 	return c, nil
+}
+
+func decode(data []byte, conf any) error {
+	if err := json.Unmarshal(data, conf); err != nil {
+		return types.NewError(types.ErrDecodingFailure, "the network configuration is not what CNI says it is", err.Error())
+	}
+	return nil
 }
 
 // Funcs are the verbs of CNI 1.1.
@@ -74,20 +84,9 @@ func Funcs() skel.CNIFuncs {
 			}
 			return types.PrintResult(resp.Result, c.CNIVersion)
 		},
-		Del:   func(a *skel.CmdArgs) error { return simple(a, "DEL") },
-		Check: func(a *skel.CmdArgs) error { return simple(a, "CHECK") },
-		GC: func(a *skel.CmdArgs) error {
-			c, err := ParseConf(a.StdinData)
-			if err != nil {
-				return err
-			}
-			r := Request{Verb: "GC"}
-			for _, v := range c.ValidAttachments {
-				r.Valid = append(r.Valid, v.ContainerID+"/"+v.IfName)
-			}
-			_, err = call(c, r)
-			return err
-		},
+		Del:    func(a *skel.CmdArgs) error { return simple(a, "DEL") },
+		Check:  func(a *skel.CmdArgs) error { return simple(a, "CHECK") },
+		GC:     gc,
 		Status: func(a *skel.CmdArgs) error { return simple(a, "STATUS") },
 	}
 }
@@ -101,13 +100,36 @@ func simple(a *skel.CmdArgs, verb string) error {
 	return err
 }
 
+// gc passes on what is to stay. A configuration without the list is refused: read as an empty one it would take the
+// network of every pod of the node.
+func gc(a *skel.CmdArgs) error {
+	c, err := ParseConf(a.StdinData)
+	if err != nil {
+		return err
+	}
+	keys := map[string]json.RawMessage{}
+	if err := decode(a.StdinData, &keys); err != nil {
+		return err
+	}
+	const list = "cni.dev/valid-attachments"
+	if _, ok := keys[list]; !ok {
+		return types.NewError(types.ErrInvalidNetworkConfig, "GC without "+list, "")
+	}
+	r := Request{Verb: "GC"}
+	for _, v := range c.ValidAttachments {
+		r.Valid = append(r.Valid, v.ContainerID+"/"+v.IfName)
+	}
+	_, err = call(c, r)
+	return err
+}
+
 // call asks the agent. One that is away is a passing condition: the runtime tries again.
 func call(c *Conf, r Request) (*Response, error) {
 	conn, err := net.DialTimeout("unix", c.Socket, 5*time.Second)
 	if err != nil {
 		code := types.ErrTryAgainLater
 		if r.Verb == "STATUS" {
-			code = 50 // CNI 1.1: the plugin is not available
+			code = ErrUnavailable
 		}
 		return nil, types.NewError(code, "the strake agent does not answer", fmt.Sprintf("%v: is `strake agent` running?", err))
 	}
@@ -115,17 +137,15 @@ func call(c *Conf, r Request) (*Response, error) {
 	if err := conn.SetDeadline(time.Now().Add(callTimeout)); err != nil {
 		return nil, types.NewError(types.ErrIOFailure, "socket of the agent", err.Error())
 	}
+	if err := json.NewEncoder(conn).Encode(r); err != nil {
+		return nil, types.NewError(types.ErrTryAgainLater, "the strake agent takes no request", err.Error())
+	}
 	var resp Response
-	if err := json.NewEncoder(conn).Encode(r); err == nil {
-		err = json.NewDecoder(conn).Decode(&resp)
+	if err := json.NewDecoder(conn).Decode(&resp); err != nil {
 		if errors.Is(err, io.EOF) {
 			err = errors.New("it hung up")
 		}
-		if err != nil {
-			return nil, types.NewError(types.ErrTryAgainLater, "the strake agent gave no answer", err.Error())
-		}
-	} else {
-		return nil, types.NewError(types.ErrIOFailure, "socket of the agent", err.Error())
+		return nil, types.NewError(types.ErrTryAgainLater, "the strake agent gave no answer", err.Error())
 	}
 	if resp.Error != nil {
 		return nil, resp.Error

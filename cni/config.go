@@ -1,0 +1,36 @@
+package cni
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+)
+
+// confVersion of the configuration: the newest that containerd 1.6 (Debian 12) reads. The plugin speaks 1.1.0 too.
+const confVersion = "1.0.0"
+
+// confFile begins with a number because runtimes take the first file by name.
+const confFile = "10-strake.conflist"
+
+// WriteConfig tells the container runtime of the plugin. From then on the runtime calls the network ready.
+func WriteConfig(dir, socket string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("cni: configuration: %w", err)
+	}
+	path := filepath.Join(dir, confFile)
+	want, err := json.MarshalIndent(map[string]any{
+		"cniVersion": confVersion, "name": "strake", "plugins": []any{map[string]any{"type": "strake-cni", "socket": socket}},
+	}, "", "  ")
+	if err != nil {
+		return fmt.Errorf("cni: configuration: %w", err)
+	}
+	if have, err := os.ReadFile(path); err == nil && bytes.Equal(have, want) {
+		return nil
+	}
+	if err := writeFile(path, want); err != nil {
+		return fmt.Errorf("cni: configuration: %w", err)
+	}
+	return nil
+}

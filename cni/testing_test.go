@@ -1,0 +1,278 @@
+package cni
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"sync"
+	"syscall"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/strake-io/strake/bpf"
+	"github.com/strake-io/strake/cni/plugin"
+)
+
+// inside says that this process is in the namespaces of its own.
+const inside = "STRAKE_TEST_INSIDE"
+
+// TestMain runs the tests in a process with a network namespace of its own, since a server works in its process's
+// namespace, on any thread.
+func TestMain(m *testing.M) {
+	if os.Getenv(inside) == "" {
+		c := exec.Command("/proc/self/exe", os.Args[1:]...)
+		c.Env = append(os.Environ(), inside+"=1")
+		c.Stdin, c.Stdout, c.Stderr = os.Stdin, os.Stdout, os.Stderr
+		c.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
+		runtime.LockOSThread() // Pdeathsig is of the thread
+		err := c.Run()
+		if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
+			os.Exit(max(exit.ExitCode(), 1))
+		} else if err != nil {
+			fmt.Fprintln(os.Stderr, "tests of the pod network need root:", err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(m.Run())
+}
+
+// fakeDatapath keeps rows and attachments in memory, and refuses what the kernel's tables refuse.
+type fakeDatapath struct {
+	mu       sync.Mutex
+	rows     map[netip.Addr]bpf.Endpoint
+	attached map[int]bool
+	fail     error // of AttachPod
+}
+
+func newFake() *fakeDatapath {
+	return &fakeDatapath{rows: map[netip.Addr]bpf.Endpoint{}, attached: map[int]bool{}}
+}
+
+func (f *fakeDatapath) Endpoints() bpf.Table[bpf.Endpoint] { return f }
+
+func (f *fakeDatapath) AttachPod(i int) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.fail != nil {
+		return f.fail
+	}
+	if _, err := netlink.LinkByIndex(i); err != nil {
+		return err
+	}
+	f.attached[i] = true
+	return nil
+}
+
+func (f *fakeDatapath) DetachPod(i int) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.attached, i)
+	return nil
+}
+
+func (f *fakeDatapath) Replace(owner string, want []bpf.Endpoint) (bpf.Changes, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(owner) > maxOwner {
+		return bpf.Changes{}, fmt.Errorf("owner %q is too long", owner)
+	}
+	for _, w := range want {
+		if have, ok := f.rows[w.Addr]; ok && have.Owner != owner {
+			return bpf.Changes{}, fmt.Errorf("%s belongs to %s", w.Addr, have.Owner)
+		}
+	}
+	for a, r := range f.rows {
+		if r.Owner == owner {
+			delete(f.rows, a)
+		}
+	}
+	for _, w := range want {
+		w.Owner = owner
+		f.rows[w.Addr] = w
+	}
+	return bpf.Changes{}, nil
+}
+
+func (f *fakeDatapath) Prune(keep func(string) bool) (bpf.Changes, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for a, r := range f.rows {
+		if !keep(r.Owner) {
+			delete(f.rows, a)
+		}
+	}
+	return bpf.Changes{}, nil
+}
+
+func (f *fakeDatapath) Dump() ([]bpf.Endpoint, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var out []bpf.Endpoint
+	for _, r := range f.rows {
+		out = append(out, r)
+	}
+	return out, nil
+}
+
+var (
+	nodeAddr = netip.MustParseAddr("192.0.2.1")
+	dnsAddr  = netip.MustParseAddr("10.96.0.10")
+)
+
+const testAlias = "strake-test"
+
+// node is a Server on a node of the test.
+type node struct {
+	*Server
+	cfg  Config
+	fake *fakeDatapath
+}
+
+// newNode starts with an empty node; what a test leaves is removed after it.
+func newNode(t *testing.T, cidr string) *node {
+	t.Helper()
+	fake := newFake()
+	n := &node{fake: fake, cfg: Config{
+		Socket: filepath.Join(t.TempDir(), "s"), StateDir: filepath.Join(t.TempDir(), "state"), Alias: testAlias, NodeAddr: nodeAddr, MTU: 1400, Datapath: fake,
+		PodCIDR: func() (netip.Prefix, bool) { p, err := netip.ParsePrefix(cidr); return p, err == nil },
+	}}
+	must(t, AddLocalAddress(nodeAddr))
+	n.restart(t)
+	t.Cleanup(func() {
+		must(t, RemoveAll(n.cfg.StateDir, testAlias, nodeAddr))
+		must(t, RemoveAll(n.cfg.StateDir, testAlias, nodeAddr)) // twice is fine
+		n.wantEmpty(t)
+	})
+	return n
+}
+
+// restart is the agent's: the kernel's rows stay.
+func (n *node) restart(t *testing.T) {
+	t.Helper()
+	s, err := New(n.cfg)
+	must(t, err)
+	n.Server = s
+}
+
+func (n *node) run(t *testing.T) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- n.Run(ctx) }()
+	for {
+		c, err := net.Dial("unix", n.cfg.Socket)
+		if err == nil {
+			c.Close()
+			break
+		}
+		select {
+		case err := <-done:
+			t.Fatalf("the server ended: %v", err)
+		default:
+			runtime.Gosched()
+		}
+	}
+	t.Cleanup(func() { cancel(); must(t, <-done) })
+}
+
+// wantEmpty fails if an interface or allocation of ours is left.
+func (n *node) wantEmpty(t *testing.T) {
+	t.Helper()
+	links, err := ours(testAlias)
+	must(t, err)
+	for _, l := range links {
+		t.Errorf("interface %s is left", l.Attrs().Name)
+	}
+	left, err := readAllocations(n.cfg.StateDir)
+	must(t, err)
+	for _, a := range left {
+		t.Errorf("allocation %+v is left", a)
+	}
+}
+
+func (n *node) add(t *testing.T, id, ns string) netip.Addr {
+	t.Helper()
+	r, err := n.Handle(plugin.Request{Verb: "ADD", ContainerID: id, Netns: ns, Ifname: "eth0"})
+	if err != nil {
+		t.Fatalf("ADD %s: %v", id, err)
+	}
+	return toAddr(r.IPs[0].Address.IP)
+}
+
+func (n *node) del(t *testing.T, id, ns string) {
+	t.Helper()
+	if _, err := n.Handle(plugin.Request{Verb: "DEL", ContainerID: id, Netns: ns, Ifname: "eth0"}); err != nil {
+		t.Fatalf("DEL %s: %v", id, err)
+	}
+}
+
+func (n *node) check(id, ns string) error {
+	if _, err := n.Handle(plugin.Request{Verb: "CHECK", ContainerID: id, Netns: ns, Ifname: "eth0"}); err != nil {
+		return err
+	}
+	return nil
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// newNetns makes a network namespace, as a file.
+func newNetns(t testing.TB) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "ns")
+	must(t, os.WriteFile(path, nil, 0o600))
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // and never unlock: the thread ends with the goroutine
+		err := unix.Unshare(unix.CLONE_NEWNET)
+		if err == nil {
+			err = unix.Mount("/proc/thread-self/ns/net", path, "", unix.MS_BIND, "")
+		}
+		done <- err
+	}()
+	must(t, <-done)
+	t.Cleanup(func() { removeNetns(t, path) })
+	return path
+}
+
+func removeNetns(t testing.TB, path string) {
+	if err := unix.Unmount(path, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+		t.Error(err)
+	}
+}
+
+// within runs f on a thread in a namespace.
+func within(t testing.TB, path string, f func() error) error {
+	t.Helper()
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		ns, err := os.Open(path)
+		if err == nil {
+			defer ns.Close()
+			err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET)
+		}
+		if err == nil {
+			err = f()
+		}
+		done <- err
+	}()
+	return <-done
+}

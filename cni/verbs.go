@@ -1,0 +1,177 @@
+package cni
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net"
+	"path/filepath"
+
+	"github.com/containernetworking/cni/pkg/types"
+	types100 "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/containernetworking/cni/pkg/utils"
+
+	"github.com/strake-io/strake/cni/plugin"
+)
+
+// Handle carries out one call.
+func (s *Server) Handle(r plugin.Request) (*types100.Result, *types.Error) {
+	result, err := s.handle(r)
+	if err == nil {
+		return result, nil
+	}
+	var ce *types.Error
+	if errors.As(err, &ce) {
+		return nil, ce
+	}
+	return nil, types.NewError(types.ErrInternal, fmt.Sprintf("%s of container %s: %v", r.Verb, r.ContainerID, err), "")
+}
+
+func (s *Server) handle(r plugin.Request) (*types100.Result, error) {
+	switch r.Verb {
+	case "ADD", "DEL", "CHECK":
+		if err := valid(r); err != nil {
+			return nil, err
+		}
+		defer s.calls.lock(r.ContainerID)()
+	}
+	switch r.Verb {
+	case "ADD":
+		return s.add(r)
+	case "DEL":
+		return nil, s.del(r.ContainerID, r.Ifname)
+	case "CHECK":
+		return nil, s.check(r)
+	case "GC":
+		return nil, s.gc(r.Valid)
+	case "STATUS":
+		if _, ok := s.cfg.PodCIDR(); !ok {
+			return nil, types.NewError(plugin.ErrUnavailable, "the node has no pod range yet", "the controller manager gives it one when the Node is registered")
+		}
+		return nil, nil
+	}
+	return nil, types.NewError(types.ErrInvalidEnvironmentVariables, fmt.Sprintf("unknown verb %q", r.Verb), "")
+}
+
+// maxContainerID bounds an id: it is part of a file's name.
+const maxContainerID = 200
+
+// valid refuses what CNI 1.1, section 2, does not allow; both names become part of file names.
+func valid(r plugin.Request) error {
+	if err := utils.ValidateContainerID(r.ContainerID); err != nil {
+		return err
+	}
+	if len(r.ContainerID) > maxContainerID {
+		return types.NewError(types.ErrInvalidEnvironmentVariables, fmt.Sprintf("CNI_CONTAINERID is longer than %d characters", maxContainerID), "")
+	}
+	if err := utils.ValidateInterfaceName(r.Ifname); err != nil {
+		return err
+	}
+	if r.Verb != "DEL" && !filepath.IsAbs(r.Netns) {
+		return types.NewError(types.ErrInvalidEnvironmentVariables, fmt.Sprintf("CNI_NETNS %q is not an absolute path", r.Netns), "")
+	}
+	return nil
+}
+
+// add gives a pod its interface. It answers when packets flow, or undoes all.
+func (s *Server) add(r plugin.Request) (*types100.Result, error) {
+	prefix, ok := s.cfg.PodCIDR()
+	if !ok {
+		return nil, types.NewError(types.ErrTryAgainLater, "the node has no pod range yet", "the controller manager gives it one when the Node is registered")
+	}
+	if _, ok := s.ipam.get(r.ContainerID, r.Ifname); ok {
+		// A second ADD is an error (CNI 1.1, section ADD) that must not harm the first. But if the interface is not
+		// there, a crash cut the first short, and this is its repetition.
+		if there, err := present(r.Netns, r.Ifname); err != nil {
+			return nil, err
+		} else if there {
+			return nil, fmt.Errorf("%w: %s", errExists, r.Ifname)
+		}
+		if err := s.del(r.ContainerID, r.Ifname); err != nil {
+			return nil, err
+		}
+	}
+	a, err := s.ipam.allocate(prefix, r.ContainerID, r.Ifname, hostName(r.ContainerID, r.Ifname))
+	if err != nil {
+		return nil, err
+	}
+	link, err := connect(a, r.Netns, s.cfg.Alias, s.cfg.MTU, s.cfg.NodeAddr)
+	if errors.Is(err, errExists) {
+		return nil, errors.Join(err, s.ipam.release(r.ContainerID, r.Ifname))
+	}
+	if err == nil {
+		err = s.attach(a, link)
+	}
+	if err != nil {
+		return nil, errors.Join(err, s.del(r.ContainerID, r.Ifname))
+	}
+	return result(a, r.Netns, link), nil
+}
+
+func result(a Allocation, netns string, link podLink) *types100.Result {
+	return &types100.Result{
+		CNIVersion: types100.ImplementedSpecVersion,
+		Interfaces: []*types100.Interface{{Name: a.Host, Mac: link.hostMAC.String()}, {Name: a.Ifname, Mac: link.podMAC.String(), Sandbox: netns}},
+		IPs:        []*types100.IPConfig{{Interface: types100.Int(1), Address: *ipNet(a.Addr), Gateway: Gateway.AsSlice()}},
+		Routes:     []*types.Route{{Dst: net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)}, GW: Gateway.AsSlice()}},
+	}
+}
+
+// del undoes add, whatever of it is left. The address is free for others only when all else is gone.
+func (s *Server) del(container, ifname string) error {
+	k, host := key(container, ifname), hostName(container, ifname)
+	s.mu.Lock()
+	ifindex, attached := s.ifindex[k]
+	s.mu.Unlock()
+	// The row goes before the interface: a packet is dropped rather than sent to a stranger with the same index.
+	_, err := s.cfg.Datapath.Endpoints().Replace(owner(container, ifname), nil)
+	if attached {
+		err = errors.Join(err, s.cfg.Datapath.DetachPod(ifindex))
+	}
+	if err = errors.Join(err, disconnect(host)); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	delete(s.ifindex, k)
+	s.mu.Unlock()
+	return s.ipam.release(container, ifname)
+}
+
+// check reports damage.
+func (s *Server) check(r plugin.Request) error {
+	a, ok := s.ipam.get(r.ContainerID, r.Ifname)
+	if !ok {
+		return types.NewError(types.ErrUnknownContainer, "no such attachment", r.ContainerID+"/"+r.Ifname)
+	}
+	link, err := verify(a, r.Netns)
+	if err != nil {
+		return err
+	}
+	rows, err := s.cfg.Datapath.Endpoints().Dump()
+	if err != nil {
+		return err
+	}
+	for _, row := range rows {
+		if row.Addr == a.Addr && row.Ifindex == link.ifindex && bytes.Equal(row.PodMAC, link.podMAC) && bytes.Equal(row.HostMAC, link.hostMAC) {
+			return nil
+		}
+	}
+	return fmt.Errorf("the kernel has no endpoint %s on interface %d", a.Addr, link.ifindex)
+}
+
+// gc removes all attachments but the valid ones.
+func (s *Server) gc(valid []string) error {
+	keep := map[string]bool{}
+	for _, v := range valid {
+		keep[v] = true
+	}
+	var errs []error
+	for _, a := range s.ipam.list() {
+		if !keep[a.ContainerID+"/"+a.Ifname] {
+			unlock := s.calls.lock(a.ContainerID)
+			errs = append(errs, s.del(a.ContainerID, a.Ifname))
+			unlock()
+		}
+	}
+	return errors.Join(append(errs, s.sweep())...)
+}
