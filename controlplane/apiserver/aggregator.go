@@ -3,6 +3,7 @@ package apiserver
 import (
 	"fmt"
 	"strings"
+	"sync"
 
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	apiextensionsapiserver "k8s.io/apiextensions-apiserver/pkg/apiserver"
@@ -64,7 +65,16 @@ func (b *builder) registerLocal(a *aggregatorapiserver.APIAggregator, core *gene
 		}
 	}
 	crds := extensions.Informers.Apiextensions().V1().CustomResourceDefinitions()
-	sync := func() {
+	services := a.APIRegistrationInformers.Apiregistration().V1().APIServices()
+	var mu sync.Mutex
+	registered := sets.New[schema.GroupVersion]()
+	update := func() {
+		mu.Lock()
+		defer mu.Unlock()
+		// Before all CRDs are known none may be taken for gone.
+		if !crds.Informer().HasSynced() || !services.Informer().HasSynced() {
+			return
+		}
 		list, err := crds.Lister().List(labels.Everything())
 		if err != nil {
 			return // a lister of a cache never fails
@@ -77,13 +87,16 @@ func (b *builder) registerLocal(a *aggregatorapiserver.APIAggregator, core *gene
 				}
 			}
 		}
-		for gv := range served {
-			if !seen.Has(gv) {
-				auto.AddAPIServiceToSync(localAPIService(gv, 1000))
-			}
+		for gv := range served.Difference(seen).Difference(registered) {
+			auto.AddAPIServiceToSync(localAPIService(gv, 1000))
+			registered.Insert(gv)
 		}
-		// What a CRD no longer serves.
-		have, err := a.APIRegistrationInformers.Apiregistration().V1().APIServices().Lister().List(labels.Everything())
+		// What no CRD serves any more: registered by this process or by one before it.
+		for gv := range registered.Difference(served) {
+			auto.RemoveAPIServiceToSync(localAPIService(gv, 1000).Name)
+			registered.Delete(gv)
+		}
+		have, err := services.Lister().List(labels.Everything())
 		if err != nil {
 			return
 		}
@@ -95,19 +108,24 @@ func (b *builder) registerLocal(a *aggregatorapiserver.APIAggregator, core *gene
 		}
 	}
 	_, err = crds.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
-		AddFunc: func(any) { sync() },
+		AddFunc: func(any) { update() },
 		UpdateFunc: func(old, obj any) {
 			if old.(*apiextensionsv1.CustomResourceDefinition).Generation != obj.(*apiextensionsv1.CustomResourceDefinition).Generation {
-				sync()
+				update()
 			}
 		},
-		DeleteFunc: func(any) { sync() },
+		DeleteFunc: func(any) { update() },
 	})
 	if err != nil {
 		return err
 	}
 	return a.GenericAPIServer.AddPostStartHook("strake/local-apiservices", func(hook genericapiserver.PostStartHookContext) error {
 		go auto.Run(2, hook.Done())
+		go func() {
+			if cache.WaitForCacheSync(hook.Done(), crds.Informer().HasSynced, services.Informer().HasSynced) {
+				update()
+			}
+		}()
 		return nil
 	})
 }

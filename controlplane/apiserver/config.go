@@ -8,19 +8,21 @@ import (
 
 // Config says with which addresses, files and store the API server runs. All fields but those marked optional are required.
 type Config struct {
-	BindAddress     net.IP // where it listens, and what the kubernetes Service leads to
-	Port            int
-	ServingCertFile string
-	ServingKeyFile  string
-	ClientCAFile    string // signs the client certificates of users, nodes and components
-	EtcdServers     []string
-	EtcdCAFile      string
-	EtcdCertFile    string
-	EtcdKeyFile     string
-	ServiceCIDR     netip.Prefix // IPv4; its first address is the kubernetes Service
-	NodePortMin     int32
-	NodePortMax     int32
-	RequestTimeout  time.Duration // optional: one minute
+	BindAddress net.IP // where it listens
+	Port        int
+	// AdvertiseAddress is what the kubernetes Service leads to. Optional: BindAddress.
+	AdvertiseAddress net.IP
+	ServingCertFile  string
+	ServingKeyFile   string
+	ClientCAFile     string // signs the client certificates of users, nodes and components
+	EtcdServers      []string
+	EtcdCAFile       string
+	EtcdCertFile     string
+	EtcdKeyFile      string
+	ServiceCIDR      netip.Prefix // IPv4; its first address is the kubernetes Service
+	NodePortMin      int32
+	NodePortMax      int32
+	RequestTimeout   time.Duration // optional: one minute
 
 	ServiceAccountKeyFile string // ECDSA private key
 	ServiceAccountIssuer  string // URL

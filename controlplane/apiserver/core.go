@@ -5,12 +5,13 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 	"time"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	eventsv1 "k8s.io/api/events/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -50,11 +51,14 @@ func (b *builder) core(next genericapiserver.DelegationTarget) (*genericapiserve
 	if err != nil {
 		return nil, err
 	}
-	for _, gv := range slices.SortedFunc(maps.Keys(all), func(x, y schema.GroupVersion) int { return strings.Compare(x.Group, y.Group) }) {
-		if err := b.install(server, gv, all[gv]); err != nil {
-			return nil, err
-		}
+	if err := b.install(server, all); err != nil {
+		return nil, err
 	}
+	server.RegisterDestroyFunc(func() {
+		for _, destroy := range b.destroy {
+			destroy()
+		}
+	})
 	handlers, err := b.issuer.Handlers()
 	if err != nil {
 		return nil, err
@@ -99,23 +103,44 @@ func (b *builder) storages() (storages, error) {
 			Issuer: b.issuer, ServiceAccounts: core("serviceaccounts"), Pods: core("pods"), Secrets: core("secrets"), Nodes: core("nodes"),
 		},
 	})
+	transport := newProxyTransport()
+	all.add(corev1.SchemeGroupVersion, map[string]rest.Storage{
+		"pods/proxy":               newPodProxyREST(core("pods"), transport),
+		"pods/ephemeralcontainers": newEphemeralREST(core("pods")),
+		"services/proxy":           newServiceProxyREST(core("services"), main[discoveryv1.Resource("endpointslices")], transport),
+	})
+	all.add(eventsv1.SchemeGroupVersion, map[string]rest.Storage{"events": core("events")})
 	all.add(authenticationv1.SchemeGroupVersion, review.Authentication(b.generic.Authentication.Authenticator, b.generic.Authentication.APIAudiences))
 	all.add(authorizationv1.SchemeGroupVersion, review.Authorization(b.generic.Authorization.Authorizer, b.generic.RuleResolver))
 	return all, nil
 }
 
-func (b *builder) install(server *genericapiserver.GenericAPIServer, gv schema.GroupVersion, s map[string]rest.Storage) error {
-	info := genericapiserver.NewDefaultAPIGroupInfo(gv.Group, b.scheme, runtime.NewParameterCodec(b.scheme), b.codecs)
-	info.PrioritizedVersions = []schema.GroupVersion{gv}
-	info.VersionedResourcesStorageMap = map[string]map[string]rest.Storage{gv.Version: s}
-	var err error
-	if gv.Group == "" {
-		err = server.InstallLegacyAPIGroup(genericapiserver.DefaultLegacyAPIPrefix, &info)
-	} else {
-		err = server.InstallAPIGroup(&info)
+// install serves the storages, the core group below /api and each other one below /apis.
+func (b *builder) install(server *genericapiserver.GenericAPIServer, all storages) error {
+	var groups []*genericapiserver.APIGroupInfo
+	for _, gv := range b.scheme.PrioritizedVersionsAllGroups() {
+		if all[gv] == nil {
+			continue
+		}
+		i := slices.IndexFunc(groups, func(g *genericapiserver.APIGroupInfo) bool { return g.PrioritizedVersions[0].Group == gv.Group })
+		if i < 0 {
+			info := genericapiserver.NewDefaultAPIGroupInfo(gv.Group, b.scheme, runtime.NewParameterCodec(b.scheme), b.codecs)
+			info.PrioritizedVersions = nil
+			groups, i = append(groups, &info), len(groups)
+		}
+		groups[i].PrioritizedVersions = append(groups[i].PrioritizedVersions, gv)
+		groups[i].VersionedResourcesStorageMap[gv.Version] = all[gv]
+		delete(all, gv)
 	}
-	if err != nil {
-		return fmt.Errorf("install %s: %w", gv, err)
+	if len(all) > 0 {
+		return fmt.Errorf("versions without a priority: %v", slices.Collect(maps.Keys(all)))
+	}
+	core := slices.IndexFunc(groups, func(g *genericapiserver.APIGroupInfo) bool { return g.PrioritizedVersions[0].Group == corev1.GroupName })
+	if err := server.InstallLegacyAPIGroup(genericapiserver.DefaultLegacyAPIPrefix, groups[core]); err != nil {
+		return fmt.Errorf("install the core group: %w", err)
+	}
+	if err := server.InstallAPIGroups(slices.Delete(groups, core, core+1)...); err != nil {
+		return fmt.Errorf("install the API groups: %w", err)
 	}
 	return nil
 }

@@ -4,15 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	discoveryv1 "k8s.io/api/discovery/v1"
 	schedulingv1 "k8s.io/api/scheduling/v1"
-	apiequality "k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
-	"k8s.io/apimachinery/pkg/util/intstr"
+	"k8s.io/apiserver/pkg/apis/flowcontrol/bootstrap"
 	genericapiserver "k8s.io/apiserver/pkg/server"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/klog/v2"
@@ -58,73 +58,93 @@ func (b *builder) rbacHook(hook genericapiserver.PostStartHookContext) error {
 	return nil
 }
 
-// systemObjectsHook makes what every cluster has: its namespaces, the system's priority classes, and the
-// kubernetes Service with the endpoint that this server is.
+// keepEvery is the pause between looks at whether the system's objects are still there.
+const keepEvery = 30 * time.Second
+
+// systemObjectsHook makes what every cluster has, and goes on keeping it.
 func (b *builder) systemObjectsHook(hook genericapiserver.PostStartHookContext) error {
-	go func() {
-		<-hook.Done()
-		for _, destroy := range b.destroy {
-			destroy()
-		}
-	}()
-	go b.services.Run(hook, b.storedServices)
-	return until(hook, func() error {
+	err := until(hook, func() error {
 		if err := b.services.Repair(hook, b.storedServices); err != nil {
 			return fmt.Errorf("addresses of Services: %w", err)
 		}
-		var errs []error
-		for _, ns := range []string{metav1.NamespaceDefault, metav1.NamespaceSystem, metav1.NamespacePublic, corev1.NamespaceNodeLease} {
-			_, err := b.client.CoreV1().Namespaces().Create(hook, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: ns}}, metav1.CreateOptions{})
-			errs = append(errs, unlessExists(err))
-		}
-		for name, value := range map[string]int32{"system-cluster-critical": 2_000_000_000, "system-node-critical": 2_000_001_000} {
-			_, err := b.client.SchedulingV1().PriorityClasses().Create(hook, &schedulingv1.PriorityClass{ObjectMeta: metav1.ObjectMeta{Name: name}, Value: value}, metav1.CreateOptions{})
-			errs = append(errs, unlessExists(err))
-		}
-		errs = append(errs, b.kubernetesService(hook))
-		return errors.Join(errs...)
+		return b.keepSystemObjects(hook)
 	})
-}
-
-func unlessExists(err error) error {
-	if apierrors.IsAlreadyExists(err) {
-		return nil
-	}
-	return err
-}
-
-// kubernetesService is how pods find the API server.
-func (b *builder) kubernetesService(ctx context.Context) error {
-	const name, portName = "kubernetes", "https"
-	meta := metav1.ObjectMeta{Name: name, Namespace: metav1.NamespaceDefault, Labels: map[string]string{"component": "apiserver", "provider": "kubernetes"}}
-	ip := b.cfg.ServiceCIDR.Masked().Addr().Next()
-	_, err := b.client.CoreV1().Services(meta.Namespace).Create(ctx, &corev1.Service{ObjectMeta: meta, Spec: corev1.ServiceSpec{
-		Type: corev1.ServiceTypeClusterIP, ClusterIP: ip.String(), ClusterIPs: []string{ip.String()},
-		Ports: []corev1.ServicePort{{Name: portName, Port: 443, Protocol: corev1.ProtocolTCP, TargetPort: intstr.FromInt32(int32(b.cfg.Port))}},
-	}}, metav1.CreateOptions{})
-	if err := unlessExists(err); err != nil {
-		return fmt.Errorf("Service %s: %w", name, err)
-	}
-	meta.Labels = map[string]string{discoveryv1.LabelServiceName: name}
-	ready, port, tcp := true, int32(b.cfg.Port), corev1.ProtocolTCP
-	want := &discoveryv1.EndpointSlice{
-		ObjectMeta: meta, AddressType: discoveryv1.AddressTypeIPv4,
-		Endpoints: []discoveryv1.Endpoint{{Addresses: []string{b.cfg.BindAddress.String()}, Conditions: discoveryv1.EndpointConditions{Ready: &ready}}},
-		Ports:     []discoveryv1.EndpointPort{{Name: new(string), Port: &port, Protocol: &tcp}},
-	}
-	*want.Ports[0].Name = portName
-	slices := b.client.DiscoveryV1().EndpointSlices(meta.Namespace)
-	have, err := slices.Get(ctx, name, metav1.GetOptions{})
-	switch {
-	case apierrors.IsNotFound(err):
-		_, err = slices.Create(ctx, want, metav1.CreateOptions{})
-	case err == nil && (!apiequality.Semantic.DeepEqual(have.Endpoints, want.Endpoints) || !apiequality.Semantic.DeepEqual(have.Ports, want.Ports)):
-		have = have.DeepCopy()
-		have.Endpoints, have.Ports = want.Endpoints, want.Ports
-		_, err = slices.Update(ctx, have, metav1.UpdateOptions{})
-	}
 	if err != nil {
-		return fmt.Errorf("EndpointSlice %s: %w", name, err)
+		return err
+	}
+	go b.services.Run(hook, b.storedServices)
+	go func() {
+		if err := until(hook, func() error { return b.flowDefaults(hook) }); err != nil && hook.Err() == nil {
+			klog.ErrorS(err, "Default objects of priority and fairness are not in place")
+		}
+		for {
+			select {
+			case <-hook.Done():
+				return
+			case <-time.After(keepEvery):
+			}
+			if err := b.keepSystemObjects(hook); err != nil && hook.Err() == nil {
+				klog.ErrorS(err, "System objects are not in place, trying again")
+			}
+		}
+	}()
+	return nil
+}
+
+func (b *builder) keepSystemObjects(ctx context.Context) error {
+	var errs []error
+	for _, ns := range []string{metav1.NamespaceDefault, metav1.NamespaceSystem, metav1.NamespacePublic, corev1.NamespaceNodeLease} {
+		namespaces := b.client.CoreV1().Namespaces()
+		errs = append(errs, ensure(ctx, ns, namespaces.Get, namespaces.Create, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: ns}}))
+	}
+	for _, c := range []schedulingv1.PriorityClass{
+		{Value: 2_000_001_000, Description: "Used for system critical pods that must not be moved from their current node.", ObjectMeta: metav1.ObjectMeta{Name: "system-node-critical"}},
+		{Value: 2_000_000_000, Description: "Used for system critical pods that must run in the cluster, but can be moved to another node if necessary.", ObjectMeta: metav1.ObjectMeta{Name: "system-cluster-critical"}},
+	} {
+		classes := b.client.SchedulingV1().PriorityClasses()
+		errs = append(errs, ensure(ctx, c.Name, classes.Get, classes.Create, &c))
+	}
+	return errors.Join(append(errs, b.keepKubernetesService(ctx), b.keepAuthenticationInfo(ctx))...)
+}
+
+// ensure makes an object unless there is one of its name.
+func ensure[T any](ctx context.Context, name string, get func(context.Context, string, metav1.GetOptions) (T, error), create func(context.Context, T, metav1.CreateOptions) (T, error), want T) error {
+	_, err := get(ctx, name, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		_, err = create(ctx, want, metav1.CreateOptions{})
+	}
+	if err != nil && !apierrors.IsAlreadyExists(err) {
+		return fmt.Errorf("%T %s: %w", want, name, err)
 	}
 	return nil
+}
+
+// keep makes an object, or changes it where it is not as wanted.
+func keep[T any](ctx context.Context, name string, want T, change func(have T) bool, get func(context.Context, string, metav1.GetOptions) (T, error),
+	create func(context.Context, T, metav1.CreateOptions) (T, error), update func(context.Context, T, metav1.UpdateOptions) (T, error)) error {
+	have, err := get(ctx, name, metav1.GetOptions{})
+	switch {
+	case apierrors.IsNotFound(err):
+		_, err = create(ctx, want, metav1.CreateOptions{})
+	case err == nil && change(have):
+		_, err = update(ctx, have, metav1.UpdateOptions{})
+	}
+	if err != nil {
+		return fmt.Errorf("%T %s: %w", want, name, err)
+	}
+	return nil
+}
+
+// flowDefaults makes the priority levels and flow schemas that the library suggests, so that no client starves the
+// kubelets, the scheduler or the controllers. Who changes them means it.
+func (b *builder) flowDefaults(ctx context.Context) error {
+	api := b.client.FlowcontrolV1()
+	var errs []error
+	for _, level := range slices.Concat(bootstrap.MandatoryPriorityLevelConfigurations, bootstrap.SuggestedPriorityLevelConfigurations) {
+		errs = append(errs, ensure(ctx, level.Name, api.PriorityLevelConfigurations().Get, api.PriorityLevelConfigurations().Create, level.DeepCopy()))
+	}
+	for _, flow := range slices.Concat(bootstrap.MandatoryFlowSchemas, bootstrap.SuggestedFlowSchemas) {
+		errs = append(errs, ensure(ctx, flow.Name, api.FlowSchemas().Get, api.FlowSchemas().Create, flow.DeepCopy()))
+	}
+	return errors.Join(errs...)
 }

@@ -39,7 +39,7 @@ func newScheme(all []*descriptor.Resource) (*runtime.Scheme, error) {
 		autoscalingv1.AddToScheme, autoscalingv2.AddToScheme, certificatesv1.AddToScheme, coordinationv1.AddToScheme, discoveryv1.AddToScheme,
 		flowcontrolv1.AddToScheme, networkingv1.AddToScheme, nodev1.AddToScheme, policyv1.AddToScheme, rbacv1.AddToScheme,
 		schedulingv1.AddToScheme, storagev1.AddToScheme, admissionregistrationv1.AddToScheme, metainternalversion.AddToScheme,
-		addOptionConversions,
+		addOptionConversions, addEvents,
 	} {
 		if err := add(scheme); err != nil {
 			return nil, fmt.Errorf("API scheme: %w", err)

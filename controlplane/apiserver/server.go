@@ -83,6 +83,9 @@ func New(cfg Config) (*Server, error) {
 	if cfg.RequestTimeout == 0 {
 		cfg.RequestTimeout = time.Minute
 	}
+	if cfg.AdvertiseAddress == nil {
+		cfg.AdvertiseAddress = cfg.BindAddress
+	}
 	b := &builder{cfg: cfg, all: resources.All()}
 	for _, step := range []func() error{b.buildScheme, b.buildGeneric, b.buildAllocator, b.buildAuth, b.buildAdmission} {
 		if err := step(); err != nil {
@@ -125,8 +128,8 @@ func (b *builder) buildGeneric() error {
 	g.RequestTimeout = b.cfg.RequestTimeout
 	g.EnableIndex, g.EnableDiscovery, g.EnableMetrics, g.EnableProfiling = true, true, true, true
 	g.LongRunningFunc = filters.BasicLongRunningRequestCheck(sets.NewString("watch", "proxy"), sets.NewString("attach", "exec", "proxy", "log", "portforward"))
-	g.PublicAddress = b.cfg.BindAddress
-	g.ExternalAddress = net.JoinHostPort(b.cfg.BindAddress.String(), strconv.Itoa(b.cfg.Port))
+	g.PublicAddress = b.cfg.AdvertiseAddress
+	g.ExternalAddress = net.JoinHostPort(b.cfg.AdvertiseAddress.String(), strconv.Itoa(b.cfg.Port))
 	g.AggregatedDiscoveryGroupManager = aggregated.NewResourceManager("apis")
 	namer := openapi.NewDefinitionNamer(b.scheme, apiextensionsapiserver.Scheme, aggregatorscheme.Scheme)
 	defs := openapicommon.GetOpenAPIDefinitions(generatedopenapi.GetOpenAPIDefinitions)

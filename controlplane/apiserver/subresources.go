@@ -26,10 +26,11 @@ var _ rest.NamedCreater = (*bindingREST)(nil)
 
 // newBindingREST takes the pods' storage without the strategy that forbids changes of the spec.
 func newBindingREST(pods *descriptor.Store) *bindingREST {
-	st := *pods.Store
-	st.UpdateStrategy = bindStrategy{st.UpdateStrategy}
-	return &bindingREST{&st}
+	return &bindingREST{pods.Replacing(ownWrite)}
 }
+
+// ownWrite is the strategy of writes that this server composes itself.
+func ownWrite(s rest.RESTUpdateStrategy) rest.RESTUpdateStrategy { return bindStrategy{s} }
 
 type bindStrategy struct{ rest.RESTUpdateStrategy }
 
@@ -164,8 +165,7 @@ func (r *evictionREST) spend(ctx context.Context, pod *corev1.Pod, dryRun bool) 
 		if dryRun {
 			continue
 		}
-		st := *r.budgets.Store
-		st.UpdateStrategy = bindStrategy{st.UpdateStrategy}
+		st := r.budgets.Replacing(ownWrite)
 		spend := func(_ context.Context, _, old runtime.Object) (runtime.Object, error) {
 			b := old.DeepCopyObject().(*policyv1.PodDisruptionBudget)
 			if b.Status.DisruptionsAllowed <= 0 {
@@ -191,9 +191,7 @@ type finalizeREST struct{ store *genericregistry.Store }
 var _ rest.Updater = (*finalizeREST)(nil)
 
 func newFinalizeREST(namespaces *descriptor.Store) *finalizeREST {
-	st := *namespaces.Store
-	st.UpdateStrategy = finalizeStrategy{st.UpdateStrategy}
-	return &finalizeREST{&st}
+	return &finalizeREST{namespaces.Replacing(func(s rest.RESTUpdateStrategy) rest.RESTUpdateStrategy { return finalizeStrategy{s} })}
 }
 
 type finalizeStrategy struct{ rest.RESTUpdateStrategy }
@@ -211,6 +209,10 @@ func (r *finalizeREST) Update(ctx context.Context, name string, info rest.Update
 // namespaceStore marks a deleted namespace as Terminating until its content is gone.
 type namespaceStore struct{ *descriptor.Store }
 
+// DeleteCollection hides the registry's, which would remove namespaces and leave their content: without that signature
+// the storage is no rest.CollectionDeleter.
+func (s *namespaceStore) DeleteCollection() {}
+
 func (s *namespaceStore) Delete(ctx context.Context, name string, validate rest.ValidateObjectFunc, o *metav1.DeleteOptions) (runtime.Object, bool, error) {
 	got, err := s.Get(ctx, name, &metav1.GetOptions{})
 	if err != nil {
@@ -223,15 +225,12 @@ func (s *namespaceStore) Delete(ctx context.Context, name string, validate rest.
 	if err := validate(ctx, ns.DeepCopyObject()); err != nil {
 		return nil, false, err
 	}
-	if pre := o.Preconditions; pre != nil {
-		if pre.UID != nil && *pre.UID != ns.UID || pre.ResourceVersion != nil && *pre.ResourceVersion != ns.ResourceVersion {
-			return nil, false, apierrors.NewConflict(corev1.Resource("namespaces"), name, fmt.Errorf("the preconditions do not hold"))
-		}
-	}
-	st := *s.Store.Store
-	st.UpdateStrategy = bindStrategy{st.UpdateStrategy}
+	st := s.Store.Replacing(ownWrite)
 	terminate := func(_ context.Context, _, old runtime.Object) (runtime.Object, error) {
 		ns := old.DeepCopyObject().(*corev1.Namespace)
+		if pre := o.Preconditions; pre != nil && (pre.UID != nil && *pre.UID != ns.UID || pre.ResourceVersion != nil && *pre.ResourceVersion != ns.ResourceVersion) {
+			return nil, apierrors.NewConflict(corev1.Resource("namespaces"), name, fmt.Errorf("the preconditions do not hold"))
+		}
 		if ns.DeletionTimestamp == nil {
 			now, zero := metav1.Now(), int64(0)
 			ns.DeletionTimestamp, ns.DeletionGracePeriodSeconds = &now, &zero

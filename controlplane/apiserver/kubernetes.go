@@ -1,0 +1,96 @@
+package apiserver
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	apiequality "k8s.io/apimachinery/pkg/api/equality"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+)
+
+// keepKubernetesService keeps the Service by which pods find this server.
+func (b *builder) keepKubernetesService(ctx context.Context) error {
+	const name, portName, namespace = "kubernetes", "https", metav1.NamespaceDefault
+	port := int32(b.cfg.Port)
+	ip := b.cfg.ServiceCIDR.Masked().Addr().Next().String()
+	service := &corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{"component": "apiserver", "provider": "kubernetes"}},
+		Spec: corev1.ServiceSpec{
+			Type: corev1.ServiceTypeClusterIP, ClusterIP: ip, ClusterIPs: []string{ip},
+			Ports: []corev1.ServicePort{{Name: portName, Port: 443, Protocol: corev1.ProtocolTCP, TargetPort: intstr.FromInt32(port)}},
+		},
+	}
+	services := b.client.CoreV1().Services(namespace)
+	err := keep(ctx, name, service, func(have *corev1.Service) bool {
+		changed := !apiequality.Semantic.DeepEqual(have.Spec.Ports, service.Spec.Ports)
+		have.Spec.Ports = service.Spec.Ports
+		return changed
+	}, services.Get, services.Create, services.Update)
+
+	// The EndpointSlice for who watches those, the Endpoints for older clients; nothing is to mirror one to the other.
+	advertised := b.cfg.AdvertiseAddress.String()
+	ready, protocol, slicePort := true, corev1.ProtocolTCP, portName
+	slice := &discoveryv1.EndpointSlice{
+		ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{discoveryv1.LabelServiceName: name}}, AddressType: discoveryv1.AddressTypeIPv4,
+		Endpoints: []discoveryv1.Endpoint{{Addresses: []string{advertised}, Conditions: discoveryv1.EndpointConditions{Ready: &ready}}},
+		Ports:     []discoveryv1.EndpointPort{{Name: &slicePort, Port: &port, Protocol: &protocol}},
+	}
+	slices := b.client.DiscoveryV1().EndpointSlices(namespace)
+	sliceErr := keep(ctx, name, slice, func(have *discoveryv1.EndpointSlice) bool {
+		changed := !apiequality.Semantic.DeepEqual(have.Endpoints, slice.Endpoints) || !apiequality.Semantic.DeepEqual(have.Ports, slice.Ports)
+		have.Endpoints, have.Ports = slice.Endpoints, slice.Ports
+		return changed
+	}, slices.Get, slices.Create, slices.Update)
+	endpoints := &corev1.Endpoints{ //nolint:staticcheck // deprecated, and what many clients still read
+		ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{discoveryv1.LabelSkipMirror: "true"}},
+		Subsets: []corev1.EndpointSubset{{
+			Addresses: []corev1.EndpointAddress{{IP: advertised}}, Ports: []corev1.EndpointPort{{Name: portName, Port: port, Protocol: protocol}},
+		}},
+	}
+	api := b.client.CoreV1().Endpoints(namespace)
+	endpointsErr := keep(ctx, name, endpoints, func(have *corev1.Endpoints) bool {
+		changed := !apiequality.Semantic.DeepEqual(have.Subsets, endpoints.Subsets)
+		have.Subsets = endpoints.Subsets
+		return changed
+	}, api.Get, api.Create, api.Update)
+	return errors.Join(err, sliceErr, endpointsErr)
+}
+
+// keepAuthenticationInfo keeps the ConfigMap from which extension API servers learn whose certificates count and
+// which headers this server vouches for users in; the library that they are built on reads it under this name.
+func (b *builder) keepAuthenticationInfo(ctx context.Context) error {
+	const name = "extension-apiserver-authentication"
+	clientCA, err := os.ReadFile(b.cfg.ClientCAFile)
+	if err != nil {
+		return fmt.Errorf("ConfigMap %s: %w", name, err)
+	}
+	proxyCA, err := os.ReadFile(b.cfg.FrontProxyCAFile)
+	if err != nil {
+		return fmt.Errorf("ConfigMap %s: %w", name, err)
+	}
+	data := map[string]string{"client-ca-file": string(clientCA), "requestheader-client-ca-file": string(proxyCA)}
+	h := b.generic.Authentication.RequestHeaderConfig
+	for key, values := range map[string][]string{
+		"requestheader-username-headers": h.UsernameHeaders.Value(), "requestheader-uid-headers": h.UIDHeaders.Value(),
+		"requestheader-group-headers": h.GroupHeaders.Value(), "requestheader-extra-headers-prefix": h.ExtraHeaderPrefixes.Value(),
+		"requestheader-allowed-names": h.AllowedClientNames.Value(),
+	} {
+		list, err := json.Marshal(values)
+		if err != nil {
+			return fmt.Errorf("ConfigMap %s: %s: %w", name, key, err)
+		}
+		data[key] = string(list)
+	}
+	api := b.client.CoreV1().ConfigMaps(metav1.NamespaceSystem)
+	return keep(ctx, name, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: name}, Data: data}, func(have *corev1.ConfigMap) bool {
+		changed := !apiequality.Semantic.DeepEqual(have.Data, data)
+		have.Data = data
+		return changed
+	}, api.Get, api.Create, api.Update)
+}
