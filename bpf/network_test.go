@@ -1,0 +1,298 @@
+package bpf
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+	"github.com/vishvananda/netlink"
+)
+
+func (l *lab) counter(t testing.TB, name string) uint64 {
+	t.Helper()
+	s, err := ReadStatus(l.config.PinDir)
+	must(t, err)
+	n, ok := s.Counters[name]
+	if !ok {
+		t.Fatalf("no counter %s", name)
+	}
+	return n
+}
+
+// service gives both pods a server and puts a frontend of both protocols before them.
+func (l *lab) service(t testing.TB, frontend string) {
+	t.Helper()
+	for i, s := range l.pods {
+		s.serve(t, fmt.Sprint("pod", i), 8080)
+	}
+	var rows []LoadBalancer
+	for _, proto := range []uint8{6, 17} {
+		rows = append(rows, LoadBalancer{
+			Name: fmt.Sprint("ns/web:", proto), Protocol: proto,
+			Frontends: []netip.AddrPort{ap(frontend)}, Backends: []netip.AddrPort{ap(pod + ":8080"), ap(other + ":8080")},
+		})
+	}
+	_, err := l.d.LoadBalancers().Replace("u", rows)
+	must(t, err)
+}
+
+func TestPodToPod(t *testing.T) {
+	l := newLab(t)
+	l.pods[1].serve(t, "pod1", 8080)
+	before := l.counter(t, "pod_to_pod")
+	for _, network := range []string{"tcp", "udp"} {
+		if got, err := exchange(l.pods[0].dial(t, network, other+":8080"), "hello"); err != nil || got != "pod1 hello" {
+			t.Errorf("%s: %q, %v", network, got, err)
+		}
+	}
+	if out, err := l.pods[0].command(t, "", nil, "busybox", "ping", "-c", "2", "-W", "5", other); err != nil {
+		t.Errorf("ping: %v\n%s", err, out)
+	}
+	if out, err := l.pods[0].command(t, "", nil, "busybox", "ping", "-c", "1", "-W", "5", "-s", "4000", other); err != nil {
+		t.Errorf("ping in fragments: %v\n%s", err, out)
+	}
+	if n := l.counter(t, "pod_to_pod") - before; n < 10 {
+		t.Errorf("%d packets went from pod to pod by the program", n)
+	}
+	// The host and its pods reach each other through the host's stack.
+	if out, err := l.node.command(t, "", nil, "busybox", "ping", "-c", "1", "-W", "5", pod); err != nil {
+		t.Errorf("ping from the host: %v\n%s", err, out)
+	}
+	// Another pod's address does not leave this one.
+	l.pods[0].within(t, func() error {
+		must(t, netlink.AddrAdd(device(t, "eth0"), &netlink.Addr{IPNet: &net.IPNet{IP: net.ParseIP("10.244.0.99"), Mask: net.CIDRMask(32, 32)}}))
+		return nil
+	})
+	spoofed := l.counter(t, "drop_spoofed")
+	if out, err := l.pods[0].command(t, "", nil, "busybox", "ping", "-c", "1", "-W", "1", "-I", "10.244.0.99", other); err == nil {
+		t.Errorf("a spoofed ping was answered: %s", out)
+	}
+	if l.counter(t, "drop_spoofed") == spoofed {
+		t.Error("no spoofed packet was counted")
+	}
+}
+
+// Replies come from the address that was asked, whichever way the program asks.
+func TestClusterIP(t *testing.T) {
+	l := newLab(t)
+	const frontend = "10.96.0.5:80"
+	l.service(t, frontend)
+	for where, c := range map[string]struct {
+		s    space
+		ours bool
+	}{"a pod": {l.pods[0], true}, "the host": {l.node, false}} {
+		for _, network := range []string{"tcp", "udp", "udp-open"} {
+			out, err := l.client(t, c.s, c.ours, network, frontend, 40)
+			if err != nil {
+				t.Errorf("%s from %s: %v\n%s", network, where, err, out)
+				continue
+			}
+			seen := map[string]int{}
+			for _, line := range strings.Split(strings.TrimSpace(out), "\n") {
+				from, reply, _ := strings.Cut(line, " ")
+				if from != frontend {
+					t.Errorf("%s from %s: the reply is of %s, asked was %s", network, where, from, frontend)
+				}
+				seen[strings.Fields(reply)[0]]++
+			}
+			if seen["pod0"]+seen["pod1"] != 40 || seen["pod0"] == 0 || seen["pod1"] == 0 {
+				t.Errorf("%s from %s: backends %v", network, where, seen)
+			}
+		}
+	}
+	// Who is not of this node is not translated.
+	if out, err := l.client(t, l.out, false, "tcp", frontend, 1); err == nil {
+		t.Errorf("a stranger was translated: %s", out)
+	}
+}
+
+// Nobody listens on the DNS address: what is answered, the kernel answers.
+func TestDNSWithNobodyListening(t *testing.T) {
+	l := newLab(t)
+	addrs := []netip.Addr{netip.MustParseAddr("10.96.0.5"), netip.MustParseAddr("10.96.0.6")}
+	_, err := l.d.Names().Replace("u", []Name{{Name: "web.default.svc.cluster.local.", Addrs: addrs}})
+	must(t, err)
+	c := l.pods[0].dial(t, "udp", "10.96.0.10:53")
+	for _, q := range []struct {
+		name     string
+		qtype    uint16
+		rcode, n int
+	}{
+		{"Web.Default.svc.cluster.local.", dns.TypeA, dns.RcodeSuccess, 2},
+		{"web.default.svc.cluster.local.", dns.TypeAAAA, dns.RcodeSuccess, 0},
+		{"example.com.cluster.local.", dns.TypeA, dns.RcodeNameError, 0},
+	} {
+		for _, edns := range []bool{false, true} {
+			m := new(dns.Msg).SetQuestion(q.name, q.qtype)
+			if edns {
+				m.SetEdns0(1232, false)
+			}
+			conn := &dns.Conn{Conn: c, UDPSize: 1232}
+			c.SetDeadline(time.Now().Add(5 * time.Second))
+			must(t, conn.WriteMsg(m))
+			r, err := conn.ReadMsg()
+			if err != nil {
+				t.Fatalf("%s: %v", q.name, err)
+			}
+			if r.Id != m.Id || r.Rcode != q.rcode || len(r.Answer) != q.n || r.Question[0].Name != q.name {
+				t.Errorf("%s:\n%s", q.name, r)
+			}
+		}
+	}
+}
+
+func TestNodePortFromOutside(t *testing.T) {
+	l := newLab(t)
+	node := l.nodeIP + ":30080"
+	l.service(t, node)
+	for _, network := range []string{"tcp", "udp"} {
+		seen := map[string]int{}
+		for i := range 30 {
+			c := l.out.dial(t, network, node)
+			for round := range 3 { // one flow stays with one backend
+				msg := fmt.Sprint(i, ".", round)
+				got, err := exchange(c, msg)
+				name, echoed, _ := strings.Cut(got, " ")
+				if err != nil || echoed != msg {
+					t.Fatalf("%s: %q, %v", network, got, err)
+				}
+				if round == 0 {
+					seen[name]++
+				}
+			}
+		}
+		if seen["pod0"] == 0 || seen["pod1"] == 0 {
+			t.Errorf("%s: backends %v", network, seen)
+		}
+	}
+	// More than a packet holds, both ways.
+	big := strings.Repeat("x", 50000)
+	if got, err := exchange(l.out.dial(t, "tcp", node), big); err != nil || !strings.HasSuffix(got, big) {
+		t.Errorf("%d bytes came back, %v", len(got), err)
+	}
+	// The node's own ports are not ours.
+	l.node.serve(t, "node", 8081)
+	if got, err := exchange(l.out.dial(t, "tcp", l.nodeIP+":8081"), "x"); err != nil || got != "node x" {
+		t.Errorf("%q, %v", got, err)
+	}
+}
+
+// Every datagram is answered while the agent ends and starts again and again: UDP has nobody who would send one twice.
+func TestRestartLosesNothing(t *testing.T) {
+	l := newLab(t)
+	node := l.nodeIP + ":30080"
+	l.service(t, node)
+	_, err := l.d.Names().Replace("u", []Name{{Name: "web.default.svc.cluster.local.", Addrs: []netip.Addr{netip.MustParseAddr("10.96.0.5")}}})
+	must(t, err)
+	stop, result := make(chan struct{}), make(chan error, 4)
+	watch := func(what string, once func(i int) error) {
+		go func() {
+			for i := 0; ; i++ {
+				select {
+				case <-stop:
+					if i >= 50 {
+						result <- nil
+						return
+					}
+				default:
+				}
+				if err := once(i); err != nil {
+					result <- fmt.Errorf("%s: round %d: %w", what, i, err)
+					return
+				}
+			}
+		}()
+	}
+	echo := func(c net.Conn) func(int) error {
+		return func(i int) error {
+			got, err := exchange(c, fmt.Sprint(i))
+			if err == nil && !strings.HasSuffix(got, fmt.Sprint(" ", i)) {
+				err = fmt.Errorf("got %q", got)
+			}
+			return err
+		}
+	}
+	resolver := l.pods[0].dial(t, "udp", "10.96.0.10:53")
+	watch("NodePort UDP", echo(l.out.dial(t, "udp", node)))
+	watch("NodePort TCP", echo(l.out.dial(t, "tcp", node)))
+	watch("pod to pod UDP", echo(l.pods[0].dial(t, "udp", other+":8080")))
+	watch("DNS", func(int) error {
+		conn := &dns.Conn{Conn: resolver}
+		resolver.SetDeadline(time.Now().Add(5 * time.Second))
+		if err := conn.WriteMsg(new(dns.Msg).SetQuestion("web.default.svc.cluster.local.", dns.TypeA)); err != nil {
+			return err
+		}
+		r, err := conn.ReadMsg()
+		if err == nil && len(r.Answer) != 1 {
+			err = fmt.Errorf("answer %s", r)
+		}
+		return err
+	})
+	for range 10 {
+		must(t, l.d.Close())
+		l.d = open(t, l.config)
+		for _, i := range l.veths {
+			must(t, l.d.AttachPod(i))
+		}
+		must(t, l.d.AttachUplink(l.uplink))
+	}
+	close(stop)
+	for range cap(result) {
+		if err := <-result; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// What is attached shows in the status without an agent; a veth that is gone takes its pin along at the next Open.
+func TestAttachments(t *testing.T) {
+	l := newLab(t)
+	for range 2 {
+		must(t, l.d.AttachPod(l.veths[0])) // again is an update
+	}
+	names := func() (out []string) {
+		s, err := ReadStatus(l.config.PinDir)
+		must(t, err)
+		for _, k := range s.Links {
+			out = append(out, k.Name)
+			if k.Program == 0 {
+				t.Errorf("%s has no program", k.Name)
+			}
+		}
+		return out
+	}
+	must(t, l.d.Close())
+	if got := names(); len(got) != 4+3 {
+		t.Errorf("links %v, want 4 of sockets, 2 of pods, 1 of the uplink", got)
+	}
+	must(t, netlink.LinkDel(device(t, "pod0")))
+	l.d = open(t, l.config)
+	if _, err := os.Stat(linkPin(l.config.PinDir, podProgram, l.veths[0])); !os.IsNotExist(err) {
+		t.Errorf("the pin of a veth that is gone: %v", err)
+	}
+	for range 2 {
+		must(t, l.d.DetachPod(l.veths[1]))
+	}
+	must(t, l.d.DetachPod(99999))
+	if got := names(); len(got) != 4+1 {
+		t.Errorf("links %v, want 4 of sockets, 1 of the uplink", got)
+	}
+	must(t, l.d.Close())
+	must(t, Remove(l.config.PinDir))
+	left, err := filepath.Glob(filepath.Join(l.config.PinDir, "*"))
+	must(t, err)
+	for _, p := range left {
+		if !strings.HasSuffix(p, ".debug") {
+			t.Errorf("%s is left", p)
+		}
+	}
+	if s, err := ReadStatus(l.config.PinDir); err != nil || len(s.Links)+len(s.Maps) != 0 {
+		t.Errorf("status after Remove: %+v, %v", s, err)
+	}
+}
