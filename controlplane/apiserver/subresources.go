@@ -14,6 +14,8 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 	genericregistry "k8s.io/apiserver/pkg/registry/generic/registry"
 	"k8s.io/apiserver/pkg/registry/rest"
+	"k8s.io/apiserver/pkg/storage"
+	storeerr "k8s.io/apiserver/pkg/storage/errors"
 	"k8s.io/apiserver/pkg/util/dryrun"
 
 	"github.com/strake-io/strake/controlplane/apiserver/descriptor"
@@ -225,11 +227,19 @@ func (s *namespaceStore) Delete(ctx context.Context, name string, validate rest.
 	if err := validate(ctx, ns.DeepCopyObject()); err != nil {
 		return nil, false, err
 	}
-	st := s.Store.Replacing(ownWrite)
-	terminate := func(_ context.Context, _, old runtime.Object) (runtime.Object, error) {
-		ns := old.DeepCopyObject().(*corev1.Namespace)
-		if pre := o.Preconditions; pre != nil && (pre.UID != nil && *pre.UID != ns.UID || pre.ResourceVersion != nil && *pre.ResourceVersion != ns.ResourceVersion) {
-			return nil, apierrors.NewConflict(corev1.Resource("namespaces"), name, fmt.Errorf("the preconditions do not hold"))
+	key, err := s.KeyFunc(ctx, name)
+	if err != nil {
+		return nil, false, err
+	}
+	pre := &storage.Preconditions{}
+	if o.Preconditions != nil {
+		pre.UID, pre.ResourceVersion = o.Preconditions.UID, o.Preconditions.ResourceVersion
+	}
+	// Past the registry's rules for updates: no client may set a deletion timestamp.
+	terminate := storage.SimpleUpdate(func(stored runtime.Object) (runtime.Object, error) {
+		ns, ok := stored.(*corev1.Namespace)
+		if !ok {
+			return nil, fmt.Errorf("expected a Namespace, got %T", stored)
 		}
 		if ns.DeletionTimestamp == nil {
 			now, zero := metav1.Now(), int64(0)
@@ -237,7 +247,10 @@ func (s *namespaceStore) Delete(ctx context.Context, name string, validate rest.
 		}
 		ns.Status.Phase = corev1.NamespaceTerminating
 		return ns, nil
+	})
+	out := s.New()
+	if err := s.Storage.GuaranteedUpdate(ctx, key, out, false, pre, terminate, dryrun.IsDryRun(o.DryRun), nil); err != nil {
+		return nil, false, storeerr.InterpretUpdateError(err, corev1.Resource("namespaces"), name)
 	}
-	out, _, err := st.Update(ctx, name, rest.DefaultUpdatedObjectInfo(nil, terminate), rest.ValidateAllObjectFunc, rest.ValidateAllObjectUpdateFunc, false, &metav1.UpdateOptions{DryRun: o.DryRun})
-	return out, false, err
+	return out, false, nil
 }

@@ -66,6 +66,9 @@ func inherit(s, old *corev1.Service) {
 	if external(old) && !external(s) && s.Spec.ExternalTrafficPolicy == old.Spec.ExternalTrafficPolicy {
 		s.Spec.ExternalTrafficPolicy = ""
 	}
+	if !hasClusterIP(old) && hasClusterIP(s) && s.Spec.ExternalName == old.Spec.ExternalName {
+		s.Spec.ExternalName = ""
+	}
 	if hasClusterIP(old) && !hasClusterIP(s) {
 		dropSame(&s.Spec.InternalTrafficPolicy, old.Spec.InternalTrafficPolicy)
 	}
