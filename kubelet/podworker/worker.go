@@ -224,16 +224,17 @@ func (w *worker) step(ctx context.Context, p *corev1.Pod, o *observed) (time.Dur
 		}
 		sooner(retryMin)
 	}
-	if len(a.start) == 0 {
+	if a.finished || !o.sandboxReady() {
 		return again, nil
 	}
+	// Also for containers that run: the objects that volumes show may have changed.
 	volumes, refresh, err := w.k.Volumes.Setup(ctx, p)
 	if err != nil {
 		w.k.Recorder.Eventf(p, corev1.EventTypeWarning, "FailedMount", "%v", err)
 		return again, err
 	}
 	if !refresh.IsZero() {
-		sooner(time.Until(refresh))
+		sooner(max(time.Until(refresh), retryMin))
 	}
 	var errs []error
 	for _, c := range a.start {
@@ -244,7 +245,7 @@ func (w *worker) step(ctx context.Context, p *corev1.Pod, o *observed) (time.Dur
 		sooner(wait)
 	}
 	// The startup of a sidecar or the end of an init container opens the way for the next.
-	if len(p.Spec.InitContainers) > 0 {
+	if len(a.start) > 0 && len(p.Spec.InitContainers) > 0 {
 		sooner(retryMin)
 	}
 	return again, errors.Join(errs...)
