@@ -35,6 +35,7 @@ type Datapath struct {
 	endpoints     *endpointTable
 	names         *nameTable
 	mu            sync.Mutex // of attachments
+	noTCX         bool       // tests: as on Linux before 6.6
 }
 
 // cgroupHooks are the programs at the root of the cgroup2 tree.
@@ -238,9 +239,12 @@ func (d *Datapath) attach(program string, ifindex int) error {
 	if ok, err := updatePinned(pin, prog); ok || err != nil {
 		return err
 	}
+	if d.noTCX {
+		return attachClsact(d.pinDir, ifindex, program, prog)
+	}
 	l, err := link.AttachTCX(link.TCXOptions{Interface: ifindex, Program: prog, Attach: ebpf.AttachTCXIngress})
 	if errors.Is(err, ebpf.ErrNotSupported) {
-		return attachClsact(ifindex, program, prog) // before Linux 6.6
+		return attachClsact(d.pinDir, ifindex, program, prog) // before Linux 6.6
 	}
 	if err != nil {
 		return fmt.Errorf("bpf: attach %s to interface %d: %w", program, ifindex, err)
@@ -256,12 +260,26 @@ func (d *Datapath) attach(program string, ifindex int) error {
 func (d *Datapath) DetachPod(ifindex int) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	err := os.Remove(linkPin(d.pinDir, podProgram, ifindex))
+	err := detachPinned(linkPin(d.pinDir, podProgram, ifindex))
 	if errors.Is(err, os.ErrNotExist) {
-		return detachClsact(ifindex, podProgram)
+		return detachClsact(d.pinDir, ifindex, podProgram)
 	}
+	return err
+}
+
+// detachPinned ends a pinned link before it returns. To unpin alone is not enough: the kernel lets go of a link later, and packets
+// meet its program until then.
+func detachPinned(pin string) error {
+	l, err := link.LoadPinnedLink(pin, nil)
 	if err != nil {
-		return fmt.Errorf("bpf: detach interface %d: %w", ifindex, err)
+		return fmt.Errorf("bpf: %s: %w", pin, err)
+	}
+	defer l.Close()
+	if err := l.Detach(); err != nil && !errors.Is(err, unix.ENOLINK) {
+		return fmt.Errorf("bpf: detach %s: %w", pin, err)
+	}
+	if err := l.Unpin(); err != nil {
+		return fmt.Errorf("bpf: unpin %s: %w", pin, err)
 	}
 	return nil
 }
@@ -288,7 +306,7 @@ func (d *Datapath) sweep() error {
 			return fmt.Errorf("bpf: %s: %w", pin, err)
 		}
 	}
-	return nil
+	return sweepClsact(d.pinDir)
 }
 
 // Close closes file descriptors only: everything pinned goes on working.
@@ -301,7 +319,7 @@ func (d *Datapath) Close() error {
 	return nil
 }
 
-// Remove detaches and unpins everything of ours below pinDir. A folder that is absent is no error; what is not ours is left.
+// Remove detaches and unpins everything of ours below pinDir; it is to be called in the node's network namespace. A folder that is absent is no error; what is not ours is left.
 func Remove(pinDir string) error {
 	found, err := os.ReadDir(pinDir)
 	if errors.Is(err, os.ErrNotExist) {
@@ -315,6 +333,18 @@ func Remove(pinDir string) error {
 	}
 	for _, f := range found {
 		if f.Name() == "maps.debug" || f.Name() == "progs.debug" { // the kernel puts them into every new bpffs
+			continue
+		}
+		if program, ifindex, ok := filterOf(f.Name()); ok {
+			if err := detachClsact(pinDir, ifindex, program); err != nil {
+				return err
+			}
+			continue
+		}
+		if strings.HasPrefix(f.Name(), linkPrefix) {
+			if err := detachPinned(filepath.Join(pinDir, f.Name())); err != nil && !errors.Is(err, os.ErrNotExist) {
+				return err
+			}
 			continue
 		}
 		if err := os.Remove(filepath.Join(pinDir, f.Name())); err != nil && !errors.Is(err, syscall.ENOENT) {

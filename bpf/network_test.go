@@ -296,3 +296,48 @@ func TestAttachments(t *testing.T) {
 		t.Errorf("status after Remove: %+v, %v", s, err)
 	}
 }
+
+// Kernels without tcx take clsact filters: the same packets go the same ways, and Remove leaves none.
+func TestWithoutTCX(t *testing.T) {
+	l := newLab(t)
+	node := l.nodeIP + ":30080"
+	l.service(t, node)
+	for _, pin := range []string{linkPin(l.config.PinDir, podProgram, l.veths[0]), linkPin(l.config.PinDir, podProgram, l.veths[1]), linkPin(l.config.PinDir, uplinkProgram, l.uplink)} {
+		must(t, detachPinned(pin))
+	}
+	if got, err := exchange(l.out.dial(t, "udp", node), "x"); err == nil { // refused: nobody listens on the node
+		t.Fatalf("the NodePort answers without programs: %s", got)
+	}
+	for range 2 {
+		must(t, l.d.Close())
+		l.d = open(t, l.config)
+		l.d.noTCX = true
+		for _, i := range l.veths {
+			must(t, l.d.AttachPod(i))
+		}
+		must(t, l.d.AttachUplink(l.uplink))
+		for _, network := range []string{"tcp", "udp"} {
+			if got, err := exchange(l.out.dial(t, network, node), "x"); err != nil || !strings.HasSuffix(got, " x") {
+				t.Errorf("%s: %q, %v", network, got, err)
+			}
+		}
+	}
+	s, err := ReadStatus(l.config.PinDir)
+	must(t, err)
+	if len(s.Links) != 4+3 {
+		t.Errorf("links %+v", s.Links)
+	}
+	must(t, l.d.DetachPod(l.veths[0]))
+	must(t, netlink.LinkDel(device(t, "pod1")))
+	must(t, l.d.Close())
+	l.d = open(t, l.config)
+	must(t, l.d.Close())
+	if pins, err := filepath.Glob(filepath.Join(l.config.PinDir, filterPrefix+"*")); err != nil || len(pins) != 1 {
+		t.Errorf("pins %v, %v; want the uplink's", pins, err)
+	}
+	must(t, Remove(l.config.PinDir))
+	filters, err := netlink.FilterList(device(t, "uplink"), netlink.HANDLE_MIN_INGRESS)
+	if err != nil || len(filters) != 0 {
+		t.Errorf("filters %v, %v", filters, err)
+	}
+}

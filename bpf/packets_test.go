@@ -335,3 +335,52 @@ func FuzzHostileQuestions(f *testing.F) {
 		}
 	})
 }
+
+// What is not a plain question goes up as it came.
+func TestOddQuestionsGoUp(t *testing.T) {
+	d := withPods(t)
+	const name = "web.default.svc.cluster.local."
+	if _, err := d.Names().Replace("u", []Name{{Name: name, Addrs: []netip.Addr{netip.MustParseAddr("10.96.0.5")}}}); err != nil {
+		t.Fatal(err)
+	}
+	with := func(edns bool, change func(q []byte) []byte) []byte {
+		return frame(17, ap(pod+":4242"), ap("10.96.0.10:53"), change(query(t, name, dns.TypeA, edns)))
+	}
+	set := func(at int, v byte) func([]byte) []byte {
+		return func(q []byte) []byte {
+			if at < 0 {
+				at += len(q)
+			}
+			q[at] = v
+			return q
+		}
+	}
+	same := func(q []byte) []byte { return q }
+	if verdict, _ := run(t, d.net.Programs[podProgram], with(true, same)); verdict != actRedirect {
+		t.Fatalf("the plain question: verdict %d", verdict)
+	}
+	short := with(false, same)
+	short[14+20+5]-- // the datagram ends before the question does
+	long := with(false, same)
+	long[14+20+5]++ // or after the packet
+	for what, in := range map[string][]byte{
+		"a response":                   with(false, set(2, 0x81)),
+		"a status request":             with(false, set(2, 0x11)),
+		"a truncated one":              with(false, set(2, 0x03)),
+		"two questions":                with(false, set(5, 2)),
+		"an answer in it":              with(false, set(7, 1)),
+		"an authority in it":           with(false, set(9, 1)),
+		"class CH":                     with(false, set(-1, 3)),
+		"something behind":             with(false, func(q []byte) []byte { return append(q, 0) }),
+		"EDNS version 1":               with(true, set(-5, 1)),
+		"an OPT longer than the rest":  with(true, set(-1, 4)),
+		"an additional record missing": with(false, set(11, 1)),
+		"a short datagram":             short,
+		"a long datagram":              long,
+	} {
+		verdict, out := run(t, d.net.Programs[podProgram], in)
+		if verdict != actOK || string(out[:len(in)]) != string(in) {
+			t.Errorf("%s: verdict %d", what, verdict)
+		}
+	}
+}

@@ -4,6 +4,7 @@
 #include <linux/bpf.h>
 #include <linux/in.h>
 #include <bpf/bpf_helpers.h>
+#include "lib/count.h"
 #include "lib/lb.h"
 
 char _license[] SEC("license") = "Dual BSD/GPL";
@@ -51,14 +52,18 @@ static __always_inline int forward(struct bpf_sock_addr *ctx)
 	if (!fe)
 		return 1;
 	be = lb_pick(fe);
-	if (!be)
+	if (!be) {
+		count(DROP_NO_BACKEND);
 		return 0;
+	}
 	key.cookie = bpf_get_socket_cookie(ctx);
 	key.addr = be->addr;
 	key.port = be->port;
 	/* Without the reverse row a reply would come from a stranger: refuse rather than mislead. */
-	if (bpf_map_update_elem(&sock_reverse, &key, &asked, BPF_ANY))
+	if (bpf_map_update_elem(&sock_reverse, &key, &asked, BPF_ANY)) {
+		count(DROP_CONNTRACK_FULL);
 		return 0;
+	}
 	ctx->user_ip4 = key.addr;
 	ctx->user_port = key.port;
 	return 1;

@@ -60,6 +60,7 @@ type sockSlotKey struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	sockMapCounters            = "counters"
 	sockMapLbBackends          = "lb_backends"
 	sockMapLbFrontends         = "lb_frontends"
 	sockMapLbServices          = "lb_services"
@@ -125,6 +126,7 @@ type sockProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type sockMapSpecs struct {
+	Counters    *ebpf.MapSpec `ebpf:"counters"`
 	LbBackends  *ebpf.MapSpec `ebpf:"lb_backends"`
 	LbFrontends *ebpf.MapSpec `ebpf:"lb_frontends"`
 	LbServices  *ebpf.MapSpec `ebpf:"lb_services"`
@@ -160,6 +162,7 @@ func (o *sockObjects) Close() error {
 //
 // It can be passed to loadSockObjects or ebpf.CollectionSpec.LoadAndAssign.
 type sockMaps struct {
+	Counters    *ebpf.Map `ebpf:"counters"`
 	LbBackends  *ebpf.Map `ebpf:"lb_backends"`
 	LbFrontends *ebpf.Map `ebpf:"lb_frontends"`
 	LbServices  *ebpf.Map `ebpf:"lb_services"`
@@ -168,6 +171,7 @@ type sockMaps struct {
 
 func (m *sockMaps) Close() error {
 	return _SockClose(
+		m.Counters,
 		m.LbBackends,
 		m.LbFrontends,
 		m.LbServices,

@@ -64,6 +64,19 @@ func ReadStatus(pinDir string) (Status, error) {
 				ls.Ifindex = tcx.Ifindex
 			}
 			s.Links = append(s.Links, ls)
+		case strings.HasPrefix(name, filterPrefix):
+			p, err := ebpf.LoadPinnedProgram(path, &ebpf.LoadPinOptions{ReadOnly: true})
+			if err != nil {
+				return s, fmt.Errorf("bpf: status: %s: %w", path, err)
+			}
+			info, err := p.Info()
+			p.Close()
+			if err != nil {
+				return s, fmt.Errorf("bpf: status: %s: %w", path, err)
+			}
+			id, _ := info.ID()
+			_, ifindex, _ := filterOf(name)
+			s.Links = append(s.Links, LinkStatus{Name: strings.TrimPrefix(name, filterPrefix), Program: uint32(id), Ifindex: uint32(ifindex)})
 		case name == "counters":
 			if err := readCounters(path, s.Counters); err != nil {
 				return s, err

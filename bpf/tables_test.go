@@ -1,14 +1,18 @@
 package bpf
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/cilium/ebpf"
 )
 
 func ap(s string) netip.AddrPort { return netip.MustParseAddrPort(s) }
@@ -249,5 +253,22 @@ func TestTornRowsAreRepaired(t *testing.T) {
 		if err := frontends.Lookup(frontendKey(f, 6), &fe); err != nil || fe.Backends != 2 {
 			t.Errorf("%s: %+v, %v", f, fe, err)
 		}
+	}
+}
+
+func TestAnotherLayoutIsRefused(t *testing.T) {
+	c := testConfig(t)
+	open(t, c).Close()
+	m, err := ebpf.LoadPinnedMap(filepath.Join(c.PinDir, versionPin), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	if err := m.Put(uint32(0), layoutVersion+1); err != nil {
+		t.Fatal(err)
+	}
+	var wrong *LayoutError
+	if _, err := Open(c); !errors.As(err, &wrong) || wrong.Have != layoutVersion+1 || wrong.Want != layoutVersion {
+		t.Errorf("error %v", err)
 	}
 }

@@ -208,7 +208,7 @@ static __always_inline int dns_answer(struct __sk_buff *skb, const struct packet
 	struct dns_scratch *s;
 	struct iphdr ip;
 	struct name *name;
-	__u32 zero = 0, avail, len, labels = 0, type, zone_at, body, off, n = 0;
+	__u32 zero = 0, avail, total, len, labels = 0, type, zone_at, body, off, end, n = 0;
 	int edns, denial = 0, rcode = 0;
 	__u8 mac[6];
 	__be32 addr;
@@ -223,9 +223,13 @@ static __always_inline int dns_answer(struct __sk_buff *skb, const struct packet
 	if (!edns && h.dns.additionals)
 		return -1;
 	s = bpf_map_lookup_elem(&dns_scratch, &zero);
-	if (!s || skb->len <= QUESTION_OFF)
+	total = bpf_ntohs(h.udp.len);
+	if (!s || total <= sizeof(struct udphdr) + sizeof(struct dns_header))
 		return -1;
-	avail = skb->len - QUESTION_OFF;
+	total -= sizeof(struct udphdr) + sizeof(struct dns_header);
+	if (skb->len < QUESTION_OFF + total)
+		return -1;
+	avail = total;
 	if (avail > sizeof(s->raw))
 		avail = sizeof(s->raw);
 	if (avail < 5 || bpf_skb_load_bytes(skb, QUESTION_OFF, s->raw, avail))
@@ -239,12 +243,18 @@ static __always_inline int dns_answer(struct __sk_buff *skb, const struct packet
 	if (s->raw[len + 2] != 0 || s->raw[len + 3] != 1) /* class IN */
 		return -1;
 	type = s->raw[len] << 8 | s->raw[len + 1];
+	end = len + 4;
 	if (edns) {
-		if (len + 4 + 11 > avail || len + 6 >= sizeof(s->raw))
+		if (len + 15 > avail || len + 15 > sizeof(s->raw))
 			return -1;
 		if (s->raw[len + 4] != 0 || s->raw[len + 5] != 0 || s->raw[len + 6] != TYPE_OPT)
 			return -1;
+		if (s->raw[len + 10] != 0) /* RFC 6891 6.1.3: another version is answered BADVERS */
+			return -1;
+		end += 11 + (s->raw[len + 13] << 8 | s->raw[len + 14]);
 	}
+	if (end != total) /* what follows the records is nothing that we know */
+		return -1;
 	zone_at = dns_zone_at(s, len, labels);
 	if (zone_at == 0xffff)
 		return -1;
