@@ -1,7 +1,6 @@
 package proxy
 
 import (
-	"fmt"
 	"net/netip"
 	"slices"
 
@@ -22,48 +21,64 @@ type Node struct {
 	Local []netip.Addr // ClusterIPs that the node serves itself (cluster DNS)
 }
 
-// Desired returns the rows of one Service: pure, and the same for the same input.
+// Desired returns the rows of one Service: pure, and the same for the same input. A port has one row, or two if internal
+// and external traffic have different backends.
 func Desired(svc *corev1.Service, endpoints []*discoveryv1.EndpointSlice, node Node) []bpf.LoadBalancer {
-	if svc.Spec.Type == corev1.ServiceTypeExternalName || svc.Spec.ClusterIP == corev1.ClusterIPNone || svc.Spec.ClusterIP == "" || svc.Labels[labelProxyName] != "" {
-		return nil
-	}
-	clusterIP, err := netip.ParseAddr(svc.Spec.ClusterIP)
-	if err != nil || !clusterIP.Is4() || slices.Contains(node.Local, clusterIP) {
+	if _, foreign := svc.Labels[labelProxyName]; foreign || svc.Spec.Type == corev1.ServiceTypeExternalName || svc.Spec.ClusterIP == corev1.ClusterIPNone {
 		return nil
 	}
 	var out []bpf.LoadBalancer
+	clusterIPs := clusterAddrs(svc, node.Local)
+	externalIPs := externalAddrs(svc)
+	internalLocal := svc.Spec.InternalTrafficPolicy != nil && *svc.Spec.InternalTrafficPolicy == corev1.ServiceInternalTrafficPolicyLocal
+	externalLocal := svc.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal
 	for _, port := range svc.Spec.Ports {
 		proto, ok := protocol(port.Protocol)
 		if !ok {
 			continue
 		}
-		name := fmt.Sprintf("%s/%s:%s", svc.Namespace, svc.Name, port.Name)
-		internal := bpf.LoadBalancer{
-			Owner: string(svc.UID), Name: name, Protocol: proto,
-			Frontends: []netip.AddrPort{netip.AddrPortFrom(clusterIP, uint16(port.Port))},
-			Backends:  backends(endpoints, port, localOnly(svc.Spec.InternalTrafficPolicy), node.Name),
-		}
-		var external []netip.AddrPort
-		for _, a := range externalAddrs(svc) {
-			external = append(external, netip.AddrPortFrom(a, uint16(port.Port)))
-		}
-		if port.NodePort != 0 {
-			for _, a := range node.Addrs {
-				external = append(external, netip.AddrPortFrom(a, uint16(port.NodePort)))
+		internal, external := at(clusterIPs, port.Port), at(externalIPs, port.Port)
+		external = append(external, at(node.Addrs, port.NodePort)...)
+		name := svc.Namespace + "/" + svc.Name + ":" + port.Name
+		row := func(name string, frontends []netip.AddrPort, local bool) {
+			if len(frontends) > 0 {
+				out = append(out, bpf.LoadBalancer{
+					Owner: string(svc.UID), Name: name, Protocol: proto, Frontends: frontends, Backends: backends(endpoints, port, local, node.Name),
+				})
 			}
 		}
-		localExternal := svc.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal
-		if len(external) > 0 && localExternal == localOnly(svc.Spec.InternalTrafficPolicy) {
-			internal.Frontends = append(internal.Frontends, external...)
-			external = nil
+		if internalLocal == externalLocal {
+			row(name, append(internal, external...), internalLocal)
+		} else {
+			row(name, internal, internalLocal)
+			row(name+"*", external, externalLocal)
 		}
-		out = append(out, internal)
-		if len(external) > 0 {
-			// Another policy, so other backends: a row of its own.
-			out = append(out, bpf.LoadBalancer{
-				Owner: string(svc.UID), Name: name + ":external", Protocol: proto, Frontends: external,
-				Backends: backends(endpoints, port, localExternal, node.Name),
-			})
+	}
+	return out
+}
+
+// at puts a port to each address; none if there is no port.
+func at(addrs []netip.Addr, port int32) []netip.AddrPort {
+	if port <= 0 || port >= 1<<16 {
+		return nil
+	}
+	var out []netip.AddrPort
+	for _, a := range addrs {
+		out = append(out, netip.AddrPortFrom(a, uint16(port)))
+	}
+	return out
+}
+
+// clusterAddrs are the Service's IPv4 cluster addresses, but those that the node serves itself.
+func clusterAddrs(svc *corev1.Service, local []netip.Addr) []netip.Addr {
+	texts := svc.Spec.ClusterIPs
+	if len(texts) == 0 {
+		texts = []string{svc.Spec.ClusterIP} // written by a client that knows the older field only
+	}
+	var out []netip.Addr
+	for _, t := range texts {
+		if a, err := netip.ParseAddr(t); err == nil && a.Is4() && !slices.Contains(local, a) {
+			out = append(out, a)
 		}
 	}
 	return out
@@ -77,10 +92,6 @@ func protocol(p corev1.Protocol) (uint8, bool) {
 		return unix.IPPROTO_UDP, true
 	}
 	return 0, false
-}
-
-func localOnly(p *corev1.ServiceInternalTrafficPolicy) bool {
-	return p != nil && *p == corev1.ServiceInternalTrafficPolicyLocal
 }
 
 // externalAddrs are externalIPs and the addresses that a load balancer has given (ipMode VIP).
@@ -107,20 +118,8 @@ func backends(list []*discoveryv1.EndpointSlice, port corev1.ServicePort, local 
 		if s.AddressType != discoveryv1.AddressTypeIPv4 {
 			continue
 		}
-		number := uint16(0)
-		for _, p := range s.Ports {
-			name, proto := "", corev1.ProtocolTCP
-			if p.Name != nil {
-				name = *p.Name
-			}
-			if p.Protocol != nil {
-				proto = *p.Protocol
-			}
-			if name == port.Name && proto == port.Protocol && p.Port != nil && *p.Port > 0 && *p.Port < 1<<16 {
-				number = uint16(*p.Port)
-			}
-		}
-		if number == 0 {
+		number, ok := target(s.Ports, port)
+		if !ok {
 			continue
 		}
 		for _, e := range s.Endpoints {
@@ -133,9 +132,9 @@ func backends(list []*discoveryv1.EndpointSlice, port corev1.ServicePort, local 
 					continue
 				}
 				ap := netip.AddrPortFrom(a, number)
-				if e.Conditions.Ready == nil || *e.Conditions.Ready {
+				if isTrue(e.Conditions.Ready, true) {
 					ready = append(ready, ap)
-				} else if e.Conditions.Serving != nil && *e.Conditions.Serving && e.Conditions.Terminating != nil && *e.Conditions.Terminating {
+				} else if isTrue(e.Conditions.Serving, false) && isTrue(e.Conditions.Terminating, false) {
 					serving = append(serving, ap)
 				}
 			}
@@ -146,4 +145,30 @@ func backends(list []*discoveryv1.EndpointSlice, port corev1.ServicePort, local 
 	}
 	slices.SortFunc(ready, netip.AddrPort.Compare)
 	return slices.Compact(ready)
+}
+
+func isTrue(b *bool, unknown bool) bool {
+	if b == nil {
+		return unknown
+	}
+	return *b
+}
+
+// target finds the number of a Service port in a slice: the slice's ports bear the names of the Service's, so that a
+// named target port may differ from pod to pod.
+func target(ports []discoveryv1.EndpointPort, port corev1.ServicePort) (uint16, bool) {
+	want, _ := protocol(port.Protocol)
+	for _, p := range ports {
+		name, proto := "", uint8(unix.IPPROTO_TCP)
+		if p.Name != nil {
+			name = *p.Name
+		}
+		if p.Protocol != nil {
+			proto, _ = protocol(*p.Protocol)
+		}
+		if name == port.Name && proto == want && p.Port != nil && *p.Port > 0 && *p.Port < 1<<16 {
+			return uint16(*p.Port), true
+		}
+	}
+	return 0, false
 }

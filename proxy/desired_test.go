@@ -78,9 +78,50 @@ func TestDesired(t *testing.T) {
 			[]bpf.LoadBalancer{row("ns/web:http", 6, aps("10.96.0.5:80", "192.0.2.1:30080"), both)}},
 		"NodePort, external policy Local": {service(func(s *corev1.Service) {
 			s.Spec.Type, s.Spec.Ports[0].NodePort, s.Spec.ExternalTrafficPolicy = corev1.ServiceTypeNodePort, 30080, corev1.ServiceExternalTrafficPolicyLocal
-		}), slice(nop), []bpf.LoadBalancer{row("ns/web:http", 6, aps("10.96.0.5:80"), both), row("ns/web:http:external", 6, aps("192.0.2.1:30080"), aps("10.244.0.2:8080"))}},
+		}), slice(nop), []bpf.LoadBalancer{row("ns/web:http", 6, aps("10.96.0.5:80"), both), row("ns/web:http*", 6, aps("192.0.2.1:30080"), aps("10.244.0.2:8080"))}},
 		"internal policy Local": {service(func(s *corev1.Service) { s.Spec.InternalTrafficPolicy = ptr(corev1.ServiceInternalTrafficPolicyLocal) }), slice(nop),
 			[]bpf.LoadBalancer{row("ns/web:http", 6, aps("10.96.0.5:80"), aps("10.244.0.2:8080"))}},
+		"both policies Local": {service(func(s *corev1.Service) {
+			s.Spec.Type, s.Spec.Ports[0].NodePort, s.Spec.ExternalTrafficPolicy = corev1.ServiceTypeNodePort, 30080, corev1.ServiceExternalTrafficPolicyLocal
+			s.Spec.InternalTrafficPolicy = ptr(corev1.ServiceInternalTrafficPolicyLocal)
+		}), slice(nop), []bpf.LoadBalancer{row("ns/web:http", 6, aps("10.96.0.5:80", "192.0.2.1:30080"), aps("10.244.0.2:8080"))}},
+		"internal policy Local, NodePort for all": {service(func(s *corev1.Service) {
+			s.Spec.Type, s.Spec.Ports[0].NodePort = corev1.ServiceTypeNodePort, 30080
+			s.Spec.InternalTrafficPolicy = ptr(corev1.ServiceInternalTrafficPolicyLocal)
+		}), slice(nop), []bpf.LoadBalancer{row("ns/web:http", 6, aps("10.96.0.5:80"), aps("10.244.0.2:8080")), row("ns/web:http*", 6, aps("192.0.2.1:30080"), both)}},
+		"an endpoint of no known node is not local": {service(func(s *corev1.Service) { s.Spec.InternalTrafficPolicy = ptr(corev1.ServiceInternalTrafficPolicyLocal) }), slice(func(s *discoveryv1.EndpointSlice) {
+			s.Endpoints[0].NodeName = nil
+		}), []bpf.LoadBalancer{row("ns/web:http", 6, aps("10.96.0.5:80"), nil)}},
+		"several ports": {service(func(s *corev1.Service) {
+			s.Spec.Ports = append(s.Spec.Ports, corev1.ServicePort{Name: "dns", Port: 53, Protocol: corev1.ProtocolUDP}, corev1.ServicePort{Name: "dns-tcp", Port: 53, Protocol: corev1.ProtocolTCP})
+		}), slice(func(s *discoveryv1.EndpointSlice) {
+			s.Ports = append(s.Ports, discoveryv1.EndpointPort{Name: ptr("dns"), Port: ptr(int32(1053)), Protocol: ptr(corev1.ProtocolUDP)}, discoveryv1.EndpointPort{Name: ptr("dns-tcp"), Port: ptr(int32(2053)), Protocol: ptr(corev1.ProtocolTCP)})
+		}), []bpf.LoadBalancer{
+			row("ns/web:http", 6, aps("10.96.0.5:80"), both),
+			row("ns/web:dns", 17, aps("10.96.0.5:53"), aps("10.244.0.2:1053", "10.244.1.2:1053")),
+			row("ns/web:dns-tcp", 6, aps("10.96.0.5:53"), aps("10.244.0.2:2053", "10.244.1.2:2053")),
+		}},
+		"a port without a name": {service(func(s *corev1.Service) { s.Spec.Ports[0].Name = "" }), slice(func(s *discoveryv1.EndpointSlice) { s.Ports[0].Name = ptr("") }),
+			[]bpf.LoadBalancer{row("ns/web:", 6, aps("10.96.0.5:80"), both)}},
+		"a protocol left out is TCP": {service(func(s *corev1.Service) { s.Spec.Ports[0].Protocol = "" }), slice(func(s *discoveryv1.EndpointSlice) { s.Ports[0].Protocol = nil }),
+			[]bpf.LoadBalancer{row("ns/web:http", 6, aps("10.96.0.5:80"), both)}},
+		"another protocol's port": {service(nop), slice(func(s *discoveryv1.EndpointSlice) { s.Ports[0].Protocol = ptr(corev1.ProtocolUDP) }),
+			[]bpf.LoadBalancer{row("ns/web:http", 6, aps("10.96.0.5:80"), nil)}},
+		"unknown readiness is readiness": {service(nop), slice(func(s *discoveryv1.EndpointSlice) { s.Endpoints[0].Conditions.Ready = nil }), []bpf.LoadBalancer{row("ns/web:http", 6, aps("10.96.0.5:80"), both)}},
+		"what neither serves nor is ready": {service(nop), slice(func(s *discoveryv1.EndpointSlice) {
+			for i := range s.Endpoints {
+				s.Endpoints[i].Conditions = discoveryv1.EndpointConditions{Ready: ptr(false), Serving: ptr(false), Terminating: ptr(true)}
+			}
+		}), []bpf.LoadBalancer{row("ns/web:http", 6, aps("10.96.0.5:80"), nil)}},
+		"the same endpoint twice": {service(nop), slice(func(s *discoveryv1.EndpointSlice) { s.Endpoints = append(s.Endpoints, s.Endpoints[0]) }), []bpf.LoadBalancer{row("ns/web:http", 6, aps("10.96.0.5:80"), both)}},
+		"IPv6 first, IPv4 second": {service(func(s *corev1.Service) {
+			s.Spec.ClusterIP, s.Spec.ClusterIPs = "fd00::5", []string{"fd00::5", "10.96.0.5"}
+		}), slice(nop), []bpf.LoadBalancer{row("ns/web:http", 6, aps("10.96.0.5:80"), both)}},
+		"IPv6 only":      {service(func(s *corev1.Service) { s.Spec.ClusterIP = "fd00::5" }), slice(nop), nil},
+		"no address yet": {service(func(s *corev1.Service) { s.Spec.ClusterIP = "" }), slice(nop), nil},
+		"served by the node, but its NodePort is not": {service(func(s *corev1.Service) {
+			s.Spec.ClusterIP, s.Spec.Type, s.Spec.Ports[0].NodePort = "10.96.0.10", corev1.ServiceTypeNodePort, 30080
+		}), slice(nop), []bpf.LoadBalancer{row("ns/web:http", 6, aps("192.0.2.1:30080"), both)}},
 		"external addresses": {service(func(s *corev1.Service) {
 			s.Spec.ExternalIPs = []string{"198.51.100.1", "rubbish", "fd00::1"}
 			s.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: "198.51.100.2"}, {IP: "198.51.100.3", IPMode: ptr(corev1.LoadBalancerIPModeProxy)}}
