@@ -50,9 +50,13 @@ func (b *builder) rbacHook(hook genericapiserver.PostStartHookContext) error {
 			if err == nil {
 				err = rbac.ReconcileAggregates(hook, b.client.RbacV1(), roles)
 			}
-			if err != nil && hook.Err() == nil {
-				klog.ErrorS(err, "Aggregated ClusterRoles are not up to date, trying again with the next change")
+			if err == nil || hook.Err() != nil {
+				continue
 			}
+			if !apierrors.IsConflict(err) { // the cache lags: its next event comes soon
+				klog.ErrorS(err, "Aggregated ClusterRoles are not up to date, trying again")
+			}
+			time.AfterFunc(retryEvery, notify)
 		}
 	}()
 	return nil

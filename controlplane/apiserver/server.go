@@ -30,7 +30,6 @@ import (
 	"k8s.io/apiserver/pkg/server/options"
 	serverstorage "k8s.io/apiserver/pkg/server/storage"
 	"k8s.io/apiserver/pkg/storage/storagebackend"
-	"k8s.io/apiserver/pkg/util/compatibility"
 	utilfeature "k8s.io/apiserver/pkg/util/feature"
 	"k8s.io/apiserver/pkg/util/webhook"
 	"k8s.io/client-go/dynamic"
@@ -124,7 +123,7 @@ const protobuf = "application/vnd.kubernetes.protobuf"
 
 func (b *builder) buildGeneric() error {
 	g := genericapiserver.NewConfig(b.codecs)
-	g.EffectiveVersion = compatibility.DefaultBuildEffectiveVersion()
+	g.EffectiveVersion = newVersion()
 	g.RequestTimeout = b.cfg.RequestTimeout
 	g.EnableIndex, g.EnableDiscovery, g.EnableMetrics, g.EnableProfiling = true, true, true, true
 	g.LongRunningFunc = filters.BasicLongRunningRequestCheck(sets.NewString("watch", "proxy"), sets.NewString("attach", "exec", "proxy", "log", "portforward"))
