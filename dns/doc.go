@@ -2,7 +2,9 @@
 // and a resolver in user space for all the rest.
 //
 //	informers -> Desired (pure) -> Table.Replace(Service UID, names)
-//	query the kernel did not answer -> Server -> cluster records, or upstream
+//	query the kernel did not answer -> Server -> Records (the informers' indexes), or Forwarder (upstream, cache)
 //
-// The contract is the Kubernetes DNS-based service discovery specification 1.1.0.
+// The contract is the Kubernetes DNS-based service discovery specification 1.1.0. Its one idea: what the kernel answers
+// is what Records would answer, so that it makes no difference to a client who did (a test compares the two). Nothing
+// is listed for a query, and nothing is asked of the API server: answers go on while that is away.
 package dns

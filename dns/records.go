@@ -1,7 +1,6 @@
 package dns
 
 import (
-	"fmt"
 	"math/rand/v2"
 	"net/netip"
 	"strings"
@@ -13,49 +12,44 @@ import (
 	"k8s.io/client-go/tools/cache"
 )
 
-// Names of the indexes that records are found by.
-const (
-	byService = "dns-service" // EndpointSlices, by namespace/service
-	byAddress = "dns-address" // Services and EndpointSlices, by IP address
-)
-
-// version of the specification, as TXT dns-version tells it.
+// specVersion is that of the specification, as TXT dns-version tells it.
 const specVersion = "1.1.0"
 
 // Records answers from the informers' caches; nothing is listed for a query.
 type Records struct {
 	zone                         string // with the trailing dot
 	ttl                          uint32
+	self                         []netip.Addr // of the name server
 	services, slices, namespaces cache.Indexer
 	synced                       []cache.InformerSynced
 }
 
-// NewRecords adds indexes to informers that have not started yet.
+// NewRecords adds indexes to informers that have not started yet. ttl is in seconds.
 func NewRecords(f informers.SharedInformerFactory, zone string, ttl uint32) (*Records, error) {
 	svc, sl, ns := f.Core().V1().Services().Informer(), f.Discovery().V1().EndpointSlices().Informer(), f.Core().V1().Namespaces().Informer()
-	err := svc.AddIndexers(cache.Indexers{byAddress: func(obj any) ([]string, error) { return obj.(*corev1.Service).Spec.ClusterIPs, nil }})
-	if err == nil {
-		err = sl.AddIndexers(cache.Indexers{
-			byService: func(obj any) ([]string, error) {
-				s := obj.(*discoveryv1.EndpointSlice)
-				return []string{s.Namespace + "/" + s.Labels[discoveryv1.LabelServiceName]}, nil
-			},
-			byAddress: func(obj any) ([]string, error) {
-				var out []string
-				for _, e := range obj.(*discoveryv1.EndpointSlice).Endpoints {
-					out = append(out, e.Addresses...)
-				}
-				return out, nil
-			},
-		})
-	}
-	if err != nil {
-		return nil, fmt.Errorf("dns: %w", err)
+	for _, i := range []struct {
+		informer cache.SharedIndexInformer
+		name     string
+		f        cache.IndexFunc
+	}{{svc, byAddress, serviceAddresses}, {sl, byService, sliceService}, {sl, byAddress, sliceAddresses}} {
+		if err := addIndex(i.informer, i.name, i.f); err != nil {
+			return nil, err
+		}
 	}
 	return &Records{
 		zone: dns.Fqdn(strings.ToLower(zone)), ttl: ttl, services: svc.GetIndexer(), slices: sl.GetIndexer(), namespaces: ns.GetIndexer(),
 		synced: []cache.InformerSynced{svc.HasSynced, sl.HasSynced, ns.HasSynced},
 	}, nil
+}
+
+// ready tells whether all of the cluster has been seen once. Until then an absent name may exist.
+func (r *Records) ready() bool {
+	for _, f := range r.synced {
+		if !f() {
+			return false
+		}
+	}
+	return true
 }
 
 // answer is what is known of a name.
@@ -65,17 +59,22 @@ type answer struct {
 	cname      string // target to follow
 }
 
-// Mine tells whether a name is ours to answer: inside the zone, or a reverse name of an address that we know.
+// owner makes the header of records of a name.
+func (r *Records) owner(name string) func(uint16) dns.RR_Header {
+	return func(t uint16) dns.RR_Header {
+		return dns.RR_Header{Name: name, Rrtype: t, Class: dns.ClassINET, Ttl: r.ttl}
+	}
+}
+
+// mine tells whether a lower-case name is in the zone.
 func (r *Records) mine(name string) bool { return dns.IsSubDomain(r.zone, name) }
 
 // lookup answers a question about a lower-case name inside the zone. qname is the name as it was asked.
 func (r *Records) lookup(qname, name string, qtype uint16) answer {
 	labels := dns.SplitDomainName(strings.TrimSuffix(name, r.zone))
-	hdr := func(t uint16) dns.RR_Header {
-		return dns.RR_Header{Name: qname, Rrtype: t, Class: dns.ClassINET, Ttl: r.ttl}
-	}
+	hdr := r.owner(qname)
 	if len(labels) == 0 {
-		return answer{exists: true}
+		return r.apex(qtype, hdr)
 	}
 	last := labels[len(labels)-1]
 	rest := labels[:len(labels)-1]
@@ -86,14 +85,34 @@ func (r *Records) lookup(qname, name string, qtype uint16) answer {
 			a.rrs = []dns.RR{&dns.TXT{Hdr: hdr(dns.TypeTXT), Txt: []string{specVersion}}}
 		}
 		return a
-	case last == "dns" && (len(rest) == 0 || len(rest) == 1 && rest[0] == "ns"):
+	case last == "dns" && len(rest) == 0:
 		return answer{exists: true}
+	case last == "dns" && len(rest) == 1 && rest[0] == "ns":
+		return answer{exists: true, rrs: addrRRs(hdr, qtype, r.self...)}
 	case last == "svc":
-		return r.service(qname, rest, qtype, hdr)
+		return r.service(rest, qtype, hdr)
 	case last == "pod":
 		return r.pod(rest, qtype, hdr)
 	}
 	return answer{}
+}
+
+func (r *Records) apex(qtype uint16, hdr func(uint16) dns.RR_Header) answer {
+	a := answer{exists: true}
+	switch qtype {
+	case dns.TypeSOA:
+		a.rrs = []dns.RR{r.soa()}
+	case dns.TypeNS:
+		ns := "ns.dns." + r.zone
+		a.rrs = []dns.RR{&dns.NS{Hdr: hdr(dns.TypeNS), Ns: ns}}
+		a.extra = r.addresses(ns, r.self)
+	}
+	return a
+}
+
+// addresses are all address records of a name.
+func (r *Records) addresses(name string, addrs []netip.Addr) []dns.RR {
+	return append(addrRRs(r.owner(name), dns.TypeA, addrs...), addrRRs(r.owner(name), dns.TypeAAAA, addrs...)...)
 }
 
 func (r *Records) namespace(name string) bool {
@@ -112,18 +131,23 @@ func (r *Records) pod(labels []string, qtype uint16, hdr func(uint16) dns.RR_Hea
 	default:
 		return answer{}
 	}
-	if !r.namespace(labels[1]) {
+	addr, ok := dashed(labels[0])
+	if !ok || !r.namespace(labels[1]) {
 		return answer{}
-	}
-	addr, err := netip.ParseAddr(strings.ReplaceAll(labels[0], "-", "."))
-	if err != nil {
-		if addr, err = netip.ParseAddr(strings.ReplaceAll(labels[0], "-", ":")); err != nil {
-			return answer{}
-		}
 	}
 	return answer{exists: true, rrs: addrRRs(hdr, qtype, addr)}
 }
 
+// dashed reads an address with dashes for its dots or colons.
+func dashed(label string) (netip.Addr, bool) {
+	addr, err := netip.ParseAddr(strings.ReplaceAll(label, "-", "."))
+	if err != nil {
+		addr, err = netip.ParseAddr(strings.ReplaceAll(label, "-", ":"))
+	}
+	return addr, err == nil && addr.Zone() == ""
+}
+
+// addrRRs are the records of a type, in an order of chance.
 func addrRRs(hdr func(uint16) dns.RR_Header, qtype uint16, addrs ...netip.Addr) []dns.RR {
 	var out []dns.RR
 	for _, a := range addrs {
@@ -139,7 +163,7 @@ func addrRRs(hdr func(uint16) dns.RR_Header, qtype uint16, addrs ...netip.Addr) 
 }
 
 // service answers what is below svc: namespaces, Services, their endpoints and ports.
-func (r *Records) service(qname string, labels []string, qtype uint16, hdr func(uint16) dns.RR_Header) answer {
+func (r *Records) service(labels []string, qtype uint16, hdr func(uint16) dns.RR_Header) answer {
 	n := len(labels)
 	switch n {
 	case 0:
@@ -147,12 +171,15 @@ func (r *Records) service(qname string, labels []string, qtype uint16, hdr func(
 	case 1:
 		return answer{exists: r.namespace(labels[0])}
 	}
-	obj, ok, err := r.services.GetByKey(labels[n-1] + "/" + labels[n-2])
+	key := labels[n-1] + "/" + labels[n-2]
+	obj, ok, err := r.services.GetByKey(key)
 	if err != nil || !ok {
 		return answer{}
 	}
-	svc := obj.(*corev1.Service)
-	headless := svc.Spec.ClusterIP == corev1.ClusterIPNone
+	svc, ok := obj.(*corev1.Service)
+	if !ok {
+		return answer{}
+	}
 	if svc.Spec.Type == corev1.ServiceTypeExternalName {
 		if n != 2 {
 			return answer{}
@@ -163,35 +190,34 @@ func (r *Records) service(qname string, labels []string, qtype uint16, hdr func(
 		target := dns.Fqdn(svc.Spec.ExternalName)
 		return answer{exists: true, cname: target, rrs: []dns.RR{&dns.CNAME{Hdr: hdr(dns.TypeCNAME), Target: target}}}
 	}
-	var eps []endpoint
-	if headless {
-		if eps = r.endpoints(svc); len(eps) == 0 {
+	s := target{r: r, svc: svc, name: labels[n-2] + "." + labels[n-1] + ".svc." + r.zone, headless: svc.Spec.ClusterIP == corev1.ClusterIPNone}
+	if s.headless {
+		if s.eps = endpointsOf(svc, slicesOf(r.slices, key)); len(s.eps) == 0 {
 			return answer{}
 		}
 	}
-	host := labels[n-2] + "." + labels[n-1] + ".svc." + r.zone
 	switch {
+	case n == 2 && qtype == dns.TypeSRV:
+		return s.srv("", "", hdr)
 	case n == 2:
-		if qtype == dns.TypeSRV {
-			return r.srv(svc, eps, host, "", "", hdr)
+		addrs := clusterIPs(svc)
+		if s.headless {
+			addrs = distinct(s.eps)
 		}
-		if headless {
-			return answer{exists: true, rrs: addrRRs(hdr, qtype, distinct(eps)...)}
-		}
-		return answer{exists: true, rrs: addrRRs(hdr, qtype, clusterIPs(svc)...)}
-	case n == 3 && headless && !strings.HasPrefix(labels[0], "_"):
+		return answer{exists: true, rrs: addrRRs(hdr, qtype, addrs...)}
+	case n == 3 && strings.HasPrefix(labels[0], "_"):
+		// Nothing but names below it (RFC 8020).
+		return answer{exists: s.srv("", labels[0][1:], hdr).exists}
+	case n == 3 && s.headless:
 		var addrs []netip.Addr
-		for _, e := range eps {
+		for _, e := range s.eps {
 			if e.host == labels[0] {
 				addrs = append(addrs, e.addr)
 			}
 		}
 		return answer{exists: len(addrs) > 0, rrs: addrRRs(hdr, qtype, addrs...)}
-	case n == 3 && strings.HasPrefix(labels[0], "_"):
-		return answer{exists: len(r.srv(svc, eps, host, "", labels[0][1:], hdr).rrs) > 0}
 	case n == 4 && strings.HasPrefix(labels[0], "_") && strings.HasPrefix(labels[1], "_"):
-		a := r.srv(svc, eps, host, labels[0][1:], labels[1][1:], hdr)
-		a.exists = len(a.rrs) > 0
+		a := s.srv(labels[0][1:], labels[1][1:], hdr)
 		if qtype != dns.TypeSRV {
 			a.rrs, a.extra = nil, nil
 		}
@@ -200,9 +226,14 @@ func (r *Records) service(qname string, labels []string, qtype uint16, hdr func(
 	return answer{}
 }
 
+// clusterIPs are all cluster addresses of a Service; none of a headless one.
 func clusterIPs(svc *corev1.Service) []netip.Addr {
+	texts := svc.Spec.ClusterIPs
+	if len(texts) == 0 {
+		texts = []string{svc.Spec.ClusterIP} // written by a client that knows the older field only
+	}
 	var out []netip.Addr
-	for _, t := range svc.Spec.ClusterIPs {
+	for _, t := range texts {
 		if a, err := netip.ParseAddr(t); err == nil {
 			out = append(out, a)
 		}
@@ -229,15 +260,10 @@ func distinct(eps []endpoint) []netip.Addr {
 	return out
 }
 
-// endpoints lists those that are ready, or all if the Service publishes them so.
-func (r *Records) endpoints(svc *corev1.Service) []endpoint {
-	objs, err := r.slices.ByIndex(byService, svc.Namespace+"/"+svc.Name)
-	if err != nil {
-		return nil
-	}
+// endpointsOf lists those that are ready, or all if the Service publishes them so.
+func endpointsOf(svc *corev1.Service, list []*discoveryv1.EndpointSlice) []endpoint {
 	var out []endpoint
-	for _, o := range objs {
-		s := o.(*discoveryv1.EndpointSlice)
+	for _, s := range list {
 		for _, e := range s.Endpoints {
 			if !svc.Spec.PublishNotReadyAddresses && e.Conditions.Ready != nil && !*e.Conditions.Ready {
 				continue
@@ -252,44 +278,64 @@ func (r *Records) endpoints(svc *corev1.Service) []endpoint {
 	return out
 }
 
+var toDashes = strings.NewReplacer(".", "-", ":", "-")
+
 func endpointHost(e discoveryv1.Endpoint, a netip.Addr) string {
 	if e.Hostname != nil && *e.Hostname != "" {
 		return strings.ToLower(*e.Hostname)
 	}
-	return strings.NewReplacer(".", "-", ":", "-").Replace(a.String())
+	return toDashes.Replace(a.String())
 }
 
-// srv answers for the ports of a Service: all of them, or those of a name and protocol.
-func (r *Records) srv(svc *corev1.Service, eps []endpoint, host, port, proto string, hdr func(uint16) dns.RR_Header) answer {
-	a := answer{exists: true}
-	seen := map[string]bool{}
-	add := func(name, protocol string, number uint16, target string, addrs ...netip.Addr) {
-		if name == "" || port != "" && strings.ToLower(name) != port || proto != "" && strings.ToLower(protocol) != proto {
+// target is a Service that is asked for.
+type target struct {
+	r        *Records
+	svc      *corev1.Service
+	name     string // its own, lower case
+	headless bool
+	eps      []endpoint
+}
+
+// srv answers for the named ports of a Service: all of them, or those of a name and protocol.
+func (s target) srv(port, proto string, hdr func(uint16) dns.RR_Header) answer {
+	type record struct {
+		host string
+		port uint16
+	}
+	var a answer
+	seen := map[record]bool{}
+	add := func(name string, protocol corev1.Protocol, number int32, host string) {
+		rec := record{host, uint16(number)}
+		if name == "" || port != "" && strings.ToLower(name) != port || proto != "" && strings.ToLower(string(protocol)) != proto || seen[rec] {
 			return
 		}
-		a.rrs = append(a.rrs, &dns.SRV{Hdr: hdr(dns.TypeSRV), Priority: 0, Weight: 100, Port: number, Target: target})
-		if seen[target] {
-			return
-		}
-		seen[target] = true
-		th := func(t uint16) dns.RR_Header {
-			return dns.RR_Header{Name: target, Rrtype: t, Class: dns.ClassINET, Ttl: r.ttl}
-		}
-		a.extra = append(append(a.extra, addrRRs(th, dns.TypeA, addrs...)...), addrRRs(th, dns.TypeAAAA, addrs...)...)
+		seen[rec] = true
+		a.rrs = append(a.rrs, &dns.SRV{Hdr: hdr(dns.TypeSRV), Priority: 0, Weight: 100, Port: rec.port, Target: host})
 	}
-	if svc.Spec.ClusterIP != corev1.ClusterIPNone {
-		for _, p := range svc.Spec.Ports {
-			add(p.Name, string(p.Protocol), uint16(p.Port), host, clusterIPs(svc)...)
+	hosts := map[string][]netip.Addr{}
+	if !s.headless {
+		hosts[s.name] = clusterIPs(s.svc)
+		for _, p := range s.svc.Spec.Ports {
+			add(p.Name, p.Protocol, p.Port, s.name)
 		}
-		return a
 	}
-	for _, e := range eps {
+	for _, e := range s.eps {
+		host := e.host + "." + s.name
+		hosts[host] = append(hosts[host], e.addr)
 		for _, p := range e.ports {
 			if p.Name != nil && p.Port != nil && p.Protocol != nil {
-				add(*p.Name, string(*p.Protocol), uint16(*p.Port), e.host+"."+host, e.addr)
+				add(*p.Name, *p.Protocol, *p.Port, host)
 			}
 		}
 	}
+	rand.Shuffle(len(a.rrs), func(i, j int) { a.rrs[i], a.rrs[j] = a.rrs[j], a.rrs[i] })
+	for _, rr := range a.rrs {
+		host := rr.(*dns.SRV).Target
+		a.extra = append(a.extra, s.r.addresses(host, hosts[host])...)
+		delete(hosts, host) // once
+	}
+	// The Service's own name exists without a named port, too.
+	a.exists = len(a.rrs) > 0 || port == "" && proto == ""
 	return a
 }
 
@@ -299,24 +345,34 @@ func (r *Records) reverse(qname, name string) ([]dns.RR, bool) {
 	if !ok {
 		return nil, false
 	}
-	ptr := func(target string) dns.RR {
-		return &dns.PTR{Hdr: dns.RR_Header{Name: qname, Rrtype: dns.TypePTR, Class: dns.ClassINET, Ttl: r.ttl}, Ptr: target}
+	var out []dns.RR
+	seen := map[string]bool{}
+	add := func(labels ...string) {
+		target := strings.Join(labels, ".") + ".svc." + r.zone
+		if !seen[target] {
+			seen[target] = true
+			out = append(out, &dns.PTR{Hdr: r.owner(qname)(dns.TypePTR), Ptr: target})
+		}
 	}
 	if objs, err := r.services.ByIndex(byAddress, addr.String()); err == nil && len(objs) > 0 {
-		s := objs[0].(*corev1.Service)
-		return []dns.RR{ptr(s.Name + "." + s.Namespace + ".svc." + r.zone)}, true
+		if s, ok := objs[0].(*corev1.Service); ok {
+			add(s.Name, s.Namespace)
+			return out, true
+		}
 	}
 	objs, err := r.slices.ByIndex(byAddress, addr.String())
 	if err != nil {
 		return nil, false
 	}
-	var out []dns.RR
 	for _, o := range objs {
-		s := o.(*discoveryv1.EndpointSlice)
+		s, ok := o.(*discoveryv1.EndpointSlice)
+		if !ok || s.Labels[discoveryv1.LabelServiceName] == "" {
+			continue
+		}
 		for _, e := range s.Endpoints {
 			for _, t := range e.Addresses {
-				if t == addr.String() && s.Labels[discoveryv1.LabelServiceName] != "" {
-					out = append(out, ptr(endpointHost(e, addr)+"."+s.Labels[discoveryv1.LabelServiceName]+"."+s.Namespace+".svc."+r.zone))
+				if t == addr.String() {
+					add(endpointHost(e, addr), s.Labels[discoveryv1.LabelServiceName], s.Namespace)
 				}
 			}
 		}
@@ -324,7 +380,7 @@ func (r *Records) reverse(qname, name string) ([]dns.RR, bool) {
 	return out, len(out) > 0
 }
 
-// reverseAddr reads an address out of in-addr.arpa or ip6.arpa.
+// reverseAddr reads an address out of in-addr.arpa (RFC 1035 3.5) or ip6.arpa (RFC 3596 2.5).
 func reverseAddr(name string) (netip.Addr, bool) {
 	if rest, ok := strings.CutSuffix(name, ".in-addr.arpa."); ok {
 		p := strings.Split(rest, ".")
@@ -332,27 +388,26 @@ func reverseAddr(name string) (netip.Addr, bool) {
 			return netip.Addr{}, false
 		}
 		a, err := netip.ParseAddr(p[3] + "." + p[2] + "." + p[1] + "." + p[0])
-		return a, err == nil
+		return a, err == nil && a.Is4()
 	}
 	rest, ok := strings.CutSuffix(name, ".ip6.arpa.")
-	p := strings.Split(rest, ".")
-	if !ok || len(p) != 32 {
+	if !ok || len(rest) != 63 {
 		return netip.Addr{}, false
 	}
-	var b strings.Builder
-	for i := 31; i >= 0; i-- {
-		b.WriteString(p[i])
-		if i%4 == 0 && i > 0 {
-			b.WriteByte(':')
+	var b [16]byte
+	for i := range 32 { // the least significant nibble comes first
+		nibble := strings.IndexByte("0123456789abcdef", rest[2*i])
+		if nibble < 0 || i < 31 && rest[2*i+1] != '.' {
+			return netip.Addr{}, false
 		}
+		b[15-i/2] |= byte(nibble << (4 * (i % 2)))
 	}
-	a, err := netip.ParseAddr(b.String())
-	return a, err == nil
+	return netip.AddrFrom16(b), true
 }
 
 func (r *Records) soa() dns.RR {
 	return &dns.SOA{
-		Hdr: dns.RR_Header{Name: r.zone, Rrtype: dns.TypeSOA, Class: dns.ClassINET, Ttl: r.ttl},
-		Ns:  "ns.dns." + r.zone, Mbox: "hostmaster." + r.zone, Serial: 1, Refresh: 7200, Retry: 1800, Expire: 86400, Minttl: r.ttl,
+		Hdr: r.owner(r.zone)(dns.TypeSOA), Ns: "ns.dns." + r.zone, Mbox: "hostmaster." + r.zone,
+		Serial: 1, Refresh: 7200, Retry: 1800, Expire: 86400, Minttl: r.ttl,
 	}
 }
