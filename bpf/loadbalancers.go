@@ -149,14 +149,15 @@ func frontendOf(k netFrontendKey) netip.AddrPort {
 	return netip.AddrPortFrom(addrOf(k.Addr), port16(k.Port))
 }
 
-// Replace implements Table. Nothing is written if a row is bad. The order of the writes keeps every packet on a whole service: new
+// Replace implements Table. Nothing is written if a row is bad. A frontend that another owner has is left out and told in the
+// error, the rest is written: two owners that swap frontends would else wait for each other for ever. The order of the writes keeps every packet on a whole service: new
 // backends before the frontends that count them, all new frontends before any old one goes (a renamed port takes its frontend
 // along without a gap), old frontends before the backends that they count. A service with no frontend holds no backend.
 func (t *loadBalancers) Replace(owner string, want []LoadBalancer) (Changes, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	var c Changes
-	rows, err := t.check(owner, want)
+	rows, taken, err := t.check(owner, want)
 	if err != nil {
 		return c, err
 	}
@@ -202,7 +203,7 @@ func (t *loadBalancers) Replace(owner string, want []LoadBalancer) (Changes, err
 		}
 		c.Deleted++
 	}
-	return c, nil
+	return c, taken
 }
 
 // normal sorts and removes doubles, so that equal wishes are equal rows.
@@ -213,45 +214,51 @@ func normal(lb LoadBalancer) LoadBalancer {
 	return lb
 }
 
-// check returns the rows in their normal form if they can all be written.
-func (t *loadBalancers) check(owner string, want []LoadBalancer) ([]LoadBalancer, error) {
-	var rows []LoadBalancer
-	names, taken := map[portKey]bool{}, map[netFrontendKey]string{}
+// check returns the rows in their normal form, without the frontends that other owners have, which taken names. err tells of a
+// row that can't be written at all.
+func (t *loadBalancers) check(owner string, want []LoadBalancer) (rows []LoadBalancer, taken, err error) {
+	names, wanted := map[portKey]bool{}, map[netFrontendKey]string{}
+	var conflicts []error
 	for _, lb := range want {
 		lb = normal(lb)
 		lb.Owner = owner
 		if names[keyOf(lb)] {
-			return nil, fmt.Errorf("bpf: service %s of %s is there twice", lb.Name, owner)
+			return nil, nil, fmt.Errorf("bpf: service %s of %s is there twice", lb.Name, owner)
 		}
 		names[keyOf(lb)] = true
 		if lb.Protocol != 6 && lb.Protocol != 17 {
-			return nil, fmt.Errorf("bpf: service %s: protocol %d is neither TCP nor UDP", lb.Name, lb.Protocol)
+			return nil, nil, fmt.Errorf("bpf: service %s: protocol %d is neither TCP nor UDP", lb.Name, lb.Protocol)
 		}
 		var info netService
 		if err := errors.Join(text(info.Owner[:], owner, "owner"), text(info.Name[:], lb.Name, "service name")); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		for _, a := range slices.Concat(lb.Frontends, lb.Backends) {
 			if !a.Addr().Is4() || a.Port() == 0 {
-				return nil, fmt.Errorf("bpf: service %s: %s is not an IPv4 address with a port", lb.Name, a)
+				return nil, nil, fmt.Errorf("bpf: service %s: %s is not an IPv4 address with a port", lb.Name, a)
 			}
 		}
 		for _, f := range lb.Frontends {
 			k := frontendKey(f, lb.Protocol)
-			if other := t.owner[k]; other != nil && other.row.Owner != owner {
-				return nil, fmt.Errorf("bpf: frontend %s of service %s (owner %s) belongs to service %s (owner %s)", f, lb.Name, owner, other.row.Name, other.row.Owner)
+			if other, ok := wanted[k]; ok {
+				return nil, nil, fmt.Errorf("bpf: frontend %s is wanted by services %s and %s of %s", f, other, lb.Name, owner)
 			}
-			if other, ok := taken[k]; ok {
-				return nil, fmt.Errorf("bpf: frontend %s is wanted by services %s and %s of %s", f, other, lb.Name, owner)
-			}
-			taken[k] = lb.Name
+			wanted[k] = lb.Name
 		}
+		lb.Frontends = slices.DeleteFunc(lb.Frontends, func(f netip.AddrPort) bool {
+			other := t.owner[frontendKey(f, lb.Protocol)]
+			if other == nil || other.row.Owner == owner {
+				return false
+			}
+			conflicts = append(conflicts, fmt.Errorf("bpf: frontend %s of service %s (owner %s) belongs to service %s (owner %s)", f, lb.Name, owner, other.row.Name, other.row.Owner))
+			return true
+		})
 		if len(lb.Frontends) == 0 {
 			lb.Backends = nil
 		}
 		rows = append(rows, lb)
 	}
-	return rows, nil
+	return rows, errors.Join(conflicts...), nil
 }
 
 func (t *loadBalancers) freeID() uint32 {

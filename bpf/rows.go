@@ -35,7 +35,8 @@ type Changes struct{ Added, Updated, Deleted int }
 
 // Table is a typed view of one BPF map, or of a few that change together.
 type Table[R any] interface {
-	// Replace makes the rows of owner exactly want and writes only the differences.
+	// Replace makes the rows of owner exactly want and writes only the differences. An error means that some are not written yet:
+	// call it again.
 	Replace(owner string, want []R) (Changes, error)
 	// Prune deletes the rows of every owner that keep refuses. Call it after a first full sync.
 	Prune(keep func(owner string) bool) (Changes, error)

@@ -124,6 +124,35 @@ func TestOneFrontendHasOneOwner(t *testing.T) {
 	}
 }
 
+// Two Services that swap a frontend while nobody watched must not wait for each other for ever.
+func TestFrontendsAreSwapped(t *testing.T) {
+	d := open(t, testConfig(t))
+	row := func(frontends ...string) []LoadBalancer {
+		lb := LoadBalancer{Name: "ns/s:http", Protocol: 6}
+		for _, f := range frontends {
+			lb.Frontends = append(lb.Frontends, ap(f))
+		}
+		return []LoadBalancer{lb}
+	}
+	write := func(owner string, ok bool, frontends ...string) {
+		t.Helper()
+		if _, err := d.LoadBalancers().Replace(owner, row(frontends...)); (err == nil) != ok {
+			t.Fatalf("%s wants %q: %v", owner, frontends, err)
+		}
+	}
+	write("a", true, "10.96.0.5:80", "192.0.2.1:30001")
+	write("b", true, "10.96.0.6:80", "192.0.2.1:30002")
+	write("a", false, "10.96.0.5:80", "192.0.2.1:30002")
+	write("b", true, "10.96.0.6:80", "192.0.2.1:30001")
+	write("a", true, "10.96.0.5:80", "192.0.2.1:30002")
+	want := map[string][]netip.AddrPort{"a": {ap("10.96.0.5:80"), ap("192.0.2.1:30002")}, "b": {ap("10.96.0.6:80"), ap("192.0.2.1:30001")}}
+	for owner, row := range dumped(t, d.LoadBalancers(), func(lb LoadBalancer) string { return lb.Owner }) {
+		if !slices.Equal(row.Frontends, want[owner]) {
+			t.Errorf("%s has %v, want %v", owner, row.Frontends, want[owner])
+		}
+	}
+}
+
 func TestBadRowsAreRefused(t *testing.T) {
 	d := open(t, testConfig(t))
 	mac := net.HardwareAddr{2, 0, 0, 0, 0, 1}
