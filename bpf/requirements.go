@@ -31,10 +31,7 @@ var requirements = []requirement{
 
 // Supported tells what the programs need and the running kernel lacks, by trying each. It changes nothing.
 func Supported() error {
-	if err := rlimit.RemoveMemlock(); err != nil {
-		return fmt.Errorf("bpf: locked memory limit: %w", err)
-	}
-	return probe(requirements)
+	return probe(append([]requirement{{"the right to lock memory for BPF", rlimit.RemoveMemlock}}, requirements...))
 }
 
 func probe(list []requirement) error {

@@ -20,13 +20,13 @@ import (
 
 func upCommand(place places) *cobra.Command {
 	var wait time.Duration
-	var name, addr, pods, services string
-	var port, etcdPort int
+	flags := cluster.Defaults()
 	cmd := &cobra.Command{
 		Use:   "up",
 		Short: "Bring up a one-node cluster with a demo on this machine",
 		Long: `Brings up a cluster of one node on this machine, in the background: containerd of its own, server and agent, and a demo.
-Repeating it starts what does not run. The node is the network namespace that the command is started in.`,
+Repeating it starts what does not run. The node is the network namespace that the command is started in. What the flags say
+of the cluster is settled when it first comes up.`,
 		Example: "  strake up\n  strake up --data-dir /tmp/lab --wait 5m",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -34,31 +34,10 @@ Repeating it starts what does not run. The node is the network namespace that th
 			if err != nil {
 				return err
 			}
-			s, saved, err := cluster.Load(l)
-			if err != nil {
-				return err
-			}
-			if !saved {
-				if name != "" {
-					s.NodeName = name
-				}
-				if s.PodCIDR, err = netip.ParsePrefix(pods); err != nil {
-					return fmt.Errorf("--pod-cidr: %w", err)
-				}
-				if s.ServiceCIDR, err = netip.ParsePrefix(services); err != nil {
-					return fmt.Errorf("--service-cidr: %w", err)
-				}
-				s.Port, s.EtcdPort = port, etcdPort
-			}
-			if addr != "" {
-				if s.NodeAddr, err = netip.ParseAddr(addr); err != nil || !s.NodeAddr.Is4() {
-					return fmt.Errorf("--node-ip: %q is no IPv4 address", addr)
-				}
-			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), wait)
 			defer cancel()
 			out := cmd.OutOrStdout()
-			if err := cluster.Up(ctx, l, s, out); err != nil {
+			if err := cluster.Up(ctx, l, flags, cmd.Flags().Changed, out); err != nil {
 				return err
 			}
 			at := ""
@@ -75,15 +54,14 @@ The cluster is up. Try:
 			return nil
 		},
 	}
-	d := cluster.Defaults()
 	f := cmd.Flags()
 	f.DurationVar(&wait, "wait", 120*time.Second, "how long to wait for the cluster")
-	f.StringVar(&name, "node-name", "", "name of the node (the host's)")
-	f.StringVar(&addr, "node-ip", "", "IPv4 address of the node (that of the way to the default route)")
-	f.StringVar(&pods, "pod-cidr", d.PodCIDR.String(), "IPv4 range of pods")
-	f.StringVar(&services, "service-cidr", d.ServiceCIDR.String(), "IPv4 range of Services")
-	f.IntVar(&port, "port", d.Port, "port of the API server")
-	f.IntVar(&etcdPort, "etcd-port", d.EtcdPort, "port of etcd on loopback; the next one is its peers'")
+	f.StringVar(&flags.NodeName, cluster.FlagNodeName, "", "name of the node (the host's)")
+	f.TextVar(&flags.NodeAddr, cluster.FlagNodeIP, netip.Addr{}, "IPv4 address of the node (that of the way to the default route)")
+	f.TextVar(&flags.PodCIDR, cluster.FlagPodCIDR, flags.PodCIDR, "IPv4 range of pods")
+	f.TextVar(&flags.ServiceCIDR, cluster.FlagServiceCIDR, flags.ServiceCIDR, "IPv4 range of Services")
+	f.IntVar(&flags.Port, cluster.FlagPort, flags.Port, "port of the API server")
+	f.IntVar(&flags.EtcdPort, cluster.FlagEtcdPort, flags.EtcdPort, "port of etcd on loopback; the next one is its peers'")
 	return cmd
 }
 
@@ -192,7 +170,7 @@ func serverCommand(place places) *cobra.Command {
 		Example: "  strake server --data-dir /var/lib/strake",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			l, s, err := cluster.Open(place)
+			l, s, err := cluster.Open(place, "server")
 			if err != nil {
 				return err
 			}
@@ -209,15 +187,32 @@ func agentCommand(place places) *cobra.Command {
 	return &cobra.Command{
 		Use:     "agent",
 		Short:   "Run a node: kubelet and network",
-		Long:    "Runs this node in the foreground. Pods and their network go on when it ends.",
+		Long:    "Runs this node in the foreground. Pods and their network go on when it ends. It wants `strake containerd` beside it.",
 		Example: "  strake agent --data-dir /var/lib/strake",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			l, s, err := cluster.Open(place)
+			l, s, err := cluster.Open(place, "agent")
 			if err != nil {
 				return err
 			}
 			return agent.Run(cmd.Context(), s.Agent(l))
+		},
+	}
+}
+
+func containerdCommand(place places) *cobra.Command {
+	return &cobra.Command{
+		Use:     "containerd",
+		Short:   "Run the node's own containerd",
+		Long:    "Writes the configuration of the node's containerd and becomes it. The machine's containerd is not touched.",
+		Example: "  strake containerd --data-dir /var/lib/strake",
+		Args:    cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			l, _, err := cluster.Open(place, "containerd")
+			if err != nil {
+				return err
+			}
+			return containerd.Exec(l)
 		},
 	}
 }

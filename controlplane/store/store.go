@@ -4,11 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/url"
 	"os"
+	"path/filepath"
 	"syscall"
 	"time"
 
+	"go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
 	"go.etcd.io/etcd/client/pkg/v3/transport"
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.uber.org/zap"
@@ -47,6 +51,9 @@ func Start(ctx context.Context, cfg Config) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := checkDatabase(filepath.Join(cfg.Dir, "member", "snap", "db")); err != nil {
+		return nil, explain(cfg, err)
+	}
 	etcd, err := embed.StartEtcd(ec)
 	if err != nil {
 		return nil, explain(cfg, err)
@@ -66,6 +73,21 @@ func Start(ctx context.Context, cfg Config) (*Store, error) {
 	}
 	etcd.Close()
 	return nil, explain(cfg, err)
+}
+
+// checkDatabase opens the database as etcd will: etcd itself panics, in a goroutine of its own, if it can't.
+func checkDatabase(path string) error {
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: time.Second, ReadOnly: true})
+	if errors.Is(err, bolterrors.ErrTimeout) {
+		return errors.New("another process has the database open: stop it")
+	}
+	if err != nil {
+		return fmt.Errorf("database: %w", err)
+	}
+	return db.Close()
 }
 
 func etcdConfig(cfg Config) (*embed.Config, error) {
@@ -100,6 +122,9 @@ func logger() (*zap.Logger, error) {
 	return zc.Build()
 }
 
+// recovery is what to do when data is lost.
+const recovery = "restore the folder from a backup, or remove the cluster with `strake down --purge` and begin anew"
+
 // explain puts the cause and the cure that an operator can act on in front of etcd's own words.
 func explain(cfg Config, err error) error {
 	switch {
@@ -107,8 +132,10 @@ func explain(cfg Config, err error) error {
 		return fmt.Errorf("etcd: port %d or %d of 127.0.0.1 is taken by another process; stop it, or start with other ports: %w", cfg.ClientPort, cfg.PeerPort, err)
 	case errors.Is(err, syscall.ENOSPC):
 		return fmt.Errorf("etcd: no space left on the disk of %s; free some: %w", cfg.Dir, err)
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		return fmt.Errorf("etcd in %s: %w", cfg.Dir, err)
 	}
-	return fmt.Errorf("etcd in %s: %w", cfg.Dir, err)
+	return fmt.Errorf("etcd in %s: %w; if its files are damaged, %s", cfg.Dir, err, recovery)
 }
 
 // Endpoint is the URL that clients connect to.

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -135,5 +136,59 @@ func TestTakenPortIsNamed(t *testing.T) {
 	defer l.Close()
 	if _, err := Start(t.Context(), cfg); err == nil || !strings.Contains(err.Error(), "is taken by another process") {
 		t.Fatalf("error %v", err)
+	}
+}
+
+func TestDamagedDataIsTold(t *testing.T) {
+	for name, c := range map[string]struct {
+		file string // below member/, with a pattern
+		at   int64
+		want string
+	}{
+		"database":        {"snap/db", 0, "database:"},
+		"write-ahead log": {"wal/*.wal", 300, "etcd in"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg := testConfig(t)
+			s, err := Start(t.Context(), cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			kv := connect(t, s, cfg, true)
+			for range 20 {
+				if _, err := kv.Put(t.Context(), "k", strings.Repeat("v", 100)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			s.Close()
+			files, err := filepath.Glob(filepath.Join(cfg.Dir, "member", c.file))
+			if err != nil || len(files) != 1 {
+				t.Fatalf("%v: %v", files, err)
+			}
+			f, err := os.OpenFile(files[0], os.O_RDWR, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := f.WriteAt(bytes.Repeat([]byte{0xa5}, 9000), c.at); err != nil {
+				t.Fatal(err)
+			}
+			f.Close()
+			if _, err := Start(t.Context(), cfg); err == nil || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), "backup") {
+				t.Errorf("error %v", err)
+			}
+		})
+	}
+}
+
+func TestOneProcessPerFolder(t *testing.T) {
+	cfg := testConfig(t)
+	s, err := Start(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	cfg.ClientPort, cfg.PeerPort = freePort(t), freePort(t)
+	if _, err := Start(t.Context(), cfg); err == nil || !strings.Contains(err.Error(), "another process has the database open") {
+		t.Errorf("error %v", err)
 	}
 }

@@ -9,7 +9,6 @@ import (
 	"net/netip"
 	"os"
 	"sync/atomic"
-	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sync/errgroup"
@@ -39,17 +38,16 @@ type Config struct {
 	DNSAddr           netip.Addr
 	Zone              string
 	ResolvConf        string
-	KubeletPort       int
 	KubeletKubeconfig string
 	NetworkKubeconfig string
 	CertFile, KeyFile string
 	ClientCAFile      string
 }
 
-const (
-	dnsTTL      = 30 // seconds
-	kubeletPort = 10250
-)
+const dnsTTL = 30 // seconds
+
+// KubeletPort is where the kubelet of a node serves the API server.
+const KubeletPort = 10250
 
 // OpenDatapath mounts the node's bpffs and opens what is loaded in it.
 func OpenDatapath(l layout.Layout, dnsAddr netip.Addr, zone string) (*bpf.Datapath, error) {
@@ -71,15 +69,15 @@ func CNI(l layout.Layout, d *bpf.Datapath, node netip.Addr, podCIDR func() (neti
 // Run runs the node until ctx ends. Pods and their network go on without it.
 func Run(ctx context.Context, cfg Config) error {
 	l := cfg.Layout
-	if cfg.KubeletPort == 0 {
-		cfg.KubeletPort = kubeletPort
-	}
 	d, err := OpenDatapath(l, cfg.DNSAddr, cfg.Zone)
 	if err != nil {
 		return err
 	}
 	defer d.Close()
 	if err := cni.Prepare(l.CNIState(), cfg.DNSAddr); err != nil {
+		return err
+	}
+	if err := installPlugin(l); err != nil {
 		return err
 	}
 	netClient, err := client(cfg.NetworkKubeconfig, "strake-node-network")
@@ -133,8 +131,11 @@ func Run(ctx context.Context, cfg Config) error {
 		})
 	})
 	g.Go(func() error {
-		if err := awaitFile(ctx, l.ContainerdSocket()); err != nil {
-			return nil // ctx ended
+		if err := connectRuntime(ctx, l); err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			return err
 		}
 		rc, err := clientcmd.BuildConfigFromFlags("", cfg.KubeletKubeconfig)
 		if err != nil {
@@ -142,7 +143,7 @@ func Run(ctx context.Context, cfg Config) error {
 		}
 		rc.QPS, rc.Burst, rc.UserAgent = -1, -1, "kubelet"
 		return kubelet.Run(ctx, kubelet.Config{
-			NodeName: cfg.NodeName, NodeIP: cfg.NodeAddr.String(), Port: cfg.KubeletPort, Client: rc, CRISocket: l.ContainerdSocket(),
+			NodeName: cfg.NodeName, NodeIP: cfg.NodeAddr.String(), Port: KubeletPort, Client: rc, CRISocket: l.ContainerdSocket(),
 			RootDir: l.Kubelet(), PodLogsDir: l.PodLogs(), Cgroup: l.Cgroup(), ClusterDNS: []string{cfg.DNSAddr.String()}, ClusterDomain: cfg.Zone,
 			ResolvConf: cfg.ResolvConf, CertFile: cfg.CertFile, KeyFile: cfg.KeyFile, ClientCAFile: cfg.ClientCAFile,
 		})
@@ -164,19 +165,6 @@ func dropManagedFields(obj any) (any, error) {
 		m.SetManagedFields(nil)
 	}
 	return obj, nil
-}
-
-func awaitFile(ctx context.Context, path string) error {
-	for {
-		if _, err := os.Stat(path); err == nil {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(20 * time.Millisecond):
-		}
-	}
 }
 
 // awaitPodCIDR calls use whenever the node's pod range is seen.

@@ -26,10 +26,19 @@ import (
 // Down stops the cluster: its processes, its pods and its network. With purge its data goes too. A cluster that is down
 // already is no error.
 func Down(ctx context.Context, l layout.Layout, purge bool) error {
-	s, _, err := Load(l)
+	if os.Geteuid() != 0 {
+		return errors.New("strake down needs root: run it with sudo")
+	}
+	if purge && !l.Ours() {
+		return fmt.Errorf("data folder %s was not made by strake: it is not removed; remove it yourself if you mean it", l.Data)
+	}
 	var errs []error
-	if err != nil && !purge {
-		return err
+	s, _, err := Load(l)
+	if err != nil {
+		s = Defaults()
+		if !purge {
+			errs = append(errs, err)
+		}
 	}
 	if p, ok := supervisor.Find(l.Pid("supervisor")); ok {
 		errs = append(errs, p.Stop(40*time.Second))

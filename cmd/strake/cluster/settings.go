@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"github.com/vishvananda/netlink"
+	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/strake-io/strake/cmd/strake/agent"
 	"github.com/strake-io/strake/cmd/strake/layout"
@@ -39,6 +40,16 @@ func Defaults() Settings {
 		Port: 6443, EtcdPort: 2379, Zone: "cluster.local", ResolvConf: "/etc/resolv.conf",
 	}
 }
+
+// Flags of `up`, each for one of the settings.
+const (
+	FlagNodeName    = "node-name"
+	FlagNodeIP      = "node-ip"
+	FlagPodCIDR     = "pod-cidr"
+	FlagServiceCIDR = "service-cidr"
+	FlagPort        = "port"
+	FlagEtcdPort    = "etcd-port"
+)
 
 // nodeBits is the length of a node's part of the pod range.
 const nodeBits = 24
@@ -82,7 +93,33 @@ func (s Settings) Save(l layout.Layout) error {
 	return layout.WriteFile(l.Settings(), append(data, '\n'), 0o600)
 }
 
-// complete finds what was not given: the machine's name, and its address on the way to the default route.
+// settle returns the settings of the cluster in l: those it was made with, or for a new one those of the flags. A flag that was
+// given and differs from what the cluster was made with is refused.
+func settle(l layout.Layout, flags Settings, given func(flag string) bool) (Settings, error) {
+	s, saved, err := Load(l)
+	if err != nil {
+		return s, err
+	}
+	if !saved {
+		err := flags.complete()
+		return flags, err
+	}
+	for _, f := range []struct {
+		name       string
+		have, want any
+	}{
+		{FlagNodeName, s.NodeName, flags.NodeName}, {FlagNodeIP, s.NodeAddr, flags.NodeAddr}, {FlagPodCIDR, s.PodCIDR, flags.PodCIDR},
+		{FlagServiceCIDR, s.ServiceCIDR, flags.ServiceCIDR}, {FlagPort, s.Port, flags.Port}, {FlagEtcdPort, s.EtcdPort, flags.EtcdPort},
+	} {
+		if given(f.name) && f.have != f.want {
+			return s, fmt.Errorf("the cluster in %s was made with --%s %v, which can't be changed to %v: leave the flag out, or remove the cluster with `strake down --purge`",
+				l.Data, f.name, f.have, f.want)
+		}
+	}
+	return s, s.complete()
+}
+
+// complete finds what was not given (the machine's name, and its address on the way to the default route) and checks it all.
 func (s *Settings) complete() error {
 	if s.NodeName == "" {
 		host, err := os.Hostname()
@@ -97,13 +134,43 @@ func (s *Settings) complete() error {
 			return err
 		}
 	}
-	if s.PodCIDR.Overlaps(s.ServiceCIDR) {
-		return fmt.Errorf("--pod-cidr %s and --service-cidr %s overlap; choose ranges that don't", s.PodCIDR, s.ServiceCIDR)
+	return s.check()
+}
+
+func (s Settings) check() error {
+	if msgs := validation.IsDNS1123Subdomain(s.NodeName); len(msgs) > 0 {
+		return fmt.Errorf("the node's name %q is not a valid one (%s); give another with --%s", s.NodeName, strings.Join(msgs, "; "), FlagNodeName)
 	}
-	for _, p := range []netip.Prefix{s.PodCIDR, s.ServiceCIDR} {
-		if p.Contains(s.NodeAddr) {
-			return fmt.Errorf("the node's address %s lies in %s; choose other ranges with --pod-cidr and --service-cidr", s.NodeAddr, p)
+	if !s.NodeAddr.Is4() {
+		return fmt.Errorf("--%s %s is not an IPv4 address", FlagNodeIP, s.NodeAddr)
+	}
+	for _, r := range []struct {
+		flag    string
+		cidr    netip.Prefix
+		longest int
+	}{{FlagPodCIDR, s.PodCIDR, nodeBits}, {FlagServiceCIDR, s.ServiceCIDR, 28}} {
+		if !r.cidr.IsValid() || !r.cidr.Addr().Is4() || r.cidr.Bits() > r.longest || r.cidr.Bits() < 8 || r.cidr != r.cidr.Masked() {
+			return fmt.Errorf("--%s %s is not an IPv4 range of /8 to /%d, such as %s", r.flag, r.cidr, r.longest, Defaults().PodCIDR)
 		}
+		if r.cidr.Contains(s.NodeAddr) {
+			return fmt.Errorf("the node's address %s lies in %s; choose another range with --%s", s.NodeAddr, r.cidr, r.flag)
+		}
+	}
+	if s.PodCIDR.Overlaps(s.ServiceCIDR) {
+		return fmt.Errorf("--%s %s and --%s %s overlap; choose ranges that don't", FlagPodCIDR, s.PodCIDR, FlagServiceCIDR, s.ServiceCIDR)
+	}
+	ports := map[int]string{agent.KubeletPort: "the kubelet"}
+	for _, p := range []struct {
+		port int
+		flag string
+	}{{s.Port, "--" + FlagPort}, {s.EtcdPort, "--" + FlagEtcdPort}, {s.EtcdPort + 1, "the peers' port of --" + FlagEtcdPort}} {
+		if p.port < 1 || p.port > 65535 {
+			return fmt.Errorf("%s %d is not a port: 1 to 65535", p.flag, p.port)
+		}
+		if other, ok := ports[p.port]; ok {
+			return fmt.Errorf("port %d is of both %s and %s; choose others", p.port, other, p.flag)
+		}
+		ports[p.port] = p.flag
 	}
 	return nil
 }

@@ -2,8 +2,11 @@ package cluster
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"os"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -16,11 +19,15 @@ import (
 	"github.com/strake-io/strake/cmd/strake/supervisor"
 )
 
-// Open finds the settings of the node that a command is to run.
-func Open(place func() (layout.Layout, error)) (layout.Layout, Settings, error) {
+// Open finds the settings of the node that a component is to run, and writes down that this process is the component: it may
+// have been started by the supervisor, by systemd or by hand.
+func Open(place func() (layout.Layout, error), component string) (layout.Layout, Settings, error) {
 	l, err := place()
 	if err != nil {
 		return l, Settings{}, err
+	}
+	if os.Geteuid() != 0 {
+		return l, Settings{}, fmt.Errorf("strake %s needs root: run it with sudo", component)
 	}
 	s, _, err := Load(l)
 	if err == nil {
@@ -29,6 +36,13 @@ func Open(place func() (layout.Layout, error)) (layout.Layout, Settings, error) 
 	if err == nil {
 		err = l.Prepare()
 	}
+	if err != nil {
+		return l, s, err
+	}
+	if p, ok := supervisor.Find(l.Pid(component)); ok && p.PID != os.Getpid() {
+		return l, s, fmt.Errorf("%s of %s runs already, as process %d", component, l.Data, p.PID)
+	}
+	_, err = supervisor.Record(l.Pid(component), os.Getpid())
 	return l, s, err
 }
 
@@ -71,13 +85,13 @@ func Inspect(ctx context.Context, l layout.Layout) (Status, error) {
 	defer cancel()
 	s := Status{Nodes: []Node{}}
 	all := true
-	for _, name := range []string{"supervisor", "containerd", "server", "agent"} {
+	for _, name := range append([]string{"supervisor"}, components...) {
 		p, ok := supervisor.Find(l.Pid(name))
 		c := Component{Name: name, Running: ok}
 		if ok {
 			c.PID = p.PID
 		}
-		all = all && ok
+		all = all && (ok || name == "supervisor") // systemd may be in its place
 		s.Components = append(s.Components, c)
 	}
 	var err error
@@ -97,8 +111,11 @@ func Inspect(ctx context.Context, l layout.Layout) (Status, error) {
 
 func (s *Status) askAPI(ctx context.Context, l layout.Layout) error {
 	rc, err := clientcmd.BuildConfigFromFlags("", l.AdminKubeconfig())
-	if err != nil {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
 		return fmt.Errorf("there is no cluster in %s: run `strake up`", l.Data)
+	case err != nil:
+		return err
 	}
 	c, err := kubernetes.NewForConfig(rc)
 	if err != nil {

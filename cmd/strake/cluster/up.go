@@ -5,12 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/netip"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -22,6 +20,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
+	"github.com/strake-io/strake/cmd/strake/agent"
 	"github.com/strake-io/strake/cmd/strake/containerd"
 	"github.com/strake-io/strake/cmd/strake/demo"
 	"github.com/strake-io/strake/cmd/strake/layout"
@@ -29,68 +28,92 @@ import (
 	"github.com/strake-io/strake/cmd/strake/supervisor"
 )
 
-// Up brings the cluster up, or what of it does not run, and returns when the demo is served. Steps are told on out.
-// If the first start fails, what was started is stopped again.
-func Up(ctx context.Context, l layout.Layout, s Settings, out io.Writer) error {
-	fresh := true
-	if _, ok := supervisor.Find(l.Pid("supervisor")); ok {
-		fresh = false
+// Up brings the cluster up, or what of it does not run, and returns when the demo is served. flags are the settings of a new
+// cluster, and given tells which of them the user named. Steps are told on out. A first start that fails leaves nothing but its
+// logs, a later one that fails leaves the cluster stopped, with its data.
+func Up(ctx context.Context, l layout.Layout, flags Settings, given func(flag string) bool, out io.Writer) error {
+	if os.Geteuid() != 0 {
+		return errors.New("strake up needs root: run it with sudo")
 	}
-	p := &printer{out: out}
-	var rc *rest.Config
-	var client kubernetes.Interface
-	steps := []step{
-		{"check the machine", func(context.Context) error { return preflight(l, s, fresh) }},
-		{"certificates and settings", func(context.Context) error {
-			if err := s.complete(); err != nil {
-				return err
-			}
-			if err := l.Prepare(); err != nil {
-				return err
-			}
-			if err := s.Save(l); err != nil {
-				return err
-			}
-			if _, err := s.certificates(l); err != nil {
-				return err
-			}
-			return installPlugin(l)
+	u := &start{l: l, fresh: !running(l, "supervisor"), processes: map[string]map[supervisor.Process]bool{}}
+	for _, st := range []step{
+		{"check the machine", func(context.Context) error { return u.check(flags, given) }},
+		{"certificates and settings", u.prepare},
+		{"start containerd, server and agent", u.supervise},
+		{"load the demo's image", u.loadImage},
+		{"API server ready", u.apiReady},
+		{"deploy the demo", func(ctx context.Context) error { return u.poll(ctx, func() error { return demo.Deploy(ctx, u.admin) }) }},
+		{"node Ready", func(ctx context.Context) error { return u.poll(ctx, func() error { return u.nodeReady(ctx) }) }},
+		{"DNS answers", func(ctx context.Context) error { return u.poll(ctx, func() error { return dnsAnswers(ctx, u.s) }) }},
+		{"demo served", func(ctx context.Context) error {
+			return u.poll(ctx, func() error { return demoServed(ctx, u.s.NodeAddr) })
 		}},
-		{"start containerd, server and agent", func(context.Context) error { return startSupervisor(l) }},
-		{"load the images", func(ctx context.Context) error { return loadImages(ctx, l) }},
-		{"API server ready", func(ctx context.Context) error {
-			var err error
-			if rc, err = clientcmd.BuildConfigFromFlags("", l.AdminKubeconfig()); err != nil {
-				return err
+	} {
+		if err := st.run(ctx, out); err != nil {
+			if full := enoughSpace(l.Data, fullFree); u.touched && full != nil {
+				err = full // whatever was said of it
 			}
-			rc.QPS, rc.Burst = -1, -1
-			if client, err = kubernetes.NewForConfig(rc); err != nil {
-				return err
-			}
-			return poll(ctx, func() error {
-				_, err := client.Discovery().RESTClient().Get().AbsPath("/readyz").DoRaw(ctx)
-				return err
-			})
-		}},
-		{"deploy the demo", func(ctx context.Context) error { return poll(ctx, func() error { return demo.Deploy(ctx, rc) }) }},
-		{"node Ready", func(ctx context.Context) error {
-			return poll(ctx, func() error { return nodeReady(ctx, client, s.NodeName) })
-		}},
-		{"DNS answers", func(ctx context.Context) error { return poll(ctx, func() error { return dnsAnswers(ctx, s) }) }},
-		{"demo served", func(ctx context.Context) error { return poll(ctx, func() error { return demoServed(ctx, s.NodeAddr) }) }},
-	}
-	for _, st := range steps {
-		if err := p.run(ctx, st); err != nil {
-			if fresh && supervisorRuns(l) {
-				err = fmt.Errorf("%w\n%s", err, lastWords(l))
-				if derr := Down(context.WithoutCancel(ctx), l, false); derr != nil {
-					err = errors.Join(err, derr)
-				}
-			}
-			return fmt.Errorf("%s: %w", st.name, err)
+			return errors.Join(fmt.Errorf("%s: %w", st.name, err), u.undo(ctx, err))
 		}
 	}
 	return nil
+}
+
+// start is one `up`.
+type start struct {
+	l         layout.Layout
+	fresh     bool // nothing runs yet
+	isNew     bool // there was no cluster in the data folder
+	touched   bool // the data folder has been written to
+	s         Settings
+	admin     *rest.Config
+	client    kubernetes.Interface
+	processes map[string]map[supervisor.Process]bool // seen so far, by component
+}
+
+func (u *start) prepare(context.Context) error {
+	u.touched = true
+	if err := u.l.Prepare(); err != nil {
+		return err
+	}
+	if err := u.s.Save(u.l); err != nil {
+		return err
+	}
+	_, err := u.s.certificates(u.l)
+	return err
+}
+
+func (u *start) apiReady(ctx context.Context) error {
+	var err error
+	if u.admin, err = clientcmd.BuildConfigFromFlags("", u.l.AdminKubeconfig()); err != nil {
+		return err
+	}
+	u.admin.QPS, u.admin.Burst = -1, -1
+	if u.client, err = kubernetes.NewForConfig(u.admin); err != nil {
+		return err
+	}
+	return u.poll(ctx, func() error {
+		_, err := u.client.Discovery().RESTClient().Get().AbsPath("/readyz").DoRaw(ctx)
+		return err
+	})
+}
+
+// undo takes back what a failed start has started.
+func (u *start) undo(ctx context.Context, cause error) error {
+	if !u.fresh || !u.touched {
+		return nil
+	}
+	var words error
+	if !errors.As(cause, new(*crash)) {
+		words = u.lastWords()
+	}
+	if err := Down(context.WithoutCancel(ctx), u.l, false); err != nil {
+		return errors.Join(words, err)
+	}
+	if u.isNew {
+		return errors.Join(words, u.l.Clear())
+	}
+	return words
 }
 
 type step struct {
@@ -98,25 +121,26 @@ type step struct {
 	do   func(context.Context) error
 }
 
-type printer struct{ out io.Writer }
-
-func (p *printer) run(ctx context.Context, s step) error {
+func (s step) run(ctx context.Context, out io.Writer) error {
 	began := time.Now()
 	err := s.do(ctx)
 	mark := "✓"
 	if err != nil {
 		mark = "✗"
 	}
-	fmt.Fprintf(p.out, "%s %-36s %5.1f s\n", mark, s.name, time.Since(began).Seconds())
+	fmt.Fprintf(out, "%s %-36s %5.1f s\n", mark, s.name, time.Since(began).Seconds())
 	return err
 }
 
-// poll repeats f until it succeeds or ctx ends; then f's last error is the cause.
-func poll(ctx context.Context, f func() error) error {
+// poll repeats f until it succeeds, ctx ends (f's last error is the cause), or a component has ended too often to hope.
+func (u *start) poll(ctx context.Context, f func() error) error {
 	for {
 		err := f()
 		if err == nil {
 			return nil
+		}
+		if err := u.crashing(); err != nil {
+			return err
 		}
 		select {
 		case <-ctx.Done():
@@ -126,100 +150,50 @@ func poll(ctx context.Context, f func() error) error {
 	}
 }
 
-// minFree is the disk space that a start wants.
-const minFree = 1 << 30
-
-// preflight finds what would make a start fail, before anything is touched.
-func preflight(l layout.Layout, s Settings, fresh bool) error {
-	if os.Geteuid() != 0 {
-		return errors.New("strake up needs root: run it with sudo")
-	}
-	if err := l.Check(); err != nil {
-		return err
-	}
-	if _, err := containerd.Binaries(); err != nil {
-		return err
-	}
-	if !fresh {
-		return nil
-	}
-	dir := l.Data
-	for {
-		var st syscall.Statfs_t
-		err := syscall.Statfs(dir, &st)
-		if err == nil {
-			if free := st.Bavail * uint64(st.Bsize); free < minFree {
-				return fmt.Errorf("the disk of %s has %d MiB left, a cluster wants %d MiB; free some, or choose another folder with --data-dir", l.Data, free>>20, minFree>>20)
-			}
-			break
-		}
-		if !errors.Is(err, syscall.ENOENT) || dir == "/" {
-			return fmt.Errorf("data folder %s: %w", l.Data, err)
-		}
-		dir = filepath.Dir(dir)
-	}
-	if err := s.complete(); err != nil {
-		return err
-	}
-	for _, a := range []struct {
-		addr netip.AddrPort
-		what string
-	}{
-		{netip.AddrPortFrom(s.NodeAddr, uint16(s.Port)), "the API server (another: --port)"},
-		{netip.AddrPortFrom(s.NodeAddr, 10250), "the kubelet"},
-		{netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), uint16(s.EtcdPort)), "etcd (another: --etcd-port)"},
-	} {
-		ln, err := net.Listen("tcp", a.addr.String())
-		if errors.Is(err, syscall.EADDRINUSE) {
-			return fmt.Errorf("%s is taken by another process, but %s needs it; stop that process", a.addr, a.what)
-		}
-		if err != nil {
-			return fmt.Errorf("listen on %s: %w", a.addr, err)
-		}
-		ln.Close()
-	}
-	return nil
+// crash is the end of a start: one component does not stay alive.
+type crash struct {
+	component string
+	lives     int
+	log       string
 }
 
-// plugin finds strake-cni beside our own binary.
-func plugin() (string, error) {
-	self, err := os.Executable()
+func (c *crash) Error() string {
+	data, err := os.ReadFile(c.log)
 	if err != nil {
-		return "", err
+		return fmt.Sprintf("%s ended %d times; its log: %v", c.component, c.lives, err)
 	}
-	path := filepath.Join(filepath.Dir(self), "strake-cni")
-	if _, err := os.Stat(path); err != nil {
-		return "", fmt.Errorf("strake-cni is not beside %s: run `make build`", self)
-	}
-	return path, nil
+	return fmt.Sprintf("%s ended %d times, saying (%s): %s", c.component, c.lives, c.log, lastError(string(data)))
 }
 
-func installPlugin(l layout.Layout) error {
-	src, err := plugin()
-	if err != nil {
-		return err
-	}
-	data, err := os.ReadFile(src)
-	if err != nil {
-		return err
-	}
-	// Runtimes before containerd 2.1 want a plugin called loopback as well; it is the same binary by another name.
-	for _, name := range []string{"strake-cni", "loopback"} {
-		if err := layout.WriteFile(filepath.Join(l.CNIBin(), name), data, 0o755); err != nil {
-			return err
+// maxLives is how often a component may be started before a start of the cluster is given up.
+const maxLives = 3
+
+func (u *start) crashing() error {
+	for _, name := range components {
+		p, ok := supervisor.Find(u.l.Pid(name))
+		if !ok {
+			continue
+		}
+		if u.processes[name] == nil {
+			u.processes[name] = map[supervisor.Process]bool{}
+		}
+		u.processes[name][p] = true
+		if n := len(u.processes[name]); n > maxLives {
+			return &crash{component: name, lives: n - 1, log: u.l.Log(name)}
 		}
 	}
 	return nil
 }
 
-func supervisorRuns(l layout.Layout) bool {
-	_, ok := supervisor.Find(l.Pid("supervisor"))
+func running(l layout.Layout, component string) bool {
+	_, ok := supervisor.Find(l.Pid(component))
 	return ok
 }
 
-// startSupervisor starts the background process, unless it runs.
-func startSupervisor(l layout.Layout) error {
-	if supervisorRuns(l) {
+// supervise starts the background process, unless it runs.
+func (u *start) supervise(context.Context) error {
+	l := u.l
+	if running(l, "supervisor") {
 		return nil
 	}
 	self, err := os.Executable()
@@ -243,26 +217,25 @@ func startSupervisor(l layout.Layout) error {
 	return cmd.Process.Release()
 }
 
+// components are what a supervisor keeps running, in the order that they are started in. Each is a command of ours.
+var components = []string{"containerd", "server", "agent"}
+
 // Supervise keeps the cluster's processes running until ctx ends.
 func Supervise(ctx context.Context, l layout.Layout) error {
 	self, err := os.Executable()
 	if err != nil {
 		return err
 	}
-	runtime, err := containerd.Command(l)
-	if err != nil {
-		return err
+	list := make([]supervisor.Component, len(components))
+	for i, name := range components {
+		list[i] = supervisor.Component{Name: name, Command: []string{self, name, "--data-dir", l.Data}, Grace: 20 * time.Second}
 	}
-	return supervisor.Run(ctx, l, []supervisor.Component{
-		{Name: "containerd", Command: runtime, Grace: 10 * time.Second},
-		{Name: "server", Command: []string{self, "server", "--data-dir", l.Data}, Grace: 20 * time.Second},
-		{Name: "agent", Command: []string{self, "agent", "--data-dir", l.Data}, Grace: 10 * time.Second},
-	}, "containerd")
+	return supervisor.Run(ctx, l, list, "containerd")
 }
 
-// loadImages makes the sandbox's and the demo's images of our own binaries, unless they are there.
-func loadImages(ctx context.Context, l layout.Layout) error {
-	c, err := containerd.Connect(ctx, l)
+// loadImage makes the demo's image of our own binary.
+func (u *start) loadImage(ctx context.Context) error {
+	c, err := containerd.Connect(ctx, u.l)
 	if err != nil {
 		return err
 	}
@@ -271,28 +244,12 @@ func loadImages(ctx context.Context, l layout.Layout) error {
 	if err != nil {
 		return err
 	}
-	pause, err := plugin()
-	if err != nil {
-		return err
-	}
-	for _, img := range []ociimage.Image{
-		{Name: containerd.PauseImage, Files: map[string]string{"/pause": pause}, Entrypoint: []string{"/pause"}, User: "65535"},
-		{Name: demo.Image, Files: map[string]string{"/strake": self}, Entrypoint: []string{"/strake"}, User: "65532"},
-	} {
-		if c.Has(ctx, img.Name) {
-			continue
-		}
-		r, w := io.Pipe()
-		go func() { w.CloseWithError(ociimage.Write(w, img)) }()
-		if _, err := c.Import(ctx, r); err != nil {
-			return err
-		}
-	}
-	return nil
+	return agent.LoadImage(ctx, c, ociimage.Image{Name: demo.Image, Files: map[string]string{"/strake": self}, Entrypoint: []string{"/strake"}, User: "65532"})
 }
 
-func nodeReady(ctx context.Context, c kubernetes.Interface, name string) error {
-	n, err := c.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
+func (u *start) nodeReady(ctx context.Context) error {
+	name := u.s.NodeName
+	n, err := u.client.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
 	if err != nil {
 		return err
 	}
@@ -311,7 +268,7 @@ func nodeReady(ctx context.Context, c kubernetes.Interface, name string) error {
 func dnsAnswers(ctx context.Context, s Settings) error {
 	q := new(dns.Msg)
 	q.SetQuestion("kubernetes.default.svc."+s.Zone+".", dns.TypeA)
-	c := &dns.Client{Timeout: time.Second}
+	c := &dns.Client{Timeout: 200 * time.Millisecond} // before the address is there, a query gets no answer and no error
 	m, _, err := c.ExchangeContext(ctx, q, netip.AddrPortFrom(s.DNSAddr(), 53).String())
 	if err != nil {
 		return err
@@ -340,16 +297,30 @@ func demoServed(ctx context.Context, addr netip.Addr) error {
 	return nil
 }
 
-// lastWords are the ends of the logs, for somebody whose start failed.
-func lastWords(l layout.Layout) string {
-	var b strings.Builder
-	for _, name := range []string{"containerd", "server", "agent"} {
-		data, err := os.ReadFile(l.Log(name))
-		if err != nil || len(data) == 0 {
-			continue
+// lastWords are what the components said last, for somebody whose start failed.
+func (u *start) lastWords() error {
+	var words []error
+	for _, name := range components {
+		data, err := os.ReadFile(u.l.Log(name))
+		if err != nil {
+			continue // it has not been started
 		}
-		lines := strings.Split(strings.TrimSpace(string(data)), "\n")
-		fmt.Fprintf(&b, "%s (%s): %s\n", name, l.Log(name), lines[len(lines)-1])
+		if line := lastError(string(data)); line != "" {
+			words = append(words, fmt.Errorf("%s said (%s): %s", name, u.l.Log(name), line))
+		}
 	}
-	return strings.TrimSpace(b.String())
+	return errors.Join(words...)
+}
+
+// lastError finds the line that tells why a process ended: the last of ours (main prints it), else the start of a panic, else the last.
+func lastError(log string) string {
+	lines := strings.Split(strings.TrimSpace(log), "\n")
+	for _, prefix := range []string{"strake:", "panic:", "containerd:"} {
+		for i := len(lines) - 1; i >= 0; i-- {
+			if strings.HasPrefix(lines[i], prefix) {
+				return lines[i]
+			}
+		}
+	}
+	return lines[len(lines)-1]
 }

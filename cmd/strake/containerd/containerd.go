@@ -75,23 +75,26 @@ func Binaries() (path string, err error) {
 	return path, nil
 }
 
-// Command writes the configuration and returns the command that serves it.
-func Command(l layout.Layout) ([]string, error) {
+// Exec writes the configuration and becomes containerd; it returns only to tell why it could not.
+func Exec(l layout.Layout) error {
 	path, err := Binaries()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	var b bytes.Buffer
 	if err := config.Execute(&b, struct {
 		layout.Layout
 		MayLowerOOMScore bool
 	}{l, mayLowerOOMScore()}); err != nil {
-		return nil, fmt.Errorf("containerd configuration: %w", err)
+		return fmt.Errorf("containerd configuration: %w", err)
 	}
 	if err := layout.WriteFile(l.ContainerdConfig(), b.Bytes(), 0o600); err != nil {
-		return nil, err
+		return err
 	}
-	return []string{path, "--config", l.ContainerdConfig()}, nil
+	if err := unix.Exec(path, []string{"containerd", "--config", l.ContainerdConfig()}, os.Environ()); err != nil {
+		return fmt.Errorf("run %s: %w", path, err)
+	}
+	return nil
 }
 
 // mayLowerOOMScore tells whether processes may be protected from the out-of-memory killer: that takes CAP_SYS_RESOURCE

@@ -108,16 +108,12 @@ type stamp struct {
 func (l Layout) stampFile() string { return l.in("layout.json") }
 
 // Check refuses a data folder of another version, a corrupt one, and one that is not ours.
-// An absent or empty folder is fine.
+// An absent or empty folder is fine, and one that holds logs only: so a first start that failed leaves it.
 func (l Layout) Check() error {
 	data, err := os.ReadFile(l.stampFile())
 	if errors.Is(err, fs.ErrNotExist) {
-		entries, err := os.ReadDir(l.Data)
-		if errors.Is(err, fs.ErrNotExist) || err == nil && len(entries) == 0 {
+		if l.Ours() {
 			return nil
-		}
-		if err != nil {
-			return fmt.Errorf("data folder %s: %w", l.Data, err)
 		}
 		return fmt.Errorf("data folder %s: holds files that are not ours (no %s); choose an empty folder with --data-dir", l.Data, filepath.Base(l.stampFile()))
 	}
@@ -132,6 +128,15 @@ func (l Layout) Check() error {
 		return fmt.Errorf("data folder %s: made by another release (layout %d, this one knows %d); use that release, or another folder with --data-dir", l.Data, s.Version, version)
 	}
 	return nil
+}
+
+// Ours tells whether all in the data folder may be removed: it is stamped, absent, or has nothing but logs.
+func (l Layout) Ours() bool {
+	if _, err := os.Lstat(l.stampFile()); err == nil {
+		return true
+	}
+	entries, err := os.ReadDir(l.Data)
+	return errors.Is(err, fs.ErrNotExist) || err == nil && (len(entries) == 0 || len(entries) == 1 && entries[0].Name() == "log")
 }
 
 // Prepare checks the data folder and makes it and the run folder.
@@ -152,6 +157,23 @@ func (l Layout) Prepare() error {
 		return fmt.Errorf("data folder %s: %w", l.Data, err)
 	}
 	return WriteFile(l.stampFile(), append(data, '\n'), 0o600)
+}
+
+// Clear removes all data but the logs.
+func (l Layout) Clear() error {
+	entries, err := os.ReadDir(l.Data)
+	if err != nil {
+		return fmt.Errorf("data folder %s: %w", l.Data, err)
+	}
+	for _, e := range entries {
+		if e.Name() == "log" {
+			continue
+		}
+		if err := os.RemoveAll(l.in(e.Name())); err != nil {
+			return fmt.Errorf("data folder %s: %w", l.Data, err)
+		}
+	}
+	return nil
 }
 
 // WriteFile replaces a file atomically, so that a full disk or a crash leaves the old content.

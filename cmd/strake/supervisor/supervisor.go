@@ -19,7 +19,6 @@ import (
 type Component struct {
 	Name    string
 	Command []string
-	Env     []string      // beside the supervisor's own
 	Grace   time.Duration // from SIGTERM to SIGKILL
 }
 
@@ -118,7 +117,6 @@ func start(l layout.Layout, c Component) (Process, error) {
 	}
 	defer log.Close()
 	cmd := exec.Command(c.Command[0], c.Command[1:]...)
-	cmd.Env = append(os.Environ(), c.Env...)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
