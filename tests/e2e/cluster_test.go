@@ -3,8 +3,6 @@ package e2e
 
 import (
 	"bytes"
-	"crypto/rand"
-	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -13,54 +11,30 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/strake-io/strake/tests/lab"
 )
 
-// cluster is a one-node cluster in a namespace, with an outside namespace on its uplink.
+// cluster is a cluster in a lab of the test's own.
 type cluster struct {
-	t       *testing.T
-	ns, out string
-	data    string
-	strake  string
+	*lab.Cluster
+	t *testing.T
 }
-
-const (
-	nodeIP    = "198.18.0.2"
-	outsideIP = "198.18.0.1"
-)
 
 // start brings a cluster up; it goes with the test.
 func start(t *testing.T) *cluster {
 	t.Helper()
-	root, err := filepath.Abs("../..")
+	l, err := lab.New("strake-e2e", filepath.Join(t.TempDir(), "data"), "../../bin/strake")
 	if err != nil {
 		t.Fatal(err)
 	}
-	var id [3]byte
-	rand.Read(id[:])
-	name := "strake-e2e-" + hex.EncodeToString(id[:])
-	c := &cluster{t: t, ns: name, out: name + "-out", data: filepath.Join(t.TempDir(), "data"), strake: filepath.Join(root, "bin", "strake")}
-	if _, err := os.Stat(c.strake); err != nil {
-		t.Fatalf("%v: run `make build`", err)
-	}
-	for _, cmd := range []string{
-		"ip netns add " + c.ns, "ip netns add " + c.out, "ip -n " + c.ns + " link set lo up", "ip -n " + c.out + " link set lo up",
-		"ip link add up0 netns " + c.ns + " type veth peer name out0 netns " + c.out,
-		"ip -n " + c.ns + " addr add " + nodeIP + "/24 dev up0", "ip -n " + c.ns + " link set up0 up",
-		"ip -n " + c.out + " addr add " + outsideIP + "/24 dev out0", "ip -n " + c.out + " link set out0 up",
-		"ip -n " + c.ns + " route add default via " + outsideIP,
-	} {
-		c.must(exec.Command("sh", "-c", cmd))
-	}
 	t.Cleanup(func() {
-		out, err := c.run("down", "--purge")
-		if err != nil {
-			t.Errorf("down: %v\n%s", err, out)
-		}
-		for _, ns := range []string{c.ns, c.out} {
-			c.must(exec.Command("ip", "netns", "del", ns))
+		if err := l.Close(); err != nil {
+			t.Error(err)
 		}
 	})
-	if out, err := c.run("up", "--node-name", "node-1", "--wait", "90s"); err != nil {
+	c := &cluster{Cluster: l, t: t}
+	if out, err := c.Strake("up", "--node-name", "node-1", "--wait", "90s"); err != nil {
 		t.Fatalf("up: %v\n%s", err, out)
 	}
 	return c
@@ -75,19 +49,9 @@ func (c *cluster) must(cmd *exec.Cmd) string {
 	return string(out)
 }
 
-// command runs a program in the node's namespace; not by `ip netns exec`, which hides the cgroup tree.
-func (c *cluster) command(args ...string) *exec.Cmd {
-	return exec.Command("nsenter", append([]string{"--net=/run/netns/" + c.ns}, args...)...)
-}
-
-func (c *cluster) run(args ...string) (string, error) {
-	out, err := c.command(append([]string{c.strake, "--data-dir", c.data}, args...)...).CombinedOutput()
-	return string(out), err
-}
-
 func (c *cluster) kubectl(args ...string) string {
 	c.t.Helper()
-	out, err := c.run(append([]string{"kubectl"}, args...)...)
+	out, err := c.Strake(append([]string{"kubectl"}, args...)...)
 	if err != nil {
 		c.t.Fatalf("kubectl %v: %v\n%s", args, err, out)
 	}
@@ -96,7 +60,7 @@ func (c *cluster) kubectl(args ...string) string {
 
 func (c *cluster) apply(manifest string) {
 	c.t.Helper()
-	cmd := c.command(c.strake, "--data-dir", c.data, "kubectl", "apply", "-f", "-")
+	cmd := c.StrakeCommand(c.t.Context(), "kubectl", "apply", "-f", "-")
 	cmd.Stdin = strings.NewReader(manifest)
 	c.must(cmd)
 }
@@ -128,7 +92,7 @@ tar -C root -cf layer.tar .; sum=$(sha256sum layer.tar | cut -d' ' -f1)
 printf '{"architecture":"amd64","os":"linux","config":{},"rootfs":{"type":"layers","diff_ids":["sha256:%%s"]}}' $sum > config.json
 printf '[{"Config":"config.json","RepoTags":["strake.io/busybox:1"],"Layers":["layer.tar"]}]' > manifest.json
 tar -cf image.tar layer.tar config.json manifest.json`, dir))
-	if out, err := c.run("image", "import", filepath.Join(dir, "image.tar")); err != nil || !strings.Contains(out, "strake.io/busybox:1") {
+	if out, err := c.Strake("image", "import", filepath.Join(dir, "image.tar")); err != nil || !strings.Contains(out, "strake.io/busybox:1") {
 		c.t.Fatalf("image import: %v\n%s", err, out)
 	}
 }
@@ -199,13 +163,13 @@ func TestMainJob(t *testing.T) {
 	var st struct {
 		Ready bool `json:"ready"`
 	}
-	out, err := c.run("status", "-o", "json")
+	out, err := c.Strake("status", "-o", "json")
 	if err != nil || json.Unmarshal([]byte(out), &st) != nil || !st.Ready {
 		t.Fatalf("status: %v\n%s", err, out)
 	}
 	c.busybox()
 	eventually(t, 10*time.Second, func() string {
-		if out, err := c.run("kubectl", "get", "serviceaccount", "default"); err != nil {
+		if out, err := c.Strake("kubectl", "get", "serviceaccount", "default"); err != nil {
 			return out
 		}
 		return ""
@@ -238,7 +202,7 @@ func TestMainJob(t *testing.T) {
 	t.Run("NodePort from outside, evenly", func(t *testing.T) {
 		seen := map[string]int{}
 		for range 60 {
-			cmd := exec.Command("ip", "netns", "exec", c.out, "curl", "-s", "-m", "3", "http://"+nodeIP+":30080/")
+			cmd := exec.Command("ip", "netns", "exec", c.Outside, "curl", "-s", "-m", "3", "http://"+lab.NodeIP+":30080/")
 			out, err := cmd.Output()
 			if err != nil {
 				t.Fatalf("curl: %v", err)
@@ -278,7 +242,7 @@ func TestMainJob(t *testing.T) {
 		}
 	})
 	t.Run("a wrong manifest is told by its field", func(t *testing.T) {
-		cmd := c.command(c.strake, "--data-dir", c.data, "kubectl", "apply", "-f", "-")
+		cmd := c.StrakeCommand(c.t.Context(), "kubectl", "apply", "-f", "-")
 		cmd.Stdin = strings.NewReader("apiVersion: v1\nkind: Service\nmetadata: {name: bad}\nspec: {ports: [{port: 70000}]}\n")
 		out, err := cmd.CombinedOutput()
 		if err == nil || !strings.Contains(string(out), "spec.ports[0].port") {
@@ -291,13 +255,13 @@ func TestMainJob(t *testing.T) {
 			if _, err := exec.LookPath(args[0]); err != nil {
 				continue // then it holds no rule
 			}
-			if out := c.must(c.command(args...)); len(bytes.TrimSpace([]byte(out))) > 0 {
+			if out := c.must(c.Command(t.Context(), args...)); len(bytes.TrimSpace([]byte(out))) > 0 {
 				t.Errorf("%v:\n%s", args, out)
 			}
 		}
 	})
 	t.Run("a second up is fine", func(t *testing.T) {
-		if out, err := c.run("up", "--wait", "60s"); err != nil {
+		if out, err := c.Strake("up", "--wait", "60s"); err != nil {
 			t.Errorf("%v\n%s", err, out)
 		}
 	})
@@ -331,7 +295,7 @@ func killAgent(t *testing.T, c *cluster) {
 		data, _ := os.ReadFile(f)
 		var p int
 		fmt.Sscan(string(data), &p)
-		if line, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", p)); bytes.Contains(line, []byte(c.data)) {
+		if line, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", p)); bytes.Contains(line, []byte(c.Data)) {
 			pid = p
 		}
 	}
@@ -346,7 +310,7 @@ func killAgent(t *testing.T, c *cluster) {
 		t.Fatal(err)
 	}
 	eventually(t, 30*time.Second, func() string {
-		if out, err := c.run("kubectl", "exec", "pod/caller", "--", "/strake", "version"); err != nil {
+		if out, err := c.Strake("kubectl", "exec", "pod/caller", "--", "/strake", "version"); err != nil {
 			return out
 		}
 		return ""
@@ -360,16 +324,16 @@ func killAgent(t *testing.T, c *cluster) {
 // purge looks for all that a cluster could leave behind.
 func purge(t *testing.T, c *cluster) {
 	for range 2 { // a second down is fine
-		if out, err := c.run("down", "--purge"); err != nil {
+		if out, err := c.Strake("down", "--purge"); err != nil {
 			t.Fatalf("%v\n%s", err, out)
 		}
 	}
 	for what, cmd := range map[string]string{
-		"processes":  "for f in $(grep -lsa '" + c.data + "' /proc/[0-9]*/cmdline); do tr '\\0' ' ' < $f; echo; done 2>/dev/null | grep -v -e grep -e 'sh -c' || true",
-		"mounts":     "grep '" + c.data + "' /proc/self/mounts || true",
-		"interfaces": "ip -n " + c.ns + " -o link | grep stk || true",
-		"addresses":  "ip -n " + c.ns + " -o addr | grep 10.96 || true",
-		"data":       "ls " + c.data + " 2>/dev/null || true",
+		"processes":  "for f in $(grep -lsa '" + c.Data + "' /proc/[0-9]*/cmdline); do tr '\\0' ' ' < $f; echo; done 2>/dev/null | grep -v -e grep -e 'sh -c' || true",
+		"mounts":     "grep '" + c.Data + "' /proc/self/mounts || true",
+		"interfaces": "ip -n " + c.Net + " -o link | grep stk || true",
+		"addresses":  "ip -n " + c.Net + " -o addr | grep 10.96 || true",
+		"data":       "ls " + c.Data + " 2>/dev/null || true",
 	} {
 		if out := strings.TrimSpace(c.must(exec.Command("sh", "-c", cmd))); out != "" {
 			t.Errorf("%s are left:\n%s", what, out)
