@@ -236,16 +236,18 @@ func superviseCommand(place places) *cobra.Command {
 func demoCommand() *cobra.Command {
 	var listen, url string
 	var interval time.Duration
+	var count int
 	cmd := &cobra.Command{Use: "demo", Short: "The programs of the demo's containers", Hidden: true}
 	echo := &cobra.Command{Use: "echo", Short: "Serve HTTP and tell the pod's name", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
 		return demo.ServeEcho(cmd.Context(), listen)
 	}}
 	echo.Flags().StringVar(&listen, "listen", ":8080", "address to serve on")
 	client := &cobra.Command{Use: "client", Short: "Call a URL in a loop", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
-		return demo.Call(cmd.Context(), url, interval, cmd.OutOrStdout())
+		return demo.Call(cmd.Context(), url, interval, count, cmd.OutOrStdout())
 	}}
 	client.Flags().StringVar(&url, "url", "http://echo/", "what to call")
 	client.Flags().DurationVar(&interval, "interval", time.Second, "pause between calls")
+	client.Flags().IntVar(&count, "count", 0, "calls to make (0: without an end)")
 	cmd.AddCommand(echo, client)
 	return cmd
 }

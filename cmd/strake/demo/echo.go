@@ -21,8 +21,8 @@ type Answer struct {
 	Path   string `json:"path"`
 }
 
-// ServeEcho serves HTTP on addr until ctx ends: any request is answered with an Answer, as JSON
-// where the client accepts that, else as one line of text.
+// ServeEcho serves HTTP and UDP on addr until ctx ends: any request is answered with an Answer, as JSON
+// where the client accepts that, else as one line of text; any datagram is answered with such a line.
 func ServeEcho(ctx context.Context, addr string) error {
 	pod, err := os.Hostname()
 	if err != nil {
@@ -44,6 +44,12 @@ func ServeEcho(ctx context.Context, addr string) error {
 		}
 		fmt.Fprintf(w, "%s answers %s %s from %s\n", a.Pod, a.Method, a.Path, a.Client)
 	})
+	packets, err := net.ListenPacket("udp", addr)
+	if err != nil {
+		return fmt.Errorf("echo: %w", err)
+	}
+	defer packets.Close()
+	go answerPackets(packets, pod)
 	srv := &http.Server{Addr: addr, Handler: mux, ReadHeaderTimeout: 10 * time.Second}
 	go func() {
 		<-ctx.Done()
@@ -55,4 +61,20 @@ func ServeEcho(ctx context.Context, addr string) error {
 		return fmt.Errorf("echo: %w", err)
 	}
 	return nil
+}
+
+func answerPackets(conn net.PacketConn, pod string) {
+	var buf [1]byte // what a datagram says does not matter
+	for {
+		_, from, err := conn.ReadFrom(buf[:])
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err != nil {
+			continue // an ICMP error of an earlier answer
+		}
+		if _, err := conn.WriteTo(fmt.Appendf(nil, "%s answers UDP from %s\n", pod, from), from); err != nil {
+			fmt.Fprintln(os.Stderr, "echo:", err)
+		}
+	}
 }

@@ -1,0 +1,204 @@
+package e2e
+
+import (
+	"bytes"
+	"encoding/json"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/strake-io/strake/tests/lab"
+)
+
+const manifests = `
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: conf}
+data: {greeting: hello, index.html: "from a file\n"}
+---
+apiVersion: v1
+kind: Secret
+metadata: {name: secret}
+stringData: {password: xyzzy}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web}
+spec:
+  replicas: 2
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec:
+      terminationGracePeriodSeconds: 1
+      containers:
+      - name: web
+        image: strake.io/busybox:1
+        command: [httpd, -f, -p, "8080", -h, /www]
+        ports: [{name: http, containerPort: 8080}]
+        env:
+        - {name: GREETING, valueFrom: {configMapKeyRef: {name: conf, key: greeting}}}
+        - {name: PASSWORD, valueFrom: {secretKeyRef: {name: secret, key: password}}}
+        - {name: MY_IP, valueFrom: {fieldRef: {fieldPath: status.podIP}}}
+        volumeMounts:
+        - {name: www, mountPath: /www}
+        - {name: secret, mountPath: /secret}
+        readinessProbe: {httpGet: {path: /index.html, port: http}, periodSeconds: 1}
+      volumes:
+      - {name: www, configMap: {name: conf}}
+      - {name: secret, secret: {secretName: secret, defaultMode: 0400}}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec:
+  selector: {app: web}
+  ports: [{port: 80, targetPort: http}]
+`
+
+const job = `
+apiVersion: batch/v1
+kind: Job
+metadata: {name: once}
+spec:
+  template:
+    spec:
+      restartPolicy: Never
+      containers:
+      - name: once
+        image: strake.io/busybox:1
+        command: [sh, -c, "wget -q -O - http://web.default.svc.cluster.local/index.html && wget -q -O - http://web/index.html"]
+`
+
+// TestMainJob is what a newcomer does: the demo, then manifests of their own, then trouble.
+func TestMainJob(t *testing.T) {
+	c := start(t)
+	var st struct {
+		Ready bool `json:"ready"`
+	}
+	out, err := c.Strake("status", "-o", "json")
+	if err != nil || json.Unmarshal([]byte(out), &st) != nil || !st.Ready {
+		t.Fatalf("status: %v\n%s", err, out)
+	}
+	c.apply(manifests)
+	c.kubectl("rollout", "status", "deployment/web", "--timeout=60s")
+
+	t.Run("a Job calls the Service by its long and its short name", func(t *testing.T) {
+		c := c.in(t)
+		c.apply(job)
+		c.kubectl("wait", "--for=condition=complete", "job/once", "--timeout=60s")
+		if out := c.kubectl("logs", "job/once"); out != "from a file\nfrom a file\n" {
+			t.Errorf("log %q", out)
+		}
+	})
+	t.Run("configuration as environment and files", func(t *testing.T) {
+		c := c.in(t)
+		out := c.kubectl("exec", "deploy/web", "--", "sh", "-c", "echo $GREETING $PASSWORD $MY_IP; cat /secret/password; ls -lL /secret/password")
+		if !strings.Contains(out, "hello xyzzy 10.244.0.") || !strings.Contains(out, "xyzzy-r--------") {
+			t.Errorf("saw %q", out)
+		}
+	})
+	t.Run("a change of a ConfigMap reaches its files", func(t *testing.T) {
+		c := c.in(t)
+		c.kubectl("patch", "configmap", "conf", "-p", `{"data":{"index.html":"changed\n"}}`)
+		eventually(t, 30*time.Second, func() string {
+			if out := c.kubectl("exec", "deploy/web", "--", "cat", "/www/index.html"); out != "changed\n" {
+				return "still " + out
+			}
+			return ""
+		})
+	})
+	t.Run("NodePort from outside, evenly", func(t *testing.T) {
+		c := c.in(t)
+		seen := map[string]int{}
+		for range 60 {
+			cmd := exec.Command("ip", "netns", "exec", c.Outside, "curl", "-s", "-m", "3", "http://"+lab.NodeIP+":30080/")
+			out, err := cmd.Output()
+			if err != nil {
+				t.Fatalf("curl: %v", err)
+			}
+			seen[strings.Fields(string(out))[0]]++
+		}
+		for pod, n := range seen {
+			if n < 5 {
+				t.Errorf("%s answered %d of 60", pod, n)
+			}
+		}
+		if len(seen) != 3 {
+			t.Errorf("answers from %v, want three pods", seen)
+		}
+	})
+	t.Run("deleted pods and killed processes come back", func(t *testing.T) {
+		c := c.in(t)
+		c.kubectl("delete", "pod", "-l", "app=web", "--wait=true", "--timeout=60s")
+		c.kubectl("rollout", "status", "deployment/web", "--timeout=60s")
+		uid := c.kubectl("get", "pods", "-l", "app=web", "-o", "jsonpath={.items[0].metadata.uid}")
+		c.must(exec.Command("sh", "-c", "for p in $(grep -l pod"+uid+" /proc/[0-9]*/cgroup | cut -d/ -f3); do grep -q httpd /proc/$p/cmdline && kill -9 $p; done; true"))
+		eventually(t, 60*time.Second, func() string {
+			out := c.kubectl("get", "pods", "-l", "app=web", "-o", "jsonpath={.items[*].status.containerStatuses[0].restartCount}{range .items[*]}{.status.conditions[?(@.type=='Ready')].status}{end}")
+			if !strings.Contains(out, "1") || strings.Contains(out, "False") {
+				return "restarts and readiness: " + out
+			}
+			return ""
+		})
+	})
+	t.Run("scale and describe", func(t *testing.T) {
+		c := c.in(t)
+		c.kubectl("scale", "deployment/web", "--replicas=3")
+		c.kubectl("rollout", "status", "deployment/web", "--timeout=60s")
+		if out := c.kubectl("describe", "service", "web"); strings.Count(out, ":8080") < 3 {
+			t.Errorf("describe\n%s", out)
+		}
+		if out := c.kubectl("explain", "deployment.spec.replicas"); !strings.Contains(out, "Number of desired pods") {
+			t.Errorf("explain\n%s", out)
+		}
+	})
+	t.Run("a wrong manifest is told by its field", func(t *testing.T) {
+		c := c.in(t)
+		cmd := c.StrakeCommand(c.t.Context(), "kubectl", "apply", "-f", "-")
+		cmd.Stdin = strings.NewReader("apiVersion: v1\nkind: Service\nmetadata: {name: bad}\nspec: {ports: [{port: 70000}]}\n")
+		out, err := cmd.CombinedOutput()
+		if err == nil || !strings.Contains(string(out), "spec.ports[0].port") {
+			t.Errorf("%v: %s", err, out)
+		}
+	})
+	t.Run("no rule of ours in netfilter", func(t *testing.T) {
+		c := c.in(t)
+		for _, args := range [][]string{{"iptables-save"}, {"nft", "list", "ruleset"}} {
+			if _, err := exec.LookPath(args[0]); err != nil {
+				continue // then it holds no rule
+			}
+			if out := c.must(c.Command(t.Context(), args...)); len(bytes.TrimSpace([]byte(out))) > 0 {
+				t.Errorf("%v:\n%s", args, out)
+			}
+		}
+	})
+	t.Run("a second up is fine", func(t *testing.T) {
+		c := c.in(t)
+		if out, err := c.Strake("up", "--wait", "60s"); err != nil {
+			t.Errorf("%v\n%s", err, out)
+		}
+	})
+	t.Run("nothing is left after down --purge", func(t *testing.T) { purge(t, c) })
+}
+
+// purge looks for all that a cluster could leave behind.
+func purge(t *testing.T, c *cluster) {
+	for range 2 { // a second down is fine
+		if out, err := c.Strake("down", "--purge"); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+	}
+	for what, cmd := range map[string]string{
+		"processes":  "for f in $(grep -lsa '" + c.Data + "' /proc/[0-9]*/cmdline); do tr '\\0' ' ' < $f; echo; done 2>/dev/null | grep -v -e grep -e 'sh -c' || true",
+		"mounts":     "grep '" + c.Data + "' /proc/self/mounts || true",
+		"interfaces": "ip -n " + c.Net + " -o link | grep stk || true",
+		"addresses":  "ip -n " + c.Net + " -o addr | grep 10.96 || true",
+		"data":       "ls " + c.Data + " 2>/dev/null || true",
+	} {
+		if out := strings.TrimSpace(c.must(exec.Command("sh", "-c", cmd))); out != "" {
+			t.Errorf("%s are left:\n%s", what, out)
+		}
+	}
+}

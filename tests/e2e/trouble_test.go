@@ -1,0 +1,193 @@
+package e2e
+
+import (
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// One pod calls a Service by its name, each time anew, and logs what it gets; another downloads without an end.
+const sources = `
+apiVersion: v1
+kind: Pod
+metadata: {name: caller}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: caller
+    image: strake.io/demo:1
+    args: [demo, client, --url, "http://echo.demo.svc.cluster.local/", --interval, 20ms]
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: source, labels: {app: source}}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - {name: c, image: "strake.io/busybox:1", command: [nc, -ll, -p, "9000", -e, dd, if=/dev/zero, bs=64k]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: source}
+spec:
+  selector: {app: source}
+  ports: [{port: 9000}]
+`
+
+const download = `
+apiVersion: v1
+kind: Pod
+metadata: {name: download}
+spec:
+  terminationGracePeriodSeconds: 1
+  restartPolicy: Never
+  containers:
+  - {name: c, image: "strake.io/busybox:1", command: [sh, -c, "nc source 9000 | dd of=/dev/null bs=64k; echo the download ended"]}
+`
+
+// TestProcessesAreKilled kills one process after the other while pods use the network.
+func TestProcessesAreKilled(t *testing.T) {
+	c := start(t)
+	c.apply(sources)
+	c.kubectl("wait", "--for=condition=Ready", "pod/caller", "pod/source", "--timeout=60s")
+	c.apply(download)
+	c.kubectl("wait", "--for=condition=Ready", "pod/download", "--timeout=60s")
+	eventually(t, 20*time.Second, func() string {
+		if received(t, c) == 0 {
+			return "the download has not begun"
+		}
+		return ""
+	})
+	lost := retransmitted(t, c)
+	for _, component := range []string{"agent", "supervisor", "agent", "containerd", "server"} {
+		t.Run(component, func(t *testing.T) {
+			c := c.in(t)
+			before, calls := received(t, c), strings.Count(c.kubectl("logs", "caller"), "answers GET")
+			pid := kill(t, c, component)
+			if component == "supervisor" {
+				if out, err := c.Strake("up", "--wait", "60s"); err != nil {
+					t.Fatalf("up: %v\n%s", err, out)
+				}
+			}
+			eventually(t, 60*time.Second, func() string {
+				if now := processOf(t, c, component); now == 0 || now == pid {
+					return component + " did not come back"
+				}
+				if out, err := c.try("exec", "caller", "--", "/strake", "version"); err != nil {
+					return out
+				}
+				return ""
+			})
+			if after := received(t, c); after <= before {
+				t.Errorf("the download stands still at %d bytes", after)
+			}
+			log := c.kubectl("logs", "caller")
+			if strings.Contains(log, "error") || strings.Count(log, "answers GET") <= calls {
+				t.Errorf("calls failed:\n%s", log)
+			}
+		})
+	}
+	if log := c.kubectl("logs", "download"); log != "" {
+		t.Errorf("the download ended:\n%s", log)
+	}
+	if now := retransmitted(t, c); now != lost {
+		t.Errorf("%d segments were sent again: packets were lost", now-lost)
+	}
+	if out := c.kubectl("get", "pods", "-A", "-o", "jsonpath={.items[*].status.containerStatuses[*].restartCount}"); strings.Trim(out, "0 ") != "" {
+		t.Errorf("containers were restarted: %s", out)
+	}
+	t.Run("all at once, and the machine with them", func(t *testing.T) { reboot(t, c) })
+}
+
+// reboot takes all processes and all that is in the kernel away, as a reboot does, and brings the cluster up again.
+func reboot(t *testing.T, c *cluster) {
+	c.kubectl("create", "configmap", "kept", "--from-literal=k=v")
+	for _, component := range []string{"supervisor", "server", "agent"} {
+		kill(t, c, component)
+	}
+	if out, err := c.Strake("down"); err != nil {
+		t.Fatalf("down: %v\n%s", err, out)
+	}
+	if out, err := c.Strake("up", "--wait", "90s"); err != nil {
+		t.Fatalf("up: %v\n%s", err, out)
+	}
+	if out := c.kubectl("get", "configmap", "kept", "-o", "jsonpath={.data.k}"); out != "v" {
+		t.Errorf("the ConfigMap holds %q", out)
+	}
+	eventually(t, 60*time.Second, func() string {
+		out := c.kubectl("logs", "--tail=5", "caller")
+		if !strings.Contains(out, "answers GET") {
+			return "the caller is not back:\n" + out + c.kubectl("get", "pods", "-A", "-o", "wide")
+		}
+		return ""
+	})
+}
+
+// processOf returns the pid of a component, or 0.
+func processOf(t *testing.T, c *cluster, component string) int {
+	t.Helper()
+	files, err := filepath.Glob("/run/strake/*/" + component + ".pid")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		data, err := os.ReadFile(f)
+		if err != nil {
+			continue
+		}
+		pid, _, _ := strings.Cut(string(data), " ")
+		line, err := os.ReadFile("/proc/" + pid + "/cmdline")
+		if n, aerr := strconv.Atoi(pid); err == nil && aerr == nil && strings.Contains(string(line), c.Data) {
+			return n
+		}
+	}
+	return 0
+}
+
+func kill(t *testing.T, c *cluster, component string) int {
+	t.Helper()
+	pid := processOf(t, c, component)
+	if pid == 0 {
+		t.Fatalf("there is no %s", component)
+	}
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	return pid
+}
+
+// counter reads a counter of TCP in a pod's namespace.
+func counter(t *testing.T, c *cluster, pod, name string) int {
+	t.Helper()
+	out := c.kubectl("exec", pod, "--", "cat", "/proc/net/snmp", "/proc/net/netstat")
+	var names []string
+	for line := range strings.Lines(out) {
+		f := strings.Fields(line)
+		if len(names) == 0 || names[0] != f[0] {
+			names = f
+			continue
+		}
+		for i := range f {
+			if strings.TrimSuffix(f[0], ":")+"."+names[i] == name {
+				n, err := strconv.Atoi(f[i])
+				if err != nil {
+					t.Fatal(err)
+				}
+				return n
+			}
+		}
+		names = nil
+	}
+	t.Fatalf("no counter %s in %s", name, out)
+	return 0
+}
+
+// received counts what the download got, in bytes.
+func received(t *testing.T, c *cluster) int { return counter(t, c, "download", "IpExt.InOctets") }
+
+// retransmitted counts the segments that the source had to send again.
+func retransmitted(t *testing.T, c *cluster) int { return counter(t, c, "source", "Tcp.RetransSegs") }
