@@ -1,21 +1,130 @@
 package apiserver_test
 
 import (
+	"context"
+	"errors"
+	"slices"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/strake-io/strake/controlplane/apiserver/apiservertest"
 )
 
-func TestServes(t *testing.T) {
+// api is a server that the tests of a run share, each in a namespace of its own.
+type api struct {
+	*testing.T
+	server  *apiservertest.Server
+	client  kubernetes.Interface
+	dynamic dynamic.Interface
+	ns      string
+}
+
+// TestAPI runs what can share a server.
+func TestAPI(t *testing.T) {
 	s := apiservertest.Start(t)
-	client := kubernetes.NewForConfigOrDie(s.Admin)
-	cm, err := client.CoreV1().ConfigMaps("default").Create(t.Context(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "a"}, Data: map[string]string{"k": "v"}}, metav1.CreateOptions{})
+	client, err := kubernetes.NewForConfig(s.Admin)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Log(cm)
+	dyn, err := dynamic.NewForConfig(s.Admin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, test := range map[string]func(*api){
+		"objects": testObjects, "watch": testWatch, "patches": testPatches, "apply": testApply, "tables": testTables, "dryRun": testDryRun,
+		"collections": testCollections, "refusals": testRefusals, "status": testStatus, "scale": testScale, "events": testEvents,
+		"storage": testStorage, "system": testSystem, "namespaces": testNamespaces, "services": testServices, "manyServices": testManyServices,
+		"binding": testBinding, "eviction": testEviction, "gracefulDelete": testGracefulDelete, "ephemeral": testEphemeral,
+		"customResources": testCustomResources, "aggregator": testAggregator, "schemas": testSchemas, "streams": testStreams, "logs": testLogs, "portForward": testPortForward, "nodeProxy": testNodeProxy,
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := &api{T: t, server: s, client: client, dynamic: dyn}
+			made := must(client.CoreV1().Namespaces().Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{GenerateName: "test-"}}, metav1.CreateOptions{}))(t)
+			a.ns = made.Name
+			must(client.CoreV1().ServiceAccounts(a.ns).Create(t.Context(), &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "default"}}, metav1.CreateOptions{}))(t)
+			test(a)
+		})
+	}
+}
+
+// in is the same in a sub-test.
+func (a *api) in(t *testing.T) *api {
+	sub := *a
+	sub.T = t
+	return &sub
+}
+
+// must unpacks what can't fail in a test that goes on.
+func must[V any](v V, err error) func(testing.TB) V {
+	return func(t testing.TB) V {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+}
+
+// eventually waits for what caches and controllers bring about.
+func (a *api) eventually(what string, f func(ctx context.Context) error) {
+	a.Helper()
+	ctx, cancel := context.WithTimeout(a.Context(), 20*time.Second)
+	defer cancel()
+	for {
+		err := f(ctx)
+		if err == nil {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			a.Fatalf("%s: %v", what, err)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// refused checks that an error is the API's own Status with this code, naming these fields and no others.
+func (a *api) refused(err error, code int32, fields ...string) {
+	a.Helper()
+	var status apierrors.APIStatus
+	if !errors.As(err, &status) {
+		a.Errorf("error %v, want a Status", err)
+		return
+	}
+	var have []string
+	if d := status.Status().Details; d != nil {
+		for _, c := range d.Causes {
+			have = append(have, c.Field)
+		}
+	}
+	slices.Sort(have)
+	slices.Sort(fields)
+	if status.Status().Code != code || !slices.Equal(slices.Compact(have), fields) {
+		a.Errorf("code %d, fields %q, want %d, %q: %v", status.Status().Code, have, code, fields, err)
+	}
+}
+
+func (a *api) pod(name string, change ...func(*corev1.Pod)) *corev1.Pod {
+	p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "c", Image: "i"}}}}
+	for _, f := range change {
+		f(p)
+	}
+	return p
+}
+
+// makePod creates a pod once admission's caches know the namespace's ServiceAccount.
+func (a *api) makePod(name string, change ...func(*corev1.Pod)) *corev1.Pod {
+	a.Helper()
+	var made *corev1.Pod
+	a.eventually("pod "+name, func(ctx context.Context) (err error) {
+		made, err = a.client.CoreV1().Pods(a.ns).Create(ctx, a.pod(name, change...), metav1.CreateOptions{})
+		return err
+	})
+	return made
 }

@@ -45,23 +45,8 @@ func (ephemeralStrategy) PrepareForUpdate(_ context.Context, obj, old runtime.Ob
 	was.DeepCopyInto(p)
 	p.ResourceVersion, p.ManagedFields = meta.ResourceVersion, meta.ManagedFields
 	p.Spec.EphemeralContainers = added
-	for i := range added {
-		defaultEphemeral(&added[i])
-	}
 	if !apiequality.Semantic.DeepEqual(added, was.Spec.EphemeralContainers) {
 		p.Generation++
-	}
-}
-
-func defaultEphemeral(c *corev1.EphemeralContainer) {
-	if c.TerminationMessagePath == "" {
-		c.TerminationMessagePath = corev1.TerminationMessagePathDefault
-	}
-	if c.TerminationMessagePolicy == "" {
-		c.TerminationMessagePolicy = corev1.TerminationMessageReadFile
-	}
-	if c.ImagePullPolicy == "" {
-		c.ImagePullPolicy = corev1.PullIfNotPresent
 	}
 }
 

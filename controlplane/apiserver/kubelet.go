@@ -11,9 +11,11 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	apivalidation "k8s.io/apimachinery/pkg/api/validation"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	utilproxy "k8s.io/apimachinery/pkg/util/proxy"
+	"k8s.io/apimachinery/pkg/util/validation/field"
 	genericrest "k8s.io/apiserver/pkg/registry/generic/rest"
 	"k8s.io/apiserver/pkg/registry/rest"
 	"k8s.io/apiserver/pkg/util/proxy"
@@ -138,8 +140,8 @@ func (r *logREST) Get(ctx context.Context, name string, obj runtime.Object) (run
 	if !ok {
 		return nil, apierrors.NewBadRequest(fmt.Sprintf("expected PodLogOptions, got %T", obj))
 	}
-	if o.TailLines != nil && *o.TailLines < 0 || o.LimitBytes != nil && *o.LimitBytes < 1 || o.SinceSeconds != nil && *o.SinceSeconds < 1 {
-		return nil, apierrors.NewBadRequest("tailLines must be at least 0, limitBytes and sinceSeconds at least 1")
+	if errs := validateLogOptions(o); len(errs) > 0 {
+		return nil, apierrors.NewInvalid(corev1.SchemeGroupVersion.WithKind("PodLogOptions").GroupKind(), name, errs)
 	}
 	loc, err := r.k.podURL(ctx, name, "containerLogs", o.Container, true)
 	if err != nil {
@@ -170,6 +172,22 @@ func (r *logREST) Get(ctx context.Context, name string, obj runtime.Object) (run
 		Location: loc, Transport: r.k.transport, ContentType: "text/plain", Flush: o.Follow,
 		ResponseChecker: genericrest.NewGenericHttpResponseChecker(corev1.Resource("pods/log"), name),
 	}, nil
+}
+
+func validateLogOptions(o *corev1.PodLogOptions) field.ErrorList {
+	var errs field.ErrorList
+	if o.TailLines != nil {
+		errs = apivalidation.ValidateNonnegativeField(*o.TailLines, field.NewPath("tailLines"))
+	}
+	for name, v := range map[string]*int64{"limitBytes": o.LimitBytes, "sinceSeconds": o.SinceSeconds} {
+		if v != nil && *v < 1 {
+			errs = append(errs, field.Invalid(field.NewPath(name), *v, "must be greater than 0"))
+		}
+	}
+	if o.SinceSeconds != nil && o.SinceTime != nil {
+		errs = append(errs, field.Forbidden(field.NewPath("sinceTime"), "at most one of `sinceTime` or `sinceSeconds` may be specified"))
+	}
+	return errs
 }
 
 const metaTimeFormat = "2006-01-02T15:04:05.999999999Z07:00"

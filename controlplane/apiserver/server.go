@@ -133,9 +133,9 @@ func (b *builder) buildGeneric() error {
 	namer := openapi.NewDefinitionNamer(b.scheme, apiextensionsapiserver.Scheme, aggregatorscheme.Scheme)
 	defs := openapicommon.GetOpenAPIDefinitions(generatedopenapi.GetOpenAPIDefinitions)
 	g.OpenAPIConfig = genericapiserver.DefaultOpenAPIConfig(defs, namer)
-	g.OpenAPIConfig.Info.Title = "Kubernetes"
+	g.OpenAPIConfig.Info.Title, g.OpenAPIConfig.GetDefinitionName = "Kubernetes", external(namer)
 	g.OpenAPIV3Config = genericapiserver.DefaultOpenAPIV3Config(defs, namer)
-	g.OpenAPIV3Config.Info.Title = "Kubernetes"
+	g.OpenAPIV3Config.Info.Title, g.OpenAPIV3Config.GetDefinitionName = "Kubernetes", external(namer)
 
 	serving := options.NewSecureServingOptions().WithLoopback()
 	serving.BindAddress, serving.BindPort = b.cfg.BindAddress, b.cfg.Port

@@ -5,12 +5,9 @@ import (
 	"fmt"
 
 	corev1 "k8s.io/api/core/v1"
-	policyv1 "k8s.io/api/policy/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 	genericregistry "k8s.io/apiserver/pkg/registry/generic/registry"
 	"k8s.io/apiserver/pkg/registry/rest"
@@ -24,7 +21,14 @@ import (
 // bindingREST binds a pod to a node; the scheduler writes through it.
 type bindingREST struct{ pods *genericregistry.Store }
 
-var _ rest.NamedCreater = (*bindingREST)(nil)
+var (
+	_ rest.NamedCreater                   = (*bindingREST)(nil)
+	_ rest.SubresourceObjectMetaPreserver = (*bindingREST)(nil)
+)
+
+// PreserveRequestObjectMetaSystemFieldsOnSubresourceCreate keeps the UID of a Binding, which says what pod is meant:
+// one of that name may have been made anew.
+func (r *bindingREST) PreserveRequestObjectMetaSystemFieldsOnSubresourceCreate() bool { return true }
 
 // newBindingREST takes the pods' storage without the strategy that forbids changes of the spec.
 func newBindingREST(pods *descriptor.Store) *bindingREST {
@@ -103,88 +107,6 @@ func setPodScheduled(pod *corev1.Pod) {
 		}
 	}
 	pod.Status.Conditions = append(pod.Status.Conditions, c)
-}
-
-// evictionREST deletes a pod if its disruption budgets allow that (policy/v1).
-type evictionREST struct{ pods, budgets *descriptor.Store }
-
-var (
-	_ rest.NamedCreater             = (*evictionREST)(nil)
-	_ rest.GroupVersionKindProvider = (*evictionREST)(nil)
-)
-
-func (r *evictionREST) New() runtime.Object { return &policyv1.Eviction{} }
-func (r *evictionREST) Destroy()            {}
-func (r *evictionREST) GroupVersionKind(schema.GroupVersion) schema.GroupVersionKind {
-	return policyv1.SchemeGroupVersion.WithKind("Eviction")
-}
-
-func (r *evictionREST) Create(ctx context.Context, name string, obj runtime.Object, validate rest.ValidateObjectFunc, o *metav1.CreateOptions) (runtime.Object, error) {
-	e, ok := obj.(*policyv1.Eviction)
-	if !ok {
-		return nil, apierrors.NewBadRequest(fmt.Sprintf("expected an Eviction, got %T", obj))
-	}
-	if validate != nil {
-		if err := validate(ctx, e.DeepCopyObject()); err != nil {
-			return nil, err
-		}
-	}
-	got, err := r.pods.Get(ctx, name, &metav1.GetOptions{})
-	if err != nil {
-		return nil, err
-	}
-	if pod := got.(*corev1.Pod); pod.Status.Phase == corev1.PodRunning && pod.DeletionTimestamp == nil {
-		if err := r.spend(ctx, pod, dryrun.IsDryRun(o.DryRun)); err != nil {
-			return nil, err
-		}
-	}
-	del := e.DeleteOptions
-	if del == nil {
-		del = &metav1.DeleteOptions{}
-	}
-	del.DryRun = o.DryRun
-	if _, _, err := r.pods.Delete(ctx, name, rest.ValidateAllObjectFunc, del); err != nil {
-		return nil, err
-	}
-	return &metav1.Status{Status: metav1.StatusSuccess}, nil
-}
-
-// spend takes one disruption off each budget that covers the pod.
-func (r *evictionREST) spend(ctx context.Context, pod *corev1.Pod, dryRun bool) error {
-	got, err := r.budgets.List(ctx, nil)
-	if err != nil {
-		return err
-	}
-	for i := range got.(*policyv1.PodDisruptionBudgetList).Items {
-		b := &got.(*policyv1.PodDisruptionBudgetList).Items[i]
-		sel, err := metav1.LabelSelectorAsSelector(b.Spec.Selector)
-		if err != nil || b.Namespace != pod.Namespace || !sel.Matches(labels.Set(pod.Labels)) {
-			continue
-		}
-		if b.Status.DisruptionsAllowed <= 0 {
-			return apierrors.NewTooManyRequests(fmt.Sprintf("Cannot evict pod as it would violate the pod's disruption budget %s.", b.Name), 10)
-		}
-		if dryRun {
-			continue
-		}
-		st := r.budgets.Replacing(ownWrite)
-		spend := func(_ context.Context, _, old runtime.Object) (runtime.Object, error) {
-			b := old.DeepCopyObject().(*policyv1.PodDisruptionBudget)
-			if b.Status.DisruptionsAllowed <= 0 {
-				return nil, apierrors.NewTooManyRequests("Cannot evict pod as it would violate the pod's disruption budget.", 10)
-			}
-			b.Status.DisruptionsAllowed--
-			if b.Status.DisruptedPods == nil {
-				b.Status.DisruptedPods = map[string]metav1.Time{}
-			}
-			b.Status.DisruptedPods[pod.Name] = metav1.Now()
-			return b, nil
-		}
-		if _, _, err := st.Update(ctx, b.Name, rest.DefaultUpdatedObjectInfo(nil, spend), rest.ValidateAllObjectFunc, rest.ValidateAllObjectUpdateFunc, false, &metav1.UpdateOptions{}); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // finalizeREST lets the namespace controller take its finalizer off a namespace.

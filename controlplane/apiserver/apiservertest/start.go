@@ -7,6 +7,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
@@ -30,10 +31,16 @@ import (
 
 // Server is a running API server of a test.
 type Server struct {
-	Admin *rest.Config // member of system:masters
-	ca    *x509.Certificate
-	key   *ecdsa.PrivateKey
-	pem   []byte
+	Admin   *rest.Config // member of system:masters
+	EtcdURL string       // without TLS
+
+	cfg apiserver.Config
+	ca  *x509.Certificate
+	key *ecdsa.PrivateKey
+	pem []byte
+
+	cancel context.CancelFunc
+	done   chan error
 }
 
 // Start serves until the test ends.
@@ -56,36 +63,67 @@ func Start(t testing.TB) *Server {
 	if err != nil {
 		t.Fatal(err)
 	}
-	etcdURL := startEtcd(t, filepath.Join(dir, "etcd"))
-	port := freePort(t)
-	api, err := apiserver.New(apiserver.Config{
-		BindAddress: net.IPv4(127, 0, 0, 1), Port: port, ServingCertFile: certFile, ServingKeyFile: keyFile, ClientCAFile: ca,
-		EtcdServers: []string{etcdURL}, ServiceCIDR: netip.MustParsePrefix("10.96.0.0/16"), NodePortMin: 30000, NodePortMax: 32767,
+	s.EtcdURL = startEtcd(t, filepath.Join(dir, "etcd"))
+	s.cfg = apiserver.Config{
+		BindAddress: net.IPv4(127, 0, 0, 1), Port: freePort(t), ServingCertFile: certFile, ServingKeyFile: keyFile, ClientCAFile: ca,
+		EtcdServers: []string{s.EtcdURL}, ServiceCIDR: netip.MustParsePrefix("10.96.0.0/16"), NodePortMin: 30000, NodePortMax: 32767,
 		ServiceAccountKeyFile: write("sa.key", encodeKey(t, saKey)), ServiceAccountIssuer: "https://kubernetes.default.svc.cluster.local",
 		FrontProxyCAFile: ca, ProxyClientCertFile: certFile, ProxyClientKeyFile: keyFile,
 		KubeletCAFile: ca, KubeletClientCertFile: certFile, KubeletClientKeyFile: keyFile,
-	})
+	}
+	s.Admin = &rest.Config{Host: "https://" + net.JoinHostPort("127.0.0.1", strconv.Itoa(s.cfg.Port)), QPS: -1}
+	s.Admin.TLSClientConfig = s.client(t, "admin", "system:masters")
+	s.run(t)
+	t.Cleanup(func() { s.stop(t) })
+	return s
+}
+
+// Restart ends the API server, but not its store, and starts it again.
+func (s *Server) Restart(t testing.TB) {
+	t.Helper()
+	s.stop(t)
+	s.run(t)
+}
+
+func (s *Server) run(t testing.TB) {
+	t.Helper()
+	api, err := apiserver.New(s.cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- api.Run(ctx) }()
-	t.Cleanup(func() {
-		cancel()
-		select {
-		case err := <-done:
-			if err != nil {
-				t.Errorf("API server: %v", err)
-			}
-		case <-time.After(30 * time.Second):
-			t.Error("the API server did not end")
-		}
-	})
-	s.Admin = &rest.Config{Host: "https://" + net.JoinHostPort("127.0.0.1", strconv.Itoa(port)), QPS: -1}
-	s.Admin.TLSClientConfig = s.client(t, "admin", "system:masters")
+	var ctx context.Context
+	ctx, s.cancel = context.WithCancel(context.Background())
+	s.done = make(chan error, 1)
+	go func() { s.done <- api.Run(ctx) }()
 	s.waitReady(t)
-	return s
+}
+
+func (s *Server) stop(t testing.TB) {
+	t.Helper()
+	if s.cancel == nil {
+		return
+	}
+	s.cancel()
+	s.cancel = nil
+	select {
+	case err := <-s.done:
+		if err != nil {
+			t.Errorf("API server: %v", err)
+		}
+	case <-time.After(30 * time.Second):
+		t.Error("the API server did not end")
+	}
+}
+
+// ServerTLS is the configuration of another server on 127.0.0.1, which the API server trusts as a kubelet.
+func (s *Server) ServerTLS(t testing.TB) *tls.Config {
+	t.Helper()
+	cert, key := s.issue(t, "server", nil)
+	pair, err := tls.X509KeyPair(cert, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &tls.Config{Certificates: []tls.Certificate{pair}}
 }
 
 // As returns a client configuration of another user.

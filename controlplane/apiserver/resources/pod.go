@@ -1,6 +1,7 @@
 package resources
 
 import (
+	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -100,17 +101,19 @@ func qosClass(s *corev1.PodSpec) corev1.PodQOSClass {
 	return corev1.PodQOSBurstable
 }
 
-// validatePodUpdate allows what the API's documentation allows: images, activeDeadlineSeconds (shorter), more
-// tolerations, a shorter grace period, fewer gates; labels and annotations as any object.
+// validatePodUpdate allows what the API's documentation allows: images, a shorter deadline, more tolerations, fewer
+// gates, and a gated pod's node to be narrowed down; labels and annotations as any object.
 func validatePodUpdate(p, old *corev1.Pod) field.ErrorList {
 	var errs field.ErrorList
 	path := field.NewPath("spec")
-	if len(p.Spec.Containers) != len(old.Spec.Containers) {
-		errs = append(errs, field.Forbidden(path.Child("containers"), "pod updates may not add or remove containers"))
-		return errs
+	for name, lists := range map[string][2][]corev1.Container{
+		"containers": {p.Spec.Containers, old.Spec.Containers}, "initContainers": {p.Spec.InitContainers, old.Spec.InitContainers},
+	} {
+		if len(lists[0]) != len(lists[1]) {
+			errs = append(errs, field.Forbidden(path.Child(name), "pod updates may not add or remove containers"))
+		}
 	}
-	if len(p.Spec.InitContainers) != len(old.Spec.InitContainers) {
-		errs = append(errs, field.Forbidden(path.Child("initContainers"), "pod updates may not add or remove containers"))
+	if len(errs) > 0 {
 		return errs
 	}
 	want := old.Spec.DeepCopy()
@@ -120,20 +123,27 @@ func validatePodUpdate(p, old *corev1.Pod) field.ErrorList {
 	for i := range want.InitContainers {
 		want.InitContainers[i].Image = p.Spec.InitContainers[i].Image
 	}
-	if d := p.Spec.ActiveDeadlineSeconds; d != nil && (old.Spec.ActiveDeadlineSeconds == nil || *d <= *old.Spec.ActiveDeadlineSeconds) {
-		want.ActiveDeadlineSeconds = d
+	errs = append(errs, validateDeadlineUpdate(p.Spec.ActiveDeadlineSeconds, old.Spec.ActiveDeadlineSeconds, path.Child("activeDeadlineSeconds"))...)
+	want.ActiveDeadlineSeconds = p.Spec.ActiveDeadlineSeconds
+	if missing(old.Spec.Tolerations, p.Spec.Tolerations, sameButSeconds) {
+		errs = append(errs, field.Forbidden(path.Child("tolerations"), "existing toleration can not be modified except its tolerationSeconds"))
 	}
-	if len(p.Spec.Tolerations) >= len(old.Spec.Tolerations) && apiequality.Semantic.DeepEqual(p.Spec.Tolerations[:len(old.Spec.Tolerations)], old.Spec.Tolerations) {
-		want.Tolerations = p.Spec.Tolerations
+	want.Tolerations = p.Spec.Tolerations
+	if missing(p.Spec.SchedulingGates, old.Spec.SchedulingGates, func(a, b corev1.PodSchedulingGate) bool { return a == b }) {
+		errs = append(errs, field.Forbidden(path.Child("schedulingGates"), "only deletion is allowed"))
 	}
+	want.SchedulingGates = p.Spec.SchedulingGates
 	if g := p.Spec.TerminationGracePeriodSeconds; g != nil && *g == 1 && old.Spec.TerminationGracePeriodSeconds != nil && *old.Spec.TerminationGracePeriodSeconds < 0 {
 		want.TerminationGracePeriodSeconds = g
 	}
-	if len(p.Spec.SchedulingGates) <= len(old.Spec.SchedulingGates) && old.Spec.NodeName == "" {
-		want.SchedulingGates = p.Spec.SchedulingGates
-		if len(old.Spec.SchedulingGates) > 0 {
-			want.NodeSelector, want.Affinity = p.Spec.NodeSelector, p.Spec.Affinity
+	if len(old.Spec.SchedulingGates) > 0 {
+		for k, v := range old.Spec.NodeSelector {
+			if p.Spec.NodeSelector[k] != v {
+				errs = append(errs, field.Invalid(path.Child("nodeSelector"), p.Spec.NodeSelector, "only additions are allowed (no mutations or deletions)"))
+				break
+			}
 		}
+		want.NodeSelector, want.Affinity = p.Spec.NodeSelector, p.Spec.Affinity
 	}
 	if !apiequality.Semantic.DeepEqual(want, &p.Spec) {
 		errs = append(errs, field.Forbidden(path, "pod updates may not change fields other than "+strings.Join([]string{
@@ -142,4 +152,31 @@ func validatePodUpdate(p, old *corev1.Pod) field.ErrorList {
 		}, ",")))
 	}
 	return errs
+}
+
+// validateDeadlineUpdate lets a deadline be set, and come sooner.
+func validateDeadlineUpdate(now, old *int64, p *field.Path) field.ErrorList {
+	switch {
+	case old == nil:
+	case now == nil:
+		return field.ErrorList{field.Invalid(p, now, "must not update from a positive integer to nil value")}
+	case *now > *old:
+		return field.ErrorList{field.Invalid(p, *now, "must be less than or equal to previous value")}
+	}
+	return nil
+}
+
+// missing tells whether all has none like one of some.
+func missing[V any](some, all []V, same func(a, b V) bool) bool {
+	for _, v := range some {
+		if !slices.ContainsFunc(all, func(have V) bool { return same(v, have) }) {
+			return true
+		}
+	}
+	return false
+}
+
+func sameButSeconds(a, b corev1.Toleration) bool {
+	a.TolerationSeconds, b.TolerationSeconds = nil, nil
+	return a == b
 }

@@ -25,10 +25,9 @@ func services() *descriptor.Resource {
 		ValidName:     apivalidation.NameIsDNS1035Label,
 		Default:       descriptor.Each(defaultService),
 		Validate:      descriptor.Check(validateService),
-		PrepareUpdate: descriptor.PrepareChange(keepServiceAllocations),
 		ValidateUpdate: descriptor.CheckUpdate(func(s, old *corev1.Service) field.ErrorList {
 			if old.Spec.ClusterIP != "" && s.Spec.ClusterIP != old.Spec.ClusterIP && s.Spec.Type != corev1.ServiceTypeExternalName && old.Spec.Type != corev1.ServiceTypeExternalName {
-				return field.ErrorList{field.Invalid(field.NewPath("spec", "clusterIP"), s.Spec.ClusterIP, apivalidation.FieldImmutableErrorMsg)}
+				return field.ErrorList{field.Invalid(field.NewPath("spec", "clusterIPs").Index(0), s.Spec.ClusterIPs, "may not change once set")}
 			}
 			return nil
 		}),
@@ -74,45 +73,6 @@ func defaultService(s *corev1.Service) {
 	}
 	if s.Spec.Type != corev1.ServiceTypeExternalName {
 		set(&s.Spec.InternalTrafficPolicy, corev1.ServiceInternalTrafficPolicyCluster)
-	}
-}
-
-// keepServiceAllocations carries over what the API server had chosen, where an update leaves it out
-// (`kubectl replace` of the file that the Service was made from).
-func keepServiceAllocations(s, old *corev1.Service) {
-	if s.Spec.Type == corev1.ServiceTypeExternalName || old.Spec.Type == corev1.ServiceTypeExternalName {
-		return
-	}
-	if s.Spec.ClusterIP == "" && len(s.Spec.ClusterIPs) == 0 {
-		s.Spec.ClusterIP, s.Spec.ClusterIPs = old.Spec.ClusterIP, old.Spec.ClusterIPs
-	}
-	if len(s.Spec.IPFamilies) == 0 {
-		s.Spec.IPFamilies = old.Spec.IPFamilies
-	}
-	if s.Spec.IPFamilyPolicy == nil {
-		s.Spec.IPFamilyPolicy = old.Spec.IPFamilyPolicy
-	}
-	if s.Spec.Type != corev1.ServiceTypeNodePort && s.Spec.Type != corev1.ServiceTypeLoadBalancer {
-		return
-	}
-	type key struct {
-		protocol corev1.Protocol
-		port     int32
-	}
-	had := map[key]int32{}
-	used := sets.New[int32]()
-	for _, p := range old.Spec.Ports {
-		had[key{p.Protocol, p.Port}] = p.NodePort
-	}
-	for _, p := range s.Spec.Ports {
-		used.Insert(p.NodePort)
-	}
-	for i := range s.Spec.Ports {
-		p := &s.Spec.Ports[i]
-		if n := had[key{p.Protocol, p.Port}]; p.NodePort == 0 && n != 0 && !used.Has(n) {
-			p.NodePort = n
-			used.Insert(n)
-		}
 	}
 }
 
