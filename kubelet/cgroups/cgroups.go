@@ -62,7 +62,8 @@ func QOS(p *corev1.Pod) corev1.PodQOSClass {
 	return corev1.PodQOSBestEffort
 }
 
-func (m *Manager) podPath(p *corev1.Pod) string {
+// PodPath is the path of the pod's cgroup, the parent of its containers' ones.
+func (m *Manager) PodPath(p *corev1.Pod) string {
 	switch QOS(p) {
 	case corev1.PodQOSGuaranteed:
 		return filepath.Join(m.root, "kubepods", "pod"+string(p.UID))
@@ -74,7 +75,7 @@ func (m *Manager) podPath(p *corev1.Pod) string {
 
 // EnsurePod makes the pod's cgroup with its limits and returns its path, the parent of its containers' cgroups.
 func (m *Manager) EnsurePod(p *corev1.Pod) (string, error) {
-	path := m.podPath(p)
+	path := m.PodPath(p)
 	r := &cgroups.Resources{SkipDevices: true}
 	requests := resourcehelper.PodRequests(p, resourcehelper.PodResourcesOptions{})
 	limits := resourcehelper.PodLimits(p, resourcehelper.PodResourcesOptions{})
