@@ -9,6 +9,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apiequality "k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/types"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
@@ -26,6 +27,7 @@ type worker struct {
 	unhealthy map[string]string // by container id: why it is to be killed
 	failed    *failure
 	interrupt context.CancelFunc // of the round that is going on
+	sent      *corev1.PodStatus  // what we told the API last
 
 	// Of the goroutine alone:
 	backoffs map[string]*backoff
@@ -53,8 +55,16 @@ func (w *worker) set(p *corev1.Pod) {
 	if old != nil && p.DeletionTimestamp != nil && (old.DeletionTimestamp == nil || gracePeriod(p) < gracePeriod(old)) && w.interrupt != nil {
 		w.interrupt()
 	}
+	echo := old != nil && w.sent != nil && onlyStatus(old, p) && apiequality.Semantic.DeepEqual(p.Status, *w.sent)
 	w.mu.Unlock()
-	w.poke()
+	if !echo {
+		w.poke()
+	}
+}
+
+// onlyStatus tells whether two versions of a pod differ in nothing but their status.
+func onlyStatus(a, b *corev1.Pod) bool {
+	return apiequality.Semantic.DeepEqual(a.Spec, b.Spec) && a.DeletionTimestamp.Equal(b.DeletionTimestamp) && maps.Equal(a.Labels, b.Labels) && maps.Equal(a.Annotations, b.Annotations)
 }
 
 func (w *worker) gone() {
@@ -118,7 +128,8 @@ const (
 
 // run works until the pod is gone altogether, or ctx ends.
 func (w *worker) run(ctx context.Context) {
-	timer := time.NewTimer(0)
+	timer := time.NewTimer(retryMax)
+	timer.Stop() // the first round comes with the first version of the object
 	defer timer.Stop()
 	for {
 		select {
