@@ -98,7 +98,7 @@ func Run(ctx context.Context, cfg Config) error {
 	defer services.Shutdown()
 
 	pods := &podworker.Pods{
-		Client: client, Runtime: runtime, Images: images,
+		Client: client, RuntimeName: machine.RuntimeName, Runtime: runtime, Images: images, Endpoint: endpoint,
 		Recorder: events.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "kubelet", Host: cfg.NodeName}),
 		Cgroups:  cgroups.New(cfg.Cgroup, memory.Value()),
 		Net:      podnet.Config{ClusterDNS: cfg.ClusterDNS, ClusterDomain: cfg.ClusterDomain, ResolvConf: cfg.ResolvConf},
@@ -121,7 +121,11 @@ func Run(ctx context.Context, cfg Config) error {
 			return pods.Objects.Secret(ctx, p.UID, p.Namespace, name)
 		},
 		Token: func(ctx context.Context, p *corev1.Pod, spec authenticationv1.TokenRequestSpec) (string, time.Time, error) {
-			tr, err := client.CoreV1().ServiceAccounts(p.Namespace).CreateToken(ctx, p.Spec.ServiceAccountName, &authenticationv1.TokenRequest{Spec: spec}, metav1.CreateOptions{})
+			var tr *authenticationv1.TokenRequest
+			err := objects.Permitted(ctx, func() (err error) {
+				tr, err = client.CoreV1().ServiceAccounts(p.Namespace).CreateToken(ctx, p.Spec.ServiceAccountName, &authenticationv1.TokenRequest{Spec: spec}, metav1.CreateOptions{})
+				return err
+			})
 			if err != nil {
 				return "", time.Time{}, err
 			}

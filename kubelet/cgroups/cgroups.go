@@ -18,51 +18,86 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	resourcehelper "k8s.io/component-helpers/resource"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/kubectl/pkg/util/qos"
 )
 
 const (
-	minShares   = 2
-	cpuPeriod   = 100_000 // microseconds
-	minQuota    = 1_000
-	sharesPer   = 1024
-	unifiedRoot = "/sys/fs/cgroup/unified"
+	minShares = 2
+	cpuPeriod = 100_000 // microseconds
+	minQuota  = 1_000
+	sharesPer = 1024
+	mountRoot = "/sys/fs/cgroup"
 )
 
 // Manager makes and removes pod cgroups.
 type Manager struct {
-	root    string // the node's cgroup, such as /strake-0123abcd
-	unified string // cgroup2 mount beside v1 hierarchies; empty where there is none
-	memory  int64  // of the machine, bytes
+	root   string // the node's cgroup, such as /strake-0123abcd
+	memory int64  // of the machine, bytes
+	tree   Tree
+}
+
+// Tree is where a machine's cgroups are.
+type Tree struct {
+	Root string // of the mounts
+	V2   bool   // one tree with all controllers; otherwise a tree for each controller, and perhaps unified beside them
+}
+
+// Machine is the tree of this machine.
+func Machine() Tree { return Tree{mountRoot, cgroups.IsCgroup2UnifiedMode()} }
+
+// Hierarchies are the roots of all its trees.
+func (t Tree) Hierarchies() []string {
+	if t.V2 {
+		return []string{t.Root}
+	}
+	entries, err := os.ReadDir(t.Root)
+	if err != nil {
+		return nil
+	}
+	var out []string
+	for _, e := range entries {
+		if e.IsDir() { // names such as cpu,cpuacct are the folders, cpu a link to them
+			out = append(out, filepath.Join(t.Root, e.Name()))
+		}
+	}
+	return out
+}
+
+// Unified is the mount of cgroup2: the whole, or beside others; empty where there is none.
+func (t Tree) Unified() string {
+	if t.V2 {
+		return t.Root
+	}
+	if dir := filepath.Join(t.Root, "unified"); exists(filepath.Join(dir, "cgroup.procs")) {
+		return dir
+	}
+	return ""
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
 }
 
 // New returns a manager of the cgroups below root; memory is the machine's, by which the out-of-memory scores are set.
 func New(root string, memory int64) *Manager {
-	m := &Manager{root: root, memory: memory}
-	if !cgroups.IsCgroup2UnifiedMode() {
-		if _, err := os.Stat(unifiedRoot + "/cgroup.procs"); err == nil {
-			m.unified = unifiedRoot
-		}
-	}
-	return m
+	return &Manager{root: root, memory: memory, tree: Machine()}
 }
 
 // UnifiedPath is the node's folder in the cgroup2 tree, the one that cgroup-BPF sees.
 func UnifiedPath(root string) (mount, dir string) {
+	mount = filepath.Join(mountRoot, "unified")
 	if cgroups.IsCgroup2UnifiedMode() {
-		return "/sys/fs/cgroup", filepath.Join("/sys/fs/cgroup", root)
+		mount = mountRoot
 	}
-	return unifiedRoot, filepath.Join(unifiedRoot, root)
+	return mount, filepath.Join(mount, root)
 }
 
 // QOS is the pod's class: as its status says, or computed by the rules of the API.
-func QOS(p *corev1.Pod) corev1.PodQOSClass {
-	if p.Status.QOSClass != "" {
-		return p.Status.QOSClass
-	}
-	return corev1.PodQOSBestEffort
-}
+func QOS(p *corev1.Pod) corev1.PodQOSClass { return qos.GetPodQOS(p) }
 
-func (m *Manager) podPath(p *corev1.Pod) string {
+// PodPath is the path of the pod's cgroup, the parent of its containers' ones.
+func (m *Manager) PodPath(p *corev1.Pod) string {
 	switch QOS(p) {
 	case corev1.PodQOSGuaranteed:
 		return filepath.Join(m.root, "kubepods", "pod"+string(p.UID))
@@ -74,23 +109,14 @@ func (m *Manager) podPath(p *corev1.Pod) string {
 
 // EnsurePod makes the pod's cgroup with its limits and returns its path, the parent of its containers' cgroups.
 func (m *Manager) EnsurePod(p *corev1.Pod) (string, error) {
-	path := m.podPath(p)
-	r := &cgroups.Resources{SkipDevices: true}
-	requests := resourcehelper.PodRequests(p, resourcehelper.PodResourcesOptions{})
-	limits := resourcehelper.PodLimits(p, resourcehelper.PodResourcesOptions{})
-	cpu := requests[corev1.ResourceCPU]
-	r.CpuShares = shares(cpu.MilliValue())
-	if limited(p, corev1.ResourceCPU) {
-		q := limits[corev1.ResourceCPU]
-		r.CpuQuota, r.CpuPeriod = quota(q.MilliValue()), cpuPeriod
+	path := m.PodPath(p)
+	if err := m.ensure(path, podResources(p, m.tree.V2)); err != nil {
+		return "", fmt.Errorf("cgroup %s: %w", path, err)
 	}
-	if limited(p, corev1.ResourceMemory) {
-		q := limits[corev1.ResourceMemory]
-		r.Memory = q.Value()
-	}
-	if cgroups.IsCgroup2UnifiedMode() {
-		r.CpuWeight = 1 + ((r.CpuShares-2)*9999)/262142
-	}
+	return path, nil
+}
+
+func (m *Manager) ensure(path string, r *cgroups.Resources) error {
 	cm, err := manager.New(&cgroups.Cgroup{Path: path, Resources: r})
 	if err == nil {
 		err = cm.Apply(-1)
@@ -98,20 +124,62 @@ func (m *Manager) EnsurePod(p *corev1.Pod) (string, error) {
 	if err == nil {
 		err = cm.Set(r)
 	}
-	if err == nil && m.unified != "" {
-		err = os.MkdirAll(filepath.Join(m.unified, path), 0o755)
+	if u := m.tree.Unified(); err == nil && !m.tree.V2 && u != "" {
+		err = os.MkdirAll(filepath.Join(u, path), 0o755)
 	}
-	if err != nil {
-		return "", fmt.Errorf("cgroup %s: %w", path, err)
-	}
-	return path, nil
+	return err
 }
 
-// limited tells whether every container limits the resource: only then has the pod a limit.
+// EnsureClasses gives the classes their part of the CPU: burstable pods together what they asked for, those of best
+// effort what is left.
+func (m *Manager) EnsureClasses(pods []*corev1.Pod) error {
+	var asked int64
+	for _, p := range pods {
+		if QOS(p) == corev1.PodQOSBurstable && p.Status.Phase != corev1.PodSucceeded && p.Status.Phase != corev1.PodFailed {
+			r := resourcehelper.PodRequests(p, resourcehelper.PodResourcesOptions{})
+			asked += r.Cpu().MilliValue()
+		}
+	}
+	return errors.Join(
+		m.ensure(filepath.Join(m.root, "kubepods", "burstable"), cpuShare(shares(asked), m.tree.V2)),
+		m.ensure(filepath.Join(m.root, "kubepods", "besteffort"), cpuShare(minShares, m.tree.V2)),
+	)
+}
+
+func cpuShare(shares uint64, v2 bool) *cgroups.Resources {
+	r := &cgroups.Resources{SkipDevices: true, CpuShares: shares}
+	if v2 {
+		r.CpuWeight = cgroups.ConvertCPUSharesToCgroupV2Value(shares)
+	}
+	return r
+}
+
+// podResources are the limits of a whole pod.
+func podResources(p *corev1.Pod, v2 bool) *cgroups.Resources {
+	requests := resourcehelper.PodRequests(p, resourcehelper.PodResourcesOptions{})
+	limits := resourcehelper.PodLimits(p, resourcehelper.PodResourcesOptions{})
+	r := cpuShare(shares(requests.Cpu().MilliValue()), v2)
+	if limited(p, corev1.ResourceCPU) {
+		r.CpuQuota, r.CpuPeriod = quota(limits.Cpu().MilliValue()), cpuPeriod
+	}
+	if limited(p, corev1.ResourceMemory) {
+		r.Memory = limits.Memory().Value()
+	}
+	return r
+}
+
+// limited tells whether the pod, or every container of it, limits the resource: only then has the pod a limit.
 func limited(p *corev1.Pod, name corev1.ResourceName) bool {
-	for _, c := range p.Spec.Containers {
-		if q, ok := c.Resources.Limits[name]; !ok || q.IsZero() {
-			return false
+	if p.Spec.Resources != nil {
+		if q, ok := p.Spec.Resources.Limits[name]; ok && !q.IsZero() {
+			return true
+		}
+	}
+	for _, list := range [][]corev1.Container{p.Spec.InitContainers, p.Spec.Containers} {
+		for _, c := range list {
+			if q, ok := c.Resources.Limits[name]; !ok || q.IsZero() {
+				return false
+			}
 		}
 	}
 	return true
@@ -133,13 +201,20 @@ func (m *Manager) ContainerResources(p *corev1.Pod, c *corev1.Container) *runtim
 	if limit := c.Resources.Limits.Cpu(); !limit.IsZero() {
 		r.CpuPeriod, r.CpuQuota = cpuPeriod, quota(limit.MilliValue())
 	}
+	if m.tree.V2 {
+		r.Unified = map[string]string{"memory.oom.group": "1"} // one process out of memory ends the container
+	}
 	return r
 }
 
+// nodeCritical is the priority of system-node-critical (scheduling.k8s.io/v1).
+const nodeCritical = 2_000_001_000
+
 // oomScore says whom the kernel kills first when memory runs out: best effort, then burstable by how little they
-// asked for, guaranteed and system-critical pods last ("Node out of memory behavior").
+// asked for, guaranteed and node-critical pods last ("Node out of memory behavior"). A sidecar is as precious as the
+// most precious container that it serves.
 func (m *Manager) oomScore(p *corev1.Pod, c *corev1.Container) int64 {
-	if p.Spec.Priority != nil && *p.Spec.Priority >= 2_000_000_000 {
+	if p.Spec.Priority != nil && *p.Spec.Priority >= nodeCritical {
 		return -997
 	}
 	switch QOS(p) {
@@ -148,25 +223,16 @@ func (m *Manager) oomScore(p *corev1.Pod, c *corev1.Container) int64 {
 	case corev1.PodQOSBestEffort:
 		return 1000
 	}
-	return min(max(1000-1000*c.Resources.Requests.Memory().Value()/max(m.memory, 1), 3), 999)
-}
-
-// hierarchies are the roots of all cgroup trees, each with the node's folder in it.
-func (m *Manager) hierarchies() []string {
-	if cgroups.IsCgroup2UnifiedMode() {
-		return []string{"/sys/fs/cgroup"}
+	score := func(c *corev1.Container) int64 {
+		return min(max(1000-1000*c.Resources.Requests.Memory().Value()/max(m.memory, 1), 3), 999)
 	}
-	entries, err := os.ReadDir("/sys/fs/cgroup")
-	if err != nil {
-		return nil
-	}
-	var out []string
-	for _, e := range entries {
-		if e.IsDir() {
-			out = append(out, filepath.Join("/sys/fs/cgroup", e.Name()))
+	own := score(c)
+	if c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways {
+		for i := range p.Spec.Containers {
+			own = min(own, score(&p.Spec.Containers[i]))
 		}
 	}
-	return out
+	return own
 }
 
 // RemovePod removes the cgroups of a pod, whatever its class was; what still runs in them is killed.
@@ -182,7 +248,7 @@ func (m *Manager) RemovePod(uid types.UID) error {
 func (m *Manager) Pods() []types.UID {
 	seen := map[types.UID]bool{}
 	var out []types.UID
-	for _, h := range m.hierarchies() {
+	for _, h := range m.tree.Hierarchies() {
 		for _, class := range []string{"", "burstable", "besteffort"} {
 			entries, err := os.ReadDir(filepath.Join(h, m.root, "kubepods", class))
 			if err != nil {
@@ -204,7 +270,7 @@ func (m *Manager) RemoveAll() error { return m.remove(m.root) }
 
 func (m *Manager) remove(path string) error {
 	var errs []error
-	for _, h := range m.hierarchies() {
+	for _, h := range m.tree.Hierarchies() {
 		errs = append(errs, removeTree(filepath.Join(h, path)))
 	}
 	return errors.Join(errs...)

@@ -4,6 +4,7 @@
 package env
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"sort"
@@ -11,6 +12,7 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/util/validation"
 )
@@ -43,12 +45,12 @@ func Make(pod *corev1.Pod, c *corev1.Container, src Sources) (vars []Var, skippe
 		set(v.Name, v.Value)
 	}
 	for _, from := range c.EnvFrom {
-		data, optional, what, ferr := envFrom(from, src)
+		data, optional, ferr := envFrom(from, src)
 		if ferr != nil {
-			if optional {
+			if optional && apierrors.IsNotFound(ferr) {
 				continue
 			}
-			return nil, nil, fmt.Errorf("%s: %w", what, ferr)
+			return nil, nil, ferr
 		}
 		for _, k := range sortedKeys(data) {
 			name := from.Prefix + k
@@ -80,26 +82,26 @@ func Make(pod *corev1.Pod, c *corev1.Container, src Sources) (vars []Var, skippe
 	return vars, skipped, nil
 }
 
-func envFrom(from corev1.EnvFromSource, src Sources) (data map[string]string, optional bool, what string, err error) {
+func envFrom(from corev1.EnvFromSource, src Sources) (data map[string]string, optional bool, err error) {
 	switch {
 	case from.ConfigMapRef != nil:
 		cm, err := src.ConfigMap(from.ConfigMapRef.Name)
 		if err != nil {
-			return nil, yes(from.ConfigMapRef.Optional), "envFrom", err
+			return nil, yes(from.ConfigMapRef.Optional), err
 		}
-		return cm.Data, false, "", nil
+		return cm.Data, false, nil
 	case from.SecretRef != nil:
 		s, err := src.Secret(from.SecretRef.Name)
 		if err != nil {
-			return nil, yes(from.SecretRef.Optional), "envFrom", err
+			return nil, yes(from.SecretRef.Optional), err
 		}
 		data = map[string]string{}
 		for k, v := range s.Data {
 			data[k] = string(v)
 		}
-		return data, false, "", nil
+		return data, false, nil
 	}
-	return nil, false, "", nil
+	return nil, false, nil
 }
 
 func yes(b *bool) bool { return b != nil && *b }
@@ -115,32 +117,39 @@ func valueFrom(pod *corev1.Pod, c *corev1.Container, v *corev1.EnvVarSource, src
 	case v.ConfigMapKeyRef != nil:
 		cm, err := src.ConfigMap(v.ConfigMapKeyRef.Name)
 		if err != nil {
-			return "", yes(v.ConfigMapKeyRef.Optional), orNil(v.ConfigMapKeyRef.Optional, err)
+			return absent(v.ConfigMapKeyRef.Optional, err)
 		}
 		value, ok := cm.Data[v.ConfigMapKeyRef.Key]
 		if !ok {
-			return "", yes(v.ConfigMapKeyRef.Optional), orNil(v.ConfigMapKeyRef.Optional, fmt.Errorf("couldn't find key %s in ConfigMap %s/%s", v.ConfigMapKeyRef.Key, pod.Namespace, cm.Name))
+			return absent(v.ConfigMapKeyRef.Optional, noKey{fmt.Sprintf("couldn't find key %s in ConfigMap %s/%s", v.ConfigMapKeyRef.Key, pod.Namespace, cm.Name)})
 		}
 		return value, false, nil
 	case v.SecretKeyRef != nil:
 		s, err := src.Secret(v.SecretKeyRef.Name)
 		if err != nil {
-			return "", yes(v.SecretKeyRef.Optional), orNil(v.SecretKeyRef.Optional, err)
+			return absent(v.SecretKeyRef.Optional, err)
 		}
 		data, ok := s.Data[v.SecretKeyRef.Key]
 		if !ok {
-			return "", yes(v.SecretKeyRef.Optional), orNil(v.SecretKeyRef.Optional, fmt.Errorf("couldn't find key %s in Secret %s/%s", v.SecretKeyRef.Key, pod.Namespace, s.Name))
+			return absent(v.SecretKeyRef.Optional, noKey{fmt.Sprintf("couldn't find key %s in Secret %s/%s", v.SecretKeyRef.Key, pod.Namespace, s.Name)})
 		}
 		return string(data), false, nil
 	}
 	return "", false, fmt.Errorf("its source is of a kind that this kubelet does not know")
 }
 
-func orNil(optional *bool, err error) error {
-	if yes(optional) {
-		return nil
+// noKey is an object without the key that a reference names.
+type noKey struct{ message string }
+
+func (e noKey) Error() string { return e.message }
+
+// absent is the answer to a reference that leads nowhere: an optional one is skipped, if that is the trouble.
+func absent(optional *bool, err error) (value string, skip bool, _ error) {
+	var k noKey
+	if yes(optional) && (apierrors.IsNotFound(err) || errors.As(err, &k)) {
+		return "", true, nil
 	}
-	return err
+	return "", false, err
 }
 
 // Field is the downward API: a field of the pod by its path.
@@ -209,9 +218,11 @@ func sortedKeys(m map[string]string) []string {
 func Resource(pod *corev1.Pod, c *corev1.Container, sel *corev1.ResourceFieldSelector, node corev1.ResourceList) (string, error) {
 	if sel.ContainerName != "" {
 		c = nil
-		for i := range pod.Spec.Containers {
-			if pod.Spec.Containers[i].Name == sel.ContainerName {
-				c = &pod.Spec.Containers[i]
+		for _, list := range [][]corev1.Container{pod.Spec.Containers, pod.Spec.InitContainers} {
+			for i := range list {
+				if list[i].Name == sel.ContainerName {
+					c = &list[i]
+				}
 			}
 		}
 	}
@@ -248,9 +259,23 @@ func ceilDiv(a, b int64) int64 {
 	return (a + b - 1) / b
 }
 
-// Expand replaces $(NAME) by a variable that is defined already; $$(NAME) stands for $(NAME) itself, and what is
-// not defined stays as it is (API: EnvVar.value).
+// Expand replaces $(NAME) by a variable that is defined already; $$ stands for $, so that $$(NAME) stands for $(NAME)
+// itself, and what is not defined stays as it is (API: EnvVar.value).
 func Expand(s string, values map[string]string) string {
+	out, _ := expand(s, values)
+	return out
+}
+
+// ExpandAll is Expand where all that is named has to be defined (API: VolumeMount.subPathExpr).
+func ExpandAll(s string, values map[string]string) (string, error) {
+	out, missing := expand(s, values)
+	if len(missing) > 0 {
+		return "", fmt.Errorf("missing value for %q", missing[0])
+	}
+	return out, nil
+}
+
+func expand(s string, values map[string]string) (out string, missing []string) {
 	var b strings.Builder
 	for i := 0; i < len(s); i++ {
 		if s[i] != '$' || i+1 == len(s) {
@@ -272,13 +297,14 @@ func Expand(s string, values map[string]string) string {
 				b.WriteString(v)
 			} else {
 				b.WriteString(s[i : i+end+1])
+				missing = append(missing, name)
 			}
 			i += end
 		default:
 			b.WriteByte('$')
 		}
 	}
-	return b.String()
+	return b.String(), missing
 }
 
 // serviceVars are the variables of the Services of the pod's namespace (if it wants them) and of the API server.

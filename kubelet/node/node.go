@@ -52,6 +52,7 @@ type Config struct {
 
 // Machine is what does not change while the kubelet runs.
 type Machine struct {
+	RuntimeName string // the container runtime's own, such as containerd
 	Info        corev1.NodeSystemInfo
 	Capacity    corev1.ResourceList
 	Allocatable corev1.ResourceList
@@ -73,7 +74,7 @@ func Inspect(ctx context.Context, cfg Config) (Machine, error) {
 		m.Info.SystemUUID = m.Info.MachineID
 	}
 	if v, err := cfg.Runtime.Version(ctx, ""); err == nil {
-		m.Info.ContainerRuntimeVersion = v.RuntimeName + "://" + v.RuntimeVersion
+		m.RuntimeName, m.Info.ContainerRuntimeVersion = v.RuntimeName, v.RuntimeName+"://"+v.RuntimeVersion
 	}
 	memory, err := MemoryBytes()
 	if err != nil {

@@ -5,7 +5,6 @@ package objects
 
 import (
 	"context"
-	"fmt"
 	"sync"
 	"time"
 
@@ -20,8 +19,12 @@ import (
 	"k8s.io/client-go/tools/cache"
 )
 
-// syncTimeout bounds the wait for the first answer about an object.
-const syncTimeout = 5 * time.Second
+const (
+	// requestTimeout bounds the wait for the first answer about an object.
+	requestTimeout = 5 * time.Second
+	// permitWait is the longest pause between tries of a request that is forbidden; twice as long is waited in all.
+	permitWait = 320 * time.Millisecond
+)
 
 // Key names an object.
 type Key struct{ Resource, Namespace, Name string }
@@ -78,24 +81,50 @@ func (c *Cache) Release(pod types.UID) {
 }
 
 func (c *Cache) get(ctx context.Context, pod types.UID, key Key) (runtime.Object, error) {
-	w := c.watch(pod, key)
-	ctx, cancel := context.WithTimeout(ctx, syncTimeout)
-	defer cancel()
-	if !w.inf.HasSynced() && !cache.WaitForCacheSync(ctx.Done(), w.inf.HasSynced) {
-		// The watch tells no reason; one plain request does.
-		if _, err := c.fetch(ctx, key); err != nil && ctx.Err() == nil {
+	if w := c.use(pod, key); w != nil && w.inf.HasSynced() {
+		obj, found, err := w.inf.GetStore().GetByKey(key.Namespace + "/" + key.Name)
+		if err != nil {
 			return nil, err
 		}
-		return nil, fmt.Errorf("%s %s/%s: the API server did not answer in %s", key.Resource, key.Namespace, key.Name, syncTimeout)
+		if !found {
+			return nil, apierrors.NewNotFound(corev1.Resource(key.Resource), key.Name)
+		}
+		return obj.(runtime.Object), nil
 	}
-	obj, found, err := w.inf.GetStore().GetByKey(key.Namespace + "/" + key.Name)
-	if err != nil {
+	// The first time a plain request answers: it tells why not, and a watch that was refused would be tried again
+	// only after a second.
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	var obj runtime.Object
+	err := Permitted(ctx, func() (err error) {
+		obj, err = c.fetch(ctx, key)
+		return err
+	})
+	if err != nil && !apierrors.IsNotFound(err) {
 		return nil, err
 	}
-	if !found {
-		return nil, apierrors.NewNotFound(corev1.Resource(key.Resource), key.Name)
+	version := ""
+	if err == nil {
+		version = obj.(metav1.Object).GetResourceVersion()
 	}
-	return obj.(runtime.Object), nil
+	c.watch(pod, key, version)
+	return obj, err
+}
+
+// Permitted calls request again while it is forbidden, for a moment: the API server's authorizer of nodes learns that
+// a pod was bound here by a watch, as we do, and may be a little later than we are.
+func Permitted(ctx context.Context, request func() error) error {
+	for pause := 5 * time.Millisecond; ; pause *= 2 {
+		err := request()
+		if !apierrors.IsForbidden(err) || pause > permitWait {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(pause):
+		}
+	}
 }
 
 func (c *Cache) fetch(ctx context.Context, key Key) (runtime.Object, error) {
@@ -105,7 +134,19 @@ func (c *Cache) fetch(ctx context.Context, key Key) (runtime.Object, error) {
 	return c.client.CoreV1().ConfigMaps(key.Namespace).Get(ctx, key.Name, metav1.GetOptions{})
 }
 
-func (c *Cache) watch(pod types.UID, key Key) *watched {
+// use notes that a pod uses an object, if that is watched.
+func (c *Cache) use(pod types.UID, key Key) *watched {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	w := c.watches[key]
+	if w != nil {
+		w.pods[pod] = true
+	}
+	return w
+}
+
+// watch begins to watch an object of which this version is known already.
+func (c *Cache) watch(pod types.UID, key Key, version string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	w := c.watches[key]
@@ -136,7 +177,12 @@ func (c *Cache) watch(pod types.UID, key Key) *watched {
 		notify := func() { c.changed(c.users(key)) }
 		// A handler can't be refused before the informer has run.
 		_, _ = w.inf.AddEventHandler(cache.ResourceEventHandlerFuncs{
-			AddFunc: func(any) { notify() }, UpdateFunc: func(any, any) { notify() }, DeleteFunc: func(any) { notify() },
+			AddFunc: func(obj any) {
+				if obj.(metav1.Object).GetResourceVersion() != version {
+					notify()
+				}
+			},
+			UpdateFunc: func(any, any) { notify() }, DeleteFunc: func(any) { notify() },
 		})
 		var ctx context.Context
 		ctx, w.cancel = context.WithCancel(context.Background())
@@ -144,7 +190,6 @@ func (c *Cache) watch(pod types.UID, key Key) *watched {
 		c.watches[key] = w
 	}
 	w.pods[pod] = true
-	return w
 }
 
 func (c *Cache) users(key Key) []types.UID {

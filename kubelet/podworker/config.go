@@ -8,7 +8,6 @@ import (
 	"strconv"
 	"strings"
 
-	securejoin "github.com/cyphar/filepath-securejoin"
 	corev1 "k8s.io/api/core/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -33,10 +32,6 @@ func (w *worker) sandboxConfig(p *corev1.Pod, attempt uint32) (*runtimeapi.PodSa
 	if err != nil {
 		return nil, err
 	}
-	parent, err := w.k.Cgroups.EnsurePod(p)
-	if err != nil {
-		return nil, err
-	}
 	host, domain := w.k.Net.Hostname(p)
 	if p.Spec.SetHostnameAsFQDN != nil && *p.Spec.SetHostnameAsFQDN && domain != "" {
 		host += "." + domain
@@ -55,9 +50,16 @@ func (w *worker) sandboxConfig(p *corev1.Pod, attempt uint32) (*runtimeapi.PodSa
 	cfg := &runtimeapi.PodSandboxConfig{
 		Metadata: &runtimeapi.PodSandboxMetadata{Name: p.Name, Namespace: p.Namespace, Uid: string(p.UID), Attempt: attempt},
 		Hostname: host, LogDirectory: logs, DnsConfig: dns, Labels: labels, Annotations: p.Annotations,
-		Linux: &runtimeapi.LinuxPodSandboxConfig{CgroupParent: parent, SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{
+		Linux: &runtimeapi.LinuxPodSandboxConfig{CgroupParent: w.k.Cgroups.PodPath(p), SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{
 			NamespaceOptions: namespaces(p), Seccomp: &runtimeapi.SecurityProfile{ProfileType: seccompDefault}, Privileged: privileged(p),
 		}},
+	}
+	for _, c := range p.Spec.Containers {
+		for _, port := range c.Ports {
+			if port.HostPort > 0 && !p.Spec.HostNetwork {
+				cfg.PortMappings = append(cfg.PortMappings, &runtimeapi.PortMapping{Protocol: protocol(port.Protocol), ContainerPort: port.ContainerPort, HostPort: port.HostPort, HostIp: port.HostIP})
+			}
+		}
 	}
 	if sc := p.Spec.SecurityContext; sc != nil {
 		cfg.Linux.Sysctls = map[string]string{}
@@ -74,6 +76,16 @@ func (w *worker) sandboxConfig(p *corev1.Pod, attempt uint32) (*runtimeapi.PodSa
 		}
 	}
 	return cfg, nil
+}
+
+func protocol(p corev1.Protocol) runtimeapi.Protocol {
+	switch p {
+	case corev1.ProtocolUDP:
+		return runtimeapi.Protocol_UDP
+	case corev1.ProtocolSCTP:
+		return runtimeapi.Protocol_SCTP
+	}
+	return runtimeapi.Protocol_TCP
 }
 
 func namespaces(p *corev1.Pod) *runtimeapi.NamespaceOption {
@@ -121,7 +133,8 @@ func (w *worker) logDir(p *corev1.Pod) string {
 }
 
 // containerConfig makes what CRI needs to create one container.
-func (w *worker) containerConfig(ctx context.Context, p *corev1.Pod, c *corev1.Container, image *runtimeapi.Image, restarts uint32, volumes map[string]string, podIPs []string) (*runtimeapi.ContainerConfig, error) {
+func (w *worker) containerConfig(ctx context.Context, p *corev1.Pod, c *corev1.Container, image *runtimeapi.Image, o observed, restarts uint32, volumes map[string]string) (*runtimeapi.ContainerConfig, error) {
+	podIPs := podIPs(p, o, w.k.HostIP)
 	vars, skipped, err := env.Make(p, c, env.Sources{
 		ConfigMap: func(name string) (*corev1.ConfigMap, error) {
 			return w.k.Objects.ConfigMap(ctx, p.UID, p.Namespace, name)
@@ -166,35 +179,38 @@ func (w *worker) containerConfig(ctx context.Context, p *corev1.Pod, c *corev1.C
 	if err != nil {
 		return nil, err
 	}
+	for _, e := range p.Spec.EphemeralContainers {
+		if e.Name == c.Name && e.TargetContainerName != "" {
+			target := o.current(e.TargetContainerName)
+			if !running(target) {
+				return nil, fmt.Errorf("unable to find target container %q", e.TargetContainerName)
+			}
+			sc.NamespaceOptions.Pid, sc.NamespaceOptions.TargetId = runtimeapi.NamespaceMode_TARGET, target.Id
+		}
+	}
 	cfg.Linux = &runtimeapi.LinuxContainerConfig{Resources: w.k.Cgroups.ContainerResources(p, c), SecurityContext: sc}
 	return cfg, nil
 }
 
 // mounts are the container's volumes, its hosts file and its termination message.
-func (w *worker) mounts(p *corev1.Pod, c *corev1.Container, volumes, values map[string]string, podIPs []string, restarts uint32) ([]*runtimeapi.Mount, error) {
-	var out []*runtimeapi.Mount
+func (w *worker) mounts(p *corev1.Pod, c *corev1.Container, volumes, values map[string]string, podIPs []string, restarts uint32) (out []*runtimeapi.Mount, err error) {
 	hosts := false
-	for _, m := range c.VolumeMounts {
+	for i, m := range c.VolumeMounts {
 		path, ok := volumes[m.Name]
 		if !ok {
 			return nil, fmt.Errorf("mount %s: the pod has no volume %q", m.MountPath, m.Name)
 		}
 		sub := m.SubPath
 		if m.SubPathExpr != "" {
-			sub = env.Expand(m.SubPathExpr, values)
+			if sub, err = env.ExpandAll(m.SubPathExpr, values); err != nil {
+				return nil, fmt.Errorf("failed to expand subPathExpr of volumeMount %q: %w", m.Name, err)
+			}
 		}
 		if sub != "" {
-			// No link inside of the volume may lead out of it.
-			joined, err := securejoin.SecureJoin(path, sub)
-			if err != nil {
-				return nil, fmt.Errorf("mount %s: subPath %s: %w", m.MountPath, sub, err)
+			// What is mounted is held open and bound to a place of ours: no link that a container makes meanwhile leads out.
+			if path, err = w.k.Volumes.SubPath(p.UID, m.Name, path, sub, c.Name, i); err != nil {
+				return nil, fmt.Errorf("failed to prepare subPath for volumeMount %q of container %q: %w", m.Name, c.Name, err)
 			}
-			if _, err := os.Lstat(joined); os.IsNotExist(err) {
-				if err := os.MkdirAll(joined, 0o755); err != nil {
-					return nil, fmt.Errorf("mount %s: subPath %s: %w", m.MountPath, sub, err)
-				}
-			}
-			path = joined
 		}
 		mount := &runtimeapi.Mount{HostPath: path, ContainerPath: m.MountPath, Readonly: m.ReadOnly}
 		if !filepath.IsAbs(mount.ContainerPath) {

@@ -6,54 +6,82 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"path"
+	"slices"
 	"strings"
 	"time"
 
+	"github.com/distribution/reference"
 	corev1 "k8s.io/api/core/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// ensureImage returns the container's image, after pulling it if its policy says so. On failure it returns the
-// reason that the container's status shows.
-func (w *worker) ensureImage(ctx context.Context, p *corev1.Pod, c *corev1.Container) (*runtimeapi.Image, string, error) {
+// ensureImage returns the container's image, after pulling it if its policy says so. Without it, it returns why the
+// container waits, and when to try again.
+func (w *worker) ensureImage(ctx context.Context, p *corev1.Pod, c *corev1.Container) (*runtimeapi.Image, time.Duration, waiting) {
+	if _, err := reference.ParseNormalizedNamed(c.Image); err != nil {
+		message := fmt.Sprintf("Failed to apply default image tag %q: couldn't parse image name %q: %v", c.Image, c.Image, err)
+		if w.waiting[c.Name].reason != "InvalidImageName" {
+			w.k.Recorder.Event(p, corev1.EventTypeWarning, "InspectFailed", message)
+		}
+		return nil, backoffMin, waiting{"InvalidImageName", message}
+	}
 	spec := &runtimeapi.ImageSpec{Image: c.Image, UserSpecifiedImage: c.Image}
 	have, err := w.imageStatus(ctx, spec)
 	if err != nil {
-		return nil, "ImageInspectError", err
+		w.k.Recorder.Eventf(p, corev1.EventTypeWarning, "InspectFailed", "Failed to inspect image %q: %v", c.Image, err)
+		return nil, backoffMin, waiting{"ImageInspectError", fmt.Sprintf("Failed to inspect image %q: %v", c.Image, err)}
 	}
 	if have != nil && c.ImagePullPolicy != corev1.PullAlways {
 		if w.waiting[c.Name].reason == "" {
 			w.k.Recorder.Eventf(p, corev1.EventTypeNormal, "Pulled", "Container image %q already present on machine", c.Image)
 		}
-		return have, "", nil
+		return have, 0, waiting{}
 	}
 	if c.ImagePullPolicy == corev1.PullNever {
-		err := fmt.Errorf("container image %q is not present with pull policy of Never", c.Image)
-		w.k.Recorder.Eventf(p, corev1.EventTypeWarning, "ErrImageNeverPull", "%v", err)
-		return nil, "ErrImageNeverPull", err
+		message := fmt.Sprintf("Container image %q is not present with pull policy of Never", c.Image)
+		w.k.Recorder.Event(p, corev1.EventTypeWarning, "ErrImageNeverPull", message)
+		return nil, backoffMin, waiting{"ErrImageNeverPull", message}
+	}
+	pause := w.pulls[c.Image]
+	if pause == nil {
+		pause = &pullBackoff{}
+		w.pulls[c.Image] = pause
+	}
+	if left := time.Until(pause.until); left > 0 {
+		w.k.Recorder.Eventf(p, corev1.EventTypeNormal, "BackOff", "Back-off pulling image %q", c.Image)
+		return nil, left, waiting{"ImagePullBackOff", fmt.Sprintf("Back-off pulling image %q: ErrImagePull: %v", c.Image, pause.err)}
 	}
 	w.k.Recorder.Eventf(p, corev1.EventTypeNormal, "Pulling", "Pulling image %q", c.Image)
 	began := time.Now()
-	var pullErr error
-	for _, auth := range w.pullAuth(ctx, p, c.Image) {
-		if _, pullErr = w.k.Images.PullImage(ctx, spec, auth, nil); pullErr == nil {
-			break
+	err = w.pull(ctx, p, spec)
+	if err == nil {
+		have, err = w.imageStatus(ctx, spec)
+		if err == nil && have == nil {
+			err = errors.New("the image is not there after it was pulled")
 		}
 	}
-	if pullErr != nil {
-		w.k.Recorder.Eventf(p, corev1.EventTypeWarning, "Failed", "Failed to pull image %q: %v", c.Image, pullErr)
-		reason := "ErrImagePull"
-		if w.waiting[c.Name].reason == "ErrImagePull" || w.waiting[c.Name].reason == "ImagePullBackOff" {
-			reason = "ImagePullBackOff"
-		}
-		return nil, reason, pullErr
+	if err != nil {
+		pause.failed(err, time.Now())
+		w.k.Recorder.Eventf(p, corev1.EventTypeWarning, "Failed", "Failed to pull image %q: %v", c.Image, err)
+		w.k.Recorder.Event(p, corev1.EventTypeWarning, "Failed", "Error: ErrImagePull")
+		return nil, showBackoff, waiting{"ErrImagePull", err.Error()}
 	}
+	delete(w.pulls, c.Image)
 	w.k.Recorder.Eventf(p, corev1.EventTypeNormal, "Pulled", "Successfully pulled image %q in %s", c.Image, time.Since(began).Round(time.Millisecond))
-	have, err = w.imageStatus(ctx, spec)
-	if err == nil && have == nil {
-		err = errors.New("the image is not there after it was pulled")
+	return have, 0, waiting{}
+}
+
+// showBackoff is how long the error of a pull is shown, before the pause that follows it is.
+const showBackoff = 2 * time.Second
+
+func (w *worker) pull(ctx context.Context, p *corev1.Pod, spec *runtimeapi.ImageSpec) (err error) {
+	for _, auth := range w.pullAuth(ctx, p, spec.Image) {
+		if _, err = w.k.Images.PullImage(ctx, spec, auth, nil); err == nil {
+			return nil
+		}
 	}
-	return have, "ErrImagePull", err
+	return err
 }
 
 func (w *worker) imageStatus(ctx context.Context, spec *runtimeapi.ImageSpec) (*runtimeapi.Image, error) {
@@ -77,20 +105,41 @@ func (w *worker) pullAuth(ctx context.Context, p *corev1.Pod, image string) []*r
 	return append(out, nil)
 }
 
-// credentials reads a .dockerconfigjson.
+// registryAuth is an entry of a docker configuration.
+type registryAuth struct{ Username, Password, Auth, IdentityToken string }
+
+// credentials reads what a Secret of type kubernetes.io/dockerconfigjson or kubernetes.io/dockercfg holds for the
+// image's registry, the longest matching path first.
 func credentials(s *corev1.Secret, image string) []*runtimeapi.AuthConfig {
-	var cfg struct {
-		Auths map[string]struct{ Username, Password, Auth, IdentityToken string }
-	}
-	if err := json.Unmarshal(s.Data[corev1.DockerConfigJsonKey], &cfg); err != nil {
+	var auths map[string]registryAuth
+	if data, ok := s.Data[corev1.DockerConfigJsonKey]; ok {
+		var cfg struct{ Auths map[string]registryAuth }
+		if json.Unmarshal(data, &cfg) != nil {
+			return nil
+		}
+		auths = cfg.Auths
+	} else if json.Unmarshal(s.Data[corev1.DockerConfigKey], &auths) != nil {
 		return nil
 	}
-	var out []*runtimeapi.AuthConfig
-	for server, a := range cfg.Auths {
-		host := strings.TrimPrefix(strings.TrimPrefix(server, "https://"), "http://")
-		if host, _, _ = strings.Cut(host, "/"); !strings.HasPrefix(image, host+"/") {
-			continue
+	name, err := reference.ParseNormalizedNamed(image)
+	if err != nil {
+		return nil
+	}
+	var servers []string
+	for server := range auths {
+		if names(server, name) {
+			servers = append(servers, server)
 		}
+	}
+	slices.SortFunc(servers, func(a, b string) int {
+		if d := len(b) - len(a); d != 0 {
+			return d
+		}
+		return strings.Compare(a, b)
+	})
+	var out []*runtimeapi.AuthConfig
+	for _, server := range servers {
+		a := auths[server]
 		user, password := a.Username, a.Password
 		if a.Auth != "" && user == "" {
 			if data, err := base64.StdEncoding.DecodeString(a.Auth); err == nil {
@@ -100,4 +149,28 @@ func credentials(s *corev1.Secret, image string) []*runtimeapi.AuthConfig {
 		out = append(out, &runtimeapi.AuthConfig{Username: user, Password: password, IdentityToken: a.IdentityToken, ServerAddress: server})
 	}
 	return out
+}
+
+// names tells whether the entry of a docker configuration for server is meant for an image: the host is the same
+// (parts may be *) and the path, if there is one, a prefix. Docker Hub's entry is https://index.docker.io/v1/.
+func names(server string, image reference.Named) bool {
+	server = strings.TrimPrefix(strings.TrimPrefix(server, "https://"), "http://")
+	host, prefix, _ := strings.Cut(strings.TrimSuffix(server, "/"), "/")
+	if host == "index.docker.io" {
+		host = "docker.io"
+	}
+	if prefix == "v1" || prefix == "v2" {
+		prefix = ""
+	}
+	have, want := strings.Split(reference.Domain(image), "."), strings.Split(host, ".")
+	if len(have) != len(want) {
+		return false
+	}
+	for i := range want {
+		if ok, err := path.Match(want[i], have[i]); err != nil || !ok {
+			return false
+		}
+	}
+	full := reference.Path(image)
+	return prefix == "" || full == prefix || strings.HasPrefix(full, prefix+"/")
 }

@@ -11,7 +11,6 @@ import (
 	"k8s.io/client-go/tools/record"
 	cri "k8s.io/cri-api/pkg/apis"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
-	"k8s.io/klog/v2"
 
 	"github.com/strake-io/strake/kubelet/cgroups"
 	"github.com/strake-io/strake/kubelet/objects"
@@ -23,8 +22,10 @@ import (
 // Pods is the set of this node's workers, with all that they use.
 type Pods struct {
 	Client      kubernetes.Interface
+	RuntimeName string // by which container ids are prefixed, such as containerd
 	Runtime     cri.RuntimeService
 	Images      cri.ImageManagerService
+	Endpoint    string // the runtime's, such as unix:///run/containerd/containerd.sock
 	Recorder    record.EventRecorder
 	Volumes     *volumes.Manager
 	Cgroups     *cgroups.Manager
@@ -42,9 +43,6 @@ type Pods struct {
 	wg      sync.WaitGroup
 	ctx     context.Context
 }
-
-// relist is how often the runtime is asked for changes that it did not announce (containerd 1.6 announces none).
-const relist = time.Second
 
 // Run serves the workers until ctx ends. Containers go on running then.
 func (k *Pods) Run(ctx context.Context) {
@@ -68,7 +66,7 @@ func (k *Pods) Set(p *corev1.Pod) {
 	defer k.mu.Unlock()
 	w := k.workers[p.UID]
 	if w == nil {
-		w = &worker{k: k, uid: p.UID, wake: make(chan struct{}, 1), backoffs: map[string]*backoff{}, waiting: map[string]waiting{}, unhealthy: map[string]string{}}
+		w = &worker{k: k, uid: p.UID, wake: make(chan struct{}, 1), backoffs: map[string]*backoff{}, pulls: map[string]*pullBackoff{}, waiting: map[string]waiting{}, unhealthy: map[string]string{}}
 		k.workers[p.UID] = w
 		w.set(p)
 		k.wg.Go(func() {
@@ -131,15 +129,17 @@ func (k *Pods) ContainerID(ctx context.Context, p *corev1.Pod, name string, prev
 	if err != nil {
 		return nil, false
 	}
-	l := o.containers[name]
-	i := 0
-	if previous {
-		i = 1
+	s := o.current(name)
+	switch {
+	case s == nil:
+		s = o.former[name]
+		if previous {
+			s = nil
+		}
+	case previous:
+		s = o.previous(name)
 	}
-	if len(l) <= i {
-		return nil, false
-	}
-	return l[i], true
+	return s, s != nil
 }
 
 // SandboxID finds the pod's sandbox.
@@ -165,9 +165,12 @@ func (k *Pods) probed(r prober.Result) {
 	}
 	if !r.OK {
 		k.Recorder.Eventf(w.pod(), corev1.EventTypeWarning, "Unhealthy", "%s probe failed: %s", r.Kind, r.Message)
-		if r.Kind != prober.Readiness {
-			w.markUnhealthy(r.ID, "Container "+r.Container+" failed "+lower(r.Kind)+" probe, will be restarted")
-		}
+	}
+	if !r.Settled {
+		return
+	}
+	if !r.OK && r.Kind != prober.Readiness {
+		w.markUnhealthy(r.ID, "Container "+r.Container+" failed "+lower(r.Kind)+" probe, will be restarted")
 	}
 	w.poke()
 }
@@ -177,55 +180,6 @@ func lower(k prober.Kind) string {
 		return "liveness"
 	}
 	return "startup"
-}
-
-// watchRuntime wakes the workers of pods whose containers changed behind our back.
-func (k *Pods) watchRuntime(ctx context.Context) {
-	t := time.NewTicker(relist)
-	defer t.Stop()
-	seen := map[string]runtimeapi.ContainerState{}
-	sandboxes := map[string]runtimeapi.PodSandboxState{}
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-t.C:
-		}
-		k.mu.Lock()
-		idle := len(k.workers) == 0
-		k.mu.Unlock()
-		if idle {
-			continue
-		}
-		containers, err := k.Runtime.ListContainers(ctx, nil)
-		if err != nil {
-			klog.V(2).InfoS("List of containers failed, trying again", "err", err)
-			continue
-		}
-		boxes, err := k.Runtime.ListPodSandbox(ctx, nil)
-		if err != nil {
-			continue
-		}
-		changed := map[types.UID]bool{}
-		next := make(map[string]runtimeapi.ContainerState, len(containers))
-		for _, c := range containers {
-			next[c.Id] = c.State
-			if old, ok := seen[c.Id]; !ok || old != c.State {
-				changed[types.UID(c.Labels[labelPodUID])] = true
-			}
-		}
-		nextBoxes := make(map[string]runtimeapi.PodSandboxState, len(boxes))
-		for _, b := range boxes {
-			nextBoxes[b.Id] = b.State
-			if old, ok := sandboxes[b.Id]; !ok || old != b.State {
-				changed[types.UID(b.Labels[labelPodUID])] = true
-			}
-		}
-		seen, sandboxes = next, nextBoxes
-		for uid := range changed {
-			k.Wake(uid)
-		}
-	}
 }
 
 // RemoveOrphans removes what is left of pods that are not among uids: sandboxes, folders, cgroups.

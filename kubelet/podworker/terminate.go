@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -55,65 +57,85 @@ func (w *worker) hook(ctx context.Context, p *corev1.Pod, c *corev1.Container, i
 	return nil
 }
 
+// killGrace is the time that a container gets which is killed for a probe: the probe's own, or the pod's.
+func (w *worker) killGrace(p *corev1.Pod, k kill) time.Duration {
+	if c := find(p, k.name); c != nil {
+		for kind, probe := range map[string]*corev1.Probe{" liveness probe": c.LivenessProbe, " startup probe": c.StartupProbe} {
+			if probe != nil && probe.TerminationGracePeriodSeconds != nil && strings.Contains(k.reason, kind) {
+				return time.Duration(*probe.TerminationGracePeriodSeconds) * time.Second
+			}
+		}
+	}
+	return gracePeriod(p)
+}
+
 // stopContainer runs the preStop hook, asks the container to end, and kills it when its time is up.
 func (w *worker) stopContainer(ctx context.Context, p *corev1.Pod, name, id string, grace time.Duration) error {
 	began := time.Now()
-	for i := range p.Spec.Containers {
-		c := &p.Spec.Containers[i]
-		if c.Name != name || c.Lifecycle == nil || c.Lifecycle.PreStop == nil || grace <= 0 {
-			continue
-		}
+	if c := find(p, name); c != nil && c.Lifecycle != nil && c.Lifecycle.PreStop != nil && grace > 0 {
 		hctx, cancel := context.WithTimeout(ctx, grace)
 		o, err := w.k.observe(ctx, p.UID)
 		if err == nil {
 			err = w.hook(hctx, p, c, id, c.Lifecycle.PreStop, podIPs(p, o, w.k.HostIP))
 		}
 		cancel()
-		if err != nil {
+		if err != nil && ctx.Err() == nil {
 			w.k.Recorder.Eventf(p, corev1.EventTypeWarning, "FailedPreStopHook", "PreStopHook failed: %v", err)
 		}
 		grace = max(grace-time.Since(began), minGrace)
 	}
-	if err := w.k.Runtime.StopContainer(ctx, id, int64(grace.Seconds())); err != nil {
+	if ctx.Err() != nil {
+		return ctx.Err() // it is to end otherwise
+	}
+	if err := w.k.Runtime.StopContainer(ctx, id, int64((grace+time.Second-1)/time.Second)); err != nil {
 		return fmt.Errorf("stop container %s: %w", name, err)
 	}
 	return nil
 }
 
-// killAll ends all running containers at once, sidecars after the others.
+// killAll ends all running containers: those of the pod proper at once, then the sidecars, the last one first
+// (API: sidecar containers end in the opposite order of their start).
 func (w *worker) killAll(ctx context.Context, p *corev1.Pod, o observed, grace time.Duration) error {
-	w.k.prober.StopPod(p.UID)
 	deadline := time.Now().Add(grace)
-	for _, late := range []bool{false, true} {
+	var sidecars []string
+	for i := range p.Spec.InitContainers {
+		if c := &p.Spec.InitContainers[i]; sidecar(c) {
+			sidecars = append(sidecars, c.Name)
+		}
+	}
+	stop := func(names []string) error {
 		var wg sync.WaitGroup
-		errs := make(chan error, len(o.containers))
-		for name, l := range o.containers {
-			if len(l) == 0 || !running(l[0]) || isSidecar(p, name) != late {
+		errs := make([]error, len(names))
+		for i, name := range names {
+			s := o.current(name)
+			if !running(s) {
 				continue
 			}
+			w.k.prober.Stop(p.UID, name)
 			wg.Go(func() {
 				w.k.Recorder.Eventf(p, corev1.EventTypeNormal, "Killing", "Stopping container %s", name)
-				errs <- w.stopContainer(ctx, p, name, l[0].Id, max(time.Until(deadline), 0))
+				errs[i] = w.stopContainer(ctx, p, name, s.Id, max(time.Until(deadline), 0))
 			})
 		}
 		wg.Wait()
-		close(errs)
-		for err := range errs {
-			if err != nil {
-				return err
-			}
+		return errors.Join(errs...)
+	}
+	var others []string
+	for name := range o.containers {
+		if !slices.Contains(sidecars, name) {
+			others = append(others, name)
 		}
 	}
+	if err := stop(others); err != nil {
+		return err
+	}
+	for _, name := range slices.Backward(sidecars) {
+		if err := stop([]string{name}); err != nil {
+			return err
+		}
+	}
+	w.k.prober.StopPod(p.UID)
 	return nil
-}
-
-func isSidecar(p *corev1.Pod, name string) bool {
-	for i := range p.Spec.InitContainers {
-		if c := &p.Spec.InitContainers[i]; c.Name == name {
-			return sidecar(c)
-		}
-	}
-	return false
 }
 
 // release frees what a finished pod no longer needs; its containers stay for their logs.
@@ -152,7 +174,7 @@ func (w *worker) terminate(ctx context.Context, p *corev1.Pod, gone bool) (bool,
 		if o, err = w.k.observe(ctx, p.UID); err != nil {
 			return false, err
 		}
-		if _, err := w.writeStatus(ctx, p, o); err != nil {
+		if _, err := w.writeStatus(ctx, p, o, true); err != nil {
 			return false, err
 		}
 	}

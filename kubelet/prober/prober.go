@@ -35,15 +35,19 @@ const (
 	Startup   Kind = "Startup"
 )
 
-// Result of a probe that reached its threshold.
+// Result of a probe.
 type Result struct {
 	Pod       types.UID
 	Container string
 	ID        string // container id
 	Kind      Kind
 	OK        bool
+	Settled   bool // it reached its threshold
 	Message   string
 }
+
+// Seen is what was known of a running container before this manager began.
+type Seen struct{ Started, Ready bool }
 
 // Exec runs a command in a container and returns its output; a non-zero exit is an error.
 type Exec func(ctx context.Context, containerID string, cmd []string, timeout time.Duration) (output string, err error)
@@ -75,8 +79,9 @@ func New(exec Exec, report func(Result)) *Manager {
 	return &Manager{exec: exec, report: report, runs: map[key]*run{}}
 }
 
-// Start begins the probes of a container that runs, unless they run already. podIP is where network probes go.
-func (m *Manager) Start(pod *corev1.Pod, c *corev1.Container, id, podIP string) {
+// Start begins the probes of a container that runs, unless they run already. podIP is where network probes go. seen is
+// where they go on; nil: the container is new.
+func (m *Manager) Start(pod *corev1.Pod, c *corev1.Container, id, podIP string, seen *Seen) {
 	k := key{pod.UID, c.Name}
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -88,6 +93,10 @@ func (m *Manager) Start(pod *corev1.Pod, c *corev1.Container, id, podIP string) 
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	r := &run{id: id, cancel: cancel, ready: c.ReadinessProbe == nil, started: c.StartupProbe == nil}
+	if seen != nil {
+		r.ready, r.started = r.ready || seen.Ready, r.started || seen.Started
+	}
+	startup := !r.started
 	m.runs[k] = r
 	t := target{pod: pod, container: c, id: id, ip: podIP}
 	begin := func() {
@@ -98,7 +107,7 @@ func (m *Manager) Start(pod *corev1.Pod, c *corev1.Container, id, podIP string) 
 			go m.loop(ctx, k, r, t, Readiness, c.ReadinessProbe)
 		}
 	}
-	if c.StartupProbe == nil {
+	if !startup {
 		begin()
 		return
 	}
@@ -149,60 +158,92 @@ type target struct {
 	id, ip    string
 }
 
-// A container that is starting is looked at more often than its period says, for a short while: most
-// servers listen a few milliseconds after they start. Failures of that time don't count towards the threshold any
-// faster than one in a period, see loop.
+// While a container is not ready, its readiness probe runs more often than its period says, for a short while: most
+// servers listen a few milliseconds after they start (API: "While a container is not Ready, the ReadinessProbe may be
+// executed at times other than the configured periodSeconds interval").
 const (
-	eager      = 2 * time.Second
-	eagerPause = 100 * time.Millisecond
+	eager      = 3 * time.Second
+	eagerFirst = 10 * time.Millisecond
+	eagerLast  = 200 * time.Millisecond
 )
+
+// verdict is the state machine of one probe.
+type verdict struct {
+	kind      Kind
+	success   int32 // thresholds
+	failure   int32
+	current   bool
+	good, bad int32
+}
+
+// newVerdict: a container lives until shown otherwise; readiness and start have to be shown.
+func newVerdict(kind Kind, p *corev1.Probe, current bool) *verdict {
+	return &verdict{kind: kind, success: max(p.SuccessThreshold, 1), failure: max(p.FailureThreshold, 1), current: current || kind == Liveness}
+}
+
+// add counts a result. It tells whether a threshold is reached by it that changes something: each further failure of
+// one that failed counts, too, for liveness and startup.
+func (v *verdict) add(ok bool) (settled bool) {
+	if ok {
+		v.good, v.bad = v.good+1, 0
+		if v.good >= v.success && !v.current {
+			v.current = true
+			return true
+		}
+		return false
+	}
+	v.good, v.bad = 0, v.bad+1
+	if v.bad >= v.failure && (v.current || v.kind != Readiness) {
+		v.current = false
+		return true
+	}
+	return false
+}
 
 // loop probes until ctx ends; for a startup probe, until it succeeded (true) or failed for good.
 func (m *Manager) loop(ctx context.Context, k key, r *run, t target, kind Kind, p *corev1.Probe) bool {
 	if !sleep(ctx, time.Duration(p.InitialDelaySeconds)*time.Second) {
 		return false
 	}
-	first, counted := time.Now(), time.Time{}
-	var good, bad int32
-	current := kind == Liveness // a container lives until shown otherwise; readiness and start have to be shown
+	period := time.Duration(max(p.PeriodSeconds, 1)) * time.Second
+	m.mu.Lock()
+	v := newVerdict(kind, p, kind == Readiness && r.ready)
+	m.mu.Unlock()
+	first, next, pause := time.Now(), time.Now(), eagerFirst
 	for {
-		began := time.Now()
 		message, err := m.probe(ctx, t, p)
 		if ctx.Err() != nil {
 			return false
 		}
-		if err == nil {
-			good, bad = good+1, 0
-		} else {
-			good = 0
-			if kind == Liveness || current || time.Since(counted) >= time.Duration(p.PeriodSeconds)*time.Second {
-				bad, counted = bad+1, time.Now()
-			}
-			message = err.Error()
+		result := Result{Pod: k.pod, Container: k.container, ID: r.id, Kind: kind, OK: err == nil, Message: message}
+		if err != nil {
+			result.Message = err.Error()
 		}
-		switch {
-		case err == nil && good >= p.SuccessThreshold && !current:
-			current = true
-			m.note(k, r, kind, true)
-			m.report(Result{k.pod, k.container, r.id, kind, true, message})
-			if kind == Startup {
-				return true
+		// What was tried in between periods counts only if it is good news.
+		onTime := !time.Now().Before(next)
+		if err == nil || onTime {
+			if result.Settled = v.add(err == nil); result.Settled {
+				m.note(k, r, kind, err == nil)
 			}
-		case err != nil && bad >= p.FailureThreshold:
-			if current || kind != Readiness {
-				m.note(k, r, kind, false)
+			if result.Settled || err != nil {
+				m.report(result)
 			}
-			current = false
-			m.report(Result{k.pod, k.container, r.id, kind, false, message})
-			if kind != Readiness {
-				return false // the container is about to be restarted
+			if result.Settled && (kind == Startup || kind == Liveness && err != nil) {
+				return err == nil // it started, or is about to be restarted
 			}
 		}
-		pause := time.Duration(p.PeriodSeconds)*time.Second - time.Since(began)
-		if kind != Liveness && !current && time.Since(first) < eager {
-			pause = min(pause, eagerPause)
+		if onTime {
+			next = next.Add(period)
+			if next.Before(time.Now()) {
+				next = time.Now().Add(period)
+			}
 		}
-		if !sleep(ctx, pause) {
+		wait := time.Until(next)
+		if kind == Readiness && !v.current && err != nil && time.Since(first) < eager {
+			wait = min(wait, pause)
+			pause = min(2*pause, eagerLast)
+		}
+		if !sleep(ctx, wait) {
 			return false
 		}
 	}
@@ -353,7 +394,7 @@ func probeTCP(ctx context.Context, t target, a *corev1.TCPSocketAction) (string,
 }
 
 func probeGRPC(ctx context.Context, t target, a *corev1.GRPCAction) (string, error) {
-	conn, err := grpc.NewClient(net.JoinHostPort(t.ip, strconv.Itoa(int(a.Port))), grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithUserAgent("kube-probe/1"))
+	conn, err := grpc.NewClient(net.JoinHostPort(t.ip, strconv.Itoa(int(a.Port))), grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithUserAgent("kube-probe/1"), grpc.WithNoProxy())
 	if err != nil {
 		return "", err
 	}

@@ -30,9 +30,13 @@ type Input struct {
 	PodIPs     []string
 	HostIP     string
 	Sandbox    bool // a sandbox with network is ready
-	// Failed overrides the phase: reason and message, such as Evicted or DeadlineExceeded.
+	// Failed overrides the phase: reason and message, such as Evicted or DeadlineExceeded, and a condition to add.
 	FailedReason, FailedMessage string
-	Now                         time.Time
+	FailedCondition             *corev1.PodCondition
+	// Terminating: the pod's containers were ended for good, whatever its restart policy.
+	Terminating bool
+	Runtime     string // by which container ids are prefixed, such as containerd
+	Now         time.Time
 }
 
 // Make computes the status.
@@ -41,6 +45,11 @@ func Make(in Input) corev1.PodStatus {
 	s := corev1.PodStatus{
 		ObservedGeneration: p.Generation, QOSClass: p.Status.QOSClass, HostIP: in.HostIP, StartTime: p.Status.StartTime,
 		NominatedNodeName: p.Status.NominatedNodeName, Reason: in.FailedReason, Message: in.FailedMessage,
+		Resize: p.Status.Resize, ResourceClaimStatuses: p.Status.ResourceClaimStatuses, ExtendedResourceClaimStatus: p.Status.ExtendedResourceClaimStatus,
+	}
+	over := p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed
+	if over && in.FailedReason == "" {
+		s.Reason, s.Message = p.Status.Reason, p.Status.Message
 	}
 	if in.HostIP != "" {
 		s.HostIPs = []corev1.HostIP{{IP: in.HostIP}}
@@ -57,20 +66,30 @@ func Make(in Input) corev1.PodStatus {
 	}
 	for i := range p.Spec.InitContainers {
 		c := &p.Spec.InitContainers[i]
-		s.InitContainerStatuses = append(s.InitContainerStatuses, containerStatus(c, in.Containers[c.Name], "PodInitializing"))
+		s.InitContainerStatuses = append(s.InitContainerStatuses, containerStatus(c, in, "PodInitializing"))
 	}
-	initialized := initDone(p, s.InitContainerStatuses)
+	initialized := begun(in) || initDone(p, s.InitContainerStatuses)
 	waiting := "ContainerCreating"
 	if !initialized {
 		waiting = "PodInitializing"
 	}
 	for i := range p.Spec.Containers {
 		c := &p.Spec.Containers[i]
-		s.ContainerStatuses = append(s.ContainerStatuses, containerStatus(c, in.Containers[c.Name], waiting))
+		s.ContainerStatuses = append(s.ContainerStatuses, containerStatus(c, in, waiting))
 	}
-	s.Phase = phase(p, s, initialized)
-	if in.FailedReason != "" {
+	for i := range p.Spec.EphemeralContainers {
+		c := corev1.Container(p.Spec.EphemeralContainers[i].EphemeralContainerCommon)
+		st := containerStatus(&c, in, waiting)
+		st.Ready, st.Started = false, nil
+		s.EphemeralContainerStatuses = append(s.EphemeralContainerStatuses, st)
+	}
+	switch {
+	case over: // an end is an end
+		s.Phase = p.Status.Phase
+	case in.FailedReason != "":
 		s.Phase = corev1.PodFailed
+	default:
+		s.Phase = phase(p, s, initialized, in.Terminating)
 	}
 	s.Conditions = conditions(in, s, initialized)
 	return s
@@ -78,6 +97,13 @@ func Make(in Input) corev1.PodStatus {
 
 func sidecar(c *corev1.Container) bool {
 	return c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways
+}
+
+// begun tells whether a container of the pod proper was ever made: then the init containers had done their part.
+func begun(in Input) bool {
+	return slices.ContainsFunc(in.Pod.Spec.Containers, func(c corev1.Container) bool {
+		return in.Containers[c.Name].Current != nil
+	})
 }
 
 // initDone tells whether all init containers have done their part.
@@ -97,12 +123,13 @@ func initDone(p *corev1.Pod, statuses []corev1.ContainerStatus) bool {
 	return true
 }
 
-func containerStatus(spec *corev1.Container, c Container, waiting string) corev1.ContainerStatus {
+func containerStatus(spec *corev1.Container, in Input, waiting string) corev1.ContainerStatus {
+	c := in.Containers[spec.Name]
 	s := corev1.ContainerStatus{Name: spec.Name, Image: spec.Image, RestartCount: c.Restarts, Ready: c.Ready}
 	started := c.Started && c.Current != nil && c.Current.State == runtimeapi.ContainerState_CONTAINER_RUNNING
 	s.Started = &started
 	if c.Current != nil {
-		s.ContainerID = "containerd://" + c.Current.Id
+		s.ContainerID = in.Runtime + "://" + c.Current.Id
 		s.ImageID = c.Current.ImageRef
 		if c.Current.Image != nil && c.Current.Image.UserSpecifiedImage != "" {
 			s.Image = c.Current.Image.UserSpecifiedImage
@@ -111,14 +138,14 @@ func containerStatus(spec *corev1.Container, c Container, waiting string) corev1
 		case runtimeapi.ContainerState_CONTAINER_RUNNING:
 			s.State.Running = &corev1.ContainerStateRunning{StartedAt: stamp(c.Current.StartedAt)}
 		case runtimeapi.ContainerState_CONTAINER_EXITED:
-			s.State.Terminated = terminated(c.Current)
+			s.State.Terminated = terminated(c.Current, in.Runtime)
 		}
 	}
 	if c.Last != nil {
-		s.LastTerminationState.Terminated = terminated(c.Last)
+		s.LastTerminationState.Terminated = terminated(c.Last, in.Runtime)
 	}
 	// An ended container that will be started again waits for that.
-	if c.Reason != "" && s.State.Running == nil {
+	if c.Reason != "" && s.State.Running == nil && !in.Terminating && in.FailedReason == "" {
 		if s.State.Terminated != nil {
 			s.LastTerminationState.Terminated = s.State.Terminated
 		}
@@ -140,10 +167,10 @@ func stamp(nanos int64) metav1.Time {
 	return metav1.NewTime(time.Unix(0, nanos).Truncate(time.Second))
 }
 
-func terminated(c *runtimeapi.ContainerStatus) *corev1.ContainerStateTerminated {
+func terminated(c *runtimeapi.ContainerStatus, runtime string) *corev1.ContainerStateTerminated {
 	t := &corev1.ContainerStateTerminated{
 		ExitCode: c.ExitCode, Reason: c.Reason, Message: c.Message, StartedAt: stamp(c.StartedAt), FinishedAt: stamp(c.FinishedAt),
-		ContainerID: "containerd://" + c.Id,
+		ContainerID: runtime + "://" + c.Id,
 	}
 	if t.Reason == "" {
 		t.Reason = "Error"
@@ -155,10 +182,10 @@ func terminated(c *runtimeapi.ContainerStatus) *corev1.ContainerStateTerminated 
 }
 
 // phase follows the rules of "Pod Lifecycle".
-func phase(p *corev1.Pod, s corev1.PodStatus, initialized bool) corev1.PodPhase {
+func phase(p *corev1.Pod, s corev1.PodStatus, initialized, terminating bool) corev1.PodPhase {
 	if !initialized {
 		for i := range p.Spec.InitContainers {
-			if t := s.InitContainerStatuses[i].State.Terminated; t != nil && t.ExitCode != 0 && p.Spec.RestartPolicy == corev1.RestartPolicyNever {
+			if t := s.InitContainerStatuses[i].State.Terminated; t != nil && t.ExitCode != 0 && (p.Spec.RestartPolicy == corev1.RestartPolicyNever || terminating) {
 				return corev1.PodFailed
 			}
 		}
@@ -180,6 +207,10 @@ func phase(p *corev1.Pod, s corev1.PodStatus, initialized bool) corev1.PodPhase 
 		}
 	}
 	switch {
+	case terminating && running == 0 && failed > 0:
+		return corev1.PodFailed
+	case terminating && running == 0 && waiting == 0:
+		return corev1.PodSucceeded
 	case waiting > 0:
 		return corev1.PodPending
 	case running > 0 || p.Spec.RestartPolicy == corev1.RestartPolicyAlways:
@@ -195,16 +226,11 @@ func phase(p *corev1.Pod, s corev1.PodStatus, initialized bool) corev1.PodPhase 
 func conditions(in Input, s corev1.PodStatus, initialized bool) []corev1.PodCondition {
 	p := in.Pod
 	out := slices.Clone(p.Status.Conditions)
-	set := func(t corev1.PodConditionType, ok bool, reason, message string) {
-		c := corev1.PodCondition{Type: t, Status: corev1.ConditionFalse, Reason: reason, Message: message, LastTransitionTime: metav1.NewTime(in.Now.Truncate(time.Second)), ObservedGeneration: p.Generation}
-		if ok {
-			c.Status, c.Reason, c.Message = corev1.ConditionTrue, "", ""
-			if s.Phase == corev1.PodSucceeded {
-				c.Reason = reason
-			}
-		}
+	now := metav1.NewTime(in.Now.Truncate(time.Second))
+	put := func(c corev1.PodCondition) {
+		c.LastTransitionTime, c.ObservedGeneration = now, p.Generation
 		for i := range out {
-			if out[i].Type == t {
+			if out[i].Type == c.Type {
 				if out[i].Status == c.Status {
 					c.LastTransitionTime = out[i].LastTransitionTime
 				}
@@ -213,6 +239,19 @@ func conditions(in Input, s corev1.PodStatus, initialized bool) []corev1.PodCond
 			}
 		}
 		out = append(out, c)
+	}
+	set := func(t corev1.PodConditionType, ok bool, reason, message string) {
+		c := corev1.PodCondition{Type: t, Status: corev1.ConditionFalse, Reason: reason, Message: message}
+		if ok {
+			c.Status, c.Reason, c.Message = corev1.ConditionTrue, "", ""
+			if s.Phase == corev1.PodSucceeded {
+				c.Reason = reason
+			}
+		}
+		put(c)
+	}
+	if in.FailedCondition != nil {
+		put(*in.FailedCondition)
 	}
 	var notReady []string
 	for i, c := range s.ContainerStatuses {

@@ -88,13 +88,13 @@ func (m *Manager) setup(ctx context.Context, pod *corev1.Pod, v *corev1.Volume) 
 		return dir, none, m.write(pod, dir, files, err)
 	case v.Secret != nil:
 		files, err := m.secret(ctx, pod, v.Secret.SecretName, v.Secret.Items, v.Secret.DefaultMode, v.Secret.Optional)
-		return dir, none, m.write(pod, dir, files, err)
+		return dir, none, m.inMemory(pod, dir, files, err)
 	case v.DownwardAPI != nil:
 		files, err := m.downward(pod, v.DownwardAPI.Items, v.DownwardAPI.DefaultMode)
-		return dir, none, m.write(pod, dir, files, err)
+		return dir, none, m.inMemory(pod, dir, files, err)
 	case v.Projected != nil:
 		files, again, err := m.projected(ctx, pod, v.Projected)
-		return dir, again, m.write(pod, dir, files, err)
+		return dir, again, m.inMemory(pod, dir, files, err)
 	}
 	return "", none, errors.New("its type is not supported here (supported: configMap, secret, projected, downwardAPI, emptyDir, hostPath)")
 }
@@ -146,25 +146,53 @@ func (m *Manager) emptyDir(pod *corev1.Pod, e *corev1.EmptyDirVolumeSource, dir 
 	if err := os.MkdirAll(dir, 0o777); err != nil {
 		return err
 	}
-	if e.Medium == corev1.StorageMediumMemory {
-		mounted, err := m.mounter.IsMountPoint(dir)
-		if err != nil {
+	switch e.Medium {
+	case corev1.StorageMediumDefault:
+	case corev1.StorageMediumMemory:
+		size := int64(0)
+		if e.SizeLimit != nil {
+			size = e.SizeLimit.Value()
+		}
+		if err := m.tmpfs(dir, size); err != nil {
 			return err
 		}
-		if !mounted {
-			options := []string{"nosuid", "nodev"}
-			if e.SizeLimit != nil && !e.SizeLimit.IsZero() {
-				options = append(options, fmt.Sprintf("size=%d", e.SizeLimit.Value()))
-			}
-			if err := m.mounter.Mount("tmpfs", dir, "tmpfs", options); err != nil {
-				return fmt.Errorf("mount tmpfs: %w", err)
-			}
-		}
+	default:
+		return fmt.Errorf("the emptyDir's medium %q is not supported here (supported: the default, Memory)", e.Medium)
 	}
 	if err := os.Chmod(dir, 0o777); err != nil { // whatever the umask
 		return err
 	}
 	return own(pod, dir, 0o2777)
+}
+
+// tmpfs has a folder in memory, if it is not yet; size in bytes, zero: without limit.
+func (m *Manager) tmpfs(dir string, size int64) error {
+	mounted, err := m.mounter.IsMountPoint(dir)
+	if err != nil || mounted {
+		return err
+	}
+	options := []string{"nosuid", "nodev"}
+	if size > 0 {
+		options = append(options, fmt.Sprintf("size=%d", size))
+	}
+	if err := m.mounter.Mount("tmpfs", dir, "tmpfs", options); err != nil {
+		return fmt.Errorf("mount tmpfs: %w", err)
+	}
+	return nil
+}
+
+// inMemory is write to a file system in memory: what may be secret never gets onto a disk.
+func (m *Manager) inMemory(pod *corev1.Pod, dir string, files map[string]file, err error) error {
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	if err := m.tmpfs(dir, 0); err != nil {
+		return err
+	}
+	return m.write(pod, dir, files, nil)
 }
 
 // own gives a path to the pod's fsGroup.
