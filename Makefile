@@ -44,6 +44,12 @@ unit:
 e2e: build
 	$(GO) test -count=1 -timeout 15m ./tests/e2e
 
+# Figures of a whole cluster, measured in a namespace of its own; BENCH_FLAGS="-effort 0.2" is a quick look.
+bench: test-packages build
+	$(GO) build -trimpath -ldflags "-s -w" -o bin/bench-load ./tests/bench/load
+	$(GO) build -trimpath -ldflags "-s -w" -o bin/bench ./tests/bench
+	bin/bench -json bin/bench.json $(BENCH_FLAGS)
+
 cross:
 	GOARCH=arm64 $(GO) build -o /dev/null ./cmd/strake-cni
 	GOARCH=arm64 $(GO) vet ./bpf

@@ -1,0 +1,136 @@
+// Command bench measures a whole cluster that it brings up in a lab of its own (tests/lab), and takes down again.
+// `make bench` runs it; docs/benchmarks.md tells what each row means.
+//
+// Its one idea: what is compared with a rival is measured in turns with it, in the same pods, so that the ratio holds
+// on a noisy machine. No figure is asserted: a row says whether its target is met.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"k8s.io/client-go/kubernetes"
+
+	"github.com/strake-io/strake/tests/lab"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	var o options
+	flag.StringVar(&o.strake, "strake", "bin/strake", "the binary to measure")
+	flag.StringVar(&o.load, "load", "bin/bench-load", "the binary of tests/bench/load")
+	flag.StringVar(&o.json, "json", "", "write the results to this file as JSON as well")
+	flag.StringVar(&o.format, "o", "table", "what to print: table or json")
+	flag.StringVar(&o.only, "only", "", "measure only these: "+strings.Join(names(), ",")+" (a comma between)")
+	flag.Float64Var(&o.effort, "effort", 1, "how much to measure: 0.2 is a quick look")
+	flag.Parse()
+	if err := run(ctx, o); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+type options struct {
+	strake, load, json, format, only string
+	effort                           float64
+}
+
+// times scales a number of repetitions.
+func (o options) times(n int) int { return max(3, int(o.effort*float64(n))) }
+
+// bench is one run.
+type bench struct {
+	options
+	cluster *lab.Cluster
+	client  kubernetes.Interface
+	report  *Report
+}
+
+// parts are the measurements, in the order in which they are taken: the cluster is idle before it is loaded.
+var parts = []struct {
+	name string
+	run  func(*bench, context.Context) error
+}{
+	{"start", (*bench).coldStart},
+	{"idle", (*bench).idle},
+	{"pods", (*bench).podStart},
+	{"services", (*bench).services},
+	{"dns", (*bench).dns},
+}
+
+func names() []string {
+	var all []string
+	for _, p := range parts {
+		all = append(all, p.name)
+	}
+	return all
+}
+
+func run(ctx context.Context, o options) error {
+	chosen := names()
+	if o.only != "" {
+		chosen = strings.Split(o.only, ",")
+	}
+	for _, name := range chosen {
+		if !slices.Contains(names(), name) {
+			return fmt.Errorf("-only %s: there is %s", name, strings.Join(names(), ", "))
+		}
+	}
+	if o.format != "table" && o.format != "json" {
+		return fmt.Errorf("-o %s: there is table and json", o.format)
+	}
+	dir, err := os.MkdirTemp("", "strake-bench-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	b := &bench{options: o}
+	if b.report, err = newReport(o.strake); err != nil {
+		return err
+	}
+	if b.cluster, err = lab.New("strake-bench", filepath.Join(dir, "data"), o.strake); err != nil {
+		return err
+	}
+	// Also when interrupted: a signal ends ctx, and what is measured returns.
+	defer func() {
+		if err := b.cluster.Close(); err != nil {
+			fmt.Fprintln(os.Stderr, "bench:", err)
+		}
+	}()
+	if err := b.measure(ctx, chosen); err != nil {
+		return err
+	}
+	if o.json != "" {
+		if err := b.report.save(o.json); err != nil {
+			return err
+		}
+	}
+	return b.report.print(os.Stdout, o.format)
+}
+
+func (b *bench) measure(ctx context.Context, chosen []string) error {
+	if !slices.Contains(chosen, "start") {
+		if _, err := b.up(ctx); err != nil {
+			return err
+		}
+	}
+	for _, p := range parts {
+		if !slices.Contains(chosen, p.name) {
+			continue
+		}
+		fmt.Fprintf(os.Stderr, "%s measuring: %s\n", time.Now().Format(time.TimeOnly), p.name)
+		if err := p.run(b, ctx); err != nil {
+			return fmt.Errorf("%s: %w", p.name, err)
+		}
+	}
+	return nil
+}
