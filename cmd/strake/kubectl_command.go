@@ -6,6 +6,7 @@ import (
 	"github.com/spf13/cobra"
 	"k8s.io/cli-runtime/pkg/genericclioptions"
 	"k8s.io/cli-runtime/pkg/genericiooptions"
+	"k8s.io/component-base/logs"
 	"k8s.io/kubectl/pkg/cmd"
 )
 
@@ -16,6 +17,7 @@ func kubectlCommand(place places) *cobra.Command {
 		ConfigFlags: flags,
 		IOStreams:   genericiooptions.IOStreams{In: os.Stdin, Out: os.Stdout, ErrOut: os.Stderr},
 	})
+	logs.AddFlags(k.PersistentFlags()) // -v, as kubectl's main does
 	k.Short = "kubectl, pointed at this cluster"
 	before := k.PersistentPreRunE
 	k.PersistentPreRunE = func(c *cobra.Command, args []string) error {

@@ -206,7 +206,7 @@ type streamREST struct {
 
 var _ rest.Connecter = (*streamREST)(nil)
 
-func (r *streamREST) New() runtime.Object { return &corev1.Pod{} }
+func (r *streamREST) New() runtime.Object { return r.newOptions() }
 func (r *streamREST) Destroy()            {}
 func (r *streamREST) ConnectMethods() []string {
 	return []string{http.MethodGet, http.MethodPost}
@@ -274,7 +274,7 @@ type nodeProxyREST struct{ k *kubelets }
 
 var _ rest.Connecter = (*nodeProxyREST)(nil)
 
-func (r *nodeProxyREST) New() runtime.Object { return &corev1.Node{} }
+func (r *nodeProxyREST) New() runtime.Object { return &corev1.NodeProxyOptions{} }
 func (r *nodeProxyREST) Destroy()            {}
 func (r *nodeProxyREST) ConnectMethods() []string {
 	return []string{http.MethodGet, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete, http.MethodHead, http.MethodOptions}

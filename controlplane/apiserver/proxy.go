@@ -29,8 +29,8 @@ import (
 
 // proxyREST passes requests on to a pod or to a backend of a Service. The name in the URL is [scheme:]name[:port].
 type proxyREST struct {
-	new, newOptions func() runtime.Object
-	path            func(options runtime.Object) string
+	newOptions func() runtime.Object
+	path       func(options runtime.Object) string
 	// backend finds the host and port that a name and a port's name or number lead to.
 	backend   func(ctx context.Context, name, port string) (string, error)
 	transport http.RoundTripper
@@ -38,7 +38,9 @@ type proxyREST struct {
 
 var _ rest.Connecter = (*proxyREST)(nil)
 
-func (r *proxyREST) New() runtime.Object { return r.new() }
+// New is the kind that OpenAPI tells of the operations. It is not the pod's or the Service's: clients take what they read of a
+// kind's PATCH for the resource's own.
+func (r *proxyREST) New() runtime.Object { return r.newOptions() }
 func (r *proxyREST) Destroy()            {}
 func (r *proxyREST) ConnectMethods() []string {
 	return []string{http.MethodGet, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete, http.MethodHead, http.MethodOptions}
@@ -84,9 +86,9 @@ func proxyable(ip string) error {
 
 func newPodProxyREST(pods *descriptor.Store, transport http.RoundTripper) *proxyREST {
 	return &proxyREST{
-		new: func() runtime.Object { return &corev1.Pod{} }, newOptions: func() runtime.Object { return &corev1.PodProxyOptions{} },
-		path:      func(o runtime.Object) string { return o.(*corev1.PodProxyOptions).Path },
-		transport: transport,
+		newOptions: func() runtime.Object { return &corev1.PodProxyOptions{} },
+		path:       func(o runtime.Object) string { return o.(*corev1.PodProxyOptions).Path },
+		transport:  transport,
 		backend: func(ctx context.Context, name, port string) (string, error) {
 			obj, err := pods.Get(ctx, name, &metav1.GetOptions{})
 			if err != nil {
@@ -121,9 +123,9 @@ func firstPort(pod *corev1.Pod) string {
 
 func newServiceProxyREST(services, slices *descriptor.Store, transport http.RoundTripper) *proxyREST {
 	return &proxyREST{
-		new: func() runtime.Object { return &corev1.Service{} }, newOptions: func() runtime.Object { return &corev1.ServiceProxyOptions{} },
-		path:      func(o runtime.Object) string { return o.(*corev1.ServiceProxyOptions).Path },
-		transport: transport,
+		newOptions: func() runtime.Object { return &corev1.ServiceProxyOptions{} },
+		path:       func(o runtime.Object) string { return o.(*corev1.ServiceProxyOptions).Path },
+		transport:  transport,
 		backend: func(ctx context.Context, name, port string) (string, error) {
 			obj, err := services.Get(ctx, name, &metav1.GetOptions{})
 			if err != nil {
