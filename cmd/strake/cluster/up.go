@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -35,7 +36,7 @@ func Up(ctx context.Context, l layout.Layout, flags Settings, given func(flag st
 	if os.Geteuid() != 0 {
 		return errors.New("strake up needs root: run it with sudo")
 	}
-	u := &start{l: l, fresh: !running(l, "supervisor"), processes: map[string]map[supervisor.Process]bool{}}
+	u := &start{l: l, fresh: !anyRunning(l), processes: map[string]map[supervisor.Process]bool{}}
 	for _, st := range []step{
 		{"check the machine", func(context.Context) error { return u.check(flags, given) }},
 		{"certificates and settings", u.prepare},
@@ -188,6 +189,11 @@ func (u *start) crashing() error {
 func running(l layout.Layout, component string) bool {
 	_, ok := supervisor.Find(l.Pid(component))
 	return ok
+}
+
+// anyRunning tells whether something of the cluster runs, with or without a supervisor.
+func anyRunning(l layout.Layout) bool {
+	return slices.ContainsFunc(append([]string{"supervisor"}, components...), func(c string) bool { return running(l, c) })
 }
 
 // supervise starts the background process, unless it runs.
