@@ -28,29 +28,27 @@ type api struct {
 // TestAPI runs what can share a server.
 func TestAPI(t *testing.T) {
 	s := apiservertest.Start(t)
-	client, err := kubernetes.NewForConfig(s.Admin)
-	if err != nil {
-		t.Fatal(err)
-	}
-	dyn, err := dynamic.NewForConfig(s.Admin)
-	if err != nil {
-		t.Fatal(err)
-	}
 	for name, test := range map[string]func(*api){
-		"objects": testObjects, "watch": testWatch, "patches": testPatches, "apply": testApply, "tables": testTables, "dryRun": testDryRun,
-		"collections": testCollections, "refusals": testRefusals, "status": testStatus, "scale": testScale, "events": testEvents,
+		"objects": testObjects, "watch": testWatch, "watchList": testWatchList, "patches": testPatches, "apply": testApply, "tables": testTables, "dryRun": testDryRun,
+		"collections": testCollections, "refusals": testRefusals, "immutable": testImmutable, "status": testStatus, "scale": testScale, "events": testEvents,
 		"storage": testStorage, "system": testSystem, "namespaces": testNamespaces, "services": testServices, "manyServices": testManyServices,
 		"binding": testBinding, "eviction": testEviction, "gracefulDelete": testGracefulDelete, "ephemeral": testEphemeral,
-		"customResources": testCustomResources, "aggregator": testAggregator, "schemas": testSchemas, "streams": testStreams, "logs": testLogs, "portForward": testPortForward, "nodeProxy": testNodeProxy,
+		"customResources": testCustomResources, "aggregator": testAggregator, "schemas": testSchemas,
+		"streams": testStreams, "logs": testLogs, "portForward": testPortForward, "nodeProxy": testNodeProxy,
+		"kubelets": testKubelets, "tokens": testTokens, "users": testUsers,
 	} {
-		t.Run(name, func(t *testing.T) {
-			a := &api{T: t, server: s, client: client, dynamic: dyn}
-			made := must(client.CoreV1().Namespaces().Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{GenerateName: "test-"}}, metav1.CreateOptions{}))(t)
-			a.ns = made.Name
-			must(client.CoreV1().ServiceAccounts(a.ns).Create(t.Context(), &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "default"}}, metav1.CreateOptions{}))(t)
-			test(a)
-		})
+		t.Run(name, func(t *testing.T) { test(newAPI(t, s)) })
 	}
+}
+
+// newAPI makes a namespace, with the ServiceAccount that its controller would make.
+func newAPI(t *testing.T, s *apiservertest.Server) *api {
+	t.Helper()
+	a := &api{T: t, server: s, client: must(kubernetes.NewForConfig(s.Admin))(t), dynamic: must(dynamic.NewForConfig(s.Admin))(t)}
+	made := must(a.client.CoreV1().Namespaces().Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{GenerateName: "test-"}}, metav1.CreateOptions{}))(t)
+	a.ns = made.Name
+	must(a.client.CoreV1().ServiceAccounts(a.ns).Create(t.Context(), &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "default"}}, metav1.CreateOptions{}))(t)
+	return a
 }
 
 // in is the same in a sub-test.

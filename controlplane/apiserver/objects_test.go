@@ -2,7 +2,6 @@ package apiserver_test
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
@@ -10,8 +9,10 @@ import (
 
 	appsv1 "k8s.io/api/apps/v1"
 	autoscalingv1 "k8s.io/api/autoscaling/v1"
+	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	eventsv1 "k8s.io/api/events/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -114,6 +115,37 @@ func testWatch(a *api) {
 	}
 }
 
+// testWatchList gets a list as a watch, as informers do: what there is, then a bookmark, then what comes.
+func testWatchList(a *api) {
+	api, ctx := a.client.CoreV1().ConfigMaps(a.ns), a.Context()
+	for _, name := range []string{"a", "b"} {
+		must(api.Create(ctx, configMap(name, nil), metav1.CreateOptions{}))(a)
+	}
+	yes := true
+	w := must(api.Watch(ctx, metav1.ListOptions{SendInitialEvents: &yes, AllowWatchBookmarks: true, ResourceVersionMatch: metav1.ResourceVersionMatchNotOlderThan}))(a)
+	defer w.Stop()
+	for _, want := range []string{"ADDED a", "ADDED b", "BOOKMARK "} {
+		e, ok := <-w.ResultChan()
+		if !ok {
+			a.Fatal("the watch ended")
+		}
+		m := e.Object.(*corev1.ConfigMap)
+		if got := string(e.Type) + " " + m.Name; got != want {
+			a.Errorf("event %s, want %s", got, want)
+		}
+		if e.Type == watch.Bookmark && (m.Annotations[metav1.InitialEventsAnnotationKey] != "true" || m.ResourceVersion == "") {
+			a.Errorf("bookmark %+v", m.ObjectMeta)
+		}
+	}
+	// From a version of before on, the same events come again.
+	first := must(api.Get(ctx, "a", metav1.GetOptions{}))(a)
+	resumed := must(api.Watch(ctx, metav1.ListOptions{ResourceVersion: first.ResourceVersion}))(a)
+	defer resumed.Stop()
+	if e := <-resumed.ResultChan(); e.Type != watch.Added || e.Object.(*corev1.ConfigMap).Name != "b" {
+		a.Errorf("resumed with %+v", e)
+	}
+}
+
 func testPatches(a *api) {
 	api, ctx := a.client.AppsV1().Deployments(a.ns), a.Context()
 	made := must(api.Create(ctx, deployment("web"), metav1.CreateOptions{}))(a)
@@ -201,28 +233,71 @@ func testApply(a *api) {
 	}
 }
 
+// testTables looks at the columns that kubectl prints, with -o wide for those in brackets.
 func testTables(a *api) {
-	must(a.client.AppsV1().Deployments(a.ns).Create(a.Context(), deployment("web"), metav1.CreateOptions{}))(a)
-	raw, err := a.client.AppsV1().RESTClient().Get().Namespace(a.ns).Resource("deployments").
-		SetHeader("Accept", "application/json;as=Table;v=v1;g=meta.k8s.io").DoRaw(a.Context())
-	if err != nil {
-		a.Fatal(err)
-	}
-	var table metav1.Table
-	if err := json.Unmarshal(raw, &table); err != nil {
-		a.Fatal(err)
-	}
-	var narrow []string
-	for _, c := range table.ColumnDefinitions {
-		if c.Priority == 0 {
-			narrow = append(narrow, c.Name)
+	ctx, create := a.Context(), metav1.CreateOptions{}
+	must(a.client.AppsV1().Deployments(a.ns).Create(ctx, deployment("web"), create))(a)
+	must(a.client.CoreV1().Services(a.ns).Create(ctx, nodePortService("web", 30009), create))(a)
+	must(a.client.CoreV1().ConfigMaps(a.ns).Create(ctx, configMap("web", nil), create))(a)
+	node := "n-" + a.ns
+	must(a.client.CoreV1().Nodes().Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: node, Labels: map[string]string{"node-role.kubernetes.io/worker": ""}}}, create))(a)
+	pod := a.makePod("web", func(p *corev1.Pod) { p.Spec.NodeName = node })
+	pod.Status = corev1.PodStatus{Phase: corev1.PodRunning, PodIP: "10.244.0.9", PodIPs: []corev1.PodIP{{IP: "10.244.0.9"}}, ContainerStatuses: []corev1.ContainerStatus{
+		{Name: "c", Ready: true, RestartCount: 2, State: corev1.ContainerState{Running: &corev1.ContainerStateRunning{}}},
+	}}
+	must(a.client.CoreV1().Pods(a.ns).UpdateStatus(ctx, pod, metav1.UpdateOptions{}))(a)
+	must(a.client.BatchV1().Jobs(a.ns).Create(ctx, &batchv1.Job{ObjectMeta: metav1.ObjectMeta{Name: "web"}, Spec: batchv1.JobSpec{
+		Template: corev1.PodTemplateSpec{Spec: corev1.PodSpec{RestartPolicy: corev1.RestartPolicyNever, Containers: []corev1.Container{{Name: "c", Image: "i"}}}},
+	}}, create))(a)
+	must(a.client.BatchV1().CronJobs(a.ns).Create(ctx, &batchv1.CronJob{ObjectMeta: metav1.ObjectMeta{Name: "web"}, Spec: batchv1.CronJobSpec{
+		Schedule: "@hourly", JobTemplate: batchv1.JobTemplateSpec{Spec: batchv1.JobSpec{Template: corev1.PodTemplateSpec{Spec: corev1.PodSpec{
+			RestartPolicy: corev1.RestartPolicyNever, Containers: []corev1.Container{{Name: "c", Image: "i"}},
+		}}}},
+	}}, create))(a)
+	ip := must(a.client.CoreV1().Services(a.ns).Get(ctx, "web", metav1.GetOptions{}))(a).Spec.ClusterIP
+	in := func(group, resource string) string { return "/" + group + "/namespaces/" + a.ns + "/" + resource }
+	for _, test := range []struct{ path, columns, cells string }{
+		{in("api/v1", "pods"), "Name|Ready|Status|Restarts|Age|[IP]|[Node]|[Nominated Node]|[Readiness Gates]", "web|1/1|Running|2|AGE|10.244.0.9|" + node + "|<none>|<none>"},
+		{in("api/v1", "services"), "Name|Type|Cluster-IP|External-IP|Port(s)|Age|[Selector]", "web|NodePort|" + ip + "|<none>|80:30009/TCP|AGE|app=web"},
+		{in("api/v1", "configmaps"), "Name|Data|Age", "web|1|AGE"},
+		{"/api/v1/nodes/" + node, "Name|Status|Roles|Age|Version|[Internal-IP]|[External-IP]|[OS-Image]|[Kernel-Version]|[Container-Runtime]", node + "|Unknown|worker|AGE||<none>|<none>|<unknown>|<unknown>|<unknown>"},
+		{in("apis/apps/v1", "deployments"), "Name|Ready|Up-to-date|Available|Age|[Containers]|[Images]|[Selector]", "web|0/1|0|0|AGE|c|i|app=web"},
+		{in("apis/batch/v1", "jobs"), "Name|Status|Completions|Duration|Age|[Containers]|[Images]|[Selector]", "web|Running|0/1||AGE|c|i|SELECTOR"},
+		{in("apis/batch/v1", "cronjobs"), "Name|Schedule|Timezone|Suspend|Active|Last Schedule|Age|[Containers]|[Images]|[Selector]", "web|@hourly|<none>|False|0|<none>|AGE|c|i|<none>"},
+		{"/api/v1/namespaces/" + a.ns, "Name|Status|Age", a.ns + "|Active|AGE"},
+		{"/apis/scheduling.k8s.io/v1/priorityclasses/system-node-critical", "Name|Value|Global-Default|Age|PreemptionPolicy", "system-node-critical|2000001000|false|AGE|PreemptLowerPriority"},
+	} {
+		table := a.table(test.path)
+		var columns, cells []string
+		for _, c := range table.ColumnDefinitions {
+			if c.Priority > 0 {
+				c.Name = "[" + c.Name + "]"
+			}
+			columns = append(columns, c.Name)
 		}
-	}
-	if want := []string{"Name", "Ready", "Up-to-date", "Available", "Age"}; !slices.Equal(narrow, want) {
-		a.Errorf("columns %q, want %q", narrow, want)
-	}
-	if len(table.Rows) != 1 || table.Rows[0].Cells[0] != "web" || table.Rows[0].Cells[1] != "0/1" || len(table.Rows[0].Cells) != len(table.ColumnDefinitions) {
-		a.Errorf("rows %v", table.Rows)
+		if len(table.Rows) != 1 {
+			a.Errorf("%s: %d rows", test.path, len(table.Rows))
+			continue
+		}
+		for i, c := range table.Rows[0].Cells {
+			text := fmt.Sprint(c)
+			if n, ok := c.(float64); ok {
+				text = fmt.Sprint(int64(n))
+			}
+			switch {
+			case table.ColumnDefinitions[i].Name == "Age":
+				text = "AGE"
+			case strings.Contains(text, batchv1.ControllerUidLabel+"="):
+				text = "SELECTOR"
+			}
+			cells = append(cells, text)
+		}
+		if got := strings.Join(columns, "|"); got != test.columns {
+			a.Errorf("%s: columns\n%s\nwant\n%s", test.path, got, test.columns)
+		}
+		if got := strings.Join(cells, "|"); got != test.cells {
+			a.Errorf("%s: cells\n%s\nwant\n%s", test.path, got, test.cells)
+		}
 	}
 }
 
@@ -323,6 +398,49 @@ func testRefusals(a *api) {
 	})
 	_, err := a.client.CoreV1().ConfigMaps("nosuch").Create(ctx, configMap("a", nil), metav1.CreateOptions{})
 	a.refused(err, 404)
+}
+
+func testImmutable(a *api) {
+	ctx, create := a.Context(), metav1.CreateOptions{}
+	yes := true
+	fixed := configMap("fixed", nil)
+	fixed.Immutable = &yes
+	must(a.client.CoreV1().ConfigMaps(a.ns).Create(ctx, fixed, create))(a)
+	must(a.client.CoreV1().Secrets(a.ns).Create(ctx, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "s"}}, create))(a)
+	must(a.client.AppsV1().Deployments(a.ns).Create(ctx, deployment("d"), create))(a)
+	must(a.client.RbacV1().RoleBindings(a.ns).Create(ctx, &rbacv1.RoleBinding{ObjectMeta: metav1.ObjectMeta{Name: "b"}, RoleRef: rbacv1.RoleRef{Kind: "ClusterRole", Name: "view"}}, create))(a)
+	must(a.client.BatchV1().Jobs(a.ns).Create(ctx, &batchv1.Job{ObjectMeta: metav1.ObjectMeta{Name: "j"}, Spec: batchv1.JobSpec{
+		Template: corev1.PodTemplateSpec{Spec: corev1.PodSpec{RestartPolicy: corev1.RestartPolicyNever, Containers: []corev1.Container{{Name: "c", Image: "i"}}}},
+	}}, create))(a)
+	for _, test := range []struct {
+		group, object, patch string
+		fields               []string
+	}{
+		{"api/v1", "configmaps/fixed", `{"data":{"k":"w"}}`, []string{"data"}},
+		{"api/v1", "configmaps/fixed", `{"immutable":false}`, []string{"immutable"}},
+		{"api/v1", "configmaps/fixed", `{"metadata":{"labels":{"may":"change"}}}`, nil},
+		{"api/v1", "secrets/s", `{"type":"kubernetes.io/basic-auth"}`, []string{"data[password]", "data[username]", "type"}},
+		{"apis/apps/v1", "deployments/d", `{"spec":{"selector":{"matchLabels":{"app":"e"}},"template":{"metadata":{"labels":{"app":"e"}}}}}`, []string{"spec.selector"}},
+		{"apis/apps/v1", "deployments/d", `{"spec":{"template":{"metadata":{"labels":{"app":"e"}}}}}`, []string{"spec.template.metadata.labels"}},
+		{"apis/rbac.authorization.k8s.io/v1", "rolebindings/b", `{"roleRef":{"name":"edit"}}`, []string{"roleRef"}},
+		{"apis/batch/v1", "jobs/j", `{"spec":{"template":{"spec":{"restartPolicy":"OnFailure"}}}}`, []string{"spec.template"}},
+		{"apis/batch/v1", "jobs/j", `{"spec":{"completions":5}}`, []string{"spec.completions"}},
+		{"api/v1", "configmaps/fixed", `{"metadata":{"name":"other"}}`, []string{"400"}},
+	} {
+		a.Run(test.object+" "+test.patch, func(t *testing.T) {
+			err := a.client.CoreV1().RESTClient().Patch(types.MergePatchType).AbsPath("/" + test.group + "/namespaces/" + a.ns + "/" + test.object).Body([]byte(test.patch)).Do(t.Context()).Error()
+			switch {
+			case test.fields == nil:
+				if err != nil {
+					t.Error(err)
+				}
+			case test.fields[0] == "400":
+				a.in(t).refused(err, 400)
+			default:
+				a.in(t).refused(err, 422, test.fields...)
+			}
+		})
+	}
 }
 
 func testStatus(a *api) {

@@ -8,10 +8,12 @@ import (
 	"strconv"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	apiextensionsapiserver "k8s.io/apiextensions-apiserver/pkg/apiserver"
 	apiextensionsoptions "k8s.io/apiextensions-apiserver/pkg/cmd/server/options"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
@@ -234,7 +236,7 @@ func (b *builder) buildAuth() error {
 		Roles: roles.Roles().Lister(), RoleBindings: roles.RoleBindings().Lister(),
 		ClusterRoles: roles.ClusterRoles().Lister(), ClusterRoleBindings: roles.ClusterRoleBindings().Lister(),
 	}
-	nodes, err := node.New(core.Pods().Informer(), rbac.NodeRules())
+	nodes, err := node.New(core.Pods().Informer(), rbac.NodeRules(), b.boundPods)
 	if err != nil {
 		return err
 	}
@@ -245,6 +247,17 @@ func (b *builder) buildAuth() error {
 	)
 	b.generic.RuleResolver = b.rbac
 	return err
+}
+
+// boundPods lists a node's pods from the watch cache, which is what the node's kubelet learnt of them from.
+func (b *builder) boundPods(ctx context.Context, node string) ([]corev1.Pod, error) {
+	list, err := b.client.CoreV1().Pods(metav1.NamespaceAll).List(ctx, metav1.ListOptions{
+		FieldSelector: fields.OneTermEqualSelector("spec.nodeName", node).String(), ResourceVersion: "0",
+	})
+	if err != nil {
+		return nil, err
+	}
+	return list.Items, nil
 }
 
 func (b *builder) buildAdmission() error {

@@ -48,8 +48,8 @@ func testServices(a *api) {
 	if given.Spec.ClusterIP != "10.96.0.77" {
 		a.Errorf("ClusterIP %s", given.Spec.ClusterIP)
 	}
-	ported := must(api.Create(ctx, nodePortService("ported", 31077), create))(a)
-	if ported.Spec.Ports[0].NodePort != 31077 || ported.Spec.ExternalTrafficPolicy != corev1.ServiceExternalTrafficPolicyCluster {
+	ported := must(api.Create(ctx, nodePortService("ported", 30007), create))(a)
+	if ported.Spec.Ports[0].NodePort != 30007 || ported.Spec.ExternalTrafficPolicy != corev1.ServiceExternalTrafficPolicyCluster {
 		a.Errorf("ported %+v", ported.Spec)
 	}
 	if p := must(api.Create(ctx, nodePortService("any", 0), create))(a).Spec.Ports[0].NodePort; p < 30000 || p > 32767 {
@@ -65,9 +65,9 @@ func testServices(a *api) {
 		{"the network's address", service("x", withIP("10.96.0.0")), []string{"spec.clusterIPs[0]"}},
 		{"no address", service("x", withIP("web")), []string{"spec.clusterIPs[0]"}},
 		{"IPv6", service("x", func(s *corev1.ServiceSpec) { s.IPFamilies = []corev1.IPFamily{corev1.IPv6Protocol} }), []string{"spec.ipFamilies[0]"}},
-		{"a node port that is taken", nodePortService("x", 31077), []string{"spec.ports[0].nodePort"}},
+		{"a node port that is taken", nodePortService("x", 30007), []string{"spec.ports[0].nodePort"}},
 		{"a node port out of range", nodePortService("x", 8080), []string{"spec.ports[0].nodePort"}},
-		{"a node port of a ClusterIP Service", service("x", func(s *corev1.ServiceSpec) { s.Ports[0].NodePort = 31078 }), []string{"spec.ports[0].nodePort"}},
+		{"a node port of a ClusterIP Service", service("x", func(s *corev1.ServiceSpec) { s.Ports[0].NodePort = 30008 }), []string{"spec.ports[0].nodePort"}},
 		{"no port", service("x", func(s *corev1.ServiceSpec) { s.Ports = nil }), []string{"spec.ports"}},
 		{"nameless ports", service("x", func(s *corev1.ServiceSpec) { s.Ports = append(s.Ports, corev1.ServicePort{Port: 81}) }), []string{"spec.ports[0].name", "spec.ports[1].name"}},
 		{"a name that is none", service("9web"), []string{"metadata.name"}},
@@ -114,14 +114,14 @@ func testServices(a *api) {
 	if changed.Spec.Ports[0].NodePort != 0 || changed.Spec.ExternalTrafficPolicy != "" || changed.Spec.ClusterIP != ported.Spec.ClusterIP {
 		a.Errorf("changed to %+v", changed.Spec)
 	}
-	must(api.Create(ctx, nodePortService("heir", 31077), create))(a)
+	must(api.Create(ctx, nodePortService("heir", 30007), create))(a)
 	for _, name := range []string{"given", "heir"} {
 		if err := api.Delete(ctx, name, metav1.DeleteOptions{}); err != nil {
 			a.Fatal(err)
 		}
 	}
 	must(api.Create(ctx, service("heir2", withIP("10.96.0.77"), func(s *corev1.ServiceSpec) {
-		s.Type, s.Ports[0].NodePort = corev1.ServiceTypeNodePort, 31077
+		s.Type, s.Ports[0].NodePort = corev1.ServiceTypeNodePort, 30007
 	}), create))(a)
 }
 

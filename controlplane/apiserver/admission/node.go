@@ -14,8 +14,10 @@ import (
 	policyv1 "k8s.io/api/policy/v1"
 	apiequality "k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apiserver/pkg/admission"
 	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
 	corelisters "k8s.io/client-go/listers/core/v1"
 	kubeletapis "k8s.io/kubelet/pkg/apis"
 
@@ -26,13 +28,16 @@ import (
 // the Node authorizer's business, what it may write is decided here, where the object is seen.
 type nodeRestriction struct {
 	*admission.Handler
-	pods  corelisters.PodLister
-	nodes corelisters.NodeLister
+	client kubernetes.Interface
+	pods   corelisters.PodLister
+	nodes  corelisters.NodeLister
 }
 
 func newNodeRestriction() (admission.Interface, error) {
 	return &nodeRestriction{Handler: admission.NewHandler(admission.Create, admission.Update, admission.Delete)}, nil
 }
+
+func (n *nodeRestriction) SetExternalKubeClientSet(c kubernetes.Interface) { n.client = c }
 
 func (n *nodeRestriction) SetExternalKubeInformerFactory(f informers.SharedInformerFactory) {
 	pods, nodes := f.Core().V1().Pods(), f.Core().V1().Nodes()
@@ -42,34 +47,34 @@ func (n *nodeRestriction) SetExternalKubeInformerFactory(f informers.SharedInfor
 }
 
 func (n *nodeRestriction) ValidateInitialization() error {
-	if n.pods == nil || n.nodes == nil {
-		return errors.New("NodeRestriction admission: no informers")
+	if n.pods == nil || n.nodes == nil || n.client == nil {
+		return errors.New("NodeRestriction admission: no informers or no client")
 	}
 	return nil
 }
 
 // Admit sees a TokenRequest as the kubelet sent it: later, audiences that it left out have the API server's in their place.
-func (n *nodeRestriction) Admit(_ context.Context, a admission.Attributes, _ admission.ObjectInterfaces) error {
+func (n *nodeRestriction) Admit(ctx context.Context, a admission.Attributes, _ admission.ObjectInterfaces) error {
 	if a.GetResource().GroupResource() != corev1.Resource("serviceaccounts") || a.GetSubresource() != "token" {
 		return nil
 	}
-	return n.decide(a, n.token)
+	return n.decide(ctx, a, n.token)
 }
 
-func (n *nodeRestriction) Validate(_ context.Context, a admission.Attributes, _ admission.ObjectInterfaces) error {
+func (n *nodeRestriction) Validate(ctx context.Context, a admission.Attributes, _ admission.ObjectInterfaces) error {
 	switch a.GetResource().GroupResource() {
 	case corev1.Resource("nodes"):
-		return n.decide(a, n.node)
+		return n.decide(ctx, a, n.node)
 	case corev1.Resource("pods"):
-		return n.decide(a, n.pod)
+		return n.decide(ctx, a, n.pod)
 	case coordinationv1.Resource("leases"):
-		return n.decide(a, n.lease)
+		return n.decide(ctx, a, n.lease)
 	}
 	return nil
 }
 
 // decide asks check about requests of kubelets, and has nothing against others.
-func (n *nodeRestriction) decide(a admission.Attributes, check func(a admission.Attributes, node string) error) error {
+func (n *nodeRestriction) decide(ctx context.Context, a admission.Attributes, check func(ctx context.Context, a admission.Attributes, node string) error) error {
 	name, ok := node.Name(a.GetUserInfo())
 	if !ok {
 		return nil
@@ -80,7 +85,7 @@ func (n *nodeRestriction) decide(a admission.Attributes, check func(a admission.
 	if err := ready(n.Handler, a); err != nil {
 		return err
 	}
-	err := check(a, name)
+	err := check(ctx, a, name)
 	if err == nil || apierrors.IsNotFound(err) {
 		return err // a kubelet must learn that a pod is gone
 	}
@@ -88,7 +93,7 @@ func (n *nodeRestriction) decide(a admission.Attributes, check func(a admission.
 }
 
 // node lets a kubelet describe its node, but not change what attracts or repels other people's pods.
-func (n *nodeRestriction) node(a admission.Attributes, name string) error {
+func (n *nodeRestriction) node(_ context.Context, a admission.Attributes, name string) error {
 	obj, _ := a.GetObject().(*corev1.Node)
 	if a.GetName() != "" && a.GetName() != name || obj != nil && obj.Name != name {
 		return fmt.Errorf("node %q is not allowed to modify node %q", name, a.GetName())
@@ -150,7 +155,7 @@ func mayLabel(key string) bool {
 	return true
 }
 
-func (n *nodeRestriction) lease(a admission.Attributes, name string) error {
+func (n *nodeRestriction) lease(_ context.Context, a admission.Attributes, name string) error {
 	if a.GetNamespace() != corev1.NamespaceNodeLease {
 		return fmt.Errorf("can only access leases in the %q system namespace", corev1.NamespaceNodeLease)
 	}
@@ -160,18 +165,18 @@ func (n *nodeRestriction) lease(a admission.Attributes, name string) error {
 	return nil
 }
 
-func (n *nodeRestriction) pod(a admission.Attributes, name string) error {
+func (n *nodeRestriction) pod(ctx context.Context, a admission.Attributes, name string) error {
 	switch a.GetSubresource() {
 	case "":
 		switch a.GetOperation() {
 		case admission.Create:
 			return n.mirrorPod(a, name)
 		case admission.Delete:
-			return n.bound(a, a.GetName(), name)
+			return n.bound(ctx, a, a.GetName(), name)
 		}
 		return fmt.Errorf("unexpected operation %q, node %q can only create and delete mirror pods", a.GetOperation(), name)
 	case "status":
-		if err := n.bound(a, a.GetName(), name); err != nil {
+		if err := n.bound(ctx, a, a.GetName(), name); err != nil {
 			return err
 		}
 		obj, ok := a.GetObject().(*corev1.Pod)
@@ -184,7 +189,7 @@ func (n *nodeRestriction) pod(a admission.Attributes, name string) error {
 		if e, ok := a.GetObject().(*policyv1.Eviction); ok && e.Name != "" && pod == "" {
 			pod = e.Name
 		}
-		return n.bound(a, pod, name)
+		return n.bound(ctx, a, pod, name)
 	}
 	return fmt.Errorf("unexpected pod subresource %q, only \"status\" and \"eviction\" are allowed", a.GetSubresource())
 }
@@ -234,11 +239,11 @@ func (n *nodeRestriction) mirrorPod(a admission.Attributes, name string) error {
 
 // bound tells whether a pod belongs to a node, as far as is known: a request names a pod that is there, or
 // the store will say that it isn't.
-func (n *nodeRestriction) bound(a admission.Attributes, pod, name string) error {
+func (n *nodeRestriction) bound(ctx context.Context, a admission.Attributes, pod, name string) error {
 	old, ok := a.GetOldObject().(*corev1.Pod)
 	if !ok {
 		var err error
-		if old, err = n.pods.Pods(a.GetNamespace()).Get(pod); err != nil {
+		if old, err = n.find(ctx, a.GetNamespace(), pod, name); err != nil {
 			return err
 		}
 	}
@@ -248,8 +253,18 @@ func (n *nodeRestriction) bound(a admission.Attributes, pod, name string) error 
 	return nil
 }
 
+// find looks a pod up. What the cache says of a pod that is not the node's may be old news: the node's kubelet can
+// have learnt of a binding before.
+func (n *nodeRestriction) find(ctx context.Context, namespace, pod, node string) (*corev1.Pod, error) {
+	p, err := n.pods.Pods(namespace).Get(pod)
+	if err == nil && p.Spec.NodeName == node {
+		return p, nil
+	}
+	return n.client.CoreV1().Pods(namespace).Get(ctx, pod, metav1.GetOptions{ResourceVersion: "0"})
+}
+
 // token lets a kubelet get tokens that die with one of its pods, for the audiences that this pod asks for.
-func (n *nodeRestriction) token(a admission.Attributes, name string) error {
+func (n *nodeRestriction) token(ctx context.Context, a admission.Attributes, name string) error {
 	r, ok := a.GetObject().(*authenticationv1.TokenRequest)
 	if !ok {
 		return fmt.Errorf("unexpected type %T", a.GetObject())
@@ -261,7 +276,7 @@ func (n *nodeRestriction) token(a admission.Attributes, name string) error {
 	if ref.UID == "" {
 		return errors.New("node requested token with a pod binding without a uid")
 	}
-	pod, err := n.pods.Pods(a.GetNamespace()).Get(ref.Name)
+	pod, err := n.find(ctx, a.GetNamespace(), ref.Name, name)
 	if err != nil {
 		return err
 	}

@@ -306,18 +306,36 @@ func (w *writing) checkPort(asked int32, path *field.Path) *field.Error {
 	return nil
 }
 
+// choosePort claims a port of its own choice: from a random place on in the upper part of the range, then in the lower
+// part, which is left to who asks for a certain port.
 func (w *writing) choosePort(port *int32, path *field.Path) *field.Error {
-	lo, n := w.a.cfg.PortMin, w.a.cfg.PortMax-w.a.cfg.PortMin+1
-	start := rand.Int32N(n)
-	for i := range n {
-		p := lo + (start+i)%n
-		if v := strconv.Itoa(int(p)); w.a.ports.looksFree(v) && !slices.Contains(w.heldPorts, v) && w.claimPort(p) {
-			*port = p
-			return nil
+	lo, hi := w.a.cfg.PortMin, w.a.cfg.PortMax+1
+	band := lo + reservedPorts(hi-lo)
+	for _, span := range [][2]int32{{band, hi}, {lo, band}} {
+		n := span[1] - span[0]
+		if n == 0 {
+			continue
 		}
-		if w.err != nil {
-			return nil
+		start := rand.Int32N(n)
+		for i := range n {
+			p := span[0] + (start+i)%n
+			if v := strconv.Itoa(int(p)); w.a.ports.looksFree(v) && !slices.Contains(w.heldPorts, v) && w.claimPort(p) {
+				*port = p
+				return nil
+			}
+			if w.err != nil {
+				return nil
+			}
 		}
 	}
-	return field.InternalError(path, fmt.Errorf("range %d-%d is full", lo, w.a.cfg.PortMax))
+	return field.InternalError(path, fmt.Errorf("range %d-%d is full", lo, hi-1))
+}
+
+// reservedPorts is how many node ports at the start of a range are only given when asked for: one thirty-second of it,
+// 16 to 128, and none of a range of 16 or less (KEP-3668).
+func reservedPorts(size int32) int32 {
+	if size <= 16 {
+		return 0
+	}
+	return min(max(size/32, 16), 128)
 }

@@ -322,6 +322,21 @@ func TestFullRange(t *testing.T) {
 	c.check()
 }
 
+func TestPortsAskedForAreGivenLast(t *testing.T) {
+	c := newCluster(t)
+	c.cfg.PortMin, c.cfg.PortMax = 30000, 30019
+	for i := range 20 {
+		p := c.must(service(fmt.Sprint("s", i), nodePort(0))).Spec.Ports[0].NodePort
+		if low := p < 30016; low != (i >= 4) {
+			t.Errorf("port %d is %d", i, p)
+		}
+	}
+	if _, err := c.write(service("more", nodePort(0)), nil); err == nil || !strings.Contains(err.Error(), "full") {
+		t.Errorf("a 21st port: %v", err)
+	}
+	c.check()
+}
+
 func TestDeleteReleasesItsOwn(t *testing.T) {
 	c := newCluster(t)
 	old := c.must(service("s", clusterIP("10.0.0.5")))

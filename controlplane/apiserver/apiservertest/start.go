@@ -73,19 +73,13 @@ func Start(t testing.TB) *Server {
 	}
 	s.Admin = &rest.Config{Host: "https://" + net.JoinHostPort("127.0.0.1", strconv.Itoa(s.cfg.Port)), QPS: -1}
 	s.Admin.TLSClientConfig = s.client(t, "admin", "system:masters")
-	s.run(t)
-	t.Cleanup(func() { s.stop(t) })
+	s.Run(t)
+	t.Cleanup(func() { s.Stop(t) })
 	return s
 }
 
-// Restart ends the API server, but not its store, and starts it again.
-func (s *Server) Restart(t testing.TB) {
-	t.Helper()
-	s.stop(t)
-	s.run(t)
-}
-
-func (s *Server) run(t testing.TB) {
+// Run serves on after a Stop, with the same store.
+func (s *Server) Run(t testing.TB) {
 	t.Helper()
 	api, err := apiserver.New(s.cfg)
 	if err != nil {
@@ -98,7 +92,8 @@ func (s *Server) run(t testing.TB) {
 	s.waitReady(t)
 }
 
-func (s *Server) stop(t testing.TB) {
+// Stop ends the API server, but not its store.
+func (s *Server) Stop(t testing.TB) {
 	t.Helper()
 	if s.cancel == nil {
 		return

@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
@@ -71,14 +72,14 @@ func deployments() *descriptor.Resource {
 			return apivalidation.ValidateImmutableField(d.Spec.Selector, old.Spec.Selector, field.NewPath("spec", "selector"))
 		}),
 		Scale: &descriptor.Scale{
-			Replicas:       func(o runtime.Object) int32 { return *o.(*appsv1.Deployment).Spec.Replicas },
+			Replicas:       func(o runtime.Object) int32 { return replicas(o.(*appsv1.Deployment).Spec.Replicas) },
 			SetReplicas:    func(o runtime.Object, n int32) { o.(*appsv1.Deployment).Spec.Replicas = &n },
 			StatusReplicas: func(o runtime.Object) int32 { return o.(*appsv1.Deployment).Status.Replicas },
 			Selector:       func(o runtime.Object) string { return selectorText(o.(*appsv1.Deployment).Spec.Selector) },
 		},
 		Columns: append([]descriptor.Column{
 			{Name: "Ready", Cell: descriptor.Cell(func(d *appsv1.Deployment) string {
-				return fmt.Sprintf("%d/%d", d.Status.ReadyReplicas, *d.Spec.Replicas)
+				return fmt.Sprintf("%d/%d", d.Status.ReadyReplicas, replicas(d.Spec.Replicas))
 			})},
 			{Name: "Up-to-date", Type: "integer", Cell: descriptor.Cell(func(d *appsv1.Deployment) int64 { return int64(d.Status.UpdatedReplicas) })},
 			{Name: "Available", Type: "integer", Cell: descriptor.Cell(func(d *appsv1.Deployment) int64 { return int64(d.Status.AvailableReplicas) })},
@@ -108,13 +109,13 @@ func replicaSets() *descriptor.Resource {
 			return fields.Set{"status.replicas": fmt.Sprint(o.(*appsv1.ReplicaSet).Status.Replicas)}
 		},
 		Scale: &descriptor.Scale{
-			Replicas:       func(o runtime.Object) int32 { return *o.(*appsv1.ReplicaSet).Spec.Replicas },
+			Replicas:       func(o runtime.Object) int32 { return replicas(o.(*appsv1.ReplicaSet).Spec.Replicas) },
 			SetReplicas:    func(o runtime.Object, n int32) { o.(*appsv1.ReplicaSet).Spec.Replicas = &n },
 			StatusReplicas: func(o runtime.Object) int32 { return o.(*appsv1.ReplicaSet).Status.Replicas },
 			Selector:       func(o runtime.Object) string { return selectorText(o.(*appsv1.ReplicaSet).Spec.Selector) },
 		},
 		Columns: append([]descriptor.Column{
-			{Name: "Desired", Type: "integer", Cell: descriptor.Cell(func(r *appsv1.ReplicaSet) int64 { return int64(*r.Spec.Replicas) })},
+			{Name: "Desired", Type: "integer", Cell: descriptor.Cell(func(r *appsv1.ReplicaSet) int64 { return int64(replicas(r.Spec.Replicas)) })},
 			{Name: "Current", Type: "integer", Cell: descriptor.Cell(func(r *appsv1.ReplicaSet) int64 { return int64(r.Status.Replicas) })},
 			{Name: "Ready", Type: "integer", Cell: descriptor.Cell(func(r *appsv1.ReplicaSet) int64 { return int64(r.Status.ReadyReplicas) })},
 			descriptor.Age,
@@ -164,17 +165,20 @@ func statefulSets() *descriptor.Resource {
 			return nil
 		}),
 		Scale: &descriptor.Scale{
-			Replicas:       func(o runtime.Object) int32 { return *o.(*appsv1.StatefulSet).Spec.Replicas },
+			Replicas:       func(o runtime.Object) int32 { return replicas(o.(*appsv1.StatefulSet).Spec.Replicas) },
 			SetReplicas:    func(o runtime.Object, n int32) { o.(*appsv1.StatefulSet).Spec.Replicas = &n },
 			StatusReplicas: func(o runtime.Object) int32 { return o.(*appsv1.StatefulSet).Status.Replicas },
 			Selector:       func(o runtime.Object) string { return selectorText(o.(*appsv1.StatefulSet).Spec.Selector) },
 		},
-		Columns: []descriptor.Column{
+		Columns: append([]descriptor.Column{
 			{Name: "Ready", Cell: descriptor.Cell(func(s *appsv1.StatefulSet) string {
-				return fmt.Sprintf("%d/%d", s.Status.ReadyReplicas, *s.Spec.Replicas)
+				return fmt.Sprintf("%d/%d", s.Status.ReadyReplicas, replicas(s.Spec.Replicas))
 			})},
 			descriptor.Age,
-		},
+		}, templateColumns(func(o runtime.Object) (*corev1.PodTemplateSpec, *metav1.LabelSelector) {
+			s := o.(*appsv1.StatefulSet)
+			return &s.Spec.Template, s.Spec.Selector
+		})[:2]...),
 	})
 }
 
@@ -203,14 +207,20 @@ func daemonSets() *descriptor.Resource {
 		ValidateUpdate: descriptor.CheckUpdate(func(d, old *appsv1.DaemonSet) field.ErrorList {
 			return apivalidation.ValidateImmutableField(d.Spec.Selector, old.Spec.Selector, field.NewPath("spec", "selector"))
 		}),
-		Columns: []descriptor.Column{
+		Columns: append([]descriptor.Column{
 			{Name: "Desired", Type: "integer", Cell: cell(func(s appsv1.DaemonSetStatus) int32 { return s.DesiredNumberScheduled })},
 			{Name: "Current", Type: "integer", Cell: cell(func(s appsv1.DaemonSetStatus) int32 { return s.CurrentNumberScheduled })},
 			{Name: "Ready", Type: "integer", Cell: cell(func(s appsv1.DaemonSetStatus) int32 { return s.NumberReady })},
 			{Name: "Up-to-date", Type: "integer", Cell: cell(func(s appsv1.DaemonSetStatus) int32 { return s.UpdatedNumberScheduled })},
 			{Name: "Available", Type: "integer", Cell: cell(func(s appsv1.DaemonSetStatus) int32 { return s.NumberAvailable })},
+			{Name: "Node Selector", Cell: descriptor.Cell(func(d *appsv1.DaemonSet) string {
+				return orNone(metav1.FormatLabelSelector(&metav1.LabelSelector{MatchLabels: d.Spec.Template.Spec.NodeSelector}))
+			})},
 			descriptor.Age,
-		},
+		}, templateColumns(func(o runtime.Object) (*corev1.PodTemplateSpec, *metav1.LabelSelector) {
+			d := o.(*appsv1.DaemonSet)
+			return &d.Spec.Template, d.Spec.Selector
+		})...),
 	})
 }
 
@@ -218,6 +228,17 @@ func controllerRevisions() *descriptor.Resource {
 	return kind[appsv1.ControllerRevision, appsv1.ControllerRevisionList]("ControllerRevision", descriptor.Resource{
 		GroupVersion: appsv1.SchemeGroupVersion, Namespaced: true,
 		Columns: []descriptor.Column{
+			{Name: "Controller", Cell: descriptor.Cell(func(r *appsv1.ControllerRevision) string {
+				owner := metav1.GetControllerOf(r)
+				if owner == nil {
+					return "<none>"
+				}
+				gv, err := schema.ParseGroupVersion(owner.APIVersion)
+				if err != nil || gv.Group == "" {
+					return strings.ToLower(owner.Kind) + "/" + owner.Name
+				}
+				return strings.ToLower(owner.Kind) + "." + gv.Group + "/" + owner.Name
+			})},
 			{Name: "Revision", Type: "integer", Cell: descriptor.Cell(func(r *appsv1.ControllerRevision) int64 { return r.Revision })},
 			descriptor.Age,
 		},
@@ -260,6 +281,14 @@ func validateShare(v *intstr.IntOrString, p *field.Path, atMostAll bool) field.E
 		return field.ErrorList{field.Invalid(p, v, "must not be greater than 100%")}
 	}
 	return nil
+}
+
+// replicas is one where nobody said: what defaulting would have filled in.
+func replicas(n *int32) int32 {
+	if n == nil {
+		return 1
+	}
+	return *n
 }
 
 func isZeroShare(v *intstr.IntOrString) bool {

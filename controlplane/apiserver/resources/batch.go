@@ -204,7 +204,7 @@ func cronJobs() *descriptor.Resource {
 			errs = append(errs, oneOf(c.Spec.ConcurrencyPolicy, p.Child("concurrencyPolicy"), batchv1.AllowConcurrent, batchv1.ForbidConcurrent, batchv1.ReplaceConcurrent)...)
 			return append(errs, validateJobSpec(&c.Spec.JobTemplate.Spec, p.Child("jobTemplate", "spec"))...)
 		}),
-		Columns: []descriptor.Column{
+		Columns: append([]descriptor.Column{
 			{Name: "Schedule", Cell: descriptor.Cell(func(c *batchv1.CronJob) string { return c.Spec.Schedule })},
 			{Name: "Timezone", Cell: descriptor.Cell(func(c *batchv1.CronJob) string {
 				if c.Spec.TimeZone == nil {
@@ -221,7 +221,10 @@ func cronJobs() *descriptor.Resource {
 				return descriptor.Since(*c.Status.LastScheduleTime)
 			})},
 			descriptor.Age,
-		},
+		}, templateColumns(func(o runtime.Object) (*corev1.PodTemplateSpec, *metav1.LabelSelector) {
+			s := &o.(*batchv1.CronJob).Spec.JobTemplate.Spec
+			return &s.Template, s.Selector
+		})...),
 	})
 }
 

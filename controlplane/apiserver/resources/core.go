@@ -1,6 +1,7 @@
 package resources
 
 import (
+	"encoding/json"
 	"fmt"
 	"sort"
 	"strings"
@@ -238,9 +239,14 @@ func validateSecret(s *corev1.Secret) field.ErrorList {
 	var required []string
 	switch s.Type {
 	case corev1.SecretTypeDockerConfigJson:
-		required = []string{corev1.DockerConfigJsonKey}
+		errs = append(errs, validateJSON(s.Data, corev1.DockerConfigJsonKey)...)
 	case corev1.SecretTypeDockercfg:
-		required = []string{corev1.DockerConfigKey}
+		errs = append(errs, validateJSON(s.Data, corev1.DockerConfigKey)...)
+	case corev1.SecretTypeBasicAuth:
+		_, user := s.Data[corev1.BasicAuthUsernameKey]
+		if _, password := s.Data[corev1.BasicAuthPasswordKey]; !user && !password {
+			required = []string{corev1.BasicAuthUsernameKey, corev1.BasicAuthPasswordKey}
+		}
 	case corev1.SecretTypeTLS:
 		required = []string{corev1.TLSCertKey, corev1.TLSPrivateKeyKey}
 	case corev1.SecretTypeSSHAuth:
@@ -256,6 +262,19 @@ func validateSecret(s *corev1.Secret) field.ErrorList {
 		}
 	}
 	return errs
+}
+
+// validateJSON looks for a JSON object without ever repeating it: it is a secret.
+func validateJSON(data map[string][]byte, key string) field.ErrorList {
+	p := field.NewPath("data").Key(key)
+	raw, ok := data[key]
+	if !ok {
+		return field.ErrorList{field.Required(p, "")}
+	}
+	if err := json.Unmarshal(raw, &map[string]any{}); err != nil {
+		return field.ErrorList{field.Invalid(p, "<secret contents redacted>", err.Error())}
+	}
+	return nil
 }
 
 func serviceAccounts() *descriptor.Resource {

@@ -31,14 +31,26 @@ func volumes() []*descriptor.Resource {
 			}),
 			PrepareCreate: descriptor.Prepare(func(v *corev1.PersistentVolume) { v.Status.Phase = corev1.VolumePending }),
 			Columns: []descriptor.Column{
-				{Name: "Capacity", Cell: descriptor.Cell(func(v *corev1.PersistentVolume) string {
-					q := v.Spec.Capacity[corev1.ResourceStorage]
-					return q.String()
-				})},
+				{Name: "Capacity", Cell: descriptor.Cell(func(v *corev1.PersistentVolume) string { return capacity(v.Spec.Capacity) })},
+				{Name: "Access Modes", Cell: descriptor.Cell(func(v *corev1.PersistentVolume) string { return accessModes(v.Spec.AccessModes) })},
 				{Name: "Reclaim Policy", Cell: descriptor.Cell(func(v *corev1.PersistentVolume) string { return string(v.Spec.PersistentVolumeReclaimPolicy) })},
-				{Name: "Status", Cell: descriptor.Cell(func(v *corev1.PersistentVolume) string { return string(v.Status.Phase) })},
+				{Name: "Status", Cell: descriptor.Cell(func(v *corev1.PersistentVolume) string {
+					if v.DeletionTimestamp != nil {
+						return "Terminating"
+					}
+					return string(v.Status.Phase)
+				})},
+				{Name: "Claim", Cell: descriptor.Cell(func(v *corev1.PersistentVolume) string {
+					if v.Spec.ClaimRef == nil {
+						return ""
+					}
+					return v.Spec.ClaimRef.Namespace + "/" + v.Spec.ClaimRef.Name
+				})},
 				{Name: "StorageClass", Cell: descriptor.Cell(func(v *corev1.PersistentVolume) string { return v.Spec.StorageClassName })},
+				{Name: "VolumeAttributesClass", Cell: descriptor.Cell(func(v *corev1.PersistentVolume) string { return valueOr(v.Spec.VolumeAttributesClassName, "<unset>") })},
+				{Name: "Reason", Cell: descriptor.Cell(func(v *corev1.PersistentVolume) string { return v.Status.Reason })},
 				descriptor.Age,
+				{Name: "VolumeMode", Wide: true, Cell: descriptor.Cell(func(v *corev1.PersistentVolume) string { return modeOf(v.Spec.VolumeMode) })},
 			},
 		}),
 		kind[corev1.PersistentVolumeClaim, corev1.PersistentVolumeClaimList]("PersistentVolumeClaim", descriptor.Resource{
@@ -46,15 +58,21 @@ func volumes() []*descriptor.Resource {
 			Default:       descriptor.Each(func(c *corev1.PersistentVolumeClaim) { defaultClaim(&c.Spec) }),
 			PrepareCreate: descriptor.Prepare(func(c *corev1.PersistentVolumeClaim) { c.Status.Phase = corev1.ClaimPending }),
 			Columns: []descriptor.Column{
-				{Name: "Status", Cell: descriptor.Cell(func(c *corev1.PersistentVolumeClaim) string { return string(c.Status.Phase) })},
-				{Name: "Volume", Cell: descriptor.Cell(func(c *corev1.PersistentVolumeClaim) string { return c.Spec.VolumeName })},
-				{Name: "StorageClass", Cell: descriptor.Cell(func(c *corev1.PersistentVolumeClaim) string {
-					if c.Spec.StorageClassName == nil {
-						return ""
+				{Name: "Status", Cell: descriptor.Cell(func(c *corev1.PersistentVolumeClaim) string {
+					if c.DeletionTimestamp != nil {
+						return "Terminating"
 					}
-					return *c.Spec.StorageClassName
+					return string(c.Status.Phase)
+				})},
+				{Name: "Volume", Cell: descriptor.Cell(func(c *corev1.PersistentVolumeClaim) string { return c.Spec.VolumeName })},
+				{Name: "Capacity", Cell: descriptor.Cell(func(c *corev1.PersistentVolumeClaim) string { return capacity(c.Status.Capacity) })},
+				{Name: "Access Modes", Cell: descriptor.Cell(func(c *corev1.PersistentVolumeClaim) string { return accessModes(c.Status.AccessModes) })},
+				{Name: "StorageClass", Cell: descriptor.Cell(func(c *corev1.PersistentVolumeClaim) string { return valueOr(c.Spec.StorageClassName, "") })},
+				{Name: "VolumeAttributesClass", Cell: descriptor.Cell(func(c *corev1.PersistentVolumeClaim) string {
+					return valueOr(c.Spec.VolumeAttributesClassName, "<unset>")
 				})},
 				descriptor.Age,
+				{Name: "VolumeMode", Wide: true, Cell: descriptor.Cell(func(c *corev1.PersistentVolumeClaim) string { return modeOf(c.Spec.VolumeMode) })},
 			},
 		}),
 	}
@@ -66,8 +84,12 @@ func defaultClaim(s *corev1.PersistentVolumeClaimSpec) {
 
 func quotas() []*descriptor.Resource {
 	return []*descriptor.Resource{
-		kind[corev1.LimitRange, corev1.LimitRangeList]("LimitRange", descriptor.Resource{GroupVersion: corev1.SchemeGroupVersion, ShortNames: []string{"limits"}, Namespaced: true}),
-		kind[corev1.ResourceQuota, corev1.ResourceQuotaList]("ResourceQuota", descriptor.Resource{GroupVersion: corev1.SchemeGroupVersion, ShortNames: []string{"quota"}, Namespaced: true, Status: true}),
+		kind[corev1.LimitRange, corev1.LimitRangeList]("LimitRange", descriptor.Resource{GroupVersion: corev1.SchemeGroupVersion, ShortNames: []string{"limits"}, Namespaced: true, Columns: []descriptor.Column{createdAt}}),
+		kind[corev1.ResourceQuota, corev1.ResourceQuotaList]("ResourceQuota", descriptor.Resource{GroupVersion: corev1.SchemeGroupVersion, ShortNames: []string{"quota"}, Namespaced: true, Status: true, Columns: []descriptor.Column{
+			{Name: "Request", Cell: descriptor.Cell(func(q *corev1.ResourceQuota) string { return quotaCell(q, false) })},
+			{Name: "Limit", Cell: descriptor.Cell(func(q *corev1.ResourceQuota) string { return quotaCell(q, true) })},
+			descriptor.Age,
+		}}),
 		kind[corev1.PodTemplate, corev1.PodTemplateList]("PodTemplate", descriptor.Resource{
 			GroupVersion: corev1.SchemeGroupVersion, Namespaced: true, Generation: true,
 			Default: descriptor.Each(func(t *corev1.PodTemplate) { defaultPodSpec(&t.Template.Spec) }),
@@ -92,8 +114,9 @@ func storage() []*descriptor.Resource {
 			}),
 			Columns: []descriptor.Column{
 				{Name: "Provisioner", Cell: descriptor.Cell(func(s *storagev1.StorageClass) string { return s.Provisioner })},
-				{Name: "ReclaimPolicy", Cell: descriptor.Cell(func(s *storagev1.StorageClass) string { return string(*s.ReclaimPolicy) })},
-				{Name: "VolumeBindingMode", Cell: descriptor.Cell(func(s *storagev1.StorageClass) string { return string(*s.VolumeBindingMode) })},
+				{Name: "ReclaimPolicy", Cell: descriptor.Cell(func(s *storagev1.StorageClass) string { return valueOr(s.ReclaimPolicy, "Delete") })},
+				{Name: "VolumeBindingMode", Cell: descriptor.Cell(func(s *storagev1.StorageClass) string { return valueOr(s.VolumeBindingMode, "Immediate") })},
+				{Name: "AllowVolumeExpansion", Cell: descriptor.Cell(func(s *storagev1.StorageClass) string { return valueOr(s.AllowVolumeExpansion, "false") })},
 				descriptor.Age,
 			},
 		}),
@@ -123,6 +146,7 @@ func scheduling() []*descriptor.Resource {
 			{Name: "Value", Type: "integer", Cell: descriptor.Cell(func(c *schedulingv1.PriorityClass) int64 { return int64(c.Value) })},
 			{Name: "Global-Default", Type: "boolean", Cell: descriptor.Cell(func(c *schedulingv1.PriorityClass) bool { return c.GlobalDefault })},
 			descriptor.Age,
+			{Name: "PreemptionPolicy", Cell: descriptor.Cell(func(c *schedulingv1.PriorityClass) string { return valueOr(c.PreemptionPolicy, "") })},
 		},
 	})}
 }

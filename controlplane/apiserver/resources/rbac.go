@@ -11,11 +11,13 @@ import (
 	"github.com/strake-io/strake/controlplane/apiserver/descriptor"
 )
 
+// createdAt is the column of what has no age: roles and limits.
+var createdAt = descriptor.Column{Name: "Created At", Cell: func(o runtime.Object) any {
+	return o.(metav1.Object).GetCreationTimestamp().UTC().Format("2006-01-02T15:04:05Z")
+}}
+
 func rbac() []*descriptor.Resource {
 	name := func(name string, _ bool) []string { return path.IsValidPathSegmentName(name) }
-	created := descriptor.Column{Name: "Created At", Cell: func(o runtime.Object) any {
-		return o.(interface{ GetCreationTimestamp() metav1.Time }).GetCreationTimestamp().UTC().Format("2006-01-02T15:04:05Z")
-	}}
 	role := descriptor.Column{Name: "Role", Cell: func(o runtime.Object) any {
 		switch b := o.(type) {
 		case *rbacv1.RoleBinding:
@@ -25,17 +27,26 @@ func rbac() []*descriptor.Resource {
 		}
 		return ""
 	}}
+	columns := append([]descriptor.Column{role, descriptor.Age}, subjectColumns(func(o runtime.Object) []rbacv1.Subject {
+		switch b := o.(type) {
+		case *rbacv1.RoleBinding:
+			return b.Subjects
+		case *rbacv1.ClusterRoleBinding:
+			return b.Subjects
+		}
+		return nil
+	})...)
 	return []*descriptor.Resource{
 		kind[rbacv1.Role, rbacv1.RoleList]("Role", descriptor.Resource{
-			GroupVersion: rbacv1.SchemeGroupVersion, Namespaced: true, ValidName: name, Columns: []descriptor.Column{created},
+			GroupVersion: rbacv1.SchemeGroupVersion, Namespaced: true, ValidName: name, Columns: []descriptor.Column{createdAt},
 			Validate: descriptor.Check(func(r *rbacv1.Role) field.ErrorList { return validateRules(r.Rules, true) }),
 		}),
 		kind[rbacv1.ClusterRole, rbacv1.ClusterRoleList]("ClusterRole", descriptor.Resource{
-			GroupVersion: rbacv1.SchemeGroupVersion, ValidName: name, Columns: []descriptor.Column{created},
+			GroupVersion: rbacv1.SchemeGroupVersion, ValidName: name, Columns: []descriptor.Column{createdAt},
 			Validate: descriptor.Check(func(r *rbacv1.ClusterRole) field.ErrorList { return validateRules(r.Rules, false) }),
 		}),
 		kind[rbacv1.RoleBinding, rbacv1.RoleBindingList]("RoleBinding", descriptor.Resource{
-			GroupVersion: rbacv1.SchemeGroupVersion, Namespaced: true, ValidName: name, Columns: []descriptor.Column{role, descriptor.Age},
+			GroupVersion: rbacv1.SchemeGroupVersion, Namespaced: true, ValidName: name, Columns: columns,
 			Default: descriptor.Each(func(b *rbacv1.RoleBinding) { defaultBinding(&b.RoleRef, b.Subjects) }),
 			Validate: descriptor.Check(func(b *rbacv1.RoleBinding) field.ErrorList {
 				return validateBinding(b.RoleRef, b.Subjects, "Role", "ClusterRole")
@@ -45,7 +56,7 @@ func rbac() []*descriptor.Resource {
 			}),
 		}),
 		kind[rbacv1.ClusterRoleBinding, rbacv1.ClusterRoleBindingList]("ClusterRoleBinding", descriptor.Resource{
-			GroupVersion: rbacv1.SchemeGroupVersion, ValidName: name, Columns: []descriptor.Column{role, descriptor.Age},
+			GroupVersion: rbacv1.SchemeGroupVersion, ValidName: name, Columns: columns,
 			Default: descriptor.Each(func(b *rbacv1.ClusterRoleBinding) { defaultBinding(&b.RoleRef, b.Subjects) }),
 			Validate: descriptor.Check(func(b *rbacv1.ClusterRoleBinding) field.ErrorList {
 				return validateBinding(b.RoleRef, b.Subjects, "ClusterRole")

@@ -21,16 +21,19 @@ type Authorizer struct {
 	pods cache.Indexer
 	// Rules decides what every node may do, whatever its pods are.
 	Rules authorizer.Authorizer
+	// Bound lists a node's pods as its kubelet sees them. It is asked before a request is turned down: the index
+	// may not have heard yet of a pod whose kubelet has.
+	Bound func(ctx context.Context, node string) ([]corev1.Pod, error)
 }
 
 var _ authorizer.Authorizer = (*Authorizer)(nil)
 
 // New adds an index to a pod informer that has not started yet: from node and referenced object to pods.
-func New(pods cache.SharedIndexInformer, rules authorizer.Authorizer) (*Authorizer, error) {
+func New(pods cache.SharedIndexInformer, rules authorizer.Authorizer, bound func(ctx context.Context, node string) ([]corev1.Pod, error)) (*Authorizer, error) {
 	if err := pods.AddIndexers(cache.Indexers{indexName: index}); err != nil {
 		return nil, fmt.Errorf("node authorizer: %w", err)
 	}
-	return &Authorizer{pods: pods.GetIndexer(), Rules: rules}, nil
+	return &Authorizer{pods: pods.GetIndexer(), Rules: rules, Bound: bound}, nil
 }
 
 func index(obj any) ([]string, error) {
@@ -76,15 +79,15 @@ func (a *Authorizer) Authorize(ctx context.Context, attr authorizer.Attributes) 
 		if !reads || attr.GetSubresource() != "" {
 			return authorizer.DecisionNoOpinion, "a node can only read " + attr.GetResource(), nil
 		}
-		return a.referenced(node, attr)
+		return a.referenced(ctx, node, attr)
 	case "/serviceaccounts":
 		if attr.GetVerb() != "create" || attr.GetSubresource() != "token" {
 			return authorizer.DecisionNoOpinion, "a node can only create tokens of ServiceAccounts", nil
 		}
-		return a.referenced(node, attr)
+		return a.referenced(ctx, node, attr)
 	case "/pods":
 		if reads && attr.GetSubresource() == "" {
-			return a.readPods(node, attr)
+			return a.readPods(ctx, node, attr)
 		}
 	case "/nodes":
 		// A list by field selector metadata.name carries that name.
@@ -100,7 +103,7 @@ func (a *Authorizer) Authorize(ctx context.Context, attr authorizer.Attributes) 
 }
 
 // readPods allows a node its own pods only (KEP-4601).
-func (a *Authorizer) readPods(node string, attr authorizer.Attributes) (authorizer.Decision, string, error) {
+func (a *Authorizer) readPods(ctx context.Context, node string, attr authorizer.Attributes) (authorizer.Decision, string, error) {
 	reqs, _ := attr.GetFieldSelector() // what can't be parsed doesn't narrow the request
 	if slices.Contains(reqs, fields.Requirement{Operator: selection.Equals, Field: "spec.nodeName", Value: node}) ||
 		slices.Contains(reqs, fields.Requirement{Operator: selection.DoubleEquals, Field: "spec.nodeName", Value: node}) {
@@ -114,24 +117,40 @@ func (a *Authorizer) readPods(node string, attr authorizer.Attributes) (authoriz
 		return authorizer.DecisionNoOpinion, "", err
 	}
 	// A kubelet asks for pods that are gone to learn just that: 404 tells it, 403 would not.
-	if pod, ok := obj.(*corev1.Pod); exists && ok && pod.Spec.NodeName != node {
-		return authorizer.DecisionNoOpinion, fmt.Sprintf("pod %s/%s is not bound to node %q", attr.GetNamespace(), attr.GetName(), node), nil
+	if pod, ok := obj.(*corev1.Pod); !exists || !ok || pod.Spec.NodeName == node {
+		return authorizer.DecisionAllow, "", nil
 	}
-	return authorizer.DecisionAllow, "", nil
+	return a.lately(ctx, node, key(node, "pods", attr.GetNamespace(), attr.GetName()), fmt.Sprintf("pod %s/%s is not bound to node %q", attr.GetNamespace(), attr.GetName(), node))
 }
 
-func (a *Authorizer) referenced(node string, attr authorizer.Attributes) (authorizer.Decision, string, error) {
+func (a *Authorizer) referenced(ctx context.Context, node string, attr authorizer.Attributes) (authorizer.Decision, string, error) {
 	if attr.GetName() == "" || attr.GetNamespace() == "" {
 		return authorizer.DecisionNoOpinion, "a node must name the object", nil
 	}
-	pods, err := a.pods.IndexKeys(indexName, key(node, attr.GetResource(), attr.GetNamespace(), attr.GetName()))
+	wanted := key(node, attr.GetResource(), attr.GetNamespace(), attr.GetName())
+	pods, err := a.pods.IndexKeys(indexName, wanted)
 	if err != nil {
 		return authorizer.DecisionNoOpinion, "", err
 	}
-	if len(pods) == 0 {
-		return authorizer.DecisionNoOpinion, fmt.Sprintf("no pod bound to node %q uses %s %s/%s", node, attr.GetResource(), attr.GetNamespace(), attr.GetName()), nil
+	if len(pods) > 0 {
+		return authorizer.DecisionAllow, "", nil
 	}
-	return authorizer.DecisionAllow, "", nil
+	return a.lately(ctx, node, wanted, fmt.Sprintf("no pod bound to node %q uses %s %s/%s", node, attr.GetResource(), attr.GetNamespace(), attr.GetName()))
+}
+
+// lately allows what a pod that the index does not know yet opens.
+func (a *Authorizer) lately(ctx context.Context, node, wanted, refusal string) (authorizer.Decision, string, error) {
+	pods, err := a.Bound(ctx, node)
+	if err != nil {
+		return authorizer.DecisionNoOpinion, refusal, fmt.Errorf("pods of node %s: %w", node, err)
+	}
+	for i := range pods {
+		keys, err := index(&pods[i])
+		if err == nil && slices.Contains(keys, wanted) {
+			return authorizer.DecisionAllow, "", nil
+		}
+	}
+	return authorizer.DecisionNoOpinion, refusal, nil
 }
 
 // ConditionsAwareAuthorize implements authorizer.Authorizer; there are no conditions here.

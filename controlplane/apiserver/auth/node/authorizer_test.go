@@ -50,7 +50,7 @@ func onNode(name, nodeName string) *corev1.Pod {
 func newAuthorizer(t *testing.T, pods ...*corev1.Pod) (*node.Authorizer, cache.Indexer) {
 	t.Helper()
 	inf := informers.NewSharedInformerFactory(nil, 0).Core().V1().Pods().Informer()
-	a, err := node.New(inf, rbac.NodeRules())
+	a, err := node.New(inf, rbac.NodeRules(), func(context.Context, string) ([]corev1.Pod, error) { return nil, nil })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -121,6 +121,38 @@ func TestAccessEndsWithThePod(t *testing.T) {
 	}
 	if allowed(t, a, r) {
 		t.Error("allowed although the pod is gone")
+	}
+}
+
+// A kubelet may have heard of a pod before the index has.
+func TestPodThatTheIndexDoesNotKnowYet(t *testing.T) {
+	waiting := onNode("late", "")
+	a, _ := newAuthorizer(t, waiting)
+	a.Bound = func(_ context.Context, n string) ([]corev1.Pod, error) {
+		if n != "n1" {
+			return nil, nil
+		}
+		return []corev1.Pod{*onNode("late", "n1")}, nil
+	}
+	for name, want := range map[string]bool{"n1": true, "n2": false} {
+		for _, r := range []authorizer.AttributesRecord{
+			{Verb: "get", Resource: "secrets", Namespace: "ns", Name: "late-vol"},
+			{Verb: "create", Resource: "serviceaccounts", Subresource: "token", Namespace: "ns", Name: "late-sa"},
+			{Verb: "get", Resource: "pods", Namespace: "ns", Name: "late"},
+		} {
+			r.User, r.ResourceRequest = kubelet(name), true
+			if got := allowed(t, a, r); got != want {
+				t.Errorf("%s: %s %s %s: %v", name, r.Verb, r.Resource, r.Name, got)
+			}
+		}
+	}
+	r := authorizer.AttributesRecord{User: kubelet("n1"), Verb: "get", Resource: "secrets", Namespace: "ns", Name: "other", ResourceRequest: true}
+	if allowed(t, a, r) {
+		t.Error("what none of its pods names")
+	}
+	a.Bound = func(context.Context, string) ([]corev1.Pod, error) { return nil, context.DeadlineExceeded }
+	if d, _, err := a.Authorize(context.Background(), r); d != authorizer.DecisionNoOpinion || err == nil {
+		t.Errorf("where nobody knows: %v, %v", d, err)
 	}
 }
 
