@@ -27,11 +27,15 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/strake-io/strake/kubelet/cgroups"
+	"github.com/strake-io/strake/kubelet/eviction"
+	imagegc "github.com/strake-io/strake/kubelet/images"
+	"github.com/strake-io/strake/kubelet/logrotate"
 	"github.com/strake-io/strake/kubelet/node"
 	"github.com/strake-io/strake/kubelet/objects"
 	"github.com/strake-io/strake/kubelet/podnet"
 	"github.com/strake-io/strake/kubelet/podworker"
 	"github.com/strake-io/strake/kubelet/server"
+	"github.com/strake-io/strake/kubelet/stats"
 	"github.com/strake-io/strake/kubelet/volumes"
 )
 
@@ -50,9 +54,11 @@ type Config struct {
 	ClusterDNS    []string
 	ClusterDomain string
 	ResolvConf    string
-	CertFile      string
-	KeyFile       string
-	ClientCAFile  string
+	// EvictionHard are the thresholds below which the node is short of something; nil: Kubernetes' own.
+	EvictionHard []eviction.Threshold
+	CertFile     string
+	KeyFile      string
+	ClientCAFile string
 }
 
 // callTimeout bounds calls to the container runtime that start nothing long.
@@ -135,12 +141,38 @@ func Run(ctx context.Context, cfg Config) error {
 	})
 	pods.Init(ctx)
 
+	figures := stats.Config{
+		NodeName: cfg.NodeName, Boot: node.BootTime(), RootDir: cfg.RootDir, Runtime: runtime, Images: images, Pods: pods.List, PodCgroup: pods.Cgroups.PodUsage, Sandbox: pods.SandboxPID,
+		VolumesDir: func(p *corev1.Pod) string { return pods.Volumes.PodDir(p.UID) }, LogsDir: pods.LogsOf,
+	}
+	collector := imagegc.New(runtime, images, figures.ImageFS)
+	changed := make(chan struct{}, 1)
+	pressure := eviction.New(eviction.Config{
+		Thresholds: cfg.EvictionHard, Levels: figures.Levels, Usage: figures.Usage, Reclaim: collector.All, Evict: pods.Evict,
+		Changed: func() {
+			select {
+			case changed <- struct{}{}:
+			default:
+			}
+		},
+	})
+	nodeConfig.Pressure, nodeConfig.Changed = pressure.Pressure, changed
+	pods.Admit = func(p *corev1.Pod) (string, bool) {
+		return pressure.Admit(p, cgroups.QOS(p) == corev1.PodQOSBestEffort)
+	}
+
 	g, gctx := errgroup.WithContext(ctx)
+	for _, run := range []func(context.Context){pressure.Run, collector.Run, logrotate.Rotator{Runtime: runtime, MaxSize: logrotate.MaxSize, MaxFiles: logrotate.MaxFiles}.Run, pods.KeepClasses} {
+		g.Go(func() error {
+			run(gctx)
+			return nil
+		})
+	}
 	g.Go(func() error { return node.Run(gctx, nodeConfig, machine) })
 	g.Go(func() error {
 		return server.Run(gctx, server.Config{
 			Addr: net.JoinHostPort(cfg.NodeIP, strconv.Itoa(cfg.Port)), CertFile: cfg.CertFile, KeyFile: cfg.KeyFile, ClientCAFile: cfg.ClientCAFile,
-			NodeName: cfg.NodeName, Client: client, Runtime: runtime, Pods: pods,
+			NodeName: cfg.NodeName, Client: client, Runtime: runtime, Pods: pods, Stats: figures, Healthy: pods.Healthy,
 		})
 	})
 	g.Go(func() error { return watchPods(gctx, client, cfg.NodeName, pods) })

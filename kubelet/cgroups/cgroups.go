@@ -244,6 +244,38 @@ func (m *Manager) RemovePod(uid types.UID) error {
 	return errors.Join(errs...)
 }
 
+// Usage is what the processes of a cgroup use.
+type Usage struct {
+	CPU                     uint64 // nanoseconds
+	Memory, WorkingSet, RSS uint64 // bytes; WorkingSet is without what can be freed at once
+	PIDs                    uint64
+}
+
+// PodUsage reads a pod's cgroup.
+func (m *Manager) PodUsage(p *corev1.Pod) (Usage, error) {
+	path := m.PodPath(p)
+	cm, err := manager.New(&cgroups.Cgroup{Path: path, Resources: &cgroups.Resources{}})
+	if err != nil {
+		return Usage{}, fmt.Errorf("cgroup %s: %w", path, err)
+	}
+	st, err := cm.GetStats()
+	if err != nil {
+		return Usage{}, fmt.Errorf("cgroup %s: %w", path, err)
+	}
+	return usage(st, m.tree.V2), nil
+}
+
+func usage(st *cgroups.Stats, v2 bool) Usage {
+	inactive, rss := "total_inactive_file", "total_rss"
+	if v2 {
+		inactive, rss = "inactive_file", "anon"
+	}
+	mem := st.MemoryStats
+	u := Usage{CPU: st.CpuStats.CpuUsage.TotalUsage, Memory: mem.Usage.Usage, RSS: mem.Stats[rss], PIDs: st.PidsStats.Current}
+	u.WorkingSet = u.Memory - min(mem.Stats[inactive], u.Memory)
+	return u
+}
+
 // Pods lists the UIDs that have cgroups.
 func (m *Manager) Pods() []types.UID {
 	seen := map[types.UID]bool{}

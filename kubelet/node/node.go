@@ -34,8 +34,6 @@ const (
 	eager = 100 * time.Millisecond
 	// Part of the memory that is kept for the system.
 	reservedMemory = 100 << 20
-	// The least that must be free on the disk before the node says so.
-	diskPressureShare = 10 // percent
 )
 
 // Config says what to register.
@@ -48,6 +46,10 @@ type Config struct {
 	RootDir string // whose file system is the node's ephemeral storage
 	Client  kubernetes.Interface
 	Runtime cri.RuntimeService
+	// Pressure tells whether the node is short of what a condition means, and how short.
+	Pressure func(corev1.NodeConditionType) (detail string, short bool)
+	// Changed has the status reported at once.
+	Changed <-chan struct{}
 }
 
 // Machine is what does not change while the kubelet runs.
@@ -95,6 +97,15 @@ func Inspect(ctx context.Context, cfg Config) (Machine, error) {
 	m.Allocatable[corev1.ResourceMemory] = *resource.NewQuantity(max(memory-reservedMemory, 0), resource.BinarySI)
 	m.Allocatable[corev1.ResourceEphemeralStorage] = *resource.NewQuantity(disk*9/10, resource.BinarySI)
 	return m, nil
+}
+
+// BootTime is when the machine started.
+func BootTime() time.Time {
+	var info unix.Sysinfo_t
+	if unix.Sysinfo(&info) != nil {
+		return time.Time{} // it can't fail with a valid pointer
+	}
+	return time.Now().Add(-time.Duration(info.Uptime) * time.Second).Truncate(time.Second)
 }
 
 // MemoryBytes is the machine's memory.
@@ -149,6 +160,7 @@ func Run(ctx context.Context, cfg Config, m Machine) error {
 		case <-ctx.Done():
 			return nil
 		case <-time.After(wait):
+		case <-cfg.Changed:
 		}
 		status, err := cfg.Runtime.Status(ctx, false)
 		if n, err = report(ctx, cfg, m, status.GetStatus(), err, &reported); err != nil && ctx.Err() == nil {
@@ -262,12 +274,15 @@ func checks(cfg Config, rt *runtimeapi.RuntimeStatus, rtErr error) []check {
 		{corev1.NodeDiskPressure, corev1.ConditionFalse, "KubeletHasNoDiskPressure", "kubelet has no disk pressure"},
 		{corev1.NodePIDPressure, corev1.ConditionFalse, "KubeletHasSufficientPID", "kubelet has sufficient PID available"},
 	}
-	if availableMemory() < reservedMemory {
-		out[0] = check{corev1.NodeMemoryPressure, corev1.ConditionTrue, "KubeletHasInsufficientMemory", "kubelet has insufficient memory available"}
+	bad := map[corev1.NodeConditionType][2]string{
+		corev1.NodeMemoryPressure: {"KubeletHasInsufficientMemory", "kubelet has insufficient memory available"},
+		corev1.NodeDiskPressure:   {"KubeletHasDiskPressure", "kubelet has disk pressure"},
+		corev1.NodePIDPressure:    {"KubeletHasInsufficientPID", "kubelet has insufficient PID available"},
 	}
-	var fs unix.Statfs_t
-	if err := unix.Statfs(cfg.RootDir, &fs); err == nil && fs.Bavail*100 < fs.Blocks*diskPressureShare/2 {
-		out[1] = check{corev1.NodeDiskPressure, corev1.ConditionTrue, "KubeletHasDiskPressure", "kubelet has disk pressure"}
+	for i, c := range out {
+		if detail, short := cfg.Pressure(c.kind); short {
+			out[i] = check{c.kind, corev1.ConditionTrue, bad[c.kind][0], bad[c.kind][1] + ": " + detail}
+		}
 	}
 	ready := check{corev1.NodeReady, corev1.ConditionTrue, "KubeletReady", "kubelet is posting ready status"}
 	var problems []string
@@ -284,21 +299,6 @@ func checks(cfg Config, rt *runtimeapi.RuntimeStatus, rtErr error) []check {
 		ready = check{corev1.NodeReady, corev1.ConditionFalse, "KubeletNotReady", strings.Join(problems, "; ")}
 	}
 	return append(out, ready)
-}
-
-// availableMemory is the kernel's own estimate (MemAvailable, proc_meminfo(5)).
-func availableMemory() int64 {
-	data, err := os.ReadFile("/proc/meminfo")
-	if err != nil {
-		return 1 << 62
-	}
-	for _, line := range strings.Split(string(data), "\n") {
-		var kb int64
-		if _, err := fmt.Sscanf(line, "MemAvailable: %d kB", &kb); err == nil {
-			return kb << 10
-		}
-	}
-	return 1 << 62
 }
 
 func conditions(have []corev1.NodeCondition, want []check, now metav1.Time) []corev1.NodeCondition {

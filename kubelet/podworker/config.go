@@ -43,7 +43,7 @@ func (w *worker) sandboxConfig(p *corev1.Pod, attempt uint32) (*runtimeapi.PodSa
 	for k, v := range p.Labels {
 		labels[k] = v
 	}
-	logs := w.logDir(p)
+	logs := w.k.LogsOf(p)
 	if err := os.MkdirAll(logs, 0o755); err != nil {
 		return nil, fmt.Errorf("log folder: %w", err)
 	}
@@ -128,10 +128,6 @@ func groups(p *corev1.Pod) []int64 {
 	return out
 }
 
-func (w *worker) logDir(p *corev1.Pod) string {
-	return filepath.Join(w.k.LogsDir, p.Namespace+"_"+p.Name+"_"+string(p.UID))
-}
-
 // containerConfig makes what CRI needs to create one container.
 func (w *worker) containerConfig(ctx context.Context, p *corev1.Pod, c *corev1.Container, image *runtimeapi.Image, o observed, restarts uint32, volumes map[string]string) (*runtimeapi.ContainerConfig, error) {
 	podIPs := podIPs(p, o, w.k.HostIP)
@@ -169,7 +165,7 @@ func (w *worker) containerConfig(ctx context.Context, p *corev1.Pod, c *corev1.C
 	for _, s := range c.Args {
 		cfg.Args = append(cfg.Args, env.Expand(s, values))
 	}
-	if err := os.MkdirAll(filepath.Join(w.logDir(p), c.Name), 0o755); err != nil {
+	if err := os.MkdirAll(filepath.Join(w.k.LogsOf(p), c.Name), 0o755); err != nil {
 		return nil, fmt.Errorf("log folder: %w", err)
 	}
 	if cfg.Mounts, err = w.mounts(p, c, volumes, values, podIPs, restarts); err != nil {

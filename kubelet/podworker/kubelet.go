@@ -2,6 +2,8 @@ package podworker
 
 import (
 	"context"
+	"encoding/json"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -11,6 +13,7 @@ import (
 	"k8s.io/client-go/tools/record"
 	cri "k8s.io/cri-api/pkg/apis"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/klog/v2"
 
 	"github.com/strake-io/strake/kubelet/cgroups"
 	"github.com/strake-io/strake/kubelet/objects"
@@ -35,13 +38,16 @@ type Pods struct {
 	Allocatable func() corev1.ResourceList
 	HostIP      string
 	LogsDir     string
+	// Admit tells whether a pod that has nothing yet may start; if not, why. nil: all may.
+	Admit func(*corev1.Pod) (message string, ok bool)
 
 	prober *prober.Manager
 
-	mu      sync.Mutex
-	workers map[types.UID]*worker
-	wg      sync.WaitGroup
-	ctx     context.Context
+	mu         sync.Mutex
+	unanswered time.Time // since when the runtime does not answer; zero: it does
+	workers    map[types.UID]*worker
+	wg         sync.WaitGroup
+	ctx        context.Context
 }
 
 // Run serves the workers until ctx ends. Containers go on running then.
@@ -149,6 +155,65 @@ func (k *Pods) SandboxID(ctx context.Context, uid types.UID) (string, bool) {
 		return "", false
 	}
 	return o.sandbox.Id, true
+}
+
+// classesEvery is how often the parts of the CPU that classes of pods have are set anew.
+const classesEvery = 10 * time.Second
+
+// KeepClasses gives the classes of pods their parts of the CPU, until ctx ends.
+func (k *Pods) KeepClasses(ctx context.Context) {
+	t := time.NewTicker(classesEvery)
+	defer t.Stop()
+	for {
+		if err := k.Cgroups.EnsureClasses(k.List()); err != nil {
+			klog.ErrorS(err, "The classes of pods have not their parts of the CPU")
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+		}
+	}
+}
+
+// Evict ends a pod for good because the node is short of something.
+func (k *Pods) Evict(p *corev1.Pod, message string) {
+	k.mu.Lock()
+	w := k.workers[p.UID]
+	k.mu.Unlock()
+	if w == nil || w.failure() != nil {
+		return
+	}
+	k.Recorder.Event(p, corev1.EventTypeWarning, "Evicted", message)
+	w.fail(evicted(message))
+}
+
+func evicted(message string) failure {
+	return failure{reason: "Evicted", message: message, condition: &corev1.PodCondition{
+		Type: corev1.DisruptionTarget, Status: corev1.ConditionTrue, Reason: corev1.PodReasonTerminationByKubelet, Message: message,
+	}}
+}
+
+// LogsOf is the folder of a pod's logs.
+func (k *Pods) LogsOf(p *corev1.Pod) string {
+	return filepath.Join(k.LogsDir, p.Namespace+"_"+p.Name+"_"+string(p.UID))
+}
+
+// SandboxPID finds the process that holds the pod's network namespace.
+func (k *Pods) SandboxPID(ctx context.Context, p *corev1.Pod) (int, bool) {
+	id, ok := k.SandboxID(ctx, p.UID)
+	if !ok {
+		return 0, false
+	}
+	resp, err := k.Runtime.PodSandboxStatus(ctx, id, true)
+	if err != nil {
+		return 0, false
+	}
+	var info struct{ PID int }
+	if json.Unmarshal([]byte(resp.GetInfo()["info"]), &info) != nil || info.PID <= 0 {
+		return 0, false
+	}
+	return info.PID, true
 }
 
 func (k *Pods) execProbe(ctx context.Context, id string, cmd []string, timeout time.Duration) (string, error) {

@@ -2,6 +2,7 @@ package podworker
 
 import (
 	"context"
+	"fmt"
 	"sync/atomic"
 	"time"
 
@@ -87,6 +88,7 @@ func (k *Pods) watchRuntime(ctx context.Context) {
 		}
 		next, pods, err := k.relist(ctx)
 		last = time.Now()
+		k.answered(last, err)
 		if err != nil {
 			klog.V(2).InfoS("List of containers failed, trying again", "err", err)
 			timer.Reset(relistUnheard)
@@ -106,6 +108,31 @@ func (k *Pods) watchRuntime(ctx context.Context) {
 		seen = next
 		timer.Reset(wait)
 	}
+}
+
+// silence is how long the runtime may fail to answer before this kubelet is called ill.
+const silence = 3 * time.Minute
+
+// answered notes whether the runtime answered.
+func (k *Pods) answered(at time.Time, err error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	switch {
+	case err == nil:
+		k.unanswered = time.Time{}
+	case k.unanswered.IsZero():
+		k.unanswered = at
+	}
+}
+
+// Healthy tells whether the runtime answers.
+func (k *Pods) Healthy() error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if !k.unanswered.IsZero() && time.Since(k.unanswered) > silence {
+		return fmt.Errorf("the container runtime at %s has not answered since %s", k.Endpoint, k.unanswered.UTC().Format(time.RFC3339))
+	}
+	return nil
 }
 
 // relist asks the runtime for the states of all that it has, and whose they are.

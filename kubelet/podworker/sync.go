@@ -48,11 +48,17 @@ func (w *worker) step(ctx context.Context, p *corev1.Pod, o *observed) (again ti
 	}
 	if limit := p.Spec.ActiveDeadlineSeconds; limit != nil && p.Status.StartTime != nil {
 		left := time.Until(p.Status.StartTime.Add(time.Duration(*limit) * time.Second))
-		if left <= 0 {
+		if left <= 0 && w.failure() == nil {
 			w.k.Recorder.Event(p, corev1.EventTypeNormal, "DeadlineExceeded", "Pod was active on the node longer than the specified deadline")
-			w.fail(failure{reason: "DeadlineExceeded", message: "Pod was active on the node longer than the specified deadline", grace: -1})
+			w.failNow(failure{reason: "DeadlineExceeded", message: "Pod was active on the node longer than the specified deadline", grace: -1})
 		}
 		sooner(left)
+	}
+	if o.attempts == 0 && w.k.Admit != nil {
+		if message, ok := w.k.Admit(p); !ok && w.failure() == nil {
+			w.k.Recorder.Event(p, corev1.EventTypeWarning, "Evicted", message)
+			w.failNow(evicted(message))
+		}
 	}
 	if f := w.failure(); f != nil {
 		grace := f.grace

@@ -181,7 +181,7 @@ func (w *worker) terminate(ctx context.Context, p *corev1.Pod, gone bool) (bool,
 	if err := w.k.cleanUp(ctx, p.UID); err != nil {
 		return false, err
 	}
-	if err := os.RemoveAll(w.logDir(p)); err != nil {
+	if err := os.RemoveAll(w.k.LogsOf(p)); err != nil {
 		return false, fmt.Errorf("logs: %w", err)
 	}
 	if gone {

@@ -77,17 +77,26 @@ func (w *worker) gone() {
 	w.poke()
 }
 
-// fail ends the pod for good.
+// fail ends the pod for good, in the next round.
 func (w *worker) fail(f failure) {
 	w.mu.Lock()
 	if w.failed == nil {
 		w.failed = &f
-		if w.interrupt != nil {
-			w.interrupt()
-		}
+	}
+	if w.interrupt != nil {
+		w.interrupt()
 	}
 	w.mu.Unlock()
 	w.poke()
+}
+
+// failNow ends the pod for good, in the round that is going on.
+func (w *worker) failNow(f failure) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.failed == nil {
+		w.failed = &f
+	}
 }
 
 func (w *worker) failure() *failure {

@@ -8,7 +8,6 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -32,6 +31,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/cri-client/pkg/logs"
 	"k8s.io/klog/v2"
+	statsapi "k8s.io/kubelet/pkg/apis/stats/v1alpha1"
 )
 
 // Pods is what the server asks about this node's pods.
@@ -51,6 +51,15 @@ type Config struct {
 	Client            kubernetes.Interface
 	Runtime           cri.RuntimeService
 	Pods              Pods
+	Stats             Stats
+	// Healthy tells what is wrong with this kubelet; nil: nothing.
+	Healthy func() error
+}
+
+// Stats tells what is used.
+type Stats interface {
+	Summary(context.Context) (*statsapi.Summary, error)
+	WriteResource(context.Context, io.Writer) error
 }
 
 type server struct {
@@ -72,20 +81,8 @@ func Run(ctx context.Context, cfg Config) error {
 	if !pool.AppendCertsFromPEM(ca) {
 		return fmt.Errorf("kubelet API: %s holds no certificate", cfg.ClientCAFile)
 	}
-	s := &server{Config: cfg, allowed: map[string]time.Time{}}
-	mux := http.NewServeMux()
-	handle := func(pattern, subresource string, h http.HandlerFunc) { mux.Handle(pattern, s.guard(subresource, h)) }
-	ok := func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "ok") }
-	handle("GET /healthz", "proxy", ok)
-	handle("GET /pods", "proxy", s.pods)
-	handle("GET /containerLogs/{namespace}/{pod}/{container}", "proxy", s.logs)
-	for _, m := range []string{"GET", "POST"} {
-		handle(m+" /exec/{namespace}/{pod}/{container}", "proxy", s.exec)
-		handle(m+" /attach/{namespace}/{pod}/{container}", "proxy", s.attach)
-		handle(m+" /portForward/{namespace}/{pod}", "proxy", s.portForward)
-	}
 	srv := &http.Server{
-		Addr: cfg.Addr, Handler: mux, ReadHeaderTimeout: 10 * time.Second,
+		Addr: cfg.Addr, Handler: handler(cfg), ReadHeaderTimeout: 10 * time.Second,
 		// Streams are upgraded connections, which HTTP/2 does not have.
 		TLSNextProto: map[string]func(*http.Server, *tls.Conn, http.Handler){},
 		TLSConfig:    &tls.Config{MinVersion: tls.VersionTLS12, ClientCAs: pool, ClientAuth: tls.VerifyClientCertIfGiven},
@@ -100,25 +97,54 @@ func Run(ctx context.Context, cfg Config) error {
 	return nil
 }
 
-// guard lets in who may use a subresource of this node.
-func (s *server) guard(subresource string, next http.HandlerFunc) http.Handler {
+// handler serves the API to whom the API server allows it.
+func handler(cfg Config) http.Handler {
+	s := &server{Config: cfg, allowed: map[string]time.Time{}}
+	mux := http.NewServeMux()
+	// What may be done is a subresource of the node: proxy allows everything that has none of its own ("Kubelet
+	// authentication/authorization").
+	handle := func(pattern string, h http.HandlerFunc, subresources ...string) {
+		mux.Handle(pattern, s.guard(subresources, h))
+	}
+	for _, p := range []string{"/healthz", "/healthz/ping", "/healthz/log", "/healthz/syncloop"} {
+		handle("GET "+p, s.healthz, "healthz", "proxy")
+	}
+	handle("GET /pods", s.pods, "pods", "proxy")
+	handle("GET /runningpods/", s.pods, "pods", "proxy")
+	handle("GET /stats/summary", s.summary, "stats")
+	handle("GET /metrics", metrics(cfg).ServeHTTP, "metrics")
+	handle("GET /metrics/resource", s.resource, "metrics")
+	handle("GET /containerLogs/{namespace}/{pod}/{container}", s.logs, "proxy")
+	for _, m := range []string{"GET", "POST"} {
+		handle(m+" /exec/{namespace}/{pod}/{container}", s.exec, "proxy")
+		handle(m+" /attach/{namespace}/{pod}/{container}", s.attach, "proxy")
+		handle(m+" /portForward/{namespace}/{pod}", s.portForward, "proxy")
+	}
+	handle("/", http.NotFound, "proxy")
+	return mux
+}
+
+// guard lets in who may use one of these subresources of this node.
+func (s *server) guard(subresources []string, next http.HandlerFunc) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		user, err := s.authenticate(r)
 		if err != nil {
 			http.Error(w, "Unauthorized", http.StatusUnauthorized)
 			return
 		}
-		ok, err := s.authorize(r.Context(), user, verb(r.Method), subresource)
-		if err != nil {
-			klog.ErrorS(err, "Authorization of a request to the kubelet", "user", user.Username)
-			http.Error(w, "Authorization error: "+err.Error(), http.StatusInternalServerError)
-			return
+		for _, subresource := range subresources {
+			ok, err := s.authorize(r.Context(), user, verb(r.Method), subresource)
+			if err != nil {
+				klog.ErrorS(err, "Authorization of a request to the kubelet", "user", user.Username)
+				http.Error(w, "Authorization error: "+err.Error(), http.StatusInternalServerError)
+				return
+			}
+			if ok {
+				next(w, r)
+				return
+			}
 		}
-		if !ok {
-			http.Error(w, fmt.Sprintf("Forbidden (user=%s, verb=%s, resource=nodes, subresource=%s)", user.Username, verb(r.Method), subresource), http.StatusForbidden)
-			return
-		}
-		next(w, r)
+		http.Error(w, fmt.Sprintf("Forbidden (user=%s, verb=%s, resource=nodes, subresource(s)=%v)", user.Username, verb(r.Method), subresources), http.StatusForbidden)
 	})
 }
 
@@ -177,17 +203,6 @@ func (s *server) authorize(ctx context.Context, u authenticationv1.UserInfo, ver
 		s.mu.Unlock()
 	}
 	return review.Status.Allowed, nil
-}
-
-func (s *server) pods(w http.ResponseWriter, _ *http.Request) {
-	list := corev1.PodList{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "PodList"}}
-	for _, p := range s.Pods.List() {
-		list.Items = append(list.Items, *p)
-	}
-	w.Header().Set("Content-Type", "application/json")
-	if err := json.NewEncoder(w).Encode(list); err != nil {
-		klog.V(4).InfoS("Client went away", "err", err)
-	}
 }
 
 // container finds what a path names.
