@@ -148,6 +148,8 @@ func (b *builder) buildGeneric() error {
 	g.LoopbackClientConfig.ContentType = protobuf
 	// Post-start hooks and admission must not wait for each other's turn.
 	g.LoopbackClientConfig.QPS, g.LoopbackClientConfig.Burst = -1, -1
+	// Within the process there is nothing to save, and every watch would keep a decompressor.
+	g.LoopbackClientConfig.DisableCompression = true
 
 	b.etcd = options.NewEtcdOptions(storagebackend.NewDefaultConfig(storagePrefix, nil))
 	b.etcd.DefaultStorageMediaType = protobuf

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"runtime/debug"
 
 	"golang.org/x/sync/errgroup"
 	"k8s.io/client-go/kubernetes"
@@ -40,8 +41,15 @@ func (c Config) URL() string {
 	return fmt.Sprintf("https://%s", netip.AddrPortFrom(c.Addr, uint16(c.Port)))
 }
 
+// gcPercent makes the heap grow by half between collections rather than to the double. Of an idle control plane's heap
+// some 75 MiB are alive; what it allocates is little, so collecting more often costs no CPU to speak of.
+const gcPercent = 50
+
 // Run serves until ctx ends or a part fails for good.
 func Run(ctx context.Context, cfg Config) error {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(gcPercent)
+	}
 	etcd, err := store.Start(ctx, store.Config{
 		Dir: cfg.EtcdDir, Name: "strake", ClientPort: cfg.EtcdPort, PeerPort: cfg.EtcdPort + 1,
 		CAFile: cfg.PKI.EtcdCA().Cert, CertFile: cfg.PKI.EtcdServer().Cert, KeyFile: cfg.PKI.EtcdServer().Key,
@@ -92,6 +100,8 @@ func clientConfig(path, userAgent string) (*rest.Config, error) {
 	}
 	rc.UserAgent = userAgent
 	rc.QPS, rc.Burst = -1, -1 // the server's priority and fairness decides
+	// Over loopback there is nothing to save, and every watch would keep a decompressor.
+	rc.DisableCompression = true
 	return rc, nil
 }
 
