@@ -12,6 +12,8 @@ import (
 	"syscall"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/features"
 	"github.com/cilium/ebpf/link"
 	"github.com/cilium/ebpf/rlimit"
 	"golang.org/x/sys/unix"
@@ -25,6 +27,8 @@ type Config struct {
 	DNSAddr    netip.Addr // cluster DNS address
 	Zone       string     // cluster zone, such as cluster.local
 	DNSTTL     uint32     // seconds
+
+	noSetRetval bool // tests: as on Linux before 6.1
 }
 
 // Datapath is the loaded and attached node network.
@@ -42,6 +46,8 @@ type Datapath struct {
 var cgroupHooks = map[string]ebpf.AttachType{
 	"strake_connect4": ebpf.AttachCGroupInet4Connect, "strake_sendmsg4": ebpf.AttachCGroupUDP4Sendmsg,
 	"strake_recvmsg4": ebpf.AttachCGroupUDP4Recvmsg, "strake_getpeername4": ebpf.AttachCgroupInet4GetPeername,
+	"strake_connect6": ebpf.AttachCGroupInet6Connect,
+	"strake_recvmsg6": ebpf.AttachCGroupUDP6Recvmsg, "strake_getpeername6": ebpf.AttachCgroupInet6GetPeername,
 }
 
 // Names of the tc programs, and of the pins of their links: link_<program>_<ifindex>.
@@ -140,7 +146,10 @@ func (d *Datapath) load(c Config) error {
 		}
 		return coll, nil
 	}
-	d.sock, err = load(loadSock, map[string]any{"node_netns": cookie, "node_cgroup": st.Ino, "node_level": uint32(len(strings.Split(rel, "/")))})
+	d.sock, err = load(loadSock, map[string]any{
+		"node_netns": cookie, "node_cgroup": st.Ino, "node_level": uint32(len(strings.Split(rel, "/"))),
+		"has_set_retval": !c.noSetRetval && features.HaveProgramHelper(ebpf.CGroupSockAddr, asm.FnSetRetval) == nil,
+	})
 	if err != nil {
 		return err
 	}

@@ -27,7 +27,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// client asks address over network n times and prints each reply with who gave it. "udp-open" is UDP by sendmsg, without connect.
+// client asks address over network n times and prints each reply with who gave it. "udp-open" is UDP by sendmsg, without connect; with
+// "mapped-" before it the socket is an IPv6 one and the address an IPv4-mapped one, which package net never does.
 func client(args []string) {
 	network, addr := args[0], args[1]
 	var n int
@@ -41,6 +42,9 @@ func client(args []string) {
 }
 
 func ask(network, addr, msg string) error {
+	if kind, ok := strings.CutPrefix(network, "mapped-"); ok {
+		return askMapped(kind, netip.MustParseAddrPort(addr), msg)
+	}
 	if network == "udp-open" {
 		c, err := net.ListenUDP("udp4", nil)
 		if err != nil {
@@ -67,6 +71,44 @@ func ask(network, addr, msg string) error {
 	reply, err := exchange(c, msg)
 	fmt.Println(c.RemoteAddr(), reply)
 	return err
+}
+
+func askMapped(network string, addr netip.AddrPort, msg string) error {
+	kind := unix.SOCK_DGRAM
+	if network == "tcp" {
+		kind = unix.SOCK_STREAM
+	}
+	fd, err := unix.Socket(unix.AF_INET6, kind|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 5}); err != nil {
+		return err
+	}
+	to := &unix.SockaddrInet6{Port: int(addr.Port()), Addr: addr.Addr().As16()}
+	if network == "udp-open" {
+		err = unix.Sendto(fd, []byte(msg+"\n"), 0, to)
+	} else if err = unix.Connect(fd, to); err == nil {
+		_, err = unix.Write(fd, []byte(msg+"\n"))
+	}
+	if err != nil {
+		return err
+	}
+	b := make([]byte, 200)
+	n, from, err := unix.Recvfrom(fd, b, 0)
+	if err == nil && network != "udp-open" {
+		from, err = unix.Getpeername(fd)
+	}
+	if err != nil {
+		return err
+	}
+	peer, ok := from.(*unix.SockaddrInet6)
+	if !ok || !netip.AddrFrom16(peer.Addr).Is4In6() {
+		return fmt.Errorf("the peer is %v", from)
+	}
+	fmt.Println(netip.AddrPortFrom(netip.AddrFrom16(peer.Addr).Unmap(), uint16(peer.Port)), strings.TrimSpace(string(b[:n])))
+	return nil
 }
 
 // exchange sends a line and returns the line that comes back.

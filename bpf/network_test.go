@@ -87,7 +87,7 @@ func TestClusterIP(t *testing.T) {
 		s    space
 		ours bool
 	}{"a pod": {l.pods[0], true}, "the host": {l.node, false}} {
-		for _, network := range []string{"tcp", "udp", "udp-open"} {
+		for _, network := range []string{"tcp", "udp", "udp-open", "mapped-tcp", "mapped-udp", "mapped-udp-open"} {
 			out, err := l.client(t, c.s, c.ours, network, frontend, 40)
 			if err != nil {
 				t.Errorf("%s from %s: %v\n%s", network, where, err, out)
@@ -109,6 +109,42 @@ func TestClusterIP(t *testing.T) {
 	// Who is not of this node is not translated.
 	if out, err := l.client(t, l.out, false, "tcp", frontend, 1); err == nil {
 		t.Errorf("a stranger was translated: %s", out)
+	}
+}
+
+// A Service without backends refuses at once, with the error that programs know. Before Linux 6.1, UDP gets another.
+func TestServiceWithoutBackends(t *testing.T) {
+	for _, old := range []bool{false, true} {
+		t.Run(fmt.Sprint("before Linux 6.1: ", old), func(t *testing.T) {
+			l := newLab(t)
+			if old {
+				l.config.noSetRetval = true
+				open(t, l.config) // takes over the pinned links
+			}
+			const frontend = "10.96.0.6:80"
+			for _, proto := range []uint8{6, 17} {
+				_, err := l.d.LoadBalancers().Replace(fmt.Sprint("u", proto), []LoadBalancer{{Name: fmt.Sprint("ns/empty:", proto), Protocol: proto, Frontends: []netip.AddrPort{ap(frontend)}}})
+				must(t, err)
+			}
+			for where, c := range map[string]struct {
+				s    space
+				ours bool
+			}{"a pod": {l.pods[0], true}, "the host": {l.node, false}} {
+				for _, network := range []string{"tcp", "udp", "udp-open", "mapped-tcp", "mapped-udp", "mapped-udp-open"} {
+					want := "connection refused"
+					if old && strings.Contains(network, "udp") {
+						want = "operation not permitted"
+					}
+					before := l.counter(t, "drop_no_backend")
+					if out, err := l.client(t, c.s, c.ours, network, frontend, 1); err == nil || !strings.Contains(out, want) {
+						t.Errorf("%s from %s: %v %s, want %s", network, where, err, out, want)
+					}
+					if l.counter(t, "drop_no_backend") == before {
+						t.Errorf("%s from %s was not counted", network, where)
+					}
+				}
+			}
+		})
 	}
 }
 
@@ -268,8 +304,8 @@ func TestAttachments(t *testing.T) {
 		return out
 	}
 	must(t, l.d.Close())
-	if got := names(); len(got) != 4+3 {
-		t.Errorf("links %v, want 4 of sockets, 2 of pods, 1 of the uplink", got)
+	if got := names(); len(got) != len(cgroupHooks)+3 {
+		t.Errorf("links %v, want all of sockets, 2 of pods, 1 of the uplink", got)
 	}
 	must(t, netlink.LinkDel(device(t, "pod0")))
 	l.d = open(t, l.config)
@@ -280,8 +316,8 @@ func TestAttachments(t *testing.T) {
 		must(t, l.d.DetachPod(l.veths[1]))
 	}
 	must(t, l.d.DetachPod(99999))
-	if got := names(); len(got) != 4+1 {
-		t.Errorf("links %v, want 4 of sockets, 1 of the uplink", got)
+	if got := names(); len(got) != len(cgroupHooks)+1 {
+		t.Errorf("links %v, want all of sockets, 1 of the uplink", got)
 	}
 	must(t, l.d.Close())
 	must(t, Remove(l.config.PinDir))
@@ -324,7 +360,7 @@ func TestWithoutTCX(t *testing.T) {
 	}
 	s, err := ReadStatus(l.config.PinDir)
 	must(t, err)
-	if len(s.Links) != 4+3 {
+	if len(s.Links) != len(cgroupHooks)+3 {
 		t.Errorf("links %+v", s.Links)
 	}
 	must(t, l.d.DetachPod(l.veths[0]))

@@ -3,6 +3,7 @@
 /* Service translation at the socket: the flow carries the backend's address from its first packet, so no packet is rewritten. */
 #include <linux/bpf.h>
 #include <linux/in.h>
+#include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 #include "lib/count.h"
 #include "lib/lb.h"
@@ -13,6 +14,7 @@ char _license[] SEC("license") = "Dual BSD/GPL";
 const volatile __u64 node_netns;   /* SO_NETNS_COOKIE of the node's namespace */
 const volatile __u64 node_cgroup;  /* id of the node's cgroup2 folder */
 const volatile __u32 node_level;   /* its depth below the root */
+const volatile __u8 has_set_retval; /* the kernel lets these hooks choose an error (Linux 6.1) */
 
 struct reverse_key {
 	__u64 cookie;
@@ -34,10 +36,15 @@ static __always_inline int ours(struct bpf_sock_addr *ctx)
 	return bpf_get_netns_cookie(ctx) == node_netns || bpf_get_current_ancestor_cgroup_id(node_level) == node_cgroup;
 }
 
-/* 0 makes the call fail with EPERM: a frontend without backends is refused at once. */
-static __always_inline int forward(struct bpf_sock_addr *ctx)
+/* An address that refuses at once, in whatever namespace the socket is: nobody can listen on port 0. */
+#define NOBODY_ADDR bpf_htonl(0x7f000001)
+#define ECONNREFUSED 111
+
+enum fate { PASS, REFUSE, TRANSLATE };
+
+/* What is to become of a socket's way to addr; with TRANSLATE, to says where it goes. */
+static __always_inline enum fate forward(struct bpf_sock_addr *ctx, __be32 addr, struct backend *to)
 {
-	__be32 addr = ctx->user_ip4;
 	__be16 port = ctx->user_port;
 	struct reverse_key key = {};
 	struct backend asked = { .addr = addr, .port = port };
@@ -45,16 +52,24 @@ static __always_inline int forward(struct bpf_sock_addr *ctx)
 	struct backend *be;
 
 	if (ctx->protocol != IPPROTO_TCP && ctx->protocol != IPPROTO_UDP)
-		return 1;
+		return PASS;
 	if (!ours(ctx))
-		return 1;
+		return PASS;
 	fe = lb_frontend(addr, port, ctx->protocol);
 	if (!fe)
-		return 1;
+		return PASS;
 	be = lb_pick(fe);
 	if (!be) {
 		count(DROP_NO_BACKEND);
-		return 0;
+		if (has_set_retval) {
+			bpf_set_retval(-ECONNREFUSED);
+			return REFUSE;
+		}
+		if (ctx->protocol == IPPROTO_UDP) /* sends nothing to port 0 */
+			return REFUSE;
+		to->addr = NOBODY_ADDR;
+		to->port = 0;
+		return TRANSLATE;
 	}
 	key.cookie = bpf_get_socket_cookie(ctx);
 	key.addr = be->addr;
@@ -62,22 +77,46 @@ static __always_inline int forward(struct bpf_sock_addr *ctx)
 	/* Without the reverse row a reply would come from a stranger: refuse rather than mislead. */
 	if (bpf_map_update_elem(&sock_reverse, &key, &asked, BPF_ANY)) {
 		count(DROP_CONNTRACK_FULL);
-		return 0;
+		return REFUSE;
 	}
-	ctx->user_ip4 = key.addr;
-	ctx->user_port = key.port;
+	to->addr = key.addr;
+	to->port = key.port;
+	return TRANSLATE;
+}
+
+/* What the program asked, when the socket tells of the backend at addr. */
+static __always_inline struct backend *reverse(struct bpf_sock_addr *ctx, __be32 addr)
+{
+	struct reverse_key key = {};
+
+	key.cookie = bpf_get_socket_cookie(ctx);
+	key.addr = addr;
+	key.port = ctx->user_port;
+	return bpf_map_lookup_elem(&sock_reverse, &key);
+}
+
+/* 0 makes the call fail: with EPERM, unless a return value is set. */
+static __always_inline int forward4(struct bpf_sock_addr *ctx)
+{
+	struct backend to = {};
+
+	switch (forward(ctx, ctx->user_ip4, &to)) {
+	case REFUSE:
+		return 0;
+	case TRANSLATE:
+		ctx->user_ip4 = to.addr;
+		ctx->user_port = to.port;
+		return 1;
+	case PASS:
+		break;
+	}
 	return 1;
 }
 
-static __always_inline int reverse(struct bpf_sock_addr *ctx)
+static __always_inline int reverse4(struct bpf_sock_addr *ctx)
 {
-	struct reverse_key key = {};
-	struct backend *asked;
+	struct backend *asked = reverse(ctx, ctx->user_ip4);
 
-	key.cookie = bpf_get_socket_cookie(ctx);
-	key.addr = ctx->user_ip4;
-	key.port = ctx->user_port;
-	asked = bpf_map_lookup_elem(&sock_reverse, &key);
 	if (asked) {
 		ctx->user_ip4 = asked->addr;
 		ctx->user_port = asked->port;
@@ -88,23 +127,76 @@ static __always_inline int reverse(struct bpf_sock_addr *ctx)
 SEC("cgroup/connect4")
 int strake_connect4(struct bpf_sock_addr *ctx)
 {
-	return forward(ctx);
+	return forward4(ctx);
 }
 
 SEC("cgroup/sendmsg4")
 int strake_sendmsg4(struct bpf_sock_addr *ctx)
 {
-	return forward(ctx);
+	return forward4(ctx);
 }
 
 SEC("cgroup/recvmsg4")
 int strake_recvmsg4(struct bpf_sock_addr *ctx)
 {
-	return reverse(ctx);
+	return reverse4(ctx);
 }
 
 SEC("cgroup/getpeername4")
 int strake_getpeername4(struct bpf_sock_addr *ctx)
 {
-	return reverse(ctx);
+	return reverse4(ctx);
+}
+
+/* Programs with IPv6 sockets reach IPv4 by mapped addresses (RFC 4291 2.5.5.2): Java and Node.js do so for all.
+ * Of their datagrams the kernel itself makes IPv4 ones before it asks, so sendmsg4 sees them and there is no sendmsg6. */
+static __always_inline int mapped(const struct bpf_sock_addr *ctx)
+{
+	return ctx->user_ip6[0] == 0 && ctx->user_ip6[1] == 0 && ctx->user_ip6[2] == bpf_htonl(0xffff);
+}
+
+static __always_inline int reverse6(struct bpf_sock_addr *ctx)
+{
+	struct backend *asked;
+
+	if (!mapped(ctx))
+		return 1;
+	asked = reverse(ctx, ctx->user_ip6[3]);
+	if (asked) {
+		ctx->user_ip6[3] = asked->addr;
+		ctx->user_port = asked->port;
+	}
+	return 1;
+}
+
+SEC("cgroup/connect6")
+int strake_connect6(struct bpf_sock_addr *ctx)
+{
+	struct backend to = {};
+
+	if (!mapped(ctx))
+		return 1;
+	switch (forward(ctx, ctx->user_ip6[3], &to)) {
+	case REFUSE:
+		return 0;
+	case TRANSLATE:
+		ctx->user_ip6[3] = to.addr;
+		ctx->user_port = to.port;
+		return 1;
+	case PASS:
+		break;
+	}
+	return 1;
+}
+
+SEC("cgroup/recvmsg6")
+int strake_recvmsg6(struct bpf_sock_addr *ctx)
+{
+	return reverse6(ctx);
+}
+
+SEC("cgroup/getpeername6")
+int strake_getpeername6(struct bpf_sock_addr *ctx)
+{
+	return reverse6(ctx);
 }

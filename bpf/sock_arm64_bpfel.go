@@ -66,9 +66,13 @@ const (
 	sockMapLbServices          = "lb_services"
 	sockMapSockReverse         = "sock_reverse"
 	sockProgStrakeConnect4     = "strake_connect4"
+	sockProgStrakeConnect6     = "strake_connect6"
 	sockProgStrakeGetpeername4 = "strake_getpeername4"
+	sockProgStrakeGetpeername6 = "strake_getpeername6"
 	sockProgStrakeRecvmsg4     = "strake_recvmsg4"
+	sockProgStrakeRecvmsg6     = "strake_recvmsg6"
 	sockProgStrakeSendmsg4     = "strake_sendmsg4"
+	sockVarHasSetRetval        = "has_set_retval"
 	sockVarNodeCgroup          = "node_cgroup"
 	sockVarNodeLevel           = "node_level"
 	sockVarNodeNetns           = "node_netns"
@@ -117,8 +121,11 @@ type sockSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type sockProgramSpecs struct {
 	StrakeConnect4     *ebpf.ProgramSpec `ebpf:"strake_connect4"`
+	StrakeConnect6     *ebpf.ProgramSpec `ebpf:"strake_connect6"`
 	StrakeGetpeername4 *ebpf.ProgramSpec `ebpf:"strake_getpeername4"`
+	StrakeGetpeername6 *ebpf.ProgramSpec `ebpf:"strake_getpeername6"`
 	StrakeRecvmsg4     *ebpf.ProgramSpec `ebpf:"strake_recvmsg4"`
+	StrakeRecvmsg6     *ebpf.ProgramSpec `ebpf:"strake_recvmsg6"`
 	StrakeSendmsg4     *ebpf.ProgramSpec `ebpf:"strake_sendmsg4"`
 }
 
@@ -137,9 +144,10 @@ type sockMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type sockVariableSpecs struct {
-	NodeCgroup *ebpf.VariableSpec `ebpf:"node_cgroup"`
-	NodeLevel  *ebpf.VariableSpec `ebpf:"node_level"`
-	NodeNetns  *ebpf.VariableSpec `ebpf:"node_netns"`
+	HasSetRetval *ebpf.VariableSpec `ebpf:"has_set_retval"`
+	NodeCgroup   *ebpf.VariableSpec `ebpf:"node_cgroup"`
+	NodeLevel    *ebpf.VariableSpec `ebpf:"node_level"`
+	NodeNetns    *ebpf.VariableSpec `ebpf:"node_netns"`
 }
 
 // sockObjects contains all objects after they have been loaded into the kernel.
@@ -183,9 +191,10 @@ func (m *sockMaps) Close() error {
 //
 // It can be passed to loadSockObjects or ebpf.CollectionSpec.LoadAndAssign.
 type sockVariables struct {
-	NodeCgroup *ebpf.Variable `ebpf:"node_cgroup"`
-	NodeLevel  *ebpf.Variable `ebpf:"node_level"`
-	NodeNetns  *ebpf.Variable `ebpf:"node_netns"`
+	HasSetRetval *ebpf.Variable `ebpf:"has_set_retval"`
+	NodeCgroup   *ebpf.Variable `ebpf:"node_cgroup"`
+	NodeLevel    *ebpf.Variable `ebpf:"node_level"`
+	NodeNetns    *ebpf.Variable `ebpf:"node_netns"`
 }
 
 // sockPrograms contains all programs after they have been loaded into the kernel.
@@ -193,16 +202,22 @@ type sockVariables struct {
 // It can be passed to loadSockObjects or ebpf.CollectionSpec.LoadAndAssign.
 type sockPrograms struct {
 	StrakeConnect4     *ebpf.Program `ebpf:"strake_connect4"`
+	StrakeConnect6     *ebpf.Program `ebpf:"strake_connect6"`
 	StrakeGetpeername4 *ebpf.Program `ebpf:"strake_getpeername4"`
+	StrakeGetpeername6 *ebpf.Program `ebpf:"strake_getpeername6"`
 	StrakeRecvmsg4     *ebpf.Program `ebpf:"strake_recvmsg4"`
+	StrakeRecvmsg6     *ebpf.Program `ebpf:"strake_recvmsg6"`
 	StrakeSendmsg4     *ebpf.Program `ebpf:"strake_sendmsg4"`
 }
 
 func (p *sockPrograms) Close() error {
 	return _SockClose(
 		p.StrakeConnect4,
+		p.StrakeConnect6,
 		p.StrakeGetpeername4,
+		p.StrakeGetpeername6,
 		p.StrakeRecvmsg4,
+		p.StrakeRecvmsg6,
 		p.StrakeSendmsg4,
 	)
 }

@@ -72,7 +72,7 @@ kill $! 2>/dev/null; wait`
 	if !strings.Contains(string(out), "hello") {
 		t.Errorf("the backend was not reached: %s", out)
 	}
-	if !strings.Contains(string(out), "not permitted") {
+	if !strings.Contains(string(out), "efused") {
 		t.Errorf("a frontend without backends was not refused: %s", out)
 	}
 }
