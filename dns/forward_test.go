@@ -200,7 +200,11 @@ func TestForwarderWithoutServers(t *testing.T) {
 		"no address": resolvConf(t, "dns.example.com"), "nobody listens": resolvConf(t, "127.0.4.1"), "a folder": t.TempDir(),
 	} {
 		q := new(dns.Msg).SetQuestion("A.example.", dns.TypeA)
-		m := NewForwarder(conf, self).Forward(context.Background(), q)
+		f := NewForwarder(conf, self)
+		m := f.Forward(context.Background(), q)
+		if name == "only ourselves" && len(f.servers) != 0 {
+			t.Errorf("it would ask %v", f.servers)
+		}
 		if m.Rcode != dns.RcodeServerFailure || m.Id != q.Id || !m.Response || len(m.Question) != 1 || m.Question[0] != q.Question[0] {
 			t.Errorf("%s:\n%s", name, m)
 		}
