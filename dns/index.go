@@ -2,6 +2,7 @@ package dns
 
 import (
 	"fmt"
+	"net/netip"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -39,7 +40,11 @@ func sliceAddresses(obj any) ([]string, error) {
 	}
 	var out []string
 	for _, e := range s.Endpoints {
-		out = append(out, e.Addresses...)
+		for _, t := range e.Addresses {
+			if a, err := netip.ParseAddr(t); err == nil {
+				out = append(out, a.String())
+			}
+		}
 	}
 	return out, nil
 }

@@ -24,8 +24,9 @@ type Records struct {
 	synced                       []cache.InformerSynced
 }
 
-// NewRecords adds indexes to informers that have not started yet. ttl is in seconds.
-func NewRecords(f informers.SharedInformerFactory, zone string, ttl uint32) (*Records, error) {
+// NewRecords adds indexes to informers that have not started yet. ttl is in seconds; self are the name server's own
+// addresses, those of ns.dns.<zone>.
+func NewRecords(f informers.SharedInformerFactory, zone string, ttl uint32, self ...netip.Addr) (*Records, error) {
 	svc, sl, ns := f.Core().V1().Services().Informer(), f.Discovery().V1().EndpointSlices().Informer(), f.Core().V1().Namespaces().Informer()
 	for _, i := range []struct {
 		informer cache.SharedIndexInformer
@@ -37,7 +38,7 @@ func NewRecords(f informers.SharedInformerFactory, zone string, ttl uint32) (*Re
 		}
 	}
 	return &Records{
-		zone: dns.Fqdn(strings.ToLower(zone)), ttl: ttl, services: svc.GetIndexer(), slices: sl.GetIndexer(), namespaces: ns.GetIndexer(),
+		zone: dns.Fqdn(strings.ToLower(zone)), ttl: ttl, self: self, services: svc.GetIndexer(), slices: sl.GetIndexer(), namespaces: ns.GetIndexer(),
 		synced: []cache.InformerSynced{svc.HasSynced, sl.HasSynced, ns.HasSynced},
 	}, nil
 }
@@ -101,7 +102,7 @@ func (r *Records) apex(qtype uint16, hdr func(uint16) dns.RR_Header) answer {
 	a := answer{exists: true}
 	switch qtype {
 	case dns.TypeSOA:
-		a.rrs = []dns.RR{r.soa()}
+		a.rrs = []dns.RR{r.soa(r.zone)}
 	case dns.TypeNS:
 		ns := "ns.dns." + r.zone
 		a.rrs = []dns.RR{&dns.NS{Hdr: hdr(dns.TypeNS), Ns: ns}}
@@ -171,12 +172,7 @@ func (r *Records) service(labels []string, qtype uint16, hdr func(uint16) dns.RR
 	case 1:
 		return answer{exists: r.namespace(labels[0])}
 	}
-	key := labels[n-1] + "/" + labels[n-2]
-	obj, ok, err := r.services.GetByKey(key)
-	if err != nil || !ok {
-		return answer{}
-	}
-	svc, ok := obj.(*corev1.Service)
+	svc, ok := r.get(labels[n-1], labels[n-2])
 	if !ok {
 		return answer{}
 	}
@@ -191,10 +187,11 @@ func (r *Records) service(labels []string, qtype uint16, hdr func(uint16) dns.RR
 		return answer{exists: true, cname: target, rrs: []dns.RR{&dns.CNAME{Hdr: hdr(dns.TypeCNAME), Target: target}}}
 	}
 	s := target{r: r, svc: svc, name: labels[n-2] + "." + labels[n-1] + ".svc." + r.zone, headless: svc.Spec.ClusterIP == corev1.ClusterIPNone}
-	if s.headless {
-		if s.eps = endpointsOf(svc, slicesOf(r.slices, key)); len(s.eps) == 0 {
-			return answer{}
-		}
+	if s.headless || n == 3 {
+		s.eps = endpointsOf(svc, slicesOf(r.slices, svc.Namespace+"/"+svc.Name))
+	}
+	if s.headless && len(s.eps) == 0 {
+		return answer{}
 	}
 	switch {
 	case n == 2 && qtype == dns.TypeSRV:
@@ -207,8 +204,8 @@ func (r *Records) service(labels []string, qtype uint16, hdr func(uint16) dns.RR
 		return answer{exists: true, rrs: addrRRs(hdr, qtype, addrs...)}
 	case n == 3 && strings.HasPrefix(labels[0], "_"):
 		// Nothing but names below it (RFC 8020).
-		return answer{exists: s.srv("", labels[0][1:], hdr).exists}
-	case n == 3 && s.headless:
+		return answer{exists: labels[0] != "_" && s.srv("", labels[0][1:], hdr).exists}
+	case n == 3: // also of Services with a cluster IP: their endpoints' PTRs lead here
 		var addrs []netip.Addr
 		for _, e := range s.eps {
 			if e.host == labels[0] {
@@ -216,7 +213,7 @@ func (r *Records) service(labels []string, qtype uint16, hdr func(uint16) dns.RR
 			}
 		}
 		return answer{exists: len(addrs) > 0, rrs: addrRRs(hdr, qtype, addrs...)}
-	case n == 4 && strings.HasPrefix(labels[0], "_") && strings.HasPrefix(labels[1], "_"):
+	case n == 4 && len(labels[0]) > 1 && labels[0][0] == '_' && len(labels[1]) > 1 && labels[1][0] == '_':
 		a := s.srv(labels[0][1:], labels[1][1:], hdr)
 		if qtype != dns.TypeSRV {
 			a.rrs, a.extra = nil, nil
@@ -339,12 +336,8 @@ func (s target) srv(port, proto string, hdr func(uint16) dns.RR_Header) answer {
 	return a
 }
 
-// reverse answers PTR for addresses of Services and endpoints.
-func (r *Records) reverse(qname, name string) ([]dns.RR, bool) {
-	addr, ok := reverseAddr(name)
-	if !ok {
-		return nil, false
-	}
+// reverse are the PTR records of an address of a Service or of endpoints; none if it is nobody's.
+func (r *Records) reverse(qname string, addr netip.Addr) []dns.RR {
 	var out []dns.RR
 	seen := map[string]bool{}
 	add := func(labels ...string) {
@@ -357,57 +350,75 @@ func (r *Records) reverse(qname, name string) ([]dns.RR, bool) {
 	if objs, err := r.services.ByIndex(byAddress, addr.String()); err == nil && len(objs) > 0 {
 		if s, ok := objs[0].(*corev1.Service); ok {
 			add(s.Name, s.Namespace)
-			return out, true
+			return out
 		}
 	}
 	objs, err := r.slices.ByIndex(byAddress, addr.String())
 	if err != nil {
-		return nil, false
+		return nil // no such index: never, as NewRecords adds it
 	}
 	for _, o := range objs {
 		s, ok := o.(*discoveryv1.EndpointSlice)
-		if !ok || s.Labels[discoveryv1.LabelServiceName] == "" {
+		if !ok {
 			continue
 		}
-		for _, e := range s.Endpoints {
-			for _, t := range e.Addresses {
-				if t == addr.String() {
-					add(endpointHost(e, addr), s.Labels[discoveryv1.LabelServiceName], s.Namespace)
-				}
+		svc, ok := r.get(s.Namespace, s.Labels[discoveryv1.LabelServiceName])
+		if !ok {
+			continue
+		}
+		for _, e := range endpointsOf(svc, []*discoveryv1.EndpointSlice{s}) {
+			if e.addr == addr {
+				add(e.host, svc.Name, svc.Namespace)
 			}
 		}
 	}
-	return out, len(out) > 0
+	return out
 }
 
-// reverseAddr reads an address out of in-addr.arpa (RFC 1035 3.5) or ip6.arpa (RFC 3596 2.5).
-func reverseAddr(name string) (netip.Addr, bool) {
-	if rest, ok := strings.CutSuffix(name, ".in-addr.arpa."); ok {
+// get returns a Service that is in the cache.
+func (r *Records) get(namespace, name string) (*corev1.Service, bool) {
+	obj, ok, err := r.services.GetByKey(namespace + "/" + name)
+	if err != nil || !ok {
+		return nil, false
+	}
+	svc, ok := obj.(*corev1.Service)
+	return svc, ok
+}
+
+// Zones of addresses.
+const (
+	reverse4 = "in-addr.arpa." // RFC 1035 3.5
+	reverse6 = "ip6.arpa."     // RFC 3596 2.5
+)
+
+// reverseAddr reads an address out of a lower-case name in one of these zones.
+func reverseAddr(name string) (addr netip.Addr, zone string, ok bool) {
+	if rest, ok := strings.CutSuffix(name, "."+reverse4); ok {
 		p := strings.Split(rest, ".")
 		if len(p) != 4 {
-			return netip.Addr{}, false
+			return netip.Addr{}, "", false
 		}
 		a, err := netip.ParseAddr(p[3] + "." + p[2] + "." + p[1] + "." + p[0])
-		return a, err == nil && a.Is4()
+		return a, reverse4, err == nil && a.Is4()
 	}
-	rest, ok := strings.CutSuffix(name, ".ip6.arpa.")
+	rest, ok := strings.CutSuffix(name, "."+reverse6)
 	if !ok || len(rest) != 63 {
-		return netip.Addr{}, false
+		return netip.Addr{}, "", false
 	}
 	var b [16]byte
 	for i := range 32 { // the least significant nibble comes first
 		nibble := strings.IndexByte("0123456789abcdef", rest[2*i])
 		if nibble < 0 || i < 31 && rest[2*i+1] != '.' {
-			return netip.Addr{}, false
+			return netip.Addr{}, "", false
 		}
 		b[15-i/2] |= byte(nibble << (4 * (i % 2)))
 	}
-	return netip.AddrFrom16(b), true
+	return netip.AddrFrom16(b), reverse6, true
 }
 
-func (r *Records) soa() dns.RR {
+func (r *Records) soa(zone string) dns.RR {
 	return &dns.SOA{
-		Hdr: r.owner(r.zone)(dns.TypeSOA), Ns: "ns.dns." + r.zone, Mbox: "hostmaster." + r.zone,
+		Hdr: r.owner(zone)(dns.TypeSOA), Ns: "ns.dns." + r.zone, Mbox: "hostmaster." + r.zone,
 		Serial: 1, Refresh: 7200, Retry: 1800, Expire: 86400, Minttl: r.ttl,
 	}
 }

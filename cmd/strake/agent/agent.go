@@ -105,7 +105,7 @@ func Run(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return err
 	}
-	records, err := dns.NewRecords(f, cfg.Zone, dnsTTL)
+	records, err := dns.NewRecords(f, cfg.Zone, dnsTTL, cfg.DNSAddr)
 	if err != nil {
 		return err
 	}

@@ -1,0 +1,203 @@
+package dns
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/strake-io/strake/bpf"
+)
+
+// podConn is a socket of a pod of this node: what it asks 10.96.0.10 meets the kernel's answerer first.
+func podConn(t *testing.T, d *bpf.Datapath) net.Conn {
+	t.Helper()
+	const host = "testpod"
+	addr := netip.MustParseAddr("10.244.0.200")
+	var conn net.Conn
+	var podMAC net.HardwareAddr
+	veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: host}, PeerName: "eth0"}
+	made := make(chan error)
+	dialled := make(chan error)
+	ready := make(chan struct{})
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the namespace goes with the thread and the socket
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			made <- err
+			return
+		}
+		ns, err := os.Open("/proc/thread-self/ns/net")
+		if err != nil {
+			made <- err
+			return
+		}
+		defer ns.Close()
+		veth.PeerNamespace = netlink.NsFd(int(ns.Fd()))
+		made <- nil
+		<-ready
+		err = func() error {
+			eth, err := netlink.LinkByName("eth0")
+			if err != nil {
+				return err
+			}
+			podMAC = eth.Attrs().HardwareAddr
+			if err := netlink.AddrAdd(eth, &netlink.Addr{IPNet: &net.IPNet{IP: addr.AsSlice(), Mask: net.CIDRMask(32, 32)}}); err != nil {
+				return err
+			}
+			if err := netlink.LinkSetUp(eth); err != nil {
+				return err
+			}
+			if err := netlink.RouteAdd(&netlink.Route{LinkIndex: eth.Attrs().Index, Dst: &net.IPNet{IP: self.AsSlice(), Mask: net.CIDRMask(32, 32)}, Scope: netlink.SCOPE_LINK}); err != nil {
+				return err
+			}
+			conn, err = net.Dial("udp", at.String())
+			return err
+		}()
+		dialled <- err
+	}()
+	must(t, <-made)
+	must(t, netlink.LinkAdd(veth))
+	l, err := netlink.LinkByName(host)
+	must(t, err)
+	t.Cleanup(func() { must(t, netlink.LinkDel(l)) })
+	must(t, netlink.LinkSetUp(l))
+	close(ready)
+	must(t, <-dialled)
+	t.Cleanup(func() { conn.Close() })
+	index := l.Attrs().Index
+	must(t, netlink.RouteAdd(&netlink.Route{LinkIndex: index, Dst: &net.IPNet{IP: addr.AsSlice(), Mask: net.CIDRMask(32, 32)}, Scope: netlink.SCOPE_LINK}))
+	_, err = d.Endpoints().Replace("pod", []bpf.Endpoint{{Owner: "pod", Addr: addr, Ifindex: index, PodMAC: podMAC, HostMAC: l.Attrs().HardwareAddr}})
+	must(t, err)
+	must(t, d.AttachPod(index))
+	conn.SetDeadline(time.Now().Add(30 * time.Second))
+	return conn
+}
+
+func openDatapath(t *testing.T) *bpf.Datapath {
+	t.Helper()
+	pins := filepath.Join(t.TempDir(), "bpf")
+	must(t, bpf.MountBPFFS(pins))
+	t.Cleanup(func() { must(t, bpf.Remove(pins)); must(t, bpf.UnmountBPFFS(pins)) })
+	root := "/sys/fs/cgroup/unified" // hybrid
+	if _, err := os.Stat(root); err != nil {
+		root = "/sys/fs/cgroup"
+	}
+	group, err := os.MkdirTemp(root, "strake-test-dns-")
+	must(t, err)
+	t.Cleanup(func() { must(t, os.Remove(group)) })
+	d, err := bpf.Open(bpf.Config{PinDir: pins, CgroupRoot: root, NodeCgroup: group, DNSAddr: self, Zone: "cluster.local", DNSTTL: 30})
+	must(t, err)
+	t.Cleanup(func() { must(t, d.Close()) })
+	return d
+}
+
+// A pod sees no difference between what the kernel answers and what the server does: the same message, for every name of
+// the tests, every type, with and without EDNS0, however it is spelled. And the kernel does answer.
+func TestKernelAnswersAsTheServerDoes(t *testing.T) {
+	newUpstream(t, public, func(network string, q *dns.Msg) *dns.Msg {
+		m := internet(network, q)
+		for _, rr := range append(m.Answer, m.Ns...) {
+			rr.Header().Ttl = 0 // not to be remembered: between two questions it would count down
+		}
+		return m
+	})
+	records := newRecords(t, objects()...)
+	s := NewServer(records, NewForwarder(resolvConf(t, public)), at)
+	run(t, s)
+	d := openDatapath(t)
+	owners, longest := 0, strings.Repeat("a", 63)
+	for _, obj := range append(records.services.List(), service(longest, []string{"10.96.0.9"}, func(s *corev1.Service) { s.Namespace, s.UID = longest, "longest" })) {
+		svc := obj.(*corev1.Service)
+		rows := Desired(svc, slicesOf(records.slices, svc.Namespace+"/"+svc.Name), "cluster.local")
+		_, err := d.Names().Replace(string(svc.UID), rows)
+		must(t, err)
+		owners += len(rows)
+	}
+	if owners < 6 {
+		t.Fatalf("only %d names are the kernel's", owners)
+	}
+	conn := &dns.Conn{Conn: podConn(t, d), UDPSize: 4096}
+	asked := 0
+	for question := range recordCases {
+		name, own, _ := strings.Cut(question, " ")
+		types := []string{"A", "AAAA", "SRV", "TXT", "ANY", "NS", "SOA", "CNAME", "PTR", "HTTPS"}
+		if strings.HasPrefix(name, "circle") {
+			types = []string{own}
+		}
+		for i, qtype := range types {
+			q := new(dns.Msg).SetQuestion(name, dns.StringToType[qtype])
+			if asked++; (asked+i)%2 == 0 {
+				q.SetEdns0(1232, asked%3 == 0)
+			}
+			q.RecursionDesired = asked%5 != 0
+			if asked%7 == 0 {
+				q.Question[0].Name = strings.ToUpper(name)
+			}
+			must(t, conn.WriteMsg(q))
+			got, err := conn.ReadMsg()
+			if err != nil {
+				t.Fatalf("%s: %v", &q.Question[0], err)
+			}
+			want := s.Answer(context.Background(), q)
+			want.Truncate(4096)
+			if !sameMessage(got, want) {
+				t.Errorf("%s\nthe pod got\n%s\nthe server says\n%s", &q.Question[0], got, want)
+			}
+		}
+	}
+	status, err := d.Status()
+	must(t, err)
+	for _, counter := range []string{"dns_answered", "dns_no_data", "dns_no_name", "dns_passed"} {
+		if status.Counters[counter] == 0 {
+			t.Errorf("%s is 0 after %d queries", counter, asked)
+		}
+	}
+}
+
+// sameMessage compares all but the order of records, what EDNS0 leaves to each side, and the spelling of names outside of the
+// question: the kernel writes the zone as the question does.
+func sameMessage(a, b *dns.Msg) bool {
+	header := func(m *dns.Msg) string {
+		h, edns := m.MsgHdr, "none"
+		h.Id = 0
+		if o := m.IsEdns0(); o != nil {
+			edns = fmt.Sprint(o.UDPSize(), o.Version())
+		}
+		return fmt.Sprint(h, m.Question, edns)
+	}
+	return a.Id == b.Id && header(a) == header(b) && strings.EqualFold(show(a), show(b))
+}
+
+// Before the feeder has seen the cluster the kernel holds no name, and denies only what no cluster can have.
+func TestKernelBeforeTheClusterWasSeen(t *testing.T) {
+	d := openDatapath(t)
+	conn := &dns.Conn{Conn: podConn(t, d), UDPSize: 4096}
+	r := newRecords(t) // a server that knows nothing either, but to its name
+	r.synced = append(r.synced, func() bool { return false })
+	run(t, NewServer(r, NewForwarder("/nowhere"), at))
+	for question := range recordCases {
+		name, _, _ := strings.Cut(question, " ")
+		must(t, conn.WriteMsg(new(dns.Msg).SetQuestion(name, dns.TypeA)))
+		m, err := conn.ReadMsg()
+		must(t, err)
+		if m.Rcode == dns.RcodeServerFailure {
+			continue
+		}
+		labels := dns.SplitDomainName(strings.ToLower(name))
+		if n := len(labels); m.Rcode != dns.RcodeNameError || n < 3 || n < 8 && slices.Contains([]string{"svc", "pod", "dns", "dns-version"}, labels[n-3]) {
+			t.Errorf("%s: %s", name, show(m))
+		}
+	}
+}
