@@ -200,7 +200,12 @@ func TestRubbish(t *testing.T) {
 		}
 	}
 	must(t, (&dns.Conn{Conn: dial(t, "tcp")}).WriteMsg(q))
-	m, _, err := new(dns.Client).Exchange(q, at.String())
+	var m *dns.Msg
+	for range 5 { // a query may find the socket's buffer full of rubbish: then it is lost, and a client asks again
+		if m, _, err = new(dns.Client).Exchange(q, at.String()); err == nil {
+			break
+		}
+	}
 	if err != nil || m.Rcode != dns.RcodeSuccess || len(m.Answer) != 1 {
 		t.Errorf("%v, %v", m, err)
 	}

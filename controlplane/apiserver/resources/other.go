@@ -29,7 +29,9 @@ func volumes() []*descriptor.Resource {
 				fill(&v.Spec.PersistentVolumeReclaimPolicy, corev1.PersistentVolumeReclaimRetain)
 				set(&v.Spec.VolumeMode, corev1.PersistentVolumeFilesystem)
 			}),
-			PrepareCreate: descriptor.Prepare(func(v *corev1.PersistentVolume) { v.Status.Phase = corev1.VolumePending }),
+			PrepareCreate:  descriptor.Prepare(func(v *corev1.PersistentVolume) { v.Status.Phase = corev1.VolumePending }),
+			Validate:       descriptor.Check(validateVolume),
+			ValidateUpdate: descriptor.CheckUpdate(validateVolumeUpdate),
 			Columns: []descriptor.Column{
 				{Name: "Capacity", Cell: descriptor.Cell(func(v *corev1.PersistentVolume) string { return capacity(v.Spec.Capacity) })},
 				{Name: "Access Modes", Cell: descriptor.Cell(func(v *corev1.PersistentVolume) string { return accessModes(v.Spec.AccessModes) })},
@@ -55,8 +57,10 @@ func volumes() []*descriptor.Resource {
 		}),
 		kind[corev1.PersistentVolumeClaim, corev1.PersistentVolumeClaimList]("PersistentVolumeClaim", descriptor.Resource{
 			GroupVersion: corev1.SchemeGroupVersion, ShortNames: []string{"pvc"}, Namespaced: true, Status: true,
-			Default:       descriptor.Each(func(c *corev1.PersistentVolumeClaim) { defaultClaim(&c.Spec) }),
-			PrepareCreate: descriptor.Prepare(func(c *corev1.PersistentVolumeClaim) { c.Status.Phase = corev1.ClaimPending }),
+			Default:        descriptor.Each(func(c *corev1.PersistentVolumeClaim) { defaultClaim(&c.Spec) }),
+			PrepareCreate:  descriptor.Prepare(func(c *corev1.PersistentVolumeClaim) { c.Status.Phase = corev1.ClaimPending }),
+			Validate:       descriptor.Check(validateClaim),
+			ValidateUpdate: descriptor.CheckUpdate(validateClaimUpdate),
 			Columns: []descriptor.Column{
 				{Name: "Status", Cell: descriptor.Cell(func(c *corev1.PersistentVolumeClaim) string {
 					if c.DeletionTimestamp != nil {

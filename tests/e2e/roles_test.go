@@ -1,0 +1,67 @@
+package e2e
+
+import (
+	"bytes"
+	"encoding/json"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/strake-io/strake/tests/lab"
+)
+
+// TestRolesAsSeparateProcesses runs what the systemd units run, without a supervisor.
+func TestRolesAsSeparateProcesses(t *testing.T) {
+	l, err := lab.New("strake-e2e", filepath.Join(t.TempDir(), "data"), binary)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	for _, role := range []string{"server", "containerd", "agent"} {
+		cmd := l.StrakeCommand(t.Context(), role)
+		var log bytes.Buffer
+		cmd.Stdout, cmd.Stderr = &log, &log
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		ended := make(chan error, 1)
+		go func() { ended <- cmd.Wait() }()
+		t.Cleanup(func() {
+			cmd.Process.Signal(syscall.SIGTERM)
+			<-ended
+			if t.Failed() {
+				t.Logf("%s:\n%s", role, log.String())
+			}
+		})
+		if role != "server" {
+			continue
+		}
+		// The agent wants the kubeconfig that the server makes; systemd would start it anew until then.
+		eventually(t, 30*time.Second, func() string {
+			out, err := l.Strake("kubectl", "get", "--raw", "/readyz")
+			if err != nil {
+				return out
+			}
+			return ""
+		})
+	}
+	eventually(t, 60*time.Second, func() string {
+		out, err := exec.Command("nsenter", "--net=/run/netns/"+l.Net, l.Binary, "--data-dir", l.Data, "status", "-o", "json").Output()
+		var st struct {
+			Ready bool `json:"ready"`
+		}
+		if err != nil || json.Unmarshal(out, &st) != nil || !st.Ready {
+			return string(out)
+		}
+		return ""
+	})
+	if out, err := l.Strake("server"); err == nil || !bytes.Contains([]byte(out), []byte("runs already")) {
+		t.Errorf("a second server: %v\n%s", err, out)
+	}
+}
