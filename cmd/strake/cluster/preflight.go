@@ -57,7 +57,7 @@ func (u *start) check(flags Settings, given func(string) bool) error {
 // What a cluster wants of its disk, in bytes: to start with, and at the least.
 const (
 	minFree  = 1 << 30
-	fullFree = 64 << 20
+	fullFree = 256 << 20
 )
 
 // enoughSpace looks at the disk of a folder that need not be there yet.
