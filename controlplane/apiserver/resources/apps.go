@@ -45,7 +45,7 @@ func deployments() *descriptor.Resource {
 		}),
 		Validate: descriptor.Check(func(d *appsv1.Deployment) field.ErrorList {
 			p := field.NewPath("spec")
-			errs := validateWorkload(d.Spec.Replicas, d.Spec.Selector, &d.Spec.Template, p)
+			errs := validateWorkload("Deployment", d.Spec.Replicas, d.Spec.Selector, &d.Spec.Template, p)
 			s := d.Spec.Strategy
 			errs = append(errs, oneOf(s.Type, p.Child("strategy", "type"), appsv1.RecreateDeploymentStrategyType, appsv1.RollingUpdateDeploymentStrategyType)...)
 			if s.Type == appsv1.RecreateDeploymentStrategyType && s.RollingUpdate != nil {
@@ -100,7 +100,7 @@ func replicaSets() *descriptor.Resource {
 			defaultPodSpec(&r.Spec.Template.Spec)
 		}),
 		Validate: descriptor.Check(func(r *appsv1.ReplicaSet) field.ErrorList {
-			return validateWorkload(r.Spec.Replicas, r.Spec.Selector, &r.Spec.Template, field.NewPath("spec"))
+			return validateWorkload("ReplicaSet", r.Spec.Replicas, r.Spec.Selector, &r.Spec.Template, field.NewPath("spec"))
 		}),
 		ValidateUpdate: descriptor.CheckUpdate(func(r, old *appsv1.ReplicaSet) field.ErrorList {
 			return apivalidation.ValidateImmutableField(r.Spec.Selector, old.Spec.Selector, field.NewPath("spec", "selector"))
@@ -152,7 +152,7 @@ func statefulSets() *descriptor.Resource {
 			}
 		}),
 		Validate: descriptor.Check(func(s *appsv1.StatefulSet) field.ErrorList {
-			return validateWorkload(s.Spec.Replicas, s.Spec.Selector, &s.Spec.Template, field.NewPath("spec"))
+			return validateWorkload("StatefulSet", s.Spec.Replicas, s.Spec.Selector, &s.Spec.Template, field.NewPath("spec"))
 		}),
 		ValidateUpdate: descriptor.CheckUpdate(func(s, old *appsv1.StatefulSet) field.ErrorList {
 			want := old.Spec.DeepCopy()
@@ -202,7 +202,7 @@ func daemonSets() *descriptor.Resource {
 			defaultPodSpec(&d.Spec.Template.Spec)
 		}),
 		Validate: descriptor.Check(func(d *appsv1.DaemonSet) field.ErrorList {
-			return validateWorkload(nil, d.Spec.Selector, &d.Spec.Template, field.NewPath("spec"))
+			return validateWorkload("DaemonSet", nil, d.Spec.Selector, &d.Spec.Template, field.NewPath("spec"))
 		}),
 		ValidateUpdate: descriptor.CheckUpdate(func(d, old *appsv1.DaemonSet) field.ErrorList {
 			return apivalidation.ValidateImmutableField(d.Spec.Selector, old.Spec.Selector, field.NewPath("spec", "selector"))
@@ -246,7 +246,7 @@ func controllerRevisions() *descriptor.Resource {
 }
 
 // validateWorkload checks what all owners of pods have in common.
-func validateWorkload(replicas *int32, selector *metav1.LabelSelector, t *corev1.PodTemplateSpec, p *field.Path) field.ErrorList {
+func validateWorkload(kind string, replicas *int32, selector *metav1.LabelSelector, t *corev1.PodTemplateSpec, p *field.Path) field.ErrorList {
 	var errs field.ErrorList
 	if replicas != nil {
 		errs = append(errs, apivalidation.ValidateNonnegativeField(int64(*replicas), p.Child("replicas"))...)
@@ -256,13 +256,21 @@ func validateWorkload(replicas *int32, selector *metav1.LabelSelector, t *corev1
 	} else {
 		errs = append(errs, metav1validation.ValidateLabelSelector(selector, metav1validation.LabelSelectorValidationOptions{}, p.Child("selector"))...)
 		if len(selector.MatchLabels)+len(selector.MatchExpressions) == 0 {
-			errs = append(errs, field.Invalid(p.Child("selector"), selector, "empty selector is invalid for deployment"))
+			errs = append(errs, field.Invalid(p.Child("selector"), selector, "empty selector is invalid for "+strings.ToLower(kind)))
 		}
 		if s, err := metav1.LabelSelectorAsSelector(selector); err == nil && !s.Empty() && !s.Matches(labels.Set(t.Labels)) {
 			errs = append(errs, field.Invalid(p.Child("template", "metadata", "labels"), t.Labels, "`selector` does not match template `labels`"))
 		}
 	}
-	return append(errs, validatePodTemplate(t, p.Child("template"), corev1.RestartPolicyAlways)...)
+	tp := p.Child("template")
+	errs = append(errs, validatePodTemplate(t, tp)...)
+	if r := t.Spec.RestartPolicy; r != corev1.RestartPolicyAlways {
+		errs = append(errs, field.NotSupported(tp.Child("spec", "restartPolicy"), r, []corev1.RestartPolicy{corev1.RestartPolicyAlways}))
+	}
+	if t.Spec.ActiveDeadlineSeconds != nil {
+		errs = append(errs, field.Forbidden(tp.Child("spec", "activeDeadlineSeconds"), "activeDeadlineSeconds in "+kind+" is not Supported"))
+	}
+	return errs
 }
 
 // validateShare checks a number or percentage of replicas.

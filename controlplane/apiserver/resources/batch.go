@@ -2,7 +2,9 @@ package resources
 
 import (
 	"fmt"
+	"strings"
 	"time"
+	_ "time/tzdata" // zones of CronJobs, on machines that have none
 
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -129,14 +131,50 @@ func validateJobSpec(s *batchv1.JobSpec, p *field.Path) field.ErrorList {
 	if s.ActiveDeadlineSeconds != nil {
 		errs = append(errs, apivalidation.ValidateNonnegativeField(*s.ActiveDeadlineSeconds, p.Child("activeDeadlineSeconds"))...)
 	}
+	indexed := false
 	if s.CompletionMode != nil {
 		errs = append(errs, oneOf(*s.CompletionMode, p.Child("completionMode"), batchv1.NonIndexedCompletion, batchv1.IndexedCompletion)...)
-		if *s.CompletionMode == batchv1.IndexedCompletion && s.Completions == nil {
-			errs = append(errs, field.Required(p.Child("completions"), "when completion mode is Indexed"))
+		indexed = *s.CompletionMode == batchv1.IndexedCompletion
+	}
+	if indexed {
+		if s.Completions == nil {
+			errs = append(errs, field.Required(p.Child("completions"), fmt.Sprintf("when completion mode is %s", batchv1.IndexedCompletion)))
+		}
+		if s.Parallelism != nil && *s.Parallelism > maxParallelIndexes {
+			errs = append(errs, field.Invalid(p.Child("parallelism"), *s.Parallelism, fmt.Sprintf("must be less than or equal to %d when completion mode is %s", maxParallelIndexes, batchv1.IndexedCompletion)))
+		}
+	} else if s.BackoffLimitPerIndex != nil {
+		errs = append(errs, field.Invalid(p.Child("backoffLimitPerIndex"), *s.BackoffLimitPerIndex, "requires indexed completion mode"))
+	}
+	if s.MaxFailedIndexes != nil {
+		switch {
+		case s.BackoffLimitPerIndex == nil:
+			errs = append(errs, field.Required(p.Child("backoffLimitPerIndex"), "when maxFailedIndexes is specified"))
+		case s.Completions != nil && *s.MaxFailedIndexes > *s.Completions:
+			errs = append(errs, field.Invalid(p.Child("maxFailedIndexes"), *s.MaxFailedIndexes, "must be less than or equal to completions"))
 		}
 	}
-	return append(errs, validatePodTemplate(&s.Template, p.Child("template"), corev1.RestartPolicyOnFailure, corev1.RestartPolicyNever)...)
+	if r := s.PodReplacementPolicy; r != nil {
+		errs = append(errs, oneOf(*r, p.Child("podReplacementPolicy"), batchv1.Failed, batchv1.TerminatingOrFailed)...)
+		if s.PodFailurePolicy != nil && *r == batchv1.TerminatingOrFailed {
+			errs = append(errs, field.NotSupported(p.Child("podReplacementPolicy"), *r, []batchv1.PodReplacementPolicy{batchv1.Failed}))
+		}
+	}
+	tp := p.Child("template")
+	errs = append(errs, validatePodTemplate(&s.Template, tp)...)
+	switch rp := tp.Child("spec", "restartPolicy"); s.Template.Spec.RestartPolicy {
+	case corev1.RestartPolicyAlways:
+		errs = append(errs, field.Required(rp, fmt.Sprintf("valid values: %q, %q", corev1.RestartPolicyOnFailure, corev1.RestartPolicyNever)))
+	case corev1.RestartPolicyOnFailure:
+		if s.PodFailurePolicy != nil {
+			errs = append(errs, field.Invalid(rp, s.Template.Spec.RestartPolicy, fmt.Sprintf("only %q is supported when podFailurePolicy is specified", corev1.RestartPolicyNever)))
+		}
+	}
+	return errs
 }
+
+// maxParallelIndexes bounds what a Job's status can tell of its indexes (KEP-2214).
+const maxParallelIndexes = 100_000
 
 func validateJobUpdate(j, old *batchv1.Job) field.ErrorList {
 	p := field.NewPath("spec")
@@ -200,6 +238,19 @@ func cronJobs() *descriptor.Resource {
 			// The Job controller appends eleven characters to make a Job's name.
 			if len(c.Name) > validation.DNS1035LabelMaxLength-11 {
 				errs = append(errs, field.Invalid(field.NewPath("metadata", "name"), c.Name, "must be no more than 52 characters"))
+			}
+			for name, v := range map[string]*int32{"successfulJobsHistoryLimit": c.Spec.SuccessfulJobsHistoryLimit, "failedJobsHistoryLimit": c.Spec.FailedJobsHistoryLimit} {
+				if v != nil {
+					errs = append(errs, apivalidation.ValidateNonnegativeField(int64(*v), p.Child(name))...)
+				}
+			}
+			if d := c.Spec.StartingDeadlineSeconds; d != nil {
+				errs = append(errs, apivalidation.ValidateNonnegativeField(*d, p.Child("startingDeadlineSeconds"))...)
+			}
+			if z := c.Spec.TimeZone; z != nil {
+				if _, err := time.LoadLocation(*z); err != nil || *z == "" || strings.EqualFold(*z, "Local") {
+					errs = append(errs, field.Invalid(p.Child("timeZone"), *z, "must be a name of the IANA Time Zone database"))
+				}
 			}
 			errs = append(errs, oneOf(c.Spec.ConcurrencyPolicy, p.Child("concurrencyPolicy"), batchv1.AllowConcurrent, batchv1.ForbidConcurrent, batchv1.ReplaceConcurrent)...)
 			return append(errs, validateJobSpec(&c.Spec.JobTemplate.Spec, p.Child("jobTemplate", "spec"))...)

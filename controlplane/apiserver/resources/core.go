@@ -163,7 +163,7 @@ func configMaps() *descriptor.Resource {
 				errs = append(errs, invalidIf(validation.IsConfigMapKey(k), field.NewPath("binaryData").Key(k), k)...)
 				size += len(v)
 			}
-			return append(errs, tooLarge(size)...)
+			return append(errs, tooLarge(size, field.NewPath(""))...)
 		}),
 		ValidateUpdate: descriptor.CheckUpdate(func(c, old *corev1.ConfigMap) field.ErrorList {
 			var errs field.ErrorList
@@ -185,9 +185,9 @@ func configMaps() *descriptor.Resource {
 }
 
 // tooLarge holds the size of a Secret or ConfigMap below what etcd takes in one request.
-func tooLarge(size int) field.ErrorList {
+func tooLarge(size int, p *field.Path) field.ErrorList {
 	if size > corev1.MaxSecretSize {
-		return field.ErrorList{field.TooLong(field.NewPath(""), "", corev1.MaxSecretSize)}
+		return field.ErrorList{field.TooLong(p, "", corev1.MaxSecretSize)}
 	}
 	return nil
 }
@@ -235,7 +235,7 @@ func validateSecret(s *corev1.Secret) field.ErrorList {
 		errs = append(errs, invalidIf(validation.IsConfigMapKey(k), data.Key(k), k)...)
 		size += len(v)
 	}
-	errs = append(errs, tooLarge(size)...)
+	errs = append(errs, tooLarge(size, data)...)
 	var required []string
 	switch s.Type {
 	case corev1.SecretTypeDockerConfigJson:

@@ -2,6 +2,7 @@ package resources
 
 import (
 	"fmt"
+	"net/netip"
 	"strings"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
@@ -186,6 +187,13 @@ func defaultPolicyPorts(ports []networkingv1.NetworkPolicyPort) {
 	}
 }
 
+// strictlyWithin tells whether a network is part of another, and not all of it. Of one that can't be read nothing is said.
+func strictlyWithin(part, whole string) bool {
+	p, err := netip.ParsePrefix(part)
+	w, wholeErr := netip.ParsePrefix(whole)
+	return err != nil || wholeErr != nil || w.Contains(p.Addr()) && p.Bits() > w.Bits()
+}
+
 func validateNetworkPolicy(n *networkingv1.NetworkPolicy) field.ErrorList {
 	p := field.NewPath("spec")
 	opts := metav1validation.LabelSelectorValidationOptions{}
@@ -227,7 +235,12 @@ func validateNetworkPolicy(n *networkingv1.NetworkPolicy) field.ErrorList {
 			if peer.IPBlock != nil {
 				errs = append(errs, validation.IsValidCIDRForLegacyField(pp.Child("ipBlock", "cidr"), peer.IPBlock.CIDR, true, nil)...)
 				for j, e := range peer.IPBlock.Except {
-					errs = append(errs, validation.IsValidCIDRForLegacyField(pp.Child("ipBlock", "except").Index(j), e, true, nil)...)
+					ep := pp.Child("ipBlock", "except").Index(j)
+					if bad := validation.IsValidCIDRForLegacyField(ep, e, true, nil); len(bad) > 0 {
+						errs = append(errs, bad...)
+					} else if !strictlyWithin(e, peer.IPBlock.CIDR) {
+						errs = append(errs, field.Invalid(ep, e, "must be a strict subset of `cidr`"))
+					}
 				}
 			}
 		}

@@ -22,21 +22,16 @@ func defaultPodSpec(s *corev1.PodSpec) {
 	}
 	s.DeprecatedServiceAccount = s.ServiceAccountName
 	for i := range s.InitContainers {
-		defaultContainer(&s.InitContainers[i], s.HostNetwork)
+		defaultContainer(&s.InitContainers[i])
 	}
 	for i := range s.Containers {
-		defaultContainer(&s.Containers[i], s.HostNetwork)
+		defaultContainer(&s.Containers[i])
 	}
 	for i := range s.EphemeralContainers {
-		defaultContainer((*corev1.Container)(&s.EphemeralContainers[i].EphemeralContainerCommon), s.HostNetwork)
+		defaultContainer((*corev1.Container)(&s.EphemeralContainers[i].EphemeralContainerCommon))
 	}
 	for i := range s.Volumes {
 		defaultVolume(&s.Volumes[i])
-	}
-	for i := range s.TopologySpreadConstraints {
-		c := &s.TopologySpreadConstraints[i]
-		set(&c.NodeAffinityPolicy, corev1.NodeInclusionPolicyHonor)
-		set(&c.NodeTaintsPolicy, corev1.NodeInclusionPolicyIgnore)
 	}
 }
 
@@ -45,6 +40,11 @@ func defaultPodOnly(s *corev1.PodSpec) {
 	set(&s.EnableServiceLinks, corev1.DefaultEnableServiceLinks)
 	for _, list := range [][]corev1.Container{s.InitContainers, s.Containers} {
 		for i := range list {
+			for j := range list[i].Ports {
+				if s.HostNetwork { // the port is the node's
+					fill(&list[i].Ports[j].HostPort, list[i].Ports[j].ContainerPort)
+				}
+			}
 			r := &list[i].Resources
 			for name, limit := range r.Limits {
 				if r.Requests == nil {
@@ -58,7 +58,7 @@ func defaultPodOnly(s *corev1.PodSpec) {
 	}
 }
 
-func defaultContainer(c *corev1.Container, hostNetwork bool) {
+func defaultContainer(c *corev1.Container) {
 	fill(&c.TerminationMessagePath, corev1.TerminationMessagePathDefault)
 	fill(&c.TerminationMessagePolicy, corev1.TerminationMessageReadFile)
 	if c.ImagePullPolicy == "" {
@@ -69,9 +69,6 @@ func defaultContainer(c *corev1.Container, hostNetwork bool) {
 	}
 	for i := range c.Ports {
 		fill(&c.Ports[i].Protocol, corev1.ProtocolTCP)
-		if hostNetwork {
-			fill(&c.Ports[i].HostPort, c.Ports[i].ContainerPort)
-		}
 	}
 	for i := range c.Env {
 		if v := c.Env[i].ValueFrom; v != nil && v.FieldRef != nil {

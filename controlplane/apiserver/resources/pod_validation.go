@@ -1,7 +1,8 @@
 package resources
 
 import (
-	"path"
+	"fmt"
+	"math"
 	"strconv"
 	"strings"
 
@@ -19,66 +20,50 @@ func validatePod(p *corev1.Pod) field.ErrorList {
 	return validatePodSpec(&p.Spec, field.NewPath("spec"))
 }
 
-// validatePodTemplate is for everything that makes pods. allowed lists the restart policies that fit the owner.
-func validatePodTemplate(t *corev1.PodTemplateSpec, p *field.Path, allowed ...corev1.RestartPolicy) field.ErrorList {
+// validatePodTemplate is for everything that makes pods.
+func validatePodTemplate(t *corev1.PodTemplateSpec, p *field.Path) field.ErrorList {
 	errs := metav1validation.ValidateLabels(t.Labels, p.Child("metadata", "labels"))
 	errs = append(errs, apivalidation.ValidateAnnotations(t.Annotations, p.Child("metadata", "annotations"))...)
 	errs = append(errs, validatePodSpec(&t.Spec, p.Child("spec"))...)
-	if s := sets.New(allowed...); t.Spec.RestartPolicy != "" && !s.Has(t.Spec.RestartPolicy) {
-		errs = append(errs, field.NotSupported(p.Child("spec", "restartPolicy"), t.Spec.RestartPolicy, sets.List(s)))
+	if len(t.Spec.EphemeralContainers) > 0 {
+		errs = append(errs, field.Forbidden(p.Child("spec", "ephemeralContainers"), "ephemeral containers not allowed in pod template"))
 	}
 	return errs
 }
 
 func validatePodSpec(s *corev1.PodSpec, p *field.Path) field.ErrorList {
-	var errs field.ErrorList
-	errs = append(errs, oneOf(s.RestartPolicy, p.Child("restartPolicy"), corev1.RestartPolicyAlways, corev1.RestartPolicyOnFailure, corev1.RestartPolicyNever)...)
-	errs = append(errs, oneOf(s.DNSPolicy, p.Child("dnsPolicy"), corev1.DNSClusterFirst, corev1.DNSClusterFirstWithHostNet, corev1.DNSDefault, corev1.DNSNone)...)
-	if s.DNSPolicy == corev1.DNSNone && (s.DNSConfig == nil || len(s.DNSConfig.Nameservers) == 0) {
-		errs = append(errs, field.Required(p.Child("dnsConfig", "nameservers"), "must provide at least one DNS nameserver when `dnsPolicy` is None"))
-	}
+	errs := oneOf(s.RestartPolicy, p.Child("restartPolicy"), corev1.RestartPolicyAlways, corev1.RestartPolicyOnFailure, corev1.RestartPolicyNever)
 	if s.TerminationGracePeriodSeconds == nil {
 		errs = append(errs, field.Required(p.Child("terminationGracePeriodSeconds"), ""))
 	}
-	if s.ActiveDeadlineSeconds != nil && *s.ActiveDeadlineSeconds < 1 {
-		errs = append(errs, field.Invalid(p.Child("activeDeadlineSeconds"), *s.ActiveDeadlineSeconds, "must be between 1 and 2147483647, inclusive"))
+	if d := s.ActiveDeadlineSeconds; d != nil && (*d < 1 || *d > math.MaxInt32) {
+		errs = append(errs, field.Invalid(p.Child("activeDeadlineSeconds"), *d, validation.InclusiveRangeError(1, math.MaxInt32)))
 	}
-	errs = append(errs, metav1validation.ValidateLabels(s.NodeSelector, p.Child("nodeSelector"))...)
-	if s.ServiceAccountName != "" {
-		errs = append(errs, invalidIf(apivalidation.ValidateServiceAccountName(s.ServiceAccountName, false), p.Child("serviceAccountName"), s.ServiceAccountName)...)
+	errs = append(errs, validateNames(s, p)...)
+	errs = append(errs, validateDNS(s, p)...)
+	errs = append(errs, validateHostAliases(s.HostAliases, p.Child("hostAliases"))...)
+	errs = append(errs, validatePlacement(s, p)...)
+	errs = append(errs, validateReadinessGates(s.ReadinessGates, p.Child("readinessGates"))...)
+	errs = append(errs, validatePodSecurity(s.SecurityContext, p.Child("securityContext"))...)
+	if c := s.SecurityContext; s.ShareProcessNamespace != nil && *s.ShareProcessNamespace && s.HostPID && c != nil {
+		errs = append(errs, field.Invalid(p.Child("shareProcessNamespace"), true, "ShareProcessNamespace and HostPID cannot both be enabled"))
 	}
-	if s.Hostname != "" {
-		errs = append(errs, invalidIf(validation.IsDNS1123Label(s.Hostname), p.Child("hostname"), s.Hostname)...)
-	}
-	if s.Subdomain != "" {
-		errs = append(errs, invalidIf(validation.IsDNS1123Label(s.Subdomain), p.Child("subdomain"), s.Subdomain)...)
-	}
-	for i, t := range s.Tolerations {
-		errs = append(errs, validateToleration(t, p.Child("tolerations").Index(i))...)
-	}
-	names := volumeNames(s.Volumes, p.Child("volumes"), &errs)
+	volumes, volumeErrs := validateVolumes(s.Volumes, p.Child("volumes"))
+	errs = append(errs, volumeErrs...)
 	if len(s.Containers) == 0 {
 		errs = append(errs, field.Required(p.Child("containers"), ""))
 	}
 	seen := sets.New[string]()
 	hostPorts := sets.New[string]()
-	for i := range s.InitContainers {
-		c, cp := &s.InitContainers[i], p.Child("initContainers").Index(i)
-		errs = append(errs, validateContainer(c, cp, names, seen)...)
-		if c.RestartPolicy == nil {
-			for name, set := range map[string]bool{"livenessProbe": c.LivenessProbe != nil, "readinessProbe": c.ReadinessProbe != nil, "startupProbe": c.StartupProbe != nil, "lifecycle": c.Lifecycle != nil} {
-				if set {
-					errs = append(errs, field.Forbidden(cp.Child(name), "may not be set for init containers without restartPolicy=Always"))
-				}
-			}
-		}
-	}
 	for i := range s.Containers {
 		c, cp := &s.Containers[i], p.Child("containers").Index(i)
-		errs = append(errs, validateContainer(c, cp, names, seen)...)
+		errs = append(errs, validateContainer(c, cp, volumes, seen, s.TerminationGracePeriodSeconds)...)
 		for j, port := range c.Ports {
 			if port.HostPort == 0 {
 				continue
+			}
+			if s.HostNetwork && port.HostPort != port.ContainerPort {
+				errs = append(errs, field.Invalid(cp.Child("ports").Index(j).Child("hostPort"), port.HostPort, "must match `containerPort` when `hostNetwork` is true"))
 			}
 			key := strings.Join([]string{string(port.Protocol), port.HostIP, strconv.Itoa(int(port.HostPort))}, "/")
 			if hostPorts.Has(key) {
@@ -87,80 +72,37 @@ func validatePodSpec(s *corev1.PodSpec, p *field.Path) field.ErrorList {
 			hostPorts.Insert(key)
 		}
 	}
-	return errs
-}
-
-func validateToleration(t corev1.Toleration, p *field.Path) field.ErrorList {
-	var errs field.ErrorList
-	if t.Key != "" {
-		errs = append(errs, metav1validation.ValidateLabelName(t.Key, p.Child("key"))...)
-	} else if t.Operator != corev1.TolerationOpExists {
-		errs = append(errs, field.Invalid(p.Child("operator"), t.Operator, "operator must be Exists when `key` is empty, which means \"match all values and all keys\""))
-	}
-	switch t.Operator {
-	case corev1.TolerationOpEqual, "":
-	case corev1.TolerationOpExists:
-		if t.Value != "" {
-			errs = append(errs, field.Invalid(p.Child("operator"), t, "value must be empty when `operator` is 'Exists'"))
-		}
-	default:
-		errs = append(errs, field.NotSupported(p.Child("operator"), t.Operator, []corev1.TolerationOperator{corev1.TolerationOpEqual, corev1.TolerationOpExists}))
-	}
-	if t.Effect != "" {
-		errs = append(errs, oneOf(t.Effect, p.Child("effect"), corev1.TaintEffectNoSchedule, corev1.TaintEffectPreferNoSchedule, corev1.TaintEffectNoExecute)...)
+	for i := range s.InitContainers {
+		errs = append(errs, validateInitContainer(&s.InitContainers[i], p.Child("initContainers").Index(i), volumes, seen, s.TerminationGracePeriodSeconds)...)
 	}
 	return errs
 }
 
-// volumeNames checks the volumes and returns their names.
-func volumeNames(vols []corev1.Volume, p *field.Path, errs *field.ErrorList) sets.Set[string] {
-	names := sets.New[string]()
-	for i, v := range vols {
-		vp := p.Index(i)
-		if v.Name == "" {
-			*errs = append(*errs, field.Required(vp.Child("name"), ""))
-		} else {
-			*errs = append(*errs, invalidIf(validation.IsDNS1123Label(v.Name), vp.Child("name"), v.Name)...)
+// validateInitContainer holds those that end to what makes sense for them; those that stay (sidecars) may have it all.
+func validateInitContainer(c *corev1.Container, p *field.Path, volumes, seen sets.Set[string], grace *int64) field.ErrorList {
+	errs := validateContainer(c, p, volumes, seen, grace)
+	if c.RestartPolicy != nil {
+		if *c.RestartPolicy != corev1.ContainerRestartPolicyAlways {
+			errs = append(errs, field.NotSupported(p.Child("restartPolicy"), *c.RestartPolicy, []corev1.ContainerRestartPolicy{corev1.ContainerRestartPolicyAlways}))
 		}
-		if names.Has(v.Name) {
-			*errs = append(*errs, field.Duplicate(vp.Child("name"), v.Name))
-		}
-		names.Insert(v.Name)
-		switch {
-		case v.Secret != nil && v.Secret.SecretName == "":
-			*errs = append(*errs, field.Required(vp.Child("secret", "secretName"), ""))
-		case v.ConfigMap != nil && v.ConfigMap.Name == "":
-			*errs = append(*errs, field.Required(vp.Child("configMap", "name"), ""))
-		case v.HostPath != nil && v.HostPath.Path == "":
-			*errs = append(*errs, field.Required(vp.Child("hostPath", "path"), ""))
-		case v.HostPath != nil && hasDotDot(v.HostPath.Path):
-			*errs = append(*errs, field.Invalid(vp.Child("hostPath", "path"), v.HostPath.Path, "must not contain '..'"))
-		case v.PersistentVolumeClaim != nil && v.PersistentVolumeClaim.ClaimName == "":
-			*errs = append(*errs, field.Required(vp.Child("persistentVolumeClaim", "claimName"), ""))
-		case v.EmptyDir != nil && v.EmptyDir.SizeLimit != nil && v.EmptyDir.SizeLimit.Sign() < 0:
-			*errs = append(*errs, field.Forbidden(vp.Child("emptyDir", "sizeLimit"), "SizeLimit field must be a valid resource quantity"))
+		return errs
+	}
+	for name, set := range map[string]bool{"livenessProbe": c.LivenessProbe != nil, "readinessProbe": c.ReadinessProbe != nil, "startupProbe": c.StartupProbe != nil, "lifecycle": c.Lifecycle != nil} {
+		if set {
+			errs = append(errs, field.Forbidden(p.Child(name), "may not be set for init containers without restartPolicy=Always"))
 		}
 	}
-	return names
+	return errs
 }
 
-func hasDotDot(p string) bool {
-	for _, part := range strings.Split(p, "/") {
-		if part == ".." {
-			return true
-		}
-	}
-	return false
-}
-
-func validateContainer(c *corev1.Container, p *field.Path, volumes, seen sets.Set[string]) field.ErrorList {
+func validateContainer(c *corev1.Container, p *field.Path, volumes, seen sets.Set[string], grace *int64) field.ErrorList {
 	var errs field.ErrorList
 	if c.Name == "" {
 		errs = append(errs, field.Required(p.Child("name"), ""))
 	} else {
 		errs = append(errs, invalidIf(validation.IsDNS1123Label(c.Name), p.Child("name"), c.Name)...)
 	}
-	if seen.Has(c.Name) {
+	if c.Name != "" && seen.Has(c.Name) {
 		errs = append(errs, field.Duplicate(p.Child("name"), c.Name))
 	}
 	seen.Insert(c.Name)
@@ -194,9 +136,38 @@ func validateContainer(c *corev1.Container, p *field.Path, volumes, seen sets.Se
 	for i, e := range c.Env {
 		errs = append(errs, validateEnv(e, p.Child("env").Index(i))...)
 	}
-	mounts := sets.New[string]()
+	for i, e := range c.EnvFrom {
+		errs = append(errs, validateEnvFrom(e, p.Child("envFrom").Index(i))...)
+	}
+	errs = append(errs, validateMounts(c, p.Child("volumeMounts"), volumes)...)
+	errs = append(errs, validateResources(c.Resources, p.Child("resources"))...)
+	errs = append(errs, validateSecurity(c.SecurityContext, p.Child("securityContext"))...)
+	for name, probe := range map[string]*corev1.Probe{"livenessProbe": c.LivenessProbe, "readinessProbe": c.ReadinessProbe, "startupProbe": c.StartupProbe} {
+		if probe != nil {
+			errs = append(errs, validateProbe(probe, p.Child(name), name == "readinessProbe")...)
+		}
+	}
+	if c.Lifecycle != nil {
+		for name, h := range map[string]*corev1.LifecycleHandler{"postStart": c.Lifecycle.PostStart, "preStop": c.Lifecycle.PreStop} {
+			if h == nil {
+				continue
+			}
+			hp := p.Child("lifecycle", name)
+			errs = append(errs, oneMember(*h, hp, "handler")...)
+			errs = append(errs, validateHandler(h.Exec, h.HTTPGet, h.TCPSocket, hp)...)
+			if h.Sleep != nil && grace != nil && (h.Sleep.Seconds < 0 || h.Sleep.Seconds > *grace) {
+				errs = append(errs, field.Invalid(hp.Child("sleep"), h.Sleep.Seconds, fmt.Sprintf("must be non-negative and less than terminationGracePeriodSeconds (%d)", *grace)))
+			}
+		}
+	}
+	return errs
+}
+
+func validateMounts(c *corev1.Container, p *field.Path, volumes sets.Set[string]) field.ErrorList {
+	var errs field.ErrorList
+	paths := sets.New[string]()
 	for i, m := range c.VolumeMounts {
-		mp := p.Child("volumeMounts").Index(i)
+		mp := p.Index(i)
 		if m.Name == "" {
 			errs = append(errs, field.Required(mp.Child("name"), ""))
 		} else if !volumes.Has(m.Name) {
@@ -205,78 +176,67 @@ func validateContainer(c *corev1.Container, p *field.Path, volumes, seen sets.Se
 		if m.MountPath == "" {
 			errs = append(errs, field.Required(mp.Child("mountPath"), ""))
 		}
-		if mounts.Has(m.MountPath) {
+		if paths.Has(m.MountPath) {
 			errs = append(errs, field.Invalid(mp.Child("mountPath"), m.MountPath, "must be unique"))
 		}
-		mounts.Insert(m.MountPath)
-		if path.IsAbs(m.SubPath) {
-			errs = append(errs, field.Invalid(mp.Child("subPath"), m.SubPath, "must be a relative path"))
-		} else if hasDotDot(m.SubPath) {
-			errs = append(errs, field.Invalid(mp.Child("subPath"), m.SubPath, "must not contain '..'"))
+		paths.Insert(m.MountPath)
+		if m.SubPath != "" && m.SubPathExpr != "" {
+			errs = append(errs, field.Invalid(mp.Child("subPathExpr"), m.SubPathExpr, "subPathExpr and subPath are mutually exclusive"))
 		}
-	}
-	errs = append(errs, validateResources(c.Resources, p.Child("resources"))...)
-	for name, probe := range map[string]*corev1.Probe{"livenessProbe": c.LivenessProbe, "readinessProbe": c.ReadinessProbe, "startupProbe": c.StartupProbe} {
-		if probe != nil {
-			errs = append(errs, validateProbe(probe, p.Child(name), name != "readinessProbe")...)
-		}
-	}
-	if c.Lifecycle != nil {
-		for name, h := range map[string]*corev1.LifecycleHandler{"postStart": c.Lifecycle.PostStart, "preStop": c.Lifecycle.PreStop} {
-			if h != nil {
-				n := count(h.Exec != nil, h.HTTPGet != nil, h.TCPSocket != nil, h.Sleep != nil)
-				errs = append(errs, exactlyOne(n, p.Child("lifecycle", name), "must specify a handler type", "may not specify more than 1 handler type")...)
+		errs = append(errs, validateDescendingPath(m.SubPath, mp.Child("subPath"))...)
+		errs = append(errs, validateDescendingPath(m.SubPathExpr, mp.Child("subPathExpr"))...)
+		if m.MountPropagation != nil {
+			mode, mpp := *m.MountPropagation, mp.Child("mountPropagation")
+			errs = append(errs, oneOf(mode, mpp, corev1.MountPropagationBidirectional, corev1.MountPropagationHostToContainer, corev1.MountPropagationNone)...)
+			privileged := c.SecurityContext != nil && c.SecurityContext.Privileged != nil && *c.SecurityContext.Privileged
+			if mode == corev1.MountPropagationBidirectional && !privileged {
+				errs = append(errs, field.Forbidden(mpp, "Bidirectional mount propagation is available only to privileged containers"))
 			}
 		}
 	}
 	return errs
 }
 
-func validateEnv(e corev1.EnvVar, p *field.Path) field.ErrorList {
-	var errs field.ErrorList
-	if e.Name == "" {
-		errs = append(errs, field.Required(p.Child("name"), ""))
-	} else {
-		errs = append(errs, invalidIf(validation.IsRelaxedEnvVarName(e.Name), p.Child("name"), e.Name)...)
-	}
-	if v := e.ValueFrom; v != nil {
-		vp := p.Child("valueFrom")
-		if e.Value != "" {
-			errs = append(errs, field.Invalid(vp, "", "may not be specified when `value` is not empty"))
-		}
-		n := count(v.FieldRef != nil, v.ResourceFieldRef != nil, v.ConfigMapKeyRef != nil, v.SecretKeyRef != nil, v.FileKeyRef != nil)
-		errs = append(errs, exactlyOne(n, vp, "must specify one of: `fieldRef`, `resourceFieldRef`, `configMapKeyRef`, `secretKeyRef` or `fileKeyRef`", "may not have more than one field specified at a time")...)
-		if v.ConfigMapKeyRef != nil && v.ConfigMapKeyRef.Key == "" {
-			errs = append(errs, field.Required(vp.Child("configMapKeyRef", "key"), ""))
-		}
-		if v.SecretKeyRef != nil && v.SecretKeyRef.Key == "" {
-			errs = append(errs, field.Required(vp.Child("secretKeyRef", "key"), ""))
-		}
-	}
-	return errs
-}
-
-func validateProbe(b *corev1.Probe, p *field.Path, successMustBeOne bool) field.ErrorList {
-	n := count(b.Exec != nil, b.HTTPGet != nil, b.TCPSocket != nil, b.GRPC != nil)
-	errs := exactlyOne(n, p, "must specify a handler type", "may not specify more than 1 handler type")
+func validateProbe(b *corev1.Probe, p *field.Path, readiness bool) field.ErrorList {
+	errs := oneMember(b.ProbeHandler, p, "handler")
+	errs = append(errs, validateHandler(b.Exec, b.HTTPGet, b.TCPSocket, p)...)
 	for name, v := range map[string]int32{"initialDelaySeconds": b.InitialDelaySeconds, "timeoutSeconds": b.TimeoutSeconds, "periodSeconds": b.PeriodSeconds, "successThreshold": b.SuccessThreshold, "failureThreshold": b.FailureThreshold} {
 		errs = append(errs, apivalidation.ValidateNonnegativeField(int64(v), p.Child(name))...)
-	}
-	if b.Exec != nil && len(b.Exec.Command) == 0 {
-		errs = append(errs, field.Required(p.Child("exec", "command"), ""))
-	}
-	if b.HTTPGet != nil {
-		errs = append(errs, validatePortRef(b.HTTPGet.Port, p.Child("httpGet", "port"))...)
-		errs = append(errs, oneOf(b.HTTPGet.Scheme, p.Child("httpGet", "scheme"), corev1.URISchemeHTTP, corev1.URISchemeHTTPS)...)
-	}
-	if b.TCPSocket != nil {
-		errs = append(errs, validatePortRef(b.TCPSocket.Port, p.Child("tcpSocket", "port"))...)
 	}
 	if b.GRPC != nil {
 		errs = append(errs, invalidIf(validation.IsValidPortNum(int(b.GRPC.Port)), p.Child("grpc", "port"), b.GRPC.Port)...)
 	}
-	if successMustBeOne && b.SuccessThreshold != 1 {
+	switch t := b.TerminationGracePeriodSeconds; {
+	case t == nil:
+	case readiness:
+		errs = append(errs, field.Invalid(p.Child("terminationGracePeriodSeconds"), *t, "must not be set for readinessProbes"))
+	case *t <= 0:
+		errs = append(errs, field.Invalid(p.Child("terminationGracePeriodSeconds"), *t, "must be greater than 0"))
+	}
+	if !readiness && b.SuccessThreshold != 1 {
 		errs = append(errs, field.Invalid(p.Child("successThreshold"), b.SuccessThreshold, "must be 1"))
+	}
+	return errs
+}
+
+func validateHandler(exec *corev1.ExecAction, get *corev1.HTTPGetAction, tcp *corev1.TCPSocketAction, p *field.Path) field.ErrorList {
+	var errs field.ErrorList
+	if exec != nil && len(exec.Command) == 0 {
+		errs = append(errs, field.Required(p.Child("exec", "command"), ""))
+	}
+	if get != nil {
+		gp := p.Child("httpGet")
+		if get.Path == "" {
+			errs = append(errs, field.Required(gp.Child("path"), ""))
+		}
+		errs = append(errs, validatePortRef(get.Port, gp.Child("port"))...)
+		errs = append(errs, oneOf(get.Scheme, gp.Child("scheme"), corev1.URISchemeHTTP, corev1.URISchemeHTTPS)...)
+		for _, h := range get.HTTPHeaders {
+			errs = append(errs, invalidIf(validation.IsHTTPHeaderName(h.Name), gp.Child("httpHeaders"), h.Name)...)
+		}
+	}
+	if tcp != nil {
+		errs = append(errs, validatePortRef(tcp.Port, p.Child("tcpSocket", "port"))...)
 	}
 	return errs
 }
@@ -301,8 +261,15 @@ func validateResources(r corev1.ResourceRequirements, p *field.Path) field.Error
 	check(r.Limits, p.Child("limits"))
 	check(r.Requests, p.Child("requests"))
 	for name, q := range r.Requests {
-		if limit, ok := r.Limits[name]; ok && q.Cmp(limit) > 0 {
-			errs = append(errs, field.Invalid(p.Child("requests"), q.String(), "must be less than or equal to "+string(name)+" limit of "+limit.String()))
+		limit, ok := r.Limits[name]
+		shared := !strings.Contains(string(name), "/") && !strings.HasPrefix(string(name), corev1.ResourceHugePagesPrefix)
+		switch {
+		case !ok && !shared:
+			errs = append(errs, field.Required(p.Child("limits"), "Limit must be set for non overcommitable resources"))
+		case ok && !shared && q.Cmp(limit) != 0:
+			errs = append(errs, field.Invalid(p.Child("requests"), q.String(), fmt.Sprintf("must be equal to %s limit of %s", name, limit.String())))
+		case ok && q.Cmp(limit) > 0:
+			errs = append(errs, field.Invalid(p.Child("requests"), q.String(), fmt.Sprintf("must be less than or equal to %s limit of %s", name, limit.String())))
 		}
 	}
 	return errs
@@ -351,14 +318,4 @@ func count(conditions ...bool) int {
 		}
 	}
 	return n
-}
-
-func exactlyOne(n int, p *field.Path, none, many string) field.ErrorList {
-	switch {
-	case n == 0:
-		return field.ErrorList{field.Required(p, none)}
-	case n > 1:
-		return field.ErrorList{field.Forbidden(p, many)}
-	}
-	return nil
 }

@@ -2,15 +2,16 @@ package resources
 
 import (
 	"fmt"
+	"net/netip"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	apiequality "k8s.io/apimachinery/pkg/api/equality"
 	apivalidation "k8s.io/apimachinery/pkg/api/validation"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	metav1validation "k8s.io/apimachinery/pkg/apis/meta/v1/validation"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/apimachinery/pkg/util/sets"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
@@ -28,6 +29,9 @@ func services() *descriptor.Resource {
 		ValidateUpdate: descriptor.CheckUpdate(func(s, old *corev1.Service) field.ErrorList {
 			if old.Spec.ClusterIP != "" && s.Spec.ClusterIP != old.Spec.ClusterIP && s.Spec.Type != corev1.ServiceTypeExternalName && old.Spec.Type != corev1.ServiceTypeExternalName {
 				return field.ErrorList{field.Invalid(field.NewPath("spec", "clusterIPs").Index(0), s.Spec.ClusterIPs, "may not change once set")}
+			}
+			if s.Spec.Type == corev1.ServiceTypeLoadBalancer && old.Spec.Type == corev1.ServiceTypeLoadBalancer && !apiequality.Semantic.DeepEqual(s.Spec.LoadBalancerClass, old.Spec.LoadBalancerClass) {
+				return field.ErrorList{field.Invalid(field.NewPath("spec", "loadBalancerClass"), s.Spec.LoadBalancerClass, "may not change once set")}
 			}
 			return nil
 		}),
@@ -65,7 +69,7 @@ func defaultService(s *corev1.Service) {
 		fill(&p.Protocol, corev1.ProtocolTCP)
 		p.TargetPort = portOrDefault(p.TargetPort, p.Port)
 	}
-	if s.Spec.Type == corev1.ServiceTypeNodePort || s.Spec.Type == corev1.ServiceTypeLoadBalancer {
+	if s.Spec.Type == corev1.ServiceTypeNodePort || s.Spec.Type == corev1.ServiceTypeLoadBalancer || s.Spec.Type == corev1.ServiceTypeClusterIP && len(s.Spec.ExternalIPs) > 0 {
 		fill(&s.Spec.ExternalTrafficPolicy, corev1.ServiceExternalTrafficPolicyCluster)
 	}
 	if s.Spec.Type == corev1.ServiceTypeLoadBalancer {
@@ -121,8 +125,9 @@ func validateService(s *corev1.Service) field.ErrorList {
 		}
 		errs = append(errs, invalidIf(validation.IsValidPortNum(int(port.Port)), pp.Child("port"), port.Port)...)
 		errs = append(errs, oneOf(port.Protocol, pp.Child("protocol"), corev1.ProtocolTCP, corev1.ProtocolUDP, corev1.ProtocolSCTP)...)
-		if port.TargetPort.Type == intstr.Int || port.TargetPort.StrVal != "" {
-			errs = append(errs, validatePortRef(port.TargetPort, pp.Child("targetPort"))...)
+		errs = append(errs, validatePortRef(port.TargetPort, pp.Child("targetPort"))...)
+		if a := port.AppProtocol; a != nil {
+			errs = append(errs, invalidIf(validation.IsQualifiedName(*a), pp.Child("appProtocol"), *a)...)
 		}
 		if key := fmt.Sprintf("%s/%d", port.Protocol, port.Port); ports.Has(key) {
 			errs = append(errs, field.Duplicate(pp, key))
@@ -132,7 +137,7 @@ func validateService(s *corev1.Service) field.ErrorList {
 		if port.NodePort == 0 {
 			continue
 		}
-		if s.Spec.Type == corev1.ServiceTypeClusterIP || s.Spec.Type == corev1.ServiceTypeExternalName {
+		if s.Spec.Type == corev1.ServiceTypeClusterIP {
 			errs = append(errs, field.Forbidden(pp.Child("nodePort"), "may not be used when `type` is '"+string(s.Spec.Type)+"'"))
 		}
 		if key := fmt.Sprintf("%s/%d", port.Protocol, port.NodePort); nodePorts.Has(key) {
@@ -142,11 +147,70 @@ func validateService(s *corev1.Service) field.ErrorList {
 		}
 	}
 	for i, ip := range s.Spec.ExternalIPs {
-		errs = append(errs, validation.IsValidIPForLegacyField(p.Child("externalIPs").Index(i), ip, true, nil)...)
+		ep := p.Child("externalIPs").Index(i)
+		if bad := validation.IsValidIPForLegacyField(ep, ip, true, nil); len(bad) > 0 {
+			errs = append(errs, bad...)
+		} else {
+			errs = append(errs, validateOrdinaryIP(ip, ep)...)
+		}
 	}
 	if c := s.Spec.SessionAffinityConfig; c != nil && c.ClientIP != nil && c.ClientIP.TimeoutSeconds != nil {
 		if t := *c.ClientIP.TimeoutSeconds; t <= 0 || t > 86400 {
 			errs = append(errs, field.Invalid(p.Child("sessionAffinityConfig", "clientIP", "timeoutSeconds"), t, "must be greater than 0 and less than 86400"))
+		}
+	}
+	return append(errs, validateTrafficPolicies(&s.Spec, p)...)
+}
+
+// validateOrdinaryIP refuses addresses that mean something else on every host.
+func validateOrdinaryIP(ip string, p *field.Path) field.ErrorList {
+	a, err := netip.ParseAddr(ip)
+	for _, bad := range []struct {
+		is   bool
+		says string
+	}{
+		{err == nil && a.IsUnspecified(), "may not be unspecified (0.0.0.0 or ::)"},
+		{a.IsLoopback(), "may not be in the loopback range (127.0.0.0/8, ::1/128)"},
+		{a.IsLinkLocalUnicast(), "may not be in the link-local range (169.254.0.0/16, fe80::/10)"},
+		{a.IsLinkLocalMulticast(), "may not be in the link-local multicast range (224.0.0.0/24, ff02::/10)"},
+	} {
+		if bad.is {
+			return field.ErrorList{field.Invalid(p, ip, bad.says)}
+		}
+	}
+	return nil
+}
+
+// validateTrafficPolicies checks what only some types of Services may have.
+func validateTrafficPolicies(s *corev1.ServiceSpec, p *field.Path) field.ErrorList {
+	var errs field.ErrorList
+	balanced := s.Type == corev1.ServiceTypeLoadBalancer
+	if external := p.Child("externalTrafficPolicy"); balanced || s.Type == corev1.ServiceTypeNodePort || s.Type == corev1.ServiceTypeClusterIP && len(s.ExternalIPs) > 0 {
+		errs = append(errs, oneOf(s.ExternalTrafficPolicy, external, corev1.ServiceExternalTrafficPolicyCluster, corev1.ServiceExternalTrafficPolicyLocal)...)
+	} else if s.ExternalTrafficPolicy != "" {
+		errs = append(errs, field.Invalid(external, s.ExternalTrafficPolicy, "may only be set for externally-accessible services"))
+	}
+	if i := s.InternalTrafficPolicy; i != nil {
+		errs = append(errs, oneOf(*i, p.Child("internalTrafficPolicy"), corev1.ServiceInternalTrafficPolicyCluster, corev1.ServiceInternalTrafficPolicyLocal)...)
+	}
+	if s.HealthCheckNodePort != 0 && !(balanced && s.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal) {
+		errs = append(errs, field.Invalid(p.Child("healthCheckNodePort"), s.HealthCheckNodePort, "may only be set when `type` is 'LoadBalancer' and `externalTrafficPolicy` is 'Local'"))
+	}
+	if d := s.TrafficDistribution; d != nil {
+		errs = append(errs, oneOf(*d, p.Child("trafficDistribution"), corev1.ServiceTrafficDistributionPreferClose, corev1.ServiceTrafficDistributionPreferSameNode, corev1.ServiceTrafficDistributionPreferSameZone)...)
+	}
+	ranges := p.Child("LoadBalancerSourceRanges") // with the reference's capital letter
+	for i, r := range s.LoadBalancerSourceRanges {
+		errs = append(errs, validation.IsValidCIDRForLegacyField(ranges.Index(i), strings.TrimSpace(r), true, nil)...)
+	}
+	if balanced {
+		return errs
+	}
+	for name, set := range map[string]bool{
+		"LoadBalancerSourceRanges": len(s.LoadBalancerSourceRanges) > 0, "allocateLoadBalancerNodePorts": s.AllocateLoadBalancerNodePorts != nil, "loadBalancerClass": s.LoadBalancerClass != nil,
+	} {
+		if set {
+			errs = append(errs, field.Forbidden(p.Child(name), "may only be used when `type` is 'LoadBalancer'"))
 		}
 	}
 	return errs
