@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"os/exec"
@@ -240,13 +241,13 @@ func TestLoopback(t *testing.T) {
 
 func itoa(n int) string { b, _ := json.Marshal(n); return string(b) }
 
-// startPause starts the process with a child that died before it, and returns when it has reaped that: from then on it
-// listens. As pid 1, the child is an orphan that another process left.
+// startPause starts the process with a child, ends that once the shell is no more there to reap it, and returns when the
+// process has done so: from then on it listens. As pid 1, the child is an orphan that another process left.
 func startPause(t *testing.T, flags uintptr) *exec.Cmd {
 	t.Helper()
-	script := `sleep 0 & exec "$0"`
+	script := `sleep 1000 & exec "$0"`
 	if flags&syscall.CLONE_NEWPID != 0 {
-		script = `(sleep 0 & exec true); exec "$0"`
+		script = `(sleep 1000 & exec true); exec "$0"`
 	}
 	c := exec.Command("/bin/sh", "-c", script, filepath.Join(filepath.Dir(binary), "pause"))
 	c.SysProcAttr = &syscall.SysProcAttr{Cloneflags: flags}
@@ -264,8 +265,17 @@ func startPause(t *testing.T, flags uintptr) *exec.Cmd {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if string(comm) == "pause\n" && len(bytes.TrimSpace(children)) == 0 {
-			return c
+		if string(comm) == "pause\n" {
+			if len(bytes.TrimSpace(children)) == 0 {
+				return c
+			}
+			var child int
+			if _, err := fmt.Sscan(string(children), &child); err != nil {
+				t.Fatal(err)
+			}
+			if err := syscall.Kill(child, syscall.SIGKILL); err != nil && err != syscall.ESRCH {
+				t.Fatal(err)
+			}
 		}
 		runtime.Gosched()
 	}

@@ -217,22 +217,6 @@ func containerdCommand(place places) *cobra.Command {
 	}
 }
 
-func superviseCommand(place places) *cobra.Command {
-	return &cobra.Command{
-		Use:    "supervise",
-		Short:  "Keep the processes of `strake up` running",
-		Hidden: true,
-		Args:   cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			l, err := place()
-			if err != nil {
-				return err
-			}
-			return cluster.Supervise(cmd.Context(), l)
-		},
-	}
-}
-
 func demoCommand() *cobra.Command {
 	var listen, url string
 	var interval time.Duration

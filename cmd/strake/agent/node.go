@@ -12,8 +12,8 @@ import (
 	"github.com/strake-io/strake/cmd/strake/ociimage"
 )
 
-// plugin finds strake-cni beside our own binary.
-func plugin() (string, error) {
+// SmallBinary finds strake-cni beside our own binary.
+func SmallBinary() (string, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return "", err
@@ -26,7 +26,7 @@ func plugin() (string, error) {
 }
 
 func installPlugin(l layout.Layout) error {
-	src, err := plugin()
+	src, err := SmallBinary()
 	if err != nil {
 		return err
 	}
@@ -50,7 +50,7 @@ func connectRuntime(ctx context.Context, l layout.Layout) error {
 		return err
 	}
 	defer c.Close()
-	pause, err := plugin()
+	pause, err := SmallBinary()
 	if err != nil {
 		return err
 	}

@@ -206,12 +206,17 @@ func (u *start) supervise(context.Context) error {
 	if err != nil {
 		return err
 	}
+	small, err := agent.SmallBinary()
+	if err != nil {
+		return err
+	}
 	log, err := os.OpenFile(l.Log("supervisor"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
 	}
 	defer log.Close()
-	cmd := exec.Command(self, "supervise", "--data-dir", l.Data)
+	cmd := exec.Command(small, l.Data, self)
+	cmd.Args[0] = supervisor.Program
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
@@ -223,21 +228,8 @@ func (u *start) supervise(context.Context) error {
 	return cmd.Process.Release()
 }
 
-// components are what a supervisor keeps running, in the order that they are started in. Each is a command of ours.
-var components = []string{"containerd", "server", "agent"}
-
-// Supervise keeps the cluster's processes running until ctx ends.
-func Supervise(ctx context.Context, l layout.Layout) error {
-	self, err := os.Executable()
-	if err != nil {
-		return err
-	}
-	list := make([]supervisor.Component, len(components))
-	for i, name := range components {
-		list[i] = supervisor.Component{Name: name, Command: []string{self, name, "--data-dir", l.Data}, Grace: 20 * time.Second}
-	}
-	return supervisor.Run(ctx, l, list, "containerd")
-}
+// components are what a supervisor keeps running.
+var components = supervisor.Names
 
 // loadImage makes the demo's image of our own binary.
 func (u *start) loadImage(ctx context.Context) error {
@@ -306,7 +298,7 @@ func demoServed(ctx context.Context, addr netip.Addr) error {
 // lastWords are what the components said last, for somebody whose start failed.
 func (u *start) lastWords() error {
 	var words []error
-	for _, name := range components {
+	for _, name := range supervisor.Names {
 		data, err := os.ReadFile(u.l.Log(name))
 		if err != nil {
 			continue // it has not been started
