@@ -30,6 +30,8 @@ func key(container, ifname string) string { return container + "," + ifname }
 // meets a new one.
 const grace = time.Minute
 
+var errFull = errors.New("cni: no address is free")
+
 // Files in the state folder. An allocation is <key>.json.
 const (
 	allocationSuffix = ".json"
@@ -156,7 +158,7 @@ func (p *ipam) allocate(prefix netip.Prefix, container, ifname, host string) (Al
 	if resting.IsValid() {
 		return p.take(Allocation{ContainerID: container, Ifname: ifname, Addr: resting, Host: host})
 	}
-	return Allocation{}, fmt.Errorf("cni: all %d addresses of the node's range %s are in use", count, prefix)
+	return Allocation{}, fmt.Errorf("%w: all %d of the node's range %s are in use", errFull, count, prefix)
 }
 
 func index(p netip.Prefix, a netip.Addr) uint64 {

@@ -11,6 +11,7 @@ import (
 	"os"
 	"strings"
 
+	"github.com/containernetworking/cni/pkg/types"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
@@ -53,11 +54,42 @@ func permanent(ifindex int, a netip.Addr, mac net.HardwareAddr) *netlink.Neigh {
 	return &netlink.Neigh{LinkIndex: ifindex, Family: netlink.FAMILY_V4, IP: a.AsSlice(), HardwareAddr: mac, State: netlink.NUD_PERMANENT}
 }
 
-// inPod opens the pod's network namespace for netlink.
-func inPod(path string) (netns.NsHandle, *netlink.Handle, error) {
+// openNetns opens a pod's network namespace. What is no namespace is not even opened: a FIFO would wait for its other
+// end. The node's own is refused: a pod's default route in it would cut the node off.
+func openNetns(path string) (netns.NsHandle, error) {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(path, &fs); err != nil {
+		return netns.None(), types.NewError(types.ErrInvalidEnvironmentVariables, fmt.Sprintf("CNI_NETNS %q: %v", path, err), "")
+	}
+	none := types.NewError(types.ErrInvalidEnvironmentVariables, fmt.Sprintf("CNI_NETNS %q is no network namespace", path), "")
+	if fs.Type != unix.NSFS_MAGIC {
+		return netns.None(), none
+	}
+	own, err := netns.Get()
+	if err != nil {
+		return netns.None(), fmt.Errorf("the node's network namespace: %w", err)
+	}
+	defer own.Close()
 	ns, err := netns.GetFromPath(path)
 	if err != nil {
-		return ns, nil, fmt.Errorf("network namespace %q: %w", path, err)
+		return ns, fmt.Errorf("network namespace %q: %w", path, err)
+	}
+	if kind, err := unix.IoctlRetInt(int(ns), unix.NS_GET_NSTYPE); err != nil || kind != unix.CLONE_NEWNET {
+		ns.Close()
+		return netns.None(), none
+	}
+	if ns.Equal(own) {
+		ns.Close()
+		return netns.None(), types.NewError(types.ErrInvalidEnvironmentVariables, fmt.Sprintf("CNI_NETNS %q is the node's own namespace", path), "")
+	}
+	return ns, nil
+}
+
+// inPod opens the pod's network namespace for netlink.
+func inPod(path string) (netns.NsHandle, *netlink.Handle, error) {
+	ns, err := openNetns(path)
+	if err != nil {
+		return ns, nil, err
 	}
 	h, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
 	if err != nil {

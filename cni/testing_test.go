@@ -46,7 +46,11 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
-	os.Exit(m.Run())
+	code := m.Run()
+	if removeAtEnd != "" {
+		os.RemoveAll(removeAtEnd)
+	}
+	os.Exit(code)
 }
 
 // fakeDatapath keeps rows and attachments in memory, and refuses what the kernel's tables refuse.
@@ -54,7 +58,8 @@ type fakeDatapath struct {
 	mu       sync.Mutex
 	rows     map[netip.Addr]bpf.Endpoint
 	attached map[int]bool
-	fail     error // of AttachPod
+	fail     error  // of AttachPod
+	hold     func() // called by AttachPod
 }
 
 func newFake() *fakeDatapath {
@@ -64,6 +69,9 @@ func newFake() *fakeDatapath {
 func (f *fakeDatapath) Endpoints() bpf.Table[bpf.Endpoint] { return f }
 
 func (f *fakeDatapath) AttachPod(i int) error {
+	if f.hold != nil {
+		f.hold()
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.fail != nil {
@@ -167,7 +175,8 @@ func (n *node) restart(t *testing.T) {
 	n.Server = s
 }
 
-func (n *node) run(t *testing.T) {
+// run serves until stop or the test's end; after stop no call is under way.
+func (n *node) run(t *testing.T) (stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
@@ -185,7 +194,9 @@ func (n *node) run(t *testing.T) {
 			runtime.Gosched()
 		}
 	}
-	t.Cleanup(func() { cancel(); must(t, <-done) })
+	stop = sync.OnceFunc(func() { cancel(); must(t, <-done) })
+	t.Cleanup(stop)
+	return stop
 }
 
 // wantEmpty fails if an interface or allocation of ours is left.

@@ -10,6 +10,8 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/containernetworking/cni/pkg/utils"
+	"github.com/vishvananda/netlink"
+	"k8s.io/klog/v2"
 
 	"github.com/strake-io/strake/cni/plugin"
 )
@@ -33,14 +35,23 @@ func (s *Server) handle(r plugin.Request) (*types100.Result, error) {
 		if err := valid(r); err != nil {
 			return nil, err
 		}
-		defer s.calls.lock(r.ContainerID)()
 	}
 	switch r.Verb {
 	case "ADD":
-		return s.add(r)
+		result, err := s.add(r)
+		if errors.Is(err, errFull) {
+			// Not within add: it holds its pod's lock, and collect takes those of others.
+			if err := s.collect(); err != nil {
+				return nil, err
+			}
+			return s.add(r)
+		}
+		return result, err
 	case "DEL":
+		defer s.calls.lock(r.ContainerID)()
 		return nil, s.del(r.ContainerID, r.Ifname)
 	case "CHECK":
+		defer s.calls.lock(r.ContainerID)()
 		return nil, s.check(r)
 	case "GC":
 		return nil, s.gc(r.Valid)
@@ -75,6 +86,7 @@ func valid(r plugin.Request) error {
 
 // add gives a pod its interface. It answers when packets flow, or undoes all.
 func (s *Server) add(r plugin.Request) (*types100.Result, error) {
+	defer s.calls.lock(r.ContainerID)()
 	prefix, ok := s.cfg.PodCIDR()
 	if !ok {
 		return nil, types.NewError(types.ErrTryAgainLater, "the node has no pod range yet", "the controller manager gives it one when the Node is registered")
@@ -157,6 +169,23 @@ func (s *Server) check(r plugin.Request) error {
 		}
 	}
 	return fmt.Errorf("the kernel has no endpoint %s on interface %d", a.Addr, link.ifindex)
+}
+
+// collect releases what pods had whose interface went with their namespace and for whom no DEL came: a runtime that
+// lost its state sends none, and one of CNI 1.0 no GC either.
+func (s *Server) collect() error {
+	var errs []error
+	for _, a := range s.ipam.list() {
+		unlock := s.calls.lock(a.ContainerID)
+		if _, ok := s.ipam.get(a.ContainerID, a.Ifname); ok { // still: nothing is under way
+			if _, err := netlink.LinkByName(a.Host); errors.As(err, new(netlink.LinkNotFoundError)) {
+				klog.InfoS("Releasing the address of a pod that is gone", "container", a.ContainerID, "address", a.Addr)
+				errs = append(errs, s.del(a.ContainerID, a.Ifname))
+			}
+		}
+		unlock()
+	}
+	return errors.Join(errs...)
 }
 
 // gc removes all attachments but the valid ones.
