@@ -127,10 +127,10 @@ func validateVolume(v *corev1.PersistentVolume) field.ErrorList {
 	if v.Spec.StorageClassName != "" {
 		errs = append(errs, invalidIf(validation.IsDNS1123Subdomain(v.Spec.StorageClassName), p.Child("storageClassName"), v.Spec.StorageClassName)...)
 	}
-	return append(errs, validateVolumeSource(v, p)...)
+	return append(errs, validatePersistentVolumeSource(v, p)...)
 }
 
-func validateVolumeSource(v *corev1.PersistentVolume, p *field.Path) field.ErrorList {
+func validatePersistentVolumeSource(v *corev1.PersistentVolume, p *field.Path) field.ErrorList {
 	s := v.Spec.PersistentVolumeSource
 	var errs field.ErrorList
 	n := 0
