@@ -60,7 +60,7 @@ func TestKubectl(t *testing.T) {
 	})
 	run("exec -it has a terminal", func(t *testing.T, c *cluster) {
 		// script(1) gives kubectl a terminal, 24 lines of 80.
-		inner := c.kubectlCommand("exec", "-it", "ticker", "--", "sh", "-c", "tty; while s=$(stty size 2>&1); test -z \"$s\"; do sleep 0.1; done; echo $s; read line; echo got $line")
+		inner := c.kubectlCommand("exec", "-it", "ticker", "--", "sh", "-c", "tty; while s=$(stty size 2>/dev/null); test -z \"$s\"; do sleep 0.1; done; echo $s; read line; echo got $line")
 		cmd := exec.CommandContext(t.Context(), "script", "-qec", "stty rows 24 cols 80; "+quoted(inner.Args), "/dev/null")
 		cmd.Stdin = strings.NewReader("hello\n")
 		out, err := cmd.CombinedOutput()

@@ -90,7 +90,7 @@ func validateClaim(c *corev1.PersistentVolumeClaim) field.ErrorList {
 // validateClaimUpdate lets a bound claim grow and change its attributes class; all else is settled at creation, but for the
 // volume, which the binder fills in.
 func validateClaimUpdate(c, old *corev1.PersistentVolumeClaim) field.ErrorList {
-	errs := validateClaim(c)
+	var errs field.ErrorList
 	was, is := old.Spec.DeepCopy(), c.Spec.DeepCopy()
 	if was.VolumeName == "" {
 		was.VolumeName = is.VolumeName
@@ -188,7 +188,7 @@ func cleanPath(v string, p *field.Path) field.ErrorList {
 
 // validateVolumeUpdate: what a volume is does not change.
 func validateVolumeUpdate(v, old *corev1.PersistentVolume) field.ErrorList {
-	errs := validateVolume(v)
+	var errs field.ErrorList
 	if !apiequality.Semantic.DeepEqual(v.Spec.PersistentVolumeSource, old.Spec.PersistentVolumeSource) {
 		errs = append(errs, field.Forbidden(field.NewPath("spec", "persistentvolumesource"), "spec.persistentvolumesource is immutable after creation"))
 	}
