@@ -74,6 +74,7 @@ int strake_uplink(struct __sk_buff *skb)
 	struct endpoint *ep = 0;
 	struct backend *be;
 	struct flow *f;
+	__u32 slot;
 
 	if (parse(skb, &p) != PARSED || !p.ports)
 		return TC_ACT_OK;
@@ -87,7 +88,7 @@ int strake_uplink(struct __sk_buff *skb)
 		ep = bpf_map_lookup_elem(&endpoints, &to.addr);
 	}
 	if (!ep) {
-		be = lb_pick(fe);
+		be = lb_pick(fe, &slot);
 		if (!be)
 			return drop(DROP_NO_BACKEND);
 		to.addr = be->addr;

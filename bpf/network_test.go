@@ -377,3 +377,67 @@ func TestWithoutTCX(t *testing.T) {
 		t.Errorf("filters %v, %v", filters, err)
 	}
 }
+
+// All datagrams of a socket to a Service go to one backend, while it is one; sockets spread.
+func TestDatagramsOfASocketGoOneWay(t *testing.T) {
+	l := newLab(t)
+	const frontend = "10.96.0.5:80"
+	l.service(t, frontend)
+	backends := map[string]netip.AddrPort{"pod0": ap(pod + ":8080"), "pod1": ap(other + ":8080")}
+	set := func(list ...netip.AddrPort) {
+		t.Helper()
+		_, err := l.d.LoadBalancers().Replace("u", []LoadBalancer{{Name: "ns/web:17", Protocol: 17, Frontends: []netip.AddrPort{ap(frontend)}, Backends: list}})
+		must(t, err)
+	}
+	type socket struct {
+		*net.UDPConn
+		backend string
+	}
+	ask := func(s *socket) {
+		t.Helper()
+		s.SetDeadline(time.Now().Add(5 * time.Second))
+		_, err := s.WriteToUDPAddrPort([]byte("x"), ap(frontend))
+		must(t, err)
+		b := make([]byte, 100)
+		n, from, err := s.ReadFromUDPAddrPort(b)
+		must(t, err)
+		if from != ap(frontend) {
+			t.Errorf("the reply is of %s", from)
+		}
+		s.backend = strings.Fields(string(b[:n]))[0]
+	}
+	var sockets []*socket
+	seen := map[string]int{}
+	for range 40 {
+		var s socket
+		l.node.within(t, func() (err error) { s.UDPConn, err = net.ListenUDP("udp4", nil); return err })
+		defer s.Close()
+		ask(&s)
+		seen[s.backend]++
+		for range 10 {
+			was := s.backend
+			if ask(&s); s.backend != was {
+				t.Fatalf("from %s to %s", was, s.backend)
+			}
+		}
+		sockets = append(sockets, &s)
+	}
+	if seen["pod0"] == 0 || seen["pod1"] == 0 {
+		t.Errorf("backends %v", seen)
+	}
+	for _, left := range []string{"pod1", "pod0"} { // each of them once goes, whatever its slot
+		set(backends[left])
+		for _, s := range sockets {
+			if ask(s); s.backend != left {
+				t.Errorf("%s is no backend any more", s.backend)
+			}
+		}
+	}
+	// Another backend comes: nobody moves.
+	set(backends["pod0"], backends["pod1"])
+	for _, s := range sockets {
+		if ask(s); s.backend != "pod0" {
+			t.Errorf("moved to %s", s.backend)
+		}
+	}
+}

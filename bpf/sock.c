@@ -16,18 +16,28 @@ const volatile __u64 node_cgroup;  /* id of the node's cgroup2 folder */
 const volatile __u32 node_level;   /* its depth below the root */
 const volatile __u8 has_set_retval; /* the kernel lets these hooks choose an error (Linux 6.1) */
 
-struct reverse_key {
+enum { ROW_REVERSE, ROW_CHOICE };
+
+struct socket_key {
 	__u64 cookie;
 	__be32 addr;
 	__be16 port;
-	__u16 pad;
+	__u16 row;
 };
 
+struct peer {
+	__be32 addr;
+	__be16 port;
+	__u16 slot; /* of a choice */
+};
+
+/* What is known of a socket. ROW_REVERSE: the frontend that it asked for, by the backend that it got.
+ * ROW_CHOICE: the backend that its datagrams to a frontend go to. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, LB_REVERSE);
-	__type(key, struct reverse_key);
-	__type(value, struct backend); /* the frontend that the program asked for */
+	__type(key, struct socket_key);
+	__type(value, struct peer);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } sock_reverse SEC(".maps");
 
@@ -42,14 +52,28 @@ static __always_inline int ours(struct bpf_sock_addr *ctx)
 
 enum fate { PASS, REFUSE, TRANSLATE };
 
+/* The backend that a socket's datagrams to a frontend went to, while its slot is still that backend's. All of them go one way, connected or
+ * not, as through a connection's entry: QUIC and others keep a state with their peer. */
+static __always_inline struct backend *chosen(const struct frontend *fe, const struct socket_key *key)
+{
+	struct peer *was = bpf_map_lookup_elem(&sock_reverse, key);
+	struct backend *be;
+
+	if (!was || was->slot >= fe->backends)
+		return 0;
+	be = lb_slot(fe, was->slot);
+	return be && be->addr == was->addr && be->port == was->port ? be : 0;
+}
+
 /* What is to become of a socket's way to addr; with TRANSLATE, to says where it goes. */
-static __always_inline enum fate forward(struct bpf_sock_addr *ctx, __be32 addr, struct backend *to)
+static __always_inline enum fate forward(struct bpf_sock_addr *ctx, __be32 addr, struct peer *to)
 {
 	__be16 port = ctx->user_port;
-	struct reverse_key key = {};
-	struct backend asked = { .addr = addr, .port = port };
+	struct socket_key key = { .addr = addr, .port = port, .row = ROW_CHOICE };
+	struct peer asked = { .addr = addr, .port = port };
 	struct frontend *fe;
-	struct backend *be;
+	struct backend *be = 0;
+	__u32 slot;
 
 	if (ctx->protocol != IPPROTO_TCP && ctx->protocol != IPPROTO_UDP)
 		return PASS;
@@ -58,7 +82,18 @@ static __always_inline enum fate forward(struct bpf_sock_addr *ctx, __be32 addr,
 	fe = lb_frontend(addr, port, ctx->protocol);
 	if (!fe)
 		return PASS;
-	be = lb_pick(fe);
+	key.cookie = bpf_get_socket_cookie(ctx);
+	if (ctx->protocol == IPPROTO_UDP)
+		be = chosen(fe, &key);
+	if (!be) {
+		be = lb_pick(fe, &slot);
+		if (be && ctx->protocol == IPPROTO_UDP && slot <= 0xffff) {
+			struct peer choice = { .addr = be->addr, .port = be->port, .slot = slot };
+
+			/* Without a row the next datagram may go elsewhere, but it goes. */
+			bpf_map_update_elem(&sock_reverse, &key, &choice, BPF_ANY);
+		}
+	}
 	if (!be) {
 		count(DROP_NO_BACKEND);
 		if (has_set_retval) {
@@ -71,23 +106,21 @@ static __always_inline enum fate forward(struct bpf_sock_addr *ctx, __be32 addr,
 		to->port = 0;
 		return TRANSLATE;
 	}
-	key.cookie = bpf_get_socket_cookie(ctx);
-	key.addr = be->addr;
-	key.port = be->port;
+	to->addr = key.addr = be->addr;
+	to->port = key.port = be->port;
+	key.row = ROW_REVERSE;
 	/* Without the reverse row a reply would come from a stranger: refuse rather than mislead. */
 	if (bpf_map_update_elem(&sock_reverse, &key, &asked, BPF_ANY)) {
 		count(DROP_CONNTRACK_FULL);
 		return REFUSE;
 	}
-	to->addr = key.addr;
-	to->port = key.port;
 	return TRANSLATE;
 }
 
 /* What the program asked, when the socket tells of the backend at addr. */
-static __always_inline struct backend *reverse(struct bpf_sock_addr *ctx, __be32 addr)
+static __always_inline struct peer *reverse(struct bpf_sock_addr *ctx, __be32 addr)
 {
-	struct reverse_key key = {};
+	struct socket_key key = { .row = ROW_REVERSE };
 
 	key.cookie = bpf_get_socket_cookie(ctx);
 	key.addr = addr;
@@ -98,7 +131,7 @@ static __always_inline struct backend *reverse(struct bpf_sock_addr *ctx, __be32
 /* 0 makes the call fail: with EPERM, unless a return value is set. */
 static __always_inline int forward4(struct bpf_sock_addr *ctx)
 {
-	struct backend to = {};
+	struct peer to = {};
 
 	switch (forward(ctx, ctx->user_ip4, &to)) {
 	case REFUSE:
@@ -115,7 +148,7 @@ static __always_inline int forward4(struct bpf_sock_addr *ctx)
 
 static __always_inline int reverse4(struct bpf_sock_addr *ctx)
 {
-	struct backend *asked = reverse(ctx, ctx->user_ip4);
+	struct peer *asked = reverse(ctx, ctx->user_ip4);
 
 	if (asked) {
 		ctx->user_ip4 = asked->addr;
@@ -157,7 +190,7 @@ static __always_inline int mapped(const struct bpf_sock_addr *ctx)
 
 static __always_inline int reverse6(struct bpf_sock_addr *ctx)
 {
-	struct backend *asked;
+	struct peer *asked;
 
 	if (!mapped(ctx))
 		return 1;
@@ -172,7 +205,7 @@ static __always_inline int reverse6(struct bpf_sock_addr *ctx)
 SEC("cgroup/connect6")
 int strake_connect6(struct bpf_sock_addr *ctx)
 {
-	struct backend to = {};
+	struct peer to = {};
 
 	if (!mapped(ctx))
 		return 1;

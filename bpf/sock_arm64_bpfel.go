@@ -34,12 +34,11 @@ type sockFrontendKey struct {
 	Pad   uint8
 }
 
-type sockReverseKey struct {
-	_      structs.HostLayout
-	Cookie uint64
-	Addr   uint32
-	Port   uint16
-	Pad    uint16
+type sockPeer struct {
+	_    structs.HostLayout
+	Addr uint32
+	Port uint16
+	Slot uint16
 }
 
 type sockService struct {
@@ -54,6 +53,14 @@ type sockSlotKey struct {
 	_       structs.HostLayout
 	Service uint32
 	Slot    uint32
+}
+
+type sockSocketKey struct {
+	_      structs.HostLayout
+	Cookie uint64
+	Addr   uint32
+	Port   uint16
+	Row    uint16
 }
 
 // Names of all BPF objects in the ELF.

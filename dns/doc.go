@@ -6,5 +6,6 @@
 //
 // The contract is the Kubernetes DNS-based service discovery specification 1.1.0. Its one idea: what the kernel answers
 // is what Records would answer, so that it makes no difference to a client who did (a test compares the two). Nothing
-// is listed for a query, and nothing is asked of the API server: answers go on while that is away.
+// is listed for a query, and nothing is asked of the API server: answers go on while that is away. Before the cluster was
+// seen once, nothing in it is denied: the answer is SERVFAIL.
 package dns

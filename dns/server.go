@@ -2,6 +2,7 @@ package dns
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -17,6 +18,7 @@ import (
 
 const (
 	maxChase = 8                // CNAMEs in a chain
+	burst    = 4 << 20          // bytes of queries that wait; what finds no room is lost, and its client waits 5 s
 	udpSize  = 1232             // what we take in a datagram: no path cuts it into fragments
 	maxUDP   = 65535 - 28       // what IPv4 carries in one
 	deadline = 10 * time.Second // of a query: two upstreams that do not answer take eight
@@ -37,13 +39,16 @@ func NewServer(r *Records, f *Forwarder, listen ...netip.AddrPort) *Server {
 // Run serves until ctx ends. An address that can't be listened on is an error.
 func (s *Server) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
-	// A successor may listen before its predecessor has ended.
-	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+	lc := net.ListenConfig{Control: func(network, _ string, c syscall.RawConn) error {
 		var err error
-		if cerr := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, 1) }); cerr != nil {
-			return cerr
-		}
-		return err
+		cerr := c.Control(func(fd uintptr) {
+			// A successor may listen before its predecessor has ended.
+			err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)
+			if err == nil && strings.HasPrefix(network, "udp") {
+				err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, burst)
+			}
+		})
+		return errors.Join(cerr, err)
 	}}
 	for _, addr := range s.listen {
 		p, err := lc.ListenPacket(ctx, "udp", addr.String())

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+	"golang.org/x/sys/unix"
 )
 
 var at = netip.AddrPortFrom(self, 53)
@@ -247,6 +248,34 @@ func TestManyClients(t *testing.T) {
 		})
 	}
 	wg.Wait()
+}
+
+// Queries that come all at once wait; none is lost.
+func TestBurst(t *testing.T) {
+	startServer(t)
+	const queries = 3000
+	c := dial(t, "udp")
+	raw, err := c.(*net.UDPConn).SyscallConn()
+	must(t, err)
+	must(t, raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 2*burst) }))
+	must(t, err)
+	// Headless with 60 addresses: to answer takes longer than to ask.
+	q := new(dns.Msg).SetQuestion("many.default.svc.cluster.local.", dns.TypeA)
+	for i := range queries {
+		q.Id = uint16(i)
+		data, err := q.Pack()
+		must(t, err)
+		_, err = c.Write(data)
+		must(t, err)
+	}
+	answered := map[uint16]bool{}
+	b := make([]byte, 2000)
+	for len(answered) < queries {
+		if _, err := c.Read(b); err != nil {
+			t.Fatalf("%d of %d are answered: %v", len(answered), queries, err)
+		}
+		answered[binary.BigEndian.Uint16(b)] = true
+	}
 }
 
 // A client that says half a message, or nothing, holds up nobody.

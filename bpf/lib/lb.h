@@ -77,22 +77,29 @@ static __always_inline struct frontend *lb_frontend(__be32 addr, __be16 port, __
 	return bpf_map_lookup_elem(&lb_frontends, &key);
 }
 
+/* What a slot of a service holds. */
+static __always_inline struct backend *lb_slot(const struct frontend *fe, __u32 slot)
+{
+	struct slot_key key = { .service = fe->service, .slot = slot };
+
+	return bpf_map_lookup_elem(&lb_backends, &key);
+}
+
 /* A service that shrinks deletes its last slots after the frontend is rewritten; a program that read the old count may meet
  * a hole, so it falls back to slot 0, which is the last one to go. */
-static __always_inline struct backend *lb_pick(const struct frontend *fe)
+static __always_inline struct backend *lb_pick(const struct frontend *fe, __u32 *slot)
 {
-	struct slot_key key = { .service = fe->service };
-	__u32 n = fe->backends;
 	struct backend *be;
 
-	if (!n)
+	*slot = 0;
+	if (!fe->backends)
 		return 0;
-	key.slot = ((__u64)bpf_get_prandom_u32() * n) >> 32;
-	be = bpf_map_lookup_elem(&lb_backends, &key);
+	*slot = ((__u64)bpf_get_prandom_u32() * fe->backends) >> 32;
+	be = lb_slot(fe, *slot);
 	if (be)
 		return be;
-	key.slot = 0;
-	return bpf_map_lookup_elem(&lb_backends, &key);
+	*slot = 0;
+	return lb_slot(fe, 0);
 }
 
 #endif

@@ -1,0 +1,122 @@
+package main
+
+import (
+	"errors"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+)
+
+// listen finds a free address and serves on it for as long as the test binary runs.
+func listen(t *testing.T) string {
+	t.Helper()
+	probe, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := probe.Addr().String()
+	probe.Close()
+	go serve(addr)
+	for {
+		c, err := net.DialTimeout("tcp4", addr, timeout)
+		if err == nil {
+			c.Close()
+			return addr
+		}
+	}
+}
+
+func TestModes(t *testing.T) {
+	addr := listen(t)
+	for _, mode := range []string{"connect", "keepalive", "stream", "udp", "udp-connected"} {
+		open, err := opener(mode, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := compare([2]string{addr, addr}, open, 2, 5*time.Millisecond, 3)
+		if err != nil {
+			t.Errorf("%s: %v", mode, err)
+			continue
+		}
+		if r.A.Asked == 0 || r.B.Asked == 0 || r.A.Rate <= 0 || r.Ratio <= 0 || r.A.Median <= 0 || r.A.P95 < r.A.Median {
+			t.Errorf("%s: %+v", mode, r)
+		}
+	}
+}
+
+// TestQuery asks a server of another's making: what it reads is what was meant.
+func TestQuery(t *testing.T) {
+	conn, err := net.ListenPacket("udp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	asked := make(chan *dns.Msg, 8)
+	srv := &dns.Server{PacketConn: conn, Handler: dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) {
+		asked <- q
+		m := new(dns.Msg).SetReply(q)
+		if q.Question[0].Name == "web.default.svc.cluster.local." {
+			rr, _ := dns.NewRR(q.Question[0].Name + " 30 IN A 10.96.0.7")
+			m.Answer = []dns.RR{rr}
+		}
+		w.WriteMsg(m)
+	})}
+	go srv.ActivateAndServe()
+	t.Cleanup(func() { srv.Shutdown() })
+	for _, aa := range []bool{false, true} {
+		q, err := newQuery(conn.LocalAddr().String(), "web.default.svc.cluster.local", aa)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			if err := q.ask(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	empty, err := newQuery(conn.LocalAddr().String(), "nobody.default.svc.cluster.local", false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := empty.ask(); err == nil {
+		t.Error("a reply without an answer passed for one")
+	}
+	for i := range 4 {
+		if m := <-asked; !m.RecursionDesired || m.Authoritative != (i >= 2) || m.Question[0].Qtype != dns.TypeA || m.Id != uint16(i%2+1) {
+			t.Errorf("query %d was read as %v", i, m)
+		}
+	}
+}
+
+// scripted is a session that takes as long as it says.
+type scripted struct {
+	takes time.Duration
+	err   error
+}
+
+func (s scripted) ask() error { time.Sleep(s.takes); return s.err }
+
+func TestCompare(t *testing.T) {
+	open := func(addr string, second bool) (session, error) {
+		if addr == "broken" {
+			return scripted{err: errors.New("no answer")}, nil
+		}
+		if second {
+			return scripted{takes: 8 * time.Millisecond}, nil
+		}
+		return scripted{takes: 2 * time.Millisecond}, nil
+	}
+	r, err := compare([2]string{"a", "b"}, open, 1, 30*time.Millisecond, 4)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Sleeps only get longer, and four times is far from once.
+	if r.Ratio <= 1 || r.A.Rate <= r.B.Rate || r.A.Median >= r.B.Median {
+		t.Errorf("a server that takes a quarter of the time: %+v", r)
+	}
+	if _, err := compare([2]string{"a", "broken"}, open, 1, time.Millisecond, 1); err == nil || !strings.Contains(err.Error(), "broken") {
+		t.Errorf("a server without answers: %v", err)
+	}
+}
