@@ -51,7 +51,7 @@ bench: test-packages build
 	bin/bench -json bin/bench.json $(BENCH_FLAGS)
 
 cross:
-	GOARCH=arm64 $(GO) build -o /dev/null ./cmd/strake-cni
+	GOARCH=arm64 $(GO) build -o bin/arm64/ ./cmd/...
 	GOARCH=arm64 $(GO) vet ./bpf
 
 # Makes the BPF objects and the OpenAPI definitions anew: wants clang-19, llvm-19, libbpf-dev.
