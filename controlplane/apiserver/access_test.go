@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
+	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -216,6 +218,15 @@ func testUsers(a *api) {
 	}
 	if !can("create", "deployments") || can("escalate", "deployments") {
 		a.Error("ann can't tell what she may do")
+	}
+	// Who asks for a certificate can't say who he is.
+	csr := must(a.client.CertificatesV1().CertificateSigningRequests().Create(ctx, &certificatesv1.CertificateSigningRequest{
+		ObjectMeta: metav1.ObjectMeta{Name: a.ns}, Spec: certificatesv1.CertificateSigningRequestSpec{
+			Request: []byte("x"), SignerName: "test.strake.io/x", Usages: []certificatesv1.KeyUsage{certificatesv1.UsageClientAuth}, Username: "root", Groups: []string{"wheel"},
+		},
+	}, create))(a)
+	if csr.Spec.Username != "admin" || slices.Contains(csr.Spec.Groups, "wheel") || !slices.Contains(csr.Spec.Groups, "system:masters") {
+		a.Errorf("asked by %q of %q", csr.Spec.Username, csr.Spec.Groups)
 	}
 	// Who may, acts as others: kubectl --as.
 	asAnn := rest.CopyConfig(a.server.Admin)

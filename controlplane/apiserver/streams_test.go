@@ -63,6 +63,13 @@ func (k *kubelet) ExecInContainer(_ context.Context, pod, _, container string, c
 	return nil
 }
 
+// AttachContainer says to whom the client is attached, and repeats what it says.
+func (k *kubelet) AttachContainer(_ context.Context, pod, _, container string, in io.Reader, out, _ io.WriteCloser, tty bool, _ <-chan criremote.TerminalSize) error {
+	fmt.Fprintf(out, "attached to %s/%s tty=%v\n", pod, container, tty)
+	_, err := io.Copy(out, in)
+	return err
+}
+
 // PortForward answers with the port and what it read.
 func (k *kubelet) PortForward(_ context.Context, _, _ string, port int32, stream io.ReadWriteCloser) error {
 	defer stream.Close()
@@ -91,10 +98,14 @@ func (k *kubelet) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 	case parts[0] == "containerLogs":
 		http.Error(w, "container not started", http.StatusBadRequest)
-	case parts[0] == "exec":
+	case parts[0] == "exec" || parts[0] == "attach":
 		options, err := criremote.NewOptions(r)
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		if parts[0] == "attach" {
+			criremote.ServeAttach(w, r, k, parts[2], "", parts[3], options, protocolTimeout, protocolTimeout, criremote.SupportedStreamingProtocols)
 			return
 		}
 		criremote.ServeExec(w, r, k, parts[2], "", parts[3], r.URL.Query()["command"], options, protocolTimeout, protocolTimeout, criremote.SupportedStreamingProtocols)
@@ -205,6 +216,13 @@ func testStreams(a *api) {
 			if want := "p/c [\"top\" \"two words\"] tty=true\nq"; err != nil || out.String() != want {
 				t.Errorf("terminal %q, %v", out.String(), err)
 			}
+			out.Reset()
+			attach := a.client.CoreV1().RESTClient().Post().Namespace(a.ns).Resource("pods").Name("p").SubResource("attach").
+				Param("container", "d").Param("stdin", "true").Param("stdout", "true")
+			err = executor(&http.Request{URL: attach.URL()}).StreamWithContext(t.Context(), remotecommand.StreamOptions{Stdin: strings.NewReader("hello"), Stdout: &out})
+			if want := "attached to p/d tty=false\nhello"; err != nil || out.String() != want {
+				t.Errorf("attached %q, %v", out.String(), err)
+			}
 			err = executor(url("fail", false, false)).StreamWithContext(t.Context(), remotecommand.StreamOptions{Stdout: io.Discard, Stderr: io.Discard})
 			if exit, ok := err.(utilexec.ExitError); !ok || exit.ExitStatus() != 7 {
 				t.Errorf("a command that fails: %v", err)
@@ -212,7 +230,7 @@ func testStreams(a *api) {
 		})
 	}
 	for _, asked := range k.requests() {
-		if !strings.HasPrefix(asked, "/exec/"+a.ns+"/p/c?") {
+		if !strings.HasPrefix(asked, "/exec/"+a.ns+"/p/c?") && !strings.HasPrefix(asked, "/attach/"+a.ns+"/p/d?") {
 			a.Errorf("asked for %s", asked)
 		}
 	}

@@ -22,11 +22,11 @@ func testSystem(a *api) {
 		a.Errorf("Service kubernetes %+v", s.Spec)
 	}
 	e := must(a.client.CoreV1().Endpoints("default").Get(ctx, "kubernetes", get))(a)
-	if len(e.Subsets) != 1 || e.Subsets[0].Addresses[0].IP != "127.0.0.1" || !strings.HasSuffix(a.server.Admin.Host, fmt.Sprintf(":%d", e.Subsets[0].Ports[0].Port)) {
+	if len(e.Subsets) != 1 || e.Subsets[0].Addresses[0].IP != "192.0.2.1" || !strings.HasSuffix(a.server.Admin.Host, fmt.Sprintf(":%d", e.Subsets[0].Ports[0].Port)) {
 		a.Errorf("Endpoints kubernetes %+v", e.Subsets)
 	}
 	slices := must(a.client.DiscoveryV1().EndpointSlices("default").List(ctx, metav1.ListOptions{LabelSelector: discoveryv1.LabelServiceName + "=kubernetes"}))(a)
-	if len(slices.Items) != 1 || slices.Items[0].Endpoints[0].Addresses[0] != "127.0.0.1" {
+	if len(slices.Items) != 1 || slices.Items[0].Endpoints[0].Addresses[0] != "192.0.2.1" {
 		a.Errorf("EndpointSlices of kubernetes %+v", slices.Items)
 	}
 	for _, name := range []string{"default", "kube-system", "kube-public", "kube-node-lease"} {

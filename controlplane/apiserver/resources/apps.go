@@ -152,7 +152,24 @@ func statefulSets() *descriptor.Resource {
 			}
 		}),
 		Validate: descriptor.Check(func(s *appsv1.StatefulSet) field.ErrorList {
-			return validateWorkload("StatefulSet", s.Spec.Replicas, s.Spec.Selector, &s.Spec.Template, field.NewPath("spec"))
+			p := field.NewPath("spec")
+			errs := validateWorkload("StatefulSet", s.Spec.Replicas, s.Spec.Selector, &s.Spec.Template, p)
+			errs = append(errs, oneOf(s.Spec.PodManagementPolicy, p.Child("podManagementPolicy"), appsv1.OrderedReadyPodManagement, appsv1.ParallelPodManagement)...)
+			u, up := s.Spec.UpdateStrategy, p.Child("updateStrategy")
+			errs = append(errs, oneOf(u.Type, up.Child("type"), appsv1.RollingUpdateStatefulSetStrategyType, appsv1.OnDeleteStatefulSetStrategyType)...)
+			if r := u.RollingUpdate; r != nil {
+				if u.Type == appsv1.OnDeleteStatefulSetStrategyType {
+					errs = append(errs, field.Invalid(up.Child("rollingUpdate"), r, "only allowed for updateStrategy 'RollingUpdate'"))
+				}
+				if r.Partition != nil {
+					errs = append(errs, apivalidation.ValidateNonnegativeField(int64(*r.Partition), up.Child("rollingUpdate", "partition"))...)
+				}
+			}
+			errs = append(errs, apivalidation.ValidateNonnegativeField(int64(s.Spec.MinReadySeconds), p.Child("minReadySeconds"))...)
+			if o := s.Spec.Ordinals; o != nil {
+				errs = append(errs, apivalidation.ValidateNonnegativeField(int64(o.Start), p.Child("ordinals", "start"))...)
+			}
+			return errs
 		}),
 		ValidateUpdate: descriptor.CheckUpdate(func(s, old *appsv1.StatefulSet) field.ErrorList {
 			want := old.Spec.DeepCopy()
@@ -202,7 +219,22 @@ func daemonSets() *descriptor.Resource {
 			defaultPodSpec(&d.Spec.Template.Spec)
 		}),
 		Validate: descriptor.Check(func(d *appsv1.DaemonSet) field.ErrorList {
-			return validateWorkload("DaemonSet", nil, d.Spec.Selector, &d.Spec.Template, field.NewPath("spec"))
+			p := field.NewPath("spec")
+			errs := validateWorkload("DaemonSet", nil, d.Spec.Selector, &d.Spec.Template, p)
+			u, up := d.Spec.UpdateStrategy, p.Child("updateStrategy")
+			errs = append(errs, oneOf(u.Type, up.Child("type"), appsv1.RollingUpdateDaemonSetStrategyType, appsv1.OnDeleteDaemonSetStrategyType)...)
+			if r := u.RollingUpdate; u.Type == appsv1.RollingUpdateDaemonSetStrategyType && r != nil {
+				rp := up.Child("rollingUpdate")
+				errs = append(errs, validateShare(r.MaxUnavailable, rp.Child("maxUnavailable"), true)...)
+				errs = append(errs, validateShare(r.MaxSurge, rp.Child("maxSurge"), true)...)
+				switch more, less := isZeroShare(r.MaxSurge), isZeroShare(r.MaxUnavailable); {
+				case more && less:
+					errs = append(errs, field.Required(rp.Child("maxUnavailable"), "cannot be 0 when maxSurge is 0"))
+				case !more && !less:
+					errs = append(errs, field.Invalid(rp.Child("maxSurge"), r.MaxSurge, "may not be set when maxUnavailable is non-zero"))
+				}
+			}
+			return append(errs, apivalidation.ValidateNonnegativeField(int64(d.Spec.MinReadySeconds), p.Child("minReadySeconds"))...)
 		}),
 		ValidateUpdate: descriptor.CheckUpdate(func(d, old *appsv1.DaemonSet) field.ErrorList {
 			return apivalidation.ValidateImmutableField(d.Spec.Selector, old.Spec.Selector, field.NewPath("spec", "selector"))

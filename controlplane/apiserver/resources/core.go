@@ -59,6 +59,15 @@ func nodes() *descriptor.Resource {
 	return kind[corev1.Node, corev1.NodeList]("Node", descriptor.Resource{
 		GroupVersion: corev1.SchemeGroupVersion, ShortNames: []string{"no"}, StoragePrefix: "minions",
 		Status: true,
+		// The old field and the first of the list are the same; clients know only one of them.
+		Default: descriptor.Each(func(n *corev1.Node) {
+			switch s := &n.Spec; {
+			case s.PodCIDR != "" && (len(s.PodCIDRs) == 0 || s.PodCIDRs[0] != s.PodCIDR):
+				s.PodCIDRs = []string{s.PodCIDR}
+			case s.PodCIDR == "" && len(s.PodCIDRs) > 0:
+				s.PodCIDR = s.PodCIDRs[0]
+			}
+		}),
 		Validate: descriptor.Check(func(n *corev1.Node) field.ErrorList {
 			var errs field.ErrorList
 			seen := sets.New[string]()
@@ -295,6 +304,7 @@ func endpoints() *descriptor.Resource {
 			}
 		}),
 		AllowCreateOnUpdate: true,
+		Validate:            descriptor.Check(validateEndpoints),
 		Columns: []descriptor.Column{
 			{Name: "Endpoints", Cell: descriptor.Cell(func(e *corev1.Endpoints) string {
 				var out []string

@@ -58,6 +58,8 @@ func TestDefaults(t *testing.T) {
 		"service":     &corev1.Service{Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{{Port: 80}}}},
 		"balancer":    &corev1.Service{Spec: corev1.ServiceSpec{Type: "LoadBalancer", SessionAffinity: "ClientIP"}},
 		"external":    &corev1.Service{Spec: corev1.ServiceSpec{Type: "ExternalName", ExternalName: "x", SessionAffinityConfig: &corev1.SessionAffinityConfig{}}},
+		"addresses":   &corev1.Pod{Spec: podSpec(), Status: corev1.PodStatus{PodIP: "10.0.0.1", PodIPs: []corev1.PodIP{{IP: "10.0.0.9"}}, HostIPs: []corev1.HostIP{{IP: "10.1.0.1"}, {IP: "fd00::1"}}}},
+		"node":        &corev1.Node{Spec: corev1.NodeSpec{PodCIDR: "10.0.0.0/24"}},
 		"namespace":   &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "n"}},
 		"secret":      &corev1.Secret{StringData: map[string]string{"k": "v"}, Data: map[string][]byte{"k": []byte("old")}},
 		"slice":       &discoveryv1.EndpointSlice{Ports: []discoveryv1.EndpointPort{{}}},

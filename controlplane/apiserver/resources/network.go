@@ -28,18 +28,31 @@ func discovery() []*descriptor.Resource {
 		}),
 		Validate: descriptor.Check(func(s *discoveryv1.EndpointSlice) field.ErrorList {
 			errs := oneOf(s.AddressType, field.NewPath("addressType"), discoveryv1.AddressTypeIPv4, discoveryv1.AddressTypeIPv6, discoveryv1.AddressTypeFQDN)
-			if len(s.Endpoints) > 1000 {
-				errs = append(errs, field.TooMany(field.NewPath("endpoints"), len(s.Endpoints), 1000))
+			if len(s.Endpoints) > maxSliceEndpoints {
+				errs = append(errs, field.TooMany(field.NewPath("endpoints"), len(s.Endpoints), maxSliceEndpoints))
 			}
+			errs = append(errs, validateSlicePorts(s.Ports, field.NewPath("ports"))...)
 			for i, e := range s.Endpoints {
 				p := field.NewPath("endpoints").Index(i).Child("addresses")
+				if len(e.Addresses) > maxSliceAddresses {
+					errs = append(errs, field.TooMany(p, len(e.Addresses), maxSliceAddresses))
+				}
+				if h := e.Hostname; h != nil {
+					errs = append(errs, invalidIf(validation.IsDNS1123Label(*h), field.NewPath("endpoints").Index(i).Child("hostname"), *h)...)
+				}
 				if len(e.Addresses) == 0 {
 					errs = append(errs, field.Required(p, "must contain at least 1 endpoint"))
 				}
 				for j, a := range e.Addresses {
 					switch s.AddressType {
 					case discoveryv1.AddressTypeIPv4, discoveryv1.AddressTypeIPv6:
-						errs = append(errs, validation.IsValidIPForLegacyField(p.Index(j), a, true, nil)...)
+						if bad := validation.IsValidIPForLegacyField(p.Index(j), a, true, nil); len(bad) > 0 {
+							errs = append(errs, bad...)
+						} else if ip, err := netip.ParseAddr(a); err == nil && ip.Is4() != (s.AddressType == discoveryv1.AddressTypeIPv4) {
+							errs = append(errs, field.Invalid(p.Index(j), a, "must be an "+string(s.AddressType)+" address"))
+						} else {
+							errs = append(errs, validateOrdinaryIP(a, p.Index(j))...)
+						}
 					case discoveryv1.AddressTypeFQDN:
 						errs = append(errs, invalidIf(validation.IsDNS1123Subdomain(a), p.Index(j), a)...)
 					}
@@ -123,6 +136,7 @@ func networking() []*descriptor.Resource {
 		}),
 		kind[networkingv1.Ingress, networkingv1.IngressList]("Ingress", descriptor.Resource{
 			GroupVersion: networkingv1.SchemeGroupVersion, Plural: "ingresses", ShortNames: []string{"ing"}, Namespaced: true, Generation: true, Status: true,
+			Validate: descriptor.Check(validateIngress),
 			Columns: []descriptor.Column{
 				{Name: "Class", Cell: descriptor.Cell(func(i *networkingv1.Ingress) string {
 					if i.Spec.IngressClassName == nil {
@@ -158,6 +172,15 @@ func networking() []*descriptor.Resource {
 		}),
 		kind[networkingv1.IngressClass, networkingv1.IngressClassList]("IngressClass", descriptor.Resource{
 			GroupVersion: networkingv1.SchemeGroupVersion, Plural: "ingressclasses", Generation: true,
+			Validate: descriptor.Check(func(c *networkingv1.IngressClass) field.ErrorList {
+				if c.Spec.Controller == "" {
+					return field.ErrorList{field.Required(field.NewPath("spec", "controller"), "")}
+				}
+				return nil
+			}),
+			ValidateUpdate: descriptor.CheckUpdate(func(c, old *networkingv1.IngressClass) field.ErrorList {
+				return apivalidation.ValidateImmutableField(c.Spec.Controller, old.Spec.Controller, field.NewPath("spec", "controller"))
+			}),
 			Columns: []descriptor.Column{
 				{Name: "Controller", Cell: descriptor.Cell(func(i *networkingv1.IngressClass) string { return i.Spec.Controller })},
 				descriptor.Age,

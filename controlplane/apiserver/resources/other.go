@@ -1,6 +1,7 @@
 package resources
 
 import (
+	"context"
 	"strings"
 
 	admissionv1 "k8s.io/api/admissionregistration/v1"
@@ -13,10 +14,12 @@ import (
 	schedulingv1 "k8s.io/api/scheduling/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	apivalidation "k8s.io/apimachinery/pkg/api/validation"
+	metav1validation "k8s.io/apimachinery/pkg/apis/meta/v1/validation"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/apimachinery/pkg/util/validation/field"
+	genericapirequest "k8s.io/apiserver/pkg/endpoints/request"
 
 	"github.com/strake-io/strake/controlplane/apiserver/descriptor"
 )
@@ -165,10 +168,20 @@ func policy() []*descriptor.Resource {
 	return []*descriptor.Resource{kind[policyv1.PodDisruptionBudget, policyv1.PodDisruptionBudgetList]("PodDisruptionBudget", descriptor.Resource{
 		GroupVersion: policyv1.SchemeGroupVersion, ShortNames: []string{"pdb"}, Namespaced: true, Generation: true, Status: true,
 		Validate: descriptor.Check(func(b *policyv1.PodDisruptionBudget) field.ErrorList {
+			var errs field.ErrorList
+			p := field.NewPath("spec")
 			if b.Spec.MinAvailable != nil && b.Spec.MaxUnavailable != nil {
-				return field.ErrorList{field.Invalid(field.NewPath("spec"), "", "minAvailable and maxUnavailable cannot be both set")}
+				errs = append(errs, field.Invalid(p, "", "minAvailable and maxUnavailable cannot be both set"))
 			}
-			return nil
+			for name, v := range map[string]*intstr.IntOrString{"minAvailable": b.Spec.MinAvailable, "maxUnavailable": b.Spec.MaxUnavailable} {
+				if v != nil {
+					errs = append(errs, validateShare(v, p.Child(name), true)...)
+				}
+			}
+			if u := b.Spec.UnhealthyPodEvictionPolicy; u != nil {
+				errs = append(errs, oneOf(*u, p.Child("unhealthyPodEvictionPolicy"), policyv1.AlwaysAllow, policyv1.IfHealthyBudget)...)
+			}
+			return append(errs, metav1validation.ValidateLabelSelector(b.Spec.Selector, metav1validation.LabelSelectorValidationOptions{}, p.Child("selector"))...)
 		}),
 		Columns: []descriptor.Column{
 			{Name: "Min Available", Cell: descriptor.Cell(func(b *policyv1.PodDisruptionBudget) string { return share(b.Spec.MinAvailable) })},
@@ -182,6 +195,22 @@ func policy() []*descriptor.Resource {
 func certificates() []*descriptor.Resource {
 	return []*descriptor.Resource{kind[certificatesv1.CertificateSigningRequest, certificatesv1.CertificateSigningRequestList]("CertificateSigningRequest", descriptor.Resource{
 		GroupVersion: certificatesv1.SchemeGroupVersion, ShortNames: []string{"csr"}, Status: true,
+		// Who asks is not for the asker to say.
+		PrepareCreate: func(ctx context.Context, o runtime.Object) {
+			s := &o.(*certificatesv1.CertificateSigningRequest).Spec
+			s.Username, s.UID, s.Groups, s.Extra = "", "", nil, nil
+			u, ok := genericapirequest.UserFrom(ctx)
+			if !ok {
+				return
+			}
+			s.Username, s.UID, s.Groups = u.GetName(), u.GetUID(), u.GetGroups()
+			for k, v := range u.GetExtra() {
+				if s.Extra == nil {
+					s.Extra = map[string]certificatesv1.ExtraValue{}
+				}
+				s.Extra[k] = v
+			}
+		},
 		Validate: descriptor.Check(func(c *certificatesv1.CertificateSigningRequest) field.ErrorList {
 			var errs field.ErrorList
 			p := field.NewPath("spec")

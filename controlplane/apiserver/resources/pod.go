@@ -17,7 +17,11 @@ import (
 func pods() *descriptor.Resource {
 	return kind[corev1.Pod, corev1.PodList]("Pod", descriptor.Resource{
 		GroupVersion: corev1.SchemeGroupVersion, ShortNames: []string{"po"}, Categories: []string{"all"}, Namespaced: true,
-		Default:        descriptor.Each(func(p *corev1.Pod) { defaultPodSpec(&p.Spec); defaultPodOnly(&p.Spec) }),
+		Default: descriptor.Each(func(p *corev1.Pod) {
+			defaultPodSpec(&p.Spec)
+			defaultPodOnly(&p.Spec)
+			defaultPodIPs(&p.Status)
+		}),
 		Validate:       descriptor.Check(validatePod),
 		ValidateUpdate: descriptor.CheckUpdate(validatePodUpdate),
 		PrepareCreate: descriptor.Prepare(func(p *corev1.Pod) {
@@ -44,6 +48,23 @@ func pods() *descriptor.Resource {
 		},
 		IndexField: "spec.nodeName",
 	})
+}
+
+// defaultPodIPs keeps the old fields and the first of the lists that took their place the same; clients know only one of
+// them, and the old one counts (KEP-563).
+func defaultPodIPs(s *corev1.PodStatus) {
+	switch {
+	case s.PodIP != "" && (len(s.PodIPs) == 0 || s.PodIPs[0].IP != s.PodIP):
+		s.PodIPs = []corev1.PodIP{{IP: s.PodIP}}
+	case s.PodIP == "" && len(s.PodIPs) > 0:
+		s.PodIP = s.PodIPs[0].IP
+	}
+	switch {
+	case s.HostIP != "" && (len(s.HostIPs) == 0 || s.HostIPs[0].IP != s.HostIP):
+		s.HostIPs = []corev1.HostIP{{IP: s.HostIP}}
+	case s.HostIP == "" && len(s.HostIPs) > 0:
+		s.HostIP = s.HostIPs[0].IP
+	}
 }
 
 func boolText(b bool) string {

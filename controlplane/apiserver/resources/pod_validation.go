@@ -17,7 +17,12 @@ import (
 )
 
 func validatePod(p *corev1.Pod) field.ErrorList {
-	return validatePodSpec(&p.Spec, field.NewPath("spec"))
+	errs := validatePodSpec(&p.Spec, field.NewPath("spec"))
+	// A pod can't be bound while it has gates, nor get gates later.
+	if p.Spec.NodeName != "" && len(p.Spec.SchedulingGates) > 0 {
+		errs = append(errs, field.Forbidden(field.NewPath("spec", "nodeName"), "cannot be set until all schedulingGates have been cleared"))
+	}
+	return errs
 }
 
 // validatePodTemplate is for everything that makes pods.

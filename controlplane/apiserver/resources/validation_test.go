@@ -12,6 +12,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	policyv1 "k8s.io/api/policy/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	schedulingv1 "k8s.io/api/scheduling/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -389,6 +390,40 @@ func TestOthers(t *testing.T) {
 			[]string{"spec.podCIDRs[0]: Invalid value", "spec.taints[0].key: Invalid value", "spec.taints[1].effect: Required value", "spec.taints[3]: Duplicate value"}},
 		"EndpointSlice": {&discoveryv1.EndpointSlice{AddressType: "IPv4", Endpoints: []discoveryv1.Endpoint{{}, {Addresses: []string{"x", "10.0.0.1"}}}},
 			[]string{"endpoints[0].addresses: Required value", "endpoints[1].addresses[0]: Invalid value"}},
+		"ports of a slice": {&discoveryv1.EndpointSlice{AddressType: "IPv4", Ports: []discoveryv1.EndpointPort{{Name: ptr("A"), Port: ptr(int32(0))}, {}, {Protocol: ptr(corev1.Protocol("X"))}}},
+			[]string{"ports[0].name: Invalid value", "ports[0].port: Invalid value", "ports[2].name: Duplicate value", "ports[2].protocol: Unsupported value"}},
+		"addresses that lead nowhere": {&discoveryv1.EndpointSlice{AddressType: "IPv4", Endpoints: []discoveryv1.Endpoint{{Addresses: []string{"127.0.0.1"}}, {Addresses: []string{"fd00::1"}}, {Addresses: []string{"10.0.0.1"}, Hostname: ptr("A.b")}}},
+			[]string{"endpoints[0].addresses[0]: Invalid value", "endpoints[1].addresses[0]: Invalid value", "endpoints[2].hostname: Invalid value"}},
+		"Endpoints": {&corev1.Endpoints{Subsets: []corev1.EndpointSubset{{}, {NotReadyAddresses: []corev1.EndpointAddress{{IP: "x"}, {IP: "169.254.1.1"}}, Ports: []corev1.EndpointPort{{}, {Name: "a", Port: 1, Protocol: "X"}}}}}, //nolint:staticcheck // still served
+			[]string{"subsets[0]: Required value", "subsets[1].notReadyAddresses[0].ip: Invalid value", "subsets[1].notReadyAddresses[1].ip: Invalid value", "subsets[1].ports[0].name: Required value", "subsets[1].ports[0].port: Invalid value", "subsets[1].ports[1].protocol: Unsupported value"}},
+		"an empty Ingress": {&networkingv1.Ingress{}, []string{"spec: Invalid value"}},
+		"Ingress": {&networkingv1.Ingress{Spec: networkingv1.IngressSpec{
+			IngressClassName: ptr("A"), DefaultBackend: &networkingv1.IngressBackend{}, TLS: []networkingv1.IngressTLS{{Hosts: []string{"a_b"}}},
+			Rules: []networkingv1.IngressRule{{Host: "*.*.org", IngressRuleValue: networkingv1.IngressRuleValue{HTTP: &networkingv1.HTTPIngressRuleValue{}}}, {IngressRuleValue: networkingv1.IngressRuleValue{HTTP: &networkingv1.HTTPIngressRuleValue{Paths: []networkingv1.HTTPIngressPath{
+				{}, {PathType: ptr(networkingv1.PathTypePrefix), Path: "a", Backend: networkingv1.IngressBackend{Service: &networkingv1.IngressServiceBackend{}}},
+				{PathType: ptr(networkingv1.PathTypeExact), Path: "/a//b", Backend: networkingv1.IngressBackend{Service: &networkingv1.IngressServiceBackend{Name: "s", Port: networkingv1.ServiceBackendPort{Name: "http", Number: 1}}}},
+			}}}}},
+		}}, []string{
+			"spec.ingressClassName: Invalid value", "spec.defaultBackend: Required value", "spec.tls[0].hosts[0]: Invalid value", "spec.rules[0].host: Invalid value", "spec.rules[0].http.paths: Required value",
+			"spec.rules[1].http.paths[0].pathType: Required value", "spec.rules[1].http.paths[1].path: Invalid value", "spec.rules[1].http.paths[1].backend.service.name: Required value",
+			"spec.rules[1].http.paths[1].backend.service.port: Required value", "spec.rules[1].http.paths[2].path: Invalid value", "spec.rules[1].http.paths[2].backend.service.port: Invalid value",
+		}},
+		"IngressClass": {&networkingv1.IngressClass{}, []string{"spec.controller: Required value"}},
+		"PodDisruptionBudget": {&policyv1.PodDisruptionBudget{Spec: policyv1.PodDisruptionBudgetSpec{MinAvailable: ptr(intstr.FromString("x")), MaxUnavailable: ptr(intstr.FromInt32(-1)), UnhealthyPodEvictionPolicy: ptr(policyv1.UnhealthyPodEvictionPolicyType("x"))}},
+			[]string{"spec: Invalid value", "spec.minAvailable: Invalid value", "spec.maxUnavailable: Invalid value", "spec.unhealthyPodEvictionPolicy: Unsupported value"}},
+		"StatefulSet": {&appsv1.StatefulSet{Spec: appsv1.StatefulSetSpec{
+			Selector: &metav1.LabelSelector{MatchLabels: map[string]string{"a": "b"}}, Template: corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{"a": "b"}}, Spec: podSpec()},
+			PodManagementPolicy: "x", UpdateStrategy: appsv1.StatefulSetUpdateStrategy{Type: "OnDelete", RollingUpdate: &appsv1.RollingUpdateStatefulSetStrategy{Partition: ptr(int32(-1))}}, Ordinals: &appsv1.StatefulSetOrdinals{Start: -1},
+		}}, []string{"spec.podManagementPolicy: Unsupported value", "spec.updateStrategy.rollingUpdate: Invalid value", "spec.updateStrategy.rollingUpdate.partition: Invalid value", "spec.ordinals.start: Invalid value"}},
+		"DaemonSet": {&appsv1.DaemonSet{Spec: appsv1.DaemonSetSpec{
+			Selector: &metav1.LabelSelector{MatchLabels: map[string]string{"a": "b"}}, Template: corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{"a": "b"}}, Spec: podSpec()},
+			UpdateStrategy: appsv1.DaemonSetUpdateStrategy{RollingUpdate: &appsv1.RollingUpdateDaemonSet{MaxSurge: ptr(intstr.FromInt32(1))}},
+		}}, []string{"spec.updateStrategy.rollingUpdate.maxSurge: Invalid value"}},
+		"a gated pod on a node": {&corev1.Pod{Spec: func() corev1.PodSpec {
+			s := podSpec()
+			s.NodeName, s.SchedulingGates = "n", []corev1.PodSchedulingGate{{Name: "g"}}
+			return s
+		}()}, []string{"spec.nodeName: Forbidden"}},
 		"no type": {&discoveryv1.EndpointSlice{}, []string{"addressType: Required value"}},
 		"NetworkPolicy": {&networkingv1.NetworkPolicy{Spec: networkingv1.NetworkPolicySpec{
 			Ingress: []networkingv1.NetworkPolicyIngressRule{{
