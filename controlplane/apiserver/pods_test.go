@@ -1,7 +1,9 @@
 package apiserver_test
 
 import (
+	"fmt"
 	"slices"
+	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -73,7 +75,7 @@ func testBinding(a *api) {
 
 func testEviction(a *api) {
 	api, budgets, ctx := a.client.CoreV1().Pods(a.ns), a.client.PolicyV1().PodDisruptionBudgets(a.ns), a.Context()
-	for _, name := range []string{"p1", "p2", "free", "pending"} {
+	for _, name := range []string{"p1", "p2", "sick", "free", "pending"} {
 		pod := a.makePod(name, func(p *corev1.Pod) {
 			p.Spec.NodeName = "n1"
 			if name != "free" {
@@ -84,7 +86,9 @@ func testEviction(a *api) {
 			continue
 		}
 		pod.Status.Phase = corev1.PodRunning
-		pod.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}
+		if name != "sick" {
+			pod.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}
+		}
 		must(api.UpdateStatus(ctx, pod, metav1.UpdateOptions{}))(a)
 	}
 	one := intstr.FromInt32(1)
@@ -126,6 +130,19 @@ func testEviction(a *api) {
 		a.Errorf("no cause: %v", err)
 	}
 	goes("p2", false)
+	// What was counted for another budget than this counts for nothing; pods that are not ready may go if enough others are.
+	changed := must(budgets.Patch(ctx, "web", types.MergePatchType, []byte(`{"spec":{"minAvailable":2}}`), metav1.PatchOptions{}))(a)
+	changed.Status.DisruptionsAllowed = 1
+	changed = must(budgets.UpdateStatus(ctx, changed, metav1.UpdateOptions{}))(a)
+	if err := evict("p2"); !apierrors.IsTooManyRequests(err) || !strings.Contains(fmt.Sprint(apierrors.StatusCause(err, policyv1.DisruptionBudgetCause)), "still being processed") {
+		a.Errorf("before the controller saw the change: %v", err)
+	}
+	changed.Status = policyv1.PodDisruptionBudgetStatus{ObservedGeneration: changed.Generation, CurrentHealthy: 2, DesiredHealthy: 2, ExpectedPods: 3}
+	must(budgets.UpdateStatus(ctx, changed, metav1.UpdateOptions{}))(a)
+	if err := evict("sick"); err != nil {
+		a.Errorf("a pod that is not ready: %v", err)
+	}
+	goes("sick", true)
 	for _, name := range []string{"free", "pending"} {
 		if err := evict(name); err != nil {
 			a.Errorf("pod %s, that no budget is about: %v", name, err)

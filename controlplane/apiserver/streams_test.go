@@ -166,6 +166,9 @@ func testLogs(a *api) {
 	}
 	cancel()
 	stream.Close()
+	if asked := k.requests(); !strings.HasSuffix(asked[len(asked)-1], "?follow=true") {
+		a.Errorf("asked for %s", asked[len(asked)-1])
+	}
 	minus := int64(-1)
 	for _, test := range []struct {
 		name    string

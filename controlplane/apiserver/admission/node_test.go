@@ -12,6 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apiserver/pkg/admission"
 	"k8s.io/apiserver/pkg/authentication/user"
+	"k8s.io/client-go/kubernetes/fake"
 )
 
 var (
@@ -156,5 +157,21 @@ func TestNodeRestriction(t *testing.T) {
 	}
 	if err := run(t, p, request{obj: nodeObj("n1", nil), user: &user.DefaultInfo{Name: "eve", Groups: []string{user.NodesGroup}}}); !apierrors.IsForbidden(err) {
 		t.Errorf("a member of system:nodes that is no node: %v", err)
+	}
+}
+
+// A kubelet may have heard of a binding before the plugin's cache has.
+func TestNodeRestrictionLooksAgain(t *testing.T) {
+	p := started(t, "NodeRestriction", boundTo("late", ""), boundTo("theirs", "n2"))
+	p.(*nodeRestriction).client = fake.NewClientset(boundTo("late", "n1"), boundTo("new", "n1"), boundTo("theirs", "n2"))
+	kubelet := &user.DefaultInfo{Name: "system:node:n1", Groups: []string{user.NodesGroup}}
+	for name, want := range map[string]bool{"late": true, "new": true, "theirs": false} {
+		token := tokenRequest(nil, &authenticationv1.BoundObjectReference{APIVersion: "v1", Kind: "Pod", Name: name, UID: "uid-1"})
+		for _, r := range []request{token, {name: name, resource: pods, subresource: "eviction", obj: pod()}} {
+			r.user = kubelet
+			if err := run(t, p, r); (err == nil) != want {
+				t.Errorf("%s of pod %s: %v", r.resource.Resource, name, err)
+			}
+		}
 	}
 }
