@@ -1,8 +1,11 @@
 package descriptor
 
 import (
+	"cmp"
 	"context"
 	"reflect"
+	"slices"
+	"strings"
 
 	apiequality "k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -79,6 +82,14 @@ func (s strategy) Validate(_ context.Context, obj runtime.Object) field.ErrorLis
 	if s.r.Validate != nil {
 		errs = append(errs, s.r.Validate(obj)...)
 	}
+	return ordered(errs)
+}
+
+// ordered makes the same mistakes read the same each time: checks may go through maps.
+func ordered(errs field.ErrorList) field.ErrorList {
+	slices.SortStableFunc(errs, func(a, b *field.Error) int {
+		return cmp.Or(strings.Compare(a.Field, b.Field), strings.Compare(a.Detail, b.Detail))
+	})
 	return errs
 }
 
@@ -114,7 +125,7 @@ func (s strategy) ValidateUpdate(_ context.Context, obj, old runtime.Object) fie
 	if s.r.ValidateUpdate != nil {
 		errs = append(errs, s.r.ValidateUpdate(obj, old)...)
 	}
-	return errs
+	return ordered(errs)
 }
 
 // CheckGracefulDelete is asked by the registry before it deletes.
