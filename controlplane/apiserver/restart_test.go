@@ -47,6 +47,19 @@ func TestRestart(t *testing.T) {
 		return err
 	})
 
+	// What every cluster has is put back.
+	for what, err := range map[string]error{
+		"Service":       a.client.CoreV1().Services("default").Delete(ctx, "kubernetes", metav1.DeleteOptions{}),
+		"EndpointSlice": a.client.DiscoveryV1().EndpointSlices("default").Delete(ctx, "kubernetes", metav1.DeleteOptions{}),
+		"ConfigMap":     a.client.CoreV1().ConfigMaps("kube-system").Delete(ctx, "extension-apiserver-authentication", metav1.DeleteOptions{}),
+		"ClusterRole":   a.client.RbacV1().ClusterRoles().Delete(ctx, "system:node-proxier", metav1.DeleteOptions{}),
+		"PriorityClass": a.client.SchedulingV1().PriorityClasses().Delete(ctx, "system-node-critical", metav1.DeleteOptions{}),
+	} {
+		if err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+
 	s.Stop(t)
 	etcd := must(clientv3.New(clientv3.Config{Endpoints: []string{s.EtcdURL}}))(t)
 	defer etcd.Close()
@@ -58,6 +71,8 @@ func TestRestart(t *testing.T) {
 	must(etcd.Compact(ctx, now))(t)
 	s.Run(t)
 
+	testSystem(a)
+	must(a.client.RbacV1().ClusterRoles().Get(ctx, "system:node-proxier", get))(t)
 	kept := must(services.Get(ctx, "web", get))(t)
 	if kept.UID != made.UID || kept.ResourceVersion != made.ResourceVersion || kept.Spec.ClusterIP != "10.96.0.50" {
 		t.Errorf("Service %+v", kept)
