@@ -184,6 +184,7 @@ func start(t *testing.T) *machine {
 		}
 	})
 	m.serve()
+	t.Cleanup(func() { m.srv.Close() })
 	return m
 }
 
@@ -288,7 +289,6 @@ func (m *machine) serve() {
 		return true, r, nil
 	})
 	m.srv = httptest.NewTLSServer(server.Handler(server.Config{NodeName: "node-1", Client: m.client, Runtime: m.cri, Pods: m.pods, Stats: m.stats}))
-	m.t.Cleanup(m.srv.Close)
 }
 
 // create makes a pod of a shell script and waits until ok.
@@ -322,7 +322,7 @@ func (m *machine) wait(name string, ok func(*corev1.Pod) bool) *corev1.Pod {
 			return p
 		}
 		if time.Now().After(deadline) {
-			m.t.Fatalf("pod %s: %+v", name, p.Status)
+			m.t.Fatalf("pod %s: %s %+v", name, p.Status.Phase, p.Status.ContainerStatuses)
 		}
 	}
 }

@@ -6,7 +6,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -15,7 +14,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -57,13 +55,11 @@ func (m *machine) restConfig() *rest.Config {
 	return &rest.Config{Host: m.srv.URL, BearerToken: "token", TLSClientConfig: rest.TLSClientConfig{Insecure: true}}
 }
 
-func (m *machine) stream(path string, q url.Values, o remotecommand.StreamOptions) error {
+func (m *machine) stream(ctx context.Context, path string, q url.Values, o remotecommand.StreamOptions) error {
 	ex, err := remotecommand.NewSPDYExecutor(m.restConfig(), "POST", m.url(path, q))
 	if err != nil {
 		m.t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(m.t.Context(), patience)
-	defer cancel()
 	return ex.StreamWithContext(ctx, o)
 }
 
@@ -72,7 +68,7 @@ func execScenario(m *machine) {
 	defer m.remove("exec", 0)
 	var out, errOut bytes.Buffer
 	q := url.Values{"command": {"sh", "-c", "cat; echo bad >&2; exit 3"}, "input": {"1"}, "output": {"1"}, "error": {"1"}}
-	err := m.stream("/exec/default/exec/c", q, remotecommand.StreamOptions{Stdin: strings.NewReader("hello"), Stdout: &out, Stderr: &errOut})
+	err := m.stream(m.t.Context(), "/exec/default/exec/c", q, remotecommand.StreamOptions{Stdin: strings.NewReader("hello"), Stdout: &out, Stderr: &errOut})
 	if err == nil || !strings.Contains(err.Error(), "exit code 3") || out.String() != "hello" || errOut.String() != "bad\n" {
 		m.t.Errorf("%q, %q, %v", out.String(), errOut.String(), err)
 	}
@@ -108,7 +104,7 @@ func terminalScenario(m *machine) {
 	q := url.Values{"command": {"sh", "-c", script}, "input": {"1"}, "output": {"1"}, "tty": {"1"}}
 	in, inEnd := io.Pipe()
 	defer inEnd.Close()
-	err := m.stream("/exec/default/tty/c", q, remotecommand.StreamOptions{Stdin: in, Stdout: io.MultiWriter(&out, pw), Tty: true, TerminalSizeQueue: size})
+	err := m.stream(m.t.Context(), "/exec/default/tty/c", q, remotecommand.StreamOptions{Stdin: in, Stdout: io.MultiWriter(&out, pw), Tty: true, TerminalSizeQueue: size})
 	pw.Close()
 	if err != nil || !strings.Contains(out.String(), "second") {
 		m.t.Errorf("%q, %v", out.String(), err)
@@ -120,9 +116,10 @@ func attachScenario(m *machine) {
 	defer m.remove("attach", 0)
 	in, inEnd := io.Pipe()
 	pr, pw := io.Pipe()
+	ctx, cancel := context.WithCancel(m.t.Context())
 	done := make(chan error, 1)
 	go func() {
-		done <- m.stream("/attach/default/attach/c", url.Values{"input": {"1"}, "output": {"1"}}, remotecommand.StreamOptions{Stdin: in, Stdout: pw})
+		done <- m.stream(ctx, "/attach/default/attach/c", url.Values{"input": {"1"}, "output": {"1"}}, remotecommand.StreamOptions{Stdin: in, Stdout: pw})
 		pw.Close()
 	}()
 	fmt.Fprintln(inEnd, "one")
@@ -130,14 +127,17 @@ func attachScenario(m *machine) {
 	if line, err := r.ReadString('\n'); err != nil || line != "got one\n" {
 		m.t.Errorf("%q, %v", line, err)
 	}
-	m.srv.CloseClientConnections()
+	cancel()
 	inEnd.Close()
 	go io.Copy(io.Discard, r)
 	<-done
 }
 
 func portForwardScenario(m *machine) {
-	m.create("forward", "nc -lk -p 7000 -e cat", nil, ready)
+	m.create("forward", "echo ping > /tmp/index.html; exec busybox httpd -f -p 7000 -h /tmp", func(p *corev1.Pod) {
+		// A connection that is refused ends the whole forwarding.
+		p.Spec.Containers[0].ReadinessProbe = &corev1.Probe{ProbeHandler: corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: []string{"busybox", "wget", "-q", "-O", "-", "http://127.0.0.1:7000/"}}}, PeriodSeconds: 1, TimeoutSeconds: 5, SuccessThreshold: 1, FailureThreshold: 3}
+	}, ready)
 	defer m.remove("forward", 0)
 	transport, upgrader, err := spdy.RoundTripperFor(m.restConfig())
 	if err != nil {
@@ -163,15 +163,13 @@ func portForwardScenario(m *machine) {
 		m.t.Fatal(err)
 	}
 	m.eventually("the pod's server answers", func() bool {
-		conn, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", ports[0].Local))
+		resp, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d/", ports[0].Local))
 		if err != nil {
 			return false
 		}
-		defer conn.Close()
-		conn.SetDeadline(time.Now().Add(patience))
-		fmt.Fprintln(conn, "ping")
-		line, err := bufio.NewReader(conn).ReadString('\n')
-		return err == nil && line == "ping\n"
+		defer resp.Body.Close()
+		body, err := io.ReadAll(resp.Body)
+		return err == nil && string(body) == "ping\n"
 	})
 }
 
@@ -327,11 +325,11 @@ func secretScenario(m *machine) {
 	if err := m.client.Tracker().Add(&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "s", Namespace: "default"}, Data: map[string][]byte{"k": []byte("word")}}); err != nil {
 		m.t.Fatal(err)
 	}
-	p := m.create("secret", "cat /s/k; sleep 1000", func(p *corev1.Pod) {
+	p := m.create("secret", "cat /s/k; echo; sleep 1000", func(p *corev1.Pod) {
 		p.Spec.Volumes = []corev1.Volume{{Name: "s", VolumeSource: corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{SecretName: "s"}}}}
 		p.Spec.Containers[0].VolumeMounts = []corev1.VolumeMount{{Name: "s", MountPath: "/s", ReadOnly: true}}
 	}, ready)
-	m.eventually("it is read", func() bool { return m.fetch("/containerLogs/default/secret/c") == "word" })
+	m.eventually("it is read", func() bool { return m.fetch("/containerLogs/default/secret/c") == "word\n" })
 	if kind := strings.TrimSpace(m.sh(`stat -f -c %%T %s/volumes/s`, m.pods.Volumes.PodDir(p.UID))); kind != "tmpfs" {
 		m.t.Errorf("the secret lies on %s", kind)
 	}
@@ -366,17 +364,21 @@ func sandboxScenario(m *machine) {
 	if err := m.cri.StopPodSandbox(m.t.Context(), id); err != nil {
 		m.t.Fatal(err)
 	}
-	m.wait("sandbox", func(p *corev1.Pod) bool { return ready(p) && p.Status.ContainerStatuses[0].RestartCount == 1 })
+	// The container may be restarted in the dying sandbox before it is in the new one.
+	m.wait("sandbox", func(p *corev1.Pod) bool {
+		now, ok := m.pods.SandboxID(m.t.Context(), p.UID)
+		return ok && now != id && ready(p) && p.Status.ContainerStatuses[0].RestartCount >= 1
+	})
 	m.remove("sandbox", 0)
 }
 
 func ephemeralScenario(m *machine) {
 	m.create("debugged", "sleep 1000", func(p *corev1.Pod) {
-		p.Spec.EphemeralContainers = []corev1.EphemeralContainer{{TargetContainerName: "c", EphemeralContainerCommon: corev1.EphemeralContainerCommon{Name: "debug", Image: busybox, Command: []string{"sh", "-c", "cat /proc/1/cmdline | head -c 5; sleep 1000"}}}}
+		p.Spec.EphemeralContainers = []corev1.EphemeralContainer{{TargetContainerName: "c", EphemeralContainerCommon: corev1.EphemeralContainerCommon{Name: "debug", Image: busybox, Command: []string{"sh", "-c", "cat /proc/1/cmdline | head -c 5; echo; sleep 1000"}}}}
 	}, func(p *corev1.Pod) bool {
 		return ready(p) && len(p.Status.EphemeralContainerStatuses) == 1 && p.Status.EphemeralContainerStatuses[0].State.Running != nil
 	})
-	m.eventually("it sees the processes of its target", func() bool { return m.fetch("/containerLogs/default/debugged/debug") == "sleep" })
+	m.eventually("it sees the processes of its target", func() bool { return m.fetch("/containerLogs/default/debugged/debug") == "sleep\n" })
 	m.remove("debugged", 0)
 }
 
