@@ -84,6 +84,9 @@ func New(root string, memory int64) *Manager {
 	return &Manager{root: root, memory: memory, tree: Machine()}
 }
 
+// Tree is where the cgroups are.
+func (m *Manager) Tree() Tree { return m.tree }
+
 // UnifiedPath is the node's folder in the cgroup2 tree, the one that cgroup-BPF sees.
 func UnifiedPath(root string) (mount, dir string) {
 	mount = filepath.Join(mountRoot, "unified")

@@ -33,7 +33,7 @@ func (b *backoff) wait(s *runtimeapi.ContainerStatus, now time.Time) time.Durati
 	switch {
 	case b.from.IsZero():
 		b.delay = 0
-	case ended.Sub(time.Unix(0, s.StartedAt)) >= backoffReset:
+	case s.StartedAt > 0 && ended.Sub(time.Unix(0, s.StartedAt)) >= backoffReset: // it may never have started
 		b.delay = 0
 	default:
 		b.delay = grown(b.delay)

@@ -170,6 +170,7 @@ func (f *fakeCRI) StartContainer(_ context.Context, id string) error {
 	c.State = runtimeapi.ContainerState_CONTAINER_RUNNING
 	if err := f.startFail[name]; err != nil {
 		f.end(c, 128)
+		c.StartedAt = 0
 		c.Reason, c.Message = "StartError", err.Error()
 		return err
 	}

@@ -215,6 +215,7 @@ func (w *worker) startContainer(ctx context.Context, p *corev1.Pod, c *corev1.Co
 	if err := w.clear(ctx, o.current(c.Name)); err != nil {
 		return fail("CreateContainerError", err)
 	}
+	w.removeOld(ctx, o.containers[c.Name])
 	id, err := w.k.Runtime.CreateContainer(ctx, o.sandbox.Id, cfg, box)
 	if err != nil {
 		return fail("CreateContainerError", err)
@@ -225,7 +226,6 @@ func (w *worker) startContainer(ctx context.Context, p *corev1.Pod, c *corev1.Co
 	}
 	w.k.Recorder.Eventf(p, corev1.EventTypeNormal, "Started", "Started container %s", c.Name)
 	delete(w.waiting, c.Name)
-	w.removeOld(ctx, o.containers[c.Name])
 	if c.Lifecycle != nil && c.Lifecycle.PostStart != nil {
 		if err := w.hook(ctx, p, c, id, c.Lifecycle.PostStart, podIPs(p, o, w.k.HostIP)); err != nil {
 			w.k.Recorder.Eventf(p, corev1.EventTypeWarning, "FailedPostStartHook", "PostStartHook failed: %v", err)

@@ -376,6 +376,16 @@ func TestCrashLoop(t *testing.T) {
 	})
 }
 
+// A container that can't even be started waits like one that crashes.
+func TestStartErrorsBackOff(t *testing.T) {
+	inLab(t, func(l *lab) {
+		l.cri.startFail["a"] = fmt.Errorf("no such file: /x")
+		l.create(corev1.PodSpec{Containers: []corev1.Container{{Name: "a"}}})
+		l.wait(25 * time.Second)
+		l.wantCalls("sandbox 0", "create a/0", "start a", "create a/1", "start a", "remove a/0", "create a/2", "start a")
+	})
+}
+
 func (l *lab) running(name string) bool {
 	l.cri.mu.Lock()
 	defer l.cri.mu.Unlock()

@@ -82,7 +82,7 @@ func Run(ctx context.Context, cfg Config) error {
 		return fmt.Errorf("kubelet API: %s holds no certificate", cfg.ClientCAFile)
 	}
 	srv := &http.Server{
-		Addr: cfg.Addr, Handler: handler(cfg), ReadHeaderTimeout: 10 * time.Second,
+		Addr: cfg.Addr, Handler: Handler(cfg), ReadHeaderTimeout: 10 * time.Second,
 		// Streams are upgraded connections, which HTTP/2 does not have.
 		TLSNextProto: map[string]func(*http.Server, *tls.Conn, http.Handler){},
 		TLSConfig:    &tls.Config{MinVersion: tls.VersionTLS12, ClientCAs: pool, ClientAuth: tls.VerifyClientCertIfGiven},
@@ -97,8 +97,8 @@ func Run(ctx context.Context, cfg Config) error {
 	return nil
 }
 
-// handler serves the API to whom the API server allows it.
-func handler(cfg Config) http.Handler {
+// Handler serves the API to whom the API server allows it.
+func Handler(cfg Config) http.Handler {
 	s := &server{Config: cfg, allowed: map[string]time.Time{}}
 	mux := http.NewServeMux()
 	// What may be done is a subresource of the node: proxy allows everything that has none of its own ("Kubelet

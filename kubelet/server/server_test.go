@@ -124,7 +124,7 @@ func serve(t *testing.T) *node {
 		r.Status.Allowed = x.Resource == "nodes" && x.Name == "node-1" && slices.Contains(allowed[r.Spec.User], x.Verb+" "+x.Subresource)
 		return true, r, nil
 	})
-	n.srv = httptest.NewUnstartedServer(handler(Config{NodeName: "node-1", Client: client, Runtime: n, Pods: n, Stats: figures{}}))
+	n.srv = httptest.NewUnstartedServer(Handler(Config{NodeName: "node-1", Client: client, Runtime: n, Pods: n, Stats: figures{}}))
 	n.srv.TLS = &tls.Config{ClientAuth: tls.VerifyClientCertIfGiven, ClientCAs: x509.NewCertPool()}
 	n.srv.StartTLS()
 	t.Cleanup(n.srv.Close)
