@@ -38,6 +38,8 @@ type comparison struct {
 	A     side    `json:"a"`
 	B     side    `json:"b"`
 	Ratio float64 `json:"ratio"`
+	Low   float64 `json:"low"`
+	High  float64 `json:"high"`
 }
 
 // importLoad makes an image of the load program and loads it into the node.
@@ -87,12 +89,13 @@ func (b *bench) deployLoad(ctx context.Context) (pod, clusterIP string, err erro
 		return "", "", err
 	}
 	isReady := map[string]bool{}
-	err = await(ctx, w, func(_ watch.Event, p *corev1.Pod) bool {
-		isReady[p.Name] = ready(p)
+	err = await(ctx, w, func(_ watch.Event, p *corev1.Pod) (bool, error) {
+		var err error
+		isReady[p.Name], err = ready(p)
 		if p.Name == serverPod {
 			pod = p.Status.PodIP
 		}
-		return isReady[serverPod] && isReady[clientPod]
+		return isReady[serverPod] && isReady[clientPod], err
 	})
 	if err != nil {
 		return "", "", fmt.Errorf("pods of the load: %w", err)
@@ -104,7 +107,7 @@ func (b *bench) deployLoad(ctx context.Context) (pod, clusterIP string, err erro
 func (b *bench) compare(ctx context.Context, mode, a, rival string, workers, turns int, more ...string) (comparison, error) {
 	var c comparison
 	args := append([]string{"kubectl", "exec", "-n", namespace, clientPod, "--", "/load", "client", "-mode", mode, "-a", a, "-b", rival,
-		"-workers", strconv.Itoa(workers), "-turn", "25ms", "-turns", strconv.Itoa(b.times(turns))}, more...)
+		"-workers", strconv.Itoa(workers), "-turn", "10ms", "-turns", strconv.Itoa(b.times(turns))}, more...)
 	out, err := b.cluster.StrakeCommand(ctx, args...).Output()
 	if err != nil {
 		return c, fmt.Errorf("load %s of %s against %s: %w%s", mode, a, rival, err, stderrOf(err))
@@ -122,7 +125,7 @@ func (b *bench) services(ctx context.Context) error {
 		return err
 	}
 	direct, via := fmt.Sprintf("%s:%d", pod, loadPort), clusterIP+":80"
-	// The Service's endpoints follow its pod: wait until it answers.
+	// The load balancer follows the Service: wait until it answers.
 	for late := time.Now().Add(30 * time.Second); ; {
 		if _, err = b.compare(ctx, "keepalive", via, via, 1, 1); err == nil {
 			break
@@ -131,7 +134,7 @@ func (b *bench) services(ctx context.Context) error {
 			return err
 		}
 	}
-	const turns = 240
+	const turns = 600
 	for _, m := range []struct {
 		what, mode string
 		workers    int
@@ -148,10 +151,9 @@ func (b *bench) services(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		b.report.against(m.what+", rate", c.A.Rate, c.B.Rate, "1/s", c.Ratio, m.target)
+		b.report.rates(m.what+", rate", c, "1/s", 1, m.target)
 		if m.workers == 1 {
-			b.report.against(m.what+", median", c.A.Median, c.B.Median, "µs", c.A.Median/c.B.Median, 0)
-			b.report.against(m.what+", p95", c.A.P95, c.B.P95, "µs", c.A.P95/c.B.P95, 0)
+			b.report.latencies(m.what, c)
 		}
 	}
 	c, err := b.compare(ctx, "stream", via, direct, 1, turns)
@@ -159,7 +161,7 @@ func (b *bench) services(ctx context.Context) error {
 		return err
 	}
 	const gbit = 8 * (1 << 20) / 1e9 // of a block, load's unit
-	b.report.against("TCP stream", c.A.Rate*gbit, c.B.Rate*gbit, "Gbit/s", c.Ratio, 0.97)
+	b.report.rates("TCP stream", c, "Gbit/s", gbit, 0.97)
 	return nil
 }
 
@@ -181,7 +183,7 @@ func (b *bench) dns(ctx context.Context) error {
 			return err
 		}
 		before := s.Datapath.Counters["dns_answered"]
-		c, err := b.compare(ctx, "dns", server, server, workers, 240, "-name", name)
+		c, err := b.compare(ctx, "dns", server, server, workers, 600, "-name", name)
 		if err != nil {
 			return err
 		}
@@ -196,9 +198,8 @@ func (b *bench) dns(ctx context.Context) error {
 		if workers > 1 {
 			what += fmt.Sprintf(", %d at a time", workers)
 		}
-		b.report.against(what+", answers", c.A.Rate, c.B.Rate, "1/s", c.Ratio, 3)
-		b.report.against(what+", median", c.A.Median, c.B.Median, "µs", c.A.Median/c.B.Median, 0)
-		b.report.against(what+", p95", c.A.P95, c.B.P95, "µs", c.A.P95/c.B.P95, 0)
+		b.report.rates(what+", answers", c, "1/s", 1, 3)
+		b.report.latencies(what, c)
 	}
 	return nil
 }

@@ -56,12 +56,13 @@ func (b *bench) startPods(ctx context.Context, rounds, atOnce int) ([]float64, e
 				return nil, err
 			}
 		}
-		err = await(ctx, w, func(e watch.Event, pod *corev1.Pod) bool {
-			if since, waiting := began[pod.Name]; waiting && ready(pod) {
+		err = await(ctx, w, func(_ watch.Event, pod *corev1.Pod) (bool, error) {
+			is, err := ready(pod)
+			if since, waiting := began[pod.Name]; waiting && is {
 				took = append(took, time.Since(since).Seconds())
 				delete(began, pod.Name)
 			}
-			return len(began) == 0
+			return len(began) == 0, err
 		})
 		if err != nil {
 			return nil, fmt.Errorf("pods start: %w", err)
@@ -72,11 +73,11 @@ func (b *bench) startPods(ctx context.Context, rounds, atOnce int) ([]float64, e
 			}
 		}
 		gone := 0
-		err = await(ctx, w, func(e watch.Event, _ *corev1.Pod) bool {
+		err = await(ctx, w, func(e watch.Event, _ *corev1.Pod) (bool, error) {
 			if e.Type == watch.Deleted {
 				gone++
 			}
-			return gone == atOnce
+			return gone == atOnce, nil
 		})
 		if err != nil {
 			return nil, fmt.Errorf("pods end: %w", err)
@@ -86,8 +87,8 @@ func (b *bench) startPods(ctx context.Context, rounds, atOnce int) ([]float64, e
 	return took, nil
 }
 
-// await reads a watch of pods until done says so.
-func await(ctx context.Context, w watch.Interface, done func(watch.Event, *corev1.Pod) bool) error {
+// await reads a watch of pods until done says so or fails.
+func await(ctx context.Context, w watch.Interface, done func(watch.Event, *corev1.Pod) (bool, error)) error {
 	late := time.After(time.Minute)
 	for {
 		select {
@@ -102,20 +103,30 @@ func await(ctx context.Context, w watch.Interface, done func(watch.Event, *corev
 			if e.Type == watch.Error {
 				return apierrors.FromObject(e.Object)
 			}
-			if pod, ok := e.Object.(*corev1.Pod); ok && done(e, pod) {
-				return nil
+			if pod, ok := e.Object.(*corev1.Pod); ok {
+				if enough, err := done(e, pod); enough || err != nil {
+					return err
+				}
 			}
 		}
 	}
 }
 
-func ready(pod *corev1.Pod) bool {
-	for _, c := range pod.Status.Conditions {
-		if c.Type == corev1.PodReady {
-			return c.Status == corev1.ConditionTrue
+// ready tells whether the pod is Ready. A container that has ended is an error: those of the benchmark don't.
+func ready(pod *corev1.Pod) (bool, error) {
+	for _, c := range pod.Status.ContainerStatuses {
+		for _, s := range []corev1.ContainerState{c.State, c.LastTerminationState} {
+			if s.Terminated != nil {
+				return false, fmt.Errorf("pod %s: the load program ended with %d (built without CGO_ENABLED=0?): %s", pod.Name, s.Terminated.ExitCode, s.Terminated.Message)
+			}
 		}
 	}
-	return false
+	for _, c := range pod.Status.Conditions {
+		if c.Type == corev1.PodReady {
+			return c.Status == corev1.ConditionTrue, nil
+		}
+	}
+	return false, nil
 }
 
 // loadPod is a pod of the load image.

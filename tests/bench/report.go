@@ -20,8 +20,10 @@ type Row struct {
 	Name   string  `json:"name"`
 	Value  float64 `json:"value"`
 	Unit   string  `json:"unit"`
-	Rival  float64 `json:"rival,omitempty"`  // the same of what it is compared with
-	Ratio  float64 `json:"ratio,omitempty"`  // value by rival, measured pair by pair
+	Rival  float64 `json:"rival,omitempty"` // the same of what it is compared with
+	Ratio  float64 `json:"ratio,omitempty"` // value by rival, measured pair by pair
+	Low    float64 `json:"low,omitempty"`   // 95 % confidence limits of the ratio
+	High   float64 `json:"high,omitempty"`
 	Target string  `json:"target,omitempty"` // such as "<= 8"; of the ratio where there is one
 	Met    *bool   `json:"met,omitempty"`
 }
@@ -77,13 +79,21 @@ func (r *Report) aim(name string, value float64, unit, bound string, target floa
 	r.Rows = append(r.Rows, Row{Name: name, Value: value, Unit: unit, Target: fmt.Sprintf("%s %g", bound, target), Met: meets(value, bound, target)})
 }
 
-// against adds a row that is compared with a rival; a target, if it isn't 0, is the least ratio.
-func (r *Report) against(name string, value, rival float64, unit string, ratio, target float64) {
-	row := Row{Name: name, Value: value, Unit: unit, Rival: rival, Ratio: ratio}
+// rates adds a row of what was measured in turns, in units of so many requests a second; a target, if it isn't 0, is the
+// least ratio.
+func (r *Report) rates(name string, c comparison, unit string, requests, target float64) {
+	row := Row{Name: name, Value: c.A.Rate * requests, Unit: unit, Rival: c.B.Rate * requests, Ratio: c.Ratio, Low: c.Low, High: c.High}
 	if target != 0 {
-		row.Target, row.Met = fmt.Sprintf("%s %gx", atLeast, target), meets(ratio, atLeast, target)
+		row.Target, row.Met = fmt.Sprintf("%s %gx", atLeast, target), meets(c.Ratio, atLeast, target)
 	}
 	r.Rows = append(r.Rows, row)
+}
+
+// latencies adds the rows of a comparison's median and 95th percentile.
+func (r *Report) latencies(name string, c comparison) {
+	r.Rows = append(r.Rows,
+		Row{Name: name + ", median", Value: c.A.Median, Unit: "µs", Rival: c.B.Median, Ratio: c.A.Median / c.B.Median},
+		Row{Name: name + ", p95", Value: c.A.P95, Unit: "µs", Rival: c.B.P95, Ratio: c.A.P95 / c.B.P95})
 }
 
 func meets(value float64, bound string, target float64) *bool {
@@ -124,6 +134,9 @@ func (r *Report) print(w io.Writer, format string) error {
 		rival, ratio, met := "", "", ""
 		if row.Rival != 0 {
 			rival, ratio = number(row.Rival), fmt.Sprintf("%.3f", row.Ratio)
+			if row.High != 0 {
+				ratio += fmt.Sprintf(" (%.2f-%.2f)", row.Low, row.High)
+			}
 		}
 		if row.Met != nil {
 			met = map[bool]string{true: "yes", false: "NO"}[*row.Met]

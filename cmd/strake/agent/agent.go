@@ -23,6 +23,7 @@ import (
 
 	"github.com/strake-io/strake/bpf"
 	"github.com/strake-io/strake/cmd/strake/layout"
+	"github.com/strake-io/strake/cmd/strake/ready"
 	"github.com/strake-io/strake/cni"
 	"github.com/strake-io/strake/dns"
 	"github.com/strake-io/strake/kubelet"
@@ -112,13 +113,21 @@ func Run(ctx context.Context, cfg Config) error {
 	resolver := dns.NewServer(records, dns.NewForwarder(cfg.ResolvConf, cfg.DNSAddr), netip.AddrPortFrom(cfg.DNSAddr, 53))
 
 	g, ctx := errgroup.WithContext(ctx)
-	f.Start(ctx.Done())
 	defer f.Shutdown()
+	g.Go(func() error {
+		if ready.API(ctx, netClient.Discovery().RESTClient()) == nil {
+			f.Start(ctx.Done())
+		}
+		return nil
+	})
 	g.Go(func() error { return server.Run(ctx) })
 	g.Go(func() error { return px.Run(ctx) })
 	g.Go(func() error { return names.Run(ctx) })
 	g.Go(func() error { return resolver.Run(ctx) })
 	g.Go(func() error {
+		if ready.API(ctx, netClient.Discovery().RESTClient()) != nil {
+			return nil // ctx ended
+		}
 		// The runtime calls the network ready once the configuration is there: not before pods can have addresses.
 		return awaitPodCIDR(ctx, netClient, cfg.NodeName, func(p netip.Prefix) error {
 			if podCIDR.Swap(&p) != nil {
@@ -136,6 +145,9 @@ func Run(ctx context.Context, cfg Config) error {
 				return nil
 			}
 			return err
+		}
+		if ready.API(ctx, netClient.Discovery().RESTClient()) != nil {
+			return nil // ctx ended
 		}
 		rc, err := clientcmd.BuildConfigFromFlags("", cfg.KubeletKubeconfig)
 		if err != nil {

@@ -15,6 +15,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
+	"github.com/strake-io/strake/cmd/strake/ready"
 	"github.com/strake-io/strake/controlplane/apiserver"
 	"github.com/strake-io/strake/controlplane/controllers"
 	"github.com/strake-io/strake/controlplane/pki"
@@ -124,6 +125,9 @@ func runControllers(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return fmt.Errorf("controllers: %w", err)
 	}
+	if ready.API(ctx, client.Discovery().RESTClient()) != nil {
+		return nil // ctx ended
+	}
 	return controllers.Run(ctx, controllers.Config{Client: client, Metadata: meta, PodCIDR: cfg.PodCIDR, NodeBits: cfg.NodeBits, RootCA: ca})
 }
 
@@ -136,6 +140,9 @@ func runScheduler(ctx context.Context, cfg Config) error {
 	client, err := kubernetes.NewForConfig(rc)
 	if err != nil {
 		return fmt.Errorf("scheduler: %w", err)
+	}
+	if ready.API(ctx, client.Discovery().RESTClient()) != nil {
+		return nil // ctx ended
 	}
 	return scheduler.Run(ctx, scheduler.Config{Client: client})
 }

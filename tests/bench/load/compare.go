@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"math"
 	"slices"
 	"sync"
 	"time"
@@ -22,6 +23,9 @@ type Result struct {
 	// Ratio is A's rate by B's: the median over pairs of neighbouring turns, so that what slows the whole
 	// machine for a while touches both halves of a pair.
 	Ratio float64 `json:"ratio"`
+	// Between Low and High lies the ratio's true median with 95 % confidence.
+	Low  float64 `json:"low"`
+	High float64 `json:"high"`
 }
 
 // compare asks both servers in turns, in the order A B, B A, A B …: a drift of the machine touches both alike.
@@ -58,7 +62,18 @@ func compare(addrs [2]string, open func(addr string, second bool) (session, erro
 		ratios[i] = rates[0][i] / rates[1][i]
 	}
 	slices.Sort(ratios)
-	return Result{A: summary(asked[0], took[0], rates[0]), B: summary(asked[1], took[1], rates[1]), Ratio: ratios[turns/2]}, nil
+	low, high := confidence(turns)
+	return Result{
+		A: summary(asked[0], took[0], rates[0]), B: summary(asked[1], took[1], rates[1]),
+		Ratio: ratios[turns/2], Low: ratios[low], High: ratios[high],
+	}, nil
+}
+
+// confidence returns which of n sorted samples enclose the median with 95 % confidence: the rank of the median is binomial,
+// near to normal with a deviation of √n/2.
+func confidence(n int) (low, high int) {
+	d := int(math.Ceil(1.96 * math.Sqrt(float64(n)) / 2))
+	return max(0, n/2-d), min(n-1, n/2+d)
 }
 
 // takeTurn lets every session ask, one request after the other, until the turn is over.

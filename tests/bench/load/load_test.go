@@ -41,8 +41,16 @@ func TestModes(t *testing.T) {
 			t.Errorf("%s: %v", mode, err)
 			continue
 		}
-		if r.A.Asked == 0 || r.B.Asked == 0 || r.A.Rate <= 0 || r.Ratio <= 0 || r.A.Median <= 0 || r.A.P95 < r.A.Median {
+		if r.A.Asked == 0 || r.B.Asked == 0 || r.A.Rate <= 0 || r.Ratio <= 0 || r.Low > r.Ratio || r.High < r.Ratio || r.A.Median <= 0 || r.A.P95 < r.A.Median {
 			t.Errorf("%s: %+v", mode, r)
+		}
+	}
+}
+
+func TestConfidence(t *testing.T) {
+	for n, want := range map[int][2]int{1: {0, 0}, 3: {0, 2}, 100: {40, 60}, 600: {275, 325}} {
+		if low, high := confidence(n); low != want[0] || high != want[1] {
+			t.Errorf("of %d: %d to %d, want %v", n, low, high, want)
 		}
 	}
 }
