@@ -3,6 +3,7 @@ package dns
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
@@ -103,9 +104,9 @@ func openDatapath(t *testing.T) *bpf.Datapath {
 	return d
 }
 
-// A pod sees no difference between what the kernel answers and what the server does: the same message, for every name of
-// the tests, every type, with and without EDNS0, however it is spelled. And the kernel does answer.
-func TestKernelAnswersAsTheServerDoes(t *testing.T) {
+// podAndServer is a pod's socket on a node whose kernel holds the names of the tests' cluster, and the server behind it.
+func podAndServer(t *testing.T) (*dns.Conn, *Server, *bpf.Datapath) {
+	t.Helper()
 	newUpstream(t, public, func(network string, q *dns.Msg) *dns.Msg {
 		m := internet(network, q)
 		for _, rr := range append(m.Answer, m.Ns...) {
@@ -128,7 +129,13 @@ func TestKernelAnswersAsTheServerDoes(t *testing.T) {
 	if owners < 6 {
 		t.Fatalf("only %d names are the kernel's", owners)
 	}
-	conn := &dns.Conn{Conn: podConn(t, d), UDPSize: 4096}
+	return &dns.Conn{Conn: podConn(t, d), UDPSize: 4096}, s, d
+}
+
+// A pod sees no difference between what the kernel answers and what the server does: the same message, for every name of
+// the tests, every type, with and without EDNS0, however it is spelled. And the kernel does answer.
+func TestKernelAnswersAsTheServerDoes(t *testing.T) {
+	conn, s, d := podAndServer(t)
 	asked := 0
 	for question := range recordCases {
 		name, own, _ := strings.Cut(question, " ")
@@ -163,6 +170,45 @@ func TestKernelAnswersAsTheServerDoes(t *testing.T) {
 		if status.Counters[counter] == 0 {
 			t.Errorf("%s is 0 after %d queries", counter, asked)
 		}
+	}
+}
+
+// The same for names of chance, made of the words that mean something, as deep and as long as names get.
+func TestKernelAnswersNamesOfChanceAsTheServerDoes(t *testing.T) {
+	conn, s, d := podAndServer(t)
+	words := []string{"web", "db", "db-0", "default", "svc", "pod", "dns", "ns", "dns-version", "cluster", "local", "_http", "_tcp", "_", "10-1-0-1", "Xdnsversion",
+		"abcdefghijk", "a", `\000`, `\255\.`, "*", strings.Repeat("x", 63), "SVC", "Cluster"}
+	types := []uint16{dns.TypeA, dns.TypeAAAA, dns.TypeSRV, dns.TypeSOA, dns.TypeTXT, dns.TypeANY, 65280}
+	random := rand.New(rand.NewPCG(1, 2))
+	for range 3000 {
+		var labels []string
+		for range random.IntN(8) * (1 + random.IntN(3)) {
+			labels = append(labels, words[random.IntN(len(words))])
+		}
+		labels = append(labels, [][]string{{"cluster", "local"}, {"svc", "cluster", "local"}, {"default", "svc", "cluster", "LOCAL"}, {"web", "default", "svc", "Cluster", "local"}, nil}[random.IntN(5)]...)
+		name := dns.Fqdn(strings.Join(labels, "."))
+		q := new(dns.Msg).SetQuestion(name, types[random.IntN(len(types))])
+		if random.IntN(2) == 0 {
+			q.SetEdns0(uint16(random.IntN(5000)), random.IntN(2) == 0)
+		}
+		if data, err := q.Pack(); err != nil || new(dns.Msg).Unpack(data) != nil {
+			continue // too long
+		}
+		must(t, conn.WriteMsg(q))
+		got, err := conn.ReadMsg()
+		if err != nil {
+			t.Fatalf("%s: %v", &q.Question[0], err)
+		}
+		want := s.Answer(context.Background(), q)
+		want.Truncate(4096)
+		if !got.Truncated && !sameMessage(got, want) {
+			t.Errorf("%s\nthe pod got\n%s\nthe server says\n%s", &q.Question[0], got, want)
+		}
+	}
+	status, err := d.Status()
+	must(t, err)
+	if c := status.Counters; c["dns_answered"] < 10 || c["dns_no_name"] < 100 || c["dns_passed"] < 100 {
+		t.Errorf("counters %v", c)
 	}
 }
 
