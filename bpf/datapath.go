@@ -110,7 +110,7 @@ func (c Config) check() error {
 
 // load brings both objects into the kernel, with their constants set.
 func (d *Datapath) load(c Config) error {
-	cookie, err := netnsCookie()
+	cookie, err := netnsCookie(c.CgroupRoot)
 	if err != nil {
 		return err
 	}
@@ -158,24 +158,6 @@ func (d *Datapath) load(c Config) error {
 		"dns_addr": addr, "dns_ttl": c.DNSTTL, "dns_zone": wire, "dns_zone_len": uint32(len(zone)), "dns_zone_labels": uint32(labels),
 	})
 	return err
-}
-
-// netnsCookie names the calling process's network namespace (SO_NETNS_COOKIE, Linux 5.14).
-func netnsCookie() (uint64, error) {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return 0, fmt.Errorf("bpf: socket: %w", err)
-	}
-	defer unix.Close(fd)
-	cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
-	if errors.Is(err, unix.ENOPROTOOPT) {
-		// Older kernels: host processes are told by their cgroup alone.
-		return 0, nil
-	}
-	if err != nil {
-		return 0, fmt.Errorf("bpf: SO_NETNS_COOKIE: %w", err)
-	}
-	return cookie, nil
 }
 
 // LoadBalancers is the table of Service ports.

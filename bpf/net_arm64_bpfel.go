@@ -22,7 +22,7 @@ type netBackend struct {
 
 type netDnsScratch struct {
 	_      structs.HostLayout
-	Raw    [272]uint8
+	Raw    [512]uint8
 	Key    netNameKey
 	Start  [16]uint8
 	Left   uint32

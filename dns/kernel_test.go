@@ -2,7 +2,9 @@ package dns
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
@@ -21,68 +23,62 @@ import (
 	"github.com/strake-io/strake/bpf"
 )
 
-// podConn is a socket of a pod of this node: what it asks 10.96.0.10 meets the kernel's answerer first.
-func podConn(t *testing.T, d *bpf.Datapath) net.Conn {
+// podDial makes a pod of this node, and sockets of it to 10.96.0.10: what they say meets the kernel's answerer first.
+func podDial(t *testing.T, d *bpf.Datapath) (dial func(network string) net.Conn) {
 	t.Helper()
 	const host = "testpod"
 	addr := netip.MustParseAddr("10.244.0.200")
-	var conn net.Conn
-	var podMAC net.HardwareAddr
-	veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: host}, PeerName: "eth0"}
-	made := make(chan error)
-	dialled := make(chan error)
-	ready := make(chan struct{})
-	go func() {
-		runtime.LockOSThread() // and never unlocked: the namespace goes with the thread and the socket
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			made <- err
-			return
-		}
-		ns, err := os.Open("/proc/thread-self/ns/net")
-		if err != nil {
-			made <- err
-			return
-		}
-		defer ns.Close()
-		veth.PeerNamespace = netlink.NsFd(int(ns.Fd()))
-		made <- nil
-		<-ready
-		err = func() error {
-			eth, err := netlink.LinkByName("eth0")
-			if err != nil {
-				return err
+	var ns *os.File
+	within := func(f func() error) {
+		t.Helper()
+		done := make(chan error, 1)
+		go func() {
+			runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
+			err := error(nil)
+			if ns == nil {
+				if err = unix.Unshare(unix.CLONE_NEWNET); err == nil {
+					ns, err = os.Open("/proc/thread-self/ns/net")
+				}
+			} else {
+				err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET)
 			}
-			podMAC = eth.Attrs().HardwareAddr
-			if err := netlink.AddrAdd(eth, &netlink.Addr{IPNet: &net.IPNet{IP: addr.AsSlice(), Mask: net.CIDRMask(32, 32)}}); err != nil {
-				return err
+			if err == nil {
+				err = f()
 			}
-			if err := netlink.LinkSetUp(eth); err != nil {
-				return err
-			}
-			if err := netlink.RouteAdd(&netlink.Route{LinkIndex: eth.Attrs().Index, Dst: &net.IPNet{IP: self.AsSlice(), Mask: net.CIDRMask(32, 32)}, Scope: netlink.SCOPE_LINK}); err != nil {
-				return err
-			}
-			conn, err = net.Dial("udp", at.String())
-			return err
+			done <- err
 		}()
-		dialled <- err
-	}()
-	must(t, <-made)
-	must(t, netlink.LinkAdd(veth))
+		must(t, <-done)
+	}
+	within(func() error { return nil })
+	t.Cleanup(func() { ns.Close() })
+	must(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: host}, PeerName: "eth0", PeerNamespace: netlink.NsFd(int(ns.Fd()))}))
 	l, err := netlink.LinkByName(host)
 	must(t, err)
 	t.Cleanup(func() { must(t, netlink.LinkDel(l)) })
 	must(t, netlink.LinkSetUp(l))
-	close(ready)
-	must(t, <-dialled)
-	t.Cleanup(func() { conn.Close() })
+	address := &net.IPNet{IP: addr.AsSlice(), Mask: net.CIDRMask(32, 32)}
+	var podMAC net.HardwareAddr
+	within(func() error {
+		eth, err := netlink.LinkByName("eth0")
+		if err != nil {
+			return err
+		}
+		podMAC = eth.Attrs().HardwareAddr
+		return errors.Join(netlink.AddrAdd(eth, &netlink.Addr{IPNet: address}), netlink.LinkSetUp(eth),
+			netlink.RouteAdd(&netlink.Route{LinkIndex: eth.Attrs().Index, Dst: &net.IPNet{IP: self.AsSlice(), Mask: net.CIDRMask(32, 32)}, Scope: netlink.SCOPE_LINK}))
+	})
 	index := l.Attrs().Index
-	must(t, netlink.RouteAdd(&netlink.Route{LinkIndex: index, Dst: &net.IPNet{IP: addr.AsSlice(), Mask: net.CIDRMask(32, 32)}, Scope: netlink.SCOPE_LINK}))
+	must(t, netlink.RouteAdd(&netlink.Route{LinkIndex: index, Dst: address, Scope: netlink.SCOPE_LINK}))
 	_, err = d.Endpoints().Replace("pod", []bpf.Endpoint{{Owner: "pod", Addr: addr, Ifindex: index, PodMAC: podMAC, HostMAC: l.Attrs().HardwareAddr}})
 	must(t, err)
 	must(t, d.AttachPod(index))
-	conn.SetDeadline(time.Now().Add(30 * time.Second))
-	return conn
+	return func(network string) (c net.Conn) {
+		t.Helper()
+		within(func() (err error) { c, err = net.DialTimeout(network, at.String(), 10*time.Second); return err })
+		t.Cleanup(func() { c.Close() })
+		c.SetDeadline(time.Now().Add(30 * time.Second))
+		return c
+	}
 }
 
 func openDatapath(t *testing.T) *bpf.Datapath {
@@ -103,9 +99,9 @@ func openDatapath(t *testing.T) *bpf.Datapath {
 	return d
 }
 
-// A pod sees no difference between what the kernel answers and what the server does: the same message, for every name of
-// the tests, every type, with and without EDNS0, however it is spelled. And the kernel does answer.
-func TestKernelAnswersAsTheServerDoes(t *testing.T) {
+// podAndServer is a pod on a node whose kernel holds the names of the tests' cluster, and the server behind it.
+func podAndServer(t *testing.T) (dial func(network string) net.Conn, s *Server, d *bpf.Datapath) {
+	t.Helper()
 	newUpstream(t, public, func(network string, q *dns.Msg) *dns.Msg {
 		m := internet(network, q)
 		for _, rr := range append(m.Answer, m.Ns...) {
@@ -114,9 +110,9 @@ func TestKernelAnswersAsTheServerDoes(t *testing.T) {
 		return m
 	})
 	records := newRecords(t, objects()...)
-	s := NewServer(records, NewForwarder(resolvConf(t, public)), at)
+	s = NewServer(records, NewForwarder(resolvConf(t, public)), at)
 	run(t, s)
-	d := openDatapath(t)
+	d = openDatapath(t)
 	owners, longest := 0, strings.Repeat("a", 63)
 	for _, obj := range append(records.services.List(), service(longest, []string{"10.96.0.9"}, func(s *corev1.Service) { s.Namespace, s.UID = longest, "longest" })) {
 		svc := obj.(*corev1.Service)
@@ -128,7 +124,14 @@ func TestKernelAnswersAsTheServerDoes(t *testing.T) {
 	if owners < 6 {
 		t.Fatalf("only %d names are the kernel's", owners)
 	}
-	conn := &dns.Conn{Conn: podConn(t, d), UDPSize: 4096}
+	return podDial(t, d), s, d
+}
+
+// A pod sees no difference between what the kernel answers and what the server does: the same message, for every name of
+// the tests, every type, with and without EDNS0, however it is spelled. And the kernel does answer.
+func TestKernelAnswersAsTheServerDoes(t *testing.T) {
+	dial, s, d := podAndServer(t)
+	conn := &dns.Conn{Conn: dial("udp"), UDPSize: 4096}
 	asked := 0
 	for question := range recordCases {
 		name, own, _ := strings.Cut(question, " ")
@@ -166,6 +169,46 @@ func TestKernelAnswersAsTheServerDoes(t *testing.T) {
 	}
 }
 
+// The same for names of chance, made of the words that mean something, as deep and as long as names get.
+func TestKernelAnswersNamesOfChanceAsTheServerDoes(t *testing.T) {
+	dial, s, d := podAndServer(t)
+	conn := &dns.Conn{Conn: dial("udp"), UDPSize: 4096}
+	words := []string{"web", "db", "db-0", "default", "svc", "pod", "dns", "ns", "dns-version", "cluster", "local", "_http", "_tcp", "_", "10-1-0-1", "Xdnsversion",
+		"abcdefghijk", "a", `\000`, `\255\.`, "*", strings.Repeat("x", 63), "SVC", "Cluster"}
+	types := []uint16{dns.TypeA, dns.TypeAAAA, dns.TypeSRV, dns.TypeSOA, dns.TypeTXT, dns.TypeANY, 65280}
+	random := rand.New(rand.NewPCG(1, 2))
+	for range 3000 {
+		var labels []string
+		for range random.IntN(8) * (1 + random.IntN(3)) {
+			labels = append(labels, words[random.IntN(len(words))])
+		}
+		labels = append(labels, [][]string{{"cluster", "local"}, {"svc", "cluster", "local"}, {"default", "svc", "cluster", "LOCAL"}, {"web", "default", "svc", "Cluster", "local"}, nil}[random.IntN(5)]...)
+		name := dns.Fqdn(strings.Join(labels, "."))
+		q := new(dns.Msg).SetQuestion(name, types[random.IntN(len(types))])
+		if random.IntN(2) == 0 {
+			q.SetEdns0(uint16(random.IntN(5000)), random.IntN(2) == 0)
+		}
+		if data, err := q.Pack(); err != nil || new(dns.Msg).Unpack(data) != nil {
+			continue // too long
+		}
+		must(t, conn.WriteMsg(q))
+		got, err := conn.ReadMsg()
+		if err != nil {
+			t.Fatalf("%s: %v", &q.Question[0], err)
+		}
+		want := s.Answer(context.Background(), q)
+		want.Truncate(4096)
+		if !got.Truncated && !sameMessage(got, want) {
+			t.Errorf("%s\nthe pod got\n%s\nthe server says\n%s", &q.Question[0], got, want)
+		}
+	}
+	status, err := d.Status()
+	must(t, err)
+	if c := status.Counters; c["dns_answered"] < 10 || c["dns_no_name"] < 100 || c["dns_passed"] < 100 {
+		t.Errorf("counters %v", c)
+	}
+}
+
 // sameMessage compares all but the order of records, what EDNS0 leaves to each side, and the spelling of names outside of the
 // question: the kernel writes the zone as the question does.
 func sameMessage(a, b *dns.Msg) bool {
@@ -180,10 +223,26 @@ func sameMessage(a, b *dns.Msg) bool {
 	return a.Id == b.Id && header(a) == header(b) && strings.EqualFold(show(a), show(b))
 }
 
+// What a resolver does for a long answer: UDP says that it is cut, TCP has all of it. The kernel leaves both to the server.
+func TestPodTakesTCPForWhatIsCut(t *testing.T) {
+	dial, _, _ := podAndServer(t)
+	for name, want := range map[string]int{"many": 60, "huge": 2000} {
+		q := new(dns.Msg).SetQuestion(name+".default.svc.cluster.local.", dns.TypeA)
+		for network, cut := range map[string]bool{"udp": true, "tcp": false} {
+			conn := &dns.Conn{Conn: dial(network)}
+			must(t, conn.WriteMsg(q))
+			m, err := conn.ReadMsg()
+			if err != nil || m.Truncated != cut || !cut && len(m.Answer) != want {
+				t.Errorf("%s over %s: %v, %v", name, network, m, err)
+			}
+		}
+	}
+}
+
 // Before the feeder has seen the cluster the kernel holds no name, and denies only what no cluster can have.
 func TestKernelBeforeTheClusterWasSeen(t *testing.T) {
 	d := openDatapath(t)
-	conn := &dns.Conn{Conn: podConn(t, d), UDPSize: 4096}
+	conn := &dns.Conn{Conn: podDial(t, d)("udp"), UDPSize: 4096}
 	r := newRecords(t) // a server that knows nothing either, but to its name
 	r.synced = append(r.synced, func() bool { return false })
 	run(t, NewServer(r, NewForwarder("/nowhere"), at))

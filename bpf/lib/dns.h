@@ -17,6 +17,7 @@
 #define NAME_ADDRS 8
 #define NAME_MAX 256     /* RFC 1035: a name has at most 255 octets */
 #define ZONE_MAX 64
+#define RAW_MAX 512      /* a power of two, so that an index can be masked */
 #define LABELS 16        /* deeper names are left to user space */
 #define DNS_OFF (ETH_HLEN + sizeof(struct iphdr) + sizeof(struct udphdr))
 #define QUESTION_OFF (DNS_OFF + sizeof(struct dns_header))
@@ -61,7 +62,7 @@ struct dns_header {
 };
 
 struct dns_scratch {
-	__u8 raw[NAME_MAX + 16]; /* question and what follows, as received */
+	__u8 raw[RAW_MAX];       /* question and what follows, as received */
 	struct name_key key;
 	__u8 start[LABELS];      /* where each label begins in the name */
 	__u32 left, labels, len; /* of dns_name */
@@ -102,6 +103,14 @@ struct opt {
 /* What a loop leaves behind goes through memory: read back, it is one unknown value to the verifier, where a register would be
  * one known value for each way out of the loop, and all that follows would be checked once for each. */
 #define OPAQUE(field) (*(volatile __u32 *)&(field))
+
+/* Linux 5.10 forgets what it knows of a number that goes through the stack, so an index is bounded where it is used. The compiler, which
+ * forgets nothing, would leave a plain mask out. */
+static __always_inline __u8 dns_byte(const struct dns_scratch *s, __u64 at)
+{
+	asm volatile("%0 &= %1" : "+r"(at) : "i"(RAW_MAX - 1));
+	return s->raw[at];
+}
 
 /* Lower-cases the name into the key and notes where its labels begin. Its length is 0 if it is not plain. */
 static __always_inline void dns_name(struct dns_scratch *s, __u32 avail)
@@ -210,6 +219,7 @@ static __always_inline int dns_answer(struct __sk_buff *skb, const struct packet
 	struct name *name;
 	__u32 zero = 0, avail, total, len, labels = 0, type, zone_at, body, off, end, n = 0;
 	int edns, denial = 0, rcode = 0;
+	__u64 size;
 	__u8 mac[6];
 	__be32 addr;
 	__be16 port;
@@ -230,9 +240,11 @@ static __always_inline int dns_answer(struct __sk_buff *skb, const struct packet
 	if (skb->len < QUESTION_OFF + total)
 		return -1;
 	avail = total;
-	if (avail > sizeof(s->raw))
-		avail = sizeof(s->raw);
-	if (avail < 5 || bpf_skb_load_bytes(skb, QUESTION_OFF, s->raw, avail))
+	if (avail > NAME_MAX + 16)
+		avail = NAME_MAX + 16;
+	size = avail;
+	asm volatile("" : "+r"(size)); /* as in dns_byte */
+	if (size < 5 || size > NAME_MAX + 16 || bpf_skb_load_bytes(skb, QUESTION_OFF, s->raw, size))
 		return -1;
 	__builtin_memset(&s->key, 0, sizeof(s->key));
 	dns_name(s, avail);
@@ -240,18 +252,18 @@ static __always_inline int dns_answer(struct __sk_buff *skb, const struct packet
 	labels = OPAQUE(s->labels);
 	if (!len || len > NAME_MAX - 1 || labels > LABELS || len + 4 > avail)
 		return -1;
-	if (s->raw[len + 2] != 0 || s->raw[len + 3] != 1) /* class IN */
+	if (dns_byte(s, len + 2) != 0 || dns_byte(s, len + 3) != 1) /* class IN */
 		return -1;
-	type = s->raw[len] << 8 | s->raw[len + 1];
+	type = dns_byte(s, len) << 8 | dns_byte(s, len + 1);
 	end = len + 4;
 	if (edns) {
 		if (len + 15 > avail || len + 15 > sizeof(s->raw))
 			return -1;
-		if (s->raw[len + 4] != 0 || s->raw[len + 5] != 0 || s->raw[len + 6] != TYPE_OPT)
+		if (dns_byte(s, len + 4) != 0 || dns_byte(s, len + 5) != 0 || dns_byte(s, len + 6) != TYPE_OPT)
 			return -1;
-		if (s->raw[len + 10] != 0) /* RFC 6891 6.1.3: another version is answered BADVERS */
+		if (dns_byte(s, len + 10) != 0) /* RFC 6891 6.1.3: another version is answered BADVERS */
 			return -1;
-		end += 11 + (s->raw[len + 13] << 8 | s->raw[len + 14]);
+		end += 11 + (dns_byte(s, len + 13) << 8 | dns_byte(s, len + 14));
 	}
 	if (end != total) /* what follows the records is nothing that we know */
 		return -1;
