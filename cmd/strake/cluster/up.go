@@ -277,10 +277,20 @@ func dnsAnswers(ctx context.Context, s Settings) error {
 	return nil
 }
 
-func demoServed(ctx context.Context, addr netip.Addr) error {
+// demoServed asks the demo by its NodePort, and wants its client to run as well.
+func (u *start) demoServed(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("http://%s/", netip.AddrPortFrom(addr, demo.NodePort)), nil)
+	deployments, err := u.client.AppsV1().Deployments(demo.Namespace).List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return err
+	}
+	for _, d := range deployments.Items {
+		if d.Status.AvailableReplicas == 0 {
+			return fmt.Errorf("no pod of Deployment %s/%s is available", d.Namespace, d.Name)
+		}
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("http://%s/", netip.AddrPortFrom(u.s.NodeAddr, demo.NodePort)), nil)
 	if err != nil {
 		return err
 	}
