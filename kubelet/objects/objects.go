@@ -173,7 +173,7 @@ func (c *Cache) watch(pod types.UID, key Key, version string) {
 		if key.Resource == "secrets" {
 			example = &corev1.Secret{}
 		}
-		w.inf = cache.NewSharedIndexInformer(lw, example, 0, nil)
+		w.inf = cache.NewSharedIndexInformer(cache.ToListWatcherWithWatchListSemantics(lw, c.client), example, 0, nil)
 		notify := func() { c.changed(c.users(key)) }
 		// A handler can't be refused before the informer has run.
 		_, _ = w.inf.AddEventHandler(cache.ResourceEventHandlerFuncs{

@@ -301,6 +301,7 @@ type fakeImages struct {
 	mu    sync.Mutex
 	have  map[string]*runtimeapi.Image
 	pulls int
+	takes time.Duration // a pull
 }
 
 func (f *fakeImages) ImageStatus(_ context.Context, spec *runtimeapi.ImageSpec, _ bool) (*runtimeapi.ImageStatusResponse, error) {
@@ -309,9 +310,15 @@ func (f *fakeImages) ImageStatus(_ context.Context, spec *runtimeapi.ImageSpec, 
 	return &runtimeapi.ImageStatusResponse{Image: f.have[spec.Image]}, nil
 }
 
-func (f *fakeImages) PullImage(context.Context, *runtimeapi.ImageSpec, *runtimeapi.AuthConfig, *runtimeapi.PodSandboxConfig) (string, error) {
+func (f *fakeImages) PullImage(ctx context.Context, _ *runtimeapi.ImageSpec, _ *runtimeapi.AuthConfig, _ *runtimeapi.PodSandboxConfig) (string, error) {
 	f.mu.Lock()
-	defer f.mu.Unlock()
 	f.pulls++
+	takes := f.takes
+	f.mu.Unlock()
+	select {
+	case <-ctx.Done():
+		return "", ctx.Err()
+	case <-time.After(takes):
+	}
 	return "", errors.New("no such registry")
 }

@@ -14,11 +14,12 @@ import (
 	"github.com/distribution/reference"
 	corev1 "k8s.io/api/core/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/klog/v2"
 )
 
 // ensureImage returns the container's image, after pulling it if its policy says so. Without it, it returns why the
 // container waits, and when to try again.
-func (w *worker) ensureImage(ctx context.Context, p *corev1.Pod, c *corev1.Container) (*runtimeapi.Image, time.Duration, waiting) {
+func (w *worker) ensureImage(ctx context.Context, p *corev1.Pod, c *corev1.Container, o observed) (*runtimeapi.Image, time.Duration, waiting) {
 	if _, err := reference.ParseNormalizedNamed(c.Image); err != nil {
 		message := fmt.Sprintf("Failed to apply default image tag %q: couldn't parse image name %q: %v", c.Image, c.Image, err)
 		if w.waiting[c.Name].reason != "InvalidImageName" {
@@ -53,6 +54,9 @@ func (w *worker) ensureImage(ctx context.Context, p *corev1.Pod, c *corev1.Conta
 		return nil, left, waiting{"ImagePullBackOff", fmt.Sprintf("Back-off pulling image %q: ErrImagePull: %v", c.Image, pause.err)}
 	}
 	w.k.Recorder.Eventf(p, corev1.EventTypeNormal, "Pulling", "Pulling image %q", c.Image)
+	if _, err := w.writeStatus(ctx, p, o, false); err != nil { // a pull may take long
+		klog.V(2).InfoS("Status was not written before a pull", "pod", klog.KObj(p), "err", err)
+	}
 	began := time.Now()
 	err = w.pull(ctx, p, spec)
 	if err == nil {

@@ -45,9 +45,7 @@ func (w *worker) writeStatus(ctx context.Context, p *corev1.Pod, o observed, ter
 	if err != nil {
 		return over, fmt.Errorf("write status: %w", err)
 	}
-	w.mu.Lock()
-	w.sent = &want
-	w.mu.Unlock()
+	w.noteSent(want)
 	got, err := w.k.Client.CoreV1().Pods(p.Namespace).Patch(ctx, p.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}, "status")
 	if apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
 		return over, nil // it is gone, or another pod has its name by now

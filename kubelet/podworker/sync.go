@@ -191,7 +191,7 @@ func (w *worker) startContainer(ctx context.Context, p *corev1.Pod, c *corev1.Co
 		w.waiting[c.Name] = waiting{"CrashLoopBackOff", message}
 		return false, wait, nil
 	}
-	image, wait, trouble := w.ensureImage(ctx, p, c)
+	image, wait, trouble := w.ensureImage(ctx, p, c, o)
 	if image == nil {
 		w.waiting[c.Name] = trouble
 		return false, wait, nil

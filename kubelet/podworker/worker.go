@@ -27,7 +27,7 @@ type worker struct {
 	unhealthy map[string]string // by container id: why it is to be killed
 	failed    *failure
 	interrupt context.CancelFunc // of the round that is going on
-	sent      *corev1.PodStatus  // what we told the API last
+	sent      []corev1.PodStatus // what we told the API last; it comes back
 
 	// Of the goroutine alone:
 	backoffs map[string]*backoff
@@ -55,7 +55,7 @@ func (w *worker) set(p *corev1.Pod) {
 	if old != nil && p.DeletionTimestamp != nil && (old.DeletionTimestamp == nil || gracePeriod(p) < gracePeriod(old)) && w.interrupt != nil {
 		w.interrupt()
 	}
-	echo := old != nil && w.sent != nil && onlyStatus(old, p) && apiequality.Semantic.DeepEqual(p.Status, *w.sent)
+	echo := old != nil && onlyStatus(old, p) && slices.ContainsFunc(w.sent, func(s corev1.PodStatus) bool { return apiequality.Semantic.DeepEqual(p.Status, s) })
 	w.mu.Unlock()
 	if !echo {
 		w.poke()
@@ -127,6 +127,17 @@ func (w *worker) poke() {
 	select {
 	case w.wake <- struct{}{}:
 	default:
+	}
+}
+
+// echoes is how many of our writes may be under way back to us.
+const echoes = 4
+
+func (w *worker) noteSent(s corev1.PodStatus) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.sent = append(w.sent, s); len(w.sent) > echoes {
+		w.sent = w.sent[1:]
 	}
 }
 

@@ -633,6 +633,23 @@ func TestImagePullBackOff(t *testing.T) {
 	})
 }
 
+// While an image is pulled the pod shows that it is on the way, and its deletion does not wait.
+func TestLongPull(t *testing.T) {
+	inLab(t, func(l *lab) {
+		l.images.takes = time.Hour
+		p := l.create(corev1.PodSpec{Containers: []corev1.Container{{Name: "a", Image: "registry.example/huge:1"}}})
+		s := l.status(p)
+		if s.StartTime == nil || s.PodIP == "" || len(s.ContainerStatuses) != 1 || s.ContainerStatuses[0].State.Waiting.Reason != "ContainerCreating" {
+			t.Errorf("status %+v", s)
+		}
+		l.remove(p, 30)
+		l.wait(time.Second)
+		if l.status(p) != nil {
+			t.Errorf("not deleted: %q", l.cri.history())
+		}
+	})
+}
+
 func TestTroubleIsShown(t *testing.T) {
 	for name, c := range map[string]struct {
 		change          func(*lab, *corev1.PodSpec)

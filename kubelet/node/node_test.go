@@ -1,0 +1,55 @@
+package node
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+func TestConditions(t *testing.T) {
+	short := map[corev1.NodeConditionType]string{}
+	cfg := Config{Pressure: func(c corev1.NodeConditionType) (string, bool) { d, ok := short[c]; return d, ok }}
+	up := &runtimeapi.RuntimeStatus{Conditions: []*runtimeapi.RuntimeCondition{{Type: "RuntimeReady", Status: true}, {Type: "NetworkReady", Status: true}}}
+	noNet := &runtimeapi.RuntimeStatus{Conditions: []*runtimeapi.RuntimeCondition{{Type: "NetworkReady", Reason: "NetworkPluginNotReady", Message: "no conf"}}}
+	get := func(have []corev1.NodeCondition, at int64, rt *runtimeapi.RuntimeStatus, err error) map[corev1.NodeConditionType]corev1.NodeCondition {
+		out := map[corev1.NodeConditionType]corev1.NodeCondition{}
+		for _, c := range conditions(have, checks(cfg, rt, err), metav1.Unix(at, 0)) {
+			out[c.Type] = c
+		}
+		return out
+	}
+	fine := get(nil, 1, up, nil)
+	for kind, want := range map[corev1.NodeConditionType]corev1.ConditionStatus{corev1.NodeReady: "True", corev1.NodeMemoryPressure: "False", corev1.NodeDiskPressure: "False", corev1.NodePIDPressure: "False"} {
+		if fine[kind].Status != want {
+			t.Errorf("%s is %s", kind, fine[kind].Status)
+		}
+	}
+	if c := get(nil, 1, noNet, nil)[corev1.NodeReady]; c.Status != "False" || c.Message != "container runtime NetworkReady: NetworkPluginNotReady: no conf" {
+		t.Errorf("%+v", c)
+	}
+	if c := get(nil, 1, nil, errors.New("gone"))[corev1.NodeReady]; c.Status != "False" || c.Message != "container runtime is down: gone" {
+		t.Errorf("%+v", c)
+	}
+	short[corev1.NodeDiskPressure] = "nodefs.available is 5Gi, below 10Gi"
+	have := []corev1.NodeCondition{fine[corev1.NodeReady], fine[corev1.NodeDiskPressure], {Type: "NetworkUnavailable", Status: "False"}}
+	next := get(have, 60, up, nil)
+	if c := next[corev1.NodeDiskPressure]; c.Status != "True" || c.Reason != "KubeletHasDiskPressure" || c.Message != "kubelet has disk pressure: nodefs.available is 5Gi, below 10Gi" || c.LastTransitionTime.Unix() != 60 {
+		t.Errorf("%+v", c)
+	}
+	if c := next[corev1.NodeReady]; c.LastTransitionTime.Unix() != 1 || c.LastHeartbeatTime.Unix() != 60 {
+		t.Errorf("what did not change: %+v", c)
+	}
+	if c := next["NetworkUnavailable"]; c.Status != "False" {
+		t.Errorf("another's condition: %+v", c)
+	}
+}
+
+func TestBootTime(t *testing.T) {
+	if b := BootTime(); b.After(time.Now()) || b.IsZero() {
+		t.Errorf("%s", b)
+	}
+}
