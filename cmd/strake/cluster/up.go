@@ -47,7 +47,7 @@ func Up(ctx context.Context, l layout.Layout, flags Settings, given func(flag st
 		{"node Ready", func(ctx context.Context) error { return u.poll(ctx, func() error { return u.nodeReady(ctx) }) }},
 		{"DNS answers", func(ctx context.Context) error { return u.poll(ctx, func() error { return dnsAnswers(ctx, u.s) }) }},
 		{"demo served", func(ctx context.Context) error {
-			return u.poll(ctx, func() error { return demoServed(ctx, u.s.NodeAddr) })
+			return u.poll(ctx, func() error { return u.demoServed(ctx) })
 		}},
 	} {
 		if err := st.run(ctx, out); err != nil {
