@@ -144,11 +144,14 @@ func (l Layout) Prepare() error {
 	if err := l.Check(); err != nil {
 		return err
 	}
-	for dir, mode := range map[string]os.FileMode{
-		l.Data: 0o711, l.in("log"): 0o700, l.Run(): 0o700, l.Containerd(): 0o711, l.ContainerdState(): 0o711,
-		l.CNIConf(): 0o700, l.CNIBin(): 0o755, l.CNIState(): 0o700, l.Kubelet(): 0o711, l.PodLogs(): 0o755,
+	for _, d := range []struct {
+		path string
+		mode os.FileMode
+	}{ // parents first: each has a mode of its own
+		{l.Data, 0o711}, {l.in("log"), 0o700}, {l.PodLogs(), 0o755}, {l.Run(), 0o700}, {l.Containerd(), 0o711}, {l.ContainerdState(), 0o711},
+		{l.in("cni"), 0o711}, {l.CNIConf(), 0o700}, {l.CNIBin(), 0o755}, {l.CNIState(), 0o700}, {l.Kubelet(), 0o711},
 	} {
-		if err := os.MkdirAll(dir, mode); err != nil {
+		if err := os.MkdirAll(d.path, d.mode); err != nil {
 			return fmt.Errorf("data folder %s: %w", l.Data, err)
 		}
 	}

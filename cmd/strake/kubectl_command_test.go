@@ -1,0 +1,33 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+func TestAdminKubeconfig(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "admin.kubeconfig")
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		args []string
+		want string
+	}{
+		"before":           {[]string{"--data-dir", dir, "kubectl", "get", "pods"}, path},
+		"after":            {[]string{"kubectl", "get", "-n", "demo", "pods", "-owide", "--data-dir=" + dir}, path},
+		"completion":       {[]string{"__complete", "kubectl", "-n", "demo", "--data-dir", dir, "get", ""}, path},
+		"of the container": {[]string{"kubectl", "--data-dir", "/nowhere", "exec", "-it", "p", "--", "c", "--data-dir", dir}, ""},
+		"no cluster":       {[]string{"kubectl", "--data-dir", t.TempDir(), "get", "pods"}, ""},
+		"no value":         {[]string{"kubectl", "get", "--data-dir"}, ""},
+		"help":             {[]string{"kubectl", "--data-dir", dir, "--help"}, path},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if got := adminKubeconfig(c.args); got != c.want {
+				t.Errorf("%q, want %q", got, c.want)
+			}
+		})
+	}
+}
