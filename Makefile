@@ -58,8 +58,8 @@ cross:
 generate:
 	$(GO) generate ./bpf ./controlplane/apiserver/generated/openapi
 
-# Fails unless the committed BPF objects are what the sources give.
+# Fails unless all that is generated and committed is what the sources give.
 check-generated:
 	$(call install,clang-19 llvm-19 libbpf-dev)
-	$(GO) generate ./bpf
-	git diff --exit-code --stat -- bpf
+	$(MAKE) generate
+	git diff --exit-code --stat -- bpf controlplane/apiserver/generated
