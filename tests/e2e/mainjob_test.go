@@ -4,10 +4,15 @@ import (
 	"bytes"
 	"encoding/json"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
+
+	"github.com/strake-io/strake/bpf"
+	"github.com/strake-io/strake/cmd/strake/layout"
 	"github.com/strake-io/strake/tests/lab"
 )
 
@@ -185,6 +190,16 @@ func TestMainJob(t *testing.T) {
 
 // purge looks for all that a cluster could leave behind.
 func purge(t *testing.T, c *cluster) {
+	l, err := layout.New(c.Data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var st struct {
+		Datapath bpf.Status `json:"datapath"`
+	}
+	if out, err := c.StrakeCommand(t.Context(), "status", "-o", "json").Output(); err != nil || json.Unmarshal(out, &st) != nil || len(st.Datapath.Links) == 0 {
+		t.Fatalf("status: %v\n%s", err, out)
+	}
 	for range 2 { // a second down is fine
 		if out, err := c.Strake("down", "--purge"); err != nil {
 			t.Fatalf("%v\n%s", err, out)
@@ -193,12 +208,22 @@ func purge(t *testing.T, c *cluster) {
 	for what, cmd := range map[string]string{
 		"processes":  "for f in $(grep -lsa '" + c.Data + "' /proc/[0-9]*/cmdline); do tr '\\0' ' ' < $f; echo; done 2>/dev/null | grep -v -e grep -e 'sh -c' || true",
 		"mounts":     "grep '" + c.Data + "' /proc/self/mounts || true",
+		"cgroups":    "find /sys/fs/cgroup -name " + filepath.Base(l.Cgroup()),
+		"sockets":    "ls -d " + l.Run() + " 2>/dev/null || true",
+		"routes":     "ip -n " + c.Net + " route | grep -v up0 || true",
+		"filters":    "tc -n " + c.Net + " filter show dev up0 ingress",
 		"interfaces": "ip -n " + c.Net + " -o link | grep stk || true",
 		"addresses":  "ip -n " + c.Net + " -o addr | grep 10.96 || true",
 		"data":       "ls " + c.Data + " 2>/dev/null || true",
 	} {
 		if out := strings.TrimSpace(c.must(exec.Command("sh", "-c", cmd))); out != "" {
 			t.Errorf("%s are left:\n%s", what, out)
+		}
+	}
+	for _, link := range st.Datapath.Links {
+		if p, err := ebpf.NewProgramFromID(ebpf.ProgramID(link.Program)); err == nil {
+			p.Close()
+			t.Errorf("program %d of %s is left", link.Program, link.Name)
 		}
 	}
 }
