@@ -149,8 +149,10 @@ func (c *Client) Import(ctx context.Context, archive io.Reader) ([]string, error
 		return nil, fmt.Errorf("import image: %w", err)
 	}
 	defer release(context.WithoutCancel(ctx))
-	// The CRI plugin manages only what carries its label.
-	imgs, err := c.c.Import(ctx, archive, client.WithImageLabels(map[string]string{"io.cri-containerd.image": "managed"}))
+	// The CRI plugin manages only what carries its label. Pinned: nothing could pull these again, so the kubelet must not collect
+	// them when the disk is full (containerd 1.7 and newer know of that).
+	labels := map[string]string{"io.cri-containerd.image": "managed", "io.cri-containerd.pinned": "pinned"}
+	imgs, err := c.c.Import(ctx, archive, client.WithImageLabels(labels))
 	if err != nil {
 		return nil, fmt.Errorf("import image: %w", err)
 	}
