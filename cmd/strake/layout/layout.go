@@ -149,7 +149,7 @@ func (l Layout) Prepare() error {
 		mode os.FileMode
 	}{ // parents first: each has a mode of its own
 		{l.Data, 0o711}, {l.in("log"), 0o700}, {l.PodLogs(), 0o755}, {l.Run(), 0o700}, {l.Containerd(), 0o711}, {l.ContainerdState(), 0o711},
-		{l.in("cni"), 0o711}, {l.CNIConf(), 0o700}, {l.CNIBin(), 0o755}, {l.CNIState(), 0o700}, {l.Kubelet(), 0o711},
+		{l.in("cni"), 0o711}, {l.CNIConf(), 0o700}, {l.CNIBin(), 0o755}, {l.CNIState(), 0o700}, {l.Kubelet(), 0o700},
 	} {
 		if err := os.MkdirAll(d.path, d.mode); err != nil {
 			return fmt.Errorf("data folder %s: %w", l.Data, err)
