@@ -84,7 +84,7 @@ func Run(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return fmt.Errorf("kubelet: container runtime at %s: %w", endpoint, err)
 	}
-	if err := os.MkdirAll(cfg.RootDir, 0o711); err != nil {
+	if err := os.MkdirAll(cfg.RootDir, 0o700); err != nil {
 		return fmt.Errorf("kubelet: %w", err)
 	}
 	nodeConfig := node.Config{Name: cfg.NodeName, IP: cfg.NodeIP, Port: cfg.Port, Labels: cfg.Labels, MaxPods: cfg.MaxPods, RootDir: cfg.RootDir, Client: client, Runtime: runtime}
