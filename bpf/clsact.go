@@ -17,8 +17,12 @@ import (
 const filterPriority = 0x5374
 
 func filter(ifindex int, name string) *netlink.BpfFilter {
+	parent := uint32(netlink.HANDLE_MIN_INGRESS)
+	if name == egressProgram {
+		parent = netlink.HANDLE_MIN_EGRESS
+	}
 	return &netlink.BpfFilter{
-		FilterAttrs:  netlink.FilterAttrs{LinkIndex: ifindex, Parent: netlink.HANDLE_MIN_INGRESS, Handle: 1, Priority: filterPriority, Protocol: unix.ETH_P_ALL},
+		FilterAttrs:  netlink.FilterAttrs{LinkIndex: ifindex, Parent: parent, Handle: 1, Priority: filterPriority, Protocol: unix.ETH_P_ALL},
 		Name:         name,
 		DirectAction: true,
 	}

@@ -1,7 +1,59 @@
 package bpf
 
-// reasons are the names of the counters, in the order of enum reason in lib/count.h.
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/cilium/ebpf"
+)
+
+// reasons are the names of the counters, in the order of enum reason in lib/count.h. New ones go to the end.
 var reasons = []string{
 	"drop_malformed", "drop_spoofed", "drop_no_backend", "drop_rewrite", "drop_conntrack_full",
 	"dns_answered", "dns_no_data", "dns_no_name", "dns_passed", "pod_to_pod", "uplink_to_pod", "uplink_remote", "pod_to_uplink",
+	"drop_no_port", "drop_not_masqueraded", "masqueraded_out", "masqueraded_in", "masqueraded_error",
+}
+
+// countersPin is the pin of the map, by its name.
+const countersPin = "counters"
+
+// resizeCounters makes the pinned counters as many as this release has reasons, with what was counted. A reason more is no other
+// layout, since no packet depends on it; the programs of the release before count in the old map until they are replaced.
+func resizeCounters(pinDir string) error {
+	pin := filepath.Join(pinDir, countersPin)
+	old, err := ebpf.LoadPinnedMap(pin, nil)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("bpf: %s: %w", pin, err)
+	}
+	defer old.Close()
+	n := uint32(len(reasons))
+	if old.MaxEntries() == n {
+		return nil
+	}
+	fresh, err := ebpf.NewMap(&ebpf.MapSpec{Name: countersPin, Type: ebpf.PerCPUArray, KeySize: 4, ValueSize: 8, MaxEntries: n})
+	if err != nil {
+		return fmt.Errorf("bpf: counters: %w", err)
+	}
+	defer fresh.Close()
+	for i := range min(n, old.MaxEntries()) {
+		var per []uint64
+		if err = old.Lookup(i, &per); err == nil {
+			err = fresh.Put(i, per)
+		}
+		if err != nil {
+			return fmt.Errorf("bpf: counter %d: %w", i, err)
+		}
+	}
+	if err := os.Remove(pin); err != nil {
+		return fmt.Errorf("bpf: unpin %s: %w", pin, err)
+	}
+	if err := fresh.Pin(pin); err != nil {
+		return fmt.Errorf("bpf: pin %s: %w", pin, err)
+	}
+	return nil
 }

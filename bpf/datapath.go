@@ -28,7 +28,13 @@ type Config struct {
 	Zone       string     // cluster zone, such as cluster.local
 	DNSTTL     uint32     // seconds
 
-	noSetRetval bool // tests: as on Linux before 6.1
+	// NodeAddr is what pods' packets leave the node's uplink as; the zero value lets them leave with the pods' addresses.
+	NodeAddr netip.Addr
+	// NoMasquerade are destinations that get them with the pods' addresses all the same: at least the pods of the other nodes.
+	NoMasquerade []netip.Prefix
+
+	noSetRetval bool      // tests: as on Linux before 6.1
+	masqPorts   portRange // tests: instead of those that the kernel leaves
 }
 
 // Datapath is the loaded and attached node network.
@@ -54,6 +60,7 @@ var cgroupHooks = map[string]ebpf.AttachType{
 const (
 	podProgram    = "strake_pod"
 	uplinkProgram = "strake_uplink"
+	egressProgram = "strake_egress"
 	linkPrefix    = "link_"
 )
 
@@ -68,6 +75,9 @@ func Open(c Config) (*Datapath, error) {
 		return nil, fmt.Errorf("bpf: locked memory limit: %w", err)
 	}
 	if err := checkVersion(c.PinDir); err != nil {
+		return nil, err
+	}
+	if err := resizeCounters(c.PinDir); err != nil {
 		return nil, err
 	}
 	d := &Datapath{pinDir: c.PinDir}
@@ -95,6 +105,9 @@ func Open(c Config) (*Datapath, error) {
 func (c Config) check() error {
 	if !c.DNSAddr.Is4() {
 		return fmt.Errorf("bpf: DNSAddr %v is not an IPv4 address", c.DNSAddr)
+	}
+	if c.NodeAddr.IsValid() && !c.NodeAddr.Is4() {
+		return fmt.Errorf("bpf: NodeAddr %v is not an IPv4 address", c.NodeAddr)
 	}
 	if c.Zone == "" {
 		return errors.New("bpf: Zone is empty")
@@ -154,10 +167,16 @@ func (d *Datapath) load(c Config) error {
 		return err
 	}
 	addr := c.DNSAddr.As4()
-	d.net, err = load(loadNet, map[string]any{
+	constants := map[string]any{
 		"dns_addr": addr, "dns_ttl": c.DNSTTL, "dns_zone": wire, "dns_zone_len": uint32(len(zone)), "dns_zone_labels": uint32(labels),
-	})
-	return err
+	}
+	if err := c.masquerade(constants); err != nil {
+		return err
+	}
+	if d.net, err = load(loadNet, constants); err != nil {
+		return err
+	}
+	return exempt(d.net.Maps["masq_exempt"], c.NoMasquerade)
 }
 
 // LoadBalancers is the table of Service ports.
@@ -219,8 +238,14 @@ func linkPin(pinDir, program string, ifindex int) string {
 // AttachPod puts the pod program on a host-side veth, or brings the one that is there up to date.
 func (d *Datapath) AttachPod(ifindex int) error { return d.attach(podProgram, ifindex) }
 
-// AttachUplink puts the uplink program on an interface.
-func (d *Datapath) AttachUplink(ifindex int) error { return d.attach(uplinkProgram, ifindex) }
+// AttachUplink puts the uplink's programs on an interface. The one for what comes in is first: an answer must find its way back from the
+// first packet on.
+func (d *Datapath) AttachUplink(ifindex int) error {
+	if err := d.attach(uplinkProgram, ifindex); err != nil {
+		return err
+	}
+	return d.attach(egressProgram, ifindex)
+}
 
 func (d *Datapath) attach(program string, ifindex int) error {
 	d.mu.Lock()
@@ -233,7 +258,11 @@ func (d *Datapath) attach(program string, ifindex int) error {
 	if d.noTCX {
 		return attachClsact(d.pinDir, ifindex, program, prog)
 	}
-	l, err := link.AttachTCX(link.TCXOptions{Interface: ifindex, Program: prog, Attach: ebpf.AttachTCXIngress})
+	at := ebpf.AttachTCXIngress
+	if program == egressProgram {
+		at = ebpf.AttachTCXEgress
+	}
+	l, err := link.AttachTCX(link.TCXOptions{Interface: ifindex, Program: prog, Attach: at})
 	if errors.Is(err, ebpf.ErrNotSupported) {
 		return attachClsact(d.pinDir, ifindex, program, prog) // before Linux 6.6
 	}

@@ -257,9 +257,13 @@ type lab struct {
 
 const gateway = "169.254.1.1"
 
-func newLab(t testing.TB) *lab {
+func newLab(t testing.TB, change ...func(*Config)) *lab {
 	t.Helper()
 	l := &lab{config: testConfig(t), nodeIP: "192.0.2.10"}
+	l.config.NodeAddr, l.config.NoMasquerade = netip.MustParseAddr(l.nodeIP), []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")}
+	for _, c := range change {
+		c(&l.config)
+	}
 	l.node, l.out = currentSpace(t), newSpace(t)
 	if err := os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0); err != nil {
 		t.Fatal(err)

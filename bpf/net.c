@@ -1,6 +1,6 @@
 //go:build ignore
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
-/* Packets of pods, and packets for frontends of this node that come in through its uplink. */
+/* Packets of pods, and what passes the node's uplink: for its frontends, from pods to the outside, and back. */
 #include <linux/bpf.h>
 #include <linux/pkt_cls.h>
 #include <bpf/bpf_endian.h>
@@ -9,6 +9,7 @@
 #include "lib/dns.h"
 #include "lib/endpoint.h"
 #include "lib/lb.h"
+#include "lib/masq.h"
 #include "lib/nat.h"
 #include "lib/parse.h"
 
@@ -63,7 +64,7 @@ int strake_pod(struct __sk_buff *skb)
 	return endpoint_redirect(skb, ep);
 }
 
-/* At the uplink: what comes in from outside. What is for no frontend is not ours. */
+/* At the uplink: what comes in from outside. What is for no frontend and answers no pod is not ours. */
 SEC("tc")
 int strake_uplink(struct __sk_buff *skb)
 {
@@ -75,14 +76,22 @@ int strake_uplink(struct __sk_buff *skb)
 	struct backend *be;
 	struct flow *f;
 	__u32 slot;
+	int verdict;
 
-	if (parse(skb, &p) != PARSED || !p.ports)
+	if (parse(skb, &p) != PARSED)
 		return TC_ACT_OK;
-	fe = lb_frontend(p.ip.daddr, p.dport, p.ip.protocol);
-	if (!fe)
-		return TC_ACT_OK;
+	fe = p.ports ? lb_frontend(p.ip.daddr, p.dport, p.ip.protocol) : 0;
 	flow_key_of(&p, &key, 0);
-	f = bpf_map_lookup_elem(&flows, &key);
+	f = fe ? bpf_map_lookup_elem(&flows, &key) : 0;
+	if (!f) { /* a pod may have had the port before it became a NodePort */
+		verdict = masq_in(skb, &p);
+		if (verdict >= 0)
+			return verdict;
+		if (!fe) {
+			masq_note_direct(skb, &p);
+			return TC_ACT_OK;
+		}
+	}
 	if (f && !p.syn) {
 		to = *f;
 		ep = bpf_map_lookup_elem(&endpoints, &to.addr);
@@ -117,4 +126,25 @@ int strake_uplink(struct __sk_buff *skb)
 		return drop(DROP_REWRITE);
 	count(UPLINK_TO_POD);
 	return endpoint_redirect(skb, ep);
+}
+
+/* At the uplink: what goes out. */
+SEC("tc")
+int strake_egress(struct __sk_buff *skb)
+{
+	struct packet p = {};
+	enum parsed parsed = parse(skb, &p);
+
+	if (!node_addr || parsed == NOT_IPV4)
+		return TC_ACT_OK;
+	if (p.ip.saddr == node_addr) {
+		if (parsed == PARSED)
+			masq_own(skb, &p);
+		return TC_ACT_OK;
+	}
+	if (!bpf_map_lookup_elem(&endpoints, &p.ip.saddr) || masq_is_exempt(p.ip.daddr))
+		return TC_ACT_OK;
+	if (parsed == MALFORMED)
+		return drop(DROP_MALFORMED);
+	return masq_out(skb, &p);
 }

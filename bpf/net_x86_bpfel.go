@@ -57,6 +57,15 @@ type netFlowKey struct {
 	Pad   uint16
 }
 
+type netFragmentKey struct {
+	_     structs.HostLayout
+	Saddr uint32
+	Daddr uint32
+	Id    uint16
+	Proto uint8
+	Pad   uint8
+}
+
 type netFrontend struct {
 	_        structs.HostLayout
 	Service  uint32
@@ -71,6 +80,15 @@ type netFrontendKey struct {
 	Pad   uint8
 }
 
+type netMasq struct {
+	_     structs.HostLayout
+	Addr  uint32
+	Port  uint16
+	State uint8
+	Pad   uint8
+	Seen  uint32
+}
+
 type netName struct {
 	_     structs.HostLayout
 	N     uint32
@@ -81,6 +99,12 @@ type netName struct {
 type netNameKey struct {
 	_    structs.HostLayout
 	Name [256]uint8
+}
+
+type netPrefix struct {
+	_    structs.HostLayout
+	Len  uint32
+	Addr uint32
 }
 
 type netService struct {
@@ -108,7 +132,11 @@ const (
 	netMapLbBackends    = "lb_backends"
 	netMapLbFrontends   = "lb_frontends"
 	netMapLbServices    = "lb_services"
+	netMapMasqExempt    = "masq_exempt"
+	netMapMasqFlows     = "masq_flows"
+	netMapMasqFragments = "masq_fragments"
 	netMapNames         = "names"
+	netProgStrakeEgress = "strake_egress"
 	netProgStrakePod    = "strake_pod"
 	netProgStrakeUplink = "strake_uplink"
 	netVarDnsAddr       = "dns_addr"
@@ -116,6 +144,11 @@ const (
 	netVarDnsZone       = "dns_zone"
 	netVarDnsZoneLabels = "dns_zone_labels"
 	netVarDnsZoneLen    = "dns_zone_len"
+	netVarLocalFirst    = "local_first"
+	netVarLocalLast     = "local_last"
+	netVarMasqFirst     = "masq_first"
+	netVarMasqLast      = "masq_last"
+	netVarNodeAddr      = "node_addr"
 )
 
 // loadNet returns the embedded CollectionSpec for net.
@@ -160,6 +193,7 @@ type netSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type netProgramSpecs struct {
+	StrakeEgress *ebpf.ProgramSpec `ebpf:"strake_egress"`
 	StrakePod    *ebpf.ProgramSpec `ebpf:"strake_pod"`
 	StrakeUplink *ebpf.ProgramSpec `ebpf:"strake_uplink"`
 }
@@ -168,14 +202,17 @@ type netProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type netMapSpecs struct {
-	Counters    *ebpf.MapSpec `ebpf:"counters"`
-	DnsScratch  *ebpf.MapSpec `ebpf:"dns_scratch"`
-	Endpoints   *ebpf.MapSpec `ebpf:"endpoints"`
-	Flows       *ebpf.MapSpec `ebpf:"flows"`
-	LbBackends  *ebpf.MapSpec `ebpf:"lb_backends"`
-	LbFrontends *ebpf.MapSpec `ebpf:"lb_frontends"`
-	LbServices  *ebpf.MapSpec `ebpf:"lb_services"`
-	Names       *ebpf.MapSpec `ebpf:"names"`
+	Counters      *ebpf.MapSpec `ebpf:"counters"`
+	DnsScratch    *ebpf.MapSpec `ebpf:"dns_scratch"`
+	Endpoints     *ebpf.MapSpec `ebpf:"endpoints"`
+	Flows         *ebpf.MapSpec `ebpf:"flows"`
+	LbBackends    *ebpf.MapSpec `ebpf:"lb_backends"`
+	LbFrontends   *ebpf.MapSpec `ebpf:"lb_frontends"`
+	LbServices    *ebpf.MapSpec `ebpf:"lb_services"`
+	MasqExempt    *ebpf.MapSpec `ebpf:"masq_exempt"`
+	MasqFlows     *ebpf.MapSpec `ebpf:"masq_flows"`
+	MasqFragments *ebpf.MapSpec `ebpf:"masq_fragments"`
+	Names         *ebpf.MapSpec `ebpf:"names"`
 }
 
 // netVariableSpecs contains global variables before they are loaded into the kernel.
@@ -187,6 +224,11 @@ type netVariableSpecs struct {
 	DnsZone       *ebpf.VariableSpec `ebpf:"dns_zone"`
 	DnsZoneLabels *ebpf.VariableSpec `ebpf:"dns_zone_labels"`
 	DnsZoneLen    *ebpf.VariableSpec `ebpf:"dns_zone_len"`
+	LocalFirst    *ebpf.VariableSpec `ebpf:"local_first"`
+	LocalLast     *ebpf.VariableSpec `ebpf:"local_last"`
+	MasqFirst     *ebpf.VariableSpec `ebpf:"masq_first"`
+	MasqLast      *ebpf.VariableSpec `ebpf:"masq_last"`
+	NodeAddr      *ebpf.VariableSpec `ebpf:"node_addr"`
 }
 
 // netObjects contains all objects after they have been loaded into the kernel.
@@ -209,14 +251,17 @@ func (o *netObjects) Close() error {
 //
 // It can be passed to loadNetObjects or ebpf.CollectionSpec.LoadAndAssign.
 type netMaps struct {
-	Counters    *ebpf.Map `ebpf:"counters"`
-	DnsScratch  *ebpf.Map `ebpf:"dns_scratch"`
-	Endpoints   *ebpf.Map `ebpf:"endpoints"`
-	Flows       *ebpf.Map `ebpf:"flows"`
-	LbBackends  *ebpf.Map `ebpf:"lb_backends"`
-	LbFrontends *ebpf.Map `ebpf:"lb_frontends"`
-	LbServices  *ebpf.Map `ebpf:"lb_services"`
-	Names       *ebpf.Map `ebpf:"names"`
+	Counters      *ebpf.Map `ebpf:"counters"`
+	DnsScratch    *ebpf.Map `ebpf:"dns_scratch"`
+	Endpoints     *ebpf.Map `ebpf:"endpoints"`
+	Flows         *ebpf.Map `ebpf:"flows"`
+	LbBackends    *ebpf.Map `ebpf:"lb_backends"`
+	LbFrontends   *ebpf.Map `ebpf:"lb_frontends"`
+	LbServices    *ebpf.Map `ebpf:"lb_services"`
+	MasqExempt    *ebpf.Map `ebpf:"masq_exempt"`
+	MasqFlows     *ebpf.Map `ebpf:"masq_flows"`
+	MasqFragments *ebpf.Map `ebpf:"masq_fragments"`
+	Names         *ebpf.Map `ebpf:"names"`
 }
 
 func (m *netMaps) Close() error {
@@ -228,6 +273,9 @@ func (m *netMaps) Close() error {
 		m.LbBackends,
 		m.LbFrontends,
 		m.LbServices,
+		m.MasqExempt,
+		m.MasqFlows,
+		m.MasqFragments,
 		m.Names,
 	)
 }
@@ -241,18 +289,25 @@ type netVariables struct {
 	DnsZone       *ebpf.Variable `ebpf:"dns_zone"`
 	DnsZoneLabels *ebpf.Variable `ebpf:"dns_zone_labels"`
 	DnsZoneLen    *ebpf.Variable `ebpf:"dns_zone_len"`
+	LocalFirst    *ebpf.Variable `ebpf:"local_first"`
+	LocalLast     *ebpf.Variable `ebpf:"local_last"`
+	MasqFirst     *ebpf.Variable `ebpf:"masq_first"`
+	MasqLast      *ebpf.Variable `ebpf:"masq_last"`
+	NodeAddr      *ebpf.Variable `ebpf:"node_addr"`
 }
 
 // netPrograms contains all programs after they have been loaded into the kernel.
 //
 // It can be passed to loadNetObjects or ebpf.CollectionSpec.LoadAndAssign.
 type netPrograms struct {
+	StrakeEgress *ebpf.Program `ebpf:"strake_egress"`
 	StrakePod    *ebpf.Program `ebpf:"strake_pod"`
 	StrakeUplink *ebpf.Program `ebpf:"strake_uplink"`
 }
 
 func (p *netPrograms) Close() error {
 	return _NetClose(
+		p.StrakeEgress,
 		p.StrakePod,
 		p.StrakeUplink,
 	)

@@ -229,7 +229,8 @@ func TestRestartLosesNothing(t *testing.T) {
 	l.service(t, node)
 	_, err := l.d.Names().Replace("u", []Name{{Name: "web.default.svc.cluster.local.", Addrs: []netip.Addr{netip.MustParseAddr("10.96.0.5")}}})
 	must(t, err)
-	stop, result := make(chan struct{}), make(chan error, 4)
+	l.out.serve(t, "out", 8080)
+	stop, result := make(chan struct{}), make(chan error, 6)
 	watch := func(what string, once func(i int) error) {
 		go func() {
 			for i := 0; ; i++ {
@@ -261,6 +262,8 @@ func TestRestartLosesNothing(t *testing.T) {
 	watch("NodePort UDP", echo(l.out.dial(t, "udp", node)))
 	watch("NodePort TCP", echo(l.out.dial(t, "tcp", node)))
 	watch("pod to pod UDP", echo(l.pods[0].dial(t, "udp", other+":8080")))
+	watch("pod to outside UDP", echo(l.pods[0].dial(t, "udp", outsideIP+":8080")))
+	watch("pod to outside TCP", echo(l.pods[0].dial(t, "tcp", outsideIP+":8080")))
 	watch("DNS", func(int) error {
 		conn := &dns.Conn{Conn: resolver}
 		resolver.SetDeadline(time.Now().Add(5 * time.Second))
@@ -307,8 +310,8 @@ func TestAttachments(t *testing.T) {
 		return out
 	}
 	must(t, l.d.Close())
-	if got := names(); len(got) != len(cgroupHooks)+3 {
-		t.Errorf("links %v, want all of sockets, 2 of pods, 1 of the uplink", got)
+	if got := names(); len(got) != len(cgroupHooks)+4 {
+		t.Errorf("links %v, want all of sockets, 2 of pods, 2 of the uplink", got)
 	}
 	must(t, netlink.LinkDel(device(t, "pod0")))
 	l.d = open(t, l.config)
@@ -319,8 +322,8 @@ func TestAttachments(t *testing.T) {
 		must(t, l.d.DetachPod(l.veths[1]))
 	}
 	must(t, l.d.DetachPod(99999))
-	if got := names(); len(got) != len(cgroupHooks)+1 {
-		t.Errorf("links %v, want all of sockets, 1 of the uplink", got)
+	if got := names(); len(got) != len(cgroupHooks)+2 {
+		t.Errorf("links %v, want all of sockets, 2 of the uplink", got)
 	}
 	must(t, l.d.Close())
 	must(t, Remove(l.config.PinDir))
@@ -341,7 +344,7 @@ func TestWithoutTCX(t *testing.T) {
 	l := newLab(t)
 	node := l.nodeIP + ":30080"
 	l.service(t, node)
-	for _, pin := range []string{linkPin(l.config.PinDir, podProgram, l.veths[0]), linkPin(l.config.PinDir, podProgram, l.veths[1]), linkPin(l.config.PinDir, uplinkProgram, l.uplink)} {
+	for _, pin := range []string{linkPin(l.config.PinDir, podProgram, l.veths[0]), linkPin(l.config.PinDir, podProgram, l.veths[1]), linkPin(l.config.PinDir, uplinkProgram, l.uplink), linkPin(l.config.PinDir, egressProgram, l.uplink)} {
 		if _, err := os.Stat(pin); os.IsNotExist(err) {
 			t.Skip("this kernel has no tcx: all tests take clsact filters")
 		}
@@ -350,6 +353,7 @@ func TestWithoutTCX(t *testing.T) {
 	if got, err := exchange(l.out.dial(t, "udp", node), "x"); err == nil { // refused: nobody listens on the node
 		t.Fatalf("the NodePort answers without programs: %s", got)
 	}
+	l.out.serve(t, "out", 8080)
 	for range 2 {
 		must(t, l.d.Close())
 		l.d = open(t, l.config)
@@ -362,11 +366,14 @@ func TestWithoutTCX(t *testing.T) {
 			if got, err := exchange(l.out.dial(t, network, node), "x"); err != nil || !strings.HasSuffix(got, " x") {
 				t.Errorf("%s: %q, %v", network, got, err)
 			}
+			if got, err := exchange(l.pods[0].dial(t, network, outsideIP+":8080"), "x"); err != nil || got != "out x" {
+				t.Errorf("pod to outside %s: %q, %v", network, got, err)
+			}
 		}
 	}
 	s, err := ReadStatus(l.config.PinDir)
 	must(t, err)
-	if len(s.Links) != len(cgroupHooks)+3 {
+	if len(s.Links) != len(cgroupHooks)+4 {
 		t.Errorf("links %+v", s.Links)
 	}
 	must(t, l.d.DetachPod(l.veths[0]))
@@ -374,13 +381,15 @@ func TestWithoutTCX(t *testing.T) {
 	must(t, l.d.Close())
 	l.d = open(t, l.config)
 	must(t, l.d.Close())
-	if pins, err := filepath.Glob(filepath.Join(l.config.PinDir, filterPrefix+"*")); err != nil || len(pins) != 1 {
+	if pins, err := filepath.Glob(filepath.Join(l.config.PinDir, filterPrefix+"*")); err != nil || len(pins) != 2 {
 		t.Errorf("pins %v, %v; want the uplink's", pins, err)
 	}
 	must(t, Remove(l.config.PinDir))
-	filters, err := netlink.FilterList(device(t, "uplink"), netlink.HANDLE_MIN_INGRESS)
-	if err != nil || len(filters) != 0 {
-		t.Errorf("filters %v, %v", filters, err)
+	for _, side := range []uint32{netlink.HANDLE_MIN_INGRESS, netlink.HANDLE_MIN_EGRESS} {
+		filters, err := netlink.FilterList(device(t, "uplink"), side)
+		if err != nil || len(filters) != 0 {
+			t.Errorf("filters %v, %v", filters, err)
+		}
 	}
 }
 

@@ -77,7 +77,7 @@ func ReadStatus(pinDir string) (Status, error) {
 			id, _ := info.ID()
 			_, ifindex, _ := filterOf(name)
 			s.Links = append(s.Links, LinkStatus{Name: strings.TrimPrefix(name, filterPrefix), Program: uint32(id), Ifindex: uint32(ifindex)})
-		case name == "counters":
+		case name == countersPin:
 			if err := readCounters(path, s.Counters); err != nil {
 				return s, err
 			}

@@ -45,7 +45,7 @@ static __always_inline void flow_key_of(const struct packet *p, struct flow_key 
 	key->reply = reply;
 }
 
-/* Rewrites source (or destination) address and port, with all checksums. */
+/* Rewrites source (or destination) address and port, with all checksums. Of ICMP, an echo's identifier is the port either way. */
 static __always_inline int nat(struct __sk_buff *skb, const struct packet *p, int source, __be32 addr, __be16 port)
 {
 	__be32 old_addr = source ? p->ip.saddr : p->ip.daddr;
@@ -55,8 +55,13 @@ static __always_inline int nat(struct __sk_buff *skb, const struct packet *p, in
 	__u32 sum_off = p->l4 + (p->ip.protocol == IPPROTO_TCP ? 16 : 6);
 	__u64 mangled = p->ip.protocol == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0;
 
-	if (bpf_l4_csum_replace(skb, sum_off, old_addr, addr, BPF_F_PSEUDO_HDR | mangled | 4) ||
-	    bpf_l4_csum_replace(skb, sum_off, old_port, port, mangled | 2) ||
+	if (p->ip.protocol == IPPROTO_ICMP) {
+		port_off = p->l4 + 4;
+		sum_off = p->l4 + 2;
+	} else if (bpf_l4_csum_replace(skb, sum_off, old_addr, addr, BPF_F_PSEUDO_HDR | mangled | 4)) {
+		return -1;
+	}
+	if (bpf_l4_csum_replace(skb, sum_off, old_port, port, mangled | 2) ||
 	    bpf_l3_csum_replace(skb, ETH_HLEN + offsetof(struct iphdr, check), old_addr, addr, 4) ||
 	    bpf_skb_store_bytes(skb, ip_off, &addr, 4, 0) ||
 	    bpf_skb_store_bytes(skb, port_off, &port, 2, 0))

@@ -60,6 +60,11 @@ The cluster is up. Try:
 	f.TextVar(&flags.NodeAddr, cluster.FlagNodeIP, netip.Addr{}, "IPv4 address of the node (that of the way to the default route)")
 	f.TextVar(&flags.PodCIDR, cluster.FlagPodCIDR, flags.PodCIDR, "IPv4 range of pods")
 	f.TextVar(&flags.ServiceCIDR, cluster.FlagServiceCIDR, flags.ServiceCIDR, "IPv4 range of Services")
+	f.Func(cluster.FlagNoMasquerade, "IPv4 range that gets pods' packets with the pods' own addresses, as the pod range does; repeatable, may change at every start", func(v string) error {
+		r, err := netip.ParsePrefix(v)
+		flags.NoMasquerade = append(flags.NoMasquerade, r)
+		return err
+	})
 	f.IntVar(&flags.Port, cluster.FlagPort, flags.Port, "port of the API server")
 	f.IntVar(&flags.EtcdPort, cluster.FlagEtcdPort, flags.EtcdPort, "port of etcd on loopback; the next one is its peers'")
 	return cmd

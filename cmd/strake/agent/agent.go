@@ -39,6 +39,7 @@ type Config struct {
 	DNSAddr           netip.Addr
 	Zone              string
 	ResolvConf        string
+	NoMasquerade      []netip.Prefix // destinations that get pods' packets with the pods' own addresses
 	KubeletKubeconfig string
 	NetworkKubeconfig string
 	CertFile, KeyFile string
@@ -51,7 +52,8 @@ const dnsTTL = 30 // seconds
 const KubeletPort = 10250
 
 // OpenDatapath mounts the node's bpffs and opens what is loaded in it.
-func OpenDatapath(l layout.Layout, dnsAddr netip.Addr, zone string) (*bpf.Datapath, error) {
+func OpenDatapath(cfg Config) (*bpf.Datapath, error) {
+	l := cfg.Layout
 	if err := bpf.MountBPFFS(l.BPF()); err != nil {
 		return nil, err
 	}
@@ -59,7 +61,10 @@ func OpenDatapath(l layout.Layout, dnsAddr netip.Addr, zone string) (*bpf.Datapa
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, fmt.Errorf("node cgroup: %w", err)
 	}
-	return bpf.Open(bpf.Config{PinDir: l.BPF(), CgroupRoot: root, NodeCgroup: dir, DNSAddr: dnsAddr, Zone: zone, DNSTTL: dnsTTL})
+	return bpf.Open(bpf.Config{
+		PinDir: l.BPF(), CgroupRoot: root, NodeCgroup: dir, DNSAddr: cfg.DNSAddr, Zone: cfg.Zone, DNSTTL: dnsTTL,
+		NodeAddr: cfg.NodeAddr, NoMasquerade: cfg.NoMasquerade,
+	})
 }
 
 // CNI returns the CNI server over a datapath.
@@ -70,7 +75,7 @@ func CNI(l layout.Layout, d *bpf.Datapath, node netip.Addr, podCIDR func() (neti
 // Run runs the node until ctx ends. Pods and their network go on without it.
 func Run(ctx context.Context, cfg Config) error {
 	l := cfg.Layout
-	d, err := OpenDatapath(l, cfg.DNSAddr, cfg.Zone)
+	d, err := OpenDatapath(cfg)
 	if err != nil {
 		return err
 	}
@@ -214,7 +219,7 @@ func awaitPodCIDR(ctx context.Context, c kubernetes.Interface, node string, use 
 	}
 }
 
-// attachUplink finds the interface that has the node's address.
+// attachUplink finds the interface that has the node's address: the only one that serves NodePorts and masquerades.
 func attachUplink(d *bpf.Datapath, addr netip.Addr) error {
 	links, err := netlink.LinkList()
 	if err != nil {
@@ -228,7 +233,7 @@ func attachUplink(d *bpf.Datapath, addr netip.Addr) error {
 		for _, a := range addrs {
 			if got, ok := netip.AddrFromSlice(a.IP.To4()); ok && got == addr {
 				if link.Attrs().Name == "lo" {
-					klog.InfoS("The node's address is on lo: NodePorts answer on this machine only")
+					klog.InfoS("The node's address is on lo: NodePorts answer on this machine only, and pods reach the outside only where it has a route to them")
 					return nil
 				}
 				return d.AttachUplink(link.Attrs().Index)

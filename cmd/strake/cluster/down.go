@@ -78,7 +78,7 @@ func Down(ctx context.Context, l layout.Layout, purge bool) error {
 func removePods(ctx context.Context, l layout.Layout, s Settings) error {
 	ctx, cancel := context.WithTimeout(ctx, 60*time.Second)
 	defer cancel()
-	d, err := agent.OpenDatapath(l, s.DNSAddr(), s.Zone)
+	d, err := agent.OpenDatapath(s.Agent(l))
 	if err != nil {
 		return err
 	}

@@ -31,6 +31,9 @@ type Settings struct {
 	EtcdPort    int          `json:"etcdPort"`
 	Zone        string       `json:"zone"`
 	ResolvConf  string       `json:"resolvConf"`
+
+	// NoMasquerade is where pods are known by their own addresses, besides the pod range.
+	NoMasquerade []netip.Prefix `json:"nonMasqueradeCIDRs,omitempty"`
 }
 
 // Defaults are the settings of a new cluster; the node's name and address are found.
@@ -43,12 +46,13 @@ func Defaults() Settings {
 
 // Flags of `up`, each for one of the settings.
 const (
-	FlagNodeName    = "node-name"
-	FlagNodeIP      = "node-ip"
-	FlagPodCIDR     = "pod-cidr"
-	FlagServiceCIDR = "service-cidr"
-	FlagPort        = "port"
-	FlagEtcdPort    = "etcd-port"
+	FlagNodeName     = "node-name"
+	FlagNodeIP       = "node-ip"
+	FlagPodCIDR      = "pod-cidr"
+	FlagServiceCIDR  = "service-cidr"
+	FlagPort         = "port"
+	FlagEtcdPort     = "etcd-port"
+	FlagNoMasquerade = "non-masquerade-cidr"
 )
 
 // nodeBits is the length of a node's part of the pod range.
@@ -116,6 +120,9 @@ func settle(l layout.Layout, flags Settings, given func(flag string) bool) (Sett
 				l.Data, f.name, f.have, f.want)
 		}
 	}
+	if given(FlagNoMasquerade) { // no state of the cluster depends on it
+		s.NoMasquerade = flags.NoMasquerade
+	}
 	return s, s.complete()
 }
 
@@ -154,6 +161,11 @@ func (s Settings) check() error {
 		}
 		if r.cidr.Contains(s.NodeAddr) {
 			return fmt.Errorf("the node's address %s lies in %s; choose another range with --%s", s.NodeAddr, r.cidr, r.flag)
+		}
+	}
+	for _, r := range s.NoMasquerade {
+		if !r.IsValid() || !r.Addr().Is4() || r != r.Masked() {
+			return fmt.Errorf("--%s %s is not an IPv4 range, such as 192.168.0.0/16", FlagNoMasquerade, r)
 		}
 	}
 	if s.PodCIDR.Overlaps(s.ServiceCIDR) {
@@ -253,6 +265,7 @@ func (s Settings) Agent(l layout.Layout) agent.Config {
 	pair := files.Kubelet(s.NodeName)
 	return agent.Config{
 		Layout: l, NodeName: s.NodeName, NodeAddr: s.NodeAddr, DNSAddr: s.DNSAddr(), Zone: s.Zone, ResolvConf: s.ResolvConf,
+		NoMasquerade:      append([]netip.Prefix{s.PodCIDR}, s.NoMasquerade...),
 		KubeletKubeconfig: l.Kubeconfig("kubelet"), NetworkKubeconfig: l.Kubeconfig("node-network"),
 		CertFile: pair.Cert, KeyFile: pair.Key, ClientCAFile: files.CA().Cert,
 	}

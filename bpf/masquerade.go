@@ -1,0 +1,70 @@
+package bpf
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+
+	"github.com/cilium/ebpf"
+)
+
+// portRange is from the first to the last port, both included.
+type portRange struct{ first, last uint32 }
+
+// localPortRange has what the kernel chooses ports of the node's own clients from; it belongs to the network namespace.
+const localPortRange = "/proc/sys/net/ipv4/ip_local_port_range"
+
+// minMasqPorts is how many ports pods have at least for one destination.
+const minMasqPorts = 1024
+
+// masqRange is where pods' flows get ports: above the kernel's range, where neither side can take the other's. If that leaves too few,
+// the uppermost are shared with the node, whose sockets are looked up for each flow that begins.
+func masqRange(local portRange) portRange {
+	return portRange{min(local.last+1, 65536-minMasqPorts), 65535}
+}
+
+func readLocalPorts() (portRange, error) {
+	var r portRange
+	b, err := os.ReadFile(localPortRange)
+	if err == nil {
+		_, err = fmt.Sscan(string(b), &r.first, &r.last)
+	}
+	if err != nil {
+		return r, fmt.Errorf("bpf: %s: %w", localPortRange, err)
+	}
+	return r, nil
+}
+
+// masquerade adds the constants of lib/masq.h.
+func (c Config) masquerade(constants map[string]any) error {
+	local, err := readLocalPorts()
+	if err != nil {
+		return err
+	}
+	ports := c.masqPorts
+	if ports == (portRange{}) {
+		ports = masqRange(local)
+	}
+	var addr [4]byte
+	if c.NodeAddr.IsValid() {
+		addr = c.NodeAddr.As4()
+	}
+	constants["node_addr"] = addr
+	constants["masq_first"], constants["masq_last"] = ports.first, ports.last
+	constants["local_first"], constants["local_last"] = local.first, local.last
+	return nil
+}
+
+// exempt fills the table of ranges that are not masqueraded.
+func exempt(m *ebpf.Map, ranges []netip.Prefix) error {
+	for _, r := range ranges {
+		if !r.IsValid() || !r.Addr().Is4() {
+			return fmt.Errorf("bpf: %s, not to be masqueraded, is not an IPv4 range", r)
+		}
+		r = r.Masked()
+		if err := m.Put(netPrefix{Len: uint32(r.Bits()), Addr: addr4(r.Addr())}, uint32(1)); err != nil {
+			return fmt.Errorf("bpf: range %s not to be masqueraded: %w", r, explain(err))
+		}
+	}
+	return nil
+}
