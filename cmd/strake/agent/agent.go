@@ -67,14 +67,22 @@ func OpenDatapath(cfg Config) (*bpf.Datapath, error) {
 	})
 }
 
-// CNI returns the CNI server over a datapath.
-func CNI(l layout.Layout, d *bpf.Datapath, node netip.Addr, podCIDR func() (netip.Prefix, bool)) (*cni.Server, error) {
-	return cni.New(cni.Config{Socket: l.CNISocket(), StateDir: l.CNIState(), Alias: "strake-" + l.ID, NodeAddr: node, Datapath: d, PodCIDR: podCIDR})
+// CNI returns the CNI server over a datapath. mtu is that of new pods' interfaces.
+func CNI(l layout.Layout, d *bpf.Datapath, node netip.Addr, mtu int, podCIDR func() (netip.Prefix, bool)) (*cni.Server, error) {
+	return cni.New(cni.Config{Socket: l.CNISocket(), StateDir: l.CNIState(), Alias: "strake-" + l.ID, NodeAddr: node, MTU: mtu, Datapath: d, PodCIDR: podCIDR})
 }
 
 // Run runs the node until ctx ends. Pods and their network go on without it.
 func Run(ctx context.Context, cfg Config) error {
 	l := cfg.Layout
+	up, err := uplink(cfg.NodeAddr)
+	if err != nil {
+		return err
+	}
+	mtu := up.MTU
+	if up.Name == "lo" {
+		mtu = 0 // more than a veth can have
+	}
 	d, err := OpenDatapath(cfg)
 	if err != nil {
 		return err
@@ -91,7 +99,7 @@ func Run(ctx context.Context, cfg Config) error {
 		return err
 	}
 	var podCIDR atomic.Pointer[netip.Prefix]
-	server, err := CNI(l, d, cfg.NodeAddr, func() (netip.Prefix, bool) {
+	server, err := CNI(l, d, cfg.NodeAddr, mtu, func() (netip.Prefix, bool) {
 		if p := podCIDR.Load(); p != nil {
 			return *p, true
 		}
@@ -138,7 +146,7 @@ func Run(ctx context.Context, cfg Config) error {
 			if podCIDR.Swap(&p) != nil {
 				return nil
 			}
-			if err := attachUplink(d, cfg.NodeAddr); err != nil {
+			if err := attachUplink(d, up); err != nil {
 				return err
 			}
 			return cni.WriteConfig(l.CNIConf(), l.CNISocket())
@@ -219,26 +227,30 @@ func awaitPodCIDR(ctx context.Context, c kubernetes.Interface, node string, use 
 	}
 }
 
-// attachUplink finds the interface that has the node's address: the only one that serves NodePorts and masquerades.
-func attachUplink(d *bpf.Datapath, addr netip.Addr) error {
+// uplink finds the interface that has the node's address: the only one that serves NodePorts and masquerades.
+func uplink(addr netip.Addr) (*netlink.LinkAttrs, error) {
 	links, err := netlink.LinkList()
 	if err != nil {
-		return fmt.Errorf("uplink: %w", err)
+		return nil, fmt.Errorf("uplink: %w", err)
 	}
 	for _, link := range links {
 		addrs, err := netlink.AddrList(link, netlink.FAMILY_V4)
 		if err != nil {
-			return fmt.Errorf("uplink: %w", err)
+			return nil, fmt.Errorf("uplink: %w", err)
 		}
 		for _, a := range addrs {
 			if got, ok := netip.AddrFromSlice(a.IP.To4()); ok && got == addr {
-				if link.Attrs().Name == "lo" {
-					klog.InfoS("The node's address is on lo: NodePorts answer on this machine only, and pods reach the outside only where it has a route to them")
-					return nil
-				}
-				return d.AttachUplink(link.Attrs().Index)
+				return link.Attrs(), nil
 			}
 		}
 	}
-	return errors.New("uplink: no interface has the node's address " + addr.String())
+	return nil, errors.New("uplink: no interface has the node's address " + addr.String())
+}
+
+func attachUplink(d *bpf.Datapath, link *netlink.LinkAttrs) error {
+	if link.Name == "lo" {
+		klog.InfoS("The node's address is on lo: NodePorts answer on this machine only, and pods reach the outside only where it has a route to them")
+		return nil
+	}
+	return d.AttachUplink(link.Index)
 }

@@ -83,7 +83,7 @@ func removePods(ctx context.Context, l layout.Layout, s Settings) error {
 		return err
 	}
 	defer d.Close()
-	server, err := agent.CNI(l, d, s.NodeAddr, func() (netip.Prefix, bool) { return netip.Prefix{}, false })
+	server, err := agent.CNI(l, d, s.NodeAddr, 0, func() (netip.Prefix, bool) { return netip.Prefix{}, false })
 	if err != nil {
 		return err
 	}
