@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -183,8 +185,8 @@ func (s Status) Print(w io.Writer) {
 	for _, m := range s.Datapath.Maps {
 		fmt.Fprintf(w, "  %-14s %6d of %d rows\n", m.Name, m.Rows, m.Max)
 	}
-	for name, n := range s.Datapath.Counters {
-		if n > 0 {
+	for _, name := range slices.Sorted(maps.Keys(s.Datapath.Counters)) {
+		if n := s.Datapath.Counters[name]; n > 0 {
 			fmt.Fprintf(w, "  %-22s %d packets\n", name, n)
 		}
 	}
