@@ -5,9 +5,13 @@ import (
 	"net/netip"
 )
 
-// LoadBalancer is one port of a Service: each frontend is spread evenly over the backends.
+// HostPortOwner begins the owners of host ports in the load balancer's table; all others there are UIDs of Services. Each of the two
+// that write the table prunes its own.
+const HostPortOwner = "hostport:"
+
+// LoadBalancer is one port of a Service, or a host port of a pod: each frontend is spread evenly over the backends.
 type LoadBalancer struct {
-	Owner     string // Service UID
+	Owner     string // Service UID, or HostPortOwner with the pod's sandbox
 	Name      string // namespace/name:port, for humans
 	Protocol  uint8  // IPPROTO_TCP or IPPROTO_UDP
 	Frontends []netip.AddrPort

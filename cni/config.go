@@ -21,7 +21,7 @@ func WriteConfig(dir, socket string) error {
 	}
 	path := filepath.Join(dir, confFile)
 	want, err := json.MarshalIndent(map[string]any{
-		"cniVersion": confVersion, "name": "strake", "plugins": []any{map[string]any{"type": "strake-cni", "socket": socket}},
+		"cniVersion": confVersion, "name": "strake", "plugins": []any{map[string]any{"type": "strake-cni", "socket": socket, "capabilities": map[string]bool{"portMappings": true}}},
 	}, "", "  ")
 	if err != nil {
 		return fmt.Errorf("cni: configuration: %w", err)

@@ -19,6 +19,7 @@ type Allocation struct {
 	Ifname      string     `json:"ifname"`
 	Addr        netip.Addr `json:"addr"`
 	Host        string     `json:"host"` // name of the host's side of the veth
+	Ports       []HostPort `json:"ports,omitempty"`
 }
 
 func (a Allocation) key() string { return key(a.ContainerID, a.Ifname) }
@@ -127,7 +128,7 @@ func (p *ipam) list() []Allocation {
 
 // allocate gives the next free address after the last one given. The first and last address of the range stay
 // unused (network and broadcast, RFC 919), and the first host address, by which others expect a gateway.
-func (p *ipam) allocate(prefix netip.Prefix, container, ifname, host string) (Allocation, error) {
+func (p *ipam) allocate(prefix netip.Prefix, container, ifname, host string, ports ...HostPort) (Allocation, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	prefix = prefix.Masked()
@@ -153,10 +154,10 @@ func (p *ipam) allocate(prefix netip.Prefix, container, ifname, host string) (Al
 			}
 			continue
 		}
-		return p.take(Allocation{ContainerID: container, Ifname: ifname, Addr: addr, Host: host})
+		return p.take(Allocation{ContainerID: container, Ifname: ifname, Addr: addr, Host: host, Ports: ports})
 	}
 	if resting.IsValid() {
-		return p.take(Allocation{ContainerID: container, Ifname: ifname, Addr: resting, Host: host})
+		return p.take(Allocation{ContainerID: container, Ifname: ifname, Addr: resting, Host: host, Ports: ports})
 	}
 	return Allocation{}, fmt.Errorf("%w: all %d of the node's range %s are in use", errFull, count, prefix)
 }

@@ -27,6 +27,7 @@ import (
 // Datapath is what the server needs of the kernel half.
 type Datapath interface {
 	Endpoints() bpf.Table[bpf.Endpoint]
+	LoadBalancers() bpf.Table[bpf.LoadBalancer]
 	AttachPod(ifindex int) error
 	DetachPod(ifindex int) error
 }
@@ -88,8 +89,10 @@ func (s *Server) reconcile() error {
 	for _, a := range s.ipam.list() {
 		live[owner(a.ContainerID, a.Ifname)] = true
 	}
-	_, err := s.cfg.Datapath.Endpoints().Prune(func(owner string) bool { return live[owner] })
-	return err
+	if _, err := s.cfg.Datapath.Endpoints().Prune(func(owner string) bool { return live[owner] }); err != nil {
+		return err
+	}
+	return s.prunePorts()
 }
 
 // sweep removes interfaces that no allocation names. As an allocation comes before its interface, none of them is about
@@ -139,10 +142,12 @@ func (s *Server) attach(a Allocation, link podLink) error {
 	if err := s.cfg.Datapath.AttachPod(link.ifindex); err != nil {
 		return err
 	}
-	_, err := s.cfg.Datapath.Endpoints().Replace(owner(a.ContainerID, a.Ifname), []bpf.Endpoint{{
+	if _, err := s.cfg.Datapath.Endpoints().Replace(owner(a.ContainerID, a.Ifname), []bpf.Endpoint{{
 		Owner: owner(a.ContainerID, a.Ifname), Addr: a.Addr, Ifindex: link.ifindex, PodMAC: link.podMAC, HostMAC: link.hostMAC,
-	}})
-	return err
+	}}); err != nil {
+		return err
+	}
+	return s.openPorts(a)
 }
 
 // Run serves until ctx ends, and lets calls that have begun come to their end.

@@ -60,13 +60,16 @@ type fakeDatapath struct {
 	attached map[int]bool
 	fail     error  // of AttachPod
 	hold     func() // called by AttachPod
+	ports    *fakePorts
 }
 
 func newFake() *fakeDatapath {
-	return &fakeDatapath{rows: map[netip.Addr]bpf.Endpoint{}, attached: map[int]bool{}}
+	return &fakeDatapath{rows: map[netip.Addr]bpf.Endpoint{}, attached: map[int]bool{}, ports: &fakePorts{rows: map[string][]bpf.LoadBalancer{}}}
 }
 
 func (f *fakeDatapath) Endpoints() bpf.Table[bpf.Endpoint] { return f }
+
+func (f *fakeDatapath) LoadBalancers() bpf.Table[bpf.LoadBalancer] { return f.ports }
 
 func (f *fakeDatapath) AttachPod(i int) error {
 	if f.hold != nil {

@@ -103,7 +103,11 @@ func (s *Server) add(r plugin.Request) (*types100.Result, error) {
 			return nil, err
 		}
 	}
-	a, err := s.ipam.allocate(prefix, r.ContainerID, r.Ifname, hostName(r.ContainerID, r.Ifname))
+	ports, err := hostPorts(r.Ports, s.cfg.NodeAddr)
+	if err != nil {
+		return nil, err
+	}
+	a, err := s.ipam.allocate(prefix, r.ContainerID, r.Ifname, hostName(r.ContainerID, r.Ifname), ports...)
 	if err != nil {
 		return nil, err
 	}
@@ -136,7 +140,9 @@ func (s *Server) del(container, ifname string) error {
 	ifindex, attached := s.ifindex[k]
 	s.mu.Unlock()
 	// The row goes before the interface: a packet is dropped rather than sent to a stranger with the same index.
-	_, err := s.cfg.Datapath.Endpoints().Replace(owner(container, ifname), nil)
+	err := s.closePorts(container, ifname)
+	_, rerr := s.cfg.Datapath.Endpoints().Replace(owner(container, ifname), nil)
+	err = errors.Join(err, rerr)
 	if attached {
 		err = errors.Join(err, s.cfg.Datapath.DetachPod(ifindex))
 	}

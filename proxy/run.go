@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -153,7 +154,7 @@ func (p *Proxy) prune() error {
 		}
 	}
 	p.mu.Unlock()
-	changes, err := p.cfg.Table.Prune(func(owner string) bool { return live[owner] })
+	changes, err := p.cfg.Table.Prune(func(owner string) bool { return live[owner] || strings.HasPrefix(owner, bpf.HostPortOwner) })
 	p.count(changes)
 	if err != nil {
 		klog.ErrorS(err, "Rows of Services that are gone are in the kernel still, trying again")

@@ -107,6 +107,9 @@ func (f *fakeTable) flat() map[string]string {
 	return out
 }
 
+// hostPort is a row of a pod's: not the proxy's business.
+var hostPort = bpf.LoadBalancer{Protocol: 6, Frontends: aps("192.0.2.1:80"), Backends: aps("10.244.0.9:8080")}
+
 // cluster is the naive reference: what the API holds, and what follows for traffic by looking at all of it.
 type cluster struct {
 	services map[string]*corev1.Service
@@ -114,7 +117,7 @@ type cluster struct {
 }
 
 func (c *cluster) want() map[string]string {
-	out := map[string]string{}
+	out := map[string]string{"6/" + hostPort.Frontends[0].String(): fmt.Sprint(hostPort.Backends)}
 	for _, s := range c.services {
 		var ready []netip.AddrPort
 		for _, sl := range c.slices {
@@ -146,6 +149,7 @@ func TestFollowsTheAPI(t *testing.T) {
 			client := fake.NewClientset()
 			watches := countWatches(client)
 			table := newTable(20)
+			table.rows[bpf.HostPortOwner+"pod/eth0"] = []bpf.LoadBalancer{hostPort}
 			c := &cluster{services: map[string]*corev1.Service{}, slices: map[string]*discoveryv1.EndpointSlice{}}
 			uid := 0
 			var total Metrics

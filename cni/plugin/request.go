@@ -25,6 +25,16 @@ type Request struct {
 	Ifname      string   `json:"ifname,omitempty"`
 	Args        string   `json:"args,omitempty"`
 	Valid       []string `json:"valid,omitempty"` // GC: "containerID/ifname" of what is to stay
+
+	Ports []PortMapping `json:"ports,omitempty"` // ADD
+}
+
+// PortMapping is one entry of the runtime configuration "portMappings" (CNI conventions, "Dynamic plugin specific fields").
+type PortMapping struct {
+	HostPort      int    `json:"hostPort"`
+	ContainerPort int    `json:"containerPort"`
+	Protocol      string `json:"protocol,omitempty"` // tcp if empty
+	HostIP        string `json:"hostIP,omitempty"`
 }
 
 // Response is the agent's answer, one JSON value: a result or an error.
@@ -37,6 +47,10 @@ type Response struct {
 type Conf struct {
 	types.NetConf
 	Socket string `json:"socket"`
+
+	RuntimeConfig struct {
+		PortMappings []PortMapping `json:"portMappings,omitempty"`
+	} `json:"runtimeConfig,omitempty"`
 }
 
 // Versions that the plugin speaks.
@@ -75,7 +89,7 @@ func Funcs() skel.CNIFuncs {
 			if err != nil {
 				return err
 			}
-			resp, err := call(c, Request{Verb: "ADD", ContainerID: a.ContainerID, Netns: a.Netns, Ifname: a.IfName, Args: a.Args})
+			resp, err := call(c, Request{Verb: "ADD", ContainerID: a.ContainerID, Netns: a.Netns, Ifname: a.IfName, Args: a.Args, Ports: c.RuntimeConfig.PortMappings})
 			if err != nil {
 				return err
 			}

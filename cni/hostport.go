@@ -1,0 +1,112 @@
+package cni
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"github.com/containernetworking/cni/pkg/types"
+	"golang.org/x/sys/unix"
+
+	"github.com/strake-io/strake/bpf"
+	"github.com/strake-io/strake/cni/plugin"
+)
+
+// HostPort is a port of the node that leads to a pod (containers[].ports[].hostPort). Such a port is a row of the load balancer
+// with one backend, so it is served where NodePorts are: at the sockets of the node and its pods, and at the uplink.
+type HostPort struct {
+	Addr      netip.Addr `json:"addr"` // of the node
+	Port      uint16     `json:"port"`
+	Container uint16     `json:"container"` // the pod's port
+	Protocol  uint8      `json:"protocol"`  // IPPROTO_TCP or IPPROTO_UDP
+}
+
+// hostPorts reads the runtime's port mappings (the capability portMappings of CNI's conventions). What can't be served is refused:
+// a pod that runs without a port it asked for is worse than one that says why it does not.
+func hostPorts(mappings []plugin.PortMapping, node netip.Addr) ([]HostPort, error) {
+	var out []HostPort
+	for _, m := range mappings {
+		if m.HostPort == 0 {
+			continue // a containerPort alone
+		}
+		p := HostPort{Addr: node}
+		bad := func(format string, args ...any) error {
+			return types.NewError(types.ErrInvalidNetworkConfig, fmt.Sprintf("hostPort %d: ", m.HostPort)+fmt.Sprintf(format, args...), "")
+		}
+		if m.HostPort < 0 || m.HostPort > 65535 || m.ContainerPort < 1 || m.ContainerPort > 65535 {
+			return nil, bad("to containerPort %d: a port is 1 to 65535", m.ContainerPort)
+		}
+		p.Port, p.Container = uint16(m.HostPort), uint16(m.ContainerPort)
+		switch strings.ToLower(m.Protocol) {
+		case "tcp", "":
+			p.Protocol = unix.IPPROTO_TCP
+		case "udp":
+			p.Protocol = unix.IPPROTO_UDP
+		default:
+			return nil, bad("protocol %s is not served: TCP and UDP are", m.Protocol)
+		}
+		if m.HostIP != "" {
+			a, err := netip.ParseAddr(m.HostIP)
+			if err != nil {
+				return nil, bad("hostIP %q is not an IP address", m.HostIP)
+			}
+			switch a = a.Unmap(); {
+			case a.IsUnspecified():
+			case a.IsLoopback():
+				// Sockets of pods meet the same rows, and a pod's loopback is its own.
+				return nil, bad("hostIP %s is a loopback address, which is every pod's own", a)
+			case !a.Is4():
+				return nil, bad("hostIP %s is not an IPv4 address", a)
+			default:
+				p.Addr = a
+			}
+		}
+		out = append(out, p)
+	}
+	return out, nil
+}
+
+// portOwner names an interface in the load balancer's table.
+func portOwner(container, ifname string) string {
+	o := bpf.HostPortOwner + container + "/" + ifname
+	if len(o) <= maxOwner {
+		return o
+	}
+	sum := sha256.Sum256([]byte(container))
+	return bpf.HostPortOwner + container[:24] + "~" + hex.EncodeToString(sum[:6]) + "/" + ifname
+}
+
+// openPorts makes the host ports of a pod live.
+func (s *Server) openPorts(a Allocation) error {
+	var rows []bpf.LoadBalancer
+	for _, p := range a.Ports {
+		rows = append(rows, bpf.LoadBalancer{
+			Name: fmt.Sprintf("%s:%d", p.Addr, p.Port), Protocol: p.Protocol,
+			Frontends: []netip.AddrPort{netip.AddrPortFrom(p.Addr, p.Port)}, Backends: []netip.AddrPort{netip.AddrPortFrom(a.Addr, p.Container)},
+		})
+	}
+	if _, err := s.cfg.Datapath.LoadBalancers().Replace(portOwner(a.ContainerID, a.Ifname), rows); err != nil {
+		return fmt.Errorf("host ports: %w", err)
+	}
+	return nil
+}
+
+// closePorts takes them away.
+func (s *Server) closePorts(container, ifname string) error {
+	if _, err := s.cfg.Datapath.LoadBalancers().Replace(portOwner(container, ifname), nil); err != nil {
+		return fmt.Errorf("host ports: %w", err)
+	}
+	return nil
+}
+
+// prunePorts removes rows of pods that are gone.
+func (s *Server) prunePorts() error {
+	live := map[string]bool{}
+	for _, a := range s.ipam.list() {
+		live[portOwner(a.ContainerID, a.Ifname)] = true
+	}
+	_, err := s.cfg.Datapath.LoadBalancers().Prune(func(owner string) bool { return live[owner] || !strings.HasPrefix(owner, bpf.HostPortOwner) })
+	return err
+}

@@ -1,0 +1,137 @@
+package cni
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"reflect"
+	"strings"
+	"sync"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/strake-io/strake/bpf"
+	"github.com/strake-io/strake/cni/plugin"
+)
+
+// fakePorts is the load balancer's table.
+type fakePorts struct {
+	mu   sync.Mutex
+	rows map[string][]bpf.LoadBalancer
+}
+
+func (f *fakePorts) Replace(owner string, want []bpf.LoadBalancer) (bpf.Changes, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(owner) > maxOwner {
+		return bpf.Changes{}, fmt.Errorf("owner %q is too long", owner)
+	}
+	for other, rows := range f.rows {
+		for _, have := range rows {
+			for _, w := range want {
+				if other != owner && have.Protocol == w.Protocol && have.Frontends[0] == w.Frontends[0] {
+					return bpf.Changes{}, errors.New(have.Frontends[0].String() + " belongs to " + other)
+				}
+			}
+		}
+	}
+	if f.rows[owner] = want; len(want) == 0 {
+		delete(f.rows, owner)
+	}
+	return bpf.Changes{}, nil
+}
+
+func (f *fakePorts) Prune(keep func(string) bool) (bpf.Changes, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for o := range f.rows {
+		if !keep(o) {
+			delete(f.rows, o)
+		}
+	}
+	return bpf.Changes{}, nil
+}
+
+func (f *fakePorts) Dump() ([]bpf.LoadBalancer, error) { return nil, nil }
+
+func TestHostPorts(t *testing.T) {
+	port := func(addr string, port, container uint16, protocol uint8) []HostPort {
+		return []HostPort{{netip.MustParseAddr(addr), port, container, protocol}}
+	}
+	for name, c := range map[string]struct {
+		m    plugin.PortMapping
+		want []HostPort
+		err  string
+	}{
+		"plain":              {plugin.PortMapping{HostPort: 80, ContainerPort: 8080}, port("192.0.2.1", 80, 8080, unix.IPPROTO_TCP), ""},
+		"UDP":                {plugin.PortMapping{HostPort: 53, ContainerPort: 5353, Protocol: "udp"}, port("192.0.2.1", 53, 5353, unix.IPPROTO_UDP), ""},
+		"as Kubernetes says": {plugin.PortMapping{HostPort: 53, ContainerPort: 5353, Protocol: "UDP"}, port("192.0.2.1", 53, 5353, unix.IPPROTO_UDP), ""},
+		"an address":         {plugin.PortMapping{HostPort: 80, ContainerPort: 80, HostIP: "192.0.2.9"}, port("192.0.2.9", 80, 80, unix.IPPROTO_TCP), ""},
+		"any address":        {plugin.PortMapping{HostPort: 80, ContainerPort: 80, HostIP: "0.0.0.0"}, port("192.0.2.1", 80, 80, unix.IPPROTO_TCP), ""},
+		"any of both":        {plugin.PortMapping{HostPort: 80, ContainerPort: 80, HostIP: "::"}, port("192.0.2.1", 80, 80, unix.IPPROTO_TCP), ""},
+		"mapped":             {plugin.PortMapping{HostPort: 80, ContainerPort: 80, HostIP: "::ffff:192.0.2.9"}, port("192.0.2.9", 80, 80, unix.IPPROTO_TCP), ""},
+		"none":               {plugin.PortMapping{ContainerPort: 80}, nil, ""},
+		"loopback":           {plugin.PortMapping{HostPort: 80, ContainerPort: 80, HostIP: "127.0.0.1"}, nil, "loopback"},
+		"IPv6":               {plugin.PortMapping{HostPort: 80, ContainerPort: 80, HostIP: "2001:db8::1"}, nil, "not an IPv4"},
+		"no address":         {plugin.PortMapping{HostPort: 80, ContainerPort: 80, HostIP: "node"}, nil, "not an IP address"},
+		"SCTP":               {plugin.PortMapping{HostPort: 80, ContainerPort: 80, Protocol: "SCTP"}, nil, "SCTP"},
+		"too high":           {plugin.PortMapping{HostPort: 65536, ContainerPort: 80}, nil, "1 to 65535"},
+		"negative":           {plugin.PortMapping{HostPort: -1, ContainerPort: 80}, nil, "1 to 65535"},
+		"no container port":  {plugin.PortMapping{HostPort: 80}, nil, "1 to 65535"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, err := hostPorts([]plugin.PortMapping{c.m}, nodeAddr)
+			if !reflect.DeepEqual(got, c.want) || (err == nil) != (c.err == "") || err != nil && !strings.Contains(err.Error(), c.err) {
+				t.Errorf("%v, %v", got, err)
+			}
+		})
+	}
+}
+
+// TestHostPortsLiveWithTheirPod: rows come with ADD, survive the agent, and go with DEL; those of Services are not touched.
+func TestHostPortsLiveWithTheirPod(t *testing.T) {
+	n := newNode(t, "10.244.0.0/24")
+	id := strings.Repeat("a", 64)
+	ns, other := newNetns(t), newNetns(t)
+	ports := n.fake.ports
+	ports.rows["service-uid"] = []bpf.LoadBalancer{{Name: "ns/s:http", Protocol: 6, Frontends: []netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:30080")}}}
+	add := func(id, ns string, port int) error {
+		_, err := n.Handle(plugin.Request{Verb: "ADD", ContainerID: id, Netns: ns, Ifname: "eth0", Ports: []plugin.PortMapping{{HostPort: port, ContainerPort: 8080}}})
+		if err != nil {
+			return err
+		}
+		return nil
+	}
+	must(t, add(id, ns, 80))
+	a, _ := n.ipam.get(id, "eth0")
+	want := map[string][]bpf.LoadBalancer{
+		"service-uid": ports.rows["service-uid"],
+		portOwner(id, "eth0"): {{
+			Name: "192.0.2.1:80", Protocol: 6, Frontends: []netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:80")}, Backends: []netip.AddrPort{netip.AddrPortFrom(a.Addr, 8080)},
+		}},
+	}
+	equal := func(when string) {
+		t.Helper()
+		if !reflect.DeepEqual(ports.rows, want) {
+			t.Errorf("%s: %+v, want %+v", when, ports.rows, want)
+		}
+	}
+	equal("after ADD")
+	for _, taken := range []int{80, 30080} {
+		if err := add("b", other, taken); err == nil || !strings.Contains(err.Error(), "belongs to") {
+			t.Errorf("port %d a second time: %v", taken, err)
+		}
+	}
+	equal("after an ADD that failed")
+	if _, ok := n.ipam.get("b", "eth0"); ok {
+		t.Error("an ADD that failed keeps its address")
+	}
+	delete(ports.rows, portOwner(id, "eth0"))
+	ports.rows[bpf.HostPortOwner+"gone/eth0"] = nil
+	n.restart(t)
+	equal("after a restart")
+	n.del(t, id, ns)
+	delete(want, portOwner(id, "eth0"))
+	equal("after DEL")
+}
