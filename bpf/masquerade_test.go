@@ -266,7 +266,8 @@ func TestMasqueradeBesideNodePorts(t *testing.T) {
 			t.Errorf("NodePort: %q, %v", got, err)
 		}
 	}
-	if from := source(t, l.pods[1].dialFrom(t, "udp", 30080, to), "x"); from.Port() == 30080 {
+	l.out.echoSource(t, ":8081")
+	if from := source(t, l.pods[1].dialFrom(t, "udp", 30080, outsideIP+":8081"), "x"); from.Port() == 30080 {
 		t.Error("a NodePort was given to a pod")
 	}
 }
