@@ -82,6 +82,11 @@ func TestMasqueradedPackets(t *testing.T) {
 			t.Errorf("%s: the answer: verdict %d, from %s to %s", name, verdict, src, dst)
 		}
 		checkSums(t, got)
+		if sent[23] == 6 { // a connection that the outside opens is none either
+			if verdict, _ := run(t, in, frame(6, to, src, nil)); verdict != actOK {
+				t.Errorf("a SYN: verdict %d", verdict)
+			}
+		}
 		// The same from another port of the outside is no answer.
 		stranger := frame(sent[23], netip.AddrPortFrom(to.Addr(), 1), ap(nodeIP+":62000"), nil)
 		if verdict, got := run(t, in, stranger); verdict != actOK || string(got[:len(stranger)]) != string(stranger) {

@@ -185,8 +185,10 @@ func TestNotMasqueraded(t *testing.T) {
 			}
 		}
 	}
-	if out, err := l.out.command(t, "", nil, "busybox", "ping", "-c", "1", "-W", "5", pod); err != nil {
-		t.Errorf("ping of a pod from outside: %v\n%s", err, out)
+	for _, size := range []string{"56", "4000"} { // the latter in fragments
+		if out, err := l.out.command(t, "", nil, "busybox", "ping", "-c", "1", "-W", "5", "-s", size, pod); err != nil {
+			t.Errorf("ping of a pod from outside: %v\n%s", err, out)
+		}
 	}
 }
 
