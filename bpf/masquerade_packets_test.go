@@ -282,3 +282,15 @@ func TestCountersChangeSize(t *testing.T) {
 		must(t, Remove(c.PinDir))
 	}
 }
+
+// A packet that claims to call the pod directly, with the addresses and ports of a flow that the pod began, does not unmask it.
+func TestStrangersUnmaskNoFlow(t *testing.T) {
+	d := masqueraded(t, 62000, 62000)
+	sent := frame(17, ap(pod+":40000"), ap("198.51.100.1:53"), nil)
+	run(t, d.net.Programs[egressProgram], sent)
+	run(t, d.net.Programs[uplinkProgram], frame(17, ap("198.51.100.1:53"), ap(pod+":40000"), nil))
+	_, got := run(t, d.net.Programs[egressProgram], sent)
+	if src, _ := ends(got); src != ap(nodeIP+":62000") {
+		t.Errorf("it leaves as %s", src)
+	}
+}

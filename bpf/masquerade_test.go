@@ -308,3 +308,37 @@ func TestErrorsReachThePod(t *testing.T) {
 		}
 	}
 }
+
+// Flows that begin all at once, on all processors, have a port each, and each gets its own answers.
+func TestManyFlowsAtOnce(t *testing.T) {
+	l := newLab(t)
+	l.out.echoSource(t, ":8080")
+	const n = 300
+	type result struct {
+		from string
+		err  error
+	}
+	results := make(chan result, 2*n)
+	for _, s := range l.pods {
+		for i := range n {
+			c := s.dialFrom(t, "udp", 40000+i, outsideIP+":8080")
+			go func() {
+				msg := strings.Repeat("x", i) // the answer tells the length
+				got, err := exchange(c, msg)
+				f := strings.Fields(got)
+				if err == nil && (len(f) < 2 || f[1] != fmt.Sprint(i)) {
+					err = fmt.Errorf("flow %d got %q", i, got)
+				}
+				results <- result{strings.Join(f[:min(1, len(f))], ""), err}
+			}()
+		}
+	}
+	seen := map[string]bool{}
+	for range 2 * n {
+		r := <-results
+		if r.err != nil || seen[r.from] {
+			t.Errorf("%s (twice: %v): %v", r.from, seen[r.from], r.err)
+		}
+		seen[r.from] = true
+	}
+}
