@@ -36,7 +36,7 @@ func (r *result) emulate(ctx context.Context, k kernel, initramfs, log string) e
 	}
 	defer f.Close()
 	kernelLog := filepath.Join(work, "build", k.series+".console")
-	// The other tests of a machine come first: its own clock is as good as another's for a test without timed assertions.
+	// What else this machine does goes first: no test here is timed.
 	c := exec.CommandContext(ctx, "nice", "-n", "10", "qemu-system-x86_64", "-accel", "tcg", "-m", "1536", "-smp", "2", "-nodefaults", "-display", "none",
 		"-no-reboot", "-nic", "none", "-serial", "file:"+kernelLog, "-serial", "stdio",
 		"-kernel", filepath.Join(k.dir, "boot", "vmlinuz-"+k.release), "-initrd", initramfs,

@@ -13,8 +13,8 @@ import (
 	"strings"
 )
 
-// Debian's labels of its archives, and the suites that hold the kernels.
-var suites = map[string][]string{
+// debian has the labels of its archives, and the suites that hold the kernels.
+var debian = map[string][]string{
 	"Debian":          {"bullseye", "bookworm", "bookworm-backports"},
 	"Debian-Security": {"bullseye-security", "bookworm-security"},
 }
@@ -64,7 +64,7 @@ func (a *apt) unpack(series, dir string) error {
 	}
 	name := newest(series, strings.Fields(names))
 	if name == "" {
-		return errors.Join(fmt.Errorf("apt knows no package linux-image-%s.*-cloud-amd64", series), a.failed)
+		return errors.Join(fmt.Errorf("apt knows no package linux-image-%s.*%s", series, cloud), a.failed)
 	}
 	tmp := dir + ".tmp"
 	if err := errors.Join(os.RemoveAll(tmp), os.MkdirAll(tmp, 0o755)); err != nil {
@@ -87,7 +87,7 @@ func (a *apt) unpack(series, dir string) error {
 
 // newest picks the kernel for virtual machines with the highest version; no debugging symbols, no unsigned one.
 func newest(series string, names []string) string {
-	want := regexp.MustCompile(`^linux-image-` + regexp.QuoteMeta(series) + `\.[^-]*(-[0-9][^-]*)?-cloud-amd64$`)
+	want := regexp.MustCompile(`^linux-image-` + regexp.QuoteMeta(series) + `\.[^-]*(-[0-9][^-]*)?` + cloud + `$`)
 	names = slices.DeleteFunc(slices.Clone(names), func(n string) bool { return !want.MatchString(n) })
 	if len(names) == 0 {
 		return ""
@@ -95,10 +95,13 @@ func newest(series string, names []string) string {
 	return slices.MaxFunc(names, func(a, b string) int { return slices.Compare(numbers(a), numbers(b)) })
 }
 
+// cloud ends the names of kernels for virtual machines.
+const cloud = "-cloud-amd64"
+
 var digits = regexp.MustCompile(`\d+`)
 
 func numbers(s string) (out []int) {
-	for _, d := range digits.FindAllString(s, -1) {
+	for _, d := range digits.FindAllString(strings.TrimSuffix(s, cloud), -1) {
 		n, _ := strconv.Atoi(d)
 		out = append(out, n)
 	}
@@ -141,7 +144,7 @@ func sources(targets string) string {
 		if places[label] == "" {
 			continue
 		}
-		for _, suite := range suites[label] {
+		for _, suite := range debian[label] {
 			fmt.Fprintln(&out, "deb", places[label], suite, "main")
 		}
 	}

@@ -25,12 +25,16 @@ var modules = []string{"veth", "vxlan", "cls_bpf", "sch_ingress", "overlay"}
 
 // suite is a package whose tests need nothing but a kernel, root and busybox.
 type suite struct {
-	folder, binary string
-	args           []string
+	folder string
+	skip   string // tests that meet no kernel but take long there
+	binary string
+	args   []string
 }
 
-// folders of the suites.
-var folders = []string{"bpf", "dns"}
+var suites = []suite{
+	{folder: "bpf"},
+	{folder: "dns", skip: "^TestNamesFollowTheAPI$"}, // Go against a model in Go
+}
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
@@ -55,7 +59,7 @@ func run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	guest, suites, err := build(ctx, *pattern)
+	guest, err := build(ctx, *pattern)
 	if err != nil {
 		return err
 	}
@@ -75,7 +79,7 @@ func run(ctx context.Context) error {
 			continue
 		}
 		initramfs := filepath.Join(work, "build", s+".img")
-		if err := pack(initramfs, guest, k, objects, suites); err != nil {
+		if err := pack(initramfs, guest, k, objects); err != nil {
 			return err
 		}
 		fmt.Printf("kernel %s\n", k.release)
@@ -103,7 +107,7 @@ func run(ctx context.Context) error {
 }
 
 // build makes the binaries that go into every guest.
-func build(ctx context.Context, pattern string) (guest string, suites []suite, err error) {
+func build(ctx context.Context, pattern string) (guest string, err error) {
 	compile := func(args ...string) error {
 		c := exec.CommandContext(ctx, "go", args...)
 		c.Env = append(os.Environ(), "CGO_ENABLED=0", "GOARCH=amd64")
@@ -114,19 +118,20 @@ func build(ctx context.Context, pattern string) (guest string, suites []suite, e
 	}
 	guest = filepath.Join(work, "build", "guest")
 	if err := compile("build", "-ldflags", "-s -w", "-o", guest, "./tests/kernel/guest"); err != nil {
-		return "", nil, err
+		return "", err
 	}
-	for _, folder := range folders {
-		s := suite{folder, filepath.Join(work, "build", strings.ReplaceAll(folder, "/", "-")+".test"), []string{"-test.v=test2json", "-test.run=" + pattern}}
-		if err := compile("test", "-c", "-ldflags", "-s -w", "-o", s.binary, "./"+folder); err != nil {
-			return "", nil, err
+	for i := range suites {
+		s := &suites[i]
+		s.binary = filepath.Join(work, "build", strings.ReplaceAll(s.folder, "/", "-")+".test")
+		s.args = []string{"-test.v=test2json", "-test.run=" + pattern, "-test.skip=" + s.skip}
+		if err := compile("test", "-c", "-ldflags", "-s -w", "-o", s.binary, "./"+s.folder); err != nil {
+			return "", err
 		}
-		suites = append(suites, s)
 	}
-	return guest, suites, nil
+	return guest, nil
 }
 
-func pack(path, guest string, k kernel, objects []string, suites []suite) error {
+func pack(path, guest string, k kernel, objects []string) error {
 	f, err := os.Create(path)
 	if err != nil {
 		return err
