@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"strings"
 	"syscall"
@@ -40,7 +41,7 @@ func (r *result) emulate(ctx context.Context, k kernel, initramfs, log string) e
 	c := exec.CommandContext(ctx, "nice", "-n", "10", "qemu-system-x86_64", "-accel", "tcg", "-m", "1536", "-smp", "2", "-nodefaults", "-display", "none",
 		"-no-reboot", "-nic", "none", "-serial", "file:"+kernelLog, "-serial", "stdio",
 		"-kernel", filepath.Join(k.dir, "boot", "vmlinuz-"+k.release), "-initrd", initramfs,
-		"-append", "console=ttyS0 loglevel=5 panic=-1 oops=panic")
+		"-append", "console=ttyS0 loglevel=5 panic=-1 oops=panic nowatchdog rcupdate.rcu_cpu_stall_suppress=1") // emulated, it may well stall
 	c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	runtime.LockOSThread() // Pdeathsig is of the thread
 	defer runtime.UnlockOSThread()
@@ -65,16 +66,24 @@ func (r *result) emulate(ctx context.Context, k kernel, initramfs, log string) e
 			return err
 		}
 	}
+	if t := trouble(printed); t != "" {
+		r.Problems = append(r.Problems, "the kernel complains: "+t)
+	}
 	switch {
 	case ctx.Err() != nil:
-		return fmt.Errorf("%w; the last of the kernel: %s", context.Cause(ctx), tail(printed, 5))
+		return context.Cause(ctx)
 	case ended != nil:
 		return fmt.Errorf("qemu: %w: %s", ended, strings.TrimSpace(stderr.String()))
 	case !done:
-		return fmt.Errorf("the machine ended before its guest; the last of the kernel: %s", tail(printed, 25))
+		return fmt.Errorf("the machine ended before its guest; the last of the kernel:\n%s", tail(printed, 10))
 	}
 	return nil
 }
+
+var complaint = regexp.MustCompile(`(?m)^.*(panic:|Kernel panic|Oops|BUG:|WARNING:)(.*\n){0,25}`)
+
+// trouble is where the kernel's log, or the guest among it, first tells of a bug.
+func trouble(printed []byte) string { return strings.TrimSpace(string(complaint.Find(printed))) }
 
 // output is what a suite printed.
 type output struct {

@@ -126,7 +126,7 @@ func (a *apt) update() error {
 	if err := os.WriteFile(filepath.Join(a.dir, "sources.list"), []byte(list), 0o644); err != nil {
 		return err
 	}
-	_, a.failed = a.run("apt-get", "update", "-q")
+	_, a.failed = a.run("apt-get", "update", "-q", "-o", "APT::Update::Error-Mode=any")
 	a.updated = true
 	return nil
 }

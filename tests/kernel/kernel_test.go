@@ -192,3 +192,18 @@ func TestCompareWithTable(t *testing.T) {
 		}
 	}
 }
+
+func TestKernelComplains(t *testing.T) {
+	calm := "[    0.6] mtrr: your CPUs had inconsistent settings\n[   87.0] hrtimer: interrupt took 1 ns\n"
+	if got := trouble([]byte(calm)); got != "" {
+		t.Errorf("nothing is wrong, but %q", got)
+	}
+	for _, line := range []string{
+		"[    5.0] WARNING: CPU: 1 PID: 3 at net/core/skbuff.c:5 f+0x1/0x2", "[    5.0] BUG: kernel NULL pointer dereference, address: 0", "[    5.0] Oops: 0000 [#1] SMP",
+		"[    5.0] Kernel panic - not syncing: Attempted to kill init!", "panic: runtime error: index out of range",
+	} {
+		if got := trouble([]byte(calm + line + "\n[    5.1] Call Trace:\n")); got != line+"\n[    5.1] Call Trace:" {
+			t.Errorf("%q: %q", line, got)
+		}
+	}
+}
