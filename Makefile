@@ -8,7 +8,7 @@ LDFLAGS := -s -w -X k8s.io/component-base/version.gitVersion=$(VERSION)
 RUN_PACKAGES := containerd runc
 TEST_PACKAGES := $(RUN_PACKAGES) iproute2 busybox-static curl
 
-.PHONY: build up down test test-packages run-packages lint unit e2e cross generate check-generated bench
+.PHONY: build up down test test-packages run-packages lint unit e2e cross generate check-generated bench test-kernels
 
 build:
 	$(GO) build -trimpath -ldflags "$(LDFLAGS)" -o bin/strake ./cmd/strake
@@ -17,7 +17,7 @@ build:
 # apt-get runs only for what is missing. The machine's own containerd is not used: strake starts one of its own.
 define install
 	@missing=(); for p in $(1); do dpkg -s $$p >/dev/null 2>&1 || missing+=($$p); done; \
-	if [ $${#missing[@]} -gt 0 ]; then apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "$${missing[@]}"; fi
+	if [ $${#missing[@]} -gt 0 ]; then apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $(2) "$${missing[@]}"; fi
 endef
 
 run-packages:
@@ -49,6 +49,11 @@ bench: test-packages build
 	$(GO) build -trimpath -ldflags "-s -w" -o bin/bench-load ./tests/bench/load
 	$(GO) build -trimpath -ldflags "-s -w" -o bin/bench ./tests/bench
 	bin/bench -json bin/bench.json $(BENCH_FLAGS)
+
+# The tests of the node network on other kernels, in emulated machines; KERNEL_FLAGS="-kernels 6.1 -run TestPod" is one of them.
+test-kernels:
+	$(call install,qemu-system-x86 busybox-static,--no-install-recommends)
+	$(GO) run ./tests/kernel $(KERNEL_FLAGS)
 
 cross:
 	GOARCH=arm64 $(GO) build -o bin/arm64/ ./cmd/...

@@ -82,6 +82,11 @@ func TestMasqueradedPackets(t *testing.T) {
 			t.Errorf("%s: the answer: verdict %d, from %s to %s", name, verdict, src, dst)
 		}
 		checkSums(t, got)
+		if sent[23] == 6 { // a connection that the outside opens is none either
+			if verdict, _ := run(t, in, frame(6, to, src, nil)); verdict != actOK {
+				t.Errorf("a SYN: verdict %d", verdict)
+			}
+		}
 		// The same from another port of the outside is no answer.
 		stranger := frame(sent[23], netip.AddrPortFrom(to.Addr(), 1), ap(nodeIP+":62000"), nil)
 		if verdict, got := run(t, in, stranger); verdict != actOK || string(got[:len(stranger)]) != string(stranger) {
@@ -275,5 +280,17 @@ func TestCountersChangeSize(t *testing.T) {
 		}
 		must(t, d.Close())
 		must(t, Remove(c.PinDir))
+	}
+}
+
+// A packet that claims to call the pod directly, with the addresses and ports of a flow that the pod began, does not unmask it.
+func TestStrangersUnmaskNoFlow(t *testing.T) {
+	d := masqueraded(t, 62000, 62000)
+	sent := frame(17, ap(pod+":40000"), ap("198.51.100.1:53"), nil)
+	run(t, d.net.Programs[egressProgram], sent)
+	run(t, d.net.Programs[uplinkProgram], frame(17, ap("198.51.100.1:53"), ap(pod+":40000"), nil))
+	_, got := run(t, d.net.Programs[egressProgram], sent)
+	if src, _ := ends(got); src != ap(nodeIP+":62000") {
+		t.Errorf("it leaves as %s", src)
 	}
 }

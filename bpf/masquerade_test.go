@@ -185,8 +185,10 @@ func TestNotMasqueraded(t *testing.T) {
 			}
 		}
 	}
-	if out, err := l.out.command(t, "", nil, "busybox", "ping", "-c", "1", "-W", "5", pod); err != nil {
-		t.Errorf("ping of a pod from outside: %v\n%s", err, out)
+	for _, size := range []string{"56", "4000"} { // the latter in fragments
+		if out, err := l.out.command(t, "", nil, "busybox", "ping", "-c", "1", "-W", "5", "-s", size, pod); err != nil {
+			t.Errorf("ping of a pod from outside: %v\n%s", err, out)
+		}
 	}
 }
 
@@ -266,7 +268,8 @@ func TestMasqueradeBesideNodePorts(t *testing.T) {
 			t.Errorf("NodePort: %q, %v", got, err)
 		}
 	}
-	if from := source(t, l.pods[1].dialFrom(t, "udp", 30080, to), "x"); from.Port() == 30080 {
+	l.out.echoSource(t, ":8081")
+	if from := source(t, l.pods[1].dialFrom(t, "udp", 30080, outsideIP+":8081"), "x"); from.Port() == 30080 {
 		t.Error("a NodePort was given to a pod")
 	}
 }
@@ -303,5 +306,39 @@ func TestErrorsReachThePod(t *testing.T) {
 		if err != nil || len(lines) != 4 || !strings.Contains(lines[2], outsideIP) || !strings.Contains(lines[3], "203.0.113.2") {
 			t.Errorf("traceroute %s: %v\n%s", kind, err, out)
 		}
+	}
+}
+
+// Flows that begin all at once, on all processors, have a port each, and each gets its own answers.
+func TestManyFlowsAtOnce(t *testing.T) {
+	l := newLab(t)
+	l.out.echoSource(t, ":8080")
+	const n = 300
+	type result struct {
+		from string
+		err  error
+	}
+	results := make(chan result, 2*n)
+	for _, s := range l.pods {
+		for i := range n {
+			c := s.dialFrom(t, "udp", 40000+i, outsideIP+":8080")
+			go func() {
+				msg := strings.Repeat("x", i) // the answer tells the length
+				got, err := exchange(c, msg)
+				f := strings.Fields(got)
+				if err == nil && (len(f) < 2 || f[1] != fmt.Sprint(i)) {
+					err = fmt.Errorf("flow %d got %q", i, got)
+				}
+				results <- result{strings.Join(f[:min(1, len(f))], ""), err}
+			}()
+		}
+	}
+	seen := map[string]bool{}
+	for range 2 * n {
+		r := <-results
+		if r.err != nil || seen[r.from] {
+			t.Errorf("%s (twice: %v): %v", r.from, seen[r.from], r.err)
+		}
+		seen[r.from] = true
 	}
 }

@@ -22,7 +22,7 @@
 #include "nat.h"
 #include "parse.h"
 
-#define MASQ_FLOWS 524288 /* two rows for a flow */
+#define MASQ_FLOWS 262144 /* two rows for a flow; 80 bytes of kernel memory each */
 #define MASQ_FRAGMENTS 8192
 #define MASQ_PROBES 32
 
@@ -65,7 +65,8 @@ struct fragment_key {
 	__u8 pad;
 };
 
-/* The pod that the first fragment of an answer went to: those that follow have no ports. */
+/* What became of a first fragment: those that follow have no ports. As it came from outside: the pod that it went to. As a pod sent it to
+ * who called it by its own address: the pod itself. Only fragments in order find their first one. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, MASQ_FRAGMENTS);
@@ -199,6 +200,11 @@ static __always_inline int later_fragment(const struct iphdr *ip)
 	return (ip->frag_off & bpf_htons(0x1fff)) != 0;
 }
 
+static __always_inline int more_fragments(const struct iphdr *ip)
+{
+	return (ip->frag_off & bpf_htons(0x2000)) != 0;
+}
+
 static __always_inline void masq_key(struct flow_key *key, __be32 saddr, __be16 sport, __be32 daddr, __be16 dport, __u8 proto, __u8 reply)
 {
 	__builtin_memset(key, 0, sizeof(*key));
@@ -327,6 +333,7 @@ static __always_inline int masq_error(struct __sk_buff *skb, const struct packet
 /* What a pod sends out of the cluster. A pod's address never leaves: what can't be translated is dropped. */
 static __always_inline int masq_out(struct __sk_buff *skb, struct packet *p)
 {
+	struct fragment_key fragment = { .saddr = p->ip.saddr, .daddr = p->ip.daddr, .id = p->ip.id, .proto = p->ip.protocol };
 	struct masq row = { .addr = p->ip.saddr, .seen = masq_now() };
 	struct masq forward = { .addr = node_addr, .seen = row.seen };
 	struct flow_key key, back;
@@ -338,6 +345,8 @@ static __always_inline int masq_out(struct __sk_buff *skb, struct packet *p)
 	int verdict;
 
 	if (later_fragment(&p->ip)) { /* the address is all it has */
+		if (bpf_map_lookup_elem(&masq_fragments, &fragment))
+			return TC_ACT_OK;
 		if (masq_address(skb, ETH_HLEN, 1, p->ip.saddr, node_addr))
 			return drop(DROP_REWRITE);
 		count(MASQUERADED_OUT);
@@ -360,6 +369,8 @@ static __always_inline int masq_out(struct __sk_buff *skb, struct packet *p)
 	f = bpf_map_lookup_elem(&masq_flows, &key);
 	if (f && f->addr == p->ip.saddr && masq_alive(f, key.proto, row.seen)) {
 		masq_touch(f, tcp, 0, row.seen);
+		if (more_fragments(&p->ip))
+			bpf_map_update_elem(&masq_fragments, &fragment, &row.addr, BPF_ANY);
 		return TC_ACT_OK;
 	}
 	if (kind == L4_ANSWER) /* to nobody who asked the pod by its own address */
@@ -442,7 +453,7 @@ static __always_inline int masq_in(struct __sk_buff *skb, struct packet *p)
 		to.port = p->dport;
 		bpf_map_update_elem(&masq_flows, &forward, &to, BPF_ANY);
 	}
-	if (p->ip.frag_off & bpf_htons(0x2000)) {
+	if (more_fragments(&p->ip)) {
 		pod = forward.saddr;
 		bpf_map_update_elem(&masq_fragments, &fragment, &pod, BPF_ANY);
 	}
@@ -472,8 +483,9 @@ static __always_inline void masq_note_direct(struct __sk_buff *skb, struct packe
 	tcp = tcp_flags(skb, p);
 	masq_key(&key, p->ip.daddr, p->dport, p->ip.saddr, p->sport, p->ip.protocol, 0);
 	m = bpf_map_lookup_elem(&masq_flows, &key);
-	if (m && m->addr == row.addr) {
-		masq_touch(m, tcp, 1, row.seen);
+	if (m && masq_alive(m, key.proto, row.seen)) { /* a flow that the pod began is not turned into another by a stranger's packet */
+		if (m->addr == row.addr)
+			masq_touch(m, tcp, 1, row.seen);
 		return;
 	}
 	row.port = p->dport;

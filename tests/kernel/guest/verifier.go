@@ -1,0 +1,134 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"regexp"
+	"strconv"
+	"strings"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/strake-io/strake/bpf"
+)
+
+// processed is what the verifier says at the end; the kernel itself remembers the number only since Linux 5.16.
+var processed = regexp.MustCompile(`(?m)^processed (\d+) insns`)
+
+// countInstructions tells how many instructions the verifier walks through for each program that a node loads on this kernel. The
+// datapath is opened for its constants, on which the verifier's way depends; then the same programs are loaded once more, with the
+// verifier's statistics.
+func countInstructions(objects []string) (counts map[string]int, err error) {
+	const pins, group = "/run/bpf", cgroupRoot + "/node"
+	if err := bpf.MountBPFFS(pins); err != nil {
+		return nil, err
+	}
+	if err := os.Mkdir(group, 0o755); err != nil {
+		return nil, err
+	}
+	d, err := bpf.Open(bpf.Config{PinDir: pins, CgroupRoot: cgroupRoot, NodeCgroup: group, DNSAddr: netip.MustParseAddr("10.96.0.10"), Zone: "cluster.local", DNSTTL: 30})
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, d.Close(), bpf.Remove(pins), bpf.UnmountBPFFS(pins), os.Remove(group)) }()
+	constants, err := loadedPrograms()
+	if err != nil {
+		return nil, err
+	}
+	counts = map[string]int{}
+	for _, path := range objects {
+		if err := countObject(path, constants, counts); err != nil {
+			return counts, fmt.Errorf("%s: %w", path, err)
+		}
+	}
+	for name := range constants {
+		if _, ok := counts[name]; !ok {
+			return counts, fmt.Errorf("program %s is in no object", name)
+		}
+	}
+	return counts, nil
+}
+
+// loadedPrograms are the programs in the kernel by name, each with its constants; nil if it uses none.
+func loadedPrograms() (map[string][]byte, error) {
+	all := map[string][]byte{}
+	for id := ebpf.ProgramID(0); ; {
+		next, err := ebpf.ProgramGetNextID(id)
+		if errors.Is(err, os.ErrNotExist) {
+			return all, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		id = next
+		p, err := ebpf.NewProgramFromID(id)
+		if err != nil {
+			return nil, err
+		}
+		info, err := p.Info()
+		p.Close()
+		if err != nil {
+			return nil, err
+		}
+		maps, _ := info.MapIDs()
+		if all[info.Name], err = constantsOf(maps); err != nil {
+			return nil, fmt.Errorf("%s: %w", info.Name, err)
+		}
+	}
+}
+
+func constantsOf(maps []ebpf.MapID) ([]byte, error) {
+	for _, id := range maps {
+		m, err := ebpf.NewMapFromID(id)
+		if err != nil {
+			return nil, err
+		}
+		defer m.Close()
+		info, err := m.Info()
+		if err != nil {
+			return nil, err
+		}
+		if strings.HasSuffix(info.Name, rodata) {
+			return m.LookupBytes(uint32(0))
+		}
+	}
+	return nil, nil
+}
+
+// rodata is the section, and the map, of a program's constants.
+const rodata = ".rodata"
+
+func countObject(path string, constants map[string][]byte, counts map[string]int) error {
+	spec, err := ebpf.LoadCollectionSpec(path)
+	if err != nil {
+		return err
+	}
+	for _, m := range spec.Maps {
+		m.Pinning = ebpf.PinNone
+	}
+	for name := range spec.Programs {
+		values, loaded := constants[name]
+		if !loaded {
+			delete(spec.Programs, name) // not for this kernel
+		} else if values != nil {
+			spec.Maps[rodata].Contents = []ebpf.MapKV{{Key: uint32(0), Value: values}}
+		}
+	}
+	c, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{Programs: ebpf.ProgramOptions{LogLevel: ebpf.LogLevelStats}})
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	for name, p := range c.Programs {
+		found := processed.FindStringSubmatch(p.VerifierLog)
+		if found == nil {
+			return fmt.Errorf("the verifier's log of %s has no count: %q", name, p.VerifierLog)
+		}
+		if counts[name], err = strconv.Atoi(found[1]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
