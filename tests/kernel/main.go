@@ -33,7 +33,7 @@ type suite struct {
 
 var suites = []suite{
 	{folder: "bpf"},
-	{folder: "dns", skip: "^TestNamesFollowTheAPI$"}, // Go against a model in Go
+	{folder: "dns", skip: "^TestNamesFollowTheAPI$"},                                                        // Go against a model in Go
 	{folder: "cni", skip: "^(TestStormOfProcesses|TestPluginKilledInTheMiddle|TestRubbish|TestAgentAway)$"}, // they build the plugin
 }
 
