@@ -38,6 +38,8 @@ func NewServer(r *Records, f *Forwarder, listen ...netip.AddrPort) *Server {
 
 // Run serves until ctx ends. An address that can't be listened on is an error.
 func (s *Server) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	g, ctx := errgroup.WithContext(ctx)
 	lc := net.ListenConfig{Control: func(network, _ string, c syscall.RawConn) error {
 		var err error
@@ -69,13 +71,15 @@ func (s *Server) Run(ctx context.Context) error {
 				}
 				return nil
 			})
-			context.AfterFunc(ctx, func() {
+			g.Go(func() error { // of the group, so that the sockets are closed when Run returns
+				<-ctx.Done()
 				if err := srv.Shutdown(); err != nil {
 					klog.V(2).InfoS("DNS server did not run", "err", err)
 				}
 				// A server that had not begun is not ended by Shutdown.
 				p.Close()
 				l.Close()
+				return nil
 			})
 		}
 	}
