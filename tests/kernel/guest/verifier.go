@@ -28,7 +28,10 @@ func countInstructions(objects []string) (counts map[string]int, err error) {
 	if err := os.Mkdir(group, 0o755); err != nil {
 		return nil, err
 	}
-	d, err := bpf.Open(bpf.Config{PinDir: pins, CgroupRoot: cgroupRoot, NodeCgroup: group, DNSAddr: netip.MustParseAddr("10.96.0.10"), Zone: "cluster.local", DNSTTL: 30})
+	d, err := bpf.Open(bpf.Config{
+		PinDir: pins, CgroupRoot: cgroupRoot, NodeCgroup: group, DNSAddr: netip.MustParseAddr("10.96.0.10"), Zone: "cluster.local", DNSTTL: 30,
+		NodeAddr: netip.MustParseAddr("192.0.2.10"), // without one the verifier leaves out all that masquerades
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -113,7 +116,11 @@ func countObject(path string, constants map[string][]byte, counts map[string]int
 		if !loaded {
 			delete(spec.Programs, name) // not for this kernel
 		} else if values != nil {
-			spec.Maps[rodata].Contents = []ebpf.MapKV{{Key: uint32(0), Value: values}}
+			for _, v := range spec.Variables { // the map's contents are made of these
+				if v.SectionName == rodata {
+					copy(v.Value, values[v.Offset:])
+				}
+			}
 		}
 	}
 	c, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{Programs: ebpf.ProgramOptions{LogLevel: ebpf.LogLevelStats}})
