@@ -24,6 +24,10 @@ import (
 // inside says that this process is in the namespaces of its own.
 const inside = "STRAKE_TEST_INSIDE"
 
+// The tests leave threads in namespaces, to end with their goroutines. The main thread would stay until the process ends, and keep the
+// namespace alive: it is for the main goroutine alone.
+func init() { runtime.LockOSThread() }
+
 // TestMain runs the tests in a process with a network namespace of its own, since a server works in its process's
 // namespace, on any thread.
 func TestMain(m *testing.M) {
@@ -32,7 +36,6 @@ func TestMain(m *testing.M) {
 		c.Env = append(os.Environ(), inside+"=1")
 		c.Stdin, c.Stdout, c.Stderr = os.Stdin, os.Stdout, os.Stderr
 		c.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
-		runtime.LockOSThread() // Pdeathsig is of the thread
 		err := c.Run()
 		if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
 			os.Exit(max(exit.ExitCode(), 1))

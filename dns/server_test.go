@@ -300,6 +300,7 @@ func TestPipelining(t *testing.T) {
 	ids := map[uint16]bool{}
 	for i := range 20 {
 		q := new(dns.Msg).SetQuestion(fmt.Sprint(i, ".www.example.com."), dns.TypeA)
+		q.Id = uint16(i) // chance gives one twice
 		ids[q.Id] = true
 		must(t, c.WriteMsg(q))
 	}

@@ -31,6 +31,9 @@ type suite struct {
 	args   []string
 }
 
+// suiteTimeout is below that of a kernel: the suite itself can tell where it hangs.
+const suiteTimeout = "2m"
+
 var suites = []suite{
 	{folder: "bpf"},
 	{folder: "dns", skip: "^TestNamesFollowTheAPI$"},                                                        // Go against a model in Go
@@ -124,7 +127,7 @@ func build(ctx context.Context, pattern string) (guest string, err error) {
 	for i := range suites {
 		s := &suites[i]
 		s.binary = filepath.Join(work, "build", strings.ReplaceAll(s.folder, "/", "-")+".test")
-		s.args = []string{"-test.v=test2json", "-test.run=" + pattern, "-test.skip=" + s.skip}
+		s.args = []string{"-test.v=test2json", "-test.run=" + pattern, "-test.skip=" + s.skip, "-test.timeout=" + suiteTimeout}
 		if err := compile("test", "-c", "-ldflags", "-s -w", "-o", s.binary, "./"+s.folder); err != nil {
 			return "", err
 		}
