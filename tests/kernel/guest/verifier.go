@@ -36,17 +36,17 @@ func countInstructions(objects []string) (counts map[string]int, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, d.Close(), bpf.Remove(pins), bpf.UnmountBPFFS(pins), os.Remove(group)) }()
-	constants, err := loadedPrograms()
+	programs, err := loadedPrograms()
 	if err != nil {
 		return nil, err
 	}
 	counts = map[string]int{}
 	for _, path := range objects {
-		if err := countObject(path, constants, counts); err != nil {
+		if err := countObject(path, programs, counts); err != nil {
 			return counts, fmt.Errorf("%s: %w", path, err)
 		}
 	}
-	for name := range constants {
+	for name := range programs {
 		if _, ok := counts[name]; !ok {
 			return counts, fmt.Errorf("program %s is in no object", name)
 		}
@@ -54,9 +54,15 @@ func countInstructions(objects []string) (counts map[string]int, err error) {
 	return counts, nil
 }
 
-// loadedPrograms are the programs in the kernel by name, each with its constants; nil if it uses none.
-func loadedPrograms() (map[string][]byte, error) {
-	all := map[string][]byte{}
+// program is one that the datapath has loaded.
+type program struct {
+	constants []byte // nil if it uses none
+	verified  uint32 // instructions, as the kernel remembers; 0 before Linux 5.16
+}
+
+// loadedPrograms are the programs in the kernel by name.
+func loadedPrograms() (map[string]program, error) {
+	all := map[string]program{}
 	for id := ebpf.ProgramID(0); ; {
 		next, err := ebpf.ProgramGetNextID(id)
 		if errors.Is(err, os.ErrNotExist) {
@@ -76,9 +82,12 @@ func loadedPrograms() (map[string][]byte, error) {
 			return nil, err
 		}
 		maps, _ := info.MapIDs()
-		if all[info.Name], err = constantsOf(maps); err != nil {
+		constants, err := constantsOf(maps)
+		if err != nil {
 			return nil, fmt.Errorf("%s: %w", info.Name, err)
 		}
+		verified, _ := info.VerifiedInstructions()
+		all[info.Name] = program{constants, verified}
 	}
 }
 
@@ -103,7 +112,7 @@ func constantsOf(maps []ebpf.MapID) ([]byte, error) {
 // rodata is the section, and the map, of a program's constants.
 const rodata = ".rodata"
 
-func countObject(path string, constants map[string][]byte, counts map[string]int) error {
+func countObject(path string, programs map[string]program, counts map[string]int) error {
 	spec, err := ebpf.LoadCollectionSpec(path)
 	if err != nil {
 		return err
@@ -112,13 +121,13 @@ func countObject(path string, constants map[string][]byte, counts map[string]int
 		m.Pinning = ebpf.PinNone
 	}
 	for name := range spec.Programs {
-		values, loaded := constants[name]
+		p, loaded := programs[name]
 		if !loaded {
 			delete(spec.Programs, name) // not for this kernel
-		} else if values != nil {
+		} else if p.constants != nil {
 			for _, v := range spec.Variables { // the map's contents are made of these
 				if v.SectionName == rodata {
-					copy(v.Value, values[v.Offset:])
+					copy(v.Value, p.constants[v.Offset:])
 				}
 			}
 		}
@@ -135,6 +144,9 @@ func countObject(path string, constants map[string][]byte, counts map[string]int
 		}
 		if counts[name], err = strconv.Atoi(found[1]); err != nil {
 			return err
+		}
+		if n := programs[name].verified; n != 0 && int(n) != counts[name] {
+			return fmt.Errorf("%s was measured with other constants: %d instructions, not %d as loaded by the datapath", name, counts[name], n)
 		}
 	}
 	return nil
