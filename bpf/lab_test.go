@@ -2,6 +2,7 @@ package bpf
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -97,6 +98,9 @@ func askMapped(network string, addr netip.AddrPort, msg string) error {
 	}
 	b := make([]byte, 200)
 	n, from, err := unix.Recvfrom(fd, b, 0)
+	for errors.Is(err, unix.EINTR) { // a signal of Go's scheduler: with a timeout on the socket the kernel does not start the call again
+		n, from, err = unix.Recvfrom(fd, b, 0)
+	}
 	if err == nil && network != "udp-open" {
 		from, err = unix.Getpeername(fd)
 	}

@@ -65,7 +65,7 @@ func TestSocketTranslation(t *testing.T) {
 	script := `echo $$ > ` + filepath.Join(cg, "cgroup.procs") + `
 ip link set lo up
 (echo hello | busybox nc -l -p 8080) &
-for i in 1 2 3 4 5 6 7 8 9 10; do busybox nc -w 2 10.96.0.1 80 </dev/null && break; sleep 0.1; done
+for i in $(seq 100); do busybox nc -w 2 10.96.0.1 80 </dev/null && break; sleep 0.1; done
 busybox nc -w 2 10.96.0.2 80 </dev/null 2>&1
 kill $! 2>/dev/null; wait`
 	out, _ := exec.Command("unshare", "-n", "sh", "-c", script).CombinedOutput()
