@@ -8,7 +8,7 @@ import (
 
 func TestMountBPFFS(t *testing.T) {
 	if os.Getuid() != 0 {
-		t.Skip("needs root")
+		t.Fatal("needs root")
 	}
 	dir := filepath.Join(t.TempDir(), "bpf")
 	if err := UnmountBPFFS(dir); err != nil {

@@ -121,11 +121,11 @@ esac
 
 func start(t *testing.T) *machine {
 	if os.Getuid() != 0 {
-		t.Skip("needs root")
+		t.Fatal("needs root")
 	}
 	for _, bin := range []string{"containerd", "runc", "ctr", "busybox"} {
 		if _, err := exec.LookPath(bin); err != nil {
-			t.Skipf("needs %s", bin)
+			t.Fatalf("needs %s: `make test` installs it", bin)
 		}
 	}
 	dir, err := os.MkdirTemp("", "strake-kubelet") // a socket's path must be short

@@ -156,7 +156,7 @@ func TestLayouts(t *testing.T) {
 // On the machine itself: limits get where they belong, and all goes away.
 func TestEnsurePod(t *testing.T) {
 	if os.Getuid() != 0 {
-		t.Skip("needs root")
+		t.Fatal("needs root")
 	}
 	m := New("/strake-cgroups-test", 1<<30)
 	t.Cleanup(func() {

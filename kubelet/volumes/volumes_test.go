@@ -34,7 +34,7 @@ type rig struct {
 
 func newRig(t *testing.T) *rig {
 	if os.Getuid() != 0 {
-		t.Skip("needs root: it mounts")
+		t.Fatal("needs root: it mounts")
 	}
 	r := &rig{t: t, data: map[string]string{"a": "1", "b": "2"}, life: time.Hour, podRoot: t.TempDir()}
 	r.Manager = New(r.podRoot, Sources{
