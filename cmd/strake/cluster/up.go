@@ -20,6 +20,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/utils/ptr"
 
 	"github.com/strake-io/strake/cmd/strake/agent"
 	"github.com/strake-io/strake/cmd/strake/containerd"
@@ -277,7 +278,7 @@ func dnsAnswers(ctx context.Context, s Settings) error {
 	return nil
 }
 
-// demoServed asks the demo by its NodePort, and wants its client to run as well.
+// demoServed asks the demo by its NodePort, and wants all of its pods to be available.
 func (u *start) demoServed(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
@@ -286,8 +287,8 @@ func (u *start) demoServed(ctx context.Context) error {
 		return err
 	}
 	for _, d := range deployments.Items {
-		if d.Status.AvailableReplicas == 0 {
-			return fmt.Errorf("no pod of Deployment %s/%s is available", d.Namespace, d.Name)
+		if want := ptr.Deref(d.Spec.Replicas, 1); d.Status.AvailableReplicas < want {
+			return fmt.Errorf("%d of %d pods of Deployment %s/%s are available", d.Status.AvailableReplicas, want, d.Namespace, d.Name)
 		}
 	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("http://%s/", netip.AddrPortFrom(u.s.NodeAddr, demo.NodePort)), nil)
