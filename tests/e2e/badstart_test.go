@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -127,11 +128,13 @@ func fullDisk(t *testing.T, c *cluster) {
 			t.Error(err)
 		}
 	})
-	fill := exec.CommandContext(t.Context(), "sh", "-c", "while ! test -d "+c.Data+"/etcd/member/wal; do sleep 0.01; done; dd if=/dev/zero of="+c.Data+"/log/fill bs=1M")
+	ctx, cancel := context.WithCancel(t.Context())
+	fill := exec.CommandContext(ctx, "sh", "-c", "while ! test -d "+c.Data+"/etcd/member/wal; do sleep 0.01; done; dd if=/dev/zero of="+c.Data+"/log/fill bs=1M")
 	if err := fill.Start(); err != nil {
 		t.Fatal(err)
 	}
-	defer fill.Wait() // ends with an error: no space left
+	defer fill.Wait() // ends with an error: no space left, or what it waits for did not come
+	defer cancel()
 	out, err := c.Strake("up", "--wait", "60s")
 	if err == nil || !strings.Contains(out, "free some") || !strings.Contains(out, "MiB left") {
 		t.Errorf("%v\n%s", err, out)

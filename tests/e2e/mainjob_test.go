@@ -118,7 +118,7 @@ func TestMainJob(t *testing.T) {
 		c := c.in(t)
 		seen := map[string]int{}
 		for range 60 {
-			cmd := exec.Command("ip", "netns", "exec", c.Outside, "curl", "-s", "-m", "3", "http://"+lab.NodeIP+":30080/")
+			cmd := exec.Command("ip", "netns", "exec", c.Outside, "curl", "-s", "-m", "10", "http://"+lab.NodeIP+":30080/")
 			out, err := cmd.Output()
 			if err != nil {
 				t.Fatalf("curl: %v", err)
@@ -138,8 +138,16 @@ func TestMainJob(t *testing.T) {
 		c := c.in(t)
 		c.kubectl("delete", "pod", "-l", "app=web", "--wait=true", "--timeout=60s")
 		c.kubectl("rollout", "status", "deployment/web", "--timeout=60s")
-		uid := c.kubectl("get", "pods", "-l", "app=web", "-o", "jsonpath={.items[0].metadata.uid}")
-		c.must(exec.Command("sh", "-c", "for p in $(grep -l pod"+uid+" /proc/[0-9]*/cgroup | cut -d/ -f3); do grep -q httpd /proc/$p/cmdline && kill -9 $p; done; true"))
+		eventually(t, 60*time.Second, func() string { // the rollout's status may be from before the pods went
+			uid := c.kubectl("get", "pods", "-l", "app=web", "-o", "jsonpath={.items[*].metadata.uid}")
+			if uid, _, _ = strings.Cut(uid, " "); uid == "" {
+				return "no pod to kill"
+			}
+			if out := c.must(exec.Command("sh", "-c", "for p in $(grep -ls 'pod"+uid+"' /proc/[0-9]*/cgroup | cut -d/ -f3); do grep -qs httpd /proc/$p/cmdline && kill -9 $p && echo $p; done; true")); out == "" {
+				return "no process to kill in pod " + uid
+			}
+			return ""
+		})
 		eventually(t, 60*time.Second, func() string {
 			out := c.kubectl("get", "pods", "-l", "app=web", "-o", "jsonpath={.items[*].status.containerStatuses[0].restartCount}{range .items[*]}{.status.conditions[?(@.type=='Ready')].status}{end}")
 			if !strings.Contains(out, "1") || strings.Contains(out, "False") {

@@ -43,7 +43,7 @@ func TestRolesAsSeparateProcesses(t *testing.T) {
 			continue
 		}
 		// The agent wants the kubeconfig that the server makes; systemd would start it anew until then.
-		eventually(t, 30*time.Second, func() string {
+		eventually(t, 90*time.Second, func() string {
 			out, err := l.Strake("kubectl", "get", "--raw", "/readyz")
 			if err != nil {
 				return out
@@ -51,7 +51,7 @@ func TestRolesAsSeparateProcesses(t *testing.T) {
 			return ""
 		})
 	}
-	eventually(t, 60*time.Second, func() string {
+	eventually(t, 90*time.Second, func() string {
 		out, err := exec.Command("nsenter", "--net=/run/netns/"+l.Net, l.Binary, "--data-dir", l.Data, "status", "-o", "json").Output()
 		var st struct {
 			Ready bool `json:"ready"`

@@ -88,6 +88,18 @@ func TestServices(t *testing.T) {
 		out, err := exec.CommandContext(t.Context(), "ip", append([]string{"netns", "exec", c.Outside, c.Binary}, client(url)...)...).CombinedOutput()
 		return string(out), err
 	}
+	// The pods are Ready; the node learns of it, and of the Services, in its own time.
+	eventually(t, 60*time.Second, func() string {
+		for url, pods := range map[string]int{"http://" + ip: 2, "udp://" + ip + ":80": 2, "http://" + lab.NodeIP + ":30180": 2, "udp://" + lab.NodeIP + ":30180": 2, "http://" + name + ":81/hostname": 0} {
+			if out, err := in("client", url); err != nil || pods > 0 && len(answersOf(out)) != pods {
+				return url + " does not reach all pods:\n" + out
+			}
+		}
+		if out, _ := c.try("exec", "client", "--", "/strake", "demo", "client", "--count", "1", "--url", "http://none."+c.namespace); strings.Contains(out, "no such host") {
+			return out
+		}
+		return ""
+	})
 	for _, pod := range []string{"client", "host"} {
 		for what, host := range map[string]string{"short name": "multi", "shortened name": "multi." + c.namespace, "long name": name, "address": ip} {
 			for _, scheme := range []string{"http", "udp"} {
@@ -146,15 +158,23 @@ func TestServices(t *testing.T) {
 	})
 }
 
-// spread checks that forty answers came, from all of the pods, none of them forgotten.
-func spread(t *testing.T, out string, err error, pods int) {
-	t.Helper()
-	seen, missing := map[string]int{}, 40
+// answersOf counts a client's answers by who gave them.
+func answersOf(out string) map[string]int {
+	seen := map[string]int{}
 	for line := range strings.Lines(out) {
 		if f := strings.Fields(line); len(f) > 3 && f[3] == "answers" {
 			seen[f[2]]++
-			missing--
 		}
+	}
+	return seen
+}
+
+// spread checks that forty answers came, from all of the pods, none of them forgotten.
+func spread(t *testing.T, out string, err error, pods int) {
+	t.Helper()
+	seen, missing := answersOf(out), 40
+	for _, n := range seen {
+		missing -= n
 	}
 	if err != nil || missing != 0 || len(seen) != pods {
 		t.Errorf("%v: %d answers are missing, those that came are from %v:\n%s", err, missing, seen, out)
