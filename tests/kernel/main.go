@@ -21,7 +21,7 @@ const work = "bin/kernels"
 const verifierTable = "tests/kernel/verifier.json"
 
 // modules are those that the node network and its tests need, and most distributions build as such.
-var modules = []string{"veth", "vxlan", "cls_bpf", "sch_ingress", "overlay"}
+var modules = []string{"veth", "vxlan", "bridge", "cls_bpf", "sch_ingress", "overlay"}
 
 // suite is a package whose tests need nothing but a kernel, root and busybox.
 type suite struct {
@@ -36,6 +36,7 @@ const suiteTimeout = "2m"
 
 var suites = []suite{
 	{folder: "bpf"},
+	{folder: "tests/podnet"},
 	{folder: "dns", skip: "^TestNamesFollowTheAPI$"},                                                        // Go against a model in Go
 	{folder: "cni", skip: "^(TestStormOfProcesses|TestPluginKilledInTheMiddle|TestRubbish|TestAgentAway)$"}, // they build the plugin
 }

@@ -1,0 +1,332 @@
+package podnet
+
+import (
+	"bufio"
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/containernetworking/cni/pkg/types"
+	types100 "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/strake-io/strake/bpf"
+	"github.com/strake-io/strake/cni/plugin"
+)
+
+// OutsideIP is the address of the outside namespace, the nodes' default route; it knows no way to the pods. The range is for benchmarks
+// (RFC 2544).
+var OutsideIP = netip.MustParseAddr("198.18.0.1")
+
+// DNSAddr is that of the nodes' cluster DNS.
+var DNSAddr = netip.MustParseAddr("10.96.0.10")
+
+// allPods holds the ranges of all nodes.
+var allPods = netip.MustParsePrefix("10.244.0.0/16")
+
+// Lab is nodes and a machine outside, on one link.
+type Lab struct {
+	Outside Space
+	Nodes   []*Node
+	dir     string
+	spaces  []Space
+}
+
+// Node is a node's place, and its process when it runs.
+type Node struct {
+	Spec
+	Space Space
+	lab   *Lab
+	cmd   *exec.Cmd
+	log   *os.File
+}
+
+// Pod is a network namespace that the node has given an interface.
+type Pod struct {
+	Space
+	Node  *Node
+	ID    string
+	Addrs []netip.Addr
+}
+
+// New makes n nodes; none runs yet, and what is desired of them is to be put into their Spec before Start. Close takes all away.
+func New(n int) (l *Lab, err error) {
+	l = &Lab{}
+	if l.dir, err = os.MkdirTemp("", "strake-podnet-"); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, l.Close())
+		}
+	}()
+	if l.Outside, err = l.Space("outside"); err != nil {
+		return l, err
+	}
+	if err := l.Outside.In(func() error {
+		if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "link"}}); err != nil {
+			return fmt.Errorf("bridge: %w", err)
+		}
+		return setUp("link")
+	}); err != nil {
+		return l, err
+	}
+	if err := l.Outside.Address("link", OutsideIP.String()+"/24"); err != nil {
+		return l, err
+	}
+	root, err := cgroupRoot()
+	if err != nil {
+		return l, err
+	}
+	for i := 1; i <= n; i++ {
+		if err := l.addNode(i, root); err != nil {
+			return l, err
+		}
+	}
+	return l, nil
+}
+
+func (l *Lab) addNode(i int, root string) error {
+	name := fmt.Sprint("node", i)
+	var id [4]byte
+	rand.Read(id[:])
+	n := &Node{lab: l, Spec: Spec{
+		Dir: filepath.Join(l.dir, name), CgroupRoot: root, Cgroup: filepath.Join(root, "strake-podnet-"+hex.EncodeToString(id[:])),
+		Addr: netip.AddrFrom4([4]byte{198, 18, 0, byte(10 + i)}), PodCIDR: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 244, byte(i), 0}), 24),
+		DNSAddr: DNSAddr, NoMasquerade: []netip.Prefix{allPods},
+	}}
+	l.Nodes = append(l.Nodes, n)
+	for _, dir := range []string{n.Dir, n.Cgroup} {
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			return err
+		}
+	}
+	if err := bpf.MountBPFFS(n.pins()); err != nil {
+		return err
+	}
+	var err error
+	if n.Space, err = l.Joined(name); err != nil {
+		return err
+	}
+	if err := n.Space.Address(Uplink, n.Addr.String()+"/24"); err != nil {
+		return err
+	}
+	return n.Space.In(func() error {
+		return netlink.RouteAdd(&netlink.Route{Gw: OutsideIP.AsSlice()})
+	})
+}
+
+// Space makes a namespace that goes with the lab.
+func (l *Lab) Space(name string) (Space, error) {
+	s, err := NewSpace(filepath.Join(l.dir, name+".net"))
+	if err == nil {
+		l.spaces = append(l.spaces, s)
+	}
+	return s, err
+}
+
+// Joined makes a namespace that is on the lab's link by its interface Uplink; it has no address yet.
+func (l *Lab) Joined(name string) (Space, error) {
+	s, err := l.Space(name)
+	if err != nil {
+		return s, err
+	}
+	if err := l.Outside.Connect(name, s, Uplink); err != nil {
+		return s, err
+	}
+	return s, l.Outside.In(func() error {
+		port, err := netlink.LinkByName(name)
+		if err != nil {
+			return err
+		}
+		bridge, err := netlink.LinkByName("link")
+		if err != nil {
+			return err
+		}
+		return netlink.LinkSetMasterByIndex(port, bridge.Attrs().Index)
+	})
+}
+
+// Close ends the nodes and takes all away. Repeating it is fine.
+func (l *Lab) Close() error {
+	var errs []error
+	for _, n := range l.Nodes {
+		errs = append(errs, n.Stop())
+		if n.Space != "" {
+			errs = append(errs, n.Space.In(n.remove))
+		}
+		errs = append(errs, bpf.UnmountBPFFS(n.pins()))
+		if err := os.Remove(n.Cgroup); err != nil && !os.IsNotExist(err) {
+			errs = append(errs, err)
+		}
+	}
+	for _, s := range l.spaces {
+		errs = append(errs, s.Remove())
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err // the folder tells more
+	}
+	return os.RemoveAll(l.dir)
+}
+
+// Start starts the nodes that don't run and returns when they are as desired.
+func (l *Lab) Start() error {
+	for _, n := range l.Nodes {
+		if err := n.Start(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Start starts the node's process, if it doesn't run, and returns when the kernel holds what is desired.
+func (n *Node) Start() error {
+	if n.cmd != nil {
+		return nil
+	}
+	data, err := json.Marshal(n.Spec)
+	if err != nil {
+		return err
+	}
+	file := filepath.Join(n.Dir, "spec.json")
+	if err := os.WriteFile(file, data, 0o600); err != nil {
+		return err
+	}
+	if n.log == nil {
+		if n.log, err = os.Create(filepath.Join(n.Dir, "log")); err != nil {
+			return err
+		}
+	}
+	c := exec.Command("/proc/self/exe", file)
+	c.Env = append(os.Environ(), roleVariable+"=node")
+	c.Stderr = n.log
+	out, err := c.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	if err := n.Space.In(c.Start); err != nil {
+		return err
+	}
+	n.cmd = c
+	if line, err := bufio.NewReader(out).ReadString('\n'); line != "ready\n" {
+		log, _ := os.ReadFile(n.log.Name()) // it may have said nothing
+		return fmt.Errorf("node %s did not start (%v):\n%s%s", filepath.Base(n.Dir), err, line, log)
+	}
+	return nil
+}
+
+// Stop ends the node's process as a service manager does; what it has put into the kernel stays.
+func (n *Node) Stop() error {
+	return n.end(unix.SIGTERM)
+}
+
+// Kill ends the node's process at once.
+func (n *Node) Kill() error {
+	err := n.end(unix.SIGKILL)
+	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) && exit.Sys().(syscall.WaitStatus).Signal() == unix.SIGKILL {
+		return nil
+	}
+	return err
+}
+
+func (n *Node) end(s os.Signal) error {
+	if n.cmd == nil {
+		return nil
+	}
+	c := n.cmd
+	n.cmd = nil
+	if err := c.Process.Signal(s); err != nil {
+		return err
+	}
+	return c.Wait()
+}
+
+// NewPod makes a pod on the node, as a runtime does by its plugin.
+func (n *Node) NewPod(name string) (*Pod, error) {
+	p := &Pod{Node: n, ID: filepath.Base(n.Dir) + "-" + name}
+	var err error
+	if p.Space, err = n.lab.Space(p.ID); err != nil {
+		return nil, err
+	}
+	resp, err := n.Call(plugin.Request{Verb: "ADD", ContainerID: p.ID, Netns: string(p.Space), Ifname: "eth0"})
+	if err != nil {
+		return nil, fmt.Errorf("pod %s: %w", p.ID, err)
+	}
+	for _, a := range resp.IPs {
+		addr, ok := netip.AddrFromSlice(a.Address.IP)
+		if !ok {
+			return nil, fmt.Errorf("pod %s: address %v", p.ID, a.Address)
+		}
+		p.Addrs = append(p.Addrs, addr.Unmap())
+	}
+	return p, nil
+}
+
+// Call asks the node's CNI server.
+func (n *Node) Call(r plugin.Request) (*types100.Result, error) {
+	c, err := net.Dial("unix", n.Socket())
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	if err := json.NewEncoder(c).Encode(r); err != nil {
+		return nil, err
+	}
+	var resp plugin.Response
+	if err := json.NewDecoder(c).Decode(&resp); err != nil {
+		return nil, err
+	}
+	if resp.Error != nil {
+		return nil, (*types.Error)(resp.Error)
+	}
+	return resp.Result, nil
+}
+
+// cgroupRoot finds the cgroup2 mount.
+func cgroupRoot() (string, error) {
+	data, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		return "", err
+	}
+	for line := range strings.Lines(string(data)) {
+		if f := strings.Fields(line); len(f) > 2 && f[2] == "cgroup2" {
+			return f[1], nil
+		}
+	}
+	return "", errors.New("no cgroup2 mount")
+}
+
+// Ask sends n messages from the pod, each over a connection or socket of its own, and returns what came back, line by line: who
+// answered, and as whom it saw the pod. As a process of the node, it meets the socket hooks.
+func (p *Pod) Ask(ctx context.Context, network string, to netip.AddrPort, n int) (string, error) {
+	return ask(ctx, p.Space, p.Node.Cgroup, network, to, n)
+}
+
+// Ask is the same from a process of the node itself.
+func (n *Node) Ask(ctx context.Context, network string, to netip.AddrPort, times int) (string, error) {
+	return ask(ctx, n.Space, n.Cgroup, network, to, times)
+}
+
+// AskOutside is the same from outside.
+func (l *Lab) AskOutside(ctx context.Context, network string, to netip.AddrPort, times int) (string, error) {
+	return ask(ctx, l.Outside, "", network, to, times)
+}
+
+func ask(ctx context.Context, s Space, cgroup, network string, to netip.AddrPort, times int) (string, error) {
+	return s.Run(ctx, cgroup, []string{roleVariable + "=client"}, "/proc/self/exe", network, to.String(), fmt.Sprint(times))
+}
+
+// patience is how long a client waits for an answer: an emulated machine is slow.
+const patience = 20 * time.Second

@@ -1,0 +1,149 @@
+package podnet
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/signal"
+	"path/filepath"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/strake-io/strake/bpf"
+	"github.com/strake-io/strake/cni"
+)
+
+// Spec is a node and all that is desired of it.
+type Spec struct {
+	Dir           string // of its state
+	Cgroup        string // its folder in the cgroup2 tree
+	CgroupRoot    string
+	Addr          netip.Addr
+	PodCIDR       netip.Prefix
+	DNSAddr       netip.Addr
+	NoMasquerade  []netip.Prefix
+	LoadBalancers []bpf.LoadBalancer
+	Names         []bpf.Name
+}
+
+// Uplink is the interface of a node's namespace that has the node's address.
+const Uplink = "up0"
+
+const zone = "cluster.local"
+
+func (s Spec) pins() string { return filepath.Join(s.Dir, "bpf") }
+
+// Socket is where the node's CNI server listens.
+func (s Spec) Socket() string { return filepath.Join(s.Dir, "cni.sock") }
+
+func (s Spec) state() string { return filepath.Join(s.Dir, "cni") }
+
+func (s Spec) alias() string { return "podnet-" + filepath.Base(s.Dir) }
+
+// roleVariable says what Main makes of this process.
+const roleVariable = "STRAKE_PODNET_ROLE"
+
+// Main makes the process a node or a client if it was started as one, and does not return then. Call it before all else.
+func Main() {
+	var err error
+	switch os.Getenv(roleVariable) {
+	case "":
+		return
+	case "node":
+		err = serve(os.Args[1])
+	case "client":
+		err = client(os.Args[1:])
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+// serve runs the node whose Spec is in a file until it is told to end, and prints a line once all that is desired is in the kernel and
+// the CNI server listens. It is to be started in the node's network namespace.
+func serve(file string) error {
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM)
+	defer stop()
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	var s Spec
+	if err := json.Unmarshal(data, &s); err != nil {
+		return fmt.Errorf("%s: %w", file, err)
+	}
+	d, err := bpf.Open(bpf.Config{
+		PinDir: s.pins(), CgroupRoot: s.CgroupRoot, NodeCgroup: s.Cgroup, DNSAddr: s.DNSAddr, Zone: zone, DNSTTL: 30,
+		NodeAddr: s.Addr, NoMasquerade: s.NoMasquerade,
+	})
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	if err := cni.Prepare(s.state(), s.DNSAddr); err != nil {
+		return err
+	}
+	up, err := netlink.LinkByName(Uplink)
+	if err != nil {
+		return err
+	}
+	server, err := cni.New(cni.Config{
+		Socket: s.Socket(), StateDir: s.state(), Alias: s.alias(), NodeAddr: s.Addr, MTU: up.Attrs().MTU, Datapath: d,
+		PodCIDR: func() (netip.Prefix, bool) { return s.PodCIDR, true },
+	})
+	if err != nil {
+		return err
+	}
+	if err := replaceAll(d.LoadBalancers(), s.LoadBalancers, func(r bpf.LoadBalancer) string { return r.Owner }); err != nil {
+		return err
+	}
+	if err := replaceAll(d.Names(), s.Names, func(r bpf.Name) string { return r.Owner }); err != nil {
+		return err
+	}
+	if err := d.AttachUplink(up.Attrs().Index); err != nil {
+		return err
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- server.Run(ctx) }()
+	for {
+		c, err := net.Dial("unix", s.Socket())
+		if err == nil {
+			c.Close()
+			break
+		}
+		select {
+		case err := <-ended:
+			return err
+		default:
+		}
+	}
+	fmt.Println("ready")
+	return <-ended
+}
+
+func replaceAll[R any](t bpf.Table[R], rows []R, owner func(R) string) error {
+	owned := map[string][]R{}
+	for _, r := range rows {
+		owned[owner(r)] = append(owned[owner(r)], r)
+	}
+	for o, rows := range owned {
+		if _, err := t.Replace(o, rows); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// remove takes all of the node's away; its process has ended.
+func (s Spec) remove() error {
+	if err := cni.RemoveAll(s.state(), s.alias(), s.DNSAddr); err != nil {
+		return err
+	}
+	return bpf.Remove(s.pins())
+}

@@ -1,0 +1,198 @@
+package podnet
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/miekg/dns"
+	"golang.org/x/sys/unix"
+
+	"github.com/strake-io/strake/bpf"
+)
+
+func TestMain(m *testing.M) {
+	Main()
+	os.Exit(m.Run())
+}
+
+const (
+	serverPort  = 8080
+	servicePort = 80
+	nodePort    = 30080
+)
+
+var clusterIP = netip.MustParseAddr("10.96.1.1")
+
+// cluster is two nodes with two pods each, and servers everywhere.
+type cluster struct {
+	*Lab
+	pods []*Pod // node 1's, then node 2's
+}
+
+func start(t *testing.T, nodes int) *cluster {
+	t.Helper()
+	l, err := New(nodes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	c := &cluster{Lab: l}
+	must(t, l.Start())
+	c.serve(t, l.Outside, "outside")
+	for i, n := range l.Nodes {
+		c.serve(t, n.Space, fmt.Sprint("node", i+1))
+		for _, name := range []string{"a", "b"} {
+			p, err := n.NewPod(name)
+			must(t, err)
+			c.serve(t, p.Space, p.ID)
+			c.pods = append(c.pods, p)
+		}
+	}
+	// What is desired names the pods: it is told by starting anew, as an agent does.
+	for _, n := range l.Nodes {
+		must(t, n.Stop())
+		n.LoadBalancers = c.service(n)
+		n.Names = []bpf.Name{{Owner: "svc", Name: "svc.default.svc.cluster.local.", Addrs: []netip.Addr{clusterIP}}}
+	}
+	must(t, l.Start())
+	return c
+}
+
+// service is one of all the pods.
+func (c *cluster) service(n *Node) []bpf.LoadBalancer {
+	var all []bpf.LoadBalancer
+	for _, protocol := range []uint8{unix.IPPROTO_TCP, unix.IPPROTO_UDP} {
+		lb := bpf.LoadBalancer{Owner: "svc", Name: fmt.Sprint("default/svc:", protocol), Protocol: protocol,
+			Frontends: []netip.AddrPort{netip.AddrPortFrom(clusterIP, servicePort), netip.AddrPortFrom(n.Addr, nodePort)}}
+		for _, p := range c.pods {
+			lb.Backends = append(lb.Backends, netip.AddrPortFrom(p.Addrs[0], serverPort))
+		}
+		all = append(all, lb)
+	}
+	return all
+}
+
+func (c *cluster) serve(t *testing.T, s Space, name string) {
+	t.Helper()
+	v, err := s.Serve(name, serverPort)
+	must(t, err)
+	t.Cleanup(func() { v.Close() })
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+var networks = []string{"tcp", "udp"}
+
+// TestPaths is every way that a packet takes between pods, nodes, Services and the outside.
+func TestPaths(t *testing.T) {
+	c := start(t, 1)
+	for _, network := range networks {
+		for _, from := range c.pods {
+			ask := func(to netip.Addr, port uint16, times int) (string, error) {
+				return from.Ask(t.Context(), network, netip.AddrPortFrom(to, port), times)
+			}
+			for _, to := range c.pods {
+				out, err := ask(to.Addrs[0], serverPort, 1)
+				answered(t, out, err, to.ID+" "+from.Addrs[0].String(), network, from.ID, to.ID)
+			}
+			for i, n := range c.Nodes {
+				node := fmt.Sprint("node", i+1)
+				out, err := ask(n.Addr, serverPort, 1)
+				answered(t, out, err, node+" "+from.Addrs[0].String(), network, from.ID, node)
+				out, err = n.Ask(t.Context(), network, netip.AddrPortFrom(from.Addrs[0], serverPort), 1)
+				answered(t, out, err, from.ID+" "+n.Addr.String(), network, node, from.ID)
+			}
+			out, err := ask(OutsideIP, serverPort, 1)
+			answered(t, out, err, "outside "+from.Node.Addr.String(), network, from.ID, "outside")
+			out, err = ask(clusterIP, servicePort, 40)
+			c.spread(t, out, err, network, from.ID, "Service")
+		}
+		for i, n := range c.Nodes {
+			node := fmt.Sprint("node", i+1)
+			out, err := n.Ask(t.Context(), network, netip.AddrPortFrom(clusterIP, servicePort), 40)
+			c.spread(t, out, err, network, node, "Service")
+			out, err = c.AskOutside(t.Context(), network, netip.AddrPortFrom(n.Addr, nodePort), 40)
+			c.spread(t, out, err, network, "outside", node+"'s NodePort")
+		}
+	}
+}
+
+func answered(t *testing.T, out string, err error, want, network, from, to string) {
+	t.Helper()
+	if err != nil || strings.TrimSpace(out) != want {
+		t.Errorf("%s from %s to %s: %q, want %q (%v)", network, from, to, out, want, err)
+	}
+}
+
+// spread wants all of forty answers, and some from every pod.
+func (c *cluster) spread(t *testing.T, out string, err error, network, from, to string) {
+	t.Helper()
+	seen, n := map[string]bool{}, 0
+	for line := range strings.Lines(out) {
+		name, _, _ := strings.Cut(line, " ")
+		seen[name] = true
+		n++
+	}
+	if err != nil || n != 40 || len(seen) != len(c.pods) {
+		t.Errorf("%s from %s to %s: %d answers, from %v (%v):\n%s", network, from, to, n, seen, err, out)
+	}
+}
+
+// TestNames asks the kernel; the node has no other DNS server.
+func TestNames(t *testing.T) {
+	c := start(t, 1)
+	for _, p := range c.pods {
+		for name, want := range map[string]struct {
+			code  int
+			addrs string
+		}{
+			"svc.default.svc.cluster.local.":                           {dns.RcodeSuccess, clusterIP.String()},
+			"Svc.Default.svc.Cluster.local.":                           {dns.RcodeSuccess, clusterIP.String()},
+			"svc.default.svc.cluster.local.default.svc.cluster.local.": {dns.RcodeNameError, ""},
+		} {
+			code, addrs, err := p.Lookup(DNSAddr, name, dns.TypeA)
+			if err != nil || code != want.code || strings.Join(addrs, " ") != want.addrs {
+				t.Errorf("%s asks for %s: %s %v (%v)", p.ID, name, dns.RcodeToString[code], addrs, err)
+			}
+		}
+	}
+}
+
+// TestKilledNode: what is in the kernel carries on without the process, and the next process takes it over.
+func TestKilledNode(t *testing.T) {
+	c := start(t, 1)
+	for _, n := range c.Nodes {
+		must(t, n.Kill())
+	}
+	paths := func(when string) {
+		t.Helper()
+		for _, from := range c.pods {
+			for _, to := range c.pods {
+				out, err := from.Ask(t.Context(), "tcp", netip.AddrPortFrom(to.Addrs[0], serverPort), 1)
+				answered(t, out, err, to.ID+" "+from.Addrs[0].String(), when, from.ID, to.ID)
+			}
+			out, err := from.Ask(t.Context(), "udp", netip.AddrPortFrom(clusterIP, servicePort), 40)
+			c.spread(t, out, err, when, from.ID, "Service")
+		}
+	}
+	paths("without a process")
+	must(t, c.Start())
+	paths("after a restart")
+	if p, err := c.Nodes[0].NewPod("late"); err != nil {
+		t.Error(err)
+	} else if out, err := p.Ask(t.Context(), "tcp", netip.AddrPortFrom(c.pods[0].Addrs[0], serverPort), 1); err != nil {
+		t.Errorf("a new pod: %v: %s", err, out)
+	}
+}
