@@ -57,10 +57,14 @@ The cluster is up. Try:
 	f := cmd.Flags()
 	f.DurationVar(&wait, "wait", 120*time.Second, "how long to wait for the cluster")
 	f.StringVar(&flags.NodeName, cluster.FlagNodeName, "", "name of the node (the host's)")
-	f.TextVar(&flags.NodeAddr, cluster.FlagNodeIP, netip.Addr{}, "IPv4 address of the node (that of the way to the default route)")
-	f.TextVar(&flags.PodCIDR, cluster.FlagPodCIDR, flags.PodCIDR, "IPv4 range of pods")
-	f.TextVar(&flags.ServiceCIDR, cluster.FlagServiceCIDR, flags.ServiceCIDR, "IPv4 range of Services")
-	f.Func(cluster.FlagNoMasquerade, "IPv4 range that gets pods' packets with the pods' own addresses, as the pod range does; repeatable, may change at every start", func(v string) error {
+	f.Func(cluster.FlagNodeIP, "address of the node, or two of different families with a comma between (those of the way to the default route)", into(&flags.NodeAddrs, cluster.ParseAddrs))
+	f.TextVar(&flags.IPFamily, cluster.FlagIPFamily, flags.IPFamily, "ipv4, ipv6 or dual: the families of the default ranges (ipv4)")
+	f.Func(cluster.FlagPodCIDR, "range of pods, or two of different families, the primary one first (10.244.0.0/16, fd00:10:244::/56)", into(&flags.PodCIDRs, cluster.ParsePrefixes))
+	f.Func(cluster.FlagServiceCIDR, "range of Services, likewise (10.96.0.0/16, fd00:10:96::/112)", into(&flags.ServiceCIDRs, cluster.ParsePrefixes))
+	f.StringVar(&flags.Routing, cluster.FlagRouting, flags.Routing, "how packets come to another node's pods: vxlan, or native where routes lead to them")
+	f.IntVar(&flags.TunnelPort, cluster.FlagTunnelPort, flags.TunnelPort, "UDP port of VXLAN")
+	f.StringVar(&flags.ResolvConf, cluster.FlagResolvConf, flags.ResolvConf, "the node's resolv.conf: who is asked for names outside of the cluster; may change at every start")
+	f.Func(cluster.FlagNoMasquerade, "range that gets pods' packets with the pods' own addresses, as the pod ranges do; repeatable, may change at every start", func(v string) error {
 		r, err := netip.ParsePrefix(v)
 		flags.NoMasquerade = append(flags.NoMasquerade, r)
 		return err
@@ -68,6 +72,14 @@ The cluster is up. Try:
 	f.IntVar(&flags.Port, cluster.FlagPort, flags.Port, "port of the API server")
 	f.IntVar(&flags.EtcdPort, cluster.FlagEtcdPort, flags.EtcdPort, "port of etcd on loopback; the next one is its peers'")
 	return cmd
+}
+
+// into is a flag whose value a parser reads.
+func into[T any](to *T, parse func(string) (T, error)) func(string) error {
+	return func(v string) (err error) {
+		*to, err = parse(v)
+		return err
+	}
 }
 
 func downCommand(place places) *cobra.Command {

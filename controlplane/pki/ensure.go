@@ -10,16 +10,17 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"time"
 )
 
 // Config says whom the certificates are for.
 type Config struct {
-	Dir        string     // where the files are kept
-	ServerAddr netip.Addr // address that the API server is reached at
-	ServiceIP  netip.Addr // ClusterIP of the kubernetes Service
-	Zone       string     // cluster domain, without a trailing dot
-	Hostname   string     // further DNS name of the API server
+	Dir         string       // where the files are kept
+	ServerAddrs []netip.Addr // addresses that the API server is reached at
+	ServiceIPs  []netip.Addr // first addresses of the Service ranges: one is the kubernetes Service's
+	Zone        string       // cluster domain, without a trailing dot
+	Hostname    string       // further DNS name of the API server
 }
 
 // Ensure brings the server's files up to date and returns their names. It is idempotent;
@@ -54,7 +55,7 @@ func Ensure(cfg Config) (Files, error) {
 		{ca, f.APIServer(), leaf{
 			commonName: "kube-apiserver", server: true,
 			dnsNames: []string{"kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc." + cfg.Zone, "localhost", cfg.Hostname},
-			ips:      []net.IP{cfg.ServerAddr.AsSlice(), cfg.ServiceIP.AsSlice(), loopback},
+			ips:      ips(append(slices.Concat(cfg.ServerAddrs, cfg.ServiceIPs), netip.MustParseAddr("127.0.0.1"), netip.IPv6Loopback())),
 		}},
 		{ca, f.APIServerKubeletClient(), leaf{commonName: "kube-apiserver-kubelet-client", organization: []string{"strake:kubelet-api-admins"}, client: true}},
 		{frontCA, f.FrontProxyClient(), leaf{commonName: "front-proxy-client", client: true}},
@@ -69,7 +70,7 @@ func Ensure(cfg Config) (Files, error) {
 }
 
 // EnsureKubelet makes a node's serving certificate.
-func EnsureKubelet(f Files, node string, addr netip.Addr) (KeyPair, error) {
+func EnsureKubelet(f Files, node string, addrs []netip.Addr) (KeyPair, error) {
 	now := time.Now()
 	pair := f.Kubelet(node)
 	ca, err := ensureAuthority(f.CA(), "strake-ca", now)
@@ -78,8 +79,16 @@ func EnsureKubelet(f Files, node string, addr netip.Addr) (KeyPair, error) {
 	}
 	return pair, ca.ensureLeaf(pair, leaf{
 		commonName: "system:node:" + node, organization: []string{"system:nodes"},
-		dnsNames: []string{node}, ips: []net.IP{addr.AsSlice()}, server: true,
+		dnsNames: []string{node}, ips: ips(addrs), server: true,
 	}, now)
+}
+
+func ips(addrs []netip.Addr) []net.IP {
+	list := make([]net.IP, len(addrs))
+	for i, a := range addrs {
+		list[i] = a.AsSlice()
+	}
+	return list
 }
 
 // ensureServiceAccountKey makes the signing key once: tokens that are out there depend on it.

@@ -15,8 +15,8 @@ import (
 
 func testConfig(t *testing.T) Config {
 	return Config{
-		Dir: filepath.Join(t.TempDir(), "pki"), ServerAddr: netip.MustParseAddr("192.0.2.7"),
-		ServiceIP: netip.MustParseAddr("10.96.0.1"), Zone: "cluster.local", Hostname: "node-1",
+		Dir: filepath.Join(t.TempDir(), "pki"), ServerAddrs: []netip.Addr{netip.MustParseAddr("192.0.2.7"), netip.MustParseAddr("2001:db8::7")},
+		ServiceIPs: []netip.Addr{netip.MustParseAddr("10.96.0.1")}, Zone: "cluster.local", Hostname: "node-1",
 	}
 }
 
@@ -66,7 +66,7 @@ func TestServingCertificateFollowsTheAddress(t *testing.T) {
 	cfg := testConfig(t)
 	f := mustEnsure(t, cfg)
 	ca := read(t, f.CA().Cert)
-	cfg.ServerAddr = netip.MustParseAddr("192.0.2.8")
+	cfg.ServerAddrs[0] = netip.MustParseAddr("192.0.2.8")
 	mustEnsure(t, cfg)
 	if read(t, f.CA().Cert) != ca {
 		t.Fatal("the CA was replaced")
@@ -77,7 +77,7 @@ func TestServingCertificateFollowsTheAddress(t *testing.T) {
 	}
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM([]byte(ca))
-	for _, name := range []string{"192.0.2.8", "10.96.0.1", "127.0.0.1", "kubernetes.default.svc.cluster.local", "node-1"} {
+	for _, name := range []string{"192.0.2.8", "2001:db8::7", "10.96.0.1", "::1", "127.0.0.1", "kubernetes.default.svc.cluster.local", "node-1"} {
 		if _, err := cert.Verify(x509.VerifyOptions{DNSName: name, Roots: roots}); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}

@@ -35,11 +35,14 @@ import (
 type Config struct {
 	Layout            layout.Layout
 	NodeName          string
-	NodeAddr          netip.Addr
-	DNSAddr           netip.Addr
+	NodeAddrs         []netip.Addr // of each family one at most, that of the primary family first; so are the DNS's
+	DNSAddrs          []netip.Addr
+	PodCIDRs          []netip.Prefix // of the cluster
 	Zone              string
 	ResolvConf        string
 	NoMasquerade      []netip.Prefix // destinations that get pods' packets with the pods' own addresses
+	Native            bool           // routes lead to the other nodes' pods, else the tunnel
+	TunnelPort        int
 	KubeletKubeconfig string
 	NetworkKubeconfig string
 	CertFile, KeyFile string
@@ -62,8 +65,8 @@ func OpenDatapath(cfg Config) (*bpf.Datapath, error) {
 		return nil, fmt.Errorf("node cgroup: %w", err)
 	}
 	return bpf.Open(bpf.Config{
-		PinDir: l.BPF(), CgroupRoot: root, NodeCgroup: dir, DNSAddr: cfg.DNSAddr, Zone: cfg.Zone, DNSTTL: dnsTTL,
-		NodeAddr: cfg.NodeAddr, NoMasquerade: cfg.NoMasquerade,
+		PinDir: l.BPF(), CgroupRoot: root, NodeCgroup: dir, DNSAddr: cfg.DNSAddrs[0], Zone: cfg.Zone, DNSTTL: dnsTTL,
+		NodeAddr: cfg.NodeAddrs[0], NoMasquerade: cfg.NoMasquerade,
 	})
 }
 
@@ -75,7 +78,7 @@ func CNI(l layout.Layout, d *bpf.Datapath, node netip.Addr, mtu int, podCIDR fun
 // Run runs the node until ctx ends. Pods and their network go on without it.
 func Run(ctx context.Context, cfg Config) error {
 	l := cfg.Layout
-	up, err := uplink(cfg.NodeAddr)
+	up, err := uplink(cfg.NodeAddrs[0])
 	if err != nil {
 		return err
 	}
@@ -88,7 +91,7 @@ func Run(ctx context.Context, cfg Config) error {
 		return err
 	}
 	defer d.Close()
-	if err := cni.Prepare(l.CNIState(), cfg.DNSAddr); err != nil {
+	if err := cni.Prepare(l.CNIState(), cfg.DNSAddrs[0]); err != nil {
 		return err
 	}
 	if err := installPlugin(l); err != nil {
@@ -99,7 +102,7 @@ func Run(ctx context.Context, cfg Config) error {
 		return err
 	}
 	var podCIDR atomic.Pointer[netip.Prefix]
-	server, err := CNI(l, d, cfg.NodeAddr, mtu, func() (netip.Prefix, bool) {
+	server, err := CNI(l, d, cfg.NodeAddrs[0], mtu, func() (netip.Prefix, bool) {
 		if p := podCIDR.Load(); p != nil {
 			return *p, true
 		}
@@ -110,7 +113,7 @@ func Run(ctx context.Context, cfg Config) error {
 	}
 	f := informers.NewSharedInformerFactoryWithOptions(netClient, 0, informers.WithTransform(dropManagedFields))
 	px, err := proxy.New(proxy.Config{Informers: f, Table: d.LoadBalancers(), Node: proxy.Node{
-		Name: cfg.NodeName, Addrs: []netip.Addr{cfg.NodeAddr}, Local: []netip.Addr{cfg.DNSAddr},
+		Name: cfg.NodeName, Addrs: cfg.NodeAddrs, Local: cfg.DNSAddrs,
 	}})
 	if err != nil {
 		return err
@@ -119,11 +122,11 @@ func Run(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return err
 	}
-	records, err := dns.NewRecords(f, cfg.Zone, dnsTTL, cfg.DNSAddr)
+	records, err := dns.NewRecords(f, cfg.Zone, dnsTTL, cfg.DNSAddrs[0])
 	if err != nil {
 		return err
 	}
-	resolver := dns.NewServer(records, dns.NewForwarder(cfg.ResolvConf, cfg.DNSAddr), netip.AddrPortFrom(cfg.DNSAddr, 53))
+	resolver := dns.NewServer(records, dns.NewForwarder(cfg.ResolvConf, cfg.DNSAddrs[0]), netip.AddrPortFrom(cfg.DNSAddrs[0], 53))
 
 	g, ctx := errgroup.WithContext(ctx)
 	defer f.Shutdown()
@@ -167,9 +170,13 @@ func Run(ctx context.Context, cfg Config) error {
 			return fmt.Errorf("kubelet: kubeconfig %s: %w", cfg.KubeletKubeconfig, err)
 		}
 		rc.QPS, rc.Burst, rc.UserAgent = -1, -1, "kubelet"
+		var dnsAddrs []string
+		for _, a := range cfg.DNSAddrs {
+			dnsAddrs = append(dnsAddrs, a.String())
+		}
 		return kubelet.Run(ctx, kubelet.Config{
-			NodeName: cfg.NodeName, NodeIP: cfg.NodeAddr.String(), Port: KubeletPort, Client: rc, CRISocket: l.ContainerdSocket(),
-			RootDir: l.Kubelet(), PodLogsDir: l.PodLogs(), Cgroup: l.Cgroup(), ClusterDNS: []string{cfg.DNSAddr.String()}, ClusterDomain: cfg.Zone,
+			NodeName: cfg.NodeName, NodeIP: cfg.NodeAddrs[0].String(), Port: KubeletPort, Client: rc, CRISocket: l.ContainerdSocket(),
+			RootDir: l.Kubelet(), PodLogsDir: l.PodLogs(), Cgroup: l.Cgroup(), ClusterDNS: dnsAddrs, ClusterDomain: cfg.Zone,
 			ResolvConf: cfg.ResolvConf, CertFile: cfg.CertFile, KeyFile: cfg.KeyFile, ClientCAFile: cfg.ClientCAFile,
 		})
 	})

@@ -40,6 +40,12 @@ func Down(ctx context.Context, l layout.Layout, purge bool) error {
 			errs = append(errs, err)
 		}
 	}
+	if err := s.completeAddresses(); err != nil && !purge {
+		errs = append(errs, err)
+	}
+	if len(s.DNSAddrs) == 0 {
+		s.DNSAddrs = []netip.Addr{nth(families[false].serviceCIDR, dnsIndex)}
+	}
 	if p, ok := supervisor.Find(l.Pid("supervisor")); ok {
 		errs = append(errs, p.Stop(40*time.Second))
 	}
@@ -49,7 +55,7 @@ func Down(ctx context.Context, l layout.Layout, purge bool) error {
 			errs = append(errs, p.Stop(20*time.Second))
 		}
 	}
-	if _, ok := supervisor.Find(l.Pid("containerd")); ok {
+	if _, ok := supervisor.Find(l.Pid("containerd")); ok && len(s.NodeAddrs) > 0 {
 		if err := removePods(ctx, l, s); err != nil {
 			klog.V(1).InfoS("Pods were not removed in good order", "err", err)
 		}
@@ -59,7 +65,7 @@ func Down(ctx context.Context, l layout.Layout, purge bool) error {
 	}
 	killShims(l)
 	errs = append(errs, cgroups.New(l.Cgroup(), 0).RemoveAll())
-	errs = append(errs, cni.RemoveAll(l.CNIState(), "strake-"+l.ID, s.DNSAddr()))
+	errs = append(errs, cni.RemoveAll(l.CNIState(), "strake-"+l.ID, s.DNSAddrs[0]))
 	errs = append(errs, bpf.Remove(l.BPF()), bpf.UnmountBPFFS(l.BPF()), unmountBelow(l.Data, l.Run()))
 	errs = append(errs, os.RemoveAll(l.Run()))
 	if err := os.Remove(filepath.Dir(l.Run())); err != nil && !errors.Is(err, unix.ENOTEMPTY) && !os.IsNotExist(err) {
@@ -83,7 +89,7 @@ func removePods(ctx context.Context, l layout.Layout, s Settings) error {
 		return err
 	}
 	defer d.Close()
-	server, err := agent.CNI(l, d, s.NodeAddr, 0, func() (netip.Prefix, bool) { return netip.Prefix{}, false })
+	server, err := agent.CNI(l, d, s.NodeAddrs[0], 0, func() (netip.Prefix, bool) { return netip.Prefix{}, false })
 	if err != nil {
 		return err
 	}

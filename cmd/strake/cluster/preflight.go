@@ -36,17 +36,21 @@ func (u *start) check(flags Settings, given func(string) bool) error {
 	if err := enoughSpace(u.l.Data, minFree); err != nil {
 		return err
 	}
-	loopback := netip.AddrFrom4([4]byte{127, 0, 0, 1})
-	for _, a := range []struct {
+	type listener struct {
 		addr netip.Addr
 		port int
 		what string
-	}{
-		{u.s.NodeAddr, u.s.Port, "the API server (another: --" + FlagPort + ")"},
-		{u.s.NodeAddr, agent.KubeletPort, "the kubelet"},
+	}
+	loopback := netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	ports := []listener{
+		{u.s.NodeAddrs[0], u.s.Port, "the API server (another: --" + FlagPort + ")"},
 		{loopback, u.s.EtcdPort, "etcd (another: --" + FlagEtcdPort + ")"},
 		{loopback, u.s.EtcdPort + 1, "etcd's peers (another: --" + FlagEtcdPort + ")"},
-	} {
+	}
+	for _, a := range u.s.NodeAddrs {
+		ports = append(ports, listener{a, agent.KubeletPort, "the kubelet"})
+	}
+	for _, a := range ports {
 		if err := free(netip.AddrPortFrom(a.addr, uint16(a.port)), a.what); err != nil {
 			return err
 		}

@@ -1,6 +1,5 @@
-// Package cluster brings a one-node cluster up on this machine, tells how it is,
-// and takes it down again. What runs is `strake server` and `strake agent`; this
-// package is their wiring.
+// Package cluster brings a cluster up on this machine, or joins the machine to one as a node, tells how it is, and takes it down
+// again. What runs is `strake server`, `strake containerd` and `strake agent`; this package is their wiring.
 package cluster
 
 import (
@@ -10,37 +9,55 @@ import (
 	"io/fs"
 	"net/netip"
 	"os"
+	"reflect"
 	"strings"
 
-	"github.com/vishvananda/netlink"
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/strake-io/strake/cmd/strake/agent"
 	"github.com/strake-io/strake/cmd/strake/layout"
-	"github.com/strake-io/strake/cmd/strake/server"
-	"github.com/strake-io/strake/controlplane/pki"
 )
 
-// Settings are what `up` was told; they stay with the data folder.
+// Settings are what `up` or `join` was told; they stay with the data folder. Lists of addresses and ranges have one of each
+// family at most, and that of the primary family first.
 type Settings struct {
-	NodeName    string       `json:"nodeName"`
-	NodeAddr    netip.Addr   `json:"nodeAddr"`
-	PodCIDR     netip.Prefix `json:"podCIDR"`
-	ServiceCIDR netip.Prefix `json:"serviceCIDR"`
-	Port        int          `json:"port"`
-	EtcdPort    int          `json:"etcdPort"`
-	Zone        string       `json:"zone"`
-	ResolvConf  string       `json:"resolvConf"`
+	NodeName   string       `json:"nodeName"`
+	NodeAddrs  []netip.Addr `json:"nodeAddrs"`
+	ResolvConf string       `json:"resolvConf"`
+	Shared
 
-	// NoMasquerade is where pods are known by their own addresses, besides the pod range.
-	NoMasquerade []netip.Prefix `json:"nonMasqueradeCIDRs,omitempty"`
+	// Of the control plane's node.
+	ServiceCIDRs []netip.Prefix `json:"serviceCIDRs,omitempty"`
+	Port         int            `json:"port,omitempty"`
+	EtcdPort     int            `json:"etcdPort,omitempty"`
+
+	// APIServer is the URL of the API server that the node has joined; it is empty on the control plane's node.
+	APIServer string `json:"server,omitempty"`
+
+	IPFamily IPFamily `json:"-"` // chooses the default ranges of a new cluster
 }
 
-// Defaults are the settings of a new cluster; the node's name and address are found.
+// Shared is what all nodes of a cluster hold the same. The control plane tells it in ConfigMap kube-system/strake-cluster.
+type Shared struct {
+	Zone         string         `json:"zone"`
+	DNSAddrs     []netip.Addr   `json:"dnsAddrs"`
+	PodCIDRs     []netip.Prefix `json:"podCIDRs"`
+	Routing      string         `json:"routing"`
+	TunnelPort   int            `json:"tunnelPort"`
+	NoMasquerade []netip.Prefix `json:"nonMasqueradeCIDRs,omitempty"` // where pods are known by their own addresses, besides the pod ranges
+}
+
+// How packets come from node to node.
+const (
+	RoutingVXLAN  = "vxlan"  // in a tunnel
+	RoutingNative = "native" // by routes to the other nodes
+)
+
+// Defaults are the settings of a new cluster. The node's name and addresses are found, and the ranges follow the families.
 func Defaults() Settings {
 	return Settings{
-		PodCIDR: netip.MustParsePrefix("10.244.0.0/16"), ServiceCIDR: netip.MustParsePrefix("10.96.0.0/16"),
-		Port: 6443, EtcdPort: 2379, Zone: "cluster.local", ResolvConf: "/etc/resolv.conf",
+		Port: 6443, EtcdPort: 2379, ResolvConf: "/etc/resolv.conf",
+		Shared: Shared{Zone: "cluster.local", Routing: RoutingVXLAN, TunnelPort: 8472},
 	}
 }
 
@@ -48,28 +65,54 @@ func Defaults() Settings {
 const (
 	FlagNodeName     = "node-name"
 	FlagNodeIP       = "node-ip"
+	FlagIPFamily     = "ip-family"
 	FlagPodCIDR      = "pod-cidr"
 	FlagServiceCIDR  = "service-cidr"
 	FlagPort         = "port"
 	FlagEtcdPort     = "etcd-port"
+	FlagRouting      = "routing"
+	FlagTunnelPort   = "tunnel-port"
+	FlagResolvConf   = "resolv-conf"
 	FlagNoMasquerade = "non-masquerade-cidr"
 )
 
-// nodeBits is the length of a node's part of the pod range.
-const nodeBits = 24
-
-// dnsIndex is the place of the cluster DNS in the Service range, where every distribution has it.
-const dnsIndex = 10
-
-// DNSAddr is the cluster DNS address.
-func (s Settings) DNSAddr() netip.Addr { return nth(s.ServiceCIDR, dnsIndex) }
-
-func nth(p netip.Prefix, n int) netip.Addr {
-	a := p.Masked().Addr()
-	for range n {
-		a = a.Next()
+// UnmarshalJSON reads the form of before there were two families as well.
+func (s *Settings) UnmarshalJSON(data []byte) error {
+	type plain Settings
+	defaults := Defaults()
+	p := plain{ResolvConf: defaults.ResolvConf, Shared: Shared{Zone: defaults.Zone, Routing: defaults.Routing, TunnelPort: defaults.TunnelPort}}
+	var old struct {
+		NodeAddr             netip.Addr
+		PodCIDR, ServiceCIDR netip.Prefix
 	}
-	return a
+	if err := json.Unmarshal(data, &p); err != nil {
+		return err
+	}
+	if err := json.Unmarshal(data, &old); err != nil {
+		return err
+	}
+	if old.NodeAddr.IsValid() && len(p.NodeAddrs) == 0 {
+		p.NodeAddrs = []netip.Addr{old.NodeAddr}
+	}
+	if old.PodCIDR.IsValid() && len(p.PodCIDRs) == 0 {
+		p.PodCIDRs = []netip.Prefix{old.PodCIDR}
+	}
+	if old.ServiceCIDR.IsValid() && len(p.ServiceCIDRs) == 0 {
+		p.ServiceCIDRs = []netip.Prefix{old.ServiceCIDR}
+	}
+	*s = Settings(p)
+	return nil
+}
+
+// Joined tells whether the control plane is elsewhere.
+func (s Settings) Joined() bool { return s.APIServer != "" }
+
+// Components are the processes of the node, in the order that they are started in.
+func (s Settings) Components() []string {
+	if s.Joined() {
+		return []string{"containerd", "agent"}
+	}
+	return []string{"containerd", "server", "agent"}
 }
 
 // Load reads the settings of a data folder; a folder without any gives the defaults and false.
@@ -112,21 +155,29 @@ func settle(l layout.Layout, flags Settings, given func(flag string) bool) (Sett
 		name       string
 		have, want any
 	}{
-		{FlagNodeName, s.NodeName, flags.NodeName}, {FlagNodeIP, s.NodeAddr, flags.NodeAddr}, {FlagPodCIDR, s.PodCIDR, flags.PodCIDR},
-		{FlagServiceCIDR, s.ServiceCIDR, flags.ServiceCIDR}, {FlagPort, s.Port, flags.Port}, {FlagEtcdPort, s.EtcdPort, flags.EtcdPort},
+		{FlagNodeName, s.NodeName, flags.NodeName}, {FlagNodeIP, s.NodeAddrs, flags.NodeAddrs}, {FlagIPFamily, familyOf(s.PodCIDRs), flags.IPFamily},
+		{FlagPodCIDR, s.PodCIDRs, flags.PodCIDRs}, {FlagServiceCIDR, s.ServiceCIDRs, flags.ServiceCIDRs}, {FlagPort, s.Port, flags.Port},
+		{FlagEtcdPort, s.EtcdPort, flags.EtcdPort}, {FlagRouting, s.Routing, flags.Routing}, {FlagTunnelPort, s.TunnelPort, flags.TunnelPort},
 	} {
-		if given(f.name) && f.have != f.want {
+		if given(f.name) && !reflect.DeepEqual(f.have, f.want) {
+			if s.Joined() {
+				return s, fmt.Errorf("the node in %s has joined %s with --%s %v, which can't be changed to %v: leave the flag out", l.Data, s.APIServer, f.name, f.have, f.want)
+			}
 			return s, fmt.Errorf("the cluster in %s was made with --%s %v, which can't be changed to %v: leave the flag out, or remove the cluster with `strake down --purge`",
 				l.Data, f.name, f.have, f.want)
 		}
 	}
-	if given(FlagNoMasquerade) { // no state of the cluster depends on it
+	// No state of the cluster depends on these.
+	if given(FlagNoMasquerade) {
 		s.NoMasquerade = flags.NoMasquerade
+	}
+	if given(FlagResolvConf) {
+		s.ResolvConf = flags.ResolvConf
 	}
 	return s, s.complete()
 }
 
-// complete finds what was not given (the machine's name, and its address on the way to the default route) and checks it all.
+// complete finds what was not given (the machine's name, its addresses on the way to the default route, the ranges) and checks it all.
 func (s *Settings) complete() error {
 	if s.NodeName == "" {
 		host, err := os.Hostname()
@@ -135,11 +186,8 @@ func (s *Settings) complete() error {
 		}
 		s.NodeName = strings.ToLower(host)
 	}
-	if !s.NodeAddr.IsValid() {
-		var err error
-		if s.NodeAddr, err = nodeAddr(); err != nil {
-			return err
-		}
+	if err := s.completeAddresses(); err != nil {
+		return err
 	}
 	return s.check()
 }
@@ -148,28 +196,17 @@ func (s Settings) check() error {
 	if msgs := validation.IsDNS1123Subdomain(s.NodeName); len(msgs) > 0 {
 		return fmt.Errorf("the node's name %q is not a valid one (%s); give another with --%s", s.NodeName, strings.Join(msgs, "; "), FlagNodeName)
 	}
-	if !s.NodeAddr.Is4() {
-		return fmt.Errorf("--%s %s is not an IPv4 address", FlagNodeIP, s.NodeAddr)
+	if err := s.checkAddresses(); err != nil {
+		return err
 	}
-	for _, r := range []struct {
-		flag    string
-		cidr    netip.Prefix
-		longest int
-	}{{FlagPodCIDR, s.PodCIDR, nodeBits}, {FlagServiceCIDR, s.ServiceCIDR, 28}} {
-		if !r.cidr.IsValid() || !r.cidr.Addr().Is4() || r.cidr.Bits() > r.longest || r.cidr.Bits() < 8 || r.cidr != r.cidr.Masked() {
-			return fmt.Errorf("--%s %s is not an IPv4 range of /8 to /%d, such as %s", r.flag, r.cidr, r.longest, Defaults().PodCIDR)
-		}
-		if r.cidr.Contains(s.NodeAddr) {
-			return fmt.Errorf("the node's address %s lies in %s; choose another range with --%s", s.NodeAddr, r.cidr, r.flag)
-		}
+	if s.Routing != RoutingVXLAN && s.Routing != RoutingNative {
+		return fmt.Errorf("--%s %q is neither %s nor %s", FlagRouting, s.Routing, RoutingVXLAN, RoutingNative)
 	}
-	for _, r := range s.NoMasquerade {
-		if !r.IsValid() || !r.Addr().Is4() || r != r.Masked() {
-			return fmt.Errorf("--%s %s is not an IPv4 range, such as 192.168.0.0/16", FlagNoMasquerade, r)
-		}
+	if s.TunnelPort < 1 || s.TunnelPort > 65535 {
+		return fmt.Errorf("--%s %d is not a port: 1 to 65535", FlagTunnelPort, s.TunnelPort)
 	}
-	if s.PodCIDR.Overlaps(s.ServiceCIDR) {
-		return fmt.Errorf("--%s %s and --%s %s overlap; choose ranges that don't", FlagPodCIDR, s.PodCIDR, FlagServiceCIDR, s.ServiceCIDR)
+	if s.Joined() {
+		return nil
 	}
 	ports := map[int]string{agent.KubeletPort: "the kubelet"}
 	for _, p := range []struct {
@@ -185,88 +222,4 @@ func (s Settings) check() error {
 		ports[p.port] = p.flag
 	}
 	return nil
-}
-
-func nodeAddr() (netip.Addr, error) {
-	links, err := netlink.LinkList()
-	if err != nil {
-		return netip.Addr{}, fmt.Errorf("node address: %w", err)
-	}
-	routes, err := netlink.RouteList(nil, netlink.FAMILY_V4)
-	if err != nil {
-		return netip.Addr{}, fmt.Errorf("node address: %w", err)
-	}
-	preferred := 0
-	for _, r := range routes {
-		if r.Gw != nil && (r.Dst == nil || r.Dst.IP.IsUnspecified()) {
-			preferred = r.LinkIndex
-			break
-		}
-	}
-	var found netip.Addr
-	for _, link := range links {
-		addrs, err := netlink.AddrList(link, netlink.FAMILY_V4)
-		if err != nil {
-			return found, fmt.Errorf("node address: %w", err)
-		}
-		for _, a := range addrs {
-			ip, ok := netip.AddrFromSlice(a.IP.To4())
-			if !ok || !ip.IsGlobalUnicast() || strings.HasPrefix(link.Attrs().Name, "stk") {
-				continue
-			}
-			if link.Attrs().Index == preferred {
-				return ip, nil
-			}
-			if !found.IsValid() {
-				found = ip
-			}
-		}
-	}
-	if !found.IsValid() {
-		return found, errors.New("this machine has no IPv4 address but loopback; give it one, or name one with --node-ip")
-	}
-	return found, nil
-}
-
-// Server returns the configuration of `strake server`, with all its files in place.
-func (s Settings) Server(l layout.Layout) (server.Config, error) {
-	files, err := s.certificates(l)
-	if err != nil {
-		return server.Config{}, err
-	}
-	return server.Config{
-		PKI: files, EtcdDir: l.Etcd(), Addr: s.NodeAddr, Port: s.Port, EtcdPort: s.EtcdPort, ServiceCIDR: s.ServiceCIDR, PodCIDR: s.PodCIDR, NodeBits: nodeBits,
-		ControllerKubeconfig: l.Kubeconfig("controller-manager"), SchedulerKubeconfig: l.Kubeconfig("scheduler"),
-	}, nil
-}
-
-// certificates makes what is missing of certificates and kubeconfigs.
-func (s Settings) certificates(l layout.Layout) (pki.Files, error) {
-	files, err := pki.Ensure(pki.Config{Dir: l.PKI(), ServerAddr: s.NodeAddr, ServiceIP: nth(s.ServiceCIDR, 1), Zone: s.Zone, Hostname: s.NodeName})
-	if err != nil {
-		return files, err
-	}
-	url := server.Config{Addr: s.NodeAddr, Port: s.Port}.URL()
-	for path, id := range map[string]pki.Identity{
-		l.AdminKubeconfig(): pki.Admin, l.Kubeconfig("controller-manager"): pki.ControllerManager, l.Kubeconfig("scheduler"): pki.Scheduler,
-		l.Kubeconfig("node-network"): pki.NodeNetwork, l.Kubeconfig("kubelet"): pki.Node(s.NodeName),
-	} {
-		if err := pki.EnsureKubeconfig(files, path, url, id); err != nil {
-			return files, err
-		}
-	}
-	_, err = pki.EnsureKubelet(files, s.NodeName, s.NodeAddr)
-	return files, err
-}
-
-// Agent returns the configuration of `strake agent`.
-func (s Settings) Agent(l layout.Layout) agent.Config {
-	files := pki.Files{Dir: l.PKI()}
-	pair := files.Kubelet(s.NodeName)
-	return agent.Config{
-		Layout: l, NodeName: s.NodeName, NodeAddr: s.NodeAddr, DNSAddr: s.DNSAddr(), Zone: s.Zone, ResolvConf: s.ResolvConf,
-		NoMasquerade:      append([]netip.Prefix{s.PodCIDR}, s.NoMasquerade...),
-		KubeletKubeconfig: l.Kubeconfig("kubelet"), NetworkKubeconfig: l.Kubeconfig("node-network"),
-		CertFile: pair.Cert, KeyFile: pair.Key, ClientCAFile: files.CA().Cert,
-	}
 }

@@ -268,7 +268,7 @@ func dnsAnswers(ctx context.Context, s Settings) error {
 	q := new(dns.Msg)
 	q.SetQuestion("kubernetes.default.svc."+s.Zone+".", dns.TypeA)
 	c := &dns.Client{Timeout: 200 * time.Millisecond} // before the address is there, a query gets no answer and no error
-	m, _, err := c.ExchangeContext(ctx, q, netip.AddrPortFrom(s.DNSAddr(), 53).String())
+	m, _, err := c.ExchangeContext(ctx, q, netip.AddrPortFrom(s.DNSAddrs[0], 53).String())
 	if err != nil {
 		return err
 	}
@@ -291,7 +291,7 @@ func (u *start) demoServed(ctx context.Context) error {
 			return fmt.Errorf("%d of %d pods of Deployment %s/%s are available", d.Status.AvailableReplicas, want, d.Namespace, d.Name)
 		}
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("http://%s/", netip.AddrPortFrom(u.s.NodeAddr, demo.NodePort)), nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("http://%s/", netip.AddrPortFrom(u.s.NodeAddrs[0], demo.NodePort)), nil)
 	if err != nil {
 		return err
 	}

@@ -25,14 +25,14 @@ import (
 
 // Config says where the control plane serves and keeps its data.
 type Config struct {
-	PKI         pki.Files
-	EtcdDir     string
-	Addr        netip.Addr
-	Port        int
-	EtcdPort    int // etcd's client port on loopback; its peer port is the next one
-	ServiceCIDR netip.Prefix
-	PodCIDR     netip.Prefix
-	NodeBits    int // length of a node's part of PodCIDR
+	PKI      pki.Files
+	EtcdDir  string
+	Addr     netip.Addr
+	Port     int
+	EtcdPort int // etcd's client port on loopback; its peer port is the next one
+	// Ranges of each family, the primary one first.
+	ServiceCIDRs, PodCIDRs []netip.Prefix
+	NodeBits               func(podCIDR netip.Prefix) int // length of a node's part of a pod range
 	// Kubeconfigs of the controllers and of the scheduler, each with an identity of its own.
 	ControllerKubeconfig, SchedulerKubeconfig string
 }
@@ -86,7 +86,7 @@ func APIServerConfig(cfg Config, etcdURL string) apiserver.Config {
 		BindAddress: cfg.Addr.AsSlice(), Port: cfg.Port,
 		ServingCertFile: f.APIServer().Cert, ServingKeyFile: f.APIServer().Key, ClientCAFile: f.CA().Cert,
 		EtcdServers: []string{etcdURL}, EtcdCAFile: f.EtcdCA().Cert, EtcdCertFile: f.EtcdClient().Cert, EtcdKeyFile: f.EtcdClient().Key,
-		ServiceCIDR: cfg.ServiceCIDR, NodePortMin: 30000, NodePortMax: 32767,
+		ServiceCIDR: cfg.ServiceCIDRs[0], NodePortMin: 30000, NodePortMax: 32767,
 		ServiceAccountKeyFile: f.ServiceAccountKey(), ServiceAccountIssuer: "https://kubernetes.default.svc.cluster.local",
 		FrontProxyCAFile: f.FrontProxyCA().Cert, ProxyClientCertFile: f.FrontProxyClient().Cert, ProxyClientKeyFile: f.FrontProxyClient().Key,
 		KubeletCAFile: f.CA().Cert, KubeletClientCertFile: f.APIServerKubeletClient().Cert, KubeletClientKeyFile: f.APIServerKubeletClient().Key,
@@ -128,7 +128,7 @@ func runControllers(ctx context.Context, cfg Config) error {
 	if ready.API(ctx, client.Discovery().RESTClient()) != nil {
 		return nil // ctx ended
 	}
-	return controllers.Run(ctx, controllers.Config{Client: client, Metadata: meta, PodCIDR: cfg.PodCIDR, NodeBits: cfg.NodeBits, RootCA: ca})
+	return controllers.Run(ctx, controllers.Config{Client: client, Metadata: meta, PodCIDR: cfg.PodCIDRs[0], NodeBits: cfg.NodeBits(cfg.PodCIDRs[0]), RootCA: ca})
 }
 
 func runScheduler(ctx context.Context, cfg Config) error {

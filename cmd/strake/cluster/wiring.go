@@ -1,0 +1,64 @@
+package cluster
+
+import (
+	"slices"
+
+	"github.com/strake-io/strake/cmd/strake/agent"
+	"github.com/strake-io/strake/cmd/strake/layout"
+	"github.com/strake-io/strake/cmd/strake/server"
+	"github.com/strake-io/strake/controlplane/pki"
+)
+
+// Server returns the configuration of `strake server`, with all its files in place.
+func (s Settings) Server(l layout.Layout) (server.Config, error) {
+	files, err := s.certificates(l)
+	if err != nil {
+		return server.Config{}, err
+	}
+	cfg := s.server()
+	cfg.PKI, cfg.EtcdDir = files, l.Etcd()
+	cfg.ControllerKubeconfig, cfg.SchedulerKubeconfig = l.Kubeconfig("controller-manager"), l.Kubeconfig("scheduler")
+	return cfg, nil
+}
+
+func (s Settings) server() server.Config {
+	return server.Config{Addr: s.NodeAddrs[0], Port: s.Port, EtcdPort: s.EtcdPort, ServiceCIDRs: s.ServiceCIDRs, PodCIDRs: s.PodCIDRs, NodeBits: NodeBits}
+}
+
+// URL is where the API server is reached.
+func (s Settings) URL() string {
+	if s.Joined() {
+		return s.APIServer
+	}
+	return s.server().URL()
+}
+
+// certificates makes what is missing of certificates and kubeconfigs.
+func (s Settings) certificates(l layout.Layout) (pki.Files, error) {
+	files, err := pki.Ensure(pki.Config{Dir: l.PKI(), ServerAddrs: s.NodeAddrs, ServiceIPs: nthOfEach(s.ServiceCIDRs, 1), Zone: s.Zone, Hostname: s.NodeName})
+	if err != nil {
+		return files, err
+	}
+	for path, id := range map[string]pki.Identity{
+		l.AdminKubeconfig(): pki.Admin, l.Kubeconfig("controller-manager"): pki.ControllerManager, l.Kubeconfig("scheduler"): pki.Scheduler,
+		l.Kubeconfig("node-network"): pki.NodeNetwork, l.Kubeconfig("kubelet"): pki.Node(s.NodeName),
+	} {
+		if err := pki.EnsureKubeconfig(files, path, s.URL(), id); err != nil {
+			return files, err
+		}
+	}
+	_, err = pki.EnsureKubelet(files, s.NodeName, s.NodeAddrs)
+	return files, err
+}
+
+// Agent returns the configuration of `strake agent`.
+func (s Settings) Agent(l layout.Layout) agent.Config {
+	files := pki.Files{Dir: l.PKI()}
+	pair := files.Kubelet(s.NodeName)
+	return agent.Config{
+		Layout: l, NodeName: s.NodeName, NodeAddrs: s.NodeAddrs, DNSAddrs: s.DNSAddrs, Zone: s.Zone, ResolvConf: s.ResolvConf,
+		PodCIDRs: s.PodCIDRs, NoMasquerade: slices.Concat(s.PodCIDRs, s.NoMasquerade), Native: s.Routing == RoutingNative, TunnelPort: s.TunnelPort,
+		KubeletKubeconfig: l.Kubeconfig("kubelet"), NetworkKubeconfig: l.Kubeconfig("node-network"),
+		CertFile: pair.Cert, KeyFile: pair.Key, ClientCAFile: files.CA().Cert,
+	}
+}
