@@ -21,15 +21,16 @@ import (
 
 // Config says where a node's datapath lives and what it serves itself.
 type Config struct {
-	PinDir     string     // a bpffs of this node's own
-	CgroupRoot string     // cgroup2 mount
-	NodeCgroup string     // the node's cgroup2 folder
-	DNSAddr    netip.Addr // cluster DNS address
-	Zone       string     // cluster zone, such as cluster.local
-	DNSTTL     uint32     // seconds
+	PinDir     string       // a bpffs of this node's own
+	CgroupRoot string       // cgroup2 mount
+	NodeCgroup string       // the node's cgroup2 folder
+	DNSAddrs   []netip.Addr // cluster DNS addresses, at most one of each family
+	Zone       string       // cluster zone, such as cluster.local
+	DNSTTL     uint32       // seconds
 
-	// NodeAddr is what pods' packets leave the node's uplink as; the zero value lets them leave with the pods' addresses.
-	NodeAddr netip.Addr
+	// NodeAddrs are what pods' packets leave the node's uplink as, at most one of each family; packets of a family without one leave with the
+	// pods' addresses.
+	NodeAddrs []netip.Addr
 	// NoMasquerade are destinations that get them with the pods' addresses all the same: at least the pods of the other nodes.
 	NoMasquerade []netip.Prefix
 
@@ -52,7 +53,7 @@ type Datapath struct {
 var cgroupHooks = map[string]ebpf.AttachType{
 	"strake_connect4": ebpf.AttachCGroupInet4Connect, "strake_sendmsg4": ebpf.AttachCGroupUDP4Sendmsg,
 	"strake_recvmsg4": ebpf.AttachCGroupUDP4Recvmsg, "strake_getpeername4": ebpf.AttachCgroupInet4GetPeername,
-	"strake_connect6": ebpf.AttachCGroupInet6Connect,
+	"strake_connect6": ebpf.AttachCGroupInet6Connect, "strake_sendmsg6": ebpf.AttachCGroupUDP6Sendmsg,
 	"strake_recvmsg6": ebpf.AttachCGroupUDP6Recvmsg, "strake_getpeername6": ebpf.AttachCgroupInet6GetPeername,
 }
 
@@ -103,11 +104,11 @@ func Open(c Config) (*Datapath, error) {
 }
 
 func (c Config) check() error {
-	if !c.DNSAddr.Is4() {
-		return fmt.Errorf("bpf: DNSAddr %v is not an IPv4 address", c.DNSAddr)
+	if len(c.DNSAddrs) == 0 {
+		return errors.New("bpf: DNSAddrs is empty")
 	}
-	if c.NodeAddr.IsValid() && !c.NodeAddr.Is4() {
-		return fmt.Errorf("bpf: NodeAddr %v is not an IPv4 address", c.NodeAddr)
+	if err := errors.Join(ofEachFamily("DNSAddrs", c.DNSAddrs), ofEachFamily("NodeAddrs", c.NodeAddrs)); err != nil {
+		return err
 	}
 	if c.Zone == "" {
 		return errors.New("bpf: Zone is empty")
@@ -119,6 +120,21 @@ func (c Config) check() error {
 		return err
 	}
 	return wantFS(c.NodeCgroup, cgroup2Magic, "cgroup2")
+}
+
+// ofEachFamily fails unless there is at most one address of each family.
+func ofEachFamily(what string, addrs []netip.Addr) error {
+	seen := map[bool]bool{}
+	for _, a := range addrs {
+		if !plain(a) {
+			return fmt.Errorf("bpf: %s: %v is not an address", what, a)
+		}
+		if seen[a.Is4()] {
+			return fmt.Errorf("bpf: %s: %v has two addresses of one family", what, addrs)
+		}
+		seen[a.Is4()] = true
+	}
+	return nil
 }
 
 // load brings both objects into the kernel, with their constants set.
@@ -166,9 +182,9 @@ func (d *Datapath) load(c Config) error {
 	if err != nil {
 		return err
 	}
-	addr := c.DNSAddr.As4()
+	dns4, dns6 := constantsOf(c.DNSAddrs)
 	constants := map[string]any{
-		"dns_addr": addr, "dns_ttl": c.DNSTTL, "dns_zone": wire, "dns_zone_len": uint32(len(zone)), "dns_zone_labels": uint32(labels),
+		"dns_addr4": dns4, "dns_addr6": dns6, "dns_ttl": c.DNSTTL, "dns_zone": wire, "dns_zone_len": uint32(len(zone)), "dns_zone_labels": uint32(labels),
 	}
 	if err := c.masquerade(constants); err != nil {
 		return err

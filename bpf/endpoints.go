@@ -13,27 +13,29 @@ import (
 func isFull(err error) bool { return errors.Is(err, syscall.E2BIG) }
 
 // endpointTable implements Table[Endpoint].
-type endpointTable struct{ *ownedMap[uint32, netEndpoint] }
+type endpointTable struct {
+	*ownedMap[netAddr, netEndpoint]
+}
 
 func openEndpoints(maps map[string]*ebpf.Map) (*endpointTable, error) {
-	t, err := openOwned[uint32](maps["endpoints"], "endpoint", func(v netEndpoint) string { return textOf(v.Owner[:]) })
+	t, err := openOwned[netAddr](maps["endpoints"], "endpoint", func(v netEndpoint) string { return textOf(v.Owner[:]) })
 	return &endpointTable{t}, err
 }
 
-func showAddr(k uint32) string { return addrOf(k).String() }
+func showAddr(k netAddr) string { return addrOf(k).String() }
 
 // Replace implements Table.
 func (t *endpointTable) Replace(owner string, want []Endpoint) (Changes, error) {
-	rows := map[uint32]netEndpoint{}
+	rows := map[netAddr]netEndpoint{}
 	for _, e := range want {
-		if !e.Addr.Is4() || len(e.PodMAC) != 6 || len(e.HostMAC) != 6 || e.Ifindex <= 0 {
-			return Changes{}, fmt.Errorf("bpf: endpoint %+v is not an IPv4 address behind an Ethernet interface", e)
+		if !plain(e.Addr) || len(e.PodMAC) != 6 || len(e.HostMAC) != 6 || e.Ifindex <= 0 {
+			return Changes{}, fmt.Errorf("bpf: endpoint %+v is not an address behind an Ethernet interface", e)
 		}
 		v := netEndpoint{Ifindex: uint32(e.Ifindex), PodMac: [6]byte(e.PodMAC), HostMac: [6]byte(e.HostMAC)}
 		if err := text(v.Owner[:], owner, "owner"); err != nil {
 			return Changes{}, err
 		}
-		rows[addr4(e.Addr)] = v
+		rows[addr16(e.Addr)] = v
 	}
 	return t.replace(owner, rows, showAddr)
 }
@@ -46,7 +48,7 @@ func (t *endpointTable) Prune(keep func(string) bool) (Changes, error) {
 // Dump implements Table.
 func (t *endpointTable) Dump() ([]Endpoint, error) {
 	var out []Endpoint
-	var k uint32
+	var k netAddr
 	var v netEndpoint
 	it := t.m.Iterate()
 	for it.Next(&k, &v) {

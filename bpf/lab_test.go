@@ -264,7 +264,7 @@ const gateway = "169.254.1.1"
 func newLab(t testing.TB, change ...func(*Config)) *lab {
 	t.Helper()
 	l := &lab{config: testConfig(t), nodeIP: "192.0.2.10"}
-	l.config.NodeAddr, l.config.NoMasquerade = netip.MustParseAddr(l.nodeIP), []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")}
+	l.config.NodeAddrs, l.config.NoMasquerade = []netip.Addr{netip.MustParseAddr(l.nodeIP)}, []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")}
 	for _, c := range change {
 		c(&l.config)
 	}

@@ -9,17 +9,13 @@ import (
 	"strings"
 )
 
-// addr4 and port16 are as the programs hold them: the bytes in network order.
-func addr4(a netip.Addr) uint32 {
-	b := a.As4()
-	return binary.NativeEndian.Uint32(b[:])
-}
+// addr16 and port16 are as the programs hold them: the bytes in network order, an IPv4 address as its IPv4-mapped IPv6 one.
+func addr16(a netip.Addr) netAddr { return netAddr{B: a.As16()} }
 
-func addrOf(v uint32) netip.Addr {
-	var b [4]byte
-	binary.NativeEndian.PutUint32(b[:], v)
-	return netip.AddrFrom4(b)
-}
+func addrOf(v netAddr) netip.Addr { return netip.AddrFrom16(v.B).Unmap() }
+
+// plain tells whether an address is of either family in its own form, without a zone: what addrOf gives back.
+func plain(a netip.Addr) bool { return a.IsValid() && !a.Is4In6() && a.Zone() == "" }
 
 func port16(p uint16) uint16 {
 	var b [2]byte

@@ -142,7 +142,7 @@ func (t *loadBalancers) drop(s *service) {
 }
 
 func frontendKey(f netip.AddrPort, proto uint8) netFrontendKey {
-	return netFrontendKey{Addr: addr4(f.Addr()), Port: port16(f.Port()), Proto: proto}
+	return netFrontendKey{Addr: addr16(f.Addr()), Port: port16(f.Port()), Proto: proto}
 }
 
 func frontendOf(k netFrontendKey) netip.AddrPort {
@@ -233,9 +233,13 @@ func (t *loadBalancers) check(owner string, want []LoadBalancer) (rows []LoadBal
 		if err := errors.Join(text(info.Owner[:], owner, "owner"), text(info.Name[:], lb.Name, "service name")); err != nil {
 			return nil, nil, err
 		}
-		for _, a := range slices.Concat(lb.Frontends, lb.Backends) {
-			if !a.Addr().Is4() || a.Port() == 0 {
-				return nil, nil, fmt.Errorf("bpf: service %s: %s is not an IPv4 address with a port", lb.Name, a)
+		all := slices.Concat(lb.Frontends, lb.Backends)
+		for _, a := range all {
+			if !plain(a.Addr()) || a.Port() == 0 {
+				return nil, nil, fmt.Errorf("bpf: service %s: %s is not an address with a port", lb.Name, a)
+			}
+			if a.Addr().Is4() != all[0].Addr().Is4() {
+				return nil, nil, fmt.Errorf("bpf: service %s: %s and %s are of two families; each has rows of its own", lb.Name, all[0], a)
 			}
 		}
 		for _, f := range lb.Frontends {
@@ -291,7 +295,7 @@ func (t *loadBalancers) grow(s *service, lb LoadBalancer) error {
 		if !s.torn && i < len(s.row.Backends) && s.row.Backends[i] == b {
 			continue
 		}
-		if err := t.backends.Put(netSlotKey{Service: s.id, Slot: uint32(i)}, netBackend{Addr: addr4(b.Addr()), Port: port16(b.Port())}); err != nil {
+		if err := t.backends.Put(netSlotKey{Service: s.id, Slot: uint32(i)}, netBackend{Addr: addr16(b.Addr()), Port: port16(b.Port())}); err != nil {
 			return fmt.Errorf("bpf: write backend %s of service %s: %w", b, s.row.Name, explain(err))
 		}
 	}

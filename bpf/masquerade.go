@@ -45,11 +45,7 @@ func (c Config) masquerade(constants map[string]any) error {
 	if ports == (portRange{}) {
 		ports = masqRange(local)
 	}
-	var addr [4]byte
-	if c.NodeAddr.IsValid() {
-		addr = c.NodeAddr.As4()
-	}
-	constants["node_addr"] = addr
+	constants["node_addr4"], constants["node_addr6"] = constantsOf(c.NodeAddrs)
 	constants["masq_first"], constants["masq_last"] = ports.first, ports.last
 	constants["local_first"], constants["local_last"] = local.first, local.last
 	return nil
@@ -58,13 +54,34 @@ func (c Config) masquerade(constants map[string]any) error {
 // exempt fills the table of ranges that are not masqueraded.
 func exempt(m *ebpf.Map, ranges []netip.Prefix) error {
 	for _, r := range ranges {
-		if !r.IsValid() || !r.Addr().Is4() {
-			return fmt.Errorf("bpf: %s, not to be masqueraded, is not an IPv4 range", r)
+		if !r.IsValid() || !plain(r.Addr()) {
+			return fmt.Errorf("bpf: %s, not to be masqueraded, is not a range of addresses", r)
 		}
-		r = r.Masked()
-		if err := m.Put(netPrefix{Len: uint32(r.Bits()), Addr: addr4(r.Addr())}, uint32(1)); err != nil {
+		if err := m.Put(prefixOf(r), uint32(1)); err != nil {
 			return fmt.Errorf("bpf: range %s not to be masqueraded: %w", r, explain(err))
 		}
 	}
 	return nil
+}
+
+// constantsOf are the addresses of each family as the programs' constants have them; zero stands for none.
+func constantsOf(addrs []netip.Addr) (v4, v6 netAddr) {
+	for _, a := range addrs {
+		if a.Is4() {
+			v4 = addr16(a)
+		} else {
+			v6 = addr16(a)
+		}
+	}
+	return v4, v6
+}
+
+// prefixOf is a range as a key of a table of ranges.
+func prefixOf(r netip.Prefix) netPrefix {
+	r = r.Masked()
+	bits := r.Bits()
+	if r.Addr().Is4() {
+		bits += 96
+	}
+	return netPrefix{Len: uint32(bits), Addr: r.Addr().As16()}
 }

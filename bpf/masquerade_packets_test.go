@@ -15,7 +15,7 @@ const nodeIP = "192.0.2.10"
 // masqueraded is withPods with one port for all flows, so that it is known which one a flow gets.
 func masqueraded(t testing.TB, first, last uint32) *Datapath {
 	c := testConfig(t)
-	c.NodeAddr, c.NoMasquerade, c.masqPorts = netip.MustParseAddr(nodeIP), []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")}, portRange{first, last}
+	c.NodeAddrs, c.NoMasquerade, c.masqPorts = []netip.Addr{netip.MustParseAddr(nodeIP)}, []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")}, portRange{first, last}
 	d := open(t, c)
 	for i, a := range []string{pod, other} {
 		_, err := d.Endpoints().Replace(a, []Endpoint{{Addr: netip.MustParseAddr(a), Ifindex: 1 + i, PodMAC: podMAC, HostMAC: hostMAC}})
@@ -206,8 +206,8 @@ func TestFlowsExpire(t *testing.T) {
 	} {
 		var now unix.Timespec
 		must(t, unix.ClockGettime(unix.CLOCK_MONOTONIC, &now))
-		back := netFlowKey{Saddr: addr4(netip.MustParseAddr("198.51.100.1")), Daddr: addr4(netip.MustParseAddr(nodeIP)), Sport: port16(53), Dport: port16(62000), Proto: c.proto, Reply: 1}
-		must(t, d.net.Maps["masq_flows"].Put(back, netMasq{Addr: addr4(netip.MustParseAddr(other)), Port: port16(1), State: c.state, Seen: uint32(now.Sec) - c.age}))
+		back := netFlowKey{Saddr: addr16(netip.MustParseAddr("198.51.100.1")), Daddr: addr16(netip.MustParseAddr(nodeIP)), Sport: port16(53), Dport: port16(62000), Proto: c.proto, Reply: 1}
+		must(t, d.net.Maps["masq_flows"].Put(back, netMasq{Addr: addr16(netip.MustParseAddr(other)), Port: port16(1), State: c.state, Seen: uint32(now.Sec) - c.age}))
 		want := uint32(actShot)
 		if c.over {
 			want = actOK
@@ -231,7 +231,7 @@ func TestConnectionsEnd(t *testing.T) {
 	d := masqueraded(t, 62000, 62000)
 	out, in := d.net.Programs[egressProgram], d.net.Programs[uplinkProgram]
 	flags := func(b []byte, f byte) []byte { b[47] = f; return b }
-	back := netFlowKey{Saddr: addr4(netip.MustParseAddr("198.51.100.1")), Daddr: addr4(netip.MustParseAddr(nodeIP)), Sport: port16(443), Dport: port16(62000), Proto: 6, Reply: 1}
+	back := netFlowKey{Saddr: addr16(netip.MustParseAddr("198.51.100.1")), Daddr: addr16(netip.MustParseAddr(nodeIP)), Sport: port16(443), Dport: port16(62000), Proto: 6, Reply: 1}
 	for i, step := range []struct {
 		out   bool
 		flags byte

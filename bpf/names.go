@@ -8,7 +8,7 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-// maxAddrs is how many addresses the kernel answers for one name (NAME_ADDRS in lib/dns.h).
+// maxAddrs is how many addresses of a family the kernel answers for one name (NAME_ADDRS in lib/dns.h).
 const maxAddrs = 8
 
 // nameTable implements Table[Name].
@@ -21,7 +21,7 @@ func openNames(maps map[string]*ebpf.Map) (*nameTable, error) {
 
 func showName(k netNameKey) string { return nameOf(k.Name[:]) }
 
-// Replace implements Table. A name has one to eight addresses.
+// Replace implements Table. A name has one to eight addresses of a family, or of each.
 func (t *nameTable) Replace(owner string, want []Name) (Changes, error) {
 	rows := map[netNameKey]netName{}
 	for _, n := range want {
@@ -29,18 +29,11 @@ func (t *nameTable) Replace(owner string, want []Name) (Changes, error) {
 		if err != nil {
 			return Changes{}, fmt.Errorf("bpf: name %q: %w", n.Name, err)
 		}
-		if len(n.Addrs) == 0 || len(n.Addrs) > maxAddrs {
-			return Changes{}, fmt.Errorf("bpf: name %s has %d addresses, want 1 to %d", n.Name, len(n.Addrs), maxAddrs)
-		}
 		var k netNameKey
 		copy(k.Name[:], wire)
-		v := netName{N: uint32(len(n.Addrs))}
-		sorted := slices.SortedFunc(slices.Values(n.Addrs), netip.Addr.Compare)
-		for i, a := range sorted {
-			if !a.Is4() {
-				return Changes{}, fmt.Errorf("bpf: name %s: %s is not an IPv4 address", n.Name, a)
-			}
-			v.Addrs[i] = addr4(a)
+		v, err := addrsOf(n)
+		if err != nil {
+			return Changes{}, err
 		}
 		if err := text(v.Owner[:], owner, "owner"); err != nil {
 			return Changes{}, err
@@ -48,6 +41,28 @@ func (t *nameTable) Replace(owner string, want []Name) (Changes, error) {
 		rows[k] = v
 	}
 	return t.replace(owner, rows, showName)
+}
+
+// addrsOf fills the addresses of a row.
+func addrsOf(n Name) (v netName, err error) {
+	for _, a := range slices.SortedFunc(slices.Values(n.Addrs), netip.Addr.Compare) {
+		switch {
+		case !plain(a):
+			return v, fmt.Errorf("bpf: name %s: %s is not an address", n.Name, a)
+		case a.Is4() && v.N4 < maxAddrs:
+			v.Addrs4[v.N4].B = a.As4()
+			v.N4++
+		case a.Is6() && v.N6 < maxAddrs:
+			v.Addrs6[v.N6] = addr16(a)
+			v.N6++
+		default:
+			return v, fmt.Errorf("bpf: name %s has %d addresses, want at most %d of a family", n.Name, len(n.Addrs), maxAddrs)
+		}
+	}
+	if v.N4+v.N6 == 0 {
+		return v, fmt.Errorf("bpf: name %s has no address", n.Name)
+	}
+	return v, nil
 }
 
 // Prune implements Table.
@@ -61,8 +76,11 @@ func (t *nameTable) Dump() ([]Name, error) {
 	it := t.m.Iterate()
 	for it.Next(&k, &v) {
 		n := Name{Owner: textOf(v.Owner[:]), Name: showName(k)}
-		for i := range min(v.N, maxAddrs) {
-			n.Addrs = append(n.Addrs, addrOf(v.Addrs[i]))
+		for i := range min(v.N4, maxAddrs) {
+			n.Addrs = append(n.Addrs, netip.AddrFrom4(v.Addrs4[i].B))
+		}
+		for i := range min(v.N6, maxAddrs) {
+			n.Addrs = append(n.Addrs, addrOf(v.Addrs6[i]))
 		}
 		out = append(out, n)
 	}

@@ -25,18 +25,20 @@ int strake_pod(struct __sk_buff *skb)
 	struct flow *f;
 
 	switch (parse(skb, &p)) {
-	case NOT_IPV4:
+	case NOT_IP:
 		return TC_ACT_OK;
 	case MALFORMED:
-		return drop(DROP_MALFORMED);
+		return drop(skb, DROP_MALFORMED);
 	case PARSED:
 		break;
 	}
-	ep = bpf_map_lookup_elem(&endpoints, &p.ip.saddr);
+	if (p.v6 && (p.saddr.w[0] == 0 || (p.saddr.b[0] == 0xfe && (p.saddr.b[1] & 0xc0) == 0x80)))
+		return TC_ACT_OK; /* neighbours of the link */
+	ep = bpf_map_lookup_elem(&endpoints, &p.saddr);
 	if (!ep || ep->ifindex != skb->ifindex)
-		return drop(DROP_SPOOFED);
+		return drop(skb, DROP_SPOOFED);
 
-	if (p.ports && p.ip.daddr == dns_addr && p.ip.protocol == IPPROTO_UDP && p.dport == bpf_htons(53)) {
+	if (is_dns(&p)) {
 		int verdict = dns_answer(skb, &p);
 
 		if (verdict >= 0)
@@ -49,15 +51,16 @@ int strake_pod(struct __sk_buff *skb)
 		f = bpf_map_lookup_elem(&flows, &key);
 		if (f) {
 			__u32 ifindex = f->ifindex;
+			struct addr addr = f->addr;
 
-			if (nat(skb, &p, 1, f->addr, f->port))
-				return drop(DROP_REWRITE);
+			if (nat(skb, &p, 1, &addr, f->port))
+				return drop(skb, DROP_REWRITE);
 			count(POD_TO_UPLINK);
 			/* Not through the host's stack: its own address as a source would be a martian there. */
 			return bpf_redirect_neigh(ifindex, 0, 0, 0);
 		}
 	}
-	ep = bpf_map_lookup_elem(&endpoints, &p.ip.daddr);
+	ep = bpf_map_lookup_elem(&endpoints, &p.daddr);
 	if (!ep)
 		return TC_ACT_OK;
 	count(POD_TO_POD);
@@ -80,7 +83,7 @@ int strake_uplink(struct __sk_buff *skb)
 
 	if (parse(skb, &p) != PARSED)
 		return TC_ACT_OK;
-	fe = p.ports ? lb_frontend(p.ip.daddr, p.dport, p.ip.protocol) : 0;
+	fe = p.ports ? lb_frontend(&p.daddr, p.dport, p.proto) : 0;
 	flow_key_of(&p, &key, 0);
 	f = fe ? bpf_map_lookup_elem(&flows, &key) : 0;
 	if (!f) { /* a pod may have had the port before it became a NodePort */
@@ -92,14 +95,14 @@ int strake_uplink(struct __sk_buff *skb)
 			return TC_ACT_OK;
 		}
 	}
-	if (f && !p.syn) {
+	if (f && !tcp_opens(p.tcp)) {
 		to = *f;
 		ep = bpf_map_lookup_elem(&endpoints, &to.addr);
 	}
 	if (!ep) {
 		be = lb_pick(fe, &slot);
 		if (!be)
-			return drop(DROP_NO_BACKEND);
+			return drop(skb, DROP_NO_BACKEND);
 		to.addr = be->addr;
 		to.port = be->port;
 		ep = bpf_map_lookup_elem(&endpoints, &to.addr);
@@ -108,22 +111,20 @@ int strake_uplink(struct __sk_buff *skb)
 			return TC_ACT_OK;
 		}
 		if (bpf_map_update_elem(&flows, &key, &to, BPF_ANY))
-			return drop(DROP_CONNTRACK_FULL);
-		back.addr = p.ip.daddr;
+			return drop(skb, DROP_CONNTRACK_FULL);
+		back.addr = p.daddr;
 		back.port = p.dport;
 		back.ifindex = skb->ifindex;
-		__builtin_memset(&key, 0, sizeof(key));
 		key.saddr = to.addr;
 		key.sport = to.port;
-		key.daddr = p.ip.saddr;
+		key.daddr = p.saddr;
 		key.dport = p.sport;
-		key.proto = p.ip.protocol;
 		key.reply = 1;
 		if (bpf_map_update_elem(&flows, &key, &back, BPF_ANY))
-			return drop(DROP_CONNTRACK_FULL);
+			return drop(skb, DROP_CONNTRACK_FULL);
 	}
-	if (nat(skb, &p, 0, to.addr, to.port))
-		return drop(DROP_REWRITE);
+	if (nat(skb, &p, 0, &to.addr, to.port))
+		return drop(skb, DROP_REWRITE);
 	count(UPLINK_TO_POD);
 	return endpoint_redirect(skb, ep);
 }
@@ -134,17 +135,19 @@ int strake_egress(struct __sk_buff *skb)
 {
 	struct packet p = {};
 	enum parsed parsed = parse(skb, &p);
+	struct addr node;
 
-	if (!node_addr || parsed == NOT_IPV4)
+	if (parsed == NOT_IP || !masq_is_on(p.v6))
 		return TC_ACT_OK;
-	if (p.ip.saddr == node_addr) {
+	node = node_of(p.v6);
+	if (addr_eq(&p.saddr, &node)) {
 		if (parsed == PARSED)
 			masq_own(skb, &p);
 		return TC_ACT_OK;
 	}
-	if (!bpf_map_lookup_elem(&endpoints, &p.ip.saddr) || masq_is_exempt(p.ip.daddr))
+	if (!bpf_map_lookup_elem(&endpoints, &p.saddr) || masq_is_exempt(&p.daddr))
 		return TC_ACT_OK;
 	if (parsed == MALFORMED)
-		return drop(DROP_MALFORMED);
+		return drop(skb, DROP_MALFORMED);
 	return masq_out(skb, &p);
 }

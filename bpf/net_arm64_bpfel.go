@@ -13,11 +13,16 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type netAddr struct {
+	_ structs.HostLayout
+	B [16]uint8
+}
+
 type netBackend struct {
 	_    structs.HostLayout
-	Addr uint32
+	Addr netAddr
 	Port uint16
-	Pad  uint16
+	Pad  [3]uint16
 }
 
 type netDnsScratch struct {
@@ -40,7 +45,7 @@ type netEndpoint struct {
 
 type netFlow struct {
 	_       structs.HostLayout
-	Addr    uint32
+	Addr    netAddr
 	Port    uint16
 	Pad     uint16
 	Ifindex uint32
@@ -48,8 +53,8 @@ type netFlow struct {
 
 type netFlowKey struct {
 	_     structs.HostLayout
-	Saddr uint32
-	Daddr uint32
+	Saddr netAddr
+	Daddr netAddr
 	Sport uint16
 	Dport uint16
 	Proto uint8
@@ -59,11 +64,10 @@ type netFlowKey struct {
 
 type netFragmentKey struct {
 	_     structs.HostLayout
-	Saddr uint32
-	Daddr uint32
-	Id    uint16
-	Proto uint8
-	Pad   uint8
+	Saddr netAddr
+	Daddr netAddr
+	Id    uint32
+	Proto uint32
 }
 
 type netFrontend struct {
@@ -74,15 +78,15 @@ type netFrontend struct {
 
 type netFrontendKey struct {
 	_     structs.HostLayout
-	Addr  uint32
+	Addr  netAddr
 	Port  uint16
 	Proto uint8
-	Pad   uint8
+	Pad   [5]uint8
 }
 
 type netMasq struct {
 	_     structs.HostLayout
-	Addr  uint32
+	Addr  netAddr
 	Port  uint16
 	State uint8
 	Pad   uint8
@@ -90,10 +94,15 @@ type netMasq struct {
 }
 
 type netName struct {
-	_     structs.HostLayout
-	N     uint32
-	Addrs [8]uint32
-	Owner [64]uint8
+	_      structs.HostLayout
+	N4     uint32
+	N6     uint32
+	Addrs4 [8]struct {
+		_ structs.HostLayout
+		B [4]uint8
+	}
+	Addrs6 [8]netAddr
+	Owner  [64]uint8
 }
 
 type netNameKey struct {
@@ -104,7 +113,7 @@ type netNameKey struct {
 type netPrefix struct {
 	_    structs.HostLayout
 	Len  uint32
-	Addr uint32
+	Addr [16]uint8
 }
 
 type netService struct {
@@ -139,7 +148,8 @@ const (
 	netProgStrakeEgress = "strake_egress"
 	netProgStrakePod    = "strake_pod"
 	netProgStrakeUplink = "strake_uplink"
-	netVarDnsAddr       = "dns_addr"
+	netVarDnsAddr4      = "dns_addr4"
+	netVarDnsAddr6      = "dns_addr6"
 	netVarDnsTtl        = "dns_ttl"
 	netVarDnsZone       = "dns_zone"
 	netVarDnsZoneLabels = "dns_zone_labels"
@@ -148,7 +158,8 @@ const (
 	netVarLocalLast     = "local_last"
 	netVarMasqFirst     = "masq_first"
 	netVarMasqLast      = "masq_last"
-	netVarNodeAddr      = "node_addr"
+	netVarNodeAddr4     = "node_addr4"
+	netVarNodeAddr6     = "node_addr6"
 )
 
 // loadNet returns the embedded CollectionSpec for net.
@@ -219,7 +230,8 @@ type netMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type netVariableSpecs struct {
-	DnsAddr       *ebpf.VariableSpec `ebpf:"dns_addr"`
+	DnsAddr4      *ebpf.VariableSpec `ebpf:"dns_addr4"`
+	DnsAddr6      *ebpf.VariableSpec `ebpf:"dns_addr6"`
 	DnsTtl        *ebpf.VariableSpec `ebpf:"dns_ttl"`
 	DnsZone       *ebpf.VariableSpec `ebpf:"dns_zone"`
 	DnsZoneLabels *ebpf.VariableSpec `ebpf:"dns_zone_labels"`
@@ -228,7 +240,8 @@ type netVariableSpecs struct {
 	LocalLast     *ebpf.VariableSpec `ebpf:"local_last"`
 	MasqFirst     *ebpf.VariableSpec `ebpf:"masq_first"`
 	MasqLast      *ebpf.VariableSpec `ebpf:"masq_last"`
-	NodeAddr      *ebpf.VariableSpec `ebpf:"node_addr"`
+	NodeAddr4     *ebpf.VariableSpec `ebpf:"node_addr4"`
+	NodeAddr6     *ebpf.VariableSpec `ebpf:"node_addr6"`
 }
 
 // netObjects contains all objects after they have been loaded into the kernel.
@@ -284,7 +297,8 @@ func (m *netMaps) Close() error {
 //
 // It can be passed to loadNetObjects or ebpf.CollectionSpec.LoadAndAssign.
 type netVariables struct {
-	DnsAddr       *ebpf.Variable `ebpf:"dns_addr"`
+	DnsAddr4      *ebpf.Variable `ebpf:"dns_addr4"`
+	DnsAddr6      *ebpf.Variable `ebpf:"dns_addr6"`
 	DnsTtl        *ebpf.Variable `ebpf:"dns_ttl"`
 	DnsZone       *ebpf.Variable `ebpf:"dns_zone"`
 	DnsZoneLabels *ebpf.Variable `ebpf:"dns_zone_labels"`
@@ -293,7 +307,8 @@ type netVariables struct {
 	LocalLast     *ebpf.Variable `ebpf:"local_last"`
 	MasqFirst     *ebpf.Variable `ebpf:"masq_first"`
 	MasqLast      *ebpf.Variable `ebpf:"masq_last"`
-	NodeAddr      *ebpf.Variable `ebpf:"node_addr"`
+	NodeAddr4     *ebpf.Variable `ebpf:"node_addr4"`
+	NodeAddr6     *ebpf.Variable `ebpf:"node_addr6"`
 }
 
 // netPrograms contains all programs after they have been loaded into the kernel.

@@ -46,12 +46,13 @@ func askCookie(cgroupRoot string, fd int) (uint64, error) {
 	var chance [5]byte
 	rand.Read(chance[:])
 	to := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, chance[0], chance[1], chance[2]}), binary.NativeEndian.Uint16(chance[3:])|1)
+	ip := to.Addr().As4()
 	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
 		Name: "netns_cookie", Type: ebpf.CGroupSockAddr, AttachType: ebpf.AttachCGroupInet4Connect, License: "Dual BSD/GPL",
 		Instructions: asm.Instructions{
 			asm.Mov.Reg(asm.R6, asm.R1),
 			asm.LoadMem(asm.R2, asm.R6, offUserIP4, asm.Word),
-			asm.JNE.Imm32(asm.R2, int32(addr4(to.Addr())), "out"),
+			asm.JNE.Imm32(asm.R2, int32(binary.NativeEndian.Uint32(ip[:])), "out"),
 			asm.LoadMem(asm.R2, asm.R6, offUserPort, asm.Word),
 			asm.JNE.Imm32(asm.R2, int32(port16(to.Port())), "out"),
 			asm.FnGetNetnsCookie.Call(),

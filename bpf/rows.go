@@ -9,7 +9,8 @@ import (
 // that write the table prunes its own.
 const HostPortOwner = "hostport:"
 
-// LoadBalancer is one port of a Service, or a host port of a pod: each frontend is spread evenly over the backends.
+// LoadBalancer is one port of a Service, or a host port of a pod: each frontend is spread evenly over the backends. All of them are of one
+// family.
 type LoadBalancer struct {
 	Owner     string // Service UID, or HostPortOwner with the pod's sandbox
 	Name      string // namespace/name:port, for humans
@@ -31,7 +32,7 @@ type Endpoint struct {
 type Name struct {
 	Owner string       // Service UID
 	Name  string       // lower-case, fully qualified, with the trailing dot
-	Addrs []netip.Addr // IPv4; never empty
+	Addrs []netip.Addr // of either family or both, at most eight of each; never empty
 }
 
 // Changes counts the rows that a call wrote.

@@ -5,6 +5,7 @@
 #include <linux/in.h>
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
+#include "lib/addr.h"
 #include "lib/count.h"
 #include "lib/lb.h"
 
@@ -20,15 +21,17 @@ enum { ROW_REVERSE, ROW_CHOICE };
 
 struct socket_key {
 	__u64 cookie;
-	__be32 addr;
+	struct addr addr;
 	__be16 port;
 	__u16 row;
+	__u32 pad;
 };
 
 struct peer {
-	__be32 addr;
+	struct addr addr;
 	__be16 port;
 	__u16 slot; /* of a choice */
+	__u32 pad;
 };
 
 /* What is known of a socket. ROW_REVERSE: the frontend that it asked for, by the backend that it got.
@@ -47,7 +50,7 @@ static __always_inline int ours(struct bpf_sock_addr *ctx)
 }
 
 /* An address that refuses at once, in whatever namespace the socket is: nobody can listen on port 0. */
-#define NOBODY_ADDR bpf_htonl(0x7f000001)
+#define NOBODY_V4 bpf_htonl(0x7f000001)
 #define ECONNREFUSED 111
 
 enum fate { PASS, REFUSE, TRANSLATE };
@@ -62,15 +65,15 @@ static __always_inline struct backend *chosen(const struct frontend *fe, const s
 	if (!was || was->slot >= fe->backends)
 		return 0;
 	be = lb_slot(fe, was->slot);
-	return be && be->addr == was->addr && be->port == was->port ? be : 0;
+	return be && addr_eq(&be->addr, &was->addr) && be->port == was->port ? be : 0;
 }
 
 /* What is to become of a socket's way to addr; with TRANSLATE, to says where it goes. */
-static __always_inline enum fate forward(struct bpf_sock_addr *ctx, __be32 addr, struct peer *to)
+static __always_inline enum fate forward(struct bpf_sock_addr *ctx, const struct addr *addr, struct peer *to)
 {
 	__be16 port = ctx->user_port;
-	struct socket_key key = { .addr = addr, .port = port, .row = ROW_CHOICE };
-	struct peer asked = { .addr = addr, .port = port };
+	struct socket_key key = { .addr = *addr, .port = port, .row = ROW_CHOICE };
+	struct peer asked = { .addr = *addr, .port = port };
 	struct frontend *fe;
 	struct backend *be = 0;
 	__u32 slot;
@@ -102,7 +105,12 @@ static __always_inline enum fate forward(struct bpf_sock_addr *ctx, __be32 addr,
 		}
 		if (ctx->protocol == IPPROTO_UDP) /* sends nothing to port 0 */
 			return REFUSE;
-		to->addr = NOBODY_ADDR;
+		if (addr_mapped(addr)) {
+			addr_v4(&to->addr, NOBODY_V4);
+		} else {
+			to->addr.d[0] = to->addr.d[1] = 0;
+			to->addr.b[15] = 1;
+		}
 		to->port = 0;
 		return TRANSLATE;
 	}
@@ -118,12 +126,11 @@ static __always_inline enum fate forward(struct bpf_sock_addr *ctx, __be32 addr,
 }
 
 /* What the program asked, when the socket tells of the backend at addr. */
-static __always_inline struct peer *reverse(struct bpf_sock_addr *ctx, __be32 addr)
+static __always_inline struct peer *reverse(struct bpf_sock_addr *ctx, const struct addr *addr)
 {
-	struct socket_key key = { .row = ROW_REVERSE };
+	struct socket_key key = { .addr = *addr, .row = ROW_REVERSE };
 
 	key.cookie = bpf_get_socket_cookie(ctx);
-	key.addr = addr;
 	key.port = ctx->user_port;
 	return bpf_map_lookup_elem(&sock_reverse, &key);
 }
@@ -132,12 +139,14 @@ static __always_inline struct peer *reverse(struct bpf_sock_addr *ctx, __be32 ad
 static __always_inline int forward4(struct bpf_sock_addr *ctx)
 {
 	struct peer to = {};
+	struct addr addr;
 
-	switch (forward(ctx, ctx->user_ip4, &to)) {
+	addr_v4(&addr, ctx->user_ip4);
+	switch (forward(ctx, &addr, &to)) {
 	case REFUSE:
 		return 0;
 	case TRANSLATE:
-		ctx->user_ip4 = to.addr;
+		ctx->user_ip4 = to.addr.w[3];
 		ctx->user_port = to.port;
 		return 1;
 	case PASS:
@@ -148,10 +157,13 @@ static __always_inline int forward4(struct bpf_sock_addr *ctx)
 
 static __always_inline int reverse4(struct bpf_sock_addr *ctx)
 {
-	struct peer *asked = reverse(ctx, ctx->user_ip4);
+	struct peer *asked;
+	struct addr addr;
 
+	addr_v4(&addr, ctx->user_ip4);
+	asked = reverse(ctx, &addr);
 	if (asked) {
-		ctx->user_ip4 = asked->addr;
+		ctx->user_ip4 = asked->addr.w[3];
 		ctx->user_port = asked->port;
 	}
 	return 1;
@@ -181,22 +193,53 @@ int strake_getpeername4(struct bpf_sock_addr *ctx)
 	return reverse4(ctx);
 }
 
-/* Programs with IPv6 sockets reach IPv4 by mapped addresses (RFC 4291 2.5.5.2): Java and Node.js do so for all.
- * Of their datagrams the kernel itself makes IPv4 ones before it asks, so sendmsg4 sees them and there is no sendmsg6. */
-static __always_inline int mapped(const struct bpf_sock_addr *ctx)
+/* Programs with IPv6 sockets reach IPv4 by mapped addresses (RFC 4291 2.5.5.2): Java and Node.js do so for all. The tables hold IPv4 in
+ * just this form, so that a mapped address needs nothing of its own. Of datagrams to one the kernel itself makes IPv4 ones before it asks:
+ * sendmsg4 sees them, not sendmsg6. */
+static __always_inline void addr_get(struct bpf_sock_addr *ctx, struct addr *addr)
 {
-	return ctx->user_ip6[0] == 0 && ctx->user_ip6[1] == 0 && ctx->user_ip6[2] == bpf_htonl(0xffff);
+	addr->w[0] = ctx->user_ip6[0];
+	addr->w[1] = ctx->user_ip6[1];
+	addr->w[2] = ctx->user_ip6[2];
+	addr->w[3] = ctx->user_ip6[3];
+}
+
+static __always_inline void addr_set(struct bpf_sock_addr *ctx, const struct addr *addr)
+{
+	ctx->user_ip6[0] = addr->w[0];
+	ctx->user_ip6[1] = addr->w[1];
+	ctx->user_ip6[2] = addr->w[2];
+	ctx->user_ip6[3] = addr->w[3];
+}
+
+static __always_inline int forward6(struct bpf_sock_addr *ctx)
+{
+	struct peer to = {};
+	struct addr addr;
+
+	addr_get(ctx, &addr);
+	switch (forward(ctx, &addr, &to)) {
+	case REFUSE:
+		return 0;
+	case TRANSLATE:
+		addr_set(ctx, &to.addr);
+		ctx->user_port = to.port;
+		return 1;
+	case PASS:
+		break;
+	}
+	return 1;
 }
 
 static __always_inline int reverse6(struct bpf_sock_addr *ctx)
 {
 	struct peer *asked;
+	struct addr addr;
 
-	if (!mapped(ctx))
-		return 1;
-	asked = reverse(ctx, ctx->user_ip6[3]);
+	addr_get(ctx, &addr);
+	asked = reverse(ctx, &addr);
 	if (asked) {
-		ctx->user_ip6[3] = asked->addr;
+		addr_set(ctx, &asked->addr);
 		ctx->user_port = asked->port;
 	}
 	return 1;
@@ -205,21 +248,13 @@ static __always_inline int reverse6(struct bpf_sock_addr *ctx)
 SEC("cgroup/connect6")
 int strake_connect6(struct bpf_sock_addr *ctx)
 {
-	struct peer to = {};
+	return forward6(ctx);
+}
 
-	if (!mapped(ctx))
-		return 1;
-	switch (forward(ctx, ctx->user_ip6[3], &to)) {
-	case REFUSE:
-		return 0;
-	case TRANSLATE:
-		ctx->user_ip6[3] = to.addr;
-		ctx->user_port = to.port;
-		return 1;
-	case PASS:
-		break;
-	}
-	return 1;
+SEC("cgroup/sendmsg6")
+int strake_sendmsg6(struct bpf_sock_addr *ctx)
+{
+	return forward6(ctx);
 }
 
 SEC("cgroup/recvmsg6")

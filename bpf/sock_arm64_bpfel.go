@@ -15,9 +15,12 @@ import (
 
 type sockBackend struct {
 	_    structs.HostLayout
-	Addr uint32
+	Addr struct {
+		_ structs.HostLayout
+		B [16]uint8
+	}
 	Port uint16
-	Pad  uint16
+	Pad  [3]uint16
 }
 
 type sockFrontend struct {
@@ -27,18 +30,25 @@ type sockFrontend struct {
 }
 
 type sockFrontendKey struct {
-	_     structs.HostLayout
-	Addr  uint32
+	_    structs.HostLayout
+	Addr struct {
+		_ structs.HostLayout
+		B [16]uint8
+	}
 	Port  uint16
 	Proto uint8
-	Pad   uint8
+	Pad   [5]uint8
 }
 
 type sockPeer struct {
 	_    structs.HostLayout
-	Addr uint32
+	Addr struct {
+		_ structs.HostLayout
+		B [16]uint8
+	}
 	Port uint16
 	Slot uint16
+	Pad  uint32
 }
 
 type sockService struct {
@@ -58,9 +68,13 @@ type sockSlotKey struct {
 type sockSocketKey struct {
 	_      structs.HostLayout
 	Cookie uint64
-	Addr   uint32
-	Port   uint16
-	Row    uint16
+	Addr   struct {
+		_ structs.HostLayout
+		B [16]uint8
+	}
+	Port uint16
+	Row  uint16
+	Pad  uint32
 }
 
 // Names of all BPF objects in the ELF.
@@ -79,6 +93,7 @@ const (
 	sockProgStrakeRecvmsg4     = "strake_recvmsg4"
 	sockProgStrakeRecvmsg6     = "strake_recvmsg6"
 	sockProgStrakeSendmsg4     = "strake_sendmsg4"
+	sockProgStrakeSendmsg6     = "strake_sendmsg6"
 	sockVarHasSetRetval        = "has_set_retval"
 	sockVarNodeCgroup          = "node_cgroup"
 	sockVarNodeLevel           = "node_level"
@@ -134,6 +149,7 @@ type sockProgramSpecs struct {
 	StrakeRecvmsg4     *ebpf.ProgramSpec `ebpf:"strake_recvmsg4"`
 	StrakeRecvmsg6     *ebpf.ProgramSpec `ebpf:"strake_recvmsg6"`
 	StrakeSendmsg4     *ebpf.ProgramSpec `ebpf:"strake_sendmsg4"`
+	StrakeSendmsg6     *ebpf.ProgramSpec `ebpf:"strake_sendmsg6"`
 }
 
 // sockMapSpecs contains maps before they are loaded into the kernel.
@@ -215,6 +231,7 @@ type sockPrograms struct {
 	StrakeRecvmsg4     *ebpf.Program `ebpf:"strake_recvmsg4"`
 	StrakeRecvmsg6     *ebpf.Program `ebpf:"strake_recvmsg6"`
 	StrakeSendmsg4     *ebpf.Program `ebpf:"strake_sendmsg4"`
+	StrakeSendmsg6     *ebpf.Program `ebpf:"strake_sendmsg6"`
 }
 
 func (p *sockPrograms) Close() error {
@@ -226,6 +243,7 @@ func (p *sockPrograms) Close() error {
 		p.StrakeRecvmsg4,
 		p.StrakeRecvmsg6,
 		p.StrakeSendmsg4,
+		p.StrakeSendmsg6,
 	)
 }
 

@@ -160,8 +160,14 @@ func TestBadRowsAreRefused(t *testing.T) {
 		"endpoint without a MAC": func() (Changes, error) {
 			return d.Endpoints().Replace("s", []Endpoint{{Addr: netip.MustParseAddr("10.244.0.2"), Ifindex: 3, HostMAC: mac}})
 		},
-		"IPv6 endpoint": func() (Changes, error) {
-			return d.Endpoints().Replace("s", []Endpoint{{Addr: netip.MustParseAddr("fd00::1"), Ifindex: 3, PodMAC: mac, HostMAC: mac}})
+		"endpoint with a mapped address": func() (Changes, error) {
+			return d.Endpoints().Replace("s", []Endpoint{{Addr: netip.MustParseAddr("::ffff:10.244.0.2"), Ifindex: 3, PodMAC: mac, HostMAC: mac}})
+		},
+		"endpoint with a zone": func() (Changes, error) {
+			return d.Endpoints().Replace("s", []Endpoint{{Addr: netip.MustParseAddr("fe80::1%eth0"), Ifindex: 3, PodMAC: mac, HostMAC: mac}})
+		},
+		"frontend and backend of two families": func() (Changes, error) {
+			return d.LoadBalancers().Replace("s", []LoadBalancer{{Name: "n", Protocol: 6, Frontends: []netip.AddrPort{ap("10.96.0.5:80")}, Backends: []netip.AddrPort{ap("[fd00::2]:80")}}})
 		},
 		"name without addresses": func() (Changes, error) { return d.Names().Replace("s", []Name{{Name: "a.b.svc.cluster.local."}}) },
 		"relative name": func() (Changes, error) {

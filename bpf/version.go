@@ -10,7 +10,7 @@ import (
 )
 
 // layoutVersion is raised when a map's layout changes.
-const layoutVersion uint32 = 1
+const layoutVersion uint32 = 2
 
 const versionPin = "layout_version"
 

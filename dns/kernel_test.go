@@ -93,7 +93,7 @@ func openDatapath(t *testing.T) *bpf.Datapath {
 	group, err := os.MkdirTemp(root, "strake-test-dns-")
 	must(t, err)
 	t.Cleanup(func() { must(t, os.Remove(group)) })
-	d, err := bpf.Open(bpf.Config{PinDir: pins, CgroupRoot: root, NodeCgroup: group, DNSAddr: self, Zone: "cluster.local", DNSTTL: 30})
+	d, err := bpf.Open(bpf.Config{PinDir: pins, CgroupRoot: root, NodeCgroup: group, DNSAddrs: []netip.Addr{self}, Zone: "cluster.local", DNSTTL: 30})
 	must(t, err)
 	t.Cleanup(func() { must(t, d.Close()) })
 	return d

@@ -45,8 +45,10 @@ static __always_inline void count(__u32 reason)
 		(*n)++;
 }
 
-static __always_inline int drop(__u32 reason)
+/* Every drop goes through here. */
+static __always_inline int drop(struct __sk_buff *skb, __u32 reason)
 {
+	(void)skb;
 	count(reason);
 	return 2; /* TC_ACT_SHOT */
 }

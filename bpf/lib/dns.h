@@ -7,20 +7,20 @@
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
 #include <linux/ip.h>
+#include <linux/ipv6.h>
 #include <linux/udp.h>
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
+#include "addr.h"
 #include "count.h"
 #include "parse.h"
 
 #define NAMES 65536
-#define NAME_ADDRS 8
+#define NAME_ADDRS 8     /* of each family */
 #define NAME_MAX 256     /* RFC 1035: a name has at most 255 octets */
 #define ZONE_MAX 64
 #define RAW_MAX 512      /* a power of two, so that an index can be masked */
 #define LABELS 16        /* deeper names are left to user space */
-#define DNS_OFF (ETH_HLEN + sizeof(struct iphdr) + sizeof(struct udphdr))
-#define QUESTION_OFF (DNS_OFF + sizeof(struct dns_header))
 
 #define TYPE_A 1
 #define TYPE_SOA 6
@@ -29,7 +29,7 @@
 #define RCODE_NXDOMAIN 3
 
 /* Set at load. The zone in wire format, lower case, with the root's zero at its end. */
-const volatile __be32 dns_addr;
+const volatile struct addr dns_addr4, dns_addr6;
 const volatile __u32 dns_ttl;
 const volatile __u8 dns_zone[ZONE_MAX];
 const volatile __u32 dns_zone_len;    /* with the root */
@@ -39,9 +39,14 @@ struct name_key {
 	__u8 name[NAME_MAX]; /* wire format, lower case, zeroes behind it */
 };
 
+struct addr4 {
+	__u8 b[4];
+};
+
 struct name {
-	__u32 n;
-	__be32 addrs[NAME_ADDRS];
+	__u32 n4, n6;
+	struct addr4 addrs4[NAME_ADDRS];
+	struct addr addrs6[NAME_ADDRS];
 	__u8 owner[64];
 };
 
@@ -75,12 +80,14 @@ struct {
 	__type(value, struct dns_scratch);
 } dns_scratch SEC(".maps");
 
-struct answer_a {
+struct answer {
 	__be16 name, type, class;
 	__be32 ttl;
 	__be16 len;
-	__be32 addr;
+	__u8 addr[16]; /* of an A, the first 4 */
 } __attribute__((packed));
+
+#define ANSWER_SIZE(v6) (sizeof(struct answer) - ((v6) ? 0 : 12))
 
 struct soa {
 	__be16 name, type, class;
@@ -194,38 +201,108 @@ static __always_inline int dns_impossible(const struct dns_scratch *s, __u32 lab
 	return 1;
 }
 
-static __always_inline __u16 ip_checksum(struct iphdr *ip)
+static __always_inline __u16 folded(__u32 sum)
 {
-	__u32 sum;
-
-	ip->check = 0;
-	sum = bpf_csum_diff(0, 0, (__be32 *)ip, sizeof(*ip), 0);
 	sum = (sum & 0xffff) + (sum >> 16);
 	sum = (sum & 0xffff) + (sum >> 16);
 	return ~sum;
+}
+
+/* The headers before a datagram of so many bytes, turned around. */
+static __always_inline int dns_turn4(struct __sk_buff *skb, __u32 len)
+{
+	struct {
+		struct ethhdr eth;
+		struct iphdr ip;
+	} __attribute__((packed)) h;
+	struct iphdr ip;
+	__u8 mac[6];
+
+	if (bpf_skb_load_bytes(skb, 0, &h, sizeof(h)))
+		return -1;
+	__builtin_memcpy(mac, h.eth.h_dest, 6);
+	__builtin_memcpy(h.eth.h_dest, h.eth.h_source, 6);
+	__builtin_memcpy(h.eth.h_source, mac, 6);
+	ip = h.ip;
+	ip.saddr = h.ip.daddr;
+	ip.daddr = h.ip.saddr;
+	ip.ttl = 64;
+	ip.tot_len = bpf_htons(sizeof(ip) + len);
+	ip.check = 0;
+	ip.check = folded(bpf_csum_diff(0, 0, (__be32 *)&ip, sizeof(ip), 0));
+	h.ip = ip;
+	return bpf_skb_store_bytes(skb, 0, &h, sizeof(h), BPF_F_INVALIDATE_HASH);
+}
+
+static __always_inline int dns_turn6(struct __sk_buff *skb, __u32 len)
+{
+	struct {
+		struct ethhdr eth;
+		struct ipv6hdr ip;
+	} __attribute__((packed)) h;
+	struct in6_addr addr;
+	__u8 mac[6];
+
+	if (bpf_skb_load_bytes(skb, 0, &h, sizeof(h)))
+		return -1;
+	__builtin_memcpy(mac, h.eth.h_dest, 6);
+	__builtin_memcpy(h.eth.h_dest, h.eth.h_source, 6);
+	__builtin_memcpy(h.eth.h_source, mac, 6);
+	addr = h.ip.daddr;
+	h.ip.daddr = h.ip.saddr;
+	h.ip.saddr = addr;
+	h.ip.hop_limit = 64;
+	h.ip.payload_len = bpf_htons(len);
+	return bpf_skb_store_bytes(skb, 0, &h, sizeof(h), BPF_F_INVALIDATE_HASH);
+}
+
+/* Over IPv6 a datagram without a checksum is none (RFC 8200 8.1). The scratch is used up. */
+static __always_inline int dns_checksum6(struct __sk_buff *skb, const struct packet *p, struct dns_scratch *s, __u32 len)
+{
+	struct {
+		struct addr saddr, daddr;
+		__be32 len, proto;
+	} pseudo = { .saddr = p->saddr, .daddr = p->daddr, .len = bpf_htonl(len), .proto = bpf_htonl(IPPROTO_UDP) };
+	__u64 size = len;
+	__be16 check;
+
+	__builtin_memset(s->raw, 0, sizeof(s->raw));
+	asm volatile("" : "+r"(size)); /* as in dns_byte */
+	if (size < sizeof(struct udphdr) || size > sizeof(s->raw) || bpf_skb_load_bytes(skb, p->l4, s->raw, size))
+		return -1;
+	check = folded(bpf_csum_diff(0, 0, (__be32 *)s->raw, sizeof(s->raw), bpf_csum_diff(0, 0, (__be32 *)&pseudo, sizeof(pseudo), 0)));
+	if (!check)
+		check = 0xffff;
+	return bpf_skb_store_bytes(skb, p->l4 + offsetof(struct udphdr, check), &check, sizeof(check), 0);
+}
+
+static __always_inline int is_dns(const struct packet *p)
+{
+	struct addr dns;
+
+	if (!p->ports || p->dport != bpf_htons(53) || p->proto != IPPROTO_UDP)
+		return 0;
+	dns = p->v6 ? addr_of(&dns_addr6) : addr_of(&dns_addr4);
+	return addr_eq(&p->daddr, &dns);
 }
 
 /* Answers a query, or returns -1 and leaves it as it is. */
 static __always_inline int dns_answer(struct __sk_buff *skb, const struct packet *p)
 {
 	struct {
-		struct ethhdr eth;
-		struct iphdr ip;
 		struct udphdr udp;
 		struct dns_header dns;
 	} __attribute__((packed)) h;
 	struct dns_scratch *s;
-	struct iphdr ip;
 	struct name *name;
-	__u32 zero = 0, avail, total, len, labels = 0, type, zone_at, body, off, end, n = 0;
-	int edns, denial = 0, rcode = 0;
+	__u32 zero = 0, avail, total, len, labels = 0, type, zone_at, body, off, end, question, n = 0;
+	int edns, denial = 0, rcode = 0, v6 = 0;
 	__u64 size;
-	__u8 mac[6];
-	__be32 addr;
 	__be16 port;
 
-	if (p->ip.ihl != 5 || bpf_skb_load_bytes(skb, 0, &h, sizeof(h)))
+	if (!is_plain(p) || bpf_skb_load_bytes(skb, p->l4, &h, sizeof(h)))
 		return -1;
+	question = p->l4 + sizeof(h);
 	/* A standard query with one question and at most an OPT record. */
 	if (h.dns.flags1 & 0xfe || h.dns.questions != bpf_htons(1) || h.dns.answers || h.dns.authorities)
 		return -1;
@@ -234,17 +311,17 @@ static __always_inline int dns_answer(struct __sk_buff *skb, const struct packet
 		return -1;
 	s = bpf_map_lookup_elem(&dns_scratch, &zero);
 	total = bpf_ntohs(h.udp.len);
-	if (!s || total <= sizeof(struct udphdr) + sizeof(struct dns_header))
+	if (!s || total <= sizeof(h))
 		return -1;
-	total -= sizeof(struct udphdr) + sizeof(struct dns_header);
-	if (skb->len < QUESTION_OFF + total)
+	total -= sizeof(h);
+	if (skb->len < question + total)
 		return -1;
 	avail = total;
 	if (avail > NAME_MAX + 16)
 		avail = NAME_MAX + 16;
 	size = avail;
 	asm volatile("" : "+r"(size)); /* as in dns_byte */
-	if (size < 5 || size > NAME_MAX + 16 || bpf_skb_load_bytes(skb, QUESTION_OFF, s->raw, size))
+	if (size < 5 || size > NAME_MAX + 16 || bpf_skb_load_bytes(skb, question, s->raw, size))
 		return -1;
 	__builtin_memset(&s->key, 0, sizeof(s->key));
 	dns_name(s, avail);
@@ -272,13 +349,13 @@ static __always_inline int dns_answer(struct __sk_buff *skb, const struct packet
 		return -1;
 	name = bpf_map_lookup_elem(&names, &s->key);
 	if (name) {
-		if (type == TYPE_AAAA)
-			denial = 1;
-		else if (type != TYPE_A)
+		if (type != TYPE_A && type != TYPE_AAAA)
 			return -1;
-		n = name->n;
-		if (n == 0 || n > NAME_ADDRS)
+		v6 = type == TYPE_AAAA;
+		n = v6 ? name->n6 : name->n4;
+		if (n > NAME_ADDRS)
 			return -1;
+		denial = n == 0;
 	} else if (dns_impossible(s, labels)) {
 		denial = 1;
 		rcode = RCODE_NXDOMAIN;
@@ -286,13 +363,13 @@ static __always_inline int dns_answer(struct __sk_buff *skb, const struct packet
 		return -1;
 	}
 
-	body = len + 4 + (denial ? sizeof(struct soa) : n * sizeof(struct answer_a)) + (edns ? sizeof(struct opt) : 0);
-	if (sizeof(struct dns_header) + body > 512) /* every client takes that much (RFC 1035 4.2.1) */
+	body = len + 4 + (denial ? sizeof(struct soa) : n * ANSWER_SIZE(v6)) + (edns ? sizeof(struct opt) : 0);
+	if (sizeof(h) + body > RAW_MAX) /* every client takes 512 (RFC 1035 4.2.1) without the UDP header */
 		return -1;
-	if (bpf_skb_change_tail(skb, QUESTION_OFF + body, 0))
+	if (bpf_skb_change_tail(skb, question + body, 0))
 		return -1;
 	/* From here on there is no way back: the packet is an answer or it is dropped. */
-	off = QUESTION_OFF + len + 4;
+	off = question + len + 4;
 	if (denial) {
 		struct soa soa = {
 			.type = bpf_htons(TYPE_SOA), .class = bpf_htons(1), .ttl = bpf_htonl(dns_ttl), .len = bpf_htons(42),
@@ -304,53 +381,50 @@ static __always_inline int dns_answer(struct __sk_buff *skb, const struct packet
 
 		soa.name = soa.mname_zone = soa.rname_zone = bpf_htons(0xc000 | (sizeof(struct dns_header) + zone_at));
 		if (bpf_skb_store_bytes(skb, off, &soa, sizeof(soa), 0))
-			return drop(DROP_REWRITE);
+			return drop(skb, DROP_REWRITE);
 		off += sizeof(soa);
 	} else {
 		__u32 first = bpf_get_prandom_u32();
 
 		for (__u32 i = 0; i < NAME_ADDRS; i++) {
-			struct answer_a a = {
-				.name = bpf_htons(0xc000 | sizeof(struct dns_header)), .type = bpf_htons(TYPE_A), .class = bpf_htons(1),
-				.ttl = bpf_htonl(dns_ttl), .len = bpf_htons(4),
+			__u32 at = (first + i) % n & (NAME_ADDRS - 1);
+			struct answer a = {
+				.name = bpf_htons(0xc000 | sizeof(struct dns_header)), .type = bpf_htons(type), .class = bpf_htons(1),
+				.ttl = bpf_htonl(dns_ttl), .len = bpf_htons(v6 ? 16 : 4),
 			};
 
 			if (i >= n)
 				break;
-			a.addr = name->addrs[(first + i) % n & (NAME_ADDRS - 1)];
-			if (bpf_skb_store_bytes(skb, off, &a, sizeof(a), 0))
-				return drop(DROP_REWRITE);
-			off += sizeof(a);
+			if (v6)
+				__builtin_memcpy(a.addr, &name->addrs6[at], 16);
+			else
+				__builtin_memcpy(a.addr, &name->addrs4[at], 4);
+			if (v6 ? bpf_skb_store_bytes(skb, off, &a, ANSWER_SIZE(1), 0) : bpf_skb_store_bytes(skb, off, &a, ANSWER_SIZE(0), 0))
+				return drop(skb, DROP_REWRITE);
+			off += ANSWER_SIZE(v6);
 		}
 	}
 	if (edns) {
 		struct opt o = { .type = bpf_htons(TYPE_OPT), .size = bpf_htons(1232) };
 
 		if (bpf_skb_store_bytes(skb, off, &o, sizeof(o), 0))
-			return drop(DROP_REWRITE);
+			return drop(skb, DROP_REWRITE);
 	}
-	__builtin_memcpy(mac, h.eth.h_dest, 6);
-	__builtin_memcpy(h.eth.h_dest, h.eth.h_source, 6);
-	__builtin_memcpy(h.eth.h_source, mac, 6);
-	addr = h.ip.daddr;
-	h.ip.daddr = h.ip.saddr;
-	h.ip.saddr = addr;
-	h.ip.ttl = 64;
-	h.ip.tot_len = bpf_htons(QUESTION_OFF - ETH_HLEN + body);
-	ip = h.ip;
-	h.ip.check = ip_checksum(&ip);
+	total = sizeof(h) + body;
 	port = h.udp.dest;
 	h.udp.dest = h.udp.source;
 	h.udp.source = port;
-	h.udp.len = bpf_htons(sizeof(struct udphdr) + sizeof(struct dns_header) + body);
+	h.udp.len = bpf_htons(total);
 	h.udp.check = 0; /* RFC 768: none. The answer crosses memory only. */
 	h.dns.flags1 |= 0x84; /* QR, AA; RD as asked */
 	h.dns.flags2 = 0x80 | rcode; /* RA */
 	h.dns.answers = denial ? 0 : bpf_htons(n);
 	h.dns.authorities = denial ? bpf_htons(1) : 0;
 	h.dns.additionals = edns ? bpf_htons(1) : 0;
-	if (bpf_skb_store_bytes(skb, 0, &h, sizeof(h), BPF_F_INVALIDATE_HASH))
-		return drop(DROP_REWRITE);
+	if (bpf_skb_store_bytes(skb, p->l4, &h, sizeof(h), 0))
+		return drop(skb, DROP_REWRITE);
+	if (p->v6 ? dns_turn6(skb, total) || dns_checksum6(skb, p, s, total) : dns_turn4(skb, total))
+		return drop(skb, DROP_REWRITE);
 	count(!denial ? DNS_ANSWERED : rcode ? DNS_NO_NAME : DNS_NO_DATA);
 	return bpf_redirect(skb->ifindex, 0);
 }

@@ -6,8 +6,9 @@
 #include <linux/bpf.h>
 #include <linux/types.h>
 #include <bpf/bpf_helpers.h>
+#include "addr.h"
 
-#define ENDPOINTS 4096
+#define ENDPOINTS 8192 /* a pod has one of each family */
 
 struct endpoint {
 	__u32 ifindex; /* host side of the pod's veth */
@@ -20,7 +21,7 @@ struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, ENDPOINTS);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, __be32);
+	__type(key, struct addr);
 	__type(value, struct endpoint);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } endpoints SEC(".maps");

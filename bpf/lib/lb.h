@@ -1,22 +1,23 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* Services: a frontend names a service and how many backend slots it has; a slot holds one backend.
- * Addresses and ports are in network order everywhere. */
+ * Addresses and ports are in network order everywhere. All frontends and backends of a service are of one family. */
 #ifndef STRAKE_LB_H
 #define STRAKE_LB_H
 
 #include <linux/bpf.h>
 #include <linux/types.h>
 #include <bpf/bpf_helpers.h>
+#include "addr.h"
 
 #define LB_FRONTENDS 65536
 #define LB_BACKENDS 262144
 #define LB_REVERSE 262144
 
 struct frontend_key {
-	__be32 addr;
+	struct addr addr;
 	__be16 port;
 	__u8 proto;
-	__u8 pad;
+	__u8 pad[5];
 };
 
 struct frontend {
@@ -30,9 +31,9 @@ struct slot_key {
 };
 
 struct backend {
-	__be32 addr;
+	struct addr addr;
 	__be16 port;
-	__u16 pad;
+	__u16 pad[3];
 };
 
 struct {
@@ -70,9 +71,9 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } lb_services SEC(".maps");
 
-static __always_inline struct frontend *lb_frontend(__be32 addr, __be16 port, __u8 proto)
+static __always_inline struct frontend *lb_frontend(const struct addr *addr, __be16 port, __u8 proto)
 {
-	struct frontend_key key = { .addr = addr, .port = port, .proto = proto };
+	struct frontend_key key = { .addr = *addr, .port = port, .proto = proto };
 
 	return bpf_map_lookup_elem(&lb_frontends, &key);
 }

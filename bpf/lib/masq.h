@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* Pods' way out of the cluster: what leaves by the uplink does so with the node's address, and answers find back.
  *
- * Ports. The node's own sockets and the pods share one address, so no two flows to one destination may have one port:
+ * Ports. The node's own sockets and the pods share one address in each family, so no two flows to one destination may have one port:
  * - the kernel chooses ports for the node's clients from ip_local_port_range, at any time and unseen by us: pods get none of these.
  *   A pod's own port is kept if it lies outside of that range, else one is looked for above it;
  * - a port on which the node has a socket that would take the answers (bpf_skc_lookup_tcp, bpf_sk_lookup_udp), or that is a NodePort,
@@ -15,19 +15,19 @@
 #include <linux/types.h>
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
-#include <stddef.h>
+#include "addr.h"
 #include "count.h"
 #include "endpoint.h"
 #include "lb.h"
 #include "nat.h"
 #include "parse.h"
 
-#define MASQ_FLOWS 262144 /* two rows for a flow; 80 bytes of kernel memory each */
+#define MASQ_FLOWS 262144 /* two rows for a flow; 112 bytes of kernel memory each */
 #define MASQ_FRAGMENTS 8192
 #define MASQ_PROBES 32
 
 /* Set at load. Ports in host order, both ends included. */
-const volatile __be32 node_addr; /* 0: nothing is masqueraded */
+const volatile struct addr node_addr4, node_addr6; /* 0: nothing of the family is masqueraded */
 const volatile __u32 masq_first, masq_last;
 const volatile __u32 local_first, local_last; /* ip_local_port_range */
 
@@ -43,7 +43,7 @@ enum {
  * reply 1, keyed as the answer comes: addr and port are the pod's, or addr is the node's if the flow is its own. This row decides: a row of
  * the other kind without its counterpart here is no flow. */
 struct masq {
-	__be32 addr;
+	struct addr addr;
 	__be16 port;
 	__u8 state;
 	__u8 pad;
@@ -59,10 +59,9 @@ struct {
 } masq_flows SEC(".maps");
 
 struct fragment_key {
-	__be32 saddr, daddr;
-	__be16 id;
-	__u8 proto;
-	__u8 pad;
+	struct addr saddr, daddr;
+	__be32 id;
+	__u32 proto; /* IPv4 */
 };
 
 /* What became of a first fragment: those that follow have no ports. As it came from outside: the pod that it went to. As a pod sent it to
@@ -71,13 +70,13 @@ struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, MASQ_FRAGMENTS);
 	__type(key, struct fragment_key);
-	__type(value, __be32);
+	__type(value, struct addr);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } masq_fragments SEC(".maps");
 
 struct prefix {
-	__u32 len;
-	__be32 addr;
+	__u32 len; /* IPv4: 96 more */
+	__u8 addr[16];
 };
 
 /* Where pods are known by their own addresses. Not pinned: it goes with the programs, so a change of both is one. */
@@ -89,11 +88,23 @@ struct {
 	__type(value, __u32);
 } masq_exempt SEC(".maps");
 
-static __always_inline int masq_is_exempt(__be32 addr)
+static __always_inline int masq_is_exempt(const struct addr *addr)
 {
-	struct prefix key = { .len = 32, .addr = addr };
+	struct prefix key = { .len = 128 };
 
+	__builtin_memcpy(key.addr, addr, sizeof(key.addr));
 	return bpf_map_lookup_elem(&masq_exempt, &key) != 0;
+}
+
+/* The node's address of a family, zero if it has none. */
+static __always_inline struct addr node_of(int v6)
+{
+	return v6 ? addr_of(&node_addr6) : addr_of(&node_addr4);
+}
+
+static __always_inline int masq_is_on(int v6)
+{
+	return (v6 ? node_addr6.d[0] | node_addr6.d[1] : node_addr4.d[1]) != 0;
 }
 
 static __always_inline __u32 masq_now(void)
@@ -120,25 +131,23 @@ static __always_inline int masq_alive(const struct masq *m, __u8 proto, __u32 no
 	return now - m->seen <= life;
 }
 
-/* RFC 792. linux/icmp.h wants more headers than there are for programs of this target. */
+/* RFC 792, RFC 4443. linux/icmp.h wants more headers than there are for programs of this target. */
 #define ICMP_ECHOREPLY 0
 #define ICMP_DEST_UNREACH 3
 #define ICMP_ECHO 8
 #define ICMP_TIME_EXCEEDED 11
 #define ICMP_PARAMETERPROB 12
+#define ICMP6_PARAMETERPROB 4 /* the last of 1 to 4, which are errors */
+#define ICMP6_ECHO 128
+#define ICMP6_ECHOREPLY 129
 #define ICMP_HEADER 8
 #define ICMP_CHECKSUM 2
-
-#define TCP_FIN 1
-#define TCP_SYN 2
-#define TCP_RST 4
-#define TCP_ACK 16
 
 static __always_inline void masq_touch(struct masq *m, __u8 tcp, int in, __u32 now)
 {
 	__u8 state = m->state & ~RESET; /* what goes on was not ended by a stranger's RST */
 
-	if ((tcp & (TCP_SYN | TCP_ACK)) == TCP_SYN)
+	if (tcp_opens(tcp))
 		state = 0;
 	if (in)
 		state |= REPLIED;
@@ -155,79 +164,98 @@ static __always_inline void masq_touch(struct masq *m, __u8 tcp, int in, __u32 n
 
 enum l4 { L4_SHORT, L4_OTHER, L4_PORTS, L4_QUERY, L4_ANSWER, L4_ERROR };
 
+static __always_inline int is_icmp(__u8 proto, int v6)
+{
+	return proto == (v6 ? IPPROTO_ICMP6 : IPPROTO_ICMP);
+}
+
 /* What a transport header is for us. The identifier of an echo stands for the port of who asks. */
-static __always_inline enum l4 l4_at(struct __sk_buff *skb, __u32 off, __u8 proto, __be16 *sport, __be16 *dport)
+static __always_inline enum l4 l4_at(struct __sk_buff *skb, __u32 off, __u8 proto, int v6, __be16 *sport, __be16 *dport)
 {
 	__be16 h[4];
+	__u8 type;
 
 	*sport = *dport = 0;
-	if (proto != IPPROTO_TCP && proto != IPPROTO_UDP && proto != IPPROTO_ICMP)
+	if (proto != IPPROTO_TCP && proto != IPPROTO_UDP && !is_icmp(proto, v6))
 		return L4_OTHER;
 	if (bpf_skb_load_bytes(skb, off, h, sizeof(h)))
 		return L4_SHORT;
-	if (proto != IPPROTO_ICMP) {
+	if (!is_icmp(proto, v6)) {
 		*sport = h[0];
 		*dport = h[1];
 		return L4_PORTS;
 	}
-	switch (bpf_ntohs(h[0]) >> 8) {
-	case ICMP_ECHO:
+	type = bpf_ntohs(h[0]) >> 8;
+	if (type == (v6 ? ICMP6_ECHO : ICMP_ECHO)) {
 		*sport = h[2];
 		return L4_QUERY;
-	case ICMP_ECHOREPLY:
+	}
+	if (type == (v6 ? ICMP6_ECHOREPLY : ICMP_ECHOREPLY)) {
 		*dport = h[2];
 		return L4_ANSWER;
-	case ICMP_DEST_UNREACH:
-	case ICMP_TIME_EXCEEDED:
-	case ICMP_PARAMETERPROB:
-		return L4_ERROR;
 	}
+	if (v6 ? type >= 1 && type <= ICMP6_PARAMETERPROB : type == ICMP_DEST_UNREACH || type == ICMP_TIME_EXCEEDED || type == ICMP_PARAMETERPROB)
+		return L4_ERROR;
 	return L4_OTHER;
 }
 
-/* Flags of a TCP header, 0 for other protocols. */
+static __always_inline enum l4 l4_of(struct __sk_buff *skb, struct packet *p)
+{
+	return l4_at(skb, p->l4, p->proto, p->v6, &p->sport, &p->dport);
+}
+
+/* Flags of a TCP header, also in a first fragment; 0 for other protocols. */
 static __always_inline __u8 tcp_flags(struct __sk_buff *skb, const struct packet *p)
 {
-	__u8 flags = 0;
+	__u8 flags = p->tcp;
 
-	if (p->ip.protocol == IPPROTO_TCP)
+	if (p->proto == IPPROTO_TCP && p->more)
 		bpf_skb_load_bytes(skb, p->l4 + 13, &flags, 1);
 	return flags;
 }
 
-static __always_inline int later_fragment(const struct iphdr *ip)
+static __always_inline void masq_key(struct flow_key *key, const struct addr *saddr, __be16 sport, const struct addr *daddr, __be16 dport, __u8 proto, __u8 reply)
 {
-	return (ip->frag_off & bpf_htons(0x1fff)) != 0;
-}
-
-static __always_inline int more_fragments(const struct iphdr *ip)
-{
-	return (ip->frag_off & bpf_htons(0x2000)) != 0;
-}
-
-static __always_inline void masq_key(struct flow_key *key, __be32 saddr, __be16 sport, __be32 daddr, __be16 dport, __u8 proto, __u8 reply)
-{
-	__builtin_memset(key, 0, sizeof(*key));
-	key->saddr = saddr;
-	key->daddr = daddr;
+	key->saddr = *saddr;
+	key->daddr = *daddr;
 	key->sport = sport;
 	key->dport = dport;
 	key->proto = proto;
 	key->reply = reply;
+	key->pad = 0;
+}
+
+static __always_inline void fragment_key_of(const struct packet *p, struct fragment_key *key)
+{
+	key->saddr = p->saddr;
+	key->daddr = p->daddr;
+	key->id = p->id;
+	key->proto = p->v6 ? 0 : p->proto; /* RFC 8200 4.5: identified without it */
 }
 
 /* Whether a socket of the node would take the answers of this flow. */
 static __always_inline int masq_node_socket(struct __sk_buff *skb, const struct flow_key *back)
 {
-	struct bpf_sock_tuple t = {
-		.ipv4 = { .saddr = back->saddr, .daddr = back->daddr, .sport = back->sport, .dport = back->dport },
-	};
+	struct bpf_sock_tuple t = {};
 	struct bpf_sock *sk;
+	__u32 size = sizeof(t.ipv4);
 
+	if (addr_mapped(&back->daddr)) {
+		t.ipv4.saddr = back->saddr.w[3];
+		t.ipv4.daddr = back->daddr.w[3];
+		t.ipv4.sport = back->sport;
+		t.ipv4.dport = back->dport;
+	} else {
+		__builtin_memcpy(t.ipv6.saddr, &back->saddr, 16);
+		__builtin_memcpy(t.ipv6.daddr, &back->daddr, 16);
+		t.ipv6.sport = back->sport;
+		t.ipv6.dport = back->dport;
+		size = sizeof(t.ipv6);
+	}
 	if (back->proto == IPPROTO_TCP)
-		sk = bpf_skc_lookup_tcp(skb, &t, sizeof(t.ipv4), BPF_F_CURRENT_NETNS, 0);
+		sk = bpf_skc_lookup_tcp(skb, &t, size, BPF_F_CURRENT_NETNS, 0);
 	else
-		sk = bpf_sk_lookup_udp(skb, &t, sizeof(t.ipv4), BPF_F_CURRENT_NETNS, 0);
+		sk = bpf_sk_lookup_udp(skb, &t, size, BPF_F_CURRENT_NETNS, 0);
 	if (!sk)
 		return 0;
 	bpf_sk_release(sk);
@@ -245,7 +273,7 @@ static __always_inline int masq_take(struct __sk_buff *skb, const struct flow_ke
 			return 0;
 		bpf_map_delete_elem(&masq_flows, back);
 	}
-	if (back->proto != IPPROTO_ICMP && (lb_frontend(back->daddr, back->dport, back->proto) || masq_node_socket(skb, back)))
+	if ((back->proto == IPPROTO_TCP || back->proto == IPPROTO_UDP) && (lb_frontend(&back->daddr, back->dport, back->proto) || masq_node_socket(skb, back)))
 		return 0;
 	return bpf_map_update_elem(&masq_flows, back, row, BPF_NOEXIST) == 0;
 }
@@ -260,7 +288,7 @@ static __always_inline int masq_pick(struct __sk_buff *skb, struct flow_key *bac
 		if (masq_take(skb, back, row))
 			return 0;
 	}
-	if (back->proto == IPPROTO_ICMP || own < local_first || own > local_last) {
+	if (back->proto == IPPROTO_ICMP || back->proto == IPPROTO_ICMP6 || own < local_first || own > local_last) {
 		back->dport = row->port;
 		if (masq_take(skb, back, row))
 			return 0;
@@ -275,57 +303,93 @@ static __always_inline int masq_pick(struct __sk_buff *skb, struct flow_key *bac
 	return -1;
 }
 
-/* Another address alone: what has no ports, or the outer header of an error. */
-static __always_inline int masq_address(struct __sk_buff *skb, __u32 ip, int source, __be32 old, __be32 addr)
-{
-	__u32 off = ip + (source ? offsetof(struct iphdr, saddr) : offsetof(struct iphdr, daddr));
+/* A packet that an error quotes. */
+struct quoted {
+	struct addr saddr, daddr;
+	__u32 l4;
+	__u8 proto;
+};
 
-	return bpf_l3_csum_replace(skb, ip + offsetof(struct iphdr, check), old, addr, 4) || bpf_skb_store_bytes(skb, off, &addr, 4, 0);
+/* Returns -1 if it is none of which the transport's header is there. */
+static __always_inline int quoted_at(struct __sk_buff *skb, __u32 at, int v6, struct quoted *q)
+{
+	if (v6) {
+		struct ipv6hdr ip;
+
+		if (bpf_skb_load_bytes(skb, at, &ip, sizeof(ip)) || ip.version != 6)
+			return -1;
+		__builtin_memcpy(&q->saddr, &ip.saddr, 16);
+		__builtin_memcpy(&q->daddr, &ip.daddr, 16);
+		q->l4 = at + sizeof(ip);
+		q->proto = ip.nexthdr;
+		if (ipv6_is_extension(q->proto)) {
+			__u64 walk = ipv6_walk(skb, q->l4, q->proto);
+
+			q->l4 = WALK_OFF(walk);
+			q->proto = WALK_PROTO(walk);
+			if (!walk || WALK_LATER(walk))
+				return -1;
+		}
+	} else {
+		struct iphdr ip;
+
+		if (bpf_skb_load_bytes(skb, at, &ip, sizeof(ip)) || ip.version != 4 || ip.ihl < 5 || ip.frag_off & bpf_htons(0x1fff))
+			return -1;
+		addr_v4(&q->saddr, ip.saddr);
+		addr_v4(&q->daddr, ip.daddr);
+		q->l4 = at + ip.ihl * 4;
+		q->proto = ip.protocol;
+	}
+	return 0;
 }
 
 /* An error about a packet of a masqueraded flow: the headers that it quotes change with its own. The quoted transport checksum stays: as
  * often as not it is cut off, and nobody checks it. Returns -1 if the error is about no flow of ours. */
-static __always_inline int masq_error(struct __sk_buff *skb, const struct packet *p, int out, __be32 *pod)
+static __always_inline int masq_error(struct __sk_buff *skb, const struct packet *p, int out, struct addr *pod)
 {
-	__u32 at = p->l4 + ICMP_HEADER, l4;
+	struct addr node = node_of(p->v6);
+	const struct addr *ours = out ? &p->saddr : &p->daddr; /* of the outer header */
+	__u32 at = p->l4 + ICMP_HEADER, port_off, sum_off = p->l4 + ICMP_CHECKSUM;
 	struct flow_key key;
-	struct iphdr ip;
+	struct quoted q;
 	__be16 sport, dport, old, port;
-	__be32 addr;
 	struct masq *m;
 	enum l4 kind;
 
-	if (bpf_skb_load_bytes(skb, at, &ip, sizeof(ip)) || ip.version != 4 || ip.ihl < 5 || later_fragment(&ip))
+	if (quoted_at(skb, at, p->v6, &q))
 		return -1;
-	l4 = at + ip.ihl * 4;
-	kind = l4_at(skb, l4, ip.protocol, &sport, &dport);
+	kind = l4_at(skb, q.l4, q.proto, p->v6, &sport, &dport);
 	if (out) { /* the pod got a packet from outside */
-		if (ip.daddr != p->ip.saddr || (kind != L4_PORTS && kind != L4_ANSWER))
+		if (!addr_eq(&q.daddr, &p->saddr) || (kind != L4_PORTS && kind != L4_ANSWER))
 			return -1;
-		masq_key(&key, ip.daddr, dport, ip.saddr, sport, ip.protocol, 0);
+		masq_key(&key, &q.daddr, dport, &q.saddr, sport, q.proto, 0);
 		old = dport;
 	} else { /* the pod sent a packet outside */
-		if (ip.saddr != node_addr || (kind != L4_PORTS && kind != L4_QUERY))
+		if (!addr_eq(&q.saddr, &node) || (kind != L4_PORTS && kind != L4_QUERY))
 			return -1;
-		masq_key(&key, ip.daddr, dport, ip.saddr, sport, ip.protocol, 1);
+		masq_key(&key, &q.daddr, dport, &q.saddr, sport, q.proto, 1);
 		old = sport;
 	}
 	m = bpf_map_lookup_elem(&masq_flows, &key);
 	if (!m)
 		return -1;
-	addr = *pod = m->addr;
+	*pod = m->addr;
 	port = m->port;
-	if (out && addr == p->ip.saddr) /* a flow that the outside began */
+	if (out && addr_eq(pod, &p->saddr)) /* a flow that the outside began */
 		return TC_ACT_OK;
-	if (out ? addr != node_addr : addr == node_addr)
+	if (out ? !addr_eq(pod, &node) : addr_eq(pod, &node))
 		return -1;
-	l4 += ip.protocol == IPPROTO_ICMP ? 4 : out ? 2 : 0;
-	/* The quoted address and the quoted header's checksum change by the same amount: the error's own checksum feels the port only. */
-	if (masq_address(skb, at, !out, out ? ip.daddr : ip.saddr, addr) ||
-	    bpf_l4_csum_replace(skb, p->l4 + ICMP_CHECKSUM, old, port, 2) ||
-	    bpf_skb_store_bytes(skb, l4, &port, 2, 0) ||
-	    masq_address(skb, ETH_HLEN, out, out ? p->ip.saddr : p->ip.daddr, addr))
-		return drop(DROP_REWRITE);
+	port_off = q.l4 + (is_icmp(q.proto, p->v6) ? 4 : out ? 2 : 0);
+	/* An IPv4 address and the checksum of its header change by the same amount: the error's own checksum feels the port only. In IPv6 it
+	 * feels both addresses. */
+	if (p->v6 && (bpf_l4_csum_replace(skb, sum_off, 0, addr_diff(out ? &q.daddr : &q.saddr, pod), 0) ||
+		      bpf_l4_csum_replace(skb, sum_off, 0, addr_diff(ours, pod), pseudo6(skb))))
+		return drop(skb, DROP_REWRITE);
+	if (bpf_l4_csum_replace(skb, sum_off, old, port, 2) ||
+	    nat_address(skb, at, p->v6, !out, out ? &q.daddr : &q.saddr, pod) ||
+	    bpf_skb_store_bytes(skb, port_off, &port, 2, 0) ||
+	    nat_address(skb, ETH_HLEN, p->v6, out, ours, pod))
+		return drop(skb, DROP_REWRITE);
 	count(MASQUERADED_ERROR);
 	return TC_ACT_OK;
 }
@@ -333,64 +397,65 @@ static __always_inline int masq_error(struct __sk_buff *skb, const struct packet
 /* What a pod sends out of the cluster. A pod's address never leaves: what can't be translated is dropped. */
 static __always_inline int masq_out(struct __sk_buff *skb, struct packet *p)
 {
-	struct fragment_key fragment = { .saddr = p->ip.saddr, .daddr = p->ip.daddr, .id = p->ip.id, .proto = p->ip.protocol };
-	struct masq row = { .addr = p->ip.saddr, .seen = masq_now() };
-	struct masq forward = { .addr = node_addr, .seen = row.seen };
+	struct addr node = node_of(p->v6), pod;
+	struct masq row = { .addr = p->saddr, .seen = masq_now() };
+	struct fragment_key fragment;
 	struct flow_key key, back;
 	struct masq *f, *m = 0;
 	enum l4 kind;
-	__be32 pod;
 	__be16 had;
 	__u8 tcp;
 	int verdict;
 
-	if (later_fragment(&p->ip)) { /* the address is all it has */
+	fragment_key_of(p, &fragment);
+	if (p->later) { /* the address is all it has */
 		if (bpf_map_lookup_elem(&masq_fragments, &fragment))
 			return TC_ACT_OK;
-		if (masq_address(skb, ETH_HLEN, 1, p->ip.saddr, node_addr))
-			return drop(DROP_REWRITE);
+		if (nat_address(skb, ETH_HLEN, p->v6, 1, &p->saddr, &node))
+			return drop(skb, DROP_REWRITE);
 		count(MASQUERADED_OUT);
 		return TC_ACT_OK;
 	}
-	kind = l4_at(skb, p->l4, p->ip.protocol, &p->sport, &p->dport);
+	kind = l4_of(skb, p);
 	switch (kind) {
 	case L4_SHORT:
-		return drop(DROP_MALFORMED);
+		return drop(skb, DROP_MALFORMED);
 	case L4_OTHER:
-		return drop(DROP_NOT_MASQUERADED);
+		return drop(skb, DROP_NOT_MASQUERADED);
 	case L4_ERROR:
 		verdict = masq_error(skb, p, 1, &pod);
-		return verdict < 0 ? drop(DROP_NOT_MASQUERADED) : verdict;
+		return verdict < 0 ? drop(skb, DROP_NOT_MASQUERADED) : verdict;
 	default:
 		break;
 	}
 	tcp = tcp_flags(skb, p);
-	masq_key(&key, p->ip.saddr, p->sport, p->ip.daddr, p->dport, p->ip.protocol, 0);
+	masq_key(&key, &p->saddr, p->sport, &p->daddr, p->dport, p->proto, 0);
 	f = bpf_map_lookup_elem(&masq_flows, &key);
-	if (f && f->addr == p->ip.saddr && masq_alive(f, key.proto, row.seen)) {
+	if (f && addr_eq(&f->addr, &p->saddr) && masq_alive(f, key.proto, row.seen)) {
 		masq_touch(f, tcp, 0, row.seen);
-		if (more_fragments(&p->ip))
+		if (p->more)
 			bpf_map_update_elem(&masq_fragments, &fragment, &row.addr, BPF_ANY);
 		return TC_ACT_OK;
 	}
 	if (kind == L4_ANSWER) /* to nobody who asked the pod by its own address */
-		return drop(DROP_NOT_MASQUERADED);
+		return drop(skb, DROP_NOT_MASQUERADED);
 	row.port = p->sport;
-	had = f && f->addr == node_addr ? f->port : 0;
-	masq_key(&back, p->ip.daddr, p->dport, node_addr, had, p->ip.protocol, 1);
+	had = f && addr_eq(&f->addr, &node) ? f->port : 0;
+	masq_key(&back, &p->daddr, p->dport, &node, had, p->proto, 1);
 	if (had)
 		m = bpf_map_lookup_elem(&masq_flows, &back);
-	if (m && m->addr == row.addr && m->port == row.port) {
+	if (m && addr_eq(&m->addr, &row.addr) && m->port == row.port) {
 		masq_touch(m, tcp, 0, row.seen);
 	} else {
 		if (masq_pick(skb, &back, &row, had))
-			return drop(DROP_NO_PORT);
-		forward.port = back.dport;
-		if (bpf_map_update_elem(&masq_flows, &key, &forward, BPF_ANY))
-			return drop(DROP_CONNTRACK_FULL);
+			return drop(skb, DROP_NO_PORT);
+		row.addr = node;
+		row.port = back.dport;
+		if (bpf_map_update_elem(&masq_flows, &key, &row, BPF_ANY))
+			return drop(skb, DROP_CONNTRACK_FULL);
 	}
-	if (nat(skb, p, 1, node_addr, back.dport))
-		return drop(DROP_REWRITE);
+	if (nat(skb, p, 1, &node, back.dport))
+		return drop(skb, DROP_REWRITE);
 	count(MASQUERADED_OUT);
 	return TC_ACT_OK;
 }
@@ -398,18 +463,21 @@ static __always_inline int masq_out(struct __sk_buff *skb, struct packet *p)
 /* What comes to the node from outside: -1 if it answers no pod. */
 static __always_inline int masq_in(struct __sk_buff *skb, struct packet *p)
 {
-	struct fragment_key fragment = { .saddr = p->ip.saddr, .daddr = p->ip.daddr, .id = p->ip.id, .proto = p->ip.protocol };
+	struct addr node = node_of(p->v6), pod;
 	__u32 now = masq_now();
-	struct flow_key key, forward;
+	struct fragment_key fragment;
+	struct flow_key key;
 	struct masq *m, to;
 	struct endpoint *ep;
-	__be32 *known, pod;
+	struct addr *known;
+	__be16 port;
 	__u8 tcp;
 	int verdict;
 
-	if (!node_addr || p->ip.daddr != node_addr)
+	if (!masq_is_on(p->v6) || !addr_eq(&p->daddr, &node))
 		return -1;
-	if (later_fragment(&p->ip)) {
+	fragment_key_of(p, &fragment);
+	if (p->later) {
 		known = bpf_map_lookup_elem(&masq_fragments, &fragment);
 		if (!known)
 			return -1;
@@ -417,48 +485,48 @@ static __always_inline int masq_in(struct __sk_buff *skb, struct packet *p)
 		ep = bpf_map_lookup_elem(&endpoints, &pod);
 		if (!ep)
 			return -1;
-		if (masq_address(skb, ETH_HLEN, 0, p->ip.daddr, pod))
-			return drop(DROP_REWRITE);
+		if (nat_address(skb, ETH_HLEN, p->v6, 0, &p->daddr, &pod))
+			return drop(skb, DROP_REWRITE);
 		count(MASQUERADED_IN);
 		return endpoint_redirect(skb, ep);
 	}
-	switch (l4_at(skb, p->l4, p->ip.protocol, &p->sport, &p->dport)) {
+	switch (l4_of(skb, p)) {
 	case L4_ERROR:
 		verdict = masq_error(skb, p, 0, &pod);
 		if (verdict)
 			return verdict;
 		ep = bpf_map_lookup_elem(&endpoints, &pod);
-		return ep ? endpoint_redirect(skb, ep) : drop(DROP_NO_BACKEND);
+		return ep ? endpoint_redirect(skb, ep) : drop(skb, DROP_NO_BACKEND);
 	case L4_PORTS:
 	case L4_ANSWER:
 		break;
 	default:
 		return -1;
 	}
-	masq_key(&key, p->ip.saddr, p->sport, p->ip.daddr, p->dport, p->ip.protocol, 1);
+	masq_key(&key, &p->saddr, p->sport, &p->daddr, p->dport, p->proto, 1);
 	m = bpf_map_lookup_elem(&masq_flows, &key);
 	if (!m || !masq_alive(m, key.proto, now))
 		return -1;
 	tcp = tcp_flags(skb, p);
-	if ((tcp & (TCP_SYN | TCP_ACK)) == TCP_SYN) /* a connection to the node, no answer */
+	if (tcp_opens(tcp)) /* a connection to the node, no answer */
 		return -1;
 	to = *m;
-	ep = bpf_map_lookup_elem(&endpoints, &to.addr);
+	pod = to.addr;
+	port = to.port;
+	ep = bpf_map_lookup_elem(&endpoints, &pod);
 	if (!ep) /* the node's own flow, or a pod that is gone */
 		return -1;
 	masq_touch(m, tcp, 1, now);
-	masq_key(&forward, to.addr, to.port, p->ip.saddr, p->sport, p->ip.protocol, 0);
-	if (!bpf_map_lookup_elem(&masq_flows, &forward)) { /* too few rows for all: keep both or the flow ends */
-		to.addr = node_addr;
+	masq_key(&key, &pod, port, &p->saddr, p->sport, p->proto, 0);
+	if (!bpf_map_lookup_elem(&masq_flows, &key)) { /* too few rows for all: keep both or the flow ends */
+		to.addr = node;
 		to.port = p->dport;
-		bpf_map_update_elem(&masq_flows, &forward, &to, BPF_ANY);
+		bpf_map_update_elem(&masq_flows, &key, &to, BPF_ANY);
 	}
-	if (more_fragments(&p->ip)) {
-		pod = forward.saddr;
+	if (p->more)
 		bpf_map_update_elem(&masq_fragments, &fragment, &pod, BPF_ANY);
-	}
-	if (nat(skb, p, 0, forward.saddr, forward.sport))
-		return drop(DROP_REWRITE);
+	if (nat(skb, p, 0, &pod, port))
+		return drop(skb, DROP_REWRITE);
 	count(MASQUERADED_IN);
 	return endpoint_redirect(skb, ep);
 }
@@ -466,14 +534,14 @@ static __always_inline int masq_in(struct __sk_buff *skb, struct packet *p)
 /* The outside calls a pod by its own address, where it has a route to it: the answers are to keep that. */
 static __always_inline void masq_note_direct(struct __sk_buff *skb, struct packet *p)
 {
-	struct masq row = { .addr = p->ip.daddr, .state = REPLIED, .seen = masq_now() };
+	struct masq row = { .addr = p->daddr, .state = REPLIED, .seen = masq_now() };
 	struct flow_key key;
 	struct masq *m;
 	__u8 tcp;
 
-	if (!node_addr || later_fragment(&p->ip) || !bpf_map_lookup_elem(&endpoints, &p->ip.daddr) || masq_is_exempt(p->ip.saddr))
+	if (!masq_is_on(p->v6) || p->later || !bpf_map_lookup_elem(&endpoints, &p->daddr) || masq_is_exempt(&p->saddr))
 		return;
-	switch (l4_at(skb, p->l4, p->ip.protocol, &p->sport, &p->dport)) {
+	switch (l4_of(skb, p)) {
 	case L4_PORTS:
 	case L4_QUERY:
 		break;
@@ -481,10 +549,10 @@ static __always_inline void masq_note_direct(struct __sk_buff *skb, struct packe
 		return;
 	}
 	tcp = tcp_flags(skb, p);
-	masq_key(&key, p->ip.daddr, p->dport, p->ip.saddr, p->sport, p->ip.protocol, 0);
+	masq_key(&key, &p->daddr, p->dport, &p->saddr, p->sport, p->proto, 0);
 	m = bpf_map_lookup_elem(&masq_flows, &key);
 	if (m && masq_alive(m, key.proto, row.seen)) { /* a flow that the pod began is not turned into another by a stranger's packet */
-		if (m->addr == row.addr)
+		if (addr_eq(&m->addr, &row.addr))
 			masq_touch(m, tcp, 1, row.seen);
 		return;
 	}
@@ -496,25 +564,25 @@ static __always_inline void masq_note_direct(struct __sk_buff *skb, struct packe
  * them. Echo identifiers belong to no socket that could be found, so the node's are noted. */
 static __always_inline void masq_own(struct __sk_buff *skb, struct packet *p)
 {
-	struct masq row = { .addr = node_addr, .seen = masq_now() };
+	struct masq row = { .addr = p->saddr, .seen = masq_now() };
 	struct flow_key back;
 	struct masq *m;
 	__u32 port;
 
-	if (p->ip.protocol == IPPROTO_ICMP && !later_fragment(&p->ip)) {
-		if (l4_at(skb, p->l4, IPPROTO_ICMP, &p->sport, &p->dport) != L4_QUERY)
+	if (is_icmp(p->proto, p->v6) && !p->later) {
+		if (l4_of(skb, p) != L4_QUERY)
 			return;
-		masq_key(&back, p->ip.daddr, 0, node_addr, p->sport, IPPROTO_ICMP, 1);
+		masq_key(&back, &p->daddr, 0, &p->saddr, p->sport, p->proto, 1);
 		row.port = p->sport;
 		bpf_map_update_elem(&masq_flows, &back, &row, BPF_ANY);
 		return;
 	}
 	port = bpf_ntohs(p->sport);
-	if (!p->ports || (port >= local_first && port <= local_last) || (p->ip.protocol == IPPROTO_TCP && !p->syn))
+	if (!p->ports || (port >= local_first && port <= local_last) || (p->proto == IPPROTO_TCP && !tcp_opens(p->tcp)))
 		return;
-	masq_key(&back, p->ip.daddr, p->dport, node_addr, p->sport, p->ip.protocol, 1);
+	masq_key(&back, &p->daddr, p->dport, &p->saddr, p->sport, p->proto, 1);
 	m = bpf_map_lookup_elem(&masq_flows, &back);
-	if (m && m->addr != node_addr)
+	if (m && !addr_eq(&m->addr, &p->saddr))
 		bpf_map_delete_elem(&masq_flows, &back);
 }
 

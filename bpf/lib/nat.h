@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Flows from outside to a frontend of this node: each has two rows, one for each direction. */
+/* Flows from outside to a frontend of this node: each has two rows, one for each direction. And the rewriting of packets. */
 #ifndef STRAKE_NAT_H
 #define STRAKE_NAT_H
 
@@ -7,12 +7,13 @@
 #include <linux/types.h>
 #include <bpf/bpf_helpers.h>
 #include <stddef.h>
+#include "addr.h"
 #include "parse.h"
 
 #define FLOWS 262144
 
 struct flow_key {
-	__be32 saddr, daddr;
+	struct addr saddr, daddr;
 	__be16 sport, dport;
 	__u8 proto;
 	__u8 reply; /* 1: as the pod answers */
@@ -20,7 +21,7 @@ struct flow_key {
 };
 
 struct flow {
-	__be32 addr; /* to rewrite to: the backend, or for a reply the frontend */
+	struct addr addr; /* to rewrite to: the backend, or for a reply the frontend */
 	__be16 port;
 	__u16 pad;
 	__u32 ifindex; /* reply: the interface that the client is behind */
@@ -36,34 +37,62 @@ struct {
 
 static __always_inline void flow_key_of(const struct packet *p, struct flow_key *key, __u8 reply)
 {
-	__builtin_memset(key, 0, sizeof(*key));
-	key->saddr = p->ip.saddr;
-	key->daddr = p->ip.daddr;
+	key->saddr = p->saddr;
+	key->daddr = p->daddr;
 	key->sport = p->sport;
 	key->dport = p->dport;
-	key->proto = p->ip.protocol;
+	key->proto = p->proto;
 	key->reply = reply;
+	key->pad = 0;
+}
+
+/* How a checksum over IPv6 addresses is to be changed with them. What the network card summed up (CHECKSUM_COMPLETE) is of the whole
+ * packet, and stays: IPv6 has no checksum of its own that would make up for the address, the transport's does. To a sum that is still to
+ * be completed (CHECKSUM_PARTIAL) the addresses belong. bpf_csum_update changes nothing here, it tells the one from the other. */
+static __always_inline __u64 pseudo6(struct __sk_buff *skb)
+{
+	return bpf_csum_update(skb, 0) < 0 ? BPF_F_PSEUDO_HDR : 0;
+}
+
+/* The sum's difference between two addresses. */
+static __always_inline __s64 addr_diff(const struct addr *old, const struct addr *addr)
+{
+	return bpf_csum_diff((__be32 *)old, sizeof(*old), (__be32 *)addr, sizeof(*addr), 0);
+}
+
+/* Another address alone, in the IP header at an offset. The transport's checksum is the caller's business. */
+static __always_inline int nat_address(struct __sk_buff *skb, __u32 ip, int v6, int source, const struct addr *old, const struct addr *addr)
+{
+	if (v6)
+		return bpf_skb_store_bytes(skb, ip + (source ? offsetof(struct ipv6hdr, saddr) : offsetof(struct ipv6hdr, daddr)), addr, sizeof(*addr), 0);
+	return bpf_l3_csum_replace(skb, ip + offsetof(struct iphdr, check), old->w[3], addr->w[3], 4) ||
+	       bpf_skb_store_bytes(skb, ip + (source ? offsetof(struct iphdr, saddr) : offsetof(struct iphdr, daddr)), &addr->w[3], 4, 0);
 }
 
 /* Rewrites source (or destination) address and port, with all checksums. Of ICMP, an echo's identifier is the port either way. */
-static __always_inline int nat(struct __sk_buff *skb, const struct packet *p, int source, __be32 addr, __be16 port)
+static __always_inline int nat(struct __sk_buff *skb, const struct packet *p, int source, const struct addr *addr, __be16 port)
 {
-	__be32 old_addr = source ? p->ip.saddr : p->ip.daddr;
+	const struct addr *old = source ? &p->saddr : &p->daddr;
 	__be16 old_port = source ? p->sport : p->dport;
-	__u32 ip_off = ETH_HLEN + (source ? offsetof(struct iphdr, saddr) : offsetof(struct iphdr, daddr));
-	__u32 port_off = p->l4 + (source ? 0 : 2);
-	__u32 sum_off = p->l4 + (p->ip.protocol == IPPROTO_TCP ? 16 : 6);
-	__u64 mangled = p->ip.protocol == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0;
+	__u32 port_off = p->l4 + (source ? 0 : 2), sum_off = p->l4 + 6; /* UDP */
+	__u64 mangled = 0;
 
-	if (p->ip.protocol == IPPROTO_ICMP) {
+	if (p->proto == IPPROTO_UDP) {
+		mangled = BPF_F_MARK_MANGLED_0;
+	} else if (p->proto == IPPROTO_TCP) {
+		sum_off = p->l4 + 16;
+	} else {
 		port_off = p->l4 + 4;
 		sum_off = p->l4 + 2;
-	} else if (bpf_l4_csum_replace(skb, sum_off, old_addr, addr, BPF_F_PSEUDO_HDR | mangled | 4)) {
+	}
+	if (p->v6) {
+		if (bpf_l4_csum_replace(skb, sum_off, 0, addr_diff(old, addr), pseudo6(skb) | mangled))
+			return -1;
+	} else if (p->proto != IPPROTO_ICMP && bpf_l4_csum_replace(skb, sum_off, old->w[3], addr->w[3], BPF_F_PSEUDO_HDR | mangled | 4)) {
 		return -1;
 	}
 	if (bpf_l4_csum_replace(skb, sum_off, old_port, port, mangled | 2) ||
-	    bpf_l3_csum_replace(skb, ETH_HLEN + offsetof(struct iphdr, check), old_addr, addr, 4) ||
-	    bpf_skb_store_bytes(skb, ip_off, &addr, 4, 0) ||
+	    nat_address(skb, ETH_HLEN, p->v6, source, old, addr) ||
 	    bpf_skb_store_bytes(skb, port_off, &port, 2, 0))
 		return -1;
 	return 0;

@@ -79,8 +79,8 @@ func serve(file string) error {
 		return fmt.Errorf("%s: %w", file, err)
 	}
 	d, err := bpf.Open(bpf.Config{
-		PinDir: s.pins(), CgroupRoot: s.CgroupRoot, NodeCgroup: s.Cgroup, DNSAddr: s.DNSAddr, Zone: zone, DNSTTL: 30,
-		NodeAddr: s.Addr, NoMasquerade: s.NoMasquerade,
+		PinDir: s.pins(), CgroupRoot: s.CgroupRoot, NodeCgroup: s.Cgroup, DNSAddrs: []netip.Addr{s.DNSAddr}, Zone: zone, DNSTTL: 30,
+		NodeAddrs: []netip.Addr{s.Addr}, NoMasquerade: s.NoMasquerade,
 	})
 	if err != nil {
 		return err

@@ -65,8 +65,8 @@ func OpenDatapath(cfg Config) (*bpf.Datapath, error) {
 		return nil, fmt.Errorf("node cgroup: %w", err)
 	}
 	return bpf.Open(bpf.Config{
-		PinDir: l.BPF(), CgroupRoot: root, NodeCgroup: dir, DNSAddr: cfg.DNSAddrs[0], Zone: cfg.Zone, DNSTTL: dnsTTL,
-		NodeAddr: cfg.NodeAddrs[0], NoMasquerade: cfg.NoMasquerade,
+		PinDir: l.BPF(), CgroupRoot: root, NodeCgroup: dir, DNSAddrs: cfg.DNSAddrs, Zone: cfg.Zone, DNSTTL: dnsTTL,
+		NodeAddrs: cfg.NodeAddrs, NoMasquerade: cfg.NoMasquerade,
 	})
 }
 
