@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/containernetworking/cni/pkg/types"
@@ -23,15 +24,19 @@ type HostPort struct {
 	Protocol  uint8      `json:"protocol"`  // IPPROTO_TCP or IPPROTO_UDP
 }
 
-// hostPorts reads the runtime's port mappings (the capability portMappings of CNI's conventions). What can't be served is refused:
-// a pod that runs without a port it asked for is worse than one that says why it does not.
-func hostPorts(mappings []plugin.PortMapping, node netip.Addr) ([]HostPort, error) {
+// hostPorts reads the runtime's port mappings (the capability portMappings of CNI's conventions), for a pod with addresses of the
+// families of ranges. What can't be served is refused: a pod that runs without a port it asked for is worse than one that says why it
+// does not.
+func hostPorts(mappings []plugin.PortMapping, nodeAddrs []netip.Addr, ranges []netip.Prefix) ([]HostPort, error) {
+	podHas := func(is4 bool) bool {
+		return slices.ContainsFunc(ranges, func(r netip.Prefix) bool { return r.Addr().Is4() == is4 })
+	}
 	var out []HostPort
 	for _, m := range mappings {
 		if m.HostPort == 0 {
 			continue // a containerPort alone
 		}
-		p := HostPort{Addr: node}
+		var p HostPort
 		bad := func(format string, args ...any) error {
 			return types.NewError(types.ErrInvalidNetworkConfig, fmt.Sprintf("hostPort %d: ", m.HostPort)+fmt.Sprintf(format, args...), "")
 		}
@@ -47,23 +52,33 @@ func hostPorts(mappings []plugin.PortMapping, node netip.Addr) ([]HostPort, erro
 		default:
 			return nil, bad("protocol %s is not served: TCP and UDP are", m.Protocol)
 		}
+		var only netip.Addr // all of the node's if unset
 		if m.HostIP != "" {
-			a, err := netip.ParseAddr(m.HostIP)
-			if err != nil {
+			var err error
+			if only, err = netip.ParseAddr(m.HostIP); err != nil || only.Zone() != "" {
 				return nil, bad("hostIP %q is not an IP address", m.HostIP)
 			}
-			switch a = a.Unmap(); {
-			case a.IsUnspecified():
-			case a.IsLoopback():
+			only = only.Unmap()
+			if only.IsLoopback() {
 				// Sockets of pods meet the same rows, and a pod's loopback is its own.
-				return nil, bad("hostIP %s is a loopback address, which is every pod's own", a)
-			case !a.Is4():
-				return nil, bad("hostIP %s is not an IPv4 address", a)
-			default:
-				p.Addr = a
+				return nil, bad("hostIP %s is a loopback address, which is every pod's own", only)
+			}
+			if only == netip.IPv6Unspecified() {
+				only = netip.Addr{} // as for a socket: of both families
+			} else if !podHas(only.Is4()) {
+				return nil, bad("hostIP %s is of another family than the pod's addresses", only)
 			}
 		}
-		out = append(out, p)
+		if only.IsValid() && !only.IsUnspecified() {
+			p.Addr = only
+			out = append(out, p)
+			continue
+		}
+		for _, p.Addr = range nodeAddrs {
+			if podHas(p.Addr.Is4()) && (!only.IsValid() || only.Is4() == p.Addr.Is4()) {
+				out = append(out, p)
+			}
+		}
 	}
 	return out, nil
 }
@@ -82,9 +97,13 @@ func portOwner(container, ifname string) string {
 func (s *Server) openPorts(a Allocation) error {
 	var rows []bpf.LoadBalancer
 	for _, p := range a.Ports {
+		to, ok := a.addr(p.Addr.Is4())
+		if !ok {
+			continue
+		}
+		front := netip.AddrPortFrom(p.Addr, p.Port)
 		rows = append(rows, bpf.LoadBalancer{
-			Name: fmt.Sprintf("%s:%d", p.Addr, p.Port), Protocol: p.Protocol,
-			Frontends: []netip.AddrPort{netip.AddrPortFrom(p.Addr, p.Port)}, Backends: []netip.AddrPort{netip.AddrPortFrom(a.Addr, p.Container)},
+			Name: front.String(), Protocol: p.Protocol, Frontends: []netip.AddrPort{front}, Backends: []netip.AddrPort{netip.AddrPortFrom(to, p.Container)},
 		})
 	}
 	if _, err := s.cfg.Datapath.LoadBalancers().Replace(portOwner(a.ContainerID, a.Ifname), rows); err != nil {

@@ -57,31 +57,48 @@ func (f *fakePorts) Dump() ([]bpf.LoadBalancer, error) { return nil, nil }
 
 func TestHostPorts(t *testing.T) {
 	port := func(addr string, port, container uint16, protocol uint8) []HostPort {
-		return []HostPort{{netip.MustParseAddr(addr), port, container, protocol}}
+		var out []HostPort
+		for _, a := range strings.Fields(addr) {
+			out = append(out, HostPort{netip.MustParseAddr(a), port, container, protocol})
+		}
+		return out
 	}
+	const v4, v6, both = "10.244.0.0/24", "fd00::/64", "10.244.0.0/24 fd00::/64"
 	for name, c := range map[string]struct {
-		m    plugin.PortMapping
-		want []HostPort
-		err  string
+		m      plugin.PortMapping
+		ranges string
+		want   []HostPort
+		err    string
 	}{
-		"plain":              {plugin.PortMapping{HostPort: 80, ContainerPort: 8080}, port("192.0.2.1", 80, 8080, unix.IPPROTO_TCP), ""},
-		"UDP":                {plugin.PortMapping{HostPort: 53, ContainerPort: 5353, Protocol: "udp"}, port("192.0.2.1", 53, 5353, unix.IPPROTO_UDP), ""},
-		"as Kubernetes says": {plugin.PortMapping{HostPort: 53, ContainerPort: 5353, Protocol: "UDP"}, port("192.0.2.1", 53, 5353, unix.IPPROTO_UDP), ""},
-		"an address":         {plugin.PortMapping{HostPort: 80, ContainerPort: 80, HostIP: "192.0.2.9"}, port("192.0.2.9", 80, 80, unix.IPPROTO_TCP), ""},
-		"any address":        {plugin.PortMapping{HostPort: 80, ContainerPort: 80, HostIP: "0.0.0.0"}, port("192.0.2.1", 80, 80, unix.IPPROTO_TCP), ""},
-		"any of both":        {plugin.PortMapping{HostPort: 80, ContainerPort: 80, HostIP: "::"}, port("192.0.2.1", 80, 80, unix.IPPROTO_TCP), ""},
-		"mapped":             {plugin.PortMapping{HostPort: 80, ContainerPort: 80, HostIP: "::ffff:192.0.2.9"}, port("192.0.2.9", 80, 80, unix.IPPROTO_TCP), ""},
-		"none":               {plugin.PortMapping{ContainerPort: 80}, nil, ""},
-		"loopback":           {plugin.PortMapping{HostPort: 80, ContainerPort: 80, HostIP: "127.0.0.1"}, nil, "loopback"},
-		"IPv6":               {plugin.PortMapping{HostPort: 80, ContainerPort: 80, HostIP: "2001:db8::1"}, nil, "not an IPv4"},
-		"no address":         {plugin.PortMapping{HostPort: 80, ContainerPort: 80, HostIP: "node"}, nil, "not an IP address"},
-		"SCTP":               {plugin.PortMapping{HostPort: 80, ContainerPort: 80, Protocol: "SCTP"}, nil, "SCTP"},
-		"too high":           {plugin.PortMapping{HostPort: 65536, ContainerPort: 80}, nil, "1 to 65535"},
-		"negative":           {plugin.PortMapping{HostPort: -1, ContainerPort: 80}, nil, "1 to 65535"},
-		"no container port":  {plugin.PortMapping{HostPort: 80}, nil, "1 to 65535"},
+		"plain":               {plugin.PortMapping{HostPort: 80, ContainerPort: 8080}, v4, port("192.0.2.1", 80, 8080, unix.IPPROTO_TCP), ""},
+		"plain, IPv6":         {plugin.PortMapping{HostPort: 80, ContainerPort: 8080}, v6, port("2001:db8::1", 80, 8080, unix.IPPROTO_TCP), ""},
+		"plain, both":         {plugin.PortMapping{HostPort: 80, ContainerPort: 8080}, both, port("192.0.2.1 2001:db8::1", 80, 8080, unix.IPPROTO_TCP), ""},
+		"UDP":                 {plugin.PortMapping{HostPort: 53, ContainerPort: 5353, Protocol: "udp"}, v4, port("192.0.2.1", 53, 5353, unix.IPPROTO_UDP), ""},
+		"as Kubernetes says":  {plugin.PortMapping{HostPort: 53, ContainerPort: 5353, Protocol: "UDP"}, v4, port("192.0.2.1", 53, 5353, unix.IPPROTO_UDP), ""},
+		"an address":          {plugin.PortMapping{HostPort: 80, ContainerPort: 80, HostIP: "192.0.2.9"}, both, port("192.0.2.9", 80, 80, unix.IPPROTO_TCP), ""},
+		"an IPv6 address":     {plugin.PortMapping{HostPort: 80, ContainerPort: 80, HostIP: "2001:db8::9"}, both, port("2001:db8::9", 80, 80, unix.IPPROTO_TCP), ""},
+		"any of IPv4":         {plugin.PortMapping{HostPort: 80, ContainerPort: 80, HostIP: "0.0.0.0"}, both, port("192.0.2.1", 80, 80, unix.IPPROTO_TCP), ""},
+		"any of both":         {plugin.PortMapping{HostPort: 80, ContainerPort: 80, HostIP: "::"}, both, port("192.0.2.1 2001:db8::1", 80, 80, unix.IPPROTO_TCP), ""},
+		"any of those there":  {plugin.PortMapping{HostPort: 80, ContainerPort: 80, HostIP: "::"}, v4, port("192.0.2.1", 80, 80, unix.IPPROTO_TCP), ""},
+		"mapped":              {plugin.PortMapping{HostPort: 80, ContainerPort: 80, HostIP: "::ffff:192.0.2.9"}, v4, port("192.0.2.9", 80, 80, unix.IPPROTO_TCP), ""},
+		"none":                {plugin.PortMapping{ContainerPort: 80}, v4, nil, ""},
+		"loopback":            {plugin.PortMapping{HostPort: 80, ContainerPort: 80, HostIP: "127.0.0.1"}, v4, nil, "loopback"},
+		"IPv6 loopback":       {plugin.PortMapping{HostPort: 80, ContainerPort: 80, HostIP: "::1"}, both, nil, "loopback"},
+		"IPv6 of an IPv4":     {plugin.PortMapping{HostPort: 80, ContainerPort: 80, HostIP: "2001:db8::1"}, v4, nil, "another family"},
+		"any IPv4 of an IPv6": {plugin.PortMapping{HostPort: 80, ContainerPort: 80, HostIP: "0.0.0.0"}, v6, nil, "another family"},
+		"with a zone":         {plugin.PortMapping{HostPort: 80, ContainerPort: 80, HostIP: "fe80::1%eth0"}, both, nil, "not an IP address"},
+		"no address":          {plugin.PortMapping{HostPort: 80, ContainerPort: 80, HostIP: "node"}, v4, nil, "not an IP address"},
+		"SCTP":                {plugin.PortMapping{HostPort: 80, ContainerPort: 80, Protocol: "SCTP"}, v4, nil, "SCTP"},
+		"too high":            {plugin.PortMapping{HostPort: 65536, ContainerPort: 80}, v4, nil, "1 to 65535"},
+		"negative":            {plugin.PortMapping{HostPort: -1, ContainerPort: 80}, v4, nil, "1 to 65535"},
+		"no container port":   {plugin.PortMapping{HostPort: 80}, v4, nil, "1 to 65535"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got, err := hostPorts([]plugin.PortMapping{c.m}, nodeAddr)
+			var ranges []netip.Prefix
+			for _, r := range strings.Fields(c.ranges) {
+				ranges = append(ranges, netip.MustParsePrefix(r))
+			}
+			got, err := hostPorts([]plugin.PortMapping{c.m}, nodeAddrs, ranges)
 			if !reflect.DeepEqual(got, c.want) || (err == nil) != (c.err == "") || err != nil && !strings.Contains(err.Error(), c.err) {
 				t.Errorf("%v, %v", got, err)
 			}
@@ -91,7 +108,7 @@ func TestHostPorts(t *testing.T) {
 
 // TestHostPortsLiveWithTheirPod: rows come with ADD, survive the agent, and go with DEL; those of Services are not touched.
 func TestHostPortsLiveWithTheirPod(t *testing.T) {
-	n := newNode(t, "10.244.0.0/24")
+	n := newNode(t, "10.244.0.0/24", "fd00::/64")
 	id := strings.Repeat("a", 64)
 	ns, other := newNetns(t), newNetns(t)
 	ports := n.fake.ports
@@ -107,9 +124,10 @@ func TestHostPortsLiveWithTheirPod(t *testing.T) {
 	a, _ := n.ipam.get(id, "eth0")
 	want := map[string][]bpf.LoadBalancer{
 		"service-uid": ports.rows["service-uid"],
-		portOwner(id, "eth0"): {{
-			Name: "192.0.2.1:80", Protocol: 6, Frontends: []netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:80")}, Backends: []netip.AddrPort{netip.AddrPortFrom(a.Addr, 8080)},
-		}},
+		portOwner(id, "eth0"): {
+			{Name: "192.0.2.1:80", Protocol: 6, Frontends: []netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:80")}, Backends: []netip.AddrPort{netip.AddrPortFrom(a.Addrs[0], 8080)}},
+			{Name: "[2001:db8::1]:80", Protocol: 6, Frontends: []netip.AddrPort{netip.MustParseAddrPort("[2001:db8::1]:80")}, Backends: []netip.AddrPort{netip.AddrPortFrom(a.Addrs[1], 8080)}},
+		},
 	}
 	equal := func(when string) {
 		t.Helper()

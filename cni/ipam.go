@@ -1,6 +1,7 @@
 package cni
 
 import (
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -13,99 +14,60 @@ import (
 	"time"
 )
 
-// Allocation is an address that a pod's interface holds, as it lies on disk.
-type Allocation struct {
-	ContainerID string     `json:"containerID"`
-	Ifname      string     `json:"ifname"`
-	Addr        netip.Addr `json:"addr"`
-	Host        string     `json:"host"` // name of the host's side of the veth
-	Ports       []HostPort `json:"ports,omitempty"`
-}
-
-func (a Allocation) key() string { return key(a.ContainerID, a.Ifname) }
-
-// key names an attachment. A container's id has no comma (CNI 1.1, section 2), so no two attachments share a key.
-func key(container, ifname string) string { return container + "," + ifname }
-
 // grace is how long a released address rests while others are free, so that nobody who still remembers the old pod
 // meets a new one.
 const grace = time.Minute
 
-var errFull = errors.New("cni: no address is free")
+var errFull = errors.New("no address is free")
 
-// Files in the state folder. An allocation is <key>.json.
-const (
-	allocationSuffix = ".json"
-	lastFile         = "last"
-)
+// lastFile holds the latest address of each family that was given.
+const lastFile = "last"
 
-// ipam hands out the addresses of the node's range. What is given is what the files say.
+// ipam hands out the addresses of the node's ranges. What is given is what the files say.
 type ipam struct {
 	dir string
 	now func() time.Time
 
-	mu       sync.Mutex
-	byKey    map[string]Allocation
-	taken    map[netip.Addr]string
-	released map[netip.Addr]time.Time
-	last     netip.Addr // the latest given, also in lastFile: a restart goes on behind it
+	mu      sync.Mutex
+	byKey   map[string]Allocation
+	taken   map[netip.Addr]string
+	resting map[netip.Addr]time.Time // since when
+	queue   []rest                   // the same, oldest first; an entry that the map does not confirm is void
+	last    map[bool]netip.Addr      // by "is IPv4": the latest given, also in lastFile: a restart goes on behind it
 }
 
-// openIPAM reads the allocations of a former run. A file that can't be read is an error: its address may be in use.
+type rest struct {
+	addr  netip.Addr
+	since time.Time
+}
+
+// openIPAM reads the allocations of a former run.
 func openIPAM(dir string) (*ipam, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("cni: allocations: %w", err)
 	}
-	p := &ipam{dir: dir, now: time.Now, byKey: map[string]Allocation{}, taken: map[netip.Addr]string{}, released: map[netip.Addr]time.Time{}}
+	p := &ipam{dir: dir, now: time.Now, byKey: map[string]Allocation{}, taken: map[netip.Addr]string{}, resting: map[netip.Addr]time.Time{}, last: map[bool]netip.Addr{}}
 	list, err := readAllocations(dir)
 	if err != nil {
 		return nil, err
 	}
 	for _, a := range list {
-		if other, ok := p.taken[a.Addr]; ok {
-			return nil, fmt.Errorf("cni: %s is allocated twice in %s, to %s and to %s; remove the file of the one that does not run", a.Addr, dir, other, a.key())
+		for _, addr := range a.Addrs {
+			if other, ok := p.taken[addr]; ok {
+				return nil, fmt.Errorf("cni: %s is allocated twice in %s, to %s and to %s; remove the file of the one that does not run", addr, dir, other, a.key())
+			}
+			p.taken[addr] = a.key()
 		}
-		p.byKey[a.key()], p.taken[a.Addr] = a, a.key()
+		p.byKey[a.key()] = a
 	}
 	if text, err := os.ReadFile(filepath.Join(dir, lastFile)); err == nil {
-		p.last, _ = netip.ParseAddr(string(text)) // only a hint: without it addresses begin anew
+		for _, field := range strings.Fields(string(text)) {
+			if addr, err := netip.ParseAddr(field); err == nil { // only a hint: without it addresses begin anew
+				p.last[addr.Is4()] = addr
+			}
+		}
 	}
 	return p, nil
-}
-
-func readAllocations(dir string) ([]Allocation, error) {
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return nil, fmt.Errorf("cni: allocations: %w", err)
-	}
-	var out []Allocation
-	for _, e := range entries {
-		if !strings.HasSuffix(e.Name(), allocationSuffix) {
-			continue // what a crash left of an unfinished write, and the folder's other files
-		}
-		path := filepath.Join(dir, e.Name())
-		data, err := os.ReadFile(path)
-		if err != nil {
-			return nil, fmt.Errorf("cni: allocations: %w", err)
-		}
-		a, err := parseAllocation(data)
-		if err != nil {
-			return nil, fmt.Errorf("cni: allocation %s is corrupt (%w); remove it if that container does not run", path, err)
-		}
-		out = append(out, a)
-	}
-	return out, nil
-}
-
-func parseAllocation(data []byte) (Allocation, error) {
-	var a Allocation
-	if err := json.Unmarshal(data, &a); err != nil {
-		return a, err
-	}
-	if !a.Addr.Is4() || a.ContainerID == "" || a.Ifname == "" || a.Host == "" {
-		return a, errors.New("a field is missing")
-	}
-	return a, nil
 }
 
 // get returns an existing allocation.
@@ -126,54 +88,104 @@ func (p *ipam) list() []Allocation {
 	return out
 }
 
-// allocate gives the next free address after the last one given. The first and last address of the range stay
-// unused (network and broadcast, RFC 919), and the first host address, by which others expect a gateway.
-func (p *ipam) allocate(prefix netip.Prefix, container, ifname, host string, ports ...HostPort) (Allocation, error) {
+// allocate completes an allocation with an address of each range and notes it. Ranges are one, or two of different families.
+func (p *ipam) allocate(ranges []netip.Prefix, a Allocation) (Allocation, error) {
+	if len(ranges) == 0 || len(ranges) > 2 || len(ranges) == 2 && ranges[0].Addr().Is4() == ranges[1].Addr().Is4() {
+		return a, fmt.Errorf("the node's pod ranges %s are not one, or two of different families", ranges)
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	prefix = prefix.Masked()
-	if !prefix.Addr().Is4() || prefix.Bits() > 30 {
-		return Allocation{}, fmt.Errorf("cni: range %s has no address for a pod", prefix)
+	a.Addrs = nil
+	for _, r := range ranges {
+		addr, err := p.next(r.Masked())
+		if err != nil {
+			return a, err
+		}
+		a.Addrs = append(a.Addrs, addr)
 	}
-	const first = uint64(2)
-	count := uint64(1)<<(32-prefix.Bits()) - 3
-	start := first
-	if p.last.IsValid() && prefix.Contains(p.last) {
-		start = max(index(prefix, p.last)+1, first)
+	return p.take(a)
+}
+
+// firstHost is the offset of the first address that a pod may have. Before it are the network's own (RFC 919), in IPv6 that of all
+// routers (RFC 4291, 2.6.1), and the first host's, by which others expect a gateway.
+const firstHost = 2
+
+// hosts counts the addresses for pods, from firstHost on. Of IPv4 the last is the broadcast's (RFC 919). Of IPv6 no more are used than
+// IPv4 has, which also leaves out those at the end of a /64 that RFC 2526 reserves.
+func hosts(p netip.Prefix) uint64 {
+	bits := p.Addr().BitLen() - p.Bits()
+	switch {
+	case bits < 2:
+		return 0
+	case p.Addr().Is4():
+		return 1<<bits - firstHost - 1
 	}
-	now := p.now()
-	var resting netip.Addr
-	for i := range count {
-		addr := nth(prefix, first+(start-first+i)%count)
+	return 1<<min(bits, 32) - firstHost
+}
+
+// next finds the first free address behind the last one given, or, if all are in use or rest, the one that rests longest.
+func (p *ipam) next(r netip.Prefix) (netip.Addr, error) {
+	count := hosts(r)
+	if count == 0 {
+		return netip.Addr{}, fmt.Errorf("the node's pod range %s has no address for a pod", r)
+	}
+	p.wake()
+	start := uint64(0)
+	if last, ok := p.last[r.Addr().Is4()]; ok {
+		if i, ok := index(r, last); ok && i >= firstHost {
+			start = i - firstHost + 1
+		}
+	}
+	for i := range count { // ends soon: what is in the way is in one of the two maps
+		addr := nth(r, firstHost+(start+i)%count)
 		if _, used := p.taken[addr]; used {
 			continue
 		}
-		if t, ok := p.released[addr]; ok && now.Sub(t) < grace {
-			if !resting.IsValid() || t.Before(p.released[resting]) {
-				resting = addr
-			}
-			continue
+		if _, rests := p.resting[addr]; !rests {
+			return addr, nil
 		}
-		return p.take(Allocation{ContainerID: container, Ifname: ifname, Addr: addr, Host: host, Ports: ports})
 	}
-	if resting.IsValid() {
-		return p.take(Allocation{ContainerID: container, Ifname: ifname, Addr: resting, Host: host, Ports: ports})
+	for _, q := range p.queue {
+		if i, ok := index(r, q.addr); ok && i >= firstHost && i < firstHost+count && p.resting[q.addr].Equal(q.since) {
+			return q.addr, nil
+		}
 	}
-	return Allocation{}, fmt.Errorf("%w: all %d of the node's range %s are in use", errFull, count, prefix)
+	return netip.Addr{}, fmt.Errorf("%w: all %d of the node's pod range %s are in use", errFull, count, r)
 }
 
-func index(p netip.Prefix, a netip.Addr) uint64 {
-	return uint64(number(a)) - uint64(number(p.Addr()))
+// wake ends the rest of addresses whose time is over.
+func (p *ipam) wake() {
+	now := p.now()
+	for len(p.queue) > 0 && now.Sub(p.queue[0].since) >= grace {
+		if q := p.queue[0]; p.resting[q.addr].Equal(q.since) {
+			delete(p.resting, q.addr)
+		}
+		p.queue = p.queue[1:]
+	}
 }
 
-func number(a netip.Addr) uint32 {
-	b := a.As4()
-	return uint32(b[0])<<24 | uint32(b[1])<<16 | uint32(b[2])<<8 | uint32(b[3])
+// split gives an address as two numbers; IPv4 is within the second.
+func split(a netip.Addr) (high, low uint64) {
+	b := a.As16()
+	return binary.BigEndian.Uint64(b[:8]), binary.BigEndian.Uint64(b[8:])
 }
 
+// index is the offset of an address within a range, if it has one below 2^64.
+func index(p netip.Prefix, a netip.Addr) (uint64, bool) {
+	baseHigh, base := split(p.Addr())
+	high, low := split(a)
+	return low - base, p.Contains(a) && high == baseHigh
+}
+
+// nth is the address at an offset. The range's own bits from there on are zero, so nothing is carried over.
 func nth(p netip.Prefix, n uint64) netip.Addr {
-	v := number(p.Addr()) + uint32(n)
-	return netip.AddrFrom4([4]byte{byte(v >> 24), byte(v >> 16), byte(v >> 8), byte(v)})
+	b := p.Addr().As16()
+	binary.BigEndian.PutUint64(b[8:], binary.BigEndian.Uint64(b[8:])+n)
+	a := netip.AddrFrom16(b)
+	if p.Addr().Is4() {
+		a = a.Unmap()
+	}
+	return a
 }
 
 func (p *ipam) take(a Allocation) (Allocation, error) {
@@ -181,18 +193,26 @@ func (p *ipam) take(a Allocation) (Allocation, error) {
 	if err != nil {
 		return a, err
 	}
-	if err := writeFile(filepath.Join(p.dir, a.key()+allocationSuffix), data); err != nil {
-		return a, fmt.Errorf("cni: allocation of %s: %w", a.Addr, err)
+	if err := writeFile(allocationFile(p.dir, a), data); err != nil {
+		os.Remove(allocationFile(p.dir, a)) // it may be there, with only its durability in doubt
+		return a, fmt.Errorf("allocation of %s: %w", a.Addrs, err)
 	}
-	p.byKey[a.key()], p.taken[a.Addr], p.last = a, a.key(), a.Addr
-	delete(p.released, a.Addr)
-	if err := os.WriteFile(filepath.Join(p.dir, lastFile), []byte(a.Addr.String()), 0o600); err != nil {
-		return a, errors.Join(fmt.Errorf("cni: allocation of %s: %w", a.Addr, err), p.drop(a))
+	p.byKey[a.key()] = a
+	for _, addr := range a.Addrs {
+		p.taken[addr], p.last[addr.Is4()] = a.key(), addr
+		delete(p.resting, addr)
+	}
+	var last []string
+	for _, addr := range p.last {
+		last = append(last, addr.String())
+	}
+	if err := os.WriteFile(filepath.Join(p.dir, lastFile), []byte(strings.Join(last, "\n")), 0o600); err != nil {
+		return a, errors.Join(fmt.Errorf("allocation of %s: %w", a.Addrs, err), p.drop(a))
 	}
 	return a, nil
 }
 
-// release gives an address back; one that is not held is no error.
+// release gives addresses back; what is not held is no error.
 func (p *ipam) release(container, ifname string) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -204,39 +224,16 @@ func (p *ipam) release(container, ifname string) error {
 }
 
 func (p *ipam) drop(a Allocation) error {
-	if err := os.Remove(filepath.Join(p.dir, a.key()+allocationSuffix)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("cni: release of %s: %w", a.Addr, err)
+	if err := os.Remove(allocationFile(p.dir, a)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("release of %s: %w", a.Addrs, err)
 	}
 	delete(p.byKey, a.key())
-	delete(p.taken, a.Addr)
-	p.released[a.Addr] = p.now()
+	p.wake()
+	now := p.now()
+	for _, addr := range a.Addrs {
+		delete(p.taken, addr)
+		p.resting[addr] = now
+		p.queue = append(p.queue, rest{addr, now})
+	}
 	return nil
-}
-
-// writeFile is atomic and durable: after a power loss the file is whole or absent.
-func writeFile(path string, data []byte) error {
-	tmp, err := os.CreateTemp(filepath.Dir(path), ".tmp-*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(tmp.Name())
-	_, err = tmp.Write(data)
-	if err == nil {
-		err = tmp.Sync()
-	}
-	if cerr := tmp.Close(); err == nil {
-		err = cerr
-	}
-	if err == nil {
-		err = os.Rename(tmp.Name(), path)
-	}
-	if err != nil {
-		return err
-	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	return dir.Sync() // the name, too
 }

@@ -1,14 +1,12 @@
 package cni
 
 import (
-	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
 	"strings"
 
 	"github.com/containernetworking/cni/pkg/types"
@@ -40,18 +38,19 @@ func macs(a Allocation) (pod, host net.HardwareAddr) {
 	return sum[0:6:6], sum[6:12:12]
 }
 
-// podLink is a pod's interface, both sides.
-type podLink struct {
-	ifindex         int // host side
-	podMAC, hostMAC net.HardwareAddr
-}
-
 func ipNet(a netip.Addr) *net.IPNet {
 	return &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen(), a.BitLen())}
 }
 
+func family(is4 bool) int {
+	if is4 {
+		return netlink.FAMILY_V4
+	}
+	return netlink.FAMILY_V6
+}
+
 func permanent(ifindex int, a netip.Addr, mac net.HardwareAddr) *netlink.Neigh {
-	return &netlink.Neigh{LinkIndex: ifindex, Family: netlink.FAMILY_V4, IP: a.AsSlice(), HardwareAddr: mac, State: netlink.NUD_PERMANENT}
+	return &netlink.Neigh{LinkIndex: ifindex, Family: family(a.Is4()), IP: a.AsSlice(), HardwareAddr: mac, State: netlink.NUD_PERMANENT}
 }
 
 // openNetns opens a pod's network namespace. What is no namespace is not even opened: a FIFO would wait for its other
@@ -86,249 +85,146 @@ func openNetns(path string) (netns.NsHandle, error) {
 }
 
 // inPod opens the pod's network namespace for netlink.
-func inPod(path string) (netns.NsHandle, *netlink.Handle, error) {
+func inPod(path string) (*pod, error) {
 	ns, err := openNetns(path)
 	if err != nil {
-		return ns, nil, err
+		return nil, err
 	}
 	h, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
 	if err != nil {
 		ns.Close()
-		return ns, nil, fmt.Errorf("network namespace %q: %w", path, err)
+		return nil, fmt.Errorf("network namespace %q: %w", path, err)
 	}
-	return ns, h, nil
+	return &pod{h, ns}, nil
 }
 
 // present tells whether the pod has the interface.
 func present(netnsPath, ifname string) (bool, error) {
-	ns, pod, err := inPod(netnsPath)
+	p, err := inPod(netnsPath)
 	if err != nil {
 		return false, err
 	}
-	defer ns.Close()
-	defer pod.Close()
-	_, err = pod.LinkByName(ifname)
+	defer p.close()
+	_, err = p.LinkByName(ifname)
 	if errors.As(err, new(netlink.LinkNotFoundError)) {
 		return false, nil
 	}
 	return err == nil, err
 }
 
-// connect makes the veth pair, its addresses and routes. On failure nothing of it is left.
-func connect(a Allocation, netnsPath, alias string, mtu int, node netip.Addr) (link podLink, err error) {
-	ns, pod, err := inPod(netnsPath)
-	if err != nil {
-		return link, err
-	}
-	defer ns.Close()
-	defer pod.Close()
-	if _, err := pod.LinkByName(a.Ifname); err == nil {
-		return link, fmt.Errorf("%w: %s", errExists, a.Ifname)
-	}
-	if err := disconnect(a.Host); err != nil { // what a former, unfinished call left
-		return link, err
+// pod is the network namespace of a pod, and a way to ask for what is in it.
+type pod struct {
+	*netlink.Handle
+	ns netns.NsHandle
+}
+
+func (p *pod) close() {
+	p.Handle.Close()
+	p.ns.Close()
+}
+
+// makeLink makes the veth pair, both sides down. What a former, unfinished call left is removed.
+func makeLink(p *pod, a Allocation, alias string, mtu int) (netlink.Link, error) {
+	if _, err := p.LinkByName(a.Ifname); err == nil {
+		return nil, fmt.Errorf("%w: %s", errExists, a.Ifname)
 	}
 	podMAC, hostMAC := macs(a)
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU, attrs.HardwareAddr = a.Host, mtu, hostMAC
 	veth := netlink.NewVeth(attrs)
-	veth.PeerName, veth.PeerNamespace, veth.PeerMTU, veth.PeerHardwareAddr = a.Ifname, netlink.NsFd(int(ns)), uint32(mtu), podMAC
-	if err := netlink.LinkAdd(veth); err != nil {
-		return link, fmt.Errorf("make %s: %w", a.Host, err)
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, disconnect(a.Host))
+	veth.PeerName, veth.PeerNamespace, veth.PeerMTU, veth.PeerHardwareAddr = a.Ifname, netlink.NsFd(int(p.ns)), uint32(mtu), podMAC
+	err := netlink.LinkAdd(veth)
+	if errors.Is(err, unix.EEXIST) {
+		if err = disconnect(a.Host); err == nil {
+			err = netlink.LinkAdd(veth)
 		}
-	}()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("make %s: %w", a.Host, err)
+	}
 	outside, err := netlink.LinkByName(a.Host)
 	if err != nil {
-		return link, fmt.Errorf("find %s: %w", a.Host, err)
+		return nil, fmt.Errorf("find %s: %w", a.Host, err)
 	}
 	if err := netlink.LinkSetAlias(outside, alias); err != nil {
-		return link, fmt.Errorf("alias of %s: %w", a.Host, err)
+		return nil, fmt.Errorf("alias of %s: %w", a.Host, err)
 	}
-	if err := podSide(pod, a, hostMAC); err != nil {
-		return link, err
-	}
-	return hostSide(outside, a, node)
+	return outside, nil
 }
 
-// podSide gives the pod its address and routes.
-func podSide(pod *netlink.Handle, a Allocation, hostMAC net.HardwareAddr) error {
-	if lo, err := pod.LinkByName("lo"); err == nil {
-		if err := pod.LinkSetUp(lo); err != nil {
+// podSide gives the pod its addresses and routes.
+func podSide(p *pod, a Allocation) error {
+	_, hostMAC := macs(a)
+	if lo, err := p.LinkByName("lo"); err == nil {
+		if err := p.LinkSetUp(lo); err != nil {
 			return fmt.Errorf("lo of the pod: %w", err)
 		}
 	}
-	inside, err := pod.LinkByName(a.Ifname)
+	inside, err := p.LinkByName(a.Ifname)
 	if err != nil {
 		return fmt.Errorf("find %s in the pod: %w", a.Ifname, err)
 	}
 	index := inside.Attrs().Index
-	if err := pod.AddrAdd(inside, &netlink.Addr{IPNet: ipNet(a.Addr)}); err != nil {
-		return fmt.Errorf("address %s of the pod: %w", a.Addr, err)
+	_, ipv6 := a.addr(false)
+	if err := onThreadIn(p.ns, func() error { return setSysctls(podSysctls(a.Ifname, ipv6)) }); err != nil {
+		return fmt.Errorf("in the pod: %w", err)
 	}
-	if err := pod.LinkSetUp(inside); err != nil {
+	for _, addr := range a.Addrs {
+		x := &netlink.Addr{IPNet: ipNet(addr)}
+		if !addr.Is4() {
+			x.Flags = unix.IFA_F_NODAD | unix.IFA_F_NOPREFIXROUTE
+		}
+		if err := p.AddrAdd(inside, x); err != nil {
+			return fmt.Errorf("address %s of the pod: %w", addr, err)
+		}
+	}
+	if err := p.LinkSetUp(inside); err != nil {
 		return fmt.Errorf("%s of the pod up: %w", a.Ifname, err)
 	}
-	if err := pod.NeighSet(permanent(index, Gateway, hostMAC)); err != nil {
-		return fmt.Errorf("the pod's neighbour entry of its gateway: %w", err)
-	}
-	for _, r := range []*netlink.Route{
-		{LinkIndex: index, Dst: ipNet(Gateway), Scope: netlink.SCOPE_LINK},
-		{LinkIndex: index, Gw: Gateway.AsSlice(), Src: a.Addr.AsSlice()},
-	} {
-		if err := pod.RouteAdd(r); err != nil {
-			return fmt.Errorf("route of the pod (%s): %w", r, err)
+	for _, addr := range a.Addrs {
+		gw := gateway(addr.Is4())
+		if err := p.NeighSet(permanent(index, gw, hostMAC)); err != nil {
+			return fmt.Errorf("the pod's neighbour entry of its gateway: %w", err)
+		}
+		routes := []*netlink.Route{{LinkIndex: index, Gw: gw.AsSlice(), Src: addr.AsSlice()}}
+		if addr.Is4() { // an IPv6 gateway is link-local by its address
+			routes = append([]*netlink.Route{{LinkIndex: index, Dst: ipNet(gw), Scope: netlink.SCOPE_LINK}}, routes...)
+		}
+		for _, r := range routes {
+			if err := p.RouteAdd(r); err != nil {
+				return fmt.Errorf("route of the pod (%s): %w", r, err)
+			}
 		}
 	}
 	return nil
 }
 
-// hostSide makes the host's side right, whatever of it is there.
-func hostSide(outside netlink.Link, a Allocation, node netip.Addr) (podLink, error) {
+// hostSide makes the host's side right, whatever of it is there. Node addresses are the sources of host processes that talk to the pod.
+func hostSide(outside netlink.Link, a Allocation, nodeAddrs []netip.Addr) error {
 	podMAC, _ := macs(a)
-	link := podLink{ifindex: outside.Attrs().Index, podMAC: podMAC, hostMAC: outside.Attrs().HardwareAddr}
-	if err := quiet(a.Host); err != nil {
-		return link, err
+	index := outside.Attrs().Index
+	_, ipv6 := a.addr(false)
+	if err := setSysctls(hostSysctls(a.Host, ipv6)); err != nil {
+		return err
 	}
 	if err := netlink.LinkSetUp(outside); err != nil {
-		return link, fmt.Errorf("%s up: %w", a.Host, err)
+		return fmt.Errorf("%s up: %w", a.Host, err)
 	}
-	if err := netlink.NeighSet(permanent(link.ifindex, a.Addr, podMAC)); err != nil {
-		return link, fmt.Errorf("neighbour entry of %s: %w", a.Addr, err)
-	}
-	route := &netlink.Route{LinkIndex: link.ifindex, Dst: ipNet(a.Addr), Scope: netlink.SCOPE_LINK}
-	if node.IsValid() {
-		route.Src = node.AsSlice()
-	}
-	if err := netlink.RouteReplace(route); err != nil {
-		return link, fmt.Errorf("route to %s: %w", a.Addr, err)
-	}
-	return link, nil
-}
-
-// quiet sets what the kernel should not do by itself on the host's side of a pod's interface.
-func quiet(name string) error {
-	for _, s := range [][2]string{
-		{"net/ipv4/conf/" + name + "/rp_filter", "0"},    // the BPF program checks sources, by exact address
-		{"net/ipv6/conf/" + name + "/accept_ra", "0"},    // a pod is no router
-		{"net/ipv6/conf/" + name + "/disable_ipv6", "1"}, // nor does the host speak IPv6 with it: no address, no multicast reports
-	} {
-		err := os.WriteFile("/proc/sys/"+s[0], []byte(s[1]), 0)
-		if err != nil && !errors.Is(err, os.ErrNotExist) { // a kernel without IPv6
-			return fmt.Errorf("sysctl %s: %w", s[0], err)
+	for _, addr := range a.Addrs {
+		if err := netlink.NeighSet(permanent(index, addr, podMAC)); err != nil {
+			return fmt.Errorf("neighbour entry of %s: %w", addr, err)
+		}
+		route := &netlink.Route{LinkIndex: index, Dst: ipNet(addr), Scope: netlink.SCOPE_LINK}
+		for _, node := range nodeAddrs {
+			if node.Is4() == addr.Is4() {
+				route.Src = node.AsSlice()
+			}
+		}
+		if err := netlink.RouteReplace(route); err != nil {
+			return fmt.Errorf("route to %s: %w", addr, err)
 		}
 	}
 	return nil
-}
-
-// verify tells what is damaged of an attachment (the verb CHECK), or nothing.
-func verify(a Allocation, netnsPath string) (podLink, error) {
-	podMAC, hostMAC := macs(a)
-	link := podLink{podMAC: podMAC, hostMAC: hostMAC}
-	outside, err := netlink.LinkByName(a.Host)
-	if err != nil {
-		return link, fmt.Errorf("host interface %s: %w", a.Host, err)
-	}
-	link.ifindex = outside.Attrs().Index
-	host, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-	if err != nil {
-		return link, err
-	}
-	defer host.Close()
-	ns, pod, err := inPod(netnsPath)
-	if err != nil {
-		return link, err
-	}
-	defer ns.Close()
-	defer pod.Close()
-	inside, err := pod.LinkByName(a.Ifname)
-	if err != nil {
-		return link, fmt.Errorf("interface %s of the pod: %w", a.Ifname, err)
-	}
-	for _, side := range []struct {
-		h        *netlink.Handle
-		link     netlink.Link
-		mac      net.HardwareAddr
-		neigh    netip.Addr
-		neighMAC net.HardwareAddr
-		routes   []route
-	}{
-		{host, outside, hostMAC, a.Addr, podMAC, []route{{dst: netip.PrefixFrom(a.Addr, 32)}}},
-		{pod, inside, podMAC, Gateway, hostMAC, []route{{dst: netip.PrefixFrom(Gateway, 32)}, {dst: netip.PrefixFrom(netip.IPv4Unspecified(), 0), gw: Gateway}}},
-	} {
-		attrs := side.link.Attrs()
-		if attrs.RawFlags&unix.IFF_UP == 0 {
-			return link, fmt.Errorf("interface %s is down", attrs.Name)
-		}
-		if !bytes.Equal(attrs.HardwareAddr, side.mac) {
-			return link, fmt.Errorf("interface %s has the address %s, not %s", attrs.Name, attrs.HardwareAddr, side.mac)
-		}
-		if err := hasNeigh(side.h, attrs.Index, side.neigh, side.neighMAC); err != nil {
-			return link, fmt.Errorf("interface %s: %w", attrs.Name, err)
-		}
-		if err := hasRoutes(side.h, side.link, side.routes); err != nil {
-			return link, fmt.Errorf("interface %s: %w", attrs.Name, err)
-		}
-	}
-	addrs, err := pod.AddrList(inside, netlink.FAMILY_V4)
-	if err != nil {
-		return link, err
-	}
-	for _, x := range addrs {
-		if toAddr(x.IP) == a.Addr {
-			return link, nil
-		}
-	}
-	return link, fmt.Errorf("interface %s of the pod has lost its address %s", a.Ifname, a.Addr)
-}
-
-// route is what matters of a route over one interface.
-type route struct {
-	dst netip.Prefix
-	gw  netip.Addr
-}
-
-func toAddr(ip net.IP) netip.Addr {
-	a, _ := netip.AddrFromSlice(ip)
-	return a.Unmap()
-}
-
-func hasRoutes(h *netlink.Handle, l netlink.Link, want []route) error {
-	list, err := h.RouteList(l, netlink.FAMILY_V4)
-	if err != nil {
-		return fmt.Errorf("routes: %w", err)
-	}
-	have := map[route]bool{}
-	for _, r := range list {
-		dst := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
-		if r.Dst != nil {
-			bits, _ := r.Dst.Mask.Size()
-			dst = netip.PrefixFrom(toAddr(r.Dst.IP), bits)
-		}
-		have[route{dst, toAddr(r.Gw)}] = true
-	}
-	for _, w := range want {
-		if !have[w] {
-			return fmt.Errorf("the route to %s is gone", w.dst)
-		}
-	}
-	return nil
-}
-
-func hasNeigh(h *netlink.Handle, ifindex int, a netip.Addr, mac net.HardwareAddr) error {
-	list, err := h.NeighList(ifindex, netlink.FAMILY_V4)
-	if err != nil {
-		return fmt.Errorf("neighbours: %w", err)
-	}
-	for _, n := range list {
-		if toAddr(n.IP) == a && bytes.Equal(n.HardwareAddr, mac) && n.State&netlink.NUD_PERMANENT != 0 {
-			return nil
-		}
-	}
-	return fmt.Errorf("the fixed neighbour entry of %s is gone", a)
 }
 
 // disconnect removes the veth; one that is gone is no error.

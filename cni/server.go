@@ -34,14 +34,16 @@ type Datapath interface {
 
 // Config says where the server listens and what it hands out.
 type Config struct {
-	Socket   string // unix socket, 0600
-	StateDir string
-	Alias    string     // marks our interfaces, one value for each node
-	NodeAddr netip.Addr // source address of host processes that talk to pods
-	MTU      int        // of both sides of the veth; zero: the kernel's default
-	Datapath Datapath
-	// PodCIDR returns the node's range, once it is known.
-	PodCIDR func() (netip.Prefix, bool)
+	Socket    string // unix socket, 0600
+	StateDir  string
+	Alias     string       // marks our interfaces, one value for each node
+	NodeAddrs []netip.Addr // at most one of each family: sources of host processes that talk to pods
+	Datapath  Datapath
+	// MTU returns that of both sides of a new pod's veth; zero is the kernel's default.
+	MTU func() int
+	// PodCIDRs returns the node's ranges, once they are known: one, or two of different families, the primary first. A pod has an
+	// address of each.
+	PodCIDRs func() ([]netip.Prefix, bool)
 }
 
 // Server answers the plugin.
@@ -70,16 +72,15 @@ func (s *Server) reconcile() error {
 	for _, a := range s.ipam.list() {
 		outside, err := netlink.LinkByName(a.Host)
 		if errors.As(err, new(netlink.LinkNotFoundError)) {
-			klog.InfoS("Releasing the address of a pod that is gone", "container", a.ContainerID, "address", a.Addr)
+			klog.InfoS("Releasing the address of a pod that is gone", "container", a.ContainerID, "addresses", a.Addrs)
 			err = s.del(a.ContainerID, a.Ifname)
 		} else if err == nil {
-			var link podLink
-			if link, err = hostSide(outside, a, s.cfg.NodeAddr); err == nil {
-				err = s.attach(a, link)
+			if err = hostSide(outside, a, s.cfg.NodeAddrs); err == nil {
+				err = s.attach(a, outside.Attrs().Index)
 			}
 		}
 		if err != nil {
-			klog.ErrorS(err, "The network of a pod could not be brought up to date", "container", a.ContainerID, "address", a.Addr)
+			klog.ErrorS(err, "The network of a pod could not be brought up to date", "container", a.ContainerID, "addresses", a.Addrs)
 		}
 	}
 	if err := s.sweep(); err != nil {
@@ -135,19 +136,27 @@ func owner(container, ifname string) string {
 }
 
 // attach makes a pod's datapath live: its own packets first, then those to it.
-func (s *Server) attach(a Allocation, link podLink) error {
+func (s *Server) attach(a Allocation, ifindex int) error {
 	s.mu.Lock()
-	s.ifindex[a.key()] = link.ifindex
+	s.ifindex[a.key()] = ifindex
 	s.mu.Unlock()
-	if err := s.cfg.Datapath.AttachPod(link.ifindex); err != nil {
+	if err := s.cfg.Datapath.AttachPod(ifindex); err != nil {
 		return err
 	}
-	if _, err := s.cfg.Datapath.Endpoints().Replace(owner(a.ContainerID, a.Ifname), []bpf.Endpoint{{
-		Owner: owner(a.ContainerID, a.Ifname), Addr: a.Addr, Ifindex: link.ifindex, PodMAC: link.podMAC, HostMAC: link.hostMAC,
-	}}); err != nil {
+	if _, err := s.cfg.Datapath.Endpoints().Replace(owner(a.ContainerID, a.Ifname), endpoints(a, ifindex)); err != nil {
 		return err
 	}
 	return s.openPorts(a)
+}
+
+// endpoints are the rows of a pod's addresses.
+func endpoints(a Allocation, ifindex int) []bpf.Endpoint {
+	podMAC, hostMAC := macs(a)
+	var out []bpf.Endpoint
+	for _, addr := range a.Addrs {
+		out = append(out, bpf.Endpoint{Owner: owner(a.ContainerID, a.Ifname), Addr: addr, Ifindex: ifindex, PodMAC: podMAC, HostMAC: hostMAC})
+	}
+	return out
 }
 
 // Run serves until ctx ends, and lets calls that have begun come to their end.

@@ -22,20 +22,91 @@ import (
 const longID = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
 
 func TestAddGivesAWorkingPod(t *testing.T) {
-	n := newNode(t, "10.244.0.0/24")
-	must(t, Prepare(n.cfg.StateDir, nodeAddr))
+	for name, ranges := range map[string][]string{"IPv4": {"10.244.0.0/24"}, "IPv6": {"fd00:10:244::/64"}, "both": {"fd00:10:244::/64", "10.244.0.0/24"}} {
+		t.Run(name, func(t *testing.T) { testWorkingPod(t, ranges) })
+	}
+}
+
+func testWorkingPod(t *testing.T, ranges []string) {
+	n := newNode(t, ranges...)
+	must(t, Prepare(n.cfg.StateDir, nodeAddrs, nil))
 	ns1, ns2 := newNetns(t), newNetns(t)
-	a1 := n.add(t, longID, ns1)
-	a2 := n.add(t, "b", ns2)
+	for _, ns := range []string{ns1, ns2} { // as some runtimes leave it
+		must(t, within(t, ns, func() error { return os.WriteFile("/proc/sys/net/ipv6/conf/all/disable_ipv6", []byte("1"), 0) }))
+	}
+	a1 := n.addAll(t, longID, ns1)
+	a2 := n.addAll(t, "b", ns2)
+	if len(a1) != len(ranges) || len(a2) != len(ranges) {
+		t.Fatalf("addresses %v and %v of %v", a1, a2, ranges)
+	}
 	must(t, n.check(longID, ns1))
-	// The pod's programs are a fake's, so all goes over the host's stack: routes and neighbours alone carry it.
-	l, err := net.Listen("tcp4", netip.AddrPortFrom(nodeAddr, 0).String())
+	for i := range a1 {
+		if !netip.MustParsePrefix(ranges[i]).Contains(a1[i]) {
+			t.Errorf("%s is not of %s", a1[i], ranges[i])
+		}
+		testTalk(t, ns1, ns2, a1[i], a2[i])
+	}
+	a, _ := n.ipam.get(longID, "eth0")
+	outside, err := netlink.LinkByName(a.Host)
+	must(t, err)
+	if outside.Attrs().MTU != 1400 {
+		t.Errorf("MTU %d outside, want 1400", outside.Attrs().MTU)
+	}
+	if addrs, err := netlink.AddrList(outside, netlink.FAMILY_ALL); err != nil || len(addrs) != 0 {
+		t.Errorf("the host's side has addresses %v, %v", addrs, err)
+	}
+	must(t, within(t, ns1, func() error {
+		eth0, err := net.InterfaceByName("eth0")
+		if err != nil {
+			return err
+		}
+		if eth0.MTU != 1400 {
+			t.Errorf("MTU %d inside, want 1400", eth0.MTU)
+		}
+		// Nothing but what was given: above all no address of the kernel's own making.
+		addrs, err := eth0.Addrs()
+		if err != nil || len(addrs) != len(ranges) {
+			t.Errorf("the pod has %v, %v", addrs, err)
+		}
+		if _, ipv6 := a.addr(false); ipv6 {
+			for name, want := range map[string]string{"accept_ra": "0", "autoconf": "0", "router_solicitations": "0", "accept_dad": "0", "addr_gen_mode": "1", "disable_ipv6": "0"} {
+				if got, err := readSysctl("net/ipv6/conf/eth0/" + name); err != nil || got != want {
+					t.Errorf("%s of the pod: %q, %v, want %s", name, got, err, want)
+				}
+			}
+			if l, err := net.Listen("tcp6", "[::1]:0"); err != nil {
+				t.Errorf("lo of the pod: %v", err)
+			} else {
+				l.Close()
+			}
+		}
+		return nil
+	}))
+	if !n.fake.attached[outside.Attrs().Index] {
+		t.Error("the program is not attached")
+	}
+	rows, err := n.fake.Dump()
+	must(t, err)
+	if len(rows) != 2*len(ranges) {
+		t.Errorf("rows %v, want one an address", rows)
+	}
+}
+
+// testTalk lets a pod talk to its node and to another pod, and the node to a pod. The pod's programs are a fake's, so all goes over the
+// host's stack: routes and neighbours alone carry it.
+func testTalk(t *testing.T, ns1, ns2 string, a1, a2 netip.Addr) {
+	t.Helper()
+	node := nodeAddrs[0]
+	if !a1.Is4() {
+		node = nodeAddrs[1]
+	}
+	l, err := net.Listen("tcp", netip.AddrPortFrom(node, 0).String())
 	must(t, err)
 	defer l.Close()
 	talk := func(from string, to net.Addr, want netip.Addr) {
 		t.Helper()
 		must(t, within(t, from, func() error {
-			c, err := net.Dial("tcp4", to.String())
+			c, err := net.Dial("tcp", to.String())
 			if err == nil {
 				c.Close()
 			}
@@ -53,33 +124,17 @@ func TestAddGivesAWorkingPod(t *testing.T) {
 	talk(ns1, l.Addr(), a1)
 	var podL net.Listener
 	must(t, within(t, ns2, func() (err error) {
-		podL, err = net.Listen("tcp4", netip.AddrPortFrom(a2, 0).String())
+		podL, err = net.Listen("tcp", netip.AddrPortFrom(a2, 0).String())
 		return err
 	}))
 	defer podL.Close()
 	talk(ns1, podL.Addr(), netip.Addr{})
-	c, err := net.Dial("tcp4", podL.Addr().String())
+	c, err := net.Dial("tcp", podL.Addr().String())
 	must(t, err)
-	if got := c.LocalAddr().(*net.TCPAddr).AddrPort().Addr(); got != nodeAddr {
-		t.Errorf("the node talks to pods as %s, want %s", got, nodeAddr)
+	if got := c.LocalAddr().(*net.TCPAddr).AddrPort().Addr(); got != node {
+		t.Errorf("the node talks to pods as %s, want %s", got, node)
 	}
 	c.Close()
-	a, _ := n.ipam.get(longID, "eth0")
-	outside, err := netlink.LinkByName(a.Host)
-	must(t, err)
-	if outside.Attrs().MTU != 1400 {
-		t.Errorf("MTU %d outside, want 1400", outside.Attrs().MTU)
-	}
-	must(t, within(t, ns1, func() error {
-		eth0, err := net.InterfaceByName("eth0")
-		if err == nil && eth0.MTU != 1400 {
-			err = fmt.Errorf("MTU %d inside, want 1400", eth0.MTU)
-		}
-		return err
-	}))
-	if !n.fake.attached[outside.Attrs().Index] {
-		t.Error("the program is not attached")
-	}
 }
 
 func TestVerbs(t *testing.T) {
@@ -110,7 +165,7 @@ func TestVerbs(t *testing.T) {
 		"ADD in a range without hosts": {"10.0.0.0/31", plugin.Request{Verb: "ADD", ContainerID: "a", Netns: ns, Ifname: "eth0"}, types.ErrInternal},
 	} {
 		t.Run(name, func(t *testing.T) {
-			n := newNode(t, c.cidr)
+			n := newNode(t, strings.Fields(c.cidr)...)
 			_, err := n.Handle(c.r)
 			if err == nil && c.code != 0 || err != nil && err.Code != c.code {
 				t.Errorf("error %v, want code %d", err, c.code)
@@ -137,7 +192,7 @@ func TestAddAfterACrashInTheMiddle(t *testing.T) {
 	n := newNode(t, "10.244.0.0/24")
 	ns := newNetns(t)
 	// An allocation, and no interface.
-	_, err := n.ipam.allocate(netip.MustParsePrefix("10.244.0.0/24"), "a", "eth0", hostName("a", "eth0"))
+	_, err := n.ipam.allocate([]netip.Prefix{netip.MustParsePrefix("10.244.0.0/24")}, Allocation{ContainerID: "a", Ifname: "eth0", Host: hostName("a", "eth0")})
 	must(t, err)
 	n.add(t, "a", ns)
 	must(t, n.check("a", ns))
@@ -197,55 +252,66 @@ func TestCheckSeesDamage(t *testing.T) {
 		return l
 	}
 	host := hostName("a", "eth0")
-	for name, damage := range map[string]func(n *node, ns string, a netip.Addr) error{
-		"the pod's address": func(n *node, ns string, a netip.Addr) error {
-			return within(t, ns, func() error { return netlink.AddrDel(link("eth0"), &netlink.Addr{IPNet: ipNet(a)}) })
-		},
-		"the pod's default route": func(n *node, ns string, _ netip.Addr) error {
-			return within(t, ns, func() error {
-				return netlink.RouteDel(&netlink.Route{LinkIndex: link("eth0").Attrs().Index, Gw: Gateway.AsSlice()})
-			})
-		},
-		"the pod's neighbour entry": func(n *node, ns string, _ netip.Addr) error {
-			return within(t, ns, func() error {
-				return netlink.NeighDel(&netlink.Neigh{LinkIndex: link("eth0").Attrs().Index, IP: Gateway.AsSlice()})
-			})
-		},
-		"the pod's link, down": func(n *node, ns string, _ netip.Addr) error {
-			return within(t, ns, func() error { return netlink.LinkSetDown(link("eth0")) })
-		},
-		"the pod's link":        func(*node, string, netip.Addr) error { return netlink.LinkDel(link(host)) },
-		"the host's link, down": func(*node, string, netip.Addr) error { return netlink.LinkSetDown(link(host)) },
-		"the host's route": func(_ *node, _ string, a netip.Addr) error {
+	type damage struct {
+		do  func(n *node, ns string, a netip.Addr) error
+		say string // what CHECK names
+	}
+	// inside is done in the pod, to its interface.
+	inside := func(f func(eth0 netlink.Link, a netip.Addr) error) func(*node, string, netip.Addr) error {
+		return func(_ *node, ns string, a netip.Addr) error {
+			return within(t, ns, func() error { return f(link("eth0"), a) })
+		}
+	}
+	outside := func(f func(host netlink.Link, a netip.Addr) error) func(*node, string, netip.Addr) error {
+		return func(_ *node, _ string, a netip.Addr) error { return f(link(host), a) }
+	}
+	for name, c := range map[string]damage{
+		"the pod's address": {inside(func(l netlink.Link, a netip.Addr) error { return netlink.AddrDel(l, &netlink.Addr{IPNet: ipNet(a)}) }), "address"},
+		"the pod's default route": {inside(func(l netlink.Link, a netip.Addr) error {
+			return netlink.RouteDel(&netlink.Route{LinkIndex: l.Attrs().Index, Gw: gateway(a.Is4()).AsSlice()})
+		}), "route to"},
+		"the pod's neighbour entry": {inside(func(l netlink.Link, a netip.Addr) error {
+			return netlink.NeighDel(&netlink.Neigh{LinkIndex: l.Attrs().Index, IP: gateway(a.Is4()).AsSlice()})
+		}), "neighbour entry"},
+		"the pod's link, down": {inside(func(l netlink.Link, _ netip.Addr) error { return netlink.LinkSetDown(l) }), "eth0 of the pod: it is down"},
+		"the pod's MTU":        {inside(func(l netlink.Link, _ netip.Addr) error { return netlink.LinkSetMTU(l, 1300) }), "MTU is 1300"},
+		"the pod's MAC": {inside(func(l netlink.Link, _ netip.Addr) error {
+			return netlink.LinkSetHardwareAddr(l, net.HardwareAddr{2, 0, 0, 0, 0, 1})
+		}), "02:00:00:00:00:01"},
+		"the pod's link":        {outside(func(l netlink.Link, _ netip.Addr) error { return netlink.LinkDel(l) }), host},
+		"the host's link, down": {outside(func(l netlink.Link, _ netip.Addr) error { return netlink.LinkSetDown(l) }), host + ": it is down"},
+		"the host's MTU":        {outside(func(l netlink.Link, _ netip.Addr) error { return netlink.LinkSetMTU(l, 1300) }), host + ": its MTU is 1300"},
+		"the host's route": {outside(func(_ netlink.Link, a netip.Addr) error {
 			return netlink.RouteDel(&netlink.Route{Dst: ipNet(a), Scope: netlink.SCOPE_LINK})
-		},
-		"the host's neighbour": func(_ *node, _ string, a netip.Addr) error {
-			return netlink.NeighDel(&netlink.Neigh{LinkIndex: link(host).Attrs().Index, IP: a.AsSlice()})
-		},
-		"the host's MAC": func(*node, string, netip.Addr) error {
-			return netlink.LinkSetHardwareAddr(link(host), net.HardwareAddr{2, 0, 0, 0, 0, 1})
-		},
-		"the kernel's row": func(n *node, _ string, _ netip.Addr) error {
-			_, err := n.fake.Replace(owner("a", "eth0"), nil)
-			return err
-		},
-		"the kernel's row, other": func(n *node, _ string, a netip.Addr) error {
+		}), "route to"},
+		"the host's neighbour": {outside(func(l netlink.Link, a netip.Addr) error {
+			return netlink.NeighDel(&netlink.Neigh{LinkIndex: l.Attrs().Index, IP: a.AsSlice()})
+		}), "neighbour entry"},
+		"the host's MAC": {outside(func(l netlink.Link, _ netip.Addr) error {
+			return netlink.LinkSetHardwareAddr(l, net.HardwareAddr{2, 0, 0, 0, 0, 1})
+		}), "02:00:00:00:00:01"},
+		"the kernel's row": {func(n *node, _ string, a netip.Addr) error {
+			delete(n.fake.rows, a)
+			return nil
+		}, "no endpoint"},
+		"the kernel's row, other": {func(n *node, _ string, a netip.Addr) error {
 			r := n.fake.rows[a]
 			r.Ifindex++
 			n.fake.rows[a] = r
 			return nil
-		},
+		}, "no endpoint"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			n := newNode(t, "10.244.0.0/24")
-			ns := newNetns(t)
-			a := n.add(t, "a", ns)
-			must(t, n.check("a", ns))
-			must(t, damage(n, ns, a))
-			if err := n.check("a", ns); err == nil {
-				t.Error("CHECK sees nothing")
-			} else {
-				t.Log(err)
+			n := newNode(t, "10.244.0.0/24", "fd00::/64")
+			for i := range 2 { // of each family
+				ns := newNetns(t)
+				a := n.addAll(t, "a", ns)
+				must(t, n.check("a", ns))
+				must(t, c.do(n, ns, a[i]))
+				if err := n.check("a", ns); err == nil || !strings.Contains(err.Error(), c.say) {
+					t.Errorf("%s: CHECK says %v, want %q", a[i], err, c.say)
+				}
+				n.del(t, "a", ns)
 			}
 		})
 	}
@@ -387,44 +453,6 @@ func TestStorm(t *testing.T) {
 	if len(n.fake.rows)+len(n.fake.attached)+len(n.calls.m)+len(n.ifindex) != 0 {
 		t.Errorf("left: rows %v, attached %v, locks %v, interfaces %v", n.fake.rows, n.fake.attached, n.calls.m, n.ifindex)
 	}
-}
-
-func TestPrepareAndRemoveAll(t *testing.T) {
-	forward := func() string {
-		t.Helper()
-		data, err := os.ReadFile(forwardSysctl)
-		must(t, err)
-		return strings.TrimSpace(string(data))
-	}
-	has := func() bool {
-		t.Helper()
-		lo, err := netlink.LinkByName("lo")
-		must(t, err)
-		addrs, err := netlink.AddrList(lo, netlink.FAMILY_V4)
-		must(t, err)
-		for _, a := range addrs {
-			if toAddr(a.IP) == dnsAddr {
-				return true
-			}
-		}
-		return false
-	}
-	for _, before := range []string{"0", "1"} {
-		must(t, os.WriteFile(forwardSysctl, []byte(before), 0))
-		dir := filepath.Join(t.TempDir(), "state")
-		for range 2 { // an agent starts more than once
-			must(t, Prepare(dir, dnsAddr))
-			if forward() != "1" || !has() {
-				t.Errorf("after Prepare: forwarding %s, address there: %v", forward(), has())
-			}
-		}
-		must(t, RemoveAll(dir, testAlias, dnsAddr))
-		if forward() != before || has() {
-			t.Errorf("after RemoveAll: forwarding %s, want %s; address there: %v", forward(), before, has())
-		}
-	}
-	must(t, os.WriteFile(forwardSysctl, []byte("0"), 0))
-	must(t, RemoveAll(filepath.Join(t.TempDir(), "never"), testAlias, dnsAddr))
 }
 
 func TestWriteConfig(t *testing.T) {

@@ -142,8 +142,9 @@ func (f *fakeDatapath) Dump() ([]bpf.Endpoint, error) {
 }
 
 var (
-	nodeAddr = netip.MustParseAddr("192.0.2.1")
-	dnsAddr  = netip.MustParseAddr("10.96.0.10")
+	nodeAddr  = netip.MustParseAddr("192.0.2.1")
+	nodeAddrs = []netip.Addr{nodeAddr, netip.MustParseAddr("2001:db8::1")}
+	dnsAddrs  = []netip.Addr{netip.MustParseAddr("10.96.0.10"), netip.MustParseAddr("fd00:10:96::a")}
 )
 
 const testAlias = "strake-test"
@@ -156,18 +157,25 @@ type node struct {
 }
 
 // newNode starts with an empty node; what a test leaves is removed after it.
-func newNode(t *testing.T, cidr string) *node {
+func newNode(t *testing.T, cidrs ...string) *node {
 	t.Helper()
 	fake := newFake()
+	var ranges []netip.Prefix
+	for _, c := range cidrs {
+		ranges = append(ranges, netip.MustParsePrefix(c))
+	}
 	n := &node{fake: fake, cfg: Config{
-		Socket: filepath.Join(t.TempDir(), "s"), StateDir: filepath.Join(t.TempDir(), "state"), Alias: testAlias, NodeAddr: nodeAddr, MTU: 1400, Datapath: fake,
-		PodCIDR: func() (netip.Prefix, bool) { p, err := netip.ParsePrefix(cidr); return p, err == nil },
+		Socket: filepath.Join(t.TempDir(), "s"), StateDir: filepath.Join(t.TempDir(), "state"), Alias: testAlias, NodeAddrs: nodeAddrs, Datapath: fake,
+		MTU:      func() int { return 1400 },
+		PodCIDRs: func() ([]netip.Prefix, bool) { return ranges, len(ranges) > 0 },
 	}}
-	must(t, AddLocalAddress(nodeAddr))
+	for _, a := range nodeAddrs {
+		must(t, AddLocalAddress(a))
+	}
 	n.restart(t)
 	t.Cleanup(func() {
-		must(t, RemoveAll(n.cfg.StateDir, testAlias, nodeAddr))
-		must(t, RemoveAll(n.cfg.StateDir, testAlias, nodeAddr)) // twice is fine
+		must(t, RemoveAll(n.cfg.StateDir, testAlias, nodeAddrs))
+		must(t, RemoveAll(n.cfg.StateDir, testAlias, nodeAddrs)) // twice is fine
 		n.wantEmpty(t)
 	})
 	return n
@@ -220,13 +228,23 @@ func (n *node) wantEmpty(t *testing.T) {
 	}
 }
 
+// add returns the pod's address of the primary family.
 func (n *node) add(t *testing.T, id, ns string) netip.Addr {
+	t.Helper()
+	return n.addAll(t, id, ns)[0]
+}
+
+func (n *node) addAll(t *testing.T, id, ns string) []netip.Addr {
 	t.Helper()
 	r, err := n.Handle(plugin.Request{Verb: "ADD", ContainerID: id, Netns: ns, Ifname: "eth0"})
 	if err != nil {
 		t.Fatalf("ADD %s: %v", id, err)
 	}
-	return toAddr(r.IPs[0].Address.IP)
+	var out []netip.Addr
+	for _, ip := range r.IPs {
+		out = append(out, toAddr(ip.Address.IP))
+	}
+	return out
 }
 
 func (n *node) del(t *testing.T, id, ns string) {

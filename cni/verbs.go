@@ -1,11 +1,12 @@
 package cni
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"net"
 	"path/filepath"
+	"reflect"
+	"slices"
 
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
@@ -13,6 +14,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"k8s.io/klog/v2"
 
+	"github.com/strake-io/strake/bpf"
 	"github.com/strake-io/strake/cni/plugin"
 )
 
@@ -44,7 +46,9 @@ func (s *Server) handle(r plugin.Request) (*types100.Result, error) {
 			if err := s.collect(); err != nil {
 				return nil, err
 			}
-			return s.add(r)
+			if result, err = s.add(r); errors.Is(err, errFull) {
+				return nil, types.NewError(types.ErrTryAgainLater, err.Error(), "addresses come free as pods go; a node with more pods needs a larger range (--node-cidr-mask-size of the controller manager)")
+			}
 		}
 		return result, err
 	case "DEL":
@@ -56,7 +60,7 @@ func (s *Server) handle(r plugin.Request) (*types100.Result, error) {
 	case "GC":
 		return nil, s.gc(r.Valid)
 	case "STATUS":
-		if _, ok := s.cfg.PodCIDR(); !ok {
+		if _, ok := s.cfg.PodCIDRs(); !ok {
 			return nil, types.NewError(plugin.ErrUnavailable, "the node has no pod range yet", "the controller manager gives it one when the Node is registered")
 		}
 		return nil, nil
@@ -87,7 +91,7 @@ func valid(r plugin.Request) error {
 // add gives a pod its interface. It answers when packets flow, or undoes all.
 func (s *Server) add(r plugin.Request) (*types100.Result, error) {
 	defer s.calls.lock(r.ContainerID)()
-	prefix, ok := s.cfg.PodCIDR()
+	ranges, ok := s.cfg.PodCIDRs()
 	if !ok {
 		return nil, types.NewError(types.ErrTryAgainLater, "the node has no pod range yet", "the controller manager gives it one when the Node is registered")
 	}
@@ -103,34 +107,56 @@ func (s *Server) add(r plugin.Request) (*types100.Result, error) {
 			return nil, err
 		}
 	}
-	ports, err := hostPorts(r.Ports, s.cfg.NodeAddr)
+	ports, err := hostPorts(r.Ports, s.cfg.NodeAddrs, ranges)
 	if err != nil {
 		return nil, err
 	}
-	a, err := s.ipam.allocate(prefix, r.ContainerID, r.Ifname, hostName(r.ContainerID, r.Ifname), ports...)
+	p, err := inPod(r.Netns)
 	if err != nil {
 		return nil, err
 	}
-	link, err := connect(a, r.Netns, s.cfg.Alias, s.cfg.MTU, s.cfg.NodeAddr)
+	defer p.close()
+	a, err := s.ipam.allocate(ranges, Allocation{ContainerID: r.ContainerID, Ifname: r.Ifname, Host: hostName(r.ContainerID, r.Ifname), Ports: ports})
+	if err != nil {
+		return nil, err
+	}
+	mtu, err := s.connect(p, a)
 	if errors.Is(err, errExists) {
 		return nil, errors.Join(err, s.ipam.release(r.ContainerID, r.Ifname))
-	}
-	if err == nil {
-		err = s.attach(a, link)
 	}
 	if err != nil {
 		return nil, errors.Join(err, s.del(r.ContainerID, r.Ifname))
 	}
-	return result(a, r.Netns, link), nil
+	return result(a, r.Netns, mtu), nil
 }
 
-func result(a Allocation, netns string, link podLink) *types100.Result {
-	return &types100.Result{
-		CNIVersion: types100.ImplementedSpecVersion,
-		Interfaces: []*types100.Interface{{Name: a.Host, Mac: link.hostMAC.String()}, {Name: a.Ifname, Mac: link.podMAC.String(), Sandbox: netns}},
-		IPs:        []*types100.IPConfig{{Interface: types100.Int(1), Address: *ipNet(a.Addr), Gateway: Gateway.AsSlice()}},
-		Routes:     []*types.Route{{Dst: net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)}, GW: Gateway.AsSlice()}},
+// connect makes a pod's link and returns its MTU. The programs are there before any packet can be.
+func (s *Server) connect(p *pod, a Allocation) (mtu int, err error) {
+	outside, err := makeLink(p, a, s.cfg.Alias, s.cfg.MTU())
+	if err != nil {
+		return 0, err
 	}
+	if err := s.attach(a, outside.Attrs().Index); err != nil {
+		return 0, err
+	}
+	if err := hostSide(outside, a, s.cfg.NodeAddrs); err != nil {
+		return 0, err
+	}
+	return outside.Attrs().MTU, podSide(p, a)
+}
+
+func result(a Allocation, netns string, mtu int) *types100.Result {
+	podMAC, hostMAC := macs(a)
+	r := &types100.Result{
+		CNIVersion: types100.ImplementedSpecVersion,
+		Interfaces: []*types100.Interface{{Name: a.Host, Mac: hostMAC.String(), Mtu: mtu}, {Name: a.Ifname, Mac: podMAC.String(), Mtu: mtu, Sandbox: netns}},
+	}
+	for _, addr := range a.Addrs {
+		gw, all := gateway(addr.Is4()).AsSlice(), everything(addr.Is4())
+		r.IPs = append(r.IPs, &types100.IPConfig{Interface: types100.Int(1), Address: *ipNet(addr), Gateway: gw})
+		r.Routes = append(r.Routes, &types.Route{Dst: net.IPNet{IP: all.Addr().AsSlice(), Mask: net.CIDRMask(0, all.Addr().BitLen())}, GW: gw})
+	}
+	return r
 }
 
 // del undoes add, whatever of it is left. The address is free for others only when all else is gone.
@@ -161,7 +187,7 @@ func (s *Server) check(r plugin.Request) error {
 	if !ok {
 		return types.NewError(types.ErrUnknownContainer, "no such attachment", r.ContainerID+"/"+r.Ifname)
 	}
-	link, err := verify(a, r.Netns)
+	ifindex, err := verify(a, r.Netns, []int{s.cfg.MTU()})
 	if err != nil {
 		return err
 	}
@@ -169,12 +195,12 @@ func (s *Server) check(r plugin.Request) error {
 	if err != nil {
 		return err
 	}
-	for _, row := range rows {
-		if row.Addr == a.Addr && row.Ifindex == link.ifindex && bytes.Equal(row.PodMAC, link.podMAC) && bytes.Equal(row.HostMAC, link.hostMAC) {
-			return nil
+	for _, want := range endpoints(a, ifindex) {
+		if !slices.ContainsFunc(rows, func(have bpf.Endpoint) bool { return reflect.DeepEqual(have, want) }) {
+			return fmt.Errorf("the kernel has no endpoint %s on interface %d", want.Addr, want.Ifindex)
 		}
 	}
-	return fmt.Errorf("the kernel has no endpoint %s on interface %d", a.Addr, link.ifindex)
+	return nil
 }
 
 // collect releases what pods had whose interface went with their namespace and for whom no DEL came: a runtime that
@@ -185,7 +211,7 @@ func (s *Server) collect() error {
 		unlock := s.calls.lock(a.ContainerID)
 		if _, ok := s.ipam.get(a.ContainerID, a.Ifname); ok { // still: nothing is under way
 			if _, err := netlink.LinkByName(a.Host); errors.As(err, new(netlink.LinkNotFoundError)) {
-				klog.InfoS("Releasing the address of a pod that is gone", "container", a.ContainerID, "address", a.Addr)
+				klog.InfoS("Releasing the address of a pod that is gone", "container", a.ContainerID, "addresses", a.Addrs)
 				errs = append(errs, s.del(a.ContainerID, a.Ifname))
 			}
 		}

@@ -86,7 +86,7 @@ func serve(file string) error {
 		return err
 	}
 	defer d.Close()
-	if err := cni.Prepare(s.state(), s.DNSAddr); err != nil {
+	if err := cni.Prepare(s.state(), []netip.Addr{s.Addr}, []netip.Addr{s.DNSAddr}); err != nil {
 		return err
 	}
 	up, err := netlink.LinkByName(Uplink)
@@ -94,8 +94,8 @@ func serve(file string) error {
 		return err
 	}
 	server, err := cni.New(cni.Config{
-		Socket: s.Socket(), StateDir: s.state(), Alias: s.alias(), NodeAddr: s.Addr, MTU: up.Attrs().MTU, Datapath: d,
-		PodCIDR: func() (netip.Prefix, bool) { return s.PodCIDR, true },
+		Socket: s.Socket(), StateDir: s.state(), Alias: s.alias(), NodeAddrs: []netip.Addr{s.Addr}, MTU: func() int { return up.Attrs().MTU }, Datapath: d,
+		PodCIDRs: func() ([]netip.Prefix, bool) { return []netip.Prefix{s.PodCIDR}, true },
 	})
 	if err != nil {
 		return err
@@ -142,7 +142,7 @@ func replaceAll[R any](t bpf.Table[R], rows []R, owner func(R) string) error {
 
 // remove takes all of the node's away; its process has ended.
 func (s Spec) remove() error {
-	if err := cni.RemoveAll(s.state(), s.alias(), s.DNSAddr); err != nil {
+	if err := cni.RemoveAll(s.state(), s.alias(), []netip.Addr{s.DNSAddr}); err != nil {
 		return err
 	}
 	return bpf.Remove(s.pins())

@@ -71,8 +71,10 @@ func OpenDatapath(cfg Config) (*bpf.Datapath, error) {
 }
 
 // CNI returns the CNI server over a datapath. mtu is that of new pods' interfaces.
-func CNI(l layout.Layout, d *bpf.Datapath, node netip.Addr, mtu int, podCIDR func() (netip.Prefix, bool)) (*cni.Server, error) {
-	return cni.New(cni.Config{Socket: l.CNISocket(), StateDir: l.CNIState(), Alias: "strake-" + l.ID, NodeAddr: node, MTU: mtu, Datapath: d, PodCIDR: podCIDR})
+func CNI(l layout.Layout, d *bpf.Datapath, nodeAddrs []netip.Addr, mtu int, podCIDRs func() ([]netip.Prefix, bool)) (*cni.Server, error) {
+	return cni.New(cni.Config{
+		Socket: l.CNISocket(), StateDir: l.CNIState(), Alias: "strake-" + l.ID, NodeAddrs: nodeAddrs, MTU: func() int { return mtu }, Datapath: d, PodCIDRs: podCIDRs,
+	})
 }
 
 // Run runs the node until ctx ends. Pods and their network go on without it.
@@ -91,7 +93,7 @@ func Run(ctx context.Context, cfg Config) error {
 		return err
 	}
 	defer d.Close()
-	if err := cni.Prepare(l.CNIState(), cfg.DNSAddrs[0]); err != nil {
+	if err := cni.Prepare(l.CNIState(), cfg.NodeAddrs, cfg.DNSAddrs); err != nil {
 		return err
 	}
 	if err := installPlugin(l); err != nil {
@@ -101,12 +103,12 @@ func Run(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return err
 	}
-	var podCIDR atomic.Pointer[netip.Prefix]
-	server, err := CNI(l, d, cfg.NodeAddrs[0], mtu, func() (netip.Prefix, bool) {
-		if p := podCIDR.Load(); p != nil {
+	var podCIDRs atomic.Pointer[[]netip.Prefix]
+	server, err := CNI(l, d, cfg.NodeAddrs, mtu, func() ([]netip.Prefix, bool) {
+		if p := podCIDRs.Load(); p != nil {
 			return *p, true
 		}
-		return netip.Prefix{}, false
+		return nil, false
 	})
 	if err != nil {
 		return err
@@ -145,8 +147,8 @@ func Run(ctx context.Context, cfg Config) error {
 			return nil // ctx ended
 		}
 		// The runtime calls the network ready once the configuration is there: not before pods can have addresses.
-		return awaitPodCIDR(ctx, netClient, cfg.NodeName, func(p netip.Prefix) error {
-			if podCIDR.Swap(&p) != nil {
+		return awaitPodCIDRs(ctx, netClient, cfg.NodeName, func(ranges []netip.Prefix) error {
+			if podCIDRs.Swap(&ranges) != nil {
 				return nil
 			}
 			if err := attachUplink(d, up); err != nil {
@@ -199,24 +201,32 @@ func dropManagedFields(obj any) (any, error) {
 	return obj, nil
 }
 
-// awaitPodCIDR calls use whenever the node's pod range is seen.
-func awaitPodCIDR(ctx context.Context, c kubernetes.Interface, node string, use func(netip.Prefix) error) error {
+// awaitPodCIDRs calls use whenever the node's pod ranges are seen.
+func awaitPodCIDRs(ctx context.Context, c kubernetes.Interface, node string, use func([]netip.Prefix) error) error {
 	f := informers.NewSharedInformerFactoryWithOptions(c, 0, informers.WithTransform(dropManagedFields), informers.WithTweakListOptions(func(o *metav1.ListOptions) {
 		o.FieldSelector = fields.OneTermEqualSelector("metadata.name", node).String()
 	}))
 	failed := make(chan error, 1)
 	seen := func(obj any) {
 		n, ok := obj.(*corev1.Node)
-		if !ok || n.Spec.PodCIDR == "" {
+		if !ok || len(n.Spec.PodCIDRs) == 0 {
 			return
 		}
-		p, err := netip.ParsePrefix(n.Spec.PodCIDR)
+		var ranges []netip.Prefix
+		var err error
+		for _, text := range n.Spec.PodCIDRs {
+			var p netip.Prefix
+			if p, err = netip.ParsePrefix(text); err != nil {
+				break
+			}
+			ranges = append(ranges, p)
+		}
 		if err == nil {
-			err = use(p)
+			err = use(ranges)
 		}
 		if err != nil {
 			select {
-			case failed <- fmt.Errorf("node %s, pod range %s: %w", node, n.Spec.PodCIDR, err):
+			case failed <- fmt.Errorf("node %s, pod ranges %s: %w", node, n.Spec.PodCIDRs, err):
 			default:
 			}
 		}

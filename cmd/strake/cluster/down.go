@@ -65,7 +65,7 @@ func Down(ctx context.Context, l layout.Layout, purge bool) error {
 	}
 	killShims(l)
 	errs = append(errs, cgroups.New(l.Cgroup(), 0).RemoveAll())
-	errs = append(errs, cni.RemoveAll(l.CNIState(), "strake-"+l.ID, s.DNSAddrs[0]))
+	errs = append(errs, cni.RemoveAll(l.CNIState(), "strake-"+l.ID, s.DNSAddrs))
 	errs = append(errs, bpf.Remove(l.BPF()), bpf.UnmountBPFFS(l.BPF()), unmountBelow(l.Data, l.Run()))
 	errs = append(errs, os.RemoveAll(l.Run()))
 	if err := os.Remove(filepath.Dir(l.Run())); err != nil && !errors.Is(err, unix.ENOTEMPTY) && !os.IsNotExist(err) {
@@ -89,7 +89,7 @@ func removePods(ctx context.Context, l layout.Layout, s Settings) error {
 		return err
 	}
 	defer d.Close()
-	server, err := agent.CNI(l, d, s.NodeAddrs[0], 0, func() (netip.Prefix, bool) { return netip.Prefix{}, false })
+	server, err := agent.CNI(l, d, s.NodeAddrs, 0, func() ([]netip.Prefix, bool) { return nil, false })
 	if err != nil {
 		return err
 	}

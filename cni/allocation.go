@@ -1,0 +1,118 @@
+package cni
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// Allocation is what a pod's interface holds, as it lies on disk.
+type Allocation struct {
+	ContainerID string       `json:"containerID"`
+	Ifname      string       `json:"ifname"`
+	Addrs       []netip.Addr `json:"addrs"` // at most one of each family, in the order of the node's ranges
+	Host        string       `json:"host"`  // name of the host's side of the veth
+	Ports       []HostPort   `json:"ports,omitempty"`
+}
+
+func (a Allocation) key() string { return key(a.ContainerID, a.Ifname) }
+
+// addr returns the address of one family.
+func (a Allocation) addr(is4 bool) (netip.Addr, bool) {
+	for _, x := range a.Addrs {
+		if x.Is4() == is4 {
+			return x, true
+		}
+	}
+	return netip.Addr{}, false
+}
+
+// key names an attachment. A container's id has no comma (CNI 1.1, section 2), so no two attachments share a key.
+func key(container, ifname string) string { return container + "," + ifname }
+
+// allocationSuffix ends the names of allocations' files.
+const allocationSuffix = ".json"
+
+func allocationFile(dir string, a Allocation) string {
+	return filepath.Join(dir, a.key()+allocationSuffix)
+}
+
+// readAllocations reads those of a state folder. A file that can't be read is an error: its addresses may be in use.
+func readAllocations(dir string) ([]Allocation, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, fmt.Errorf("cni: allocations: %w", err)
+	}
+	var out []Allocation
+	for _, e := range entries {
+		if !strings.HasSuffix(e.Name(), allocationSuffix) {
+			continue // what a crash left of an unfinished write, and the folder's other files
+		}
+		path := filepath.Join(dir, e.Name())
+		data, err := os.ReadFile(path)
+		if err != nil {
+			return nil, fmt.Errorf("cni: allocations: %w", err)
+		}
+		a, err := parseAllocation(data)
+		if err != nil {
+			return nil, fmt.Errorf("cni: allocation %s is corrupt (%w); remove it if that container does not run", path, err)
+		}
+		out = append(out, a)
+	}
+	return out, nil
+}
+
+func parseAllocation(data []byte) (Allocation, error) {
+	var stored struct {
+		Allocation
+		Addr netip.Addr `json:"addr"` // as it was when a pod had one address
+	}
+	if err := json.Unmarshal(data, &stored); err != nil {
+		return Allocation{}, err
+	}
+	a := stored.Allocation
+	if len(a.Addrs) == 0 && stored.Addr.IsValid() {
+		a.Addrs = []netip.Addr{stored.Addr}
+	}
+	if len(a.Addrs) == 0 || a.ContainerID == "" || a.Ifname == "" || a.Host == "" {
+		return a, errors.New("a field is missing")
+	}
+	for i, addr := range a.Addrs {
+		if !addr.IsValid() || addr != addr.Unmap().WithZone("") || i > 0 && addr.Is4() == a.Addrs[0].Is4() || i > 1 {
+			return a, fmt.Errorf("%s are not one address, or two of different families", a.Addrs)
+		}
+	}
+	return a, nil
+}
+
+// writeFile is atomic and durable: after a power loss the file is whole or absent.
+func writeFile(path string, data []byte) error {
+	tmp, err := os.CreateTemp(filepath.Dir(path), ".tmp-*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(tmp.Name())
+	_, err = tmp.Write(data)
+	if err == nil {
+		err = tmp.Sync()
+	}
+	if cerr := tmp.Close(); err == nil {
+		err = cerr
+	}
+	if err == nil {
+		err = os.Rename(tmp.Name(), path)
+	}
+	if err != nil {
+		return err
+	}
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	return dir.Sync() // the name, too
+}
