@@ -19,10 +19,12 @@ type Config struct {
 	EtcdCAFile       string
 	EtcdCertFile     string
 	EtcdKeyFile      string
-	ServiceCIDR      netip.Prefix // IPv4; its first address is the kubernetes Service
-	NodePortMin      int32
-	NodePortMax      int32
-	RequestTimeout   time.Duration // optional: one minute
+	// ServiceCIDRs are the ranges of ClusterIPs, at most one of each family. The first is that of Services which ask for
+	// no family; its first address is the kubernetes Service's, and AdvertiseAddress is of its family.
+	ServiceCIDRs   []netip.Prefix
+	NodePortMin    int32
+	NodePortMax    int32
+	RequestTimeout time.Duration // optional: one minute
 
 	ServiceAccountKeyFile string // ECDSA private key
 	ServiceAccountIssuer  string // URL

@@ -12,13 +12,15 @@ import (
 	apiequality "k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/strake-io/strake/controlplane/apiserver/resources"
 )
 
 // keepKubernetesService keeps the Service by which pods find this server.
 func (b *builder) keepKubernetesService(ctx context.Context) error {
 	const name, portName, namespace = "kubernetes", "https", metav1.NamespaceDefault
 	port := int32(b.cfg.Port)
-	ip := b.cfg.ServiceCIDR.Masked().Addr().Next().String()
+	ip := b.cfg.ServiceCIDRs[0].Masked().Addr().Next().String()
 	service := &corev1.Service{
 		ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{"component": "apiserver", "provider": "kubernetes"}},
 		Spec: corev1.ServiceSpec{
@@ -37,7 +39,7 @@ func (b *builder) keepKubernetesService(ctx context.Context) error {
 	advertised := b.cfg.AdvertiseAddress.String()
 	ready, protocol, slicePort := true, corev1.ProtocolTCP, portName
 	slice := &discoveryv1.EndpointSlice{
-		ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{discoveryv1.LabelServiceName: name}}, AddressType: discoveryv1.AddressTypeIPv4,
+		ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{discoveryv1.LabelServiceName: name}}, AddressType: discoveryv1.AddressType(resources.FamilyOf(b.cfg.ServiceCIDRs[0].Addr())),
 		Endpoints: []discoveryv1.Endpoint{{Addresses: []string{advertised}, Conditions: discoveryv1.EndpointConditions{Ready: &ready}}},
 		Ports:     []discoveryv1.EndpointPort{{Name: &slicePort, Port: &port, Protocol: &protocol}},
 	}

@@ -2,6 +2,7 @@ package apiserver
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -86,6 +87,12 @@ func New(cfg Config) (*Server, error) {
 	}
 	if cfg.AdvertiseAddress == nil {
 		cfg.AdvertiseAddress = cfg.BindAddress
+	}
+	if len(cfg.ServiceCIDRs) == 0 {
+		return nil, errors.New("API server: no range of ClusterIPs")
+	}
+	if v4 := cfg.ServiceCIDRs[0].Addr().Is4(); v4 != (cfg.AdvertiseAddress.To4() != nil) {
+		return nil, fmt.Errorf("API server: its address %s is not of the family of the first range of ClusterIPs, %s; put a range of that family first", cfg.AdvertiseAddress, cfg.ServiceCIDRs[0])
 	}
 	b := &builder{cfg: cfg, all: resources.All()}
 	for _, step := range []func() error{b.buildScheme, b.buildGeneric, b.buildAllocator, b.buildAuth, b.buildAdmission} {

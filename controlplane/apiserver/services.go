@@ -39,7 +39,7 @@ func (b *builder) buildAllocator() error {
 		return err
 	}
 	b.services, err = allocator.New(allocator.Config{
-		Prefix: b.cfg.ServiceCIDR, PortMin: b.cfg.NodePortMin, PortMax: b.cfg.NodePortMax,
+		Prefixes: b.cfg.ServiceCIDRs, PortMin: b.cfg.NodePortMin, PortMax: b.cfg.NodePortMax,
 		Addresses: addresses, Ports: ports, WriteTimeout: b.cfg.RequestTimeout,
 	})
 	return err

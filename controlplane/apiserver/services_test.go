@@ -60,9 +60,9 @@ func testServices(a *api) {
 		s      *corev1.Service
 		fields []string
 	}{
-		{"an address that is taken", service("x", withIP("10.96.0.77")), []string{"spec.clusterIPs[0]"}},
-		{"an address of others", service("x", withIP("192.0.2.1")), []string{"spec.clusterIPs[0]"}},
-		{"the network's address", service("x", withIP("10.96.0.0")), []string{"spec.clusterIPs[0]"}},
+		{"an address that is taken", service("x", withIP("10.96.0.77")), []string{"spec.clusterIPs"}},
+		{"an address of others", service("x", withIP("192.0.2.1")), []string{"spec.clusterIPs"}},
+		{"the network's address", service("x", withIP("10.96.0.0")), []string{"spec.clusterIPs"}},
 		{"no address", service("x", withIP("web")), []string{"spec.clusterIPs[0]"}},
 		{"IPv6", service("x", func(s *corev1.ServiceSpec) { s.IPFamilies = []corev1.IPFamily{corev1.IPv6Protocol} }), []string{"spec.ipFamilies[0]"}},
 		{"a node port that is taken", nodePortService("x", 30007), []string{"spec.ports[0].nodePort"}},

@@ -31,9 +31,10 @@ import (
 type Config struct {
 	Client   kubernetes.Interface
 	Metadata metadata.Interface
-	PodCIDR  netip.Prefix // IPv4 range of all pods
-	NodeBits int          // prefix length of a node's part of it
-	RootCA   []byte       // PEM, published to every namespace
+	PodCIDRs []netip.Prefix // ranges of all pods, at most one of each family, the primary family's first
+	// NodeBits is the prefix length of a node's part of a range; nil: 24 of IPv4, 64 of IPv6.
+	NodeBits func(netip.Prefix) int
+	RootCA   []byte // PEM, published to every namespace
 }
 
 // Run runs all controllers until ctx ends.
@@ -55,7 +56,7 @@ func Run(ctx context.Context, cfg Config) error {
 		func() (func(context.Context), error) { return namespace.Setup(cfg.Client, cfg.Metadata, f) },
 		func() (func(context.Context), error) { return serviceaccount.Setup(cfg.Client, f, cfg.RootCA) },
 		func() (func(context.Context), error) {
-			return node.Setup(cfg.Client, f, recorder("node-controller"), cfg.PodCIDR, cfg.NodeBits)
+			return node.Setup(cfg.Client, f, recorder("node-controller"), cfg.PodCIDRs, cfg.NodeBits)
 		},
 		func() (func(context.Context), error) {
 			return deployment.Setup(cfg.Client, f, recorder("deployment-controller"))

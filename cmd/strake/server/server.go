@@ -86,7 +86,7 @@ func APIServerConfig(cfg Config, etcdURL string) apiserver.Config {
 		BindAddress: cfg.Addr.AsSlice(), Port: cfg.Port,
 		ServingCertFile: f.APIServer().Cert, ServingKeyFile: f.APIServer().Key, ClientCAFile: f.CA().Cert,
 		EtcdServers: []string{etcdURL}, EtcdCAFile: f.EtcdCA().Cert, EtcdCertFile: f.EtcdClient().Cert, EtcdKeyFile: f.EtcdClient().Key,
-		ServiceCIDR: cfg.ServiceCIDRs[0], NodePortMin: 30000, NodePortMax: 32767,
+		ServiceCIDRs: cfg.ServiceCIDRs, NodePortMin: 30000, NodePortMax: 32767,
 		ServiceAccountKeyFile: f.ServiceAccountKey(), ServiceAccountIssuer: "https://kubernetes.default.svc.cluster.local",
 		FrontProxyCAFile: f.FrontProxyCA().Cert, ProxyClientCertFile: f.FrontProxyClient().Cert, ProxyClientKeyFile: f.FrontProxyClient().Key,
 		KubeletCAFile: f.CA().Cert, KubeletClientCertFile: f.APIServerKubeletClient().Cert, KubeletClientKeyFile: f.APIServerKubeletClient().Key,
@@ -128,7 +128,7 @@ func runControllers(ctx context.Context, cfg Config) error {
 	if ready.API(ctx, client.Discovery().RESTClient()) != nil {
 		return nil // ctx ended
 	}
-	return controllers.Run(ctx, controllers.Config{Client: client, Metadata: meta, PodCIDR: cfg.PodCIDRs[0], NodeBits: cfg.NodeBits(cfg.PodCIDRs[0]), RootCA: ca})
+	return controllers.Run(ctx, controllers.Config{Client: client, Metadata: meta, PodCIDRs: cfg.PodCIDRs, NodeBits: cfg.NodeBits, RootCA: ca})
 }
 
 func runScheduler(ctx context.Context, cfg Config) error {

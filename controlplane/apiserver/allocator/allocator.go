@@ -2,6 +2,7 @@ package allocator
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -19,12 +20,13 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/strake-io/strake/controlplane/apiserver/descriptor"
+	"github.com/strake-io/strake/controlplane/apiserver/resources"
 )
 
 // Config says what there is to give.
 type Config struct {
-	Prefix           netip.Prefix // of ClusterIPs; IPv4
-	PortMin, PortMax int32        // of node ports, both included
+	Prefixes         []netip.Prefix // of ClusterIPs, at most one of each family; the first is the default
+	PortMin, PortMax int32          // of node ports, both included
 	// Addresses stores networking.k8s.io/v1 IPAddresses below /registry/ipaddresses, Ports coordination.k8s.io/v1
 	// Leases below /registry/ranges/servicenodeports. Neither may be a cache.
 	Addresses, Ports storage.Interface
@@ -35,6 +37,7 @@ type Config struct {
 // Allocator gives ClusterIPs and node ports to Services.
 type Allocator struct {
 	cfg       Config
+	families  []corev1.IPFamily // of cfg.Prefixes
 	addresses *claims
 	ports     *claims
 
@@ -45,14 +48,26 @@ type Allocator struct {
 
 // New makes an allocator. Services wait for the first Repair.
 func New(cfg Config) (*Allocator, error) {
-	cfg.Prefix = cfg.Prefix.Masked()
-	if !cfg.Prefix.Addr().Is4() || cfg.Prefix.Bits() > 30 {
-		return nil, fmt.Errorf("service CIDR %s: need an IPv4 prefix of 30 bits at most", cfg.Prefix)
+	cfg.Prefixes = slices.Clone(cfg.Prefixes)
+	var families []corev1.IPFamily
+	for i, p := range cfg.Prefixes {
+		p = p.Masked()
+		f := resources.FamilyOf(p.Addr())
+		switch {
+		case p.Addr().Is4In6() || p.Addr().BitLen()-p.Bits() < 2 || p.Addr().Is6() && p.Bits() < 64:
+			return nil, fmt.Errorf("service CIDR %s: need an IPv4 prefix of 30 bits at most, or an IPv6 prefix of 64 to 126 bits", p)
+		case slices.Contains(families, f):
+			return nil, fmt.Errorf("service CIDRs %s: need at most one of each family", cfg.Prefixes)
+		}
+		cfg.Prefixes[i], families = p, append(families, f)
+	}
+	if len(families) == 0 {
+		return nil, fmt.Errorf("service CIDRs: need at least one")
 	}
 	if cfg.PortMin < 1 || cfg.PortMax > 65535 || cfg.PortMin > cfg.PortMax {
 		return nil, fmt.Errorf("node ports %d-%d: need a range within 1-65535", cfg.PortMin, cfg.PortMax)
 	}
-	return &Allocator{cfg: cfg, addresses: newClaims(addressForm, cfg.Addresses), ports: newClaims(portForm, cfg.Ports), ready: make(chan struct{})}, nil
+	return &Allocator{cfg: cfg, families: families, addresses: newClaims(addressForm, cfg.Addresses), ports: newClaims(portForm, cfg.Ports), ready: make(chan struct{})}, nil
 }
 
 // Hooks returns what the Service's storage asks before a write. That storage must be wrapped by Settling, which
@@ -102,8 +117,13 @@ func (a *Allocator) assign(ctx context.Context, s, old *corev1.Service, dryRun b
 	}
 	w.attempt.begin(w)
 	var errs field.ErrorList
-	if err := w.assignAddress(s); err != nil {
-		errs = append(errs, err)
+	if hasClusterIP(s) {
+		if s.Spec.ClusterIP != "" && len(s.Spec.ClusterIPs) == 0 {
+			s.Spec.ClusterIPs = []string{s.Spec.ClusterIP}
+		}
+		if errs = a.settleFamilies(s, old); len(errs) == 0 {
+			errs = w.assignAddresses(s)
+		}
 	}
 	errs = append(errs, w.assignPorts(s)...)
 	if w.err != nil {
@@ -154,70 +174,56 @@ func (w *writing) claimPort(value int32) bool {
 	return w.claim(w.a.ports, strconv.Itoa(int(value)), w.heldPorts, &w.attempt.ports)
 }
 
-// assignAddress settles the Service's IP families and its ClusterIP.
-func (w *writing) assignAddress(s *corev1.Service) *field.Error {
-	if !hasClusterIP(s) {
+// assignAddresses gives the Service an address of each of its families.
+func (w *writing) assignAddresses(s *corev1.Service) field.ErrorList {
+	if s.Spec.ClusterIP == corev1.ClusterIPNone {
 		return nil
 	}
-	families := field.NewPath("spec", "ipFamilies")
-	if p := s.Spec.IPFamilyPolicy; p == nil {
-		single := corev1.IPFamilyPolicySingleStack
-		s.Spec.IPFamilyPolicy = &single
-	} else if *p == corev1.IPFamilyPolicyRequireDualStack {
-		return field.Invalid(field.NewPath("spec", "ipFamilyPolicy"), *p, "this cluster is not configured for dual-stack services")
+	var errs field.ErrorList
+	ips := slices.Clone(s.Spec.ClusterIPs)
+	// An address asked for is claimed before any is chosen.
+	for _, ip := range ips {
+		errs = appendIf(errs, w.checkAddress(ip, ips))
 	}
-	for i, f := range s.Spec.IPFamilies {
-		if f != corev1.IPv4Protocol || i > 0 {
-			return field.Invalid(families.Index(i), f, "not configured on this cluster")
-		}
+	for i := len(ips); i < len(s.Spec.IPFamilies) && len(errs) == 0 && w.err == nil; i++ {
+		ip, err := w.freeAddress(s.Spec.IPFamilies[i], i)
+		ips, errs = append(ips, ip), appendIf(errs, err)
 	}
-	s.Spec.IPFamilies = []corev1.IPFamily{corev1.IPv4Protocol}
-	ips := field.NewPath("spec", "clusterIPs")
-	switch {
-	case len(s.Spec.ClusterIPs) > 1:
-		return field.TooMany(ips, len(s.Spec.ClusterIPs), 1)
-	case len(s.Spec.ClusterIPs) == 1 && s.Spec.ClusterIP == "":
-		s.Spec.ClusterIP = s.Spec.ClusterIPs[0]
-	case len(s.Spec.ClusterIPs) == 1 && s.Spec.ClusterIPs[0] != s.Spec.ClusterIP:
-		return field.Invalid(ips, s.Spec.ClusterIPs, "first value must match `clusterIP`")
+	if len(errs) == 0 && w.err == nil {
+		s.Spec.ClusterIP, s.Spec.ClusterIPs = ips[0], ips
 	}
-	if s.Spec.ClusterIP == "" {
-		ip, err := w.freeAddress()
-		if err != nil {
-			return err
-		}
-		s.Spec.ClusterIP = ip
-	} else if err := w.checkAddress(s.Spec.ClusterIP); err != nil {
-		return err
-	}
-	s.Spec.ClusterIPs = []string{s.Spec.ClusterIP}
-	return nil
+	return errs
 }
 
-// checkAddress claims the address that the Service asks for.
-func (w *writing) checkAddress(asked string) *field.Error {
-	path := field.NewPath("spec", "clusterIPs").Index(0)
-	if asked == corev1.ClusterIPNone || slices.Contains(w.heldAddresses, asked) {
-		return nil
-	}
+// prefix is the range of a family that the cluster has.
+func (a *Allocator) prefix(f corev1.IPFamily) netip.Prefix {
+	return a.cfg.Prefixes[slices.Index(a.families, f)]
+}
+
+// checkAddress claims an address that the Service asks for.
+func (w *writing) checkAddress(asked string, all []string) *field.Error {
+	path := field.NewPath("spec", "clusterIPs")
 	ip, err := netip.ParseAddr(asked)
 	if err != nil {
-		return nil // the Service's validation says it better
+		return field.Invalid(path, all, fmt.Sprintf("%s is no IP address", asked))
 	}
-	p := w.a.cfg.Prefix
-	if !p.Contains(ip) || ip == p.Addr() || ip == nth(p, size(p)-1) {
-		return field.Invalid(path, asked, fmt.Sprintf("failed to allocate IP %s: the provided IP is not in the valid range. The range of valid IPs is %s", asked, p))
+	if slices.Contains(w.heldAddresses, ip.String()) {
+		return nil
+	}
+	p := w.a.prefix(resources.FamilyOf(ip))
+	if !p.Contains(ip) || ip == p.Addr() || ip.Is4() && ip == nth(p, size(p)-1) {
+		return field.Invalid(path, all, fmt.Sprintf("failed to allocate IP %s: the provided IP is not in the valid range. The range of valid IPs is %s", asked, p))
 	}
 	if !w.claimAddress(ip.String()) && w.err == nil {
-		return field.Invalid(path, asked, fmt.Sprintf("failed to allocate IP %s: provided IP is already allocated", ip))
+		return field.Invalid(path, all, fmt.Sprintf("failed to allocate IP %s: provided IP is already allocated", ip))
 	}
 	return nil
 }
 
 // freeAddress claims an address of its own choice: from a random place on in the upper part of the range, then in the
 // lower part, which is left to who asks for a certain address.
-func (w *writing) freeAddress() (string, *field.Error) {
-	p := w.a.cfg.Prefix
+func (w *writing) freeAddress(f corev1.IPFamily, index int) (string, *field.Error) {
+	p := w.a.prefix(f)
 	low := reserved(size(p))
 	for _, span := range [][2]uint64{{low, size(p) - 1}, {1, low}} {
 		n := span[1] - span[0]
@@ -235,20 +241,23 @@ func (w *writing) freeAddress() (string, *field.Error) {
 			}
 		}
 	}
-	return "", field.InternalError(field.NewPath("spec", "clusterIPs").Index(0), fmt.Errorf("range %s is full", p))
+	return "", field.InternalError(field.NewPath("spec", "clusterIPs").Index(index), fmt.Errorf("range %s is full", p))
 }
 
 // reserved is how many addresses at the start of a range are only given when asked for (kubernetes, DNS):
 // one sixteenth of it, 16 to 256 (KEP-3070).
 func reserved(size uint64) uint64 { return min(max(size/16, 16), 256, size/2) }
 
-func size(p netip.Prefix) uint64 { return 1 << (32 - p.Bits()) }
+// size is how many addresses of a range are chosen from: of a large IPv6 range the first 2^32.
+func size(p netip.Prefix) uint64 { return 1 << min(p.Addr().BitLen()-p.Bits(), 32) }
 
+// nth is a range's address of that number, which is less than its size.
 func nth(p netip.Prefix, n uint64) netip.Addr {
-	b := p.Addr().As4()
-	v := uint64(b[0])<<24 | uint64(b[1])<<16 | uint64(b[2])<<8 | uint64(b[3])
-	v += n
-	return netip.AddrFrom4([4]byte{byte(v >> 24), byte(v >> 16), byte(v >> 8), byte(v)})
+	b := p.Addr().AsSlice()
+	low := b[len(b)-4:]
+	binary.BigEndian.PutUint32(low, binary.BigEndian.Uint32(low)+uint32(n))
+	a, _ := netip.AddrFromSlice(b) // four or sixteen bytes it is
+	return a
 }
 
 // assignPorts settles the Service's node ports. A port asked for is claimed before any is chosen.

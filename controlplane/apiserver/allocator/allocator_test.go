@@ -25,6 +25,7 @@ type cluster struct {
 	store    *memory
 	services map[string]*corev1.Service
 	serial   int
+	prefixes []netip.Prefix
 }
 
 func (c *cluster) list(context.Context) ([]corev1.Service, error) {
@@ -38,7 +39,15 @@ func (c *cluster) list(context.Context) ([]corev1.Service, error) {
 // newCluster has the addresses .1 to .30 and five ports.
 func newCluster(t *testing.T) *cluster {
 	t.Helper()
+	return newClusterOf(t, "10.0.0.0/27")
+}
+
+func newClusterOf(t *testing.T, prefixes ...string) *cluster {
+	t.Helper()
 	c := &cluster{T: t, store: newMemory(), services: map[string]*corev1.Service{}}
+	for _, p := range prefixes {
+		c.prefixes = append(c.prefixes, netip.MustParsePrefix(p))
+	}
 	c.restart()
 	return c
 }
@@ -47,7 +56,7 @@ func newCluster(t *testing.T) *cluster {
 func (c *cluster) restart() {
 	c.Helper()
 	var err error
-	c.Allocator, err = New(Config{Prefix: netip.MustParsePrefix("10.0.0.0/27"), PortMin: 30000, PortMax: 30004, Addresses: c.store, Ports: c.store, WriteTimeout: time.Minute})
+	c.Allocator, err = New(Config{Prefixes: c.prefixes, PortMin: 30000, PortMax: 30004, Addresses: c.store, Ports: c.store, WriteTimeout: time.Minute})
 	if err != nil {
 		c.Fatal(err)
 	}
@@ -155,16 +164,16 @@ func TestAssign(t *testing.T) {
 		{name: "an address of the server's choice", s: service("s")},
 		{name: "an address that is free", s: service("s", clusterIP("10.0.0.5"))},
 		{name: "headless", s: service("s", clusterIP("None"))},
-		{name: "an address that another holds", given: []*corev1.Service{service("o", clusterIP("10.0.0.5"))}, s: service("s", clusterIP("10.0.0.5")), want: "spec.clusterIPs[0]"},
-		{name: "an address outside", s: service("s", clusterIP("10.0.1.5")), want: "spec.clusterIPs[0]"},
-		{name: "the network's address", s: service("s", clusterIP("10.0.0.0")), want: "spec.clusterIPs[0]"},
-		{name: "the broadcast address", s: service("s", clusterIP("10.0.0.31")), want: "spec.clusterIPs[0]"},
+		{name: "an address that another holds", given: []*corev1.Service{service("o", clusterIP("10.0.0.5"))}, s: service("s", clusterIP("10.0.0.5")), want: "spec.clusterIPs"},
+		{name: "an address outside", s: service("s", clusterIP("10.0.1.5")), want: "spec.clusterIPs"},
+		{name: "the network's address", s: service("s", clusterIP("10.0.0.0")), want: "spec.clusterIPs"},
+		{name: "the broadcast address", s: service("s", clusterIP("10.0.0.31")), want: "spec.clusterIPs"},
 		{name: "IPv6", s: service("s", func(s *corev1.ServiceSpec) { s.IPFamilies = []corev1.IPFamily{corev1.IPv6Protocol} }), want: "spec.ipFamilies[0]"},
 		{name: "two families", s: service("s", func(s *corev1.ServiceSpec) {
 			p := corev1.IPFamilyPolicyRequireDualStack
 			s.IPFamilyPolicy = &p
 		}), want: "spec.ipFamilyPolicy"},
-		{name: "clusterIPs without clusterIP", s: service("s", func(s *corev1.ServiceSpec) { s.ClusterIPs = []string{"10.0.0.7"} })},
+		{name: "clusterIPs without clusterIP", s: service("s", func(s *corev1.ServiceSpec) { s.ClusterIPs = []string{"10.0.0.7"} }), want: "spec.clusterIPs"},
 		{name: "clusterIPs of another address", s: service("s", func(s *corev1.ServiceSpec) { s.ClusterIP, s.ClusterIPs = "10.0.0.6", []string{"10.0.0.7"} }), want: "spec.clusterIPs"},
 		{name: "a node port of the server's choice", s: service("s", nodePort(0))},
 		{name: "a node port that another holds", given: []*corev1.Service{service("o", nodePort(30002))}, s: service("s", nodePort(30002)), want: "spec.ports[0].nodePort"},
@@ -384,7 +393,7 @@ func TestRepair(t *testing.T) {
 }
 
 func TestNothingIsGivenBeforeTheFirstRepair(t *testing.T) {
-	a, err := New(Config{Prefix: netip.MustParsePrefix("10.0.0.0/27"), PortMin: 1, PortMax: 2, Addresses: newMemory(), Ports: newMemory(), WriteTimeout: time.Minute})
+	a, err := New(Config{Prefixes: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/27")}, PortMin: 1, PortMax: 2, Addresses: newMemory(), Ports: newMemory(), WriteTimeout: time.Minute})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -409,7 +418,7 @@ func TestTwoServersNeverGiveTheSame(t *testing.T) {
 	var wg sync.WaitGroup
 	given := make(chan string, servers*each)
 	for n := range servers {
-		a, err := New(Config{Prefix: netip.MustParsePrefix("10.0.0.0/27"), PortMin: 30000, PortMax: 30000 + servers*each - 1, Addresses: store, Ports: store, WriteTimeout: time.Minute})
+		a, err := New(Config{Prefixes: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/27")}, PortMin: 30000, PortMax: 30000 + servers*each - 1, Addresses: store, Ports: store, WriteTimeout: time.Minute})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -439,15 +448,15 @@ func TestTwoServersNeverGiveTheSame(t *testing.T) {
 }
 
 func TestNewRefuses(t *testing.T) {
+	prefix := func(p string) []netip.Prefix { return []netip.Prefix{netip.MustParsePrefix(p)} }
 	for _, c := range []Config{
-		{Prefix: netip.MustParsePrefix("fd00::/112"), PortMin: 1, PortMax: 2},
-		{Prefix: netip.MustParsePrefix("10.0.0.0/31"), PortMin: 1, PortMax: 2},
-		{Prefix: netip.MustParsePrefix("10.0.0.0/24"), PortMin: 3, PortMax: 2},
-		{Prefix: netip.MustParsePrefix("10.0.0.0/24"), PortMin: 0, PortMax: 2},
-		{Prefix: netip.MustParsePrefix("10.0.0.0/24"), PortMin: 1, PortMax: 65536},
+		{Prefixes: prefix("10.0.0.0/31"), PortMin: 1, PortMax: 2},
+		{Prefixes: prefix("10.0.0.0/24"), PortMin: 3, PortMax: 2},
+		{Prefixes: prefix("10.0.0.0/24"), PortMin: 0, PortMax: 2},
+		{Prefixes: prefix("10.0.0.0/24"), PortMin: 1, PortMax: 65536},
 	} {
 		if _, err := New(c); err == nil {
-			t.Errorf("%v, ports %d-%d: no error", c.Prefix, c.PortMin, c.PortMax)
+			t.Errorf("%v, ports %d-%d: no error", c.Prefixes, c.PortMin, c.PortMax)
 		}
 	}
 }

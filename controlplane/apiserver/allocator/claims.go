@@ -57,7 +57,11 @@ var addressForm = form{
 	new:     func() runtime.Object { return &networkingv1.IPAddress{} },
 	newList: func() runtime.Object { return &networkingv1.IPAddressList{} },
 	write: func(m metav1.ObjectMeta, o owner) runtime.Object {
-		m.Labels = map[string]string{networkingv1.LabelIPAddressFamily: "IPv4", networkingv1.LabelManagedBy: managedBy}
+		family := corev1.IPv4Protocol
+		if strings.Contains(m.Name, ":") {
+			family = corev1.IPv6Protocol
+		}
+		m.Labels = map[string]string{networkingv1.LabelIPAddressFamily: string(family), networkingv1.LabelManagedBy: managedBy}
 		return &networkingv1.IPAddress{ObjectMeta: m, Spec: networkingv1.IPAddressSpec{
 			ParentRef: &networkingv1.ParentReference{Resource: "services", Namespace: o.Namespace, Name: o.Name},
 		}}

@@ -1,6 +1,7 @@
 package allocator
 
 import (
+	"net/netip"
 	"slices"
 	"strconv"
 
@@ -26,12 +27,18 @@ func hasHealthCheckPort(s *corev1.Service) bool {
 	return s.Spec.Type == corev1.ServiceTypeLoadBalancer && s.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal
 }
 
-// addresses are the ClusterIPs that a Service holds.
+// addresses are the ClusterIPs that a Service holds, in the form in which they are claimed.
 func addresses(s *corev1.Service) []string {
 	if !hasClusterIP(s) || s.Spec.ClusterIP == "" || s.Spec.ClusterIP == corev1.ClusterIPNone {
 		return nil
 	}
-	return []string{s.Spec.ClusterIP}
+	var all []string
+	for _, ip := range append([]string{s.Spec.ClusterIP}, s.Spec.ClusterIPs...) {
+		if a, err := netip.ParseAddr(ip); err == nil && !slices.Contains(all, a.String()) {
+			all = append(all, a.String())
+		}
+	}
+	return all
 }
 
 // ports are the node ports that a Service holds, each once.

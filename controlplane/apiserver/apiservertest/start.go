@@ -43,8 +43,8 @@ type Server struct {
 	done   chan error
 }
 
-// Start serves until the test ends.
-func Start(t testing.TB) *Server {
+// Start serves until the test ends. The test may change the configuration first.
+func Start(t testing.TB, change ...func(*apiserver.Config)) *Server {
 	t.Helper()
 	dir := t.TempDir()
 	s := &Server{}
@@ -67,10 +67,13 @@ func Start(t testing.TB) *Server {
 	s.cfg = apiserver.Config{
 		// A Service can't lead to a loopback address; nobody follows this one (RFC 5737).
 		BindAddress: net.IPv4(127, 0, 0, 1), AdvertiseAddress: net.IPv4(192, 0, 2, 1), Port: freePort(t), ServingCertFile: certFile, ServingKeyFile: keyFile, ClientCAFile: ca,
-		EtcdServers: []string{s.EtcdURL}, ServiceCIDR: netip.MustParsePrefix("10.96.0.0/16"), NodePortMin: 30000, NodePortMax: 32767,
+		EtcdServers: []string{s.EtcdURL}, ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")}, NodePortMin: 30000, NodePortMax: 32767,
 		ServiceAccountKeyFile: write("sa.key", encodeKey(t, saKey)), ServiceAccountIssuer: "https://kubernetes.default.svc.cluster.local",
 		FrontProxyCAFile: ca, ProxyClientCertFile: certFile, ProxyClientKeyFile: keyFile,
 		KubeletCAFile: ca, KubeletClientCertFile: certFile, KubeletClientKeyFile: keyFile,
+	}
+	for _, f := range change {
+		f(&s.cfg)
 	}
 	s.Admin = &rest.Config{Host: "https://" + net.JoinHostPort("127.0.0.1", strconv.Itoa(s.cfg.Port)), QPS: -1}
 	s.Admin.TLSClientConfig = s.client(t, "admin", "system:masters")

@@ -3,6 +3,8 @@ package resources
 import (
 	"encoding/json"
 	"fmt"
+	"net/netip"
+	"slices"
 	"sort"
 	"strings"
 	"time"
@@ -81,13 +83,12 @@ func nodes() *descriptor.Resource {
 					seen.Insert(key)
 				}
 			}
-			for i, c := range n.Spec.PodCIDRs {
-				errs = append(errs, validation.IsValidCIDRForLegacyField(field.NewPath("spec", "podCIDRs").Index(i), c, true, nil)...)
-			}
-			return errs
+			return append(errs, validatePodCIDRs(n.Spec.PodCIDRs, field.NewPath("spec", "podCIDRs"))...)
 		}),
 		ValidateUpdate: descriptor.CheckUpdate(func(n, old *corev1.Node) field.ErrorList {
-			if len(old.Spec.PodCIDRs) > 0 && !apiequality.Semantic.DeepEqual(n.Spec.PodCIDRs, old.Spec.PodCIDRs) {
+			// Unlike with the reference, a node may get a range of the other family later: a cluster that becomes
+			// dual-stack need not lose its nodes.
+			if now, was := n.Spec.PodCIDRs, old.Spec.PodCIDRs; len(now) < len(was) || !slices.Equal(now[:len(was)], was) {
 				return field.ErrorList{field.Forbidden(field.NewPath("spec", "podCIDRs"), "node updates may not change podCIDR except from \"\" to valid")}
 			}
 			return nil
@@ -107,6 +108,22 @@ func nodes() *descriptor.Resource {
 			{Name: "Container-Runtime", Wide: true, Cell: descriptor.Cell(func(n *corev1.Node) string { return orUnknown(n.Status.NodeInfo.ContainerRuntimeVersion) })},
 		},
 	})
+}
+
+// validatePodCIDRs wants at most one range of each family.
+func validatePodCIDRs(cidrs []string, p *field.Path) field.ErrorList {
+	var errs field.ErrorList
+	families := sets.New[corev1.IPFamily]()
+	for i, c := range cidrs {
+		errs = append(errs, validation.IsValidCIDRForLegacyField(p.Index(i), c, true, nil)...)
+		if prefix, err := netip.ParsePrefix(c); err == nil {
+			families.Insert(FamilyOf(prefix.Addr()))
+		}
+	}
+	if len(errs) == 0 && families.Len() < len(cidrs) {
+		errs = append(errs, field.Invalid(p, cidrs, "may specify no more than one CIDR for each IP family"))
+	}
+	return errs
 }
 
 func orUnknown(s string) string {

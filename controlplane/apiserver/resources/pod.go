@@ -1,6 +1,7 @@
 package resources
 
 import (
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -9,6 +10,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/strake-io/strake/controlplane/apiserver/descriptor"
@@ -34,6 +36,11 @@ func pods() *descriptor.Resource {
 		Status:     true,
 		PrepareStatus: descriptor.PrepareChange(func(p, old *corev1.Pod) {
 			fill(&p.Status.QOSClass, old.Status.QOSClass)
+		}),
+		ValidateStatus: descriptor.CheckUpdate(func(p, _ *corev1.Pod) field.ErrorList {
+			status := field.NewPath("status")
+			errs := validateIPPair(len(p.Status.PodIPs), func(i int) string { return p.Status.PodIPs[i].IP }, status.Child("podIPs"))
+			return append(errs, validateIPPair(len(p.Status.HostIPs), func(i int) string { return p.Status.HostIPs[i].IP }, status.Child("hostIPs"))...)
 		}),
 		Graceful: podGraceful,
 		Columns:  podColumns,
@@ -65,6 +72,27 @@ func defaultPodIPs(s *corev1.PodStatus) {
 	case s.HostIP == "" && len(s.HostIPs) > 0:
 		s.HostIP = s.HostIPs[0].IP
 	}
+}
+
+// validateIPPair wants at most one address of each family.
+func validateIPPair(n int, ip func(int) string, p *field.Path) field.ErrorList {
+	var errs field.ErrorList
+	var all []string
+	families := map[corev1.IPFamily]bool{}
+	for i := range n {
+		errs = append(errs, validation.IsValidIPForLegacyField(p.Index(i), ip(i), true, nil)...)
+		if slices.Contains(all, ip(i)) {
+			errs = append(errs, field.Duplicate(p.Index(i), ip(i)))
+		}
+		all = append(all, ip(i))
+		if a, err := netip.ParseAddr(ip(i)); err == nil {
+			families[FamilyOf(a)] = true
+		}
+	}
+	if len(errs) == 0 && len(families) < n {
+		errs = append(errs, field.Invalid(p, all, "may specify no more than one IP for each IP family"))
+	}
+	return errs
 }
 
 func boolText(b bool) string {

@@ -27,8 +27,8 @@ func services() *descriptor.Resource {
 		Default:       descriptor.Each(defaultService),
 		Validate:      descriptor.Check(validateService),
 		ValidateUpdate: descriptor.CheckUpdate(func(s, old *corev1.Service) field.ErrorList {
-			if old.Spec.ClusterIP != "" && s.Spec.ClusterIP != old.Spec.ClusterIP && s.Spec.Type != corev1.ServiceTypeExternalName && old.Spec.Type != corev1.ServiceTypeExternalName {
-				return field.ErrorList{field.Invalid(field.NewPath("spec", "clusterIPs").Index(0), s.Spec.ClusterIPs, "may not change once set")}
+			if errs := validateFamiliesUpdate(s, old); len(errs) > 0 {
+				return errs
 			}
 			if s.Spec.Type == corev1.ServiceTypeLoadBalancer && old.Spec.Type == corev1.ServiceTypeLoadBalancer && !apiequality.Semantic.DeepEqual(s.Spec.LoadBalancerClass, old.Spec.LoadBalancerClass) {
 				return field.ErrorList{field.Invalid(field.NewPath("spec", "loadBalancerClass"), s.Spec.LoadBalancerClass, "may not change once set")}
@@ -86,11 +86,9 @@ func validateService(s *corev1.Service) field.ErrorList {
 	errs = append(errs, oneOf(s.Spec.Type, p.Child("type"), corev1.ServiceTypeClusterIP, corev1.ServiceTypeNodePort, corev1.ServiceTypeLoadBalancer, corev1.ServiceTypeExternalName)...)
 	errs = append(errs, oneOf(s.Spec.SessionAffinity, p.Child("sessionAffinity"), corev1.ServiceAffinityClientIP, corev1.ServiceAffinityNone)...)
 	errs = append(errs, metav1validation.ValidateLabels(s.Spec.Selector, p.Child("selector"))...)
+	errs = append(errs, ValidateServiceFamilies(s)...)
 	headless := s.Spec.ClusterIP == corev1.ClusterIPNone
 	if s.Spec.Type == corev1.ServiceTypeExternalName {
-		if s.Spec.ClusterIP != "" {
-			errs = append(errs, field.Forbidden(p.Child("clusterIPs"), "may not be set for ExternalName services"))
-		}
 		if s.Spec.ExternalName == "" {
 			errs = append(errs, field.Required(p.Child("externalName"), ""))
 		} else {
@@ -99,11 +97,6 @@ func validateService(s *corev1.Service) field.ErrorList {
 	} else {
 		if len(s.Spec.Ports) == 0 && !headless {
 			errs = append(errs, field.Required(p.Child("ports"), ""))
-		}
-		if c := s.Spec.ClusterIP; c != "" && !headless {
-			for _, e := range validation.IsValidIPForLegacyField(p.Child("clusterIPs").Index(0), c, true, nil) {
-				errs = append(errs, e)
-			}
 		}
 		if headless && s.Spec.Type != corev1.ServiceTypeClusterIP {
 			errs = append(errs, field.Invalid(p.Child("clusterIPs").Index(0), s.Spec.ClusterIP, "may not be set to 'None' for "+string(s.Spec.Type)+" services"))

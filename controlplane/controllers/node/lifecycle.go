@@ -52,8 +52,8 @@ type sighting struct {
 }
 
 // Setup registers the controller with the informers and returns what runs it.
-func Setup(client kubernetes.Interface, f informers.SharedInformerFactory, recorder record.EventRecorder, podCIDR netip.Prefix, bits int) (func(context.Context), error) {
-	sub, err := newSubnets(podCIDR, bits)
+func Setup(client kubernetes.Interface, f informers.SharedInformerFactory, recorder record.EventRecorder, podCIDRs []netip.Prefix, nodeBits func(netip.Prefix) int) (func(context.Context), error) {
+	sub, err := newSubnets(podCIDRs, nodeBits)
 	if err != nil {
 		return nil, fmt.Errorf("node controller: %w", err)
 	}
@@ -101,10 +101,8 @@ func Setup(client kubernetes.Interface, f informers.SharedInformerFactory, recor
 			}
 			for _, o := range nodes.Informer().GetStore().List() {
 				n := o.(*corev1.Node)
-				if p, err := netip.ParsePrefix(n.Spec.PodCIDR); err == nil {
-					if err := c.subnets.occupy(n.Name, p); err != nil {
-						recorder.Event(n, corev1.EventTypeWarning, "CIDROverlap", err.Error())
-					}
+				if err := c.subnets.occupy(n.Name, n.Spec.PodCIDRs); err != nil {
+					recorder.Event(n, corev1.EventTypeWarning, "CIDROverlap", err.Error())
 				}
 			}
 			return true
@@ -144,7 +142,11 @@ func (c *controller) silentIn(n *corev1.Node) time.Duration {
 func (c *controller) reconcile(ctx context.Context, _, name string) error {
 	n, err := c.nodes.Get(name)
 	if apierrors.IsNotFound(err) {
-		c.subnets.release(name)
+		if c.subnets.release(name) {
+			if err := c.feedStarving(); err != nil {
+				return err
+			}
+		}
 		c.mu.Lock()
 		delete(c.heard, name)
 		c.mu.Unlock()
@@ -153,7 +155,7 @@ func (c *controller) reconcile(ctx context.Context, _, name string) error {
 	if err != nil {
 		return err
 	}
-	if err := c.ensurePodCIDR(ctx, n); err != nil {
+	if err := c.ensurePodCIDRs(ctx, n); err != nil {
 		return err
 	}
 	left := c.silentIn(n)
@@ -175,7 +177,7 @@ func (c *controller) markSilent(ctx context.Context, n *corev1.Node) (*corev1.No
 	want := n.DeepCopy()
 	for i := range want.Status.Conditions {
 		cond := &want.Status.Conditions[i]
-		if cond.Status != corev1.ConditionUnknown {
+		if cond.Status != corev1.ConditionUnknown && cond.Type != corev1.NodeNetworkUnavailable { // that is for controllers to say
 			cond.Status, cond.Reason, cond.Message = corev1.ConditionUnknown, "NodeStatusUnknown", "Kubelet stopped posting node status."
 			cond.LastTransitionTime = metav1.Now()
 		}
