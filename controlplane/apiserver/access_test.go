@@ -222,7 +222,7 @@ func testUsers(a *api) {
 	// Who asks for a certificate can't say who he is.
 	csr := must(a.client.CertificatesV1().CertificateSigningRequests().Create(ctx, &certificatesv1.CertificateSigningRequest{
 		ObjectMeta: metav1.ObjectMeta{Name: a.ns}, Spec: certificatesv1.CertificateSigningRequestSpec{
-			Request: []byte("x"), SignerName: "test.strake.io/x", Usages: []certificatesv1.KeyUsage{certificatesv1.UsageClientAuth}, Username: "root", Groups: []string{"wheel"},
+			Request: signingRequest(a, "root"), SignerName: "test.strake.io/x", Usages: []certificatesv1.KeyUsage{certificatesv1.UsageClientAuth}, Username: "root", Groups: []string{"wheel"},
 		},
 	}, create))(a)
 	if csr.Spec.Username != "admin" || slices.Contains(csr.Spec.Groups, "wheel") || !slices.Contains(csr.Spec.Groups, "system:masters") {

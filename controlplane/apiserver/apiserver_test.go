@@ -35,7 +35,7 @@ func TestAPI(t *testing.T) {
 		"binding": testBinding, "eviction": testEviction, "gracefulDelete": testGracefulDelete, "ephemeral": testEphemeral,
 		"customResources": testCustomResources, "aggregator": testAggregator, "schemas": testSchemas,
 		"streams": testStreams, "logs": testLogs, "portForward": testPortForward, "nodeProxy": testNodeProxy,
-		"kubelets": testKubelets, "tokens": testTokens, "users": testUsers,
+		"kubelets": testKubelets, "tokens": testTokens, "users": testUsers, "certificates": testCertificates, "bootstrapTokens": testBootstrapTokens,
 	} {
 		t.Run(name, func(t *testing.T) { test(newAPI(t, s)) })
 	}

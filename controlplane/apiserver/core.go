@@ -9,6 +9,7 @@ import (
 
 	authenticationv1 "k8s.io/api/authentication/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
+	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	eventsv1 "k8s.io/api/events/v1"
@@ -108,6 +109,9 @@ func (b *builder) storages() (storages, error) {
 		"pods/proxy":               newPodProxyREST(core("pods"), transport),
 		"pods/ephemeralcontainers": newEphemeralREST(core("pods")),
 		"services/proxy":           newServiceProxyREST(core("services"), main[discoveryv1.Resource("endpointslices")], transport),
+	})
+	all.add(certificatesv1.SchemeGroupVersion, map[string]rest.Storage{
+		"certificatesigningrequests/approval": newApprovalREST(main[schema.GroupResource{Group: certificatesv1.GroupName, Resource: "certificatesigningrequests"}]),
 	})
 	all.add(eventsv1.SchemeGroupVersion, map[string]rest.Storage{"events": core("events")})
 	all.add(authenticationv1.SchemeGroupVersion, review.Authentication(b.generic.Authentication.Authenticator, b.generic.Authentication.APIAudiences))

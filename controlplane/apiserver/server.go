@@ -20,8 +20,10 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/apimachinery/pkg/util/sets"
 	"k8s.io/apiserver/pkg/admission"
+	"k8s.io/apiserver/pkg/authentication/authenticator"
 	"k8s.io/apiserver/pkg/authentication/authenticatorfactory"
 	"k8s.io/apiserver/pkg/authentication/request/headerrequest"
+	tokenunion "k8s.io/apiserver/pkg/authentication/token/union"
 	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/apiserver/pkg/authorization/authorizerfactory"
 	unionauthz "k8s.io/apiserver/pkg/authorization/union"
@@ -46,6 +48,7 @@ import (
 	strakeadmission "github.com/strake-io/strake/controlplane/apiserver/admission"
 	"github.com/strake-io/strake/controlplane/apiserver/allocator"
 	"github.com/strake-io/strake/controlplane/apiserver/auth"
+	"github.com/strake-io/strake/controlplane/apiserver/auth/bootstrap"
 	"github.com/strake-io/strake/controlplane/apiserver/auth/node"
 	"github.com/strake-io/strake/controlplane/apiserver/auth/rbac"
 	"github.com/strake-io/strake/controlplane/apiserver/auth/token"
@@ -198,8 +201,9 @@ func (b *builder) storageFactory() *serverstorage.DefaultStorageFactory {
 	return serverstorage.NewDefaultStorageFactory(b.etcd.StorageConfig, protobuf, b.codecs, serverstorage.NewDefaultResourceEncodingConfig(b.scheme), served, prefixes)
 }
 
-// anonymousPaths are open to everybody: load balancers and probes have no credentials.
-var anonymousPaths = []string{"/healthz", "/livez", "/readyz", "/version"}
+// anonymousPaths are open to everybody: load balancers and probes have no credentials, and who joins the cluster learns its
+// CA first.
+var anonymousPaths = []string{"/healthz", "/livez", "/readyz", "/version", "/api/v1/namespaces/kube-public/configmaps/cluster-info"}
 
 // tokenCacheTTL bounds how long a token works on after what it is bound to is gone.
 const tokenCacheTTL = 10 * time.Second
@@ -237,7 +241,7 @@ func (b *builder) buildAuth() error {
 		}
 	}
 	a.Authenticator = auth.New(auth.Config{
-		ClientCA: clientCA, FrontProxy: header, Tokens: b.issuer, TokenTTL: tokenCacheTTL, Audiences: audiences, AnonymousPaths: anonymousPaths,
+		ClientCA: clientCA, FrontProxy: header, Tokens: b.tokens(audiences), TokenTTL: tokenCacheTTL, Audiences: audiences, AnonymousPaths: anonymousPaths,
 	})
 
 	roles := b.informers.Rbac().V1()
@@ -256,6 +260,12 @@ func (b *builder) buildAuth() error {
 	)
 	b.generic.RuleResolver = b.rbac
 	return err
+}
+
+// tokens knows tokens of ServiceAccounts and of machines that join.
+func (b *builder) tokens(audiences authenticator.Audiences) authenticator.Token {
+	joining := bootstrap.New(b.informers.Core().V1().Secrets().Lister().Secrets(metav1.NamespaceSystem))
+	return tokenunion.New(b.issuer, authenticator.WrapAudienceAgnosticToken(audiences, joining))
 }
 
 // boundPods lists a node's pods from the watch cache, which is what the node's kubelet learnt of them from.

@@ -27,12 +27,16 @@ var (
 	Admin             = Identity{User: "strake-admin", Groups: []string{"system:masters"}}
 	Scheduler         = Identity{User: "system:kube-scheduler"}
 	ControllerManager = Identity{User: "system:kube-controller-manager"}
-	NodeNetwork       = Identity{User: "system:strake-agent"}
 )
 
 // Node is the identity of a node's kubelet, as the Node authorizer wants it.
 func Node(name string) Identity {
 	return Identity{User: "system:node:" + name, Groups: []string{"system:nodes"}}
+}
+
+// NodeNetwork is the identity of a node's network.
+func NodeNetwork(name string) Identity {
+	return Identity{User: "system:strake-agent:" + name, Groups: []string{"system:strake-agents"}}
 }
 
 // EnsureKubeconfig keeps a kubeconfig (0600) at path with which id talks to server, an https URL.

@@ -41,7 +41,7 @@ func (s Settings) certificates(l layout.Layout) (pki.Files, error) {
 	}
 	for path, id := range map[string]pki.Identity{
 		l.AdminKubeconfig(): pki.Admin, l.Kubeconfig("controller-manager"): pki.ControllerManager, l.Kubeconfig("scheduler"): pki.Scheduler,
-		l.Kubeconfig("node-network"): pki.NodeNetwork, l.Kubeconfig("kubelet"): pki.Node(s.NodeName),
+		l.Kubeconfig("node-network"): pki.NodeNetwork(s.NodeName), l.Kubeconfig("kubelet"): pki.Node(s.NodeName),
 	} {
 		if err := pki.EnsureKubeconfig(files, path, s.URL(), id); err != nil {
 			return files, err

@@ -22,6 +22,9 @@ var plugins = []struct {
 	{"DefaultStorageClass", newDefaultStorageClass},
 	{"PodSecurity", newPodSecurity},
 	{"NodeRestriction", newNodeRestriction},
+	{"CertificateApproval", newCertificateApproval},
+	{"CertificateSigning", newCertificateSigning},
+	{"CertificateSubjectRestriction", newSubjectRestriction},
 }
 
 // Register adds the plugins of this package and returns their names, in the order in which they run.

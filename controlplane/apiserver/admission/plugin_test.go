@@ -15,6 +15,7 @@ import (
 	"k8s.io/apiserver/pkg/admission"
 	"k8s.io/apiserver/pkg/admission/initializer"
 	"k8s.io/apiserver/pkg/authentication/user"
+	"k8s.io/apiserver/pkg/authorization/authorizerfactory"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes/fake"
 	"sigs.k8s.io/yaml"
@@ -45,6 +46,9 @@ func started(t *testing.T, name string, objects ...runtime.Object) admission.Int
 	}
 	if w, ok := p.(initializer.WantsExternalKubeInformerFactory); ok {
 		w.SetExternalKubeInformerFactory(f)
+	}
+	if w, ok := p.(initializer.WantsAuthorizer); ok {
+		w.SetAuthorizer(authorizerfactory.NewAlwaysDenyAuthorizer())
 	}
 	if v, ok := p.(admission.InitializationValidator); ok {
 		if err := v.ValidateInitialization(); err != nil {

@@ -1,12 +1,10 @@
 package resources
 
 import (
-	"context"
 	"strings"
 
 	admissionv1 "k8s.io/api/admissionregistration/v1"
 	autoscalingv2 "k8s.io/api/autoscaling/v2"
-	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
 	flowcontrolv1 "k8s.io/api/flowcontrol/v1"
 	nodev1 "k8s.io/api/node/v1"
@@ -15,11 +13,8 @@ import (
 	storagev1 "k8s.io/api/storage/v1"
 	apivalidation "k8s.io/apimachinery/pkg/api/validation"
 	metav1validation "k8s.io/apimachinery/pkg/apis/meta/v1/validation"
-	"k8s.io/apimachinery/pkg/fields"
-	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/apimachinery/pkg/util/validation/field"
-	genericapirequest "k8s.io/apiserver/pkg/endpoints/request"
 
 	"github.com/strake-io/strake/controlplane/apiserver/descriptor"
 )
@@ -188,53 +183,6 @@ func policy() []*descriptor.Resource {
 			{Name: "Max Unavailable", Cell: descriptor.Cell(func(b *policyv1.PodDisruptionBudget) string { return share(b.Spec.MaxUnavailable) })},
 			{Name: "Allowed Disruptions", Type: "integer", Cell: descriptor.Cell(func(b *policyv1.PodDisruptionBudget) int64 { return int64(b.Status.DisruptionsAllowed) })},
 			descriptor.Age,
-		},
-	})}
-}
-
-func certificates() []*descriptor.Resource {
-	return []*descriptor.Resource{kind[certificatesv1.CertificateSigningRequest, certificatesv1.CertificateSigningRequestList]("CertificateSigningRequest", descriptor.Resource{
-		GroupVersion: certificatesv1.SchemeGroupVersion, ShortNames: []string{"csr"}, Status: true,
-		// Who asks is not for the asker to say.
-		PrepareCreate: func(ctx context.Context, o runtime.Object) {
-			s := &o.(*certificatesv1.CertificateSigningRequest).Spec
-			s.Username, s.UID, s.Groups, s.Extra = "", "", nil, nil
-			u, ok := genericapirequest.UserFrom(ctx)
-			if !ok {
-				return
-			}
-			s.Username, s.UID, s.Groups = u.GetName(), u.GetUID(), u.GetGroups()
-			for k, v := range u.GetExtra() {
-				if s.Extra == nil {
-					s.Extra = map[string]certificatesv1.ExtraValue{}
-				}
-				s.Extra[k] = v
-			}
-		},
-		Validate: descriptor.Check(func(c *certificatesv1.CertificateSigningRequest) field.ErrorList {
-			var errs field.ErrorList
-			p := field.NewPath("spec")
-			if len(c.Spec.Request) == 0 {
-				errs = append(errs, field.Required(p.Child("request"), ""))
-			}
-			if c.Spec.SignerName == "" {
-				errs = append(errs, field.Required(p.Child("signerName"), ""))
-			}
-			if len(c.Spec.Usages) == 0 {
-				errs = append(errs, field.Required(p.Child("usages"), ""))
-			}
-			return errs
-		}),
-		ValidateUpdate: descriptor.CheckUpdate(func(c, old *certificatesv1.CertificateSigningRequest) field.ErrorList {
-			return apivalidation.ValidateImmutableField(c.Spec, old.Spec, field.NewPath("spec"))
-		}),
-		Selectable: func(o runtime.Object) fields.Set {
-			return fields.Set{"spec.signerName": o.(*certificatesv1.CertificateSigningRequest).Spec.SignerName}
-		},
-		Columns: []descriptor.Column{
-			descriptor.Age,
-			{Name: "SignerName", Cell: descriptor.Cell(func(c *certificatesv1.CertificateSigningRequest) string { return c.Spec.SignerName })},
-			{Name: "Requestor", Cell: descriptor.Cell(func(c *certificatesv1.CertificateSigningRequest) string { return c.Spec.Username })},
 		},
 	})}
 }

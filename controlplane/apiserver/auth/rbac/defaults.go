@@ -3,9 +3,11 @@ package rbac
 import (
 	"context"
 	"slices"
+	"strings"
 
 	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/apiserver/pkg/authorization/authorizer"
 )
 
@@ -86,8 +88,18 @@ var controllerRules = []rbacv1.PolicyRule{
 	rule([]string{"create"}, "events.k8s.io", "events"),
 	rule([]string{"create"}, "authentication.k8s.io", "tokenreviews"),
 	rule([]string{"create"}, "authorization.k8s.io", "subjectaccessreviews"),
+	only(rule([]string{"approve", "sign"}, "certificates.k8s.io", "signers"), nodeSigners...),
 	urls("/api", "/api/*", "/apis", "/apis/*", "/version", "/healthz", "/livez", "/readyz", "/openapi/*"),
 }
+
+// nodeSigners sign what a node needs, and what people ask for to reach the API server.
+var nodeSigners = []string{"kubernetes.io/kube-apiserver-client", "kubernetes.io/kube-apiserver-client-kubelet", "kubernetes.io/kubelet-serving"}
+
+// Who holds these has certificates for a node's kubelet approved: for any node, or for the one that asks.
+const (
+	nodeClient     = "system:certificates.k8s.io:certificatesigningrequests:nodeclient"
+	selfNodeClient = "system:certificates.k8s.io:certificatesigningrequests:selfnodeclient"
+)
 
 // clusterRoles returns the roles that every cluster has.
 func clusterRoles() []rbacv1.ClusterRole {
@@ -133,6 +145,8 @@ func clusterRoles() []rbacv1.ClusterRole {
 		named("system:node", node...),
 		named("system:node-proxier", rule(read, "", "services", "endpoints", "nodes"), rule(read, "discovery.k8s.io", "endpointslices"), rule([]string{"create", "patch", "update"}, "", "events")),
 		named("system:node-bootstrapper", rule([]string{"create", "get", "list", "watch"}, "certificates.k8s.io", "certificatesigningrequests")),
+		named(nodeClient, rule([]string{"create"}, "certificates.k8s.io", "certificatesigningrequests/nodeclient")),
+		named(selfNodeClient, rule([]string{"create"}, "certificates.k8s.io", "certificatesigningrequests/selfnodeclient")),
 		named("system:kube-dns", rule([]string{"list", "watch"}, "", "endpoints", "services", "namespaces"), rule([]string{"list", "watch"}, "discovery.k8s.io", "endpointslices")),
 		named("strake:node-network",
 			rule(read, "", "nodes", "services", "endpoints", "pods", "namespaces"),
@@ -149,6 +163,10 @@ func clusterRoles() []rbacv1.ClusterRole {
 		named("system:kube-controller-manager", controllerRules...),
 		// The three roles for people are sums: anyone may add to them with a label.
 		named("system:aggregate-to-view", view...), named("system:aggregate-to-edit", edit...), named("system:aggregate-to-admin", admin...),
+	}
+	for _, signer := range nodeSigners {
+		short := strings.TrimPrefix(signer, "kubernetes.io/")
+		roles = append(roles, named("system:certificates.k8s.io:"+short+"-approver", only(rule([]string{"approve"}, "certificates.k8s.io", "signers"), signer)))
 	}
 	for i := range roles {
 		if to, ok := map[string]string{"system:aggregate-to-view": "view", "system:aggregate-to-edit": "edit", "system:aggregate-to-admin": "admin"}[roles[i].Name]; ok {
@@ -204,32 +222,58 @@ func clusterRoleBindings() []rbacv1.ClusterRoleBinding {
 		bind("system:kube-controller-manager", rbacv1.UserKind, "system:kube-controller-manager"),
 		bind("system:node-proxier", rbacv1.UserKind, "system:kube-proxy"),
 		dns,
-		bind("strake:node-network", rbacv1.UserKind, "system:strake-agent"),
+		bind("strake:node-network", rbacv1.GroupKind, agents),
+		bind("system:node-bootstrapper", rbacv1.GroupKind, bootstrappers),
+		bind(nodeClient, rbacv1.GroupKind, bootstrappers),
+		bind(selfNodeClient, rbacv1.GroupKind, user.NodesGroup),
 	}
 }
 
-// authenticationReader lets extension API servers read how this one knows its users.
-const authenticationReader = "extension-apiserver-authentication-reader"
+// Groups of those who join and of those who have.
+const (
+	bootstrappers = "system:bootstrappers"
+	agents        = "system:strake-agents"
+)
+
+// Roles in the system's namespaces, each for one ConfigMap.
+const (
+	// authenticationReader lets extension API servers read how this one knows its users.
+	authenticationReader = "extension-apiserver-authentication-reader"
+	// clusterInfo lets everybody read by which CA the cluster is known: who joins has no more than a token.
+	clusterInfo = "strake:cluster-info"
+	// clusterSettings lets nodes read what they have in common.
+	clusterSettings = "strake:cluster-settings"
+)
 
 // roles returns the roles that every cluster has in its system's namespaces.
 func roles() []rbacv1.Role {
-	reader := rbacv1.Role{ObjectMeta: defaultMeta(authenticationReader), Rules: []rbacv1.PolicyRule{only(rule(read, "", "configmaps"), "extension-apiserver-authentication")}}
-	reader.Namespace = metav1.NamespaceSystem
-	return []rbacv1.Role{reader}
+	in := func(namespace, name string, verbs []string, configMap string) rbacv1.Role {
+		r := rbacv1.Role{ObjectMeta: defaultMeta(name), Rules: []rbacv1.PolicyRule{only(rule(verbs, "", "configmaps"), configMap)}}
+		r.Namespace = namespace
+		return r
+	}
+	return []rbacv1.Role{
+		in(metav1.NamespaceSystem, authenticationReader, read, "extension-apiserver-authentication"),
+		in(metav1.NamespacePublic, clusterInfo, []string{"get"}, "cluster-info"),
+		in(metav1.NamespaceSystem, clusterSettings, read, "strake-cluster"),
+	}
 }
 
 // roleBindings returns the bindings that every cluster has in its system's namespaces.
 func roleBindings() []rbacv1.RoleBinding {
-	b := rbacv1.RoleBinding{
-		ObjectMeta: defaultMeta("system::" + authenticationReader),
-		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: authenticationReader},
-		Subjects: []rbacv1.Subject{
-			{Kind: rbacv1.UserKind, APIGroup: rbacv1.GroupName, Name: "system:kube-controller-manager"},
-			{Kind: rbacv1.UserKind, APIGroup: rbacv1.GroupName, Name: "system:kube-scheduler"},
-		},
+	bind := func(namespace, name, role, kind string, subjects ...string) rbacv1.RoleBinding {
+		b := rbacv1.RoleBinding{ObjectMeta: defaultMeta(name), RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: role}}
+		b.Namespace = namespace
+		for _, s := range subjects {
+			b.Subjects = append(b.Subjects, rbacv1.Subject{Kind: kind, APIGroup: rbacv1.GroupName, Name: s})
+		}
+		return b
 	}
-	b.Namespace = metav1.NamespaceSystem
-	return []rbacv1.RoleBinding{b}
+	return []rbacv1.RoleBinding{
+		bind(metav1.NamespaceSystem, "system::"+authenticationReader, authenticationReader, rbacv1.UserKind, "system:kube-controller-manager", "system:kube-scheduler"),
+		bind(metav1.NamespacePublic, clusterInfo, clusterInfo, rbacv1.UserKind, user.Anonymous),
+		bind(metav1.NamespaceSystem, clusterSettings, clusterSettings, rbacv1.GroupKind, bootstrappers, user.NodesGroup, agents),
+	}
 }
 
 // NodeRules returns an authorizer of what every kubelet may do, for the Node authorizer to ask: no
