@@ -51,7 +51,7 @@ func start(t *testing.T) *cluster {
 	done := make(chan error, 1)
 	go func() {
 		done <- controllers.Run(ctx, controllers.Config{
-			Client: client, Metadata: meta, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")}, RootCA: []byte("test CA"),
+			Client: client, Metadata: meta, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")}, CAFile: server.CAFile, CAKeyFile: server.CAKeyFile, Server: server.Admin.Host,
 		})
 	}()
 	t.Cleanup(func() {

@@ -5,7 +5,9 @@ package controllers
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
+	"os"
 	"sync"
 
 	corev1 "k8s.io/api/core/v1"
@@ -17,6 +19,8 @@ import (
 	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/tools/record"
 
+	"github.com/strake-io/strake/controlplane/controllers/bootstraptoken"
+	"github.com/strake-io/strake/controlplane/controllers/certificates"
 	"github.com/strake-io/strake/controlplane/controllers/deployment"
 	"github.com/strake-io/strake/controlplane/controllers/endpointslice"
 	"github.com/strake-io/strake/controlplane/controllers/garbage"
@@ -34,11 +38,17 @@ type Config struct {
 	PodCIDRs []netip.Prefix // ranges of all pods, at most one of each family, the primary family's first
 	// NodeBits is the prefix length of a node's part of a range; nil: 24 of IPv4, 64 of IPv6.
 	NodeBits func(netip.Prefix) int
-	RootCA   []byte // PEM, published to every namespace
+	// CAFile and CAKeyFile are the cluster's CA: published to every namespace, and what signs certificates of nodes and users.
+	CAFile, CAKeyFile string
+	Server            string // https URL of the API server, for machines that join
 }
 
 // Run runs all controllers until ctx ends.
 func Run(ctx context.Context, cfg Config) error {
+	ca, err := os.ReadFile(cfg.CAFile)
+	if err != nil {
+		return fmt.Errorf("controllers: CA: %w", err)
+	}
 	f := informers.NewSharedInformerFactoryWithOptions(cfg.Client, 0, informers.WithTransform(func(obj any) (any, error) {
 		if m, ok := obj.(metav1.Object); ok {
 			m.SetManagedFields(nil)
@@ -54,7 +64,11 @@ func Run(ctx context.Context, cfg Config) error {
 	var runs []func(context.Context)
 	for _, setup := range []func() (func(context.Context), error){
 		func() (func(context.Context), error) { return namespace.Setup(cfg.Client, cfg.Metadata, f) },
-		func() (func(context.Context), error) { return serviceaccount.Setup(cfg.Client, f, cfg.RootCA) },
+		func() (func(context.Context), error) { return serviceaccount.Setup(cfg.Client, f, ca) },
+		func() (func(context.Context), error) {
+			return certificates.Setup(cfg.Client, f, cfg.CAFile, cfg.CAKeyFile)
+		},
+		func() (func(context.Context), error) { return bootstraptoken.Setup(cfg.Client, cfg.Server, ca) },
 		func() (func(context.Context), error) {
 			return node.Setup(cfg.Client, f, recorder("node-controller"), cfg.PodCIDRs, cfg.NodeBits)
 		},

@@ -302,7 +302,7 @@ func testNamespace(t *testing.T, c *cluster) {
 	ns := c.namespace(t, "doomed")
 	c.eventually("root CA", func() error {
 		cm, err := c.client.CoreV1().ConfigMaps(ns).Get(t.Context(), "kube-root-ca.crt", metav1.GetOptions{})
-		if err == nil && cm.Data["ca.crt"] != "test CA" {
+		if err == nil && cm.Data["ca.crt"] != string(c.server.Admin.CAData) {
 			err = fmt.Errorf("data %v", cm.Data)
 		}
 		return err

@@ -121,14 +121,13 @@ func runControllers(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return fmt.Errorf("controllers: %w", err)
 	}
-	ca, err := os.ReadFile(cfg.PKI.CA().Cert)
-	if err != nil {
-		return fmt.Errorf("controllers: %w", err)
-	}
 	if ready.API(ctx, client.Discovery().RESTClient()) != nil {
 		return nil // ctx ended
 	}
-	return controllers.Run(ctx, controllers.Config{Client: client, Metadata: meta, PodCIDRs: cfg.PodCIDRs, NodeBits: cfg.NodeBits, RootCA: ca})
+	return controllers.Run(ctx, controllers.Config{
+		Client: client, Metadata: meta, PodCIDRs: cfg.PodCIDRs, NodeBits: cfg.NodeBits,
+		CAFile: cfg.PKI.CA().Cert, CAKeyFile: cfg.PKI.CA().Key, Server: cfg.URL(),
+	})
 }
 
 func runScheduler(ctx context.Context, cfg Config) error {

@@ -34,6 +34,8 @@ type Server struct {
 	Admin   *rest.Config // member of system:masters
 	EtcdURL string       // without TLS
 
+	CAFile, CAKeyFile string // of the CA of all certificates
+
 	cfg apiserver.Config
 	ca  *x509.Certificate
 	key *ecdsa.PrivateKey
@@ -57,6 +59,7 @@ func Start(t testing.TB, change ...func(*apiserver.Config)) *Server {
 		return path
 	}
 	ca := write("ca.crt", s.pem)
+	s.CAFile, s.CAKeyFile = ca, write("ca.key", encodeKey(t, s.key))
 	cert, key := s.issue(t, "kube-apiserver", nil)
 	certFile, keyFile := write("server.crt", cert), write("server.key", key)
 	saKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
