@@ -249,7 +249,7 @@ func (m *machine) startKubelet() {
 	k := &podworker.Pods{
 		Client: m.client, RuntimeName: "containerd", Runtime: m.cri, Images: m.images, Endpoint: m.endpoint, Recorder: record.NewFakeRecorder(10000),
 		Cgroups: cgroups.New(m.group, 1<<30), Net: podnet.Config{ClusterDNS: []string{"10.96.0.10"}, ClusterDomain: "cluster.local", ResolvConf: filepath.Join(m.dir, "resolv.conf")},
-		Services: func() []*corev1.Service { return nil }, Allocatable: func() corev1.ResourceList { return nil }, HostIP: "127.0.0.1", LogsDir: filepath.Join(m.dir, "logs"),
+		Services: func() []*corev1.Service { return nil }, Allocatable: func() corev1.ResourceList { return nil }, HostIPs: []string{"127.0.0.1"}, LogsDir: filepath.Join(m.dir, "logs"),
 	}
 	k.Objects = objects.New(m.client, func(uids []types.UID) { k.Wake(uids...) })
 	k.Volumes = volumes.New(filepath.Join(m.dir, "pods"), volumes.Sources{

@@ -2,11 +2,12 @@ package kubelet
 
 import (
 	"context"
+	"crypto/tls"
+	"errors"
 	"fmt"
-	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
-	"strconv"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -42,23 +43,24 @@ import (
 // Config is all that differs between nodes.
 type Config struct {
 	NodeName      string
-	NodeIP        string
-	Port          int // of the kubelet's API
+	NodeIPs       []netip.Addr // at most one of each family, the primary family's first
+	Port          int          // of the kubelet's API
 	Labels        map[string]string
 	MaxPods       int64 // zero: 110
 	Client        *rest.Config
 	CRISocket     string // path of the container runtime's unix socket
 	RootDir       string // pods' folders
 	PodLogsDir    string
-	Cgroup        string // the node's cgroup, such as /strake-0123abcd
-	ClusterDNS    []string
+	Cgroup        string   // the node's cgroup, such as /strake-0123abcd
+	ClusterDNS    []string // addresses of the cluster's DNS, the primary family's first
 	ClusterDomain string
 	ResolvConf    string
 	// EvictionHard are the thresholds below which the node is short of something; nil: Kubernetes' own.
 	EvictionHard []eviction.Threshold
-	CertFile     string
-	KeyFile      string
-	ClientCAFile string
+	// What the kubelet's API serves with: files, or what a function returns where that is renewed.
+	CertFile, KeyFile string
+	Certificate       func(*tls.ClientHelloInfo) (*tls.Certificate, error)
+	ClientCAFile      string
 }
 
 // callTimeout bounds calls to the container runtime that start nothing long.
@@ -68,6 +70,14 @@ const callTimeout = 2 * time.Minute
 func Run(ctx context.Context, cfg Config) error {
 	if cfg.MaxPods == 0 {
 		cfg.MaxPods = 110
+	}
+	var nodeIPs []string
+	var addrs []netip.AddrPort
+	for _, a := range cfg.NodeIPs {
+		nodeIPs, addrs = append(nodeIPs, a.String()), append(addrs, netip.AddrPortFrom(a, uint16(cfg.Port)))
+	}
+	if len(nodeIPs) == 0 {
+		return errors.New("kubelet: the node has no address")
 	}
 	pb := rest.CopyConfig(cfg.Client)
 	pb.ContentType = "application/vnd.kubernetes.protobuf"
@@ -87,7 +97,7 @@ func Run(ctx context.Context, cfg Config) error {
 	if err := os.MkdirAll(cfg.RootDir, 0o700); err != nil {
 		return fmt.Errorf("kubelet: %w", err)
 	}
-	nodeConfig := node.Config{Name: cfg.NodeName, IP: cfg.NodeIP, Port: cfg.Port, Labels: cfg.Labels, MaxPods: cfg.MaxPods, RootDir: cfg.RootDir, Client: client, Runtime: runtime}
+	nodeConfig := node.Config{Name: cfg.NodeName, IPs: nodeIPs, Port: cfg.Port, Labels: cfg.Labels, MaxPods: cfg.MaxPods, RootDir: cfg.RootDir, Client: client, Runtime: runtime}
 	machine, err := node.Inspect(ctx, nodeConfig)
 	if err != nil {
 		return fmt.Errorf("kubelet: %w", err)
@@ -116,7 +126,7 @@ func Run(ctx context.Context, cfg Config) error {
 			return list
 		},
 		Allocatable: func() corev1.ResourceList { return machine.Allocatable },
-		HostIP:      cfg.NodeIP, LogsDir: cfg.PodLogsDir,
+		HostIPs:     nodeIPs, LogsDir: cfg.PodLogsDir,
 	}
 	pods.Objects = objects.New(client, func(uids []types.UID) { pods.Wake(uids...) })
 	pods.Volumes = volumes.New(filepath.Join(cfg.RootDir, "pods"), volumes.Sources{
@@ -171,7 +181,7 @@ func Run(ctx context.Context, cfg Config) error {
 	g.Go(func() error { return node.Run(gctx, nodeConfig, machine) })
 	g.Go(func() error {
 		return server.Run(gctx, server.Config{
-			Addr: net.JoinHostPort(cfg.NodeIP, strconv.Itoa(cfg.Port)), CertFile: cfg.CertFile, KeyFile: cfg.KeyFile, ClientCAFile: cfg.ClientCAFile,
+			Addrs: addrs, CertFile: cfg.CertFile, KeyFile: cfg.KeyFile, Certificate: cfg.Certificate, ClientCAFile: cfg.ClientCAFile,
 			NodeName: cfg.NodeName, Client: client, Runtime: runtime, Pods: pods, Stats: figures, Healthy: pods.Healthy,
 		})
 	})

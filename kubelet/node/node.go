@@ -39,7 +39,7 @@ const (
 // Config says what to register.
 type Config struct {
 	Name    string
-	IP      string
+	IPs     []string // the primary family's first
 	Port    int
 	Labels  map[string]string
 	MaxPods int64
@@ -237,7 +237,11 @@ func report(ctx context.Context, cfg Config, m Machine, rt *runtimeapi.RuntimeSt
 	now := metav1.NewTime(time.Now().Truncate(time.Second))
 	s := n.Status.DeepCopy()
 	s.Capacity, s.Allocatable, s.NodeInfo = m.Capacity, m.Allocatable, m.Info
-	s.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: cfg.IP}, {Type: corev1.NodeHostName, Address: cfg.Name}}
+	s.Addresses = nil
+	for _, ip := range cfg.IPs {
+		s.Addresses = append(s.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: ip})
+	}
+	s.Addresses = append(s.Addresses, corev1.NodeAddress{Type: corev1.NodeHostName, Address: cfg.Name})
 	s.DaemonEndpoints.KubeletEndpoint.Port = int32(cfg.Port)
 	s.Conditions = conditions(n.Status.Conditions, checks(cfg, rt, rtErr), now)
 	if apiequality.Semantic.DeepEqual(withoutBeat(n.Status), withoutBeat(*s)) && time.Since(*reported) < reportEvery {

@@ -2,13 +2,39 @@ package node
 
 import (
 	"errors"
+	"slices"
 	"testing"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes/fake"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
+
+// A node shows its addresses in the order in which it has them, and those of a restart with others.
+func TestAddresses(t *testing.T) {
+	client := fake.NewClientset(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n"}})
+	for _, ips := range [][]string{{"192.0.2.1"}, {"2001:db8::1", "192.0.2.1"}} {
+		cfg := Config{Name: "n", IPs: ips, Client: client, Pressure: func(corev1.NodeConditionType) (string, bool) { return "", false }}
+		reported := time.Now()
+		n, err := report(t.Context(), cfg, Machine{}, &runtimeapi.RuntimeStatus{}, nil, &reported)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, a := range n.Status.Addresses {
+			got = append(got, string(a.Type)+" "+a.Address)
+		}
+		var want []string
+		for _, ip := range ips {
+			want = append(want, "InternalIP "+ip)
+		}
+		if want = append(want, "Hostname n"); !slices.Equal(got, want) {
+			t.Errorf("addresses %q, want %q", got, want)
+		}
+	}
+}
 
 func TestConditions(t *testing.T) {
 	short := map[corev1.NodeConditionType]string{}

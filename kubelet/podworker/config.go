@@ -130,13 +130,13 @@ func groups(p *corev1.Pod) []int64 {
 
 // containerConfig makes what CRI needs to create one container.
 func (w *worker) containerConfig(ctx context.Context, p *corev1.Pod, c *corev1.Container, image *runtimeapi.Image, o observed, restarts uint32, volumes map[string]string) (*runtimeapi.ContainerConfig, error) {
-	podIPs := podIPs(p, o, w.k.HostIP)
+	podIPs := podIPs(p, o, w.k.HostIPs)
 	vars, skipped, err := env.Make(p, c, env.Sources{
 		ConfigMap: func(name string) (*corev1.ConfigMap, error) {
 			return w.k.Objects.ConfigMap(ctx, p.UID, p.Namespace, name)
 		},
 		Secret:   func(name string) (*corev1.Secret, error) { return w.k.Objects.Secret(ctx, p.UID, p.Namespace, name) },
-		Services: w.k.Services(), PodIPs: podIPs, HostIPs: []string{w.k.HostIP}, Node: w.k.Allocatable(),
+		Services: w.k.Services(), PodIPs: podIPs, HostIPs: w.k.HostIPs, Node: w.k.Allocatable(),
 	})
 	if err != nil {
 		return nil, err

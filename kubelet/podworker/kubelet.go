@@ -36,7 +36,7 @@ type Pods struct {
 	Objects     *objects.Cache
 	Services    func() []*corev1.Service
 	Allocatable func() corev1.ResourceList
-	HostIP      string
+	HostIPs     []string // of the node, the primary family's first
 	LogsDir     string
 	// Admit tells whether a pod that has nothing yet may start; if not, why. nil: all may.
 	Admit func(*corev1.Pod) (message string, ok bool)

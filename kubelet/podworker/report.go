@@ -27,7 +27,7 @@ import (
 func (w *worker) writeStatus(ctx context.Context, p *corev1.Pod, o observed, terminating bool) (bool, error) {
 	base := w.newest(p)
 	in := status.Input{
-		Pod: base, Containers: map[string]status.Container{}, PodIPs: podIPs(p, o, w.k.HostIP), HostIP: w.k.HostIP,
+		Pod: base, Containers: map[string]status.Container{}, PodIPs: podIPs(p, o, w.k.HostIPs), HostIPs: w.k.HostIPs,
 		Runtime: w.k.RuntimeName, Sandbox: o.sandboxReady(), Terminating: terminating, Now: time.Now(),
 	}
 	if f := w.failure(); f != nil {

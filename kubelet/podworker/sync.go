@@ -227,7 +227,7 @@ func (w *worker) startContainer(ctx context.Context, p *corev1.Pod, c *corev1.Co
 	w.k.Recorder.Eventf(p, corev1.EventTypeNormal, "Started", "Started container %s", c.Name)
 	delete(w.waiting, c.Name)
 	if c.Lifecycle != nil && c.Lifecycle.PostStart != nil {
-		if err := w.hook(ctx, p, c, id, c.Lifecycle.PostStart, podIPs(p, o, w.k.HostIP)); err != nil {
+		if err := w.hook(ctx, p, c, id, c.Lifecycle.PostStart, podIPs(p, o, w.k.HostIPs)); err != nil {
 			w.k.Recorder.Eventf(p, corev1.EventTypeWarning, "FailedPostStartHook", "PostStartHook failed: %v", err)
 			w.markUnhealthy(id, "FailedPostStartHook")
 			w.waiting[c.Name] = waiting{"PostStartHookError", fmt.Sprintf("PostStartHook failed: %v", err)}
@@ -264,7 +264,7 @@ func (w *worker) removeOld(ctx context.Context, older []*runtimeapi.ContainerSta
 // followProbes starts and ends probes with their containers.
 func (w *worker) followProbes(p *corev1.Pod, o observed) {
 	ip := ""
-	if ips := podIPs(p, o, w.k.HostIP); len(ips) > 0 {
+	if ips := podIPs(p, o, w.k.HostIPs); len(ips) > 0 {
 		ip = ips[0]
 	}
 	for _, c := range all(p) {

@@ -76,7 +76,7 @@ func (w *worker) stopContainer(ctx context.Context, p *corev1.Pod, name, id stri
 		hctx, cancel := context.WithTimeout(ctx, grace)
 		o, err := w.k.observe(ctx, p.UID)
 		if err == nil {
-			err = w.hook(hctx, p, c, id, c.Lifecycle.PreStop, podIPs(p, o, w.k.HostIP))
+			err = w.hook(hctx, p, c, id, c.Lifecycle.PreStop, podIPs(p, o, w.k.HostIPs))
 		}
 		cancel()
 		if err != nil && ctx.Err() == nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -257,17 +258,43 @@ func (k *Pods) observe(ctx context.Context, uid types.UID) (observed, error) {
 	return o, nil
 }
 
-// podIPs are the pod's addresses: its sandbox's, or the node's for a pod of the host's network.
-func podIPs(p *corev1.Pod, o observed, hostIP string) []string {
+// podIPs are the pod's addresses: its sandbox's, or the node's for a pod of the host's network. Of each family there is one
+// at most, that of the node's primary family first (KEP-563); runtimes list what they find on the interface.
+func podIPs(p *corev1.Pod, o observed, hostIPs []string) []string {
 	if p.Spec.HostNetwork {
-		return []string{hostIP}
+		return hostIPs
 	}
-	if !o.sandboxReady() || o.sandbox.Network == nil || o.sandbox.Network.Ip == "" {
+	if !o.sandboxReady() || o.sandbox.Network == nil {
 		return nil
 	}
-	ips := []string{o.sandbox.Network.Ip}
+	all := []string{o.sandbox.Network.Ip}
 	for _, a := range o.sandbox.Network.AdditionalIps {
-		ips = append(ips, a.Ip)
+		all = append(all, a.Ip)
+	}
+	var first [2]string // of IPv4 and IPv6
+	for _, ip := range all {
+		if a, err := netip.ParseAddr(ip); err == nil && first[family(a)] == "" {
+			first[family(a)] = a.Unmap().String()
+		}
+	}
+	primary := 0
+	if len(hostIPs) > 0 {
+		if a, err := netip.ParseAddr(hostIPs[0]); err == nil {
+			primary = family(a)
+		}
+	}
+	var ips []string
+	for _, ip := range []string{first[primary], first[1-primary]} {
+		if ip != "" {
+			ips = append(ips, ip)
+		}
 	}
 	return ips
+}
+
+func family(a netip.Addr) int {
+	if a.Unmap().Is4() {
+		return 0
+	}
+	return 1
 }

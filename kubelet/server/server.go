@@ -13,6 +13,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"os"
 	"strconv"
@@ -20,6 +21,7 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -44,14 +46,16 @@ type Pods interface {
 
 // Config says where to serve, and whom.
 type Config struct {
-	Addr              string // host:port
+	Addrs             []netip.AddrPort
 	CertFile, KeyFile string
-	ClientCAFile      string
-	NodeName          string
-	Client            kubernetes.Interface
-	Runtime           cri.RuntimeService
-	Pods              Pods
-	Stats             Stats
+	// Certificate returns what to serve with, instead of CertFile and KeyFile, where it is renewed. Optional.
+	Certificate  func(*tls.ClientHelloInfo) (*tls.Certificate, error)
+	ClientCAFile string
+	NodeName     string
+	Client       kubernetes.Interface
+	Runtime      cri.RuntimeService
+	Pods         Pods
+	Stats        Stats
 	// Healthy tells what is wrong with this kubelet; nil: nothing.
 	Healthy func() error
 }
@@ -82,19 +86,31 @@ func Run(ctx context.Context, cfg Config) error {
 		return fmt.Errorf("kubelet API: %s holds no certificate", cfg.ClientCAFile)
 	}
 	srv := &http.Server{
-		Addr: cfg.Addr, Handler: Handler(cfg), ReadHeaderTimeout: 10 * time.Second,
+		Handler: Handler(cfg), ReadHeaderTimeout: 10 * time.Second,
 		// Streams are upgraded connections, which HTTP/2 does not have.
 		TLSNextProto: map[string]func(*http.Server, *tls.Conn, http.Handler){},
-		TLSConfig:    &tls.Config{MinVersion: tls.VersionTLS12, ClientCAs: pool, ClientAuth: tls.VerifyClientCertIfGiven},
+		TLSConfig:    &tls.Config{MinVersion: tls.VersionTLS12, ClientCAs: pool, ClientAuth: tls.VerifyClientCertIfGiven, GetCertificate: cfg.Certificate},
 	}
-	go func() {
-		<-ctx.Done()
+	g, gctx := errgroup.WithContext(ctx)
+	for _, a := range cfg.Addrs {
+		l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", a.String())
+		if err != nil {
+			srv.Close()
+			return fmt.Errorf("kubelet API: %w", err)
+		}
+		g.Go(func() error {
+			if err := srv.ServeTLS(l, cfg.CertFile, cfg.KeyFile); err != nil && !errors.Is(err, http.ErrServerClosed) {
+				return fmt.Errorf("kubelet API: %w", err)
+			}
+			return nil
+		})
+	}
+	g.Go(func() error {
+		<-gctx.Done()
 		srv.Close()
-	}()
-	if err := srv.ListenAndServeTLS(cfg.CertFile, cfg.KeyFile); err != nil && !errors.Is(err, http.ErrServerClosed) {
-		return fmt.Errorf("kubelet API: %w", err)
-	}
-	return nil
+		return nil
+	})
+	return g.Wait()
 }
 
 // Handler serves the API to whom the API server allows it.

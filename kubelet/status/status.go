@@ -28,7 +28,7 @@ type Input struct {
 	Pod        *corev1.Pod
 	Containers map[string]Container // by name, init containers too
 	PodIPs     []string
-	HostIP     string
+	HostIPs    []string
 	Sandbox    bool // a sandbox with network is ready
 	// Failed overrides the phase: reason and message, such as Evicted or DeadlineExceeded, and a condition to add.
 	FailedReason, FailedMessage string
@@ -43,7 +43,7 @@ type Input struct {
 func Make(in Input) corev1.PodStatus {
 	p := in.Pod
 	s := corev1.PodStatus{
-		ObservedGeneration: p.Generation, QOSClass: p.Status.QOSClass, HostIP: in.HostIP, StartTime: p.Status.StartTime,
+		ObservedGeneration: p.Generation, QOSClass: p.Status.QOSClass, StartTime: p.Status.StartTime,
 		NominatedNodeName: p.Status.NominatedNodeName, Reason: in.FailedReason, Message: in.FailedMessage,
 		Resize: p.Status.Resize, ResourceClaimStatuses: p.Status.ResourceClaimStatuses, ExtendedResourceClaimStatus: p.Status.ExtendedResourceClaimStatus,
 	}
@@ -51,8 +51,11 @@ func Make(in Input) corev1.PodStatus {
 	if over && in.FailedReason == "" {
 		s.Reason, s.Message = p.Status.Reason, p.Status.Message
 	}
-	if in.HostIP != "" {
-		s.HostIPs = []corev1.HostIP{{IP: in.HostIP}}
+	for i, ip := range in.HostIPs {
+		if i == 0 {
+			s.HostIP = ip
+		}
+		s.HostIPs = append(s.HostIPs, corev1.HostIP{IP: ip})
 	}
 	if s.StartTime == nil {
 		now := metav1.NewTime(in.Now.Truncate(time.Second))

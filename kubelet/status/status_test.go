@@ -170,3 +170,15 @@ func TestConditions(t *testing.T) {
 		t.Errorf("one is missing: %+v", at(corev1.PodReady))
 	}
 }
+
+// The old fields are the first of the lists (KEP-563).
+func TestAddresses(t *testing.T) {
+	p := &corev1.Pod{}
+	s := Make(Input{Pod: p, PodIPs: []string{"fd00::5", "10.0.0.5"}, HostIPs: []string{"fd00::1", "192.0.2.1"}, Now: time.Now()})
+	if s.PodIP != "fd00::5" || !slices.Equal(s.PodIPs, []corev1.PodIP{{IP: "fd00::5"}, {IP: "10.0.0.5"}}) || s.HostIP != "fd00::1" || !slices.Equal(s.HostIPs, []corev1.HostIP{{IP: "fd00::1"}, {IP: "192.0.2.1"}}) {
+		t.Errorf("%+v", s)
+	}
+	if s := Make(Input{Pod: p, Now: time.Now()}); s.PodIP != "" || s.PodIPs != nil || s.HostIP != "" || s.HostIPs != nil {
+		t.Errorf("without addresses: %+v", s)
+	}
+}

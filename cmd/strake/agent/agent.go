@@ -177,7 +177,7 @@ func Run(ctx context.Context, cfg Config) error {
 			dnsAddrs = append(dnsAddrs, a.String())
 		}
 		return kubelet.Run(ctx, kubelet.Config{
-			NodeName: cfg.NodeName, NodeIP: cfg.NodeAddrs[0].String(), Port: KubeletPort, Client: rc, CRISocket: l.ContainerdSocket(),
+			NodeName: cfg.NodeName, NodeIPs: cfg.NodeAddrs, Port: KubeletPort, Client: rc, CRISocket: l.ContainerdSocket(),
 			RootDir: l.Kubelet(), PodLogsDir: l.PodLogs(), Cgroup: l.Cgroup(), ClusterDNS: dnsAddrs, ClusterDomain: cfg.Zone,
 			ResolvConf: cfg.ResolvConf, CertFile: cfg.CertFile, KeyFile: cfg.KeyFile, ClientCAFile: cfg.ClientCAFile,
 		})
