@@ -93,8 +93,8 @@ func portOwner(container, ifname string) string {
 	return bpf.HostPortOwner + container[:24] + "~" + hex.EncodeToString(sum[:6]) + "/" + ifname
 }
 
-// openPorts makes the host ports of a pod live.
-func (s *Server) openPorts(a Allocation) error {
+// portRows are the rows of a pod's host ports.
+func portRows(a Allocation) []bpf.LoadBalancer {
 	var rows []bpf.LoadBalancer
 	for _, p := range a.Ports {
 		to, ok := a.addr(p.Addr.Is4())
@@ -103,10 +103,16 @@ func (s *Server) openPorts(a Allocation) error {
 		}
 		front := netip.AddrPortFrom(p.Addr, p.Port)
 		rows = append(rows, bpf.LoadBalancer{
-			Name: front.String(), Protocol: p.Protocol, Frontends: []netip.AddrPort{front}, Backends: []netip.AddrPort{netip.AddrPortFrom(to, p.Container)},
+			Owner: portOwner(a.ContainerID, a.Ifname), Name: front.String(), Protocol: p.Protocol,
+			Frontends: []netip.AddrPort{front}, Backends: []netip.AddrPort{netip.AddrPortFrom(to, p.Container)},
 		})
 	}
-	if _, err := s.cfg.Datapath.LoadBalancers().Replace(portOwner(a.ContainerID, a.Ifname), rows); err != nil {
+	return rows
+}
+
+// openPorts makes the host ports of a pod live.
+func (s *Server) openPorts(a Allocation) error {
+	if _, err := s.cfg.Datapath.LoadBalancers().Replace(portOwner(a.ContainerID, a.Ifname), portRows(a)); err != nil {
 		return fmt.Errorf("host ports: %w", err)
 	}
 	return nil

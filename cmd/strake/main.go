@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -18,8 +19,12 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := rootCommand().ExecuteContext(ctx); err != nil {
-		fmt.Fprintln(os.Stderr, "strake:", err)
-		os.Exit(1)
+		exit := exitError{code: 1, err: err}
+		errors.As(err, &exit)
+		if exit.err != nil {
+			fmt.Fprintln(os.Stderr, "strake:", err)
+		}
+		os.Exit(exit.code)
 	}
 }
 
@@ -33,7 +38,7 @@ func rootCommand() *cobra.Command {
 	dataDir := root.PersistentFlags().String("data-dir", layout.DefaultDataDir, "where the node keeps its data")
 	place := func() (layout.Layout, error) { return layout.New(*dataDir) }
 	root.AddCommand(upCommand(place), downCommand(place), statusCommand(place), imageCommand(place), serverCommand(place), agentCommand(place), containerdCommand(place),
-		demoCommand(), versionCommand(), kubectlCommand())
+		doctorCommand(place), demoCommand(), versionCommand(), kubectlCommand())
 	return root
 }
 

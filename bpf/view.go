@@ -1,0 +1,46 @@
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+
+	"github.com/cilium/ebpf"
+)
+
+// Rows are what all tables of a node hold.
+type Rows struct {
+	LoadBalancers []LoadBalancer
+	Endpoints     []Endpoint
+	Names         []Name
+}
+
+// ReadRows reads the tables pinned below pinDir and changes nothing; no agent need run. A row that is being written meanwhile may show half
+// a change.
+func ReadRows(pinDir string) (Rows, error) {
+	maps := map[string]*ebpf.Map{}
+	defer func() {
+		for _, m := range maps {
+			m.Close()
+		}
+	}()
+	for _, name := range []string{"lb_services", "lb_frontends", "lb_backends", "endpoints", "names"} {
+		m, err := ebpf.LoadPinnedMap(filepath.Join(pinDir, name), &ebpf.LoadPinOptions{ReadOnly: true})
+		if err != nil {
+			return Rows{}, fmt.Errorf("bpf: table %s: %w", name, err)
+		}
+		maps[name] = m
+	}
+	var r Rows
+	var errs [3]error
+	r.LoadBalancers, errs[0] = (&loadBalancers{services: maps["lb_services"], frontends: maps["lb_frontends"], backends: maps["lb_backends"]}).Dump()
+	endpoints, err := openEndpoints(maps)
+	if err == nil {
+		r.Endpoints, errs[1] = endpoints.Dump()
+	}
+	names, nameErr := openNames(maps)
+	if nameErr == nil {
+		r.Names, errs[2] = names.Dump()
+	}
+	return r, errors.Join(errs[0], errs[1], errs[2], err, nameErr)
+}

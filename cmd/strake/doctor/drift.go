@@ -1,0 +1,183 @@
+package doctor
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	discoveryv1 "k8s.io/api/discovery/v1"
+
+	"github.com/strake-io/strake/bpf"
+	"github.com/strake-io/strake/cni"
+	"github.com/strake-io/strake/dns"
+	"github.com/strake-io/strake/proxy"
+)
+
+// comparison of one table.
+type comparison struct {
+	table string
+	rows  int
+	drift []string // one line for each row that is not as it should be
+	err   error
+}
+
+// compare holds every table against what it should have.
+func (e *examination) compare(o *objects, have bpf.Rows) []comparison {
+	ofPod := func(lb bpf.LoadBalancer) bool { return strings.HasPrefix(lb.Owner, bpf.HostPortOwner) }
+	ofService := func(lb bpf.LoadBalancer) bool { return !ofPod(lb) }
+	pods, ports, err := cni.Desired(e.Layout.CNIState(), indexOfInterface)
+	want := withoutTaken(append(e.wantedServices(o), ports...), have.LoadBalancers)
+	services := func(name string, drop func(bpf.LoadBalancer) bool) comparison {
+		have, want := slices.DeleteFunc(slices.Clone(have.LoadBalancers), drop), slices.DeleteFunc(slices.Clone(want), drop)
+		return comparison{table: name, rows: len(have), drift: differences(flattenServices(want), flattenServices(have))}
+	}
+	out := []comparison{
+		services("table of Services", ofPod),
+		{table: "table of names", rows: len(have.Names), drift: differences(flattenNames(e.wantedNames(o)), flattenNames(have.Names))},
+	}
+	if err != nil {
+		return append(out, comparison{table: "table of pods", err: err})
+	}
+	return append(out, services("table of host ports", ofService),
+		comparison{table: "table of pods", rows: len(have.Endpoints), drift: differences(flattenEndpoints(pods), flattenEndpoints(have.Endpoints))})
+}
+
+// slicesByService sorts EndpointSlices by the key of their Service.
+func slicesByService(list []discoveryv1.EndpointSlice) map[string][]*discoveryv1.EndpointSlice {
+	out := map[string][]*discoveryv1.EndpointSlice{}
+	for i := range list {
+		s := &list[i]
+		if name := s.Labels[discoveryv1.LabelServiceName]; name != "" {
+			key := s.Namespace + "/" + name
+			out[key] = append(out[key], s)
+		}
+	}
+	return out
+}
+
+func (e *examination) wantedServices(o *objects) []bpf.LoadBalancer {
+	by := slicesByService(o.slices)
+	node := proxy.Node{Name: e.Name, Addrs: e.Addrs, Local: e.DNSAddrs}
+	var out []bpf.LoadBalancer
+	for i := range o.services {
+		s := &o.services[i]
+		out = append(out, proxy.Desired(s, by[s.Namespace+"/"+s.Name], node)...)
+	}
+	return out
+}
+
+func (e *examination) wantedNames(o *objects) []bpf.Name {
+	by := slicesByService(o.slices)
+	var out []bpf.Name
+	for i := range o.services {
+		s := &o.services[i]
+		out = append(out, dns.Desired(s, by[s.Namespace+"/"+s.Name], e.Zone)...)
+	}
+	return out
+}
+
+// withoutTaken leaves out the frontends that another row has: two Services may ask for one address and port, and the first has it.
+func withoutTaken(want, have []bpf.LoadBalancer) []bpf.LoadBalancer {
+	type frontend struct {
+		at    netip.AddrPort
+		proto uint8
+	}
+	owner := map[frontend]string{}
+	for _, lb := range have {
+		for _, f := range lb.Frontends {
+			owner[frontend{f, lb.Protocol}] = lb.Owner
+		}
+	}
+	out := slices.Clone(want)
+	for i, lb := range out {
+		lb.Frontends = slices.DeleteFunc(slices.Clone(lb.Frontends), func(f netip.AddrPort) bool {
+			other, ok := owner[frontend{f, lb.Protocol}]
+			return ok && other != lb.Owner && slices.ContainsFunc(want, func(w bpf.LoadBalancer) bool {
+				return w.Owner == other && w.Protocol == lb.Protocol && slices.Contains(w.Frontends, f)
+			})
+		})
+		if len(lb.Frontends) == 0 {
+			lb.Backends = nil // as the table does
+		}
+		out[i] = lb
+	}
+	return out
+}
+
+func sorted[T interface {
+	comparable
+	fmt.Stringer
+}](l []T, compare func(T, T) int) string {
+	l = slices.Compact(slices.SortedFunc(slices.Values(l), compare))
+	s := make([]string, len(l))
+	for i, v := range l {
+		s[i] = v.String()
+	}
+	return "[" + strings.Join(s, " ") + "]"
+}
+
+func protocolName(p uint8) string {
+	switch p {
+	case 6:
+		return "TCP"
+	case 17:
+		return "UDP"
+	}
+	return fmt.Sprintf("protocol %d", p)
+}
+
+// The flatten functions give each row a name for people and a text of all that it says.
+
+func flattenServices(l []bpf.LoadBalancer) map[string]string {
+	out := map[string]string{}
+	for _, lb := range l {
+		out[lb.Name+" "+protocolName(lb.Protocol)+" of "+lb.Owner] = "frontends " + sorted(lb.Frontends, netip.AddrPort.Compare) + " backends " + sorted(lb.Backends, netip.AddrPort.Compare)
+	}
+	return out
+}
+
+func flattenNames(l []bpf.Name) map[string]string {
+	out := map[string]string{}
+	for _, n := range l {
+		out[n.Name+" of "+n.Owner] = sorted(n.Addrs, netip.Addr.Compare)
+	}
+	return out
+}
+
+func flattenEndpoints(l []bpf.Endpoint) map[string]string {
+	out := map[string]string{}
+	for _, ep := range l {
+		out[ep.Addr.String()] = fmt.Sprintf("interface %d, pod %s, node %s, of %s", ep.Ifindex, ep.PodMAC, ep.HostMAC, ep.Owner)
+	}
+	return out
+}
+
+func indexOfInterface(name string) int {
+	l, err := netlink.LinkByName(name)
+	if err != nil {
+		return 0
+	}
+	return l.Attrs().Index
+}
+
+// differences tells row by row what is not as it should be.
+func differences(want, have map[string]string) []string {
+	var out []string
+	for _, name := range slices.Sorted(maps.Keys(want)) {
+		switch got, ok := have[name]; {
+		case !ok:
+			out = append(out, fmt.Sprintf("%s is missing, should be %s", name, want[name]))
+		case got != want[name]:
+			out = append(out, fmt.Sprintf("%s is %s, should be %s", name, got, want[name]))
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(have)) {
+		if _, ok := want[name]; !ok {
+			out = append(out, fmt.Sprintf("%s is there and should not be: %s", name, have[name]))
+		}
+	}
+	return out
+}

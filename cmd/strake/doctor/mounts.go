@@ -1,0 +1,118 @@
+package doctor
+
+import (
+	"fmt"
+	"net"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/strake-io/strake/bpf"
+)
+
+const restartAgent = "restart the agent: it attaches what is missing"
+
+func (e *examination) mounts(g group) {
+	fsType := func(name, dir string, magic int64, kind, hint string) bool {
+		var st unix.Statfs_t
+		if err := unix.Statfs(dir, &st); err != nil {
+			g.fail(name, hint, "%s: %v", dir, err)
+			return false
+		}
+		if st.Type != magic {
+			g.fail(name, hint, "%s is no %s", dir, kind)
+			return false
+		}
+		g.ok(name, "%s", dir)
+		return true
+	}
+	pins := fsType("bpffs", e.Layout.BPF(), unix.BPF_FS_MAGIC, "bpffs", "the agent mounts it when it starts: is it running? (`strake status`)")
+	root := fsType("cgroup2", e.cgroupRoot, unix.CGROUP2_SUPER_MAGIC, "cgroup2 mount", "mount -t cgroup2 none /sys/fs/cgroup/unified")
+	if root {
+		dir := filepath.Join(e.cgroupRoot, e.Layout.Cgroup())
+		fsType("node cgroup", dir, unix.CGROUP2_SUPER_MAGIC, "cgroup2 folder", restartAgent)
+	}
+	if !pins || !root {
+		return
+	}
+	hooks, err := bpf.ReadHooks(e.Layout.BPF(), e.cgroupRoot)
+	if err != nil {
+		g.unknown("hooks", err, "")
+		return
+	}
+	rows, err := bpf.ReadRows(e.Layout.BPF())
+	if err != nil {
+		g.unknown("hooks of pods", err, restartAgent)
+	}
+	g.hooks(hooks, rows.Endpoints, nameOfInterface)
+}
+
+func nameOfInterface(index int) string {
+	if i, err := net.InterfaceByIndex(index); err == nil {
+		return i.Name
+	}
+	return ""
+}
+
+// hooks judges what is attached: at the cgroup root, at every pod's interface, and at the uplink.
+func (g group) hooks(hooks []bpf.Hook, endpoints []bpf.Endpoint, nameOf func(int) string) {
+	pods := map[int]bool{}
+	var missing, others []string
+	atCgroup := 0
+	for _, h := range hooks {
+		at := "the cgroup root"
+		if h.Ifindex != 0 {
+			name := nameOf(h.Ifindex)
+			if name == "" {
+				continue // the interface went, and its pin goes with the next start of the agent
+			}
+			at = name
+		}
+		if len(h.Others) > 0 {
+			slices.Sort(h.Others)
+			others = append(others, fmt.Sprintf("%s beside %s at %s", strings.Join(h.Others, ", "), h.Program, at))
+		}
+		switch {
+		case !h.Attached:
+			missing = append(missing, fmt.Sprintf("%s at %s", h.Program, at))
+		case h.Ifindex == 0:
+			atCgroup++
+		case h.Program == bpf.HookPod:
+			pods[h.Ifindex] = true
+		}
+	}
+	known := map[int]bool{}
+	for _, h := range hooks {
+		if h.Program == bpf.HookPod {
+			known[h.Ifindex] = true
+		}
+	}
+	for _, ep := range endpoints {
+		if known[ep.Ifindex] {
+			continue
+		}
+		known[ep.Ifindex] = true
+		missing = append(missing, fmt.Sprintf("%s at %s, the interface of the pod with %s", bpf.HookPod, or(nameOf(ep.Ifindex), fmt.Sprintf("interface %d (gone)", ep.Ifindex)), ep.Addr))
+	}
+	if len(missing) > 0 {
+		slices.Sort(missing)
+		g.fail("hooks", restartAgent, "not attached: %s", strings.Join(missing, "; "))
+	} else {
+		g.ok("hooks", "%d at the cgroup root, %d pods' interfaces", atCgroup, len(pods))
+	}
+	if len(others) > 0 {
+		slices.Sort(others)
+		g.warn("foreign programs", "find out whose they are with `bpftool net` and `bpftool cgroup tree`: they see or change the same packets", "%s", strings.Join(others, "; "))
+	} else {
+		g.ok("foreign programs", "none at these hooks")
+	}
+}
+
+func or(s, other string) string {
+	if s == "" {
+		return other
+	}
+	return s
+}

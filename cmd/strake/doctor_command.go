@@ -1,0 +1,70 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"github.com/strake-io/strake/cmd/strake/cluster"
+	"github.com/strake-io/strake/cmd/strake/doctor"
+	"github.com/strake-io/strake/cmd/strake/layout"
+)
+
+func doctorCommand(place places) *cobra.Command {
+	var output string
+	cmd := &cobra.Command{
+		Use:   "doctor",
+		Short: "Examine this node: kernel, network and cluster state",
+		Long: `Looks at the node's kernel, mounts, sysctls, uplink, clock, at what other network plugins left, and compares what the kernel
+holds with what the API says that it should. It changes nothing.
+
+Exit code: 0 if nothing failed (warnings are no failure), 1 if something failed, 2 if something could not be looked at.`,
+		Example: "  strake doctor\n  strake doctor --data-dir /var/lib/strake/nodes/2\n  strake doctor -o json | jq '.checks[] | select(.status != \"ok\")'",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			l, err := place()
+			if err != nil {
+				return exitError{2, err}
+			}
+			n, err := examined(l)
+			if err != nil {
+				return exitError{2, err}
+			}
+			if err := enterNode(l); err != nil {
+				return exitError{2, err}
+			}
+			r := doctor.Examine(cmd.Context(), n)
+			if err := show(cmd.OutOrStdout(), output, r, r.Print); err != nil {
+				return err
+			}
+			if code := r.Code(); code != 0 {
+				return exitError{code: code}
+			}
+			return nil
+		},
+	}
+	outputFlag(cmd, &output)
+	return cmd
+}
+
+// examined finds out what the doctor is to know of a node.
+func examined(l layout.Layout) (doctor.Node, error) {
+	if os.Geteuid() != 0 {
+		return doctor.Node{}, errors.New("strake doctor needs root: run it with sudo")
+	}
+	s, saved, err := cluster.Load(l)
+	if err == nil && !saved {
+		err = fmt.Errorf("there is no node in %s: run `strake up`, or name another folder with --data-dir", l.Data)
+	}
+	if err != nil {
+		return doctor.Node{}, err
+	}
+	c := s.Agent(l)
+	return doctor.Node{
+		Layout: l, Name: c.NodeName, Addrs: addrs(c.NodeAddr), DNSAddrs: addrs(c.DNSAddr), Zone: c.Zone,
+		Kubeconfigs: []string{l.AdminKubeconfig(), c.NetworkKubeconfig}, Certificates: []string{l.PKI(), l.AdminKubeconfig(), filepath.Dir(c.CertFile)},
+	}, nil
+}
