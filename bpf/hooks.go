@@ -97,7 +97,7 @@ func gone(ifindex int) bool {
 
 // linkedProgram is the program of a pinned link; zero if there is no pin.
 func linkedProgram(pin string) (ebpf.ProgramID, error) {
-	l, err := link.LoadPinnedLink(pin, &ebpf.LoadPinOptions{ReadOnly: true})
+	l, err := link.LoadPinnedLink(pin, nil)
 	if errors.Is(err, os.ErrNotExist) {
 		return 0, nil
 	}

@@ -46,7 +46,7 @@ func (e *examination) mounts(g group) {
 	if err != nil {
 		g.unknown("hooks of pods", err, restartAgent)
 	}
-	g.hooks(hooks, rows.Endpoints, nameOfInterface)
+	g.hooks(hooks, rows.Endpoints, slices.DeleteFunc(e.uplinks(), func(name string) bool { return name == "lo" }), nameOfInterface)
 }
 
 func nameOfInterface(index int) string {
@@ -57,7 +57,7 @@ func nameOfInterface(index int) string {
 }
 
 // hooks judges what is attached: at the cgroup root, at every pod's interface, and at the uplink.
-func (g group) hooks(hooks []bpf.Hook, endpoints []bpf.Endpoint, nameOf func(int) string) {
+func (g group) hooks(hooks []bpf.Hook, endpoints []bpf.Endpoint, uplinks []string, nameOf func(int) string) {
 	pods := map[int]bool{}
 	var missing, others []string
 	atCgroup := 0
@@ -84,9 +84,19 @@ func (g group) hooks(hooks []bpf.Hook, endpoints []bpf.Endpoint, nameOf func(int
 		}
 	}
 	known := map[int]bool{}
+	atUplink := map[string]bool{}
 	for _, h := range hooks {
 		if h.Program == bpf.HookPod {
 			known[h.Ifindex] = true
+		} else if h.Ifindex != 0 {
+			atUplink[h.Program+" at "+nameOf(h.Ifindex)] = true
+		}
+	}
+	for _, name := range uplinks {
+		for _, program := range []string{bpf.HookUplink, bpf.HookEgress} {
+			if at := program + " at " + name; !atUplink[at] {
+				missing = append(missing, at)
+			}
 		}
 	}
 	for _, ep := range endpoints {

@@ -1,0 +1,114 @@
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+
+	"github.com/strake-io/strake/cmd/strake/doctor"
+)
+
+// examine runs the doctor and checks that its exit code fits its report.
+func examine(t *testing.T, c *cluster) doctor.Report {
+	t.Helper()
+	cmd := c.StrakeCommand(t.Context(), "doctor", "-o", "json")
+	out, err := cmd.Output()
+	var r doctor.Report
+	if jerr := json.Unmarshal(out, &r); jerr != nil {
+		t.Fatalf("doctor: %v, %v\n%s", err, jerr, out)
+	}
+	if code := cmd.ProcessState.ExitCode(); code != r.Code() {
+		t.Errorf("exit code %d, but the report says %d", code, r.Code())
+	}
+	return r
+}
+
+// bad lists the checks of a report that are not well.
+func bad(r doctor.Report) string {
+	var out []string
+	for _, c := range r.Checks {
+		if c.Status == doctor.Failure || c.Status == doctor.Unknown {
+			out = append(out, fmt.Sprintf("%s: %s: %s: %s", c.Group, c.Name, c.Status, c.Detail))
+		}
+	}
+	return strings.Join(out, "\n")
+}
+
+func TestDoctor(t *testing.T) {
+	c := use(t)
+	eventually(t, 30*time.Second, func() string { return bad(examine(t, c)) })
+	pins := filepath.Join(c.Data, "bpf")
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	forget := func(table string) {
+		t.Helper()
+		m, err := ebpf.LoadPinnedMap(filepath.Join(pins, table), nil)
+		must(err)
+		defer m.Close()
+		key, err := m.NextKeyBytes(nil)
+		must(err)
+		must(m.Delete(key))
+	}
+	detach := func(pin string) {
+		t.Helper()
+		l, err := link.LoadPinnedLink(pin, nil)
+		must(err)
+		defer l.Close()
+		must(l.Detach())
+	}
+	pods, err := filepath.Glob(filepath.Join(pins, "link_strake_pod_*"))
+	must(err)
+	if len(pods) == 0 {
+		t.Fatal("no pod has a link: the test wants tcx")
+	}
+	config := filepath.Join(c.Data, "cni", "net.d", "05-other.conflist")
+	in := func(args ...string) { t.Helper(); c.must(c.Command(t.Context(), args...)) }
+	defer func() {
+		os.Remove(config)
+		for _, undo := range [][]string{{"sysctl", "-qw", "net.ipv4.ip_forward=1"}, {"ip", "link", "del", "cni0"}, {"nft", "delete", "table", "ip", "other"}} {
+			if out, err := c.Command(t.Context(), undo...).CombinedOutput(); err != nil {
+				t.Errorf("%v: %v\n%s", undo, err, out)
+			}
+		}
+		kill(t, c, "agent") // its next start mends the rest
+		eventually(t, 60*time.Second, func() string { return bad(examine(t, c)) })
+	}()
+	must(os.WriteFile(config, nil, 0o600))
+	in("ip", "link", "add", "cni0", "type", "bridge")
+	in("nft", "add", "table", "ip", "other")
+	in("nft", "add", "chain", "ip", "other", "KUBE-SERVICES")
+	in("sysctl", "-qw", "net.ipv4.ip_forward=0")
+	detach(filepath.Join(pins, "link_strake_connect4"))
+	detach(pods[0])
+	forget("lb_backends")
+	forget("names")
+	forget("endpoints")
+	r := examine(t, c)
+	if r.OK || r.Code() != 1 {
+		t.Errorf("ok %v, code %d", r.OK, r.Code())
+	}
+	for name, detail := range map[string]string{
+		"hooks": "strake_connect4 at the cgroup root; strake_pod at stk", "net.ipv4.ip_forward": "0", "interfaces": "cni0", "nftables chains": "KUBE-SERVICES",
+		"CNI configurations": "05-other.conflist", "table of Services": "should be frontends", "table of names": ".svc.cluster.local.", "table of pods": "is missing",
+	} {
+		i := slices.IndexFunc(r.Checks, func(c doctor.Check) bool { return c.Name == name })
+		if i < 0 || r.Checks[i].Status != doctor.Failure || !strings.Contains(r.Checks[i].Detail, detail) || r.Checks[i].Hint == "" {
+			t.Errorf("%s was not found to be broken:\n%s", name, bad(r))
+		}
+	}
+	if out, err := c.Strake("doctor", "--data-dir", t.TempDir()); err == nil || !strings.Contains(out, "strake up") {
+		t.Errorf("doctor where no node is: %v\n%s", err, out)
+	}
+}
