@@ -64,7 +64,7 @@ func examined(l layout.Layout) (doctor.Node, error) {
 	}
 	c := s.Agent(l)
 	return doctor.Node{
-		Layout: l, Name: c.NodeName, Addrs: addrs(c.NodeAddr), DNSAddrs: addrs(c.DNSAddr), Zone: c.Zone,
+		Layout: l, Name: c.NodeName, Addrs: c.NodeAddrs, DNSAddrs: c.DNSAddrs, Zone: c.Zone, Native: c.Native, TunnelPort: c.TunnelPort,
 		Kubeconfigs: []string{l.AdminKubeconfig(), c.NetworkKubeconfig}, Certificates: []string{l.PKI(), l.AdminKubeconfig(), filepath.Dir(c.CertFile)},
 	}, nil
 }

@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"net/netip"
 	"os"
 	"runtime"
 
@@ -71,14 +70,4 @@ func execIn(namespace string) error {
 		return fmt.Errorf("the node's network namespace: %w", err)
 	}
 	return fmt.Errorf("run %s: %w", self, unix.Exec(self, os.Args, append(os.Environ(), enteredNode+"=1")))
-}
-
-func addrs(l ...netip.Addr) []netip.Addr {
-	var out []netip.Addr
-	for _, a := range l {
-		if a.IsValid() {
-			out = append(out, a)
-		}
-	}
-	return out
 }

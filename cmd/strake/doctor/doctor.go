@@ -25,10 +25,11 @@ import (
 type Node struct {
 	Layout       layout.Layout
 	Name         string
-	Addrs        []netip.Addr   // InternalIPs
-	DNSAddrs     []netip.Addr   // cluster DNS
-	PodCIDRs     []netip.Prefix // the cluster's
+	Addrs        []netip.Addr // InternalIPs
+	DNSAddrs     []netip.Addr // cluster DNS
 	Zone         string
+	Native       bool // no tunnel between the nodes
+	TunnelPort   int
 	Kubeconfigs  []string // ways to the API, the first that is there is used
 	Certificates []string // folders and files that hold the node's certificates
 }

@@ -61,7 +61,7 @@ func (e *examination) leftovers(g group) {
 	for _, f := range []struct {
 		name, proc string
 		family     int
-	}{{"iptables (legacy)", "/proc/net/ip_tables_names", unix.AF_INET}, {"ip6tables (legacy)", "/proc/net/ip6_tables_names", unix.AF_INET6}} {
+	}{{"iptables (legacy)", "/proc/thread-self/net/ip_tables_names", unix.AF_INET}, {"ip6tables (legacy)", "/proc/thread-self/net/ip6_tables_names", unix.AF_INET6}} {
 		found, err := legacyChains(f.proc, f.family)
 		judge(f.name, flush, foreignChains, found, err)
 	}
@@ -110,7 +110,7 @@ func setNames() ([]string, error) {
 
 // ipvs looks for virtual servers: kube-proxy's in its mode ipvs.
 func (e *examination) ipvs(g group) {
-	b, err := os.ReadFile("/proc/net/ip_vs")
+	b, err := os.ReadFile("/proc/thread-self/net/ip_vs")
 	if errors.Is(err, os.ErrNotExist) {
 		g.ok("IPVS", "none: the module is not loaded")
 		return
@@ -126,7 +126,7 @@ func (e *examination) ipvs(g group) {
 	g.ok("IPVS", "none")
 }
 
-// virtualServers counts the lines of services in /proc/net/ip_vs.
+// virtualServers counts the lines of services in /proc/thread-self/net/ip_vs.
 func virtualServers(b []byte) int {
 	n := 0
 	for line := range bytes.Lines(b) {

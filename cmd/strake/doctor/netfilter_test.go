@@ -62,13 +62,13 @@ func TestNetfilterNames(t *testing.T) {
 
 func TestLegacyChains(t *testing.T) {
 	inNetns(t)
-	if _, err := os.Stat("/proc/net/ip_tables_names"); err != nil {
+	if _, err := os.Stat("/proc/thread-self/net/ip_tables_names"); err != nil {
 		t.Skip("this kernel has no tables of iptables' older half")
 	}
 	for _, c := range []string{"iptables-legacy -t nat -N KUBE-SERVICES", "iptables-legacy -t nat -A OUTPUT -j KUBE-SERVICES", "iptables-legacy -N cali-FORWARD"} {
 		run(t, c)
 	}
-	got, err := legacyChains("/proc/net/ip_tables_names", unix.AF_INET)
+	got, err := legacyChains("/proc/thread-self/net/ip_tables_names", unix.AF_INET)
 	slices.Sort(got)
 	if err != nil || !slices.Equal(got, []string{"KUBE-SERVICES", "cali-FORWARD"}) {
 		t.Errorf("%v, %v", got, err)

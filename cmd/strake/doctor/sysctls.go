@@ -55,7 +55,7 @@ func (e *examination) sysctls(g group) {
 			all, err1 := sysctl("net/ipv4/conf/all/rp_filter")
 			own, err2 := sysctl("net/ipv4/conf/" + name + "/rp_filter")
 			if err1 == nil && err2 == nil {
-				g.judgeReversePath(name, all, own, e.native())
+				g.judgeReversePath(name, all, own, e.Native)
 			}
 		}
 		if v6 {
@@ -66,12 +66,6 @@ func (e *examination) sysctls(g group) {
 			}
 		}
 	}
-}
-
-// native tells whether there is no tunnel device, so that other nodes' pods come by the uplink with their own addresses.
-func (e *examination) native() bool {
-	_, err := netlink.LinkByName(tunnelDevice)
-	return err != nil
 }
 
 // hasRouteByRA tells whether the interface has a default route that came by router advertisement: one that expires.

@@ -69,7 +69,7 @@ func (e *examination) uplink(ctx context.Context, g group, o *objects) {
 		g.ok("uplink "+name, "up, MTU %d", a.MTU)
 	}
 	tunnel := 0
-	if l, err := netlink.LinkByName(tunnelDevice); err == nil {
+	if l, err := netlink.LinkByName(tunnelDevice); err == nil && !e.Native {
 		tunnel = l.Attrs().MTU
 		extra := 0
 		for _, a := range e.Addrs {
@@ -178,7 +178,7 @@ func (e *examination) paths(ctx context.Context, g group, o *objects, uplink, tu
 	for i, w := range list {
 		wg.Go(func() {
 			fits, err := pathMTU(ctx, w.to, w.size)
-			results[i] = func() { g.judgePath(w, fits, err) }
+			results[i] = func() { g.judgePath(w, fits, err, e.TunnelPort) }
 		})
 	}
 	wg.Wait()
@@ -190,12 +190,12 @@ func (e *examination) paths(ctx context.Context, g group, o *objects, uplink, tu
 	}
 }
 
-func (g group) judgePath(w way, fits int, err error) {
+func (g group) judgePath(w way, fits int, err error, tunnelPort int) {
 	switch {
 	case err != nil:
 		g.unknown(w.name, err, "")
 	case fits == 0:
-		g.fail(w.name, "is that node up, and does nothing between the nodes drop ICMP or UDP port 8472?", "no echo comes back, of any size")
+		g.fail(w.name, fmt.Sprintf("is that node up, and does nothing between the nodes drop ICMP or the tunnel's UDP port %d?", tunnelPort), "no echo comes back, of any size")
 	case fits < w.size:
 		g.fail(w.name, fmt.Sprintf("set the uplink's MTU to what the network between the nodes carries, or raise that: the difference is %d bytes", w.size-fits),
 			"packets of %d bytes are lost on the way, up to %d pass", w.size, fits)
