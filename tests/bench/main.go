@@ -1,5 +1,5 @@
-// Command bench measures a whole cluster that it brings up in a lab of its own (tests/lab), and takes down again.
-// `make bench` runs it; docs/benchmarks.md tells what each row means.
+// Command bench measures a whole cluster that it brings up in a lab of its own (tests/lab), and takes down again; or the
+// node network alone (tests/podnet). `make bench` and `make bench-podnet` run it; docs/benchmarks.md tells what each row means.
 //
 // Its one idea: what is compared with a rival is measured in turns with it, in the same pods, so that the ratio holds
 // on a noisy machine. No figure is asserted: a row says whether its target is met.
@@ -20,9 +20,11 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/strake-io/strake/tests/lab"
+	"github.com/strake-io/strake/tests/podnet"
 )
 
 func main() {
+	podnet.Main()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	var o options
@@ -30,7 +32,8 @@ func main() {
 	flag.StringVar(&o.load, "load", "bin/bench-load", "the binary of tests/bench/load")
 	flag.StringVar(&o.json, "json", "", "write the results to this file as JSON as well")
 	flag.StringVar(&o.format, "o", "table", "what to print: table or json")
-	flag.StringVar(&o.only, "only", "", "measure only these: "+strings.Join(names(), ",")+" (a comma between)")
+	flag.StringVar(&o.only, "only", "", "measure only these: "+strings.Join(names(clusterParts), ",")+"; with -podnet "+strings.Join(names(podnetParts), ",")+" (a comma between)")
+	flag.BoolVar(&o.podnet, "podnet", false, "measure the node network alone, without a cluster")
 	flag.Float64Var(&o.effort, "effort", 1, "how much to measure: 0.2 is a quick look")
 	flag.Parse()
 	if err := run(ctx, o); err != nil {
@@ -42,6 +45,7 @@ func main() {
 type options struct {
 	strake, load, json, format, only string
 	effort                           float64
+	podnet                           bool
 }
 
 // times scales a number of repetitions.
@@ -55,11 +59,14 @@ type bench struct {
 	report  *Report
 }
 
-// parts are the measurements, in the order in which they are taken: the cluster is idle before it is loaded.
-var parts = []struct {
+// part is a measurement.
+type part struct {
 	name string
 	run  func(*bench, context.Context) error
-}{
+}
+
+// clusterParts are taken in this order: the cluster is idle before it is loaded.
+var clusterParts = []part{
 	{"start", (*bench).coldStart},
 	{"idle", (*bench).idle},
 	{"pods", (*bench).podStart},
@@ -67,7 +74,15 @@ var parts = []struct {
 	{"dns", (*bench).dns},
 }
 
-func names() []string {
+// parts are those to choose from.
+func (o options) parts() []part {
+	if o.podnet {
+		return podnetParts
+	}
+	return clusterParts
+}
+
+func names(parts []part) []string {
 	var all []string
 	for _, p := range parts {
 		all = append(all, p.name)
@@ -76,13 +91,14 @@ func names() []string {
 }
 
 func run(ctx context.Context, o options) error {
-	chosen := names()
+	all := names(o.parts())
+	chosen := all
 	if o.only != "" {
 		chosen = strings.Split(o.only, ",")
 	}
 	for _, name := range chosen {
-		if !slices.Contains(names(), name) {
-			return fmt.Errorf("-only %s: there is %s", name, strings.Join(names(), ", "))
+		if !slices.Contains(all, name) {
+			return fmt.Errorf("-only %s: there is %s", name, strings.Join(all, ", "))
 		}
 	}
 	if o.format != "table" && o.format != "json" {
@@ -97,15 +113,17 @@ func run(ctx context.Context, o options) error {
 	if b.report, err = newReport(o.strake); err != nil {
 		return err
 	}
-	if b.cluster, err = lab.New("strake-bench", filepath.Join(dir, "data"), o.strake); err != nil {
-		return err
-	}
-	// Also when interrupted: a signal ends ctx, and what is measured returns.
-	defer func() {
-		if err := b.cluster.Close(); err != nil {
-			fmt.Fprintln(os.Stderr, "bench:", err)
+	if !o.podnet {
+		if b.cluster, err = lab.New("strake-bench", filepath.Join(dir, "data"), o.strake); err != nil {
+			return err
 		}
-	}()
+		// Also when interrupted: a signal ends ctx, and what is measured returns.
+		defer func() {
+			if err := b.cluster.Close(); err != nil {
+				fmt.Fprintln(os.Stderr, "bench:", err)
+			}
+		}()
+	}
 	if err := b.measure(ctx, chosen); err != nil {
 		return err
 	}
@@ -118,12 +136,12 @@ func run(ctx context.Context, o options) error {
 }
 
 func (b *bench) measure(ctx context.Context, chosen []string) error {
-	if !slices.Contains(chosen, "start") {
+	if !b.podnet && !slices.Contains(chosen, "start") {
 		if _, err := b.up(ctx); err != nil {
 			return err
 		}
 	}
-	for _, p := range parts {
+	for _, p := range b.parts() {
 		if !slices.Contains(chosen, p.name) {
 			continue
 		}

@@ -79,6 +79,15 @@ func (r *Report) aim(name string, value float64, unit, bound string, target floa
 	r.Rows = append(r.Rows, Row{Name: name, Value: value, Unit: unit, Target: fmt.Sprintf("%s %g", bound, target), Met: meets(value, bound, target)})
 }
 
+// against adds a row of a value and the rival's; a target, if there is a bound, is of their ratio.
+func (r *Report) against(name string, value, rival float64, unit, bound string, target float64) {
+	row := Row{Name: name, Value: value, Unit: unit, Rival: rival, Ratio: value / rival}
+	if bound != "" {
+		row.Target, row.Met = fmt.Sprintf("%s %gx", bound, target), meets(row.Ratio, bound, target)
+	}
+	r.Rows = append(r.Rows, row)
+}
+
 // rates adds a row of what was measured in turns, in units of so many requests a second; a target, if it isn't 0, is the
 // least ratio.
 func (r *Report) rates(name string, c comparison, unit string, requests, target float64) {

@@ -9,36 +9,33 @@ import (
 	"net/netip"
 	"strings"
 	"time"
+
+	"github.com/strake-io/strake/tests/bench/turns"
 )
 
 // timeout is how long a request may take. A lost packet fails the run: it is no slow sample.
 const timeout = 5 * time.Second
 
-// A session is one worker's way to one server. Each ask is a request and its answer, checked.
-type session interface {
-	ask() error
-}
-
 // opener returns what opens the sessions of a mode; second tells the second server's sessions from the first's.
-func opener(mode, name string) (func(addr string, second bool) (session, error), error) {
+func opener(mode, name string) (func(addr string, second bool) (turns.Session, error), error) {
 	switch mode {
 	case "connect":
-		return func(addr string, _ bool) (session, error) {
+		return func(addr string, _ bool) (turns.Session, error) {
 			return &connector{addr: addr, buf: make([]byte, requestSize)}, nil
 		}, nil
 	case "keepalive":
-		return func(addr string, _ bool) (session, error) { return dial("tcp4", addr, requestSize, requestSize) }, nil
+		return func(addr string, _ bool) (turns.Session, error) { return dial("tcp4", addr, requestSize, requestSize) }, nil
 	case "stream":
-		return func(addr string, _ bool) (session, error) { return dial("tcp4", addr, blockSize, 1) }, nil
+		return func(addr string, _ bool) (turns.Session, error) { return dial("tcp4", addr, blockSize, 1) }, nil
 	case "udp-connected":
-		return func(addr string, _ bool) (session, error) { return dial("udp4", addr, requestSize, requestSize) }, nil
+		return func(addr string, _ bool) (turns.Session, error) { return dial("udp4", addr, requestSize, requestSize) }, nil
 	case "udp":
-		return func(addr string, _ bool) (session, error) { return newDatagram(addr) }, nil
+		return func(addr string, _ bool) (turns.Session, error) { return newDatagram(addr) }, nil
 	case "dns":
 		if name == "" {
 			return nil, errors.New("mode dns wants -name")
 		}
-		return func(addr string, second bool) (session, error) { return newQuery(addr, name, second) }, nil
+		return func(addr string, second bool) (turns.Session, error) { return newQuery(addr, name, second) }, nil
 	}
 	return nil, fmt.Errorf("unknown mode %q", mode)
 }
@@ -49,7 +46,7 @@ type connector struct {
 	buf  []byte
 }
 
-func (c *connector) ask() error {
+func (c *connector) Ask() error {
 	conn, err := net.DialTimeout("tcp4", c.addr, timeout)
 	if err != nil {
 		return err
@@ -57,7 +54,7 @@ func (c *connector) ask() error {
 	defer conn.Close()
 	// Reset at close: with TIME_WAIT the local ports would be used up after 28000 requests.
 	conn.(*net.TCPConn).SetLinger(0)
-	return (&line{conn: conn, out: c.buf, in: c.buf}).ask()
+	return (&line{conn: conn, out: c.buf, in: c.buf}).Ask()
 }
 
 // line asks over a connection that stays.
@@ -74,7 +71,7 @@ func dial(network, addr string, out, in int) (*line, error) {
 	return &line{conn: conn, out: make([]byte, out), in: make([]byte, in)}, nil
 }
 
-func (l *line) ask() error {
+func (l *line) Ask() error {
 	l.conn.SetDeadline(time.Now().Add(timeout))
 	if _, err := l.conn.Write(l.out); err != nil {
 		return err
@@ -102,7 +99,7 @@ func newDatagram(addr string) (*datagram, error) {
 	return &datagram{conn: conn, server: server, buf: make([]byte, requestSize)}, nil
 }
 
-func (d *datagram) ask() error {
+func (d *datagram) Ask() error {
 	d.conn.SetDeadline(time.Now().Add(timeout))
 	if _, err := d.conn.WriteToUDPAddrPort(d.buf, d.server); err != nil {
 		return err
@@ -140,7 +137,7 @@ func newQuery(addr, name string, aa bool) (*query, error) {
 	return &query{line: *l}, nil
 }
 
-func (q *query) ask() error {
+func (q *query) Ask() error {
 	q.id++
 	binary.BigEndian.PutUint16(q.out, q.id)
 	q.conn.SetDeadline(time.Now().Add(timeout))

@@ -1,13 +1,13 @@
 package main
 
 import (
-	"errors"
 	"net"
-	"strings"
 	"testing"
 	"time"
 
 	"github.com/miekg/dns"
+
+	"github.com/strake-io/strake/tests/bench/turns"
 )
 
 // listen finds a free address and serves on it for as long as the test binary runs.
@@ -36,21 +36,13 @@ func TestModes(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		r, err := compare([2]string{addr, addr}, open, 2, 5*time.Millisecond, 3)
+		r, err := turns.Compare([2]string{addr, addr}, open, 2, 5*time.Millisecond, 3)
 		if err != nil {
 			t.Errorf("%s: %v", mode, err)
 			continue
 		}
 		if r.A.Asked == 0 || r.B.Asked == 0 || r.A.Rate <= 0 || r.Ratio <= 0 || r.Low > r.Ratio || r.High < r.Ratio || r.A.Median <= 0 || r.A.P95 < r.A.Median {
 			t.Errorf("%s: %+v", mode, r)
-		}
-	}
-}
-
-func TestConfidence(t *testing.T) {
-	for n, want := range map[int][2]int{1: {0, 0}, 3: {0, 2}, 100: {40, 60}, 600: {275, 325}} {
-		if low, high := confidence(n); low != want[0] || high != want[1] {
-			t.Errorf("of %d: %d to %d, want %v", n, low, high, want)
 		}
 	}
 }
@@ -79,7 +71,7 @@ func TestQuery(t *testing.T) {
 			t.Fatal(err)
 		}
 		for range 2 {
-			if err := q.ask(); err != nil {
+			if err := q.Ask(); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -88,43 +80,12 @@ func TestQuery(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := empty.ask(); err == nil {
+	if err := empty.Ask(); err == nil {
 		t.Error("a reply without an answer passed for one")
 	}
 	for i := range 4 {
 		if m := <-asked; !m.RecursionDesired || m.Authoritative != (i >= 2) || m.Question[0].Qtype != dns.TypeA || m.Id != uint16(i%2+1) {
 			t.Errorf("query %d was read as %v", i, m)
 		}
-	}
-}
-
-// scripted is a session that takes as long as it says.
-type scripted struct {
-	takes time.Duration
-	err   error
-}
-
-func (s scripted) ask() error { time.Sleep(s.takes); return s.err }
-
-func TestCompare(t *testing.T) {
-	open := func(addr string, second bool) (session, error) {
-		if addr == "broken" {
-			return scripted{err: errors.New("no answer")}, nil
-		}
-		if second {
-			return scripted{takes: 8 * time.Millisecond}, nil
-		}
-		return scripted{takes: 2 * time.Millisecond}, nil
-	}
-	r, err := compare([2]string{"a", "b"}, open, 1, 30*time.Millisecond, 4)
-	if err != nil {
-		t.Fatal(err)
-	}
-	// Sleeps only get longer, and four times is far from once.
-	if r.Ratio <= 1 || r.A.Rate <= r.B.Rate || r.A.Median >= r.B.Median {
-		t.Errorf("a server that takes a quarter of the time: %+v", r)
-	}
-	if _, err := compare([2]string{"a", "broken"}, open, 1, time.Millisecond, 1); err == nil || !strings.Contains(err.Error(), "broken") {
-		t.Errorf("a server without answers: %v", err)
 	}
 }

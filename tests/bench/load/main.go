@@ -9,6 +9,8 @@ import (
 	"fmt"
 	"os"
 	"time"
+
+	"github.com/strake-io/strake/tests/bench/turns"
 )
 
 func main() {
@@ -35,13 +37,13 @@ func run(args []string) error {
 		name := f.String("name", "", "name to ask for (dns)")
 		workers := f.Int("workers", 1, "requests under way at a time")
 		turn := f.Duration("turn", 200*time.Millisecond, "how long one server is asked before it is the other's turn")
-		turns := f.Int("turns", 20, "turns of each server")
+		count := f.Int("turns", 20, "turns of each server")
 		f.Parse(args[1:])
 		open, err := opener(*mode, *name)
 		if err != nil {
 			return err
 		}
-		r, err := compare([2]string{*a, *b}, open, *workers, *turn, *turns)
+		r, err := turns.Compare([2]string{*a, *b}, open, *workers, *turn, *count)
 		if err != nil {
 			return fmt.Errorf("%s: %w", *mode, err)
 		}

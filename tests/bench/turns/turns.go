@@ -1,4 +1,5 @@
-package main
+// Package turns compares two servers by asking them in turns, so that both have the same share of whatever else the machine does.
+package turns
 
 import (
 	"fmt"
@@ -7,6 +8,11 @@ import (
 	"sync"
 	"time"
 )
+
+// A Session is one worker's way to one server. Each Ask is a request and its answer, checked.
+type Session interface {
+	Ask() error
+}
 
 // Side is what one server did.
 type Side struct {
@@ -28,9 +34,9 @@ type Result struct {
 	High float64 `json:"high"`
 }
 
-// compare asks both servers in turns, in the order A B, B A, A B …: a drift of the machine touches both alike.
-func compare(addrs [2]string, open func(addr string, second bool) (session, error), workers int, turn time.Duration, turns int) (Result, error) {
-	var sessions [2][]session
+// Compare asks both servers in turns, in the order A B, B A, A B …: a drift of the machine touches both alike.
+func Compare(addrs [2]string, open func(addr string, second bool) (Session, error), workers int, turn time.Duration, turns int) (Result, error) {
+	var sessions [2][]Session
 	for side, addr := range addrs {
 		for range workers {
 			s, err := open(addr, side == 1)
@@ -77,7 +83,7 @@ func confidence(n int) (low, high int) {
 }
 
 // takeTurn lets every session ask, one request after the other, until the turn is over.
-func takeTurn(sessions []session, turn time.Duration) ([]time.Duration, time.Duration, error) {
+func takeTurn(sessions []Session, turn time.Duration) ([]time.Duration, time.Duration, error) {
 	samples := make([][]time.Duration, len(sessions))
 	errs := make([]error, len(sessions))
 	began := time.Now()
@@ -86,7 +92,7 @@ func takeTurn(sessions []session, turn time.Duration) ([]time.Duration, time.Dur
 		wg.Go(func() {
 			mine := make([]time.Duration, 0, 1<<14)
 			for last := began; last.Sub(began) < turn; {
-				if errs[i] = s.ask(); errs[i] != nil {
+				if errs[i] = s.Ask(); errs[i] != nil {
 					return
 				}
 				now := time.Now()

@@ -1,0 +1,47 @@
+package turns
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"time"
+)
+
+// scripted is a session that takes as long as it says.
+type scripted struct {
+	takes time.Duration
+	err   error
+}
+
+func (s scripted) Ask() error { time.Sleep(s.takes); return s.err }
+
+func TestCompare(t *testing.T) {
+	open := func(addr string, second bool) (Session, error) {
+		if addr == "broken" {
+			return scripted{err: errors.New("no answer")}, nil
+		}
+		if second {
+			return scripted{takes: 5 * time.Millisecond}, nil
+		}
+		return scripted{}, nil
+	}
+	r, err := Compare([2]string{"a", "b"}, open, 1, 30*time.Millisecond, 4)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Sleeps only get longer.
+	if r.Ratio <= 1 || r.A.Rate <= r.B.Rate || r.A.Median >= r.B.Median {
+		t.Errorf("a server that answers at once: %+v", r)
+	}
+	if _, err := Compare([2]string{"a", "broken"}, open, 1, time.Millisecond, 1); err == nil || !strings.Contains(err.Error(), "broken") {
+		t.Errorf("a server without answers: %v", err)
+	}
+}
+
+func TestConfidence(t *testing.T) {
+	for n, want := range map[int][2]int{1: {0, 0}, 3: {0, 2}, 100: {40, 60}, 600: {275, 325}} {
+		if low, high := confidence(n); low != want[0] || high != want[1] {
+			t.Errorf("of %d: %d to %d, want %v", n, low, high, want)
+		}
+	}
+}
