@@ -45,6 +45,7 @@ type Datapath struct {
 	loadBalancers *loadBalancers
 	endpoints     *endpointTable
 	names         *nameTable
+	remotes       *remoteTable
 	mu            sync.Mutex // of attachments
 	noTCX         bool       // tests: as on Linux before 6.6
 }
@@ -88,7 +89,9 @@ func Open(c Config) (*Datapath, error) {
 	var err error
 	if d.loadBalancers, err = openLoadBalancers(d.net.Maps); err == nil {
 		if d.endpoints, err = openEndpoints(d.net.Maps); err == nil {
-			d.names, err = openNames(d.net.Maps)
+			if d.names, err = openNames(d.net.Maps); err == nil {
+				d.remotes, err = openRemotes(d.net.Maps)
+			}
 		}
 	}
 	if err == nil {
@@ -203,6 +206,9 @@ func (d *Datapath) Endpoints() Table[Endpoint] { return d.endpoints }
 
 // Names is the table of DNS names answered in the kernel.
 func (d *Datapath) Names() Table[Name] { return d.names }
+
+// Remotes is the table of what other nodes have.
+func (d *Datapath) Remotes() Table[Remote] { return d.remotes }
 
 // attachCgroup puts the socket hooks on the root of the cgroup2 tree; what they act on is their constants' business.
 func (d *Datapath) attachCgroup(root string) error {

@@ -12,6 +12,7 @@
 #include "lib/masq.h"
 #include "lib/nat.h"
 #include "lib/parse.h"
+#include "lib/tunnel.h"
 
 char _license[] SEC("license") = "Dual BSD/GPL";
 

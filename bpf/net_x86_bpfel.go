@@ -110,7 +110,25 @@ type netNameKey struct {
 	Name [256]uint8
 }
 
+type netPath struct {
+	_      structs.HostLayout
+	Tunnel uint32
+	Mtu    uint32
+}
+
 type netPrefix struct {
+	_    structs.HostLayout
+	Len  uint32
+	Addr [16]uint8
+}
+
+type netRemote struct {
+	_     structs.HostLayout
+	Node  [16]uint8
+	Owner [64]uint8
+}
+
+type netRemoteKey struct {
 	_    structs.HostLayout
 	Len  uint32
 	Addr [16]uint8
@@ -145,6 +163,8 @@ const (
 	netMapMasqFlows     = "masq_flows"
 	netMapMasqFragments = "masq_fragments"
 	netMapNames         = "names"
+	netMapPath          = "path"
+	netMapRemotes       = "remotes"
 	netProgStrakeEgress = "strake_egress"
 	netProgStrakePod    = "strake_pod"
 	netProgStrakeUplink = "strake_uplink"
@@ -224,6 +244,8 @@ type netMapSpecs struct {
 	MasqFlows     *ebpf.MapSpec `ebpf:"masq_flows"`
 	MasqFragments *ebpf.MapSpec `ebpf:"masq_fragments"`
 	Names         *ebpf.MapSpec `ebpf:"names"`
+	Path          *ebpf.MapSpec `ebpf:"path"`
+	Remotes       *ebpf.MapSpec `ebpf:"remotes"`
 }
 
 // netVariableSpecs contains global variables before they are loaded into the kernel.
@@ -275,6 +297,8 @@ type netMaps struct {
 	MasqFlows     *ebpf.Map `ebpf:"masq_flows"`
 	MasqFragments *ebpf.Map `ebpf:"masq_fragments"`
 	Names         *ebpf.Map `ebpf:"names"`
+	Path          *ebpf.Map `ebpf:"path"`
+	Remotes       *ebpf.Map `ebpf:"remotes"`
 }
 
 func (m *netMaps) Close() error {
@@ -290,6 +314,8 @@ func (m *netMaps) Close() error {
 		m.MasqFlows,
 		m.MasqFragments,
 		m.Names,
+		m.Path,
+		m.Remotes,
 	)
 }
 

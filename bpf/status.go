@@ -81,7 +81,7 @@ func ReadStatus(pinDir string) (Status, error) {
 			if err := readCounters(path, s.Counters); err != nil {
 				return s, err
 			}
-		case name == "endpoints" || name == "names" || name == "lb_services" || name == "lb_frontends" || name == "lb_backends":
+		case name == "endpoints" || name == "names" || name == "remotes" || name == "lb_services" || name == "lb_frontends" || name == "lb_backends":
 			m, err := ebpf.LoadPinnedMap(path, &ebpf.LoadPinOptions{ReadOnly: true})
 			if err != nil {
 				return s, fmt.Errorf("bpf: status: %s: %w", path, err)

@@ -1,0 +1,80 @@
+package cni
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Underlay is what a node's own links are like.
+type Underlay struct {
+	Uplinks []int // indices of the interfaces that lead to other nodes and to the outside, sorted; lo is none
+	MTU     int   // of packets of pods, to wherever they go
+
+	mtu     int // the smallest of the uplinks
+	onLinks []onLink
+	missing []netip.Addr // addresses of the node that no interface has
+}
+
+// defaultMTU is taken for an address that is on lo: it is reached by whatever the routing says.
+const defaultMTU = 1500
+
+// readUnderlay looks for the interfaces that have the node's addresses, and those that are uplinks by name.
+func readUnderlay(addrs []netip.Addr, names []string) (Underlay, error) {
+	u := Underlay{missing: slices.Clone(addrs)}
+	list, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+	for errors.Is(err, netlink.ErrDumpInterrupted) {
+		list, err = netlink.AddrList(nil, netlink.FAMILY_ALL)
+	}
+	if err != nil {
+		return u, fmt.Errorf("cni: addresses: %w", err)
+	}
+	found := map[int]bool{}
+	for _, a := range list {
+		if i := slices.Index(u.missing, toAddr(a.IP)); i >= 0 {
+			u.missing = slices.Delete(u.missing, i, i+1)
+			found[a.LinkIndex] = true
+		}
+	}
+	for _, name := range names {
+		l, err := netlink.LinkByName(name)
+		if err != nil {
+			return u, fmt.Errorf("cni: uplink %s: %w", name, err)
+		}
+		found[l.Attrs().Index] = true
+	}
+	for index := range found {
+		l, err := netlink.LinkByIndex(index)
+		if err != nil {
+			return u, fmt.Errorf("cni: uplink %d: %w", index, err)
+		}
+		mtu := l.Attrs().MTU
+		if l.Attrs().RawFlags&unix.IFF_LOOPBACK != 0 {
+			mtu = defaultMTU
+		} else {
+			u.Uplinks = append(u.Uplinks, index)
+		}
+		if u.mtu == 0 || mtu < u.mtu {
+			u.mtu = mtu
+		}
+	}
+	slices.Sort(u.Uplinks)
+	for _, a := range list {
+		p := netPrefix(a.IPNet)
+		if a.Peer != nil {
+			p = netPrefix(a.Peer)
+		}
+		if slices.Contains(u.Uplinks, a.LinkIndex) && p.IsValid() && !p.Addr().IsLinkLocalUnicast() {
+			u.onLinks = append(u.onLinks, onLink{p.Masked(), a.LinkIndex})
+		}
+	}
+	return u, nil
+}
+
+func (u Underlay) equal(o Underlay) bool {
+	return u.mtu == o.mtu && slices.Equal(u.Uplinks, o.Uplinks) && slices.Equal(u.onLinks, o.onLinks) && slices.Equal(u.missing, o.missing)
+}
