@@ -18,7 +18,7 @@ const filterPriority = 0x5374
 
 func filter(ifindex int, name string) *netlink.BpfFilter {
 	parent := uint32(netlink.HANDLE_MIN_INGRESS)
-	if name == egressProgram {
+	if leaves(name) {
 		parent = netlink.HANDLE_MIN_EGRESS
 	}
 	return &netlink.BpfFilter{

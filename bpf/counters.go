@@ -14,6 +14,8 @@ var reasons = []string{
 	"drop_malformed", "drop_spoofed", "drop_no_backend", "drop_rewrite", "drop_conntrack_full",
 	"dns_answered", "dns_no_data", "dns_no_name", "dns_passed", "pod_to_pod", "uplink_to_pod", "uplink_remote", "pod_to_uplink",
 	"drop_no_port", "drop_not_masqueraded", "masqueraded_out", "masqueraded_in", "masqueraded_error",
+	"pod_to_remote", "host_to_remote", "tunnel_to_pod", "tunnel_to_node", "path_too_big", "drop_no_remote", "drop_tunnel_stranger", "drop_tunnel_spoofed",
+	"drop_no_pod",
 }
 
 // countersPin is the pin of the map, by its name.

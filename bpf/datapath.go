@@ -63,6 +63,8 @@ const (
 	podProgram    = "strake_pod"
 	uplinkProgram = "strake_uplink"
 	egressProgram = "strake_egress"
+	tunnelIn      = "strake_tunnel_in"
+	tunnelOut     = "strake_tunnel_out"
 	linkPrefix    = "link_"
 )
 
@@ -192,6 +194,9 @@ func (d *Datapath) load(c Config) error {
 	if err := c.masquerade(constants); err != nil {
 		return err
 	}
+	if constants["tunnel_has_local"], err = tunnelHasLocal(); err != nil {
+		return err
+	}
 	if d.net, err = load(loadNet, constants); err != nil {
 		return err
 	}
@@ -269,6 +274,25 @@ func (d *Datapath) AttachUplink(ifindex int) error {
 	return d.attach(egressProgram, ifindex)
 }
 
+// AttachTunnel puts the tunnel's programs on its device, and tells the pods' program to send what is for other nodes there. mtu is that of
+// packets to other nodes. Without a device (0) the rows of Remotes lead to where the kernel's routes do.
+func (d *Datapath) AttachTunnel(ifindex, mtu int) error {
+	if ifindex != 0 {
+		for _, program := range []string{tunnelIn, tunnelOut} {
+			if err := d.attach(program, ifindex); err != nil {
+				return err
+			}
+		}
+	}
+	if err := d.net.Maps["path"].Put(uint32(0), netPath{Tunnel: uint32(ifindex), Mtu: uint32(mtu)}); err != nil {
+		return fmt.Errorf("bpf: path to other nodes: %w", err)
+	}
+	return nil
+}
+
+// leaves tells which programs see what an interface sends.
+func leaves(program string) bool { return program == egressProgram || program == tunnelOut }
+
 func (d *Datapath) attach(program string, ifindex int) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -281,7 +305,7 @@ func (d *Datapath) attach(program string, ifindex int) error {
 		return attachClsact(d.pinDir, ifindex, program, prog)
 	}
 	at := ebpf.AttachTCXIngress
-	if program == egressProgram {
+	if leaves(program) {
 		at = ebpf.AttachTCXEgress
 	}
 	l, err := link.AttachTCX(link.TCXOptions{Interface: ifindex, Program: prog, Attach: at})

@@ -1,7 +1,9 @@
 //go:build ignore
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
-/* Packets of pods, and what passes the node's uplink: for its frontends, from pods to the outside, and back. */
+/* Packets of pods, what passes the node's uplink (for its frontends, from pods to the outside, and back), and what passes the tunnel to other
+ * nodes. */
 #include <linux/bpf.h>
+#include <linux/if_packet.h>
 #include <linux/pkt_cls.h>
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
@@ -23,6 +25,7 @@ int strake_pod(struct __sk_buff *skb)
 	struct packet p = {};
 	struct endpoint *ep;
 	struct flow_key key;
+	struct remote *r;
 	struct flow *f;
 
 	switch (parse(skb, &p)) {
@@ -62,10 +65,32 @@ int strake_pod(struct __sk_buff *skb)
 		}
 	}
 	ep = bpf_map_lookup_elem(&endpoints, &p.daddr);
+	if (ep) {
+		count(POD_TO_POD);
+		return endpoint_redirect(skb, ep);
+	}
+	r = remote_of(&p.daddr);
+	return r ? remote_send(skb, &p, r) : TC_ACT_OK;
+}
+
+/* What comes in at the uplink by a pod's own address: from a pod or node where routing is native, else from outside. */
+static __always_inline int direct(struct __sk_buff *skb, struct packet *p)
+{
+	struct endpoint *ep = bpf_map_lookup_elem(&endpoints, &p->daddr);
+	struct remote *r;
+
 	if (!ep)
 		return TC_ACT_OK;
-	count(POD_TO_POD);
-	return endpoint_redirect(skb, ep);
+	r = remote_of(&p->saddr);
+	if (!r) {
+		masq_note_direct(skb, p);
+		return TC_ACT_OK;
+	}
+	if (remote_is_native(r)) {
+		count(UPLINK_TO_POD);
+		return endpoint_redirect(skb, ep);
+	}
+	return r->is_node ? TC_ACT_OK : drop(skb, DROP_SPOOFED); /* pods of other nodes come through the tunnel */
 }
 
 /* At the uplink: what comes in from outside. What is for no frontend and answers no pod is not ours. */
@@ -91,10 +116,8 @@ int strake_uplink(struct __sk_buff *skb)
 		verdict = masq_in(skb, &p);
 		if (verdict >= 0)
 			return verdict;
-		if (!fe) {
-			masq_note_direct(skb, &p);
-			return TC_ACT_OK;
-		}
+		if (!fe)
+			return direct(skb, &p);
 	}
 	if (f && !tcp_opens(p.tcp)) {
 		to = *f;
@@ -137,6 +160,7 @@ int strake_egress(struct __sk_buff *skb)
 	struct packet p = {};
 	enum parsed parsed = parse(skb, &p);
 	struct addr node;
+	struct remote *r;
 
 	if (parsed == NOT_IP || !masq_is_on(p.v6))
 		return TC_ACT_OK;
@@ -148,7 +172,62 @@ int strake_egress(struct __sk_buff *skb)
 	}
 	if (!bpf_map_lookup_elem(&endpoints, &p.saddr) || masq_is_exempt(&p.daddr))
 		return TC_ACT_OK;
+	r = remote_of(&p.daddr);
+	if (r && remote_is_native(r)) /* another node: it has a way back to the pod */
+		return TC_ACT_OK;
 	if (parsed == MALFORMED)
 		return drop(skb, DROP_MALFORMED);
 	return masq_out(skb, &p);
+}
+
+/* At the tunnel's device: what goes out. What pods send is on its way already; the rest comes from the host's stack. */
+SEC("tc")
+int strake_tunnel_out(struct __sk_buff *skb)
+{
+	struct packet p = {};
+	struct remote *r;
+	struct addr node;
+
+	if (!tunnel_from(skb, &node))
+		return TC_ACT_OK;
+	if (parse(skb, &p) == NOT_IP)
+		return drop(skb, DROP_NO_REMOTE);
+	r = remote_of(&p.daddr);
+	if (!r || remote_is_native(r))
+		return drop(skb, DROP_NO_REMOTE);
+	if (tunnel_to(skb, &r->node))
+		return drop(skb, DROP_REWRITE);
+	count(HOST_TO_REMOTE);
+	return TC_ACT_OK;
+}
+
+/* At the tunnel's device: what comes in. It is from a node that we know, which has the address that it sends from. */
+SEC("tc")
+int strake_tunnel_in(struct __sk_buff *skb)
+{
+	struct packet p = {};
+	struct addr from, node;
+	struct endpoint *ep;
+	struct remote *r;
+
+	if (tunnel_from(skb, &from))
+		return drop(skb, DROP_TUNNEL_STRANGER);
+	if (parse(skb, &p) != PARSED)
+		return drop(skb, DROP_MALFORMED);
+	r = remote_of(&p.saddr);
+	if (!r || !addr_eq(&r->node, &from)) {
+		r = remote_of(&from);
+		return drop(skb, r && addr_eq(&r->node, &from) ? DROP_TUNNEL_SPOOFED : DROP_TUNNEL_STRANGER);
+	}
+	ep = bpf_map_lookup_elem(&endpoints, &p.daddr);
+	if (ep) {
+		count(TUNNEL_TO_POD);
+		return endpoint_redirect(skb, ep);
+	}
+	node = node_of(p.v6);
+	if (!addr_eq(&p.daddr, &node))
+		return drop(skb, DROP_NO_POD);
+	count(TUNNEL_TO_NODE);
+	bpf_skb_change_type(skb, PACKET_HOST);
+	return TC_ACT_OK;
 }

@@ -123,15 +123,11 @@ type netPrefix struct {
 }
 
 type netRemote struct {
-	_     structs.HostLayout
-	Node  [16]uint8
-	Owner [64]uint8
-}
-
-type netRemoteKey struct {
-	_    structs.HostLayout
-	Len  uint32
-	Addr [16]uint8
+	_      structs.HostLayout
+	Node   netAddr
+	IsNode uint32
+	Pad    uint32
+	Owner  [64]uint8
 }
 
 type netService struct {
@@ -152,34 +148,37 @@ type netSlotKey struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	netMapCounters      = "counters"
-	netMapDnsScratch    = "dns_scratch"
-	netMapEndpoints     = "endpoints"
-	netMapFlows         = "flows"
-	netMapLbBackends    = "lb_backends"
-	netMapLbFrontends   = "lb_frontends"
-	netMapLbServices    = "lb_services"
-	netMapMasqExempt    = "masq_exempt"
-	netMapMasqFlows     = "masq_flows"
-	netMapMasqFragments = "masq_fragments"
-	netMapNames         = "names"
-	netMapPath          = "path"
-	netMapRemotes       = "remotes"
-	netProgStrakeEgress = "strake_egress"
-	netProgStrakePod    = "strake_pod"
-	netProgStrakeUplink = "strake_uplink"
-	netVarDnsAddr4      = "dns_addr4"
-	netVarDnsAddr6      = "dns_addr6"
-	netVarDnsTtl        = "dns_ttl"
-	netVarDnsZone       = "dns_zone"
-	netVarDnsZoneLabels = "dns_zone_labels"
-	netVarDnsZoneLen    = "dns_zone_len"
-	netVarLocalFirst    = "local_first"
-	netVarLocalLast     = "local_last"
-	netVarMasqFirst     = "masq_first"
-	netVarMasqLast      = "masq_last"
-	netVarNodeAddr4     = "node_addr4"
-	netVarNodeAddr6     = "node_addr6"
+	netMapCounters         = "counters"
+	netMapDnsScratch       = "dns_scratch"
+	netMapEndpoints        = "endpoints"
+	netMapFlows            = "flows"
+	netMapLbBackends       = "lb_backends"
+	netMapLbFrontends      = "lb_frontends"
+	netMapLbServices       = "lb_services"
+	netMapMasqExempt       = "masq_exempt"
+	netMapMasqFlows        = "masq_flows"
+	netMapMasqFragments    = "masq_fragments"
+	netMapNames            = "names"
+	netMapPath             = "path"
+	netMapRemotes          = "remotes"
+	netProgStrakeEgress    = "strake_egress"
+	netProgStrakePod       = "strake_pod"
+	netProgStrakeTunnelIn  = "strake_tunnel_in"
+	netProgStrakeTunnelOut = "strake_tunnel_out"
+	netProgStrakeUplink    = "strake_uplink"
+	netVarDnsAddr4         = "dns_addr4"
+	netVarDnsAddr6         = "dns_addr6"
+	netVarDnsTtl           = "dns_ttl"
+	netVarDnsZone          = "dns_zone"
+	netVarDnsZoneLabels    = "dns_zone_labels"
+	netVarDnsZoneLen       = "dns_zone_len"
+	netVarLocalFirst       = "local_first"
+	netVarLocalLast        = "local_last"
+	netVarMasqFirst        = "masq_first"
+	netVarMasqLast         = "masq_last"
+	netVarNodeAddr4        = "node_addr4"
+	netVarNodeAddr6        = "node_addr6"
+	netVarTunnelHasLocal   = "tunnel_has_local"
 )
 
 // loadNet returns the embedded CollectionSpec for net.
@@ -224,9 +223,11 @@ type netSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type netProgramSpecs struct {
-	StrakeEgress *ebpf.ProgramSpec `ebpf:"strake_egress"`
-	StrakePod    *ebpf.ProgramSpec `ebpf:"strake_pod"`
-	StrakeUplink *ebpf.ProgramSpec `ebpf:"strake_uplink"`
+	StrakeEgress    *ebpf.ProgramSpec `ebpf:"strake_egress"`
+	StrakePod       *ebpf.ProgramSpec `ebpf:"strake_pod"`
+	StrakeTunnelIn  *ebpf.ProgramSpec `ebpf:"strake_tunnel_in"`
+	StrakeTunnelOut *ebpf.ProgramSpec `ebpf:"strake_tunnel_out"`
+	StrakeUplink    *ebpf.ProgramSpec `ebpf:"strake_uplink"`
 }
 
 // netMapSpecs contains maps before they are loaded into the kernel.
@@ -252,18 +253,19 @@ type netMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type netVariableSpecs struct {
-	DnsAddr4      *ebpf.VariableSpec `ebpf:"dns_addr4"`
-	DnsAddr6      *ebpf.VariableSpec `ebpf:"dns_addr6"`
-	DnsTtl        *ebpf.VariableSpec `ebpf:"dns_ttl"`
-	DnsZone       *ebpf.VariableSpec `ebpf:"dns_zone"`
-	DnsZoneLabels *ebpf.VariableSpec `ebpf:"dns_zone_labels"`
-	DnsZoneLen    *ebpf.VariableSpec `ebpf:"dns_zone_len"`
-	LocalFirst    *ebpf.VariableSpec `ebpf:"local_first"`
-	LocalLast     *ebpf.VariableSpec `ebpf:"local_last"`
-	MasqFirst     *ebpf.VariableSpec `ebpf:"masq_first"`
-	MasqLast      *ebpf.VariableSpec `ebpf:"masq_last"`
-	NodeAddr4     *ebpf.VariableSpec `ebpf:"node_addr4"`
-	NodeAddr6     *ebpf.VariableSpec `ebpf:"node_addr6"`
+	DnsAddr4       *ebpf.VariableSpec `ebpf:"dns_addr4"`
+	DnsAddr6       *ebpf.VariableSpec `ebpf:"dns_addr6"`
+	DnsTtl         *ebpf.VariableSpec `ebpf:"dns_ttl"`
+	DnsZone        *ebpf.VariableSpec `ebpf:"dns_zone"`
+	DnsZoneLabels  *ebpf.VariableSpec `ebpf:"dns_zone_labels"`
+	DnsZoneLen     *ebpf.VariableSpec `ebpf:"dns_zone_len"`
+	LocalFirst     *ebpf.VariableSpec `ebpf:"local_first"`
+	LocalLast      *ebpf.VariableSpec `ebpf:"local_last"`
+	MasqFirst      *ebpf.VariableSpec `ebpf:"masq_first"`
+	MasqLast       *ebpf.VariableSpec `ebpf:"masq_last"`
+	NodeAddr4      *ebpf.VariableSpec `ebpf:"node_addr4"`
+	NodeAddr6      *ebpf.VariableSpec `ebpf:"node_addr6"`
+	TunnelHasLocal *ebpf.VariableSpec `ebpf:"tunnel_has_local"`
 }
 
 // netObjects contains all objects after they have been loaded into the kernel.
@@ -323,33 +325,38 @@ func (m *netMaps) Close() error {
 //
 // It can be passed to loadNetObjects or ebpf.CollectionSpec.LoadAndAssign.
 type netVariables struct {
-	DnsAddr4      *ebpf.Variable `ebpf:"dns_addr4"`
-	DnsAddr6      *ebpf.Variable `ebpf:"dns_addr6"`
-	DnsTtl        *ebpf.Variable `ebpf:"dns_ttl"`
-	DnsZone       *ebpf.Variable `ebpf:"dns_zone"`
-	DnsZoneLabels *ebpf.Variable `ebpf:"dns_zone_labels"`
-	DnsZoneLen    *ebpf.Variable `ebpf:"dns_zone_len"`
-	LocalFirst    *ebpf.Variable `ebpf:"local_first"`
-	LocalLast     *ebpf.Variable `ebpf:"local_last"`
-	MasqFirst     *ebpf.Variable `ebpf:"masq_first"`
-	MasqLast      *ebpf.Variable `ebpf:"masq_last"`
-	NodeAddr4     *ebpf.Variable `ebpf:"node_addr4"`
-	NodeAddr6     *ebpf.Variable `ebpf:"node_addr6"`
+	DnsAddr4       *ebpf.Variable `ebpf:"dns_addr4"`
+	DnsAddr6       *ebpf.Variable `ebpf:"dns_addr6"`
+	DnsTtl         *ebpf.Variable `ebpf:"dns_ttl"`
+	DnsZone        *ebpf.Variable `ebpf:"dns_zone"`
+	DnsZoneLabels  *ebpf.Variable `ebpf:"dns_zone_labels"`
+	DnsZoneLen     *ebpf.Variable `ebpf:"dns_zone_len"`
+	LocalFirst     *ebpf.Variable `ebpf:"local_first"`
+	LocalLast      *ebpf.Variable `ebpf:"local_last"`
+	MasqFirst      *ebpf.Variable `ebpf:"masq_first"`
+	MasqLast       *ebpf.Variable `ebpf:"masq_last"`
+	NodeAddr4      *ebpf.Variable `ebpf:"node_addr4"`
+	NodeAddr6      *ebpf.Variable `ebpf:"node_addr6"`
+	TunnelHasLocal *ebpf.Variable `ebpf:"tunnel_has_local"`
 }
 
 // netPrograms contains all programs after they have been loaded into the kernel.
 //
 // It can be passed to loadNetObjects or ebpf.CollectionSpec.LoadAndAssign.
 type netPrograms struct {
-	StrakeEgress *ebpf.Program `ebpf:"strake_egress"`
-	StrakePod    *ebpf.Program `ebpf:"strake_pod"`
-	StrakeUplink *ebpf.Program `ebpf:"strake_uplink"`
+	StrakeEgress    *ebpf.Program `ebpf:"strake_egress"`
+	StrakePod       *ebpf.Program `ebpf:"strake_pod"`
+	StrakeTunnelIn  *ebpf.Program `ebpf:"strake_tunnel_in"`
+	StrakeTunnelOut *ebpf.Program `ebpf:"strake_tunnel_out"`
+	StrakeUplink    *ebpf.Program `ebpf:"strake_uplink"`
 }
 
 func (p *netPrograms) Close() error {
 	return _NetClose(
 		p.StrakeEgress,
 		p.StrakePod,
+		p.StrakeTunnelIn,
+		p.StrakeTunnelOut,
 		p.StrakeUplink,
 	)
 }

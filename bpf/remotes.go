@@ -16,25 +16,16 @@ type Remote struct {
 
 // remoteTable implements Table[Remote].
 type remoteTable struct {
-	*ownedMap[netRemoteKey, netRemote]
+	*ownedMap[netPrefix, netRemote]
 }
 
 func openRemotes(maps map[string]*ebpf.Map) (*remoteTable, error) {
-	t, err := openOwned[netRemoteKey](maps["remotes"], "remote", func(v netRemote) string { return textOf(v.Owner[:]) })
+	t, err := openOwned[netPrefix](maps["remotes"], "remote", func(v netRemote) string { return textOf(v.Owner[:]) })
 	return &remoteTable{t}, err
 }
 
-// remoteKey is a prefix as the trie holds it: IPv4 as IPv4-mapped IPv6.
-func remoteKey(p netip.Prefix) netRemoteKey {
-	p = p.Masked()
-	k := netRemoteKey{Len: uint32(p.Bits()), Addr: p.Addr().As16()}
-	if p.Addr().Is4() {
-		k.Len += 96
-	}
-	return k
-}
-
-func (k netRemoteKey) prefix() netip.Prefix {
+// rangeOf undoes prefixOf.
+func rangeOf(k netPrefix) netip.Prefix {
 	a, bits := netip.AddrFrom16(k.Addr), int(k.Len)
 	if a.Is4In6() && bits >= 96 {
 		a, bits = a.Unmap(), bits-96
@@ -42,23 +33,26 @@ func (k netRemoteKey) prefix() netip.Prefix {
 	return netip.PrefixFrom(a, bits)
 }
 
-func showRemote(k netRemoteKey) string { return k.prefix().String() }
+func showRemote(k netPrefix) string { return rangeOf(k).String() }
 
 // Replace implements Table.
 func (t *remoteTable) Replace(owner string, want []Remote) (Changes, error) {
-	rows := map[netRemoteKey]netRemote{}
+	rows := map[netPrefix]netRemote{}
 	for _, r := range want {
 		if !r.Prefix.IsValid() || r.Prefix.Addr().Is4In6() || r.Prefix.Bits() == 0 {
 			return Changes{}, fmt.Errorf("bpf: %v of node %s is no range of addresses", r.Prefix, owner)
 		}
 		var v netRemote
+		if r.Prefix.IsSingleIP() {
+			v.IsNode = 1
+		}
 		if r.Node.IsValid() {
-			v.Node = r.Node.As16()
+			v.Node = addr16(r.Node)
 		}
 		if err := text(v.Owner[:], owner, "owner"); err != nil {
 			return Changes{}, err
 		}
-		rows[remoteKey(r.Prefix)] = v
+		rows[prefixOf(r.Prefix)] = v
 	}
 	return t.replace(owner, rows, showRemote)
 }
@@ -71,13 +65,13 @@ func (t *remoteTable) Prune(keep func(string) bool) (Changes, error) {
 // Dump implements Table.
 func (t *remoteTable) Dump() ([]Remote, error) {
 	var out []Remote
-	var k netRemoteKey
+	var k netPrefix
 	var v netRemote
 	it := t.m.Iterate()
 	for it.Next(&k, &v) {
-		r := Remote{Owner: textOf(v.Owner[:]), Prefix: k.prefix()}
-		if v.Node != [16]byte{} {
-			r.Node = netip.AddrFrom16(v.Node).Unmap()
+		r := Remote{Owner: textOf(v.Owner[:]), Prefix: rangeOf(k)}
+		if v.Node != (netAddr{}) {
+			r.Node = addrOf(v.Node)
 		}
 		out = append(out, r)
 	}
