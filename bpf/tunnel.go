@@ -21,7 +21,7 @@ func tunnelHasLocal() (bool, error) {
 		},
 	}
 	for off := int16(-48); off < 0; off += 8 {
-		spec.Instructions = append(spec.Instructions, asm.StoreImm(asm.RFP, off, 0, asm.DWord))
+		spec.Instructions = append(spec.Instructions, asm.StoreMem(asm.RFP, off, asm.R0, asm.DWord))
 	}
 	spec.Instructions = append(spec.Instructions,
 		asm.Mov.Reg(asm.R2, asm.RFP),

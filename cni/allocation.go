@@ -14,8 +14,9 @@ import (
 type Allocation struct {
 	ContainerID string       `json:"containerID"`
 	Ifname      string       `json:"ifname"`
-	Addrs       []netip.Addr `json:"addrs"` // at most one of each family, in the order of the node's ranges
-	Host        string       `json:"host"`  // name of the host's side of the veth
+	Addrs       []netip.Addr `json:"addrs"`           // at most one of each family, in the order of the node's ranges
+	Host        string       `json:"host"`            // name of the host's side of the veth
+	Netns       string       `json:"netns,omitempty"` // path of the pod's network namespace
 	Ports       []HostPort   `json:"ports,omitempty"`
 }
 

@@ -181,7 +181,8 @@ func RemoveLocalAddress(a netip.Addr) error {
 	return nil
 }
 
-// RemoveAll undoes Prepare and removes all pod interfaces that carry the alias, with their routes, and all allocations.
+// RemoveAll undoes Prepare and removes all pod interfaces that carry the alias, with their routes, the ways to other nodes, and all
+// allocations.
 // No Server may run on dir. What is gone already is no error.
 func RemoveAll(dir, alias string, locals []netip.Addr) error {
 	links, err := ours(alias)
@@ -192,6 +193,7 @@ func RemoveAll(dir, alias string, locals []netip.Addr) error {
 	for _, a := range locals {
 		errs = append(errs, RemoveLocalAddress(a))
 	}
+	errs = append(errs, removeRouting())
 	errs = append(errs, restoreSysctls(filepath.Join(dir, savedSysctls)))
 	entries, err := os.ReadDir(dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -42,7 +42,8 @@ func (r nodeRoute) netlink(tunnel int) *netlink.Route {
 	case r.Unreachable:
 		out.Type = unix.RTN_UNREACHABLE
 	case r.Tunnel:
-		out.LinkIndex, out.Gw, out.Flags = tunnel, tunnelGateway(r.Dst.Addr().Is4()).AsSlice(), int(netlink.FLAG_ONLINK)
+		// One next hop for all: the host needs one neighbour entry then, rather than one for each pod.
+		out.LinkIndex, out.Gw, out.Flags = tunnel, gateway(r.Dst.Addr().Is4()).AsSlice(), int(netlink.FLAG_ONLINK)
 	default:
 		out.LinkIndex, out.Gw = r.Ifindex, r.Gw.AsSlice()
 	}
@@ -54,7 +55,7 @@ func routeOf(r *netlink.Route, tunnel int) nodeRoute {
 	out := nodeRoute{Dst: netPrefix(r.Dst), Src: toAddr(r.Src), Gw: toAddr(r.Gw), Ifindex: r.LinkIndex, Unreachable: r.Type == unix.RTN_UNREACHABLE}
 	if out.Unreachable {
 		out.Ifindex = 0 // IPv6 tells lo
-	} else if tunnel != 0 && r.LinkIndex == tunnel && out.Gw == tunnelGateway(out.Dst.Addr().Is4()) {
+	} else if tunnel != 0 && r.LinkIndex == tunnel && out.Gw == gateway(out.Dst.Addr().Is4()) {
 		out.Tunnel, out.Gw, out.Ifindex = true, netip.Addr{}, 0
 	}
 	return out
@@ -112,8 +113,8 @@ func deleteRoute(r *netlink.Route) error {
 	return nil
 }
 
-// RemoveRouting removes the routes to other nodes and the tunnel. What is gone already is no error.
-func RemoveRouting() error {
+// removeRouting removes the routes to other nodes and the tunnel. What is gone already is no error.
+func removeRouting() error {
 	list, err := ourRoutes()
 	errs := []error{err}
 	for i := range list {

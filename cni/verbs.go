@@ -116,7 +116,7 @@ func (s *Server) add(r plugin.Request) (*types100.Result, error) {
 		return nil, err
 	}
 	defer p.close()
-	a, err := s.ipam.allocate(ranges, Allocation{ContainerID: r.ContainerID, Ifname: r.Ifname, Host: hostName(r.ContainerID, r.Ifname), Ports: ports})
+	a, err := s.ipam.allocate(ranges, Allocation{ContainerID: r.ContainerID, Ifname: r.Ifname, Host: hostName(r.ContainerID, r.Ifname), Netns: r.Netns, Ports: ports})
 	if err != nil {
 		return nil, err
 	}

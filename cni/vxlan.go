@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"net/netip"
 	"os"
 	"strings"
 
@@ -23,15 +22,6 @@ const (
 	overhead4 = 50
 	overhead6 = 70
 )
-
-// tunnelGateway is the next hop of all routes into the tunnel, so that the host needs one neighbour entry rather than one for each pod.
-// Nobody owns it; the device asks for no neighbour.
-func tunnelGateway(is4 bool) netip.Addr {
-	if is4 {
-		return Gateway
-	}
-	return netip.AddrFrom16([16]byte{0: 0xfe, 1: 0x80, 15: 1})
-}
 
 // ensureTunnel makes the device right, whatever of it is there, and returns its index. One with another port is made anew: the kernel changes
 // none.

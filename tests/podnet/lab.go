@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/strake-io/strake/bpf"
+	"github.com/strake-io/strake/cni"
 	"github.com/strake-io/strake/cni/plugin"
 )
 
@@ -94,6 +95,14 @@ func New(n int) (l *Lab, err error) {
 		if err := l.addNode(i, root); err != nil {
 			return l, err
 		}
+	}
+	var all []cni.NodeInfo
+	for _, node := range l.Nodes {
+		name := filepath.Base(node.Dir)
+		all = append(all, cni.NodeInfo{Name: name, UID: "uid-" + name, PodCIDRs: []netip.Prefix{node.PodCIDR}, Addrs: []netip.Addr{node.Addr}})
+	}
+	for _, node := range l.Nodes {
+		node.Routing, node.Nodes = cni.VXLAN, all
 	}
 	return l, nil
 }

@@ -3,14 +3,15 @@ package podnet
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
 	"os/signal"
 	"path/filepath"
+	"sync/atomic"
 
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/strake-io/strake/bpf"
@@ -26,6 +27,8 @@ type Spec struct {
 	PodCIDR       netip.Prefix
 	DNSAddr       netip.Addr
 	NoMasquerade  []netip.Prefix
+	Routing       cni.Routing
+	Nodes         []cni.NodeInfo // all of the cluster, this one too
 	LoadBalancers []bpf.LoadBalancer
 	Names         []bpf.Name
 }
@@ -89,12 +92,31 @@ func serve(file string) error {
 	if err := cni.Prepare(s.state(), []netip.Addr{s.Addr}, []netip.Addr{s.DNSAddr}); err != nil {
 		return err
 	}
-	up, err := netlink.LinkByName(Uplink)
+	var mtu atomic.Int64
+	var server *cni.Server
+	nodes, err := cni.NewNodes(cni.NodesConfig{
+		Name: filepath.Base(s.Dir), Addrs: []netip.Addr{s.Addr}, Routing: s.Routing, TunnelPort: cni.DefaultTunnelPort, Datapath: d,
+		OnUnderlay: func(u cni.Underlay) error {
+			mtu.Store(int64(u.MTU))
+			for _, index := range u.Uplinks {
+				if err := d.AttachUplink(index); err != nil {
+					return err
+				}
+			}
+			if server != nil { // it begins with the right one
+				server.ApplyMTU()
+			}
+			return nil
+		},
+	})
 	if err != nil {
 		return err
 	}
-	server, err := cni.New(cni.Config{
-		Socket: s.Socket(), StateDir: s.state(), Alias: s.alias(), NodeAddrs: []netip.Addr{s.Addr}, MTU: func() int { return up.Attrs().MTU }, Datapath: d,
+	if err := nodes.Apply(s.Nodes); err != nil {
+		return err
+	}
+	server, err = cni.New(cni.Config{
+		Socket: s.Socket(), StateDir: s.state(), Alias: s.alias(), NodeAddrs: []netip.Addr{s.Addr}, MTU: func() int { return int(mtu.Load()) }, Datapath: d,
 		PodCIDRs: func() ([]netip.Prefix, bool) { return []netip.Prefix{s.PodCIDR}, true },
 	})
 	if err != nil {
@@ -106,11 +128,9 @@ func serve(file string) error {
 	if err := replaceAll(d.Names(), s.Names, func(r bpf.Name) string { return r.Owner }); err != nil {
 		return err
 	}
-	if err := d.AttachUplink(up.Attrs().Index); err != nil {
-		return err
-	}
-	ended := make(chan error, 1)
+	ended := make(chan error, 2)
 	go func() { ended <- server.Run(ctx) }()
+	go func() { ended <- nodes.Run(ctx) }()
 	for {
 		c, err := net.Dial("unix", s.Socket())
 		if err == nil {
@@ -124,7 +144,7 @@ func serve(file string) error {
 		}
 	}
 	fmt.Println("ready")
-	return <-ended
+	return errors.Join(<-ended, <-ended)
 }
 
 func replaceAll[R any](t bpf.Table[R], rows []R, owner func(R) string) error {

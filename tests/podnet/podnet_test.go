@@ -97,7 +97,7 @@ var networks = []string{"tcp", "udp"}
 
 // TestPaths is every way that a packet takes between pods, nodes, Services and the outside.
 func TestPaths(t *testing.T) {
-	c := start(t, 1)
+	c := start(t, 2)
 	for _, network := range networks {
 		for _, from := range c.pods {
 			ask := func(to netip.Addr, port uint16, times int) (string, error) {
