@@ -36,7 +36,7 @@ type NodesConfig struct {
 	Routing    Routing
 	TunnelPort int // UDP, with VXLAN; the same on all nodes
 	Datapath   NodesDatapath
-	// OnUnderlay is called, from Run or Apply, with the node's links at first and whenever something in them changes. An error means: again.
+	// OnUnderlay is called, from Begin, Apply or Run, with the node's links at first and whenever something in them changes. An error means: again.
 	OnUnderlay func(Underlay) error
 }
 
@@ -62,7 +62,7 @@ type Nodes struct {
 	written  map[string]map[netip.Prefix]bool // rows in the table, by owner; nil: not read yet
 }
 
-// NewNodes returns the routing of a node that knows no other yet. Nothing in the kernel is changed before Run or Apply.
+// NewNodes returns the routing of a node that knows no other yet. Nothing in the kernel is changed before Begin, Apply or Run.
 func NewNodes(cfg NodesConfig) (*Nodes, error) {
 	if cfg.Routing != VXLAN && cfg.Routing != Native {
 		return nil, fmt.Errorf("cni: routing %q is neither %q nor %q", cfg.Routing, VXLAN, Native)
@@ -166,6 +166,14 @@ func (n *Nodes) Apply(nodes []NodeInfo) error {
 	}
 	n.looked = false
 	return n.sync()
+}
+
+// Begin looks at the node's links and makes the tunnel's device, before any other node is known.
+func (n *Nodes) Begin() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	_, err := n.look()
+	return err
 }
 
 // Run writes what Nodes and links ask for until ctx ends. What it has written stays.

@@ -4,13 +4,11 @@ package agent
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/netip"
 	"os"
 	"sync/atomic"
 
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -19,7 +17,6 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/clientcmd"
-	"k8s.io/klog/v2"
 
 	"github.com/strake-io/strake/bpf"
 	"github.com/strake-io/strake/cmd/strake/layout"
@@ -43,6 +40,7 @@ type Config struct {
 	NoMasquerade      []netip.Prefix // destinations that get pods' packets with the pods' own addresses
 	Native            bool           // routes lead to the other nodes' pods, else the tunnel
 	TunnelPort        int
+	Uplinks           []string // interfaces that lead to other nodes besides those that have the node's addresses
 	KubeletKubeconfig string
 	NetworkKubeconfig string
 	CertFile, KeyFile string
@@ -70,24 +68,16 @@ func OpenDatapath(cfg Config) (*bpf.Datapath, error) {
 	})
 }
 
-// CNI returns the CNI server over a datapath. mtu is that of new pods' interfaces.
-func CNI(l layout.Layout, d *bpf.Datapath, nodeAddrs []netip.Addr, mtu int, podCIDRs func() ([]netip.Prefix, bool)) (*cni.Server, error) {
+// CNI returns the CNI server over a datapath. mtu tells that of pods' interfaces.
+func CNI(l layout.Layout, d *bpf.Datapath, nodeAddrs []netip.Addr, mtu func() int, podCIDRs func() ([]netip.Prefix, bool)) (*cni.Server, error) {
 	return cni.New(cni.Config{
-		Socket: l.CNISocket(), StateDir: l.CNIState(), Alias: "strake-" + l.ID, NodeAddrs: nodeAddrs, MTU: func() int { return mtu }, Datapath: d, PodCIDRs: podCIDRs,
+		Socket: l.CNISocket(), StateDir: l.CNIState(), Alias: "strake-" + l.ID, NodeAddrs: nodeAddrs, MTU: mtu, Datapath: d, PodCIDRs: podCIDRs,
 	})
 }
 
 // Run runs the node until ctx ends. Pods and their network go on without it.
 func Run(ctx context.Context, cfg Config) error {
 	l := cfg.Layout
-	up, err := uplink(cfg.NodeAddrs[0])
-	if err != nil {
-		return err
-	}
-	mtu := up.MTU
-	if up.Name == "lo" {
-		mtu = 0 // more than a veth can have
-	}
 	d, err := OpenDatapath(cfg)
 	if err != nil {
 		return err
@@ -104,7 +94,8 @@ func Run(ctx context.Context, cfg Config) error {
 		return err
 	}
 	var podCIDRs atomic.Pointer[[]netip.Prefix]
-	server, err := CNI(l, d, cfg.NodeAddrs, mtu, func() ([]netip.Prefix, bool) {
+	var links underlay
+	server, err := CNI(l, d, cfg.NodeAddrs, links.mtu, func() ([]netip.Prefix, bool) {
 		if p := podCIDRs.Load(); p != nil {
 			return *p, true
 		}
@@ -114,6 +105,13 @@ func Run(ctx context.Context, cfg Config) error {
 		return err
 	}
 	f := informers.NewSharedInformerFactoryWithOptions(netClient, 0, informers.WithTransform(dropManagedFields))
+	nodes, err := links.nodes(cfg, d, server)
+	if err != nil {
+		return err
+	}
+	if err := nodes.Follow(f); err != nil {
+		return err
+	}
 	px, err := proxy.New(proxy.Config{Informers: f, Table: d.LoadBalancers(), Node: proxy.Node{
 		Name: cfg.NodeName, Addrs: cfg.NodeAddrs, Local: cfg.DNSAddrs,
 	}})
@@ -139,6 +137,7 @@ func Run(ctx context.Context, cfg Config) error {
 		return nil
 	})
 	g.Go(func() error { return server.Run(ctx) })
+	g.Go(func() error { return nodes.Run(ctx) })
 	g.Go(func() error { return px.Run(ctx) })
 	g.Go(func() error { return names.Run(ctx) })
 	g.Go(func() error { return resolver.Run(ctx) })
@@ -150,9 +149,6 @@ func Run(ctx context.Context, cfg Config) error {
 		return awaitPodCIDRs(ctx, netClient, cfg.NodeName, func(ranges []netip.Prefix) error {
 			if podCIDRs.Swap(&ranges) != nil {
 				return nil
-			}
-			if err := attachUplink(d, up); err != nil {
-				return err
 			}
 			return cni.WriteConfig(l.CNIConf(), l.CNISocket())
 		})
@@ -242,32 +238,4 @@ func awaitPodCIDRs(ctx context.Context, c kubernetes.Interface, node string, use
 	case err := <-failed:
 		return err
 	}
-}
-
-// uplink finds the interface that has the node's address: the only one that serves NodePorts and masquerades.
-func uplink(addr netip.Addr) (*netlink.LinkAttrs, error) {
-	links, err := netlink.LinkList()
-	if err != nil {
-		return nil, fmt.Errorf("uplink: %w", err)
-	}
-	for _, link := range links {
-		addrs, err := netlink.AddrList(link, netlink.FAMILY_V4)
-		if err != nil {
-			return nil, fmt.Errorf("uplink: %w", err)
-		}
-		for _, a := range addrs {
-			if got, ok := netip.AddrFromSlice(a.IP.To4()); ok && got == addr {
-				return link.Attrs(), nil
-			}
-		}
-	}
-	return nil, errors.New("uplink: no interface has the node's address " + addr.String())
-}
-
-func attachUplink(d *bpf.Datapath, link *netlink.LinkAttrs) error {
-	if link.Name == "lo" {
-		klog.InfoS("The node's address is on lo: NodePorts answer on this machine only, and pods reach the outside only where it has a route to them")
-		return nil
-	}
-	return d.AttachUplink(link.Index)
 }
