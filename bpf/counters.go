@@ -16,6 +16,7 @@ var reasons = []string{
 	"drop_no_port", "drop_not_masqueraded", "masqueraded_out", "masqueraded_in", "masqueraded_error",
 	"pod_to_remote", "host_to_remote", "tunnel_to_pod", "tunnel_to_node", "path_too_big", "drop_no_remote", "drop_tunnel_stranger", "drop_tunnel_spoofed",
 	"drop_no_pod",
+	"drop_not_ip", "drop_neighbour", "drop_link_local", "drop_link_local_source", "drop_source_route", "neighbour_answered", "link_ignored",
 }
 
 // countersPin is the pin of the map, by its name.

@@ -33,6 +33,10 @@ type Config struct {
 	NodeAddrs []netip.Addr
 	// NoMasquerade are destinations that get them with the pods' addresses all the same: at least the pods of the other nodes.
 	NoMasquerade []netip.Prefix
+	// AllowLinkLocal are link-local destinations that pods reach. By default there are none: what a node offers on its links is for the node,
+	// such as the metadata of many clouds at 169.254.169.254, with the node's own credentials. Who runs a DNS cache for pods on a link-local
+	// address (169.254.20.10 by custom) lists that.
+	AllowLinkLocal []netip.Prefix
 
 	noSetRetval bool      // tests: as on Linux before 6.1
 	masqPorts   portRange // tests: instead of those that the kernel leaves
@@ -200,7 +204,7 @@ func (d *Datapath) load(c Config) error {
 	if d.net, err = load(loadNet, constants); err != nil {
 		return err
 	}
-	return exempt(d.net.Maps["masq_exempt"], c.NoMasquerade)
+	return errors.Join(fillRanges(d.net.Maps["masq_exempt"], "not to be masqueraded", c.NoMasquerade), fillRanges(d.net.Maps["link_local_allowed"], "link-local for pods", c.AllowLinkLocal))
 }
 
 // LoadBalancers is the table of Service ports.

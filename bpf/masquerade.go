@@ -51,14 +51,14 @@ func (c Config) masquerade(constants map[string]any) error {
 	return nil
 }
 
-// exempt fills the table of ranges that are not masqueraded.
-func exempt(m *ebpf.Map, ranges []netip.Prefix) error {
+// fillRanges puts ranges into a table that goes with the programs.
+func fillRanges(m *ebpf.Map, what string, ranges []netip.Prefix) error {
 	for _, r := range ranges {
 		if !r.IsValid() || !plain(r.Addr()) {
-			return fmt.Errorf("bpf: %s, not to be masqueraded, is not a range of addresses", r)
+			return fmt.Errorf("bpf: %s, %s, is not a range of addresses", r, what)
 		}
 		if err := m.Put(prefixOf(r), uint32(1)); err != nil {
-			return fmt.Errorf("bpf: range %s not to be masqueraded: %w", r, explain(err))
+			return fmt.Errorf("bpf: range %s %s: %w", r, what, explain(err))
 		}
 	}
 	return nil

@@ -10,45 +10,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const nodeIP = "192.0.2.10"
-
 // masqueraded is withPods with one port for all flows, so that it is known which one a flow gets.
 func masqueraded(t testing.TB, first, last uint32) *Datapath {
-	c := testConfig(t)
-	c.NodeAddrs, c.NoMasquerade, c.masqPorts = []netip.Addr{netip.MustParseAddr(nodeIP)}, []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")}, portRange{first, last}
-	d := open(t, c)
-	for i, a := range []string{pod, other} {
-		_, err := d.Endpoints().Replace(a, []Endpoint{{Addr: netip.MustParseAddr(a), Ifindex: 1 + i, PodMAC: podMAC, HostMAC: hostMAC}})
-		must(t, err)
-	}
-	return d
-}
-
-// ends are the addresses and ports of a frame.
-func ends(b []byte) (src, dst netip.AddrPort) {
-	l4 := b[14+int(b[14]&15)*4:]
-	return netip.AddrPortFrom(netip.AddrFrom4([4]byte(b[26:30])), binary.BigEndian.Uint16(l4)), netip.AddrPortFrom(netip.AddrFrom4([4]byte(b[30:34])), binary.BigEndian.Uint16(l4[2:]))
-}
-
-// icmp builds a frame with an ICMP message; rest is the header's second half.
-func icmp(src, dst string, kind, code byte, rest uint32, payload []byte) []byte {
-	b := frame(1, netip.AddrPortFrom(netip.MustParseAddr(src), 0), netip.AddrPortFrom(netip.MustParseAddr(dst), 0), payload)
-	m := b[34:]
-	m[0], m[1] = kind, code
-	binary.BigEndian.PutUint16(m[2:], 0)
-	binary.BigEndian.PutUint32(m[4:], rest)
-	binary.BigEndian.PutUint16(m[2:], ^sum(m, 0))
-	return b
-}
-
-func checkICMP(t *testing.T, b []byte) {
-	t.Helper()
-	if s := sum(b[14:34], 0); s != 0xffff {
-		t.Errorf("IP checksum is off: %04x", s)
-	}
-	if s := sum(b[34:], 0); s != 0xffff {
-		t.Errorf("ICMP checksum is off: %04x", s)
-	}
+	return withPods(t, func(c *Config) {
+		c.NodeAddrs = []netip.Addr{netip.MustParseAddr(nodeIP), netip.MustParseAddr(nodeIP6)}
+		c.NoMasquerade = []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("fd00:10:244::/56")}
+		c.masqPorts = portRange{first, last}
+	})
 }
 
 // Both ways through the programs, with all checksums, for each protocol and for datagrams without a checksum.
@@ -98,7 +66,7 @@ func TestMasqueradedPackets(t *testing.T) {
 	if src, _ := ends(got); verdict != actOK || src.Addr().String() != nodeIP || binary.BigEndian.Uint16(got[38:]) != 77 {
 		t.Errorf("echo: verdict %d, %x", verdict, got[:42])
 	}
-	checkICMP(t, got[:len(ping)])
+	checkSums(t, got[:len(ping)])
 	_, got = run(t, out, icmp(other, "198.51.100.1", 8, 0, 77<<16|1, []byte("data")))
 	if id := binary.BigEndian.Uint16(got[38:]); id != 62000 {
 		t.Errorf("two pods' echos: identifier %d", id)
@@ -107,7 +75,7 @@ func TestMasqueradedPackets(t *testing.T) {
 	if _, dst := ends(got); verdict != actRedirect || dst.Addr().String() != other || binary.BigEndian.Uint16(got[38:]) != 77 {
 		t.Errorf("echo's answer: verdict %d, %x", verdict, got[:42])
 	}
-	checkICMP(t, got[:len(ping)])
+	checkSums(t, got[:len(ping)])
 }
 
 // What can't be translated does not leave, and what is none of a pod's does.
@@ -153,7 +121,7 @@ func TestMasqueradedErrors(t *testing.T) {
 			e := icmp("203.0.113.9", nodeIP, kind, 4, 1300, wire[14:14+28])
 			verdict, got := run(t, in, e)
 			got = got[:len(e)]
-			checkICMP(t, got)
+			checkSums(t, got)
 			quoted, was := got[42:], sent[14:14+28]
 			if s := sum(quoted[:20], 0); s != 0xffff {
 				t.Errorf("quoted IP checksum is off: %04x", s)
@@ -181,7 +149,7 @@ func TestMasqueradedErrors(t *testing.T) {
 	late := icmp(pod, "198.51.100.1", 3, 3, 0, frame(17, ap("198.51.100.1:53"), ap(pod+":40000"), nil)[14:])
 	verdict, got := run(t, out, late)
 	got = got[:len(late)]
-	checkICMP(t, got)
+	checkSums(t, got)
 	if s := sum(got[42:62], 0); s != 0xffff {
 		t.Errorf("quoted IP checksum is off: %04x", s)
 	}

@@ -11,12 +11,26 @@
 #include "lib/dns.h"
 #include "lib/endpoint.h"
 #include "lib/lb.h"
+#include "lib/linklocal.h"
 #include "lib/masq.h"
 #include "lib/nat.h"
+#include "lib/neighbour.h"
 #include "lib/parse.h"
 #include "lib/tunnel.h"
 
 char _license[] SEC("license") = "Dual BSD/GPL";
+
+/* Why a pod's packet goes nowhere, or 0. */
+static __always_inline int pod_refused(struct __sk_buff *skb, const struct packet *p)
+{
+	if (!endpoint_of(skb, &p->saddr, p->smac))
+		return drop(skb, p->v6 && is_link_local(&p->saddr, 1) ? DROP_LINK_LOCAL_SOURCE : DROP_SPOOFED);
+	if (p->routed)
+		return drop(skb, DROP_SOURCE_ROUTE);
+	if (is_link_local(&p->daddr, p->v6) && !link_local_is_allowed(&p->daddr))
+		return p->proto == IPPROTO_IGMP && !p->v6 ? link_ignore() : drop(skb, DROP_LINK_LOCAL);
+	return 0;
+}
 
 /* At the host's side of a pod's veth: what the pod sends. */
 SEC("tc")
@@ -27,24 +41,29 @@ int strake_pod(struct __sk_buff *skb)
 	struct flow_key key;
 	struct remote *r;
 	struct flow *f;
+	int verdict;
 
 	switch (parse(skb, &p)) {
 	case NOT_IP:
-		return TC_ACT_OK;
+		if (skb->protocol == bpf_htons(ETH_P_ARP) && !skb->vlan_present)
+			return arp_from_pod(skb);
+		return drop(skb, DROP_NOT_IP);
 	case MALFORMED:
 		return drop(skb, DROP_MALFORMED);
 	case PARSED:
 		break;
 	}
-	if (p.v6 && (p.saddr.w[0] == 0 || (p.saddr.b[0] == 0xfe && (p.saddr.b[1] & 0xc0) == 0x80)))
-		return TC_ACT_OK; /* neighbours of the link */
-	ep = bpf_map_lookup_elem(&endpoints, &p.saddr);
-	if (!ep || ep->ifindex != skb->ifindex)
-		return drop(skb, DROP_SPOOFED);
+	if (p.v6) {
+		verdict = link_from_pod(skb, &p);
+		if (verdict >= 0)
+			return verdict;
+	}
+	verdict = pod_refused(skb, &p);
+	if (verdict)
+		return verdict;
 
 	if (is_dns(&p)) {
-		int verdict = dns_answer(skb, &p);
-
+		verdict = dns_answer(skb, &p);
 		if (verdict >= 0)
 			return verdict;
 		count(DNS_PASSED);

@@ -155,6 +155,7 @@ const (
 	netMapLbBackends       = "lb_backends"
 	netMapLbFrontends      = "lb_frontends"
 	netMapLbServices       = "lb_services"
+	netMapLinkLocalAllowed = "link_local_allowed"
 	netMapMasqExempt       = "masq_exempt"
 	netMapMasqFlows        = "masq_flows"
 	netMapMasqFragments    = "masq_fragments"
@@ -234,19 +235,20 @@ type netProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type netMapSpecs struct {
-	Counters      *ebpf.MapSpec `ebpf:"counters"`
-	DnsScratch    *ebpf.MapSpec `ebpf:"dns_scratch"`
-	Endpoints     *ebpf.MapSpec `ebpf:"endpoints"`
-	Flows         *ebpf.MapSpec `ebpf:"flows"`
-	LbBackends    *ebpf.MapSpec `ebpf:"lb_backends"`
-	LbFrontends   *ebpf.MapSpec `ebpf:"lb_frontends"`
-	LbServices    *ebpf.MapSpec `ebpf:"lb_services"`
-	MasqExempt    *ebpf.MapSpec `ebpf:"masq_exempt"`
-	MasqFlows     *ebpf.MapSpec `ebpf:"masq_flows"`
-	MasqFragments *ebpf.MapSpec `ebpf:"masq_fragments"`
-	Names         *ebpf.MapSpec `ebpf:"names"`
-	Path          *ebpf.MapSpec `ebpf:"path"`
-	Remotes       *ebpf.MapSpec `ebpf:"remotes"`
+	Counters         *ebpf.MapSpec `ebpf:"counters"`
+	DnsScratch       *ebpf.MapSpec `ebpf:"dns_scratch"`
+	Endpoints        *ebpf.MapSpec `ebpf:"endpoints"`
+	Flows            *ebpf.MapSpec `ebpf:"flows"`
+	LbBackends       *ebpf.MapSpec `ebpf:"lb_backends"`
+	LbFrontends      *ebpf.MapSpec `ebpf:"lb_frontends"`
+	LbServices       *ebpf.MapSpec `ebpf:"lb_services"`
+	LinkLocalAllowed *ebpf.MapSpec `ebpf:"link_local_allowed"`
+	MasqExempt       *ebpf.MapSpec `ebpf:"masq_exempt"`
+	MasqFlows        *ebpf.MapSpec `ebpf:"masq_flows"`
+	MasqFragments    *ebpf.MapSpec `ebpf:"masq_fragments"`
+	Names            *ebpf.MapSpec `ebpf:"names"`
+	Path             *ebpf.MapSpec `ebpf:"path"`
+	Remotes          *ebpf.MapSpec `ebpf:"remotes"`
 }
 
 // netVariableSpecs contains global variables before they are loaded into the kernel.
@@ -288,19 +290,20 @@ func (o *netObjects) Close() error {
 //
 // It can be passed to loadNetObjects or ebpf.CollectionSpec.LoadAndAssign.
 type netMaps struct {
-	Counters      *ebpf.Map `ebpf:"counters"`
-	DnsScratch    *ebpf.Map `ebpf:"dns_scratch"`
-	Endpoints     *ebpf.Map `ebpf:"endpoints"`
-	Flows         *ebpf.Map `ebpf:"flows"`
-	LbBackends    *ebpf.Map `ebpf:"lb_backends"`
-	LbFrontends   *ebpf.Map `ebpf:"lb_frontends"`
-	LbServices    *ebpf.Map `ebpf:"lb_services"`
-	MasqExempt    *ebpf.Map `ebpf:"masq_exempt"`
-	MasqFlows     *ebpf.Map `ebpf:"masq_flows"`
-	MasqFragments *ebpf.Map `ebpf:"masq_fragments"`
-	Names         *ebpf.Map `ebpf:"names"`
-	Path          *ebpf.Map `ebpf:"path"`
-	Remotes       *ebpf.Map `ebpf:"remotes"`
+	Counters         *ebpf.Map `ebpf:"counters"`
+	DnsScratch       *ebpf.Map `ebpf:"dns_scratch"`
+	Endpoints        *ebpf.Map `ebpf:"endpoints"`
+	Flows            *ebpf.Map `ebpf:"flows"`
+	LbBackends       *ebpf.Map `ebpf:"lb_backends"`
+	LbFrontends      *ebpf.Map `ebpf:"lb_frontends"`
+	LbServices       *ebpf.Map `ebpf:"lb_services"`
+	LinkLocalAllowed *ebpf.Map `ebpf:"link_local_allowed"`
+	MasqExempt       *ebpf.Map `ebpf:"masq_exempt"`
+	MasqFlows        *ebpf.Map `ebpf:"masq_flows"`
+	MasqFragments    *ebpf.Map `ebpf:"masq_fragments"`
+	Names            *ebpf.Map `ebpf:"names"`
+	Path             *ebpf.Map `ebpf:"path"`
+	Remotes          *ebpf.Map `ebpf:"remotes"`
 }
 
 func (m *netMaps) Close() error {
@@ -312,6 +315,7 @@ func (m *netMaps) Close() error {
 		m.LbBackends,
 		m.LbFrontends,
 		m.LbServices,
+		m.LinkLocalAllowed,
 		m.MasqExempt,
 		m.MasqFlows,
 		m.MasqFragments,

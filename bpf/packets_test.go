@@ -2,7 +2,6 @@ package bpf
 
 import (
 	"encoding/binary"
-	"net"
 	"net/netip"
 	"strings"
 	"testing"
@@ -10,86 +9,6 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/miekg/dns"
 )
-
-const (
-	actOK       = 0
-	actShot     = 2
-	actRedirect = 7
-)
-
-var (
-	podMAC  = net.HardwareAddr{2, 0, 0, 0, 0, 1}
-	hostMAC = net.HardwareAddr{2, 0, 0, 0, 0, 2}
-)
-
-// frame builds an Ethernet frame with an IPv4 packet.
-func frame(proto byte, src, dst netip.AddrPort, payload []byte) []byte {
-	l4 := 8
-	if proto == 6 {
-		l4 = 20
-	}
-	b := make([]byte, 14+20+l4+len(payload))
-	copy(b, hostMAC)
-	copy(b[6:], podMAC)
-	binary.BigEndian.PutUint16(b[12:], 0x0800)
-	ip := b[14:]
-	ip[0], ip[8], ip[9] = 0x45, 64, proto
-	binary.BigEndian.PutUint16(ip[2:], uint16(20+l4+len(payload)))
-	s, d := src.Addr().As4(), dst.Addr().As4()
-	copy(ip[12:], s[:])
-	copy(ip[16:], d[:])
-	binary.BigEndian.PutUint16(ip[10:], ^sum(ip[:20], 0))
-	t := ip[20:]
-	binary.BigEndian.PutUint16(t, src.Port())
-	binary.BigEndian.PutUint16(t[2:], dst.Port())
-	copy(t[l4:], payload)
-	pseudo := uint32(proto) + uint32(l4+len(payload))
-	for _, x := range [][4]byte{s, d} {
-		pseudo += uint32(binary.BigEndian.Uint16(x[:2])) + uint32(binary.BigEndian.Uint16(x[2:]))
-	}
-	if proto == 6 {
-		t[12], t[13] = 0x50, 0x02
-		binary.BigEndian.PutUint16(t[16:], ^sum(t, pseudo))
-	} else {
-		binary.BigEndian.PutUint16(t[4:], uint16(8+len(payload)))
-		binary.BigEndian.PutUint16(t[6:], ^sum(t, pseudo))
-	}
-	return b
-}
-
-// sum is the Internet checksum before its complement (RFC 1071).
-func sum(b []byte, start uint32) uint16 {
-	for i := 0; i+1 < len(b); i += 2 {
-		start += uint32(binary.BigEndian.Uint16(b[i:]))
-	}
-	if len(b)%2 == 1 {
-		start += uint32(b[len(b)-1]) << 8
-	}
-	for start > 0xffff {
-		start = start&0xffff + start>>16
-	}
-	return uint16(start)
-}
-
-// checkSums fails unless all checksums of a frame are right.
-func checkSums(t *testing.T, b []byte) {
-	t.Helper()
-	ip := b[14:]
-	if s := sum(ip[:20], 0); s != 0xffff {
-		t.Errorf("IP checksum is off: %04x", s)
-	}
-	l4 := ip[20:binary.BigEndian.Uint16(ip[2:])]
-	if ip[9] == 17 && binary.BigEndian.Uint16(l4[6:]) == 0 {
-		return
-	}
-	pseudo := uint32(ip[9]) + uint32(len(l4))
-	for i := 12; i < 20; i += 2 {
-		pseudo += uint32(binary.BigEndian.Uint16(ip[i:]))
-	}
-	if s := sum(l4, pseudo); s != 0xffff {
-		t.Errorf("transport checksum is off: %04x", s)
-	}
-}
 
 // run puts a frame through a program; the frame arrives at interface 1.
 func run(t testing.TB, p *ebpf.Program, in []byte) (uint32, []byte) {
@@ -104,48 +23,35 @@ func run(t testing.TB, p *ebpf.Program, in []byte) (uint32, []byte) {
 }
 
 const (
-	pod   = "10.244.0.2"
-	other = "10.244.0.3"
+	pod     = "10.244.0.2"
+	other   = "10.244.0.3"
+	pod6    = "fd00:10:244::2"
+	other6  = "fd00:10:244::3"
+	nodeIP  = "192.0.2.10"
+	nodeIP6 = "2001:db8::10"
 )
 
-func withPods(t testing.TB) *Datapath {
-	d := open(t, testConfig(t))
-	for i, a := range []string{pod, other} {
-		_, err := d.Endpoints().Replace(a, []Endpoint{{Addr: netip.MustParseAddr(a), Ifindex: 1 + i, PodMAC: podMAC, HostMAC: hostMAC}})
-		if err != nil {
-			t.Fatal(err)
+// addPods makes two pods with an address of each family, of which the first is at the interface where test packets arrive.
+func addPods(t testing.TB, d *Datapath) {
+	t.Helper()
+	for i, list := range [][]string{{pod, pod6}, {other, other6}} {
+		var rows []Endpoint
+		for _, a := range list {
+			rows = append(rows, Endpoint{Addr: netip.MustParseAddr(a), Ifindex: 1 + i, PodMAC: podMAC, HostMAC: hostMAC})
 		}
+		_, err := d.Endpoints().Replace(list[0], rows)
+		must(t, err)
 	}
-	return d
 }
 
-func TestPodProgramVerdicts(t *testing.T) {
-	d := withPods(t)
-	fragment := frame(17, ap(pod+":999"), ap(other+":53"), nil)
-	fragment[14+6] = 0x20
-	binary.BigEndian.PutUint16(fragment[14+10:], 0)
-	arp := frame(17, ap(pod+":1"), ap(other+":1"), nil)
-	binary.BigEndian.PutUint16(arp[12:], 0x0806)
-	options := frame(6, ap(pod+":1"), ap("192.0.2.1:1"), make([]byte, 40))
-	options[14] = 0x4f
-	for name, c := range map[string]struct {
-		in   []byte
-		want uint32
-	}{
-		"to a pod of this node":     {frame(6, ap(pod+":1000"), ap(other+":80"), nil), actRedirect},
-		"a fragment to a pod":       {fragment, actRedirect},
-		"to elsewhere":              {frame(6, ap(pod+":1000"), ap("192.0.2.1:80"), nil), actOK},
-		"with another's address":    {frame(6, ap(other+":1000"), ap(pod+":80"), nil), actShot},
-		"with an unknown address":   {frame(6, ap("10.244.9.9:1000"), ap(pod+":80"), nil), actShot},
-		"ARP":                       {arp, actOK},
-		"IP options past the end":   {options[:14+40], actShot},
-		"no IP header":              {func() []byte { b := frame(6, ap(pod+":1"), ap(other+":1"), nil); b[14] = 0x44; return b }(), actShot},
-		"a name's server elsewhere": {frame(17, ap(pod+":1000"), ap("192.0.2.1:53"), []byte("rubbish")), actOK},
-	} {
-		if got, _ := run(t, d.net.Programs[podProgram], c.in); got != c.want {
-			t.Errorf("%s: verdict %d, want %d", name, got, c.want)
-		}
+func withPods(t testing.TB, change ...func(*Config)) *Datapath {
+	c := testConfig(t)
+	for _, f := range change {
+		f(&c)
 	}
+	d := open(t, c)
+	addPods(t, d)
+	return d
 }
 
 func query(t testing.TB, name string, qtype uint16, edns bool) []byte {
@@ -164,11 +70,24 @@ func query(t testing.TB, name string, qtype uint16, edns bool) []byte {
 
 func TestDNSAnswers(t *testing.T) {
 	d := withPods(t)
-	addrs := []netip.Addr{netip.MustParseAddr("10.96.0.5"), netip.MustParseAddr("10.96.0.6"), netip.MustParseAddr("10.96.0.7")}
-	if _, err := d.Names().Replace("u", []Name{{Name: "web.default.svc.cluster.local.", Addrs: addrs}}); err != nil {
-		t.Fatal(err)
+	var addrs4, addrs6 []netip.Addr
+	for i := range 3 {
+		addrs4 = append(addrs4, netip.AddrFrom4([4]byte{10, 96, 0, byte(5 + i)}))
 	}
-	const up = -1 // goes up to user space
+	for i := range 8 { // as many as there may be
+		addrs6 = append(addrs6, netip.AddrFrom16([16]byte{0xfd, 0, 0, 0x10, 0, 0x96, 15: byte(5 + i)}))
+	}
+	var long []string // with the answer, as long as fits and a byte longer
+	for _, n := range []int{50, 51} {
+		long = append(long, strings.Repeat(strings.Repeat("a", 60)+".", 3)+strings.Repeat("b", n)+".svc.cluster.local.")
+	}
+	_, err := d.Names().Replace("u", []Name{
+		{Name: "web.default.svc.cluster.local.", Addrs: addrs4}, {Name: "six.default.svc.cluster.local.", Addrs: addrs6},
+		{Name: "both.default.svc.cluster.local.", Addrs: append(addrs6[:1:1], addrs4...)},
+		{Name: long[0], Addrs: addrs6}, {Name: long[1], Addrs: addrs6},
+	})
+	must(t, err)
+	const goesUp = -1 // to user space
 	for _, c := range []struct {
 		name  string
 		qtype uint16
@@ -179,139 +98,168 @@ func TestDNSAnswers(t *testing.T) {
 		{"web.default.svc.cluster.local.", dns.TypeA, false, dns.RcodeSuccess, 3},
 		{"WeB.dEfault.svc.Cluster.Local.", dns.TypeA, true, dns.RcodeSuccess, 3},
 		{"web.default.svc.cluster.local.", dns.TypeAAAA, true, dns.RcodeSuccess, 0},
-		{"web.default.svc.cluster.local.", dns.TypeSRV, false, up, 0},
-		{"other.default.svc.cluster.local.", dns.TypeA, false, up, 0},
+		{"web.default.svc.cluster.local.", dns.TypeSRV, false, goesUp, 0},
+		{"six.default.svc.cluster.local.", dns.TypeAAAA, false, dns.RcodeSuccess, 8},
+		{"six.default.svc.cluster.local.", dns.TypeAAAA, true, dns.RcodeSuccess, 8},
+		{"six.default.svc.cluster.local.", dns.TypeA, true, dns.RcodeSuccess, 0},
+		{"both.default.svc.cluster.local.", dns.TypeA, true, dns.RcodeSuccess, 3},
+		{"both.default.svc.cluster.local.", dns.TypeAAAA, false, dns.RcodeSuccess, 1},
+		{"both.default.svc.cluster.local.", dns.TypeMX, false, goesUp, 0},
+		{long[0], dns.TypeAAAA, true, dns.RcodeSuccess, 8},
+		{long[1], dns.TypeAAAA, true, goesUp, 0},
+		{"other.default.svc.cluster.local.", dns.TypeA, false, goesUp, 0},
 		{"web.default.svc.cluster.local.cluster.local.", dns.TypeA, true, dns.RcodeNameError, 0},
 		{"web.default.svc.cluster.local.svc.cluster.local.", dns.TypeAAAA, false, dns.RcodeNameError, 0},
 		{"web.default.svc.cluster.local.default.svc.cluster.local.", dns.TypeA, false, dns.RcodeNameError, 0},
 		{"example.com.cluster.local.", dns.TypeA, false, dns.RcodeNameError, 0},
-		{"example.com.default.svc.cluster.local.", dns.TypeA, false, up, 0},
-		{"_http._tcp.web.default.svc.cluster.local.", dns.TypeA, false, up, 0},
-		{"10-1-0-1.default.pod.cluster.local.", dns.TypeA, false, up, 0},
-		{"dns-version.cluster.local.", dns.TypeTXT, false, up, 0},
-		{"ns.dns.cluster.local.", dns.TypeA, false, up, 0},
-		{"svc.cluster.local.", dns.TypeA, false, up, 0},
-		{"cluster.local.", dns.TypeA, false, up, 0},
-		{"xcluster.local.", dns.TypeA, false, up, 0},
-		{"example.com.", dns.TypeA, true, up, 0},
-		{".", dns.TypeNS, false, up, 0},
-		{"a.b.c.d.e.f.g.h.i.j.k.l.m.n.o.p.q.cluster.local.", dns.TypeA, false, up, 0},
-		{strings.Repeat("a", 63) + ".default.svc.cluster.local.", dns.TypeA, false, up, 0},
+		{"example.com.default.svc.cluster.local.", dns.TypeA, false, goesUp, 0},
+		{"_http._tcp.web.default.svc.cluster.local.", dns.TypeA, false, goesUp, 0},
+		{"10-1-0-1.default.pod.cluster.local.", dns.TypeA, false, goesUp, 0},
+		{"dns-version.cluster.local.", dns.TypeTXT, false, goesUp, 0},
+		{"ns.dns.cluster.local.", dns.TypeA, false, goesUp, 0},
+		{"svc.cluster.local.", dns.TypeA, false, goesUp, 0},
+		{"cluster.local.", dns.TypeA, false, goesUp, 0},
+		{"xcluster.local.", dns.TypeA, false, goesUp, 0},
+		{"example.com.", dns.TypeA, true, goesUp, 0},
+		{".", dns.TypeNS, false, goesUp, 0},
+		{"a.b.c.d.e.f.g.h.i.j.k.l.m.n.o.p.q.cluster.local.", dns.TypeA, false, goesUp, 0},
+		{strings.Repeat("a", 63) + ".default.svc.cluster.local.", dns.TypeA, false, goesUp, 0},
 	} {
-		t.Run(c.name+dns.TypeToString[c.qtype], func(t *testing.T) {
-			q := query(t, c.name, c.qtype, c.edns)
-			in := frame(17, ap(pod+":4242"), ap("10.96.0.10:53"), q)
-			verdict, out := run(t, d.net.Programs[podProgram], in)
-			if c.rcode == up {
-				if verdict != actOK {
-					t.Fatalf("verdict %d, want it to go up", verdict)
+		for _, f := range families {
+			t.Run(f.name+c.name+dns.TypeToString[c.qtype], func(t *testing.T) {
+				q := query(t, c.name, c.qtype, c.edns)
+				in := frame(17, at(f.pod, 4242), at(f.dns, 53), q)
+				verdict, out := run(t, d.net.Programs[podProgram], in)
+				if c.rcode == goesUp {
+					if verdict != actOK {
+						t.Fatalf("verdict %d, want it to go up", verdict)
+					}
+					if string(out[:len(in)]) != string(in) {
+						t.Error("the packet was changed")
+					}
+					return
 				}
-				if string(out[:len(in)]) != string(in) {
-					t.Error("the packet was changed")
+				if verdict != actRedirect {
+					t.Fatalf("verdict %d, want an answer", verdict)
 				}
-				return
-			}
-			if verdict != actRedirect {
-				t.Fatalf("verdict %d, want an answer", verdict)
-			}
-			length := 14 + int(binary.BigEndian.Uint16(out[16:]))
-			out = out[:length]
-			checkSums(t, out)
-			if string(out[:6]) != string(podMAC) || string(out[6:12]) != string(hostMAC) {
-				t.Errorf("MAC addresses %x", out[:12])
-			}
-			if netip.AddrFrom4([4]byte(out[26:30])) != netip.MustParseAddr("10.96.0.10") || netip.AddrFrom4([4]byte(out[30:34])) != netip.MustParseAddr(pod) {
-				t.Errorf("addresses %v", out[26:34])
-			}
-			if binary.BigEndian.Uint16(out[34:]) != 53 || binary.BigEndian.Uint16(out[36:]) != 4242 || int(binary.BigEndian.Uint16(out[38:])) != length-34 {
-				t.Errorf("UDP header %x", out[34:42])
-			}
-			var m dns.Msg
-			if err := m.Unpack(out[42:]); err != nil {
-				t.Fatalf("the answer does not parse: %v", err)
-			}
-			var sent dns.Msg
-			if err := sent.Unpack(q); err != nil {
-				t.Fatal(err)
-			}
-			if m.Id != sent.Id || !m.Response || !m.Authoritative || !m.RecursionDesired || !m.RecursionAvailable || m.Rcode != c.rcode || len(m.Answer) != c.n {
-				t.Errorf("answer\n%s", &m)
-			}
-			if m.Question[0].Name != c.name {
-				t.Errorf("question echoed as %s", m.Question[0].Name)
-			}
-			if (m.IsEdns0() != nil) != c.edns {
-				t.Errorf("EDNS0 in the answer: %v", m.IsEdns0() != nil)
-			}
-			seen := map[string]bool{}
-			for _, rr := range m.Answer {
-				a := rr.(*dns.A)
-				if a.Hdr.Ttl != 30 || a.Hdr.Name != c.name {
-					t.Errorf("record %s", a)
+				_, l4, end := transport(out)
+				out = out[:end]
+				checkSums(t, out)
+				if string(out[:6]) != string(podMAC) || string(out[6:12]) != string(hostMAC) {
+					t.Errorf("MAC addresses %x", out[:12])
 				}
-				seen[a.A.String()] = true
-			}
-			if len(seen) != c.n {
-				t.Errorf("%d different addresses, want %d", len(seen), c.n)
-			}
-			if c.n == 0 {
-				soa, ok := m.Ns[0].(*dns.SOA)
-				if !ok || !strings.EqualFold(soa.Hdr.Name, "cluster.local.") || !strings.EqualFold(soa.Ns, "ns.dns.cluster.local.") || !strings.EqualFold(soa.Mbox, "hostmaster.cluster.local.") || soa.Minttl != 30 {
-					t.Errorf("authority %v", m.Ns)
+				if src, dst := ends(out); src != at(f.dns, 53) || dst != at(f.pod, 4242) {
+					t.Errorf("from %s to %s", src, dst)
+				}
+				if int(binary.BigEndian.Uint16(out[l4+4:])) != end-l4 {
+					t.Errorf("UDP header %x", out[l4:l4+8])
+				}
+				checkAnswer(t, q, out[l4+8:], c.name, c.qtype, c.edns, c.rcode, c.n)
+			})
+		}
+	}
+}
+
+// checkAnswer fails unless an answer is what was asked for, with so many addresses.
+func checkAnswer(t *testing.T, q, answer []byte, name string, qtype uint16, edns bool, rcode, n int) {
+	t.Helper()
+	var m, sent dns.Msg
+	if err := m.Unpack(answer); err != nil {
+		t.Fatalf("the answer does not parse: %v", err)
+	}
+	must(t, sent.Unpack(q))
+	if m.Id != sent.Id || !m.Response || !m.Authoritative || !m.RecursionDesired || !m.RecursionAvailable || m.Rcode != rcode || len(m.Answer) != n {
+		t.Errorf("answer\n%s", &m)
+	}
+	if m.Question[0].Name != name {
+		t.Errorf("question echoed as %s", m.Question[0].Name)
+	}
+	if (m.IsEdns0() != nil) != edns {
+		t.Errorf("EDNS0 in the answer: %v", m.IsEdns0() != nil)
+	}
+	seen := map[string]bool{}
+	for _, rr := range m.Answer {
+		if h := rr.Header(); h.Ttl != 30 || h.Name != name || h.Rrtype != qtype {
+			t.Errorf("record %s", rr)
+		}
+		seen[rr.String()] = true
+	}
+	if len(seen) != n {
+		t.Errorf("%d different addresses, want %d", len(seen), n)
+	}
+	if n == 0 {
+		soa, ok := m.Ns[0].(*dns.SOA)
+		if !ok || !strings.EqualFold(soa.Hdr.Name, "cluster.local.") || !strings.EqualFold(soa.Ns, "ns.dns.cluster.local.") || !strings.EqualFold(soa.Mbox, "hostmaster.cluster.local.") || soa.Minttl != 30 {
+			t.Errorf("authority %v", m.Ns)
+		}
+	}
+}
+
+func TestUplink(t *testing.T) {
+	d := withPods(t)
+	up, podProg := d.net.Programs[uplinkProgram], d.net.Programs[podProgram]
+	for _, f := range families {
+		t.Run(f.name, func(t *testing.T) {
+			for _, proto := range []byte{6, 17} {
+				row := LoadBalancer{Name: "ns/web:http", Protocol: proto, Frontends: []netip.AddrPort{at(f.node, 30080)}, Backends: []netip.AddrPort{at(f.pod, 8080)}}
+				empty := LoadBalancer{Name: "ns/empty:http", Protocol: proto, Frontends: []netip.AddrPort{at(f.node, 30081)}}
+				_, err := d.LoadBalancers().Replace("u", []LoadBalancer{row, empty})
+				must(t, err)
+				in := frame(proto, at(f.far, 5555), at(f.node, 30080), []byte("odd"))
+				verdict, out := run(t, up, in)
+				out = out[:len(in)]
+				if src, dst := ends(out); verdict != actRedirect || src != at(f.far, 5555) || dst != at(f.pod, 8080) {
+					t.Fatalf("verdict %d, from %s to %s", verdict, src, dst)
+				}
+				checkSums(t, out)
+				// The pod's answer leaves as the frontend's.
+				in = frame(proto, at(f.pod, 8080), at(f.far, 5555), []byte("hello"))
+				verdict, out = run(t, podProg, in)
+				out = out[:len(in)]
+				if src, dst := ends(out); verdict != actRedirect || src != at(f.node, 30080) || dst != at(f.far, 5555) {
+					t.Fatalf("the answer: verdict %d, from %s to %s", verdict, src, dst)
+				}
+				checkSums(t, out)
+				for name, c := range map[string]struct {
+					port uint16
+					want uint32
+				}{"no backend": {30081, actShot}, "no frontend": {22, actOK}} {
+					if got, _ := run(t, up, frame(proto, at(f.far, 5555), at(f.node, c.port), nil)); got != c.want {
+						t.Errorf("%s: verdict %d, want %d", name, got, c.want)
+					}
 				}
 			}
 		})
 	}
 }
 
-func TestUplink(t *testing.T) {
-	d := withPods(t)
-	row := LoadBalancer{Name: "ns/web:http", Protocol: 6, Frontends: []netip.AddrPort{ap("192.0.2.10:30080")}, Backends: []netip.AddrPort{ap(other + ":8080")}}
-	empty := LoadBalancer{Name: "ns/empty:http", Protocol: 6, Frontends: []netip.AddrPort{ap("192.0.2.10:30081")}}
-	if _, err := d.LoadBalancers().Replace("u", []LoadBalancer{row, empty}); err != nil {
-		t.Fatal(err)
-	}
-	up, podProg := d.net.Programs[uplinkProgram], d.net.Programs[podProgram]
-	verdict, out := run(t, up, frame(6, ap("198.51.100.1:5555"), ap("192.0.2.10:30080"), []byte("hi")))
-	if verdict != actRedirect || netip.AddrFrom4([4]byte(out[30:34])) != netip.MustParseAddr(other) || binary.BigEndian.Uint16(out[36:]) != 8080 {
-		t.Fatalf("verdict %d, packet %x", verdict, out[:40])
-	}
-	checkSums(t, out)
-	// The pod's answer leaves as the frontend's. It is on interface 2 in the table, so move it to 1, where test packets arrive.
-	if _, err := d.Endpoints().Replace(pod, nil); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := d.Endpoints().Replace(other, []Endpoint{{Addr: netip.MustParseAddr(other), Ifindex: 1, PodMAC: podMAC, HostMAC: hostMAC}}); err != nil {
-		t.Fatal(err)
-	}
-	verdict, out = run(t, podProg, frame(6, ap(other+":8080"), ap("198.51.100.1:5555"), []byte("hello")))
-	if verdict != actRedirect || netip.AddrFrom4([4]byte(out[26:30])) != netip.MustParseAddr("192.0.2.10") || binary.BigEndian.Uint16(out[34:]) != 30080 {
-		t.Fatalf("verdict %d, packet %x", verdict, out[:40])
-	}
-	checkSums(t, out)
-	for name, c := range map[string]struct {
-		dst  string
-		want uint32
-	}{"no backend": {"192.0.2.10:30081", actShot}, "no frontend": {"192.0.2.10:22", actOK}} {
-		if got, _ := run(t, up, frame(6, ap("198.51.100.1:5555"), ap(c.dst), nil)); got != c.want {
-			t.Errorf("%s: verdict %d, want %d", name, got, c.want)
-		}
-	}
-}
-
 // A packet that ends anywhere is judged and harms nothing.
 func TestTruncatedPackets(t *testing.T) {
-	d := withPods(t)
-	if _, err := d.Names().Replace("u", []Name{{Name: "web.default.svc.cluster.local.", Addrs: []netip.Addr{netip.MustParseAddr("10.96.0.5")}}}); err != nil {
-		t.Fatal(err)
-	}
-	for _, full := range [][]byte{
-		frame(17, ap(pod+":4242"), ap("10.96.0.10:53"), query(t, "web.default.svc.cluster.local.", dns.TypeA, true)),
-		frame(6, ap(pod+":1000"), ap(other+":80"), []byte("x")),
-	} {
-		for n := 14 + 20; n < len(full); n++ { // a test run takes no less than an Ethernet and an IP header
-			for _, p := range []string{podProgram, uplinkProgram} {
-				run(t, d.net.Programs[p], full[:n])
+	d := masqueraded(t, 62000, 62000)
+	_, err := d.Names().Replace("u", []Name{{Name: "web.default.svc.cluster.local.", Addrs: []netip.Addr{netip.MustParseAddr("10.96.0.5")}}})
+	must(t, err)
+	for _, f := range families {
+		frames := [][]byte{
+			frame(17, at(f.pod, 4242), at(f.dns, 53), query(t, "web.default.svc.cluster.local.", dns.TypeA, true)),
+			frame(6, at(f.pod, 1000), at(f.other, 80), []byte("x")),
+			frame(6, at(f.pod, 1000), at(f.far, 80), []byte("x")),
+			icmp(f.pod, f.far, f.echo, 0, 1<<16, []byte("ping")),
+			icmp(f.hop, f.node, f.unreachable, 0, 0, frame(17, at(f.node, 62000), at(f.far, 53), nil)[14:]),
+			cut(frame(17, at(f.pod, 1000), at(f.far, 80), []byte("x")), 1, 0, true),
+			arpFrame(1, podMAC, pod, "10.244.0.9"),
+			solicit(pod6, "fd00:10:244::9"),
+		}
+		if f.name == "IPv6" {
+			frames = append(frames, extended(frames[1], extension(0, 1), extension(60, 2), extension(43, 1), extension(51, 2), extension(44, 1)))
+		}
+		for _, full := range frames {
+			for n := shortest(full); n <= len(full); n++ {
+				for _, p := range []string{podProgram, uplinkProgram, egressProgram} {
+					verdict, _ := run(t, d.net.Programs[p], full[:n])
+					if n < len(full) && p == podProgram && verdict != actShot {
+						t.Errorf("%d of %x: verdict %d", n, full, verdict)
+					}
+				}
 			}
 		}
 	}

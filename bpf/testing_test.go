@@ -68,7 +68,7 @@ func testConfig(t testing.TB) Config {
 			t.Error(err)
 		}
 	})
-	return Config{PinDir: pins, CgroupRoot: root, NodeCgroup: group, DNSAddrs: []netip.Addr{netip.MustParseAddr("10.96.0.10")}, Zone: "cluster.local", DNSTTL: 30}
+	return Config{PinDir: pins, CgroupRoot: root, NodeCgroup: group, DNSAddrs: []netip.Addr{netip.MustParseAddr("10.96.0.10"), netip.MustParseAddr("fd00:10:96::a")}, Zone: "cluster.local", DNSTTL: 30}
 }
 
 func open(t testing.TB, c Config) *Datapath {

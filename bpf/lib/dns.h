@@ -201,13 +201,6 @@ static __always_inline int dns_impossible(const struct dns_scratch *s, __u32 lab
 	return 1;
 }
 
-static __always_inline __u16 folded(__u32 sum)
-{
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	return ~sum;
-}
-
 /* The headers before a datagram of so many bytes, turned around. */
 static __always_inline int dns_turn4(struct __sk_buff *skb, __u32 len)
 {

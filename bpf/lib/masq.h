@@ -21,6 +21,7 @@
 #include "lb.h"
 #include "nat.h"
 #include "parse.h"
+#include "prefix.h"
 
 #define MASQ_FLOWS 262144 /* two rows for a flow; 112 bytes of kernel memory each */
 #define MASQ_FRAGMENTS 8192
@@ -74,11 +75,6 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } masq_fragments SEC(".maps");
 
-struct prefix {
-	__u32 len; /* IPv4: 96 more */
-	__u8 addr[16];
-};
-
 /* Where pods are known by their own addresses. Not pinned: it goes with the programs, so a change of both is one. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
@@ -90,10 +86,7 @@ struct {
 
 static __always_inline int masq_is_exempt(const struct addr *addr)
 {
-	struct prefix key = { .len = 128 };
-
-	__builtin_memcpy(key.addr, addr, sizeof(key.addr));
-	return bpf_map_lookup_elem(&masq_exempt, &key) != 0;
+	return prefix_holds(&masq_exempt, addr);
 }
 
 /* The node's address of a family, zero if it has none. */
