@@ -23,138 +23,237 @@ func masqueraded(t testing.TB, first, last uint32) *Datapath {
 func TestMasqueradedPackets(t *testing.T) {
 	d := masqueraded(t, 62000, 62000)
 	out, in := d.net.Programs[egressProgram], d.net.Programs[uplinkProgram]
-	plain := frame(17, ap(pod+":40001"), ap("198.51.100.1:54"), []byte("odd"))
-	binary.BigEndian.PutUint16(plain[40:], 0)
-	for name, sent := range map[string][]byte{
-		"TCP": frame(6, ap(pod+":40000"), ap("198.51.100.1:443"), []byte("hi")), "UDP": frame(17, ap(pod+":40000"), ap("198.51.100.1:53"), []byte("odd")),
-		"UDP without a checksum": plain,
-	} {
-		verdict, got := run(t, out, sent)
-		got = got[:len(sent)]
-		src, dst := ends(got)
-		_, to := ends(sent)
-		if verdict != actOK || src != ap(nodeIP+":62000") || dst != to {
-			t.Fatalf("%s: verdict %d, from %s to %s", name, verdict, src, dst)
+	for _, f := range families {
+		sent := map[string][]byte{
+			"TCP": frame(6, at(f.pod, 40000), at(f.far, 443), []byte("hi")), "UDP": frame(17, at(f.pod, 40000), at(f.far, 53), []byte("odd")),
 		}
-		checkSums(t, got)
-		reply := frame(sent[23], to, src, []byte("answer"))
-		if sent[23] == 6 {
-			reply[47] = 0x12 // SYN, ACK
-			binary.BigEndian.PutUint16(reply[50:], binary.BigEndian.Uint16(reply[50:])-0x10)
+		if f.name == "IPv4" {
+			plain := frame(17, at(f.pod, 40001), at(f.far, 54), []byte("odd"))
+			binary.BigEndian.PutUint16(plain[40:], 0)
+			sent["UDP without a checksum"] = plain
 		}
-		checkSums(t, reply)
-		verdict, got = run(t, in, reply)
-		got = got[:len(reply)]
-		was, _ := ends(sent)
-		if src, dst := ends(got); verdict != actRedirect || src != to || dst != was {
-			t.Errorf("%s: the answer: verdict %d, from %s to %s", name, verdict, src, dst)
+		for name, sent := range sent {
+			t.Run(f.name+" "+name, func(t *testing.T) {
+				verdict, got := run(t, out, sent)
+				got = got[:len(sent)]
+				src, dst := ends(got)
+				_, to := ends(sent)
+				if verdict != actOK || src != at(f.node, 62000) || dst != to {
+					t.Fatalf("verdict %d, from %s to %s", verdict, src, dst)
+				}
+				checkSums(t, got)
+				proto, l4, _ := transport(sent)
+				reply := frame(proto, to, src, []byte("answer"))
+				if proto == 6 {
+					reply[l4+13] = 0x12 // SYN, ACK
+					binary.BigEndian.PutUint16(reply[l4+16:], binary.BigEndian.Uint16(reply[l4+16:])-0x10)
+				}
+				checkSums(t, reply)
+				verdict, got = run(t, in, reply)
+				got = got[:len(reply)]
+				was, _ := ends(sent)
+				if src, dst := ends(got); verdict != actRedirect || src != to || dst != was {
+					t.Errorf("the answer: verdict %d, from %s to %s", verdict, src, dst)
+				}
+				checkSums(t, got)
+				if proto == 6 { // a connection that the outside opens is none either
+					if verdict, _ := run(t, in, frame(6, to, src, nil)); verdict != actOK {
+						t.Errorf("a SYN: verdict %d", verdict)
+					}
+				}
+				// The same from another port of the outside is no answer.
+				stranger := frame(proto, netip.AddrPortFrom(to.Addr(), 1), at(f.node, 62000), nil)
+				if verdict, got := run(t, in, stranger); verdict != actOK || string(got[:len(stranger)]) != string(stranger) {
+					t.Errorf("a stranger: verdict %d", verdict)
+				}
+			})
 		}
-		checkSums(t, got)
-		if sent[23] == 6 { // a connection that the outside opens is none either
-			if verdict, _ := run(t, in, frame(6, to, src, nil)); verdict != actOK {
-				t.Errorf("a SYN: verdict %d", verdict)
+		t.Run(f.name+" echo", func(t *testing.T) {
+			id := func(b []byte) uint16 {
+				_, l4, _ := transport(b)
+				return binary.BigEndian.Uint16(b[l4+4:])
 			}
-		}
-		// The same from another port of the outside is no answer.
-		stranger := frame(sent[23], netip.AddrPortFrom(to.Addr(), 1), ap(nodeIP+":62000"), nil)
-		if verdict, got := run(t, in, stranger); verdict != actOK || string(got[:len(stranger)]) != string(stranger) {
-			t.Errorf("%s: a stranger: verdict %d", name, verdict)
-		}
+			ping := icmp(f.pod, f.far, f.echo, 0, 77<<16|1, []byte("data"))
+			verdict, got := run(t, out, ping)
+			if src, _ := addrs(got); verdict != actOK || src.String() != f.node || id(got) != 77 {
+				t.Errorf("verdict %d, %x", verdict, got[:62])
+			}
+			checkSums(t, got[:len(ping)])
+			_, got = run(t, out, icmp(f.other, f.far, f.echo, 0, 77<<16|1, []byte("data")))
+			if id(got) != 62000 {
+				t.Errorf("two pods' echos: identifier %d", id(got))
+			}
+			checkSums(t, got[:len(ping)])
+			verdict, got = run(t, in, icmp(f.far, f.node, f.echoReply, 0, 62000<<16|1, []byte("data")))
+			if _, dst := addrs(got); verdict != actRedirect || dst.String() != f.other || id(got) != 77 {
+				t.Errorf("the answer: verdict %d, %x", verdict, got[:62])
+			}
+			checkSums(t, got[:len(ping)])
+		})
+		// The first fragment says whose the others are, both ways.
+		t.Run(f.name+" fragments", func(t *testing.T) {
+			first := cut(frame(17, at(f.pod, 41000), at(f.far, 5000), make([]byte, 8)), 7, 0, true)
+			verdict, got := run(t, out, first)
+			if src, _ := addrs(got); verdict != actOK || src.String() != f.node {
+				t.Errorf("the first one out: verdict %d, from %s", verdict, src)
+			}
+			rest := later(17, f.pod, f.far, 7, 16)
+			verdict, got = run(t, out, rest)
+			if src, dst := addrs(got); verdict != actOK || src.String() != f.node || dst.String() != f.far {
+				t.Errorf("the last one out: verdict %d, from %s to %s", verdict, src, dst)
+			}
+			if _, ok := counterOf(t, d, "masqueraded_out"); !ok {
+				t.Error("not counted")
+			}
+			answer := cut(frame(17, at(f.far, 5000), at(f.node, 62000), make([]byte, 8)), 9, 0, true)
+			if verdict, got = run(t, in, answer); verdict != actRedirect {
+				t.Errorf("the first one in: verdict %d", verdict)
+			}
+			if _, dst := addrs(got); dst.String() != f.pod {
+				t.Errorf("the first one in: to %s", dst)
+			}
+			verdict, got = run(t, in, later(17, f.far, f.node, 9, 16))
+			if _, dst := addrs(got); verdict != actRedirect || dst.String() != f.pod {
+				t.Errorf("the last one in: verdict %d, to %s", verdict, dst)
+			}
+			strange := later(17, f.far, f.node, 10, 16)
+			if verdict, got = run(t, in, strange); verdict != actOK || string(got[:len(strange)]) != string(strange) {
+				t.Errorf("one of another packet: verdict %d", verdict)
+			}
+		})
 	}
-	ping := icmp(pod, "198.51.100.1", 8, 0, 77<<16|1, []byte("data"))
-	verdict, got := run(t, out, ping)
-	if src, _ := ends(got); verdict != actOK || src.Addr().String() != nodeIP || binary.BigEndian.Uint16(got[38:]) != 77 {
-		t.Errorf("echo: verdict %d, %x", verdict, got[:42])
+	// What has extension headers before its ports is translated as well.
+	sent := extended(frame(17, at(pod6, 42000), at("2001:db8:ff::1", 6000), []byte("odd")), extension(60, 2))
+	verdict, got := run(t, out, sent)
+	if src, _ := addrs(got); verdict != actOK || src.String() != nodeIP6 || binary.BigEndian.Uint16(got[70:]) != 62000 {
+		t.Errorf("behind headers: verdict %d, from %s: %x", verdict, src, got[:80])
 	}
-	checkSums(t, got[:len(ping)])
-	_, got = run(t, out, icmp(other, "198.51.100.1", 8, 0, 77<<16|1, []byte("data")))
-	if id := binary.BigEndian.Uint16(got[38:]); id != 62000 {
-		t.Errorf("two pods' echos: identifier %d", id)
+	bare := frame(17, at(nodeIP6, 62000), at("2001:db8:ff::1", 6000), []byte("odd"))
+	if string(got[70:78]) != string(bare[54:62]) {
+		t.Errorf("%x, want %x", got[70:78], bare[54:62])
 	}
-	verdict, got = run(t, in, icmp("198.51.100.1", nodeIP, 0, 0, 62000<<16|1, []byte("data")))
-	if _, dst := ends(got); verdict != actRedirect || dst.Addr().String() != other || binary.BigEndian.Uint16(got[38:]) != 77 {
-		t.Errorf("echo's answer: verdict %d, %x", verdict, got[:42])
-	}
-	checkSums(t, got[:len(ping)])
+}
+
+func counterOf(t testing.TB, d *Datapath, name string) (uint64, bool) {
+	t.Helper()
+	s, err := d.Status()
+	must(t, err)
+	return s.Counters[name], s.Counters[name] > 0
 }
 
 // What can't be translated does not leave, and what is none of a pod's does.
 func TestWhatEgressLetsPass(t *testing.T) {
 	d := masqueraded(t, 62000, 62000)
-	short := frame(17, ap(pod+":1"), ap("198.51.100.1:1"), nil)
-	for name, c := range map[string]struct {
-		in   []byte
-		want uint32
-	}{
-		"the node":                 {frame(17, ap(nodeIP+":40000"), ap("198.51.100.1:53"), nil), actOK},
-		"another node's pod":       {frame(17, ap(pod+":40000"), ap("10.244.7.1:53"), nil), actOK},
-		"no pod of this node":      {frame(17, ap("10.244.9.9:40000"), ap("198.51.100.1:53"), nil), actOK},
-		"a protocol without ports": {frame(47, ap(pod+":1"), ap("198.51.100.1:1"), nil), actShot},
-		"an echo reply":            {icmp(pod, "198.51.100.1", 0, 0, 5<<16, nil), actShot},
-		"a redirect":               {icmp(pod, "198.51.100.1", 5, 0, 0, make([]byte, 28)), actShot},
-		"an error of no flow":      {icmp(pod, "198.51.100.1", 3, 3, 0, frame(17, ap("198.51.100.1:53"), ap(pod+":9"), nil)[14:]), actShot},
-		"a cut header":             {short[:14+20+3], actShot},
-		"half a header":            {short[:14+20+6], actShot},
-	} {
-		got, out := run(t, d.net.Programs[egressProgram], c.in)
-		if got != c.want || got == actOK && string(out[:len(c.in)]) != string(c.in) {
-			t.Errorf("%s: verdict %d, want %d", name, got, c.want)
+	for _, f := range families {
+		remote, stranger := "10.244.7.1", "10.244.9.9"
+		if f.name == "IPv6" {
+			remote, stranger = "fd00:10:244:7::1", "fd00:10:244:9::9"
+		}
+		short := frame(17, at(f.pod, 1), at(f.far, 1), nil)
+		for name, c := range map[string]struct {
+			in   []byte
+			want uint32
+		}{
+			"the node":                 {frame(17, at(f.node, 40000), at(f.far, 53), nil), actOK},
+			"another node's pod":       {frame(17, at(f.pod, 40000), at(remote, 53), nil), actOK},
+			"no pod of this node":      {frame(17, at(stranger, 40000), at(f.far, 53), nil), actOK},
+			"a protocol without ports": {frame(47, at(f.pod, 1), at(f.far, 1), nil), actShot},
+			"an echo reply":            {icmp(f.pod, f.far, f.echoReply, 0, 5<<16, nil), actShot},
+			"a redirect":               {icmp(f.pod, f.far, 5, 0, 0, make([]byte, 28)), actShot},
+			"an error of no flow":      {icmp(f.pod, f.far, f.unreachable, 3, 0, frame(17, at(f.far, 53), at(f.pod, 9), nil)[14:]), actShot},
+			"a cut header":             {short[:len(short)-5], actShot},
+			"half a header":            {short[:len(short)-2], actShot},
+		} {
+			got, out := run(t, d.net.Programs[egressProgram], c.in)
+			if got != c.want || got == actOK && string(out[:len(c.in)]) != string(c.in) {
+				t.Errorf("%s %s: verdict %d, want %d", f.name, name, got, c.want)
+			}
 		}
 	}
 }
 
-// Errors about both directions of a flow, as RFC 792 quotes: the header and eight bytes.
+// Errors about both directions of a flow, as RFC 792 quotes: the header and eight bytes. RFC 4443 quotes more, which does not matter.
 func TestMasqueradedErrors(t *testing.T) {
 	d := masqueraded(t, 62000, 62000)
 	out, in := d.net.Programs[egressProgram], d.net.Programs[uplinkProgram]
-	for _, proto := range []byte{6, 17, 1} {
-		sent := frame(proto, ap(pod+":40000"), ap("198.51.100.1:53"), []byte("data"))
-		if proto == 1 {
-			sent = icmp(pod, "198.51.100.1", 8, 0, 40000<<16|1, []byte("data"))
-			run(t, out, icmp(other, "198.51.100.1", 8, 0, 40000<<16|1, []byte("data"))) // has the identifier first
+	for _, f := range families {
+		kinds, at8 := []byte{3, 11, 12}, 14+20+8
+		if f.name == "IPv6" {
+			kinds, at8 = []byte{1, 2, 3, 4}, 14+40+8
 		}
-		verdict, wire := run(t, out, sent)
-		if verdict != actOK {
-			t.Fatalf("protocol %d: verdict %d", proto, verdict)
+		inner := at8 - 8 - 14 // length of an IP header
+		// quote is the packet within an error, with room before it for the Ethernet header that the tests' functions expect.
+		quote := func(b []byte) []byte { return append(append([]byte(nil), b[:14]...), b[at8:]...) }
+		for _, proto := range []byte{6, 17, f.icmp} {
+			sent := frame(proto, at(f.pod, 40000), at(f.far, 53), []byte("data"))
+			if proto == f.icmp {
+				sent = icmp(f.pod, f.far, f.echo, 0, 40000<<16|1, []byte("data"))
+				run(t, out, icmp(f.other, f.far, f.echo, 0, 40000<<16|1, []byte("data"))) // has the identifier first
+			}
+			verdict, wire := run(t, out, sent)
+			if verdict != actOK {
+				t.Fatalf("protocol %d: verdict %d", proto, verdict)
+			}
+			for _, kind := range kinds {
+				e := icmp(f.hop, f.node, kind, 4, 1300, wire[14:14+inner+8])
+				verdict, got := run(t, in, e)
+				got = got[:len(e)]
+				checkSums(t, got)
+				quoted := quote(got)
+				if f.name == "IPv4" {
+					if s := sum(quoted[14:34], 0); s != 0xffff {
+						t.Errorf("quoted IP checksum is off: %04x", s)
+					}
+				}
+				port := 14 + inner
+				if proto == f.icmp {
+					port += 4
+				}
+				_, dst := addrs(got)
+				src, to := addrs(quoted)
+				if verdict != actRedirect || dst.String() != f.pod || src != dst || to.String() != f.far || string(quoted[port:port+2]) != string(sent[port:port+2]) {
+					t.Errorf("protocol %d, type %d: verdict %d, %x", proto, kind, verdict, got)
+				}
+				if binary.BigEndian.Uint32(got[at8-4:]) != 1300 {
+					t.Error("the MTU changed")
+				}
+				for n := shortest(e); n < len(e); n++ { // cut anywhere
+					run(t, in, e[:n])
+				}
+			}
+			strange := icmp(f.hop, f.node, kinds[0], 4, 1300, frame(17, at(f.node, 9999), at(f.far, 53), nil)[14:])
+			if verdict, got := run(t, in, strange); verdict != actOK || string(got[:len(strange)]) != string(strange) {
+				t.Errorf("an error of no flow: verdict %d", verdict)
+			}
 		}
-		for _, kind := range []byte{3, 11, 12} {
-			e := icmp("203.0.113.9", nodeIP, kind, 4, 1300, wire[14:14+28])
-			verdict, got := run(t, in, e)
-			got = got[:len(e)]
-			checkSums(t, got)
-			quoted, was := got[42:], sent[14:14+28]
-			if s := sum(quoted[:20], 0); s != 0xffff {
+		// A pod refuses an answer that comes late.
+		late := icmp(f.pod, f.far, f.unreachable, 3, 0, frame(17, at(f.far, 53), at(f.pod, 40000), nil)[14:])
+		verdict, got := run(t, out, late)
+		got = got[:len(late)]
+		checkSums(t, got)
+		quoted := quote(got)
+		if f.name == "IPv4" {
+			if s := sum(quoted[14:34], 0); s != 0xffff {
 				t.Errorf("quoted IP checksum is off: %04x", s)
 			}
-			port := 20
-			if proto == 1 {
-				port = 24
-			}
-			if verdict != actRedirect || netip.AddrFrom4([4]byte(got[30:34])).String() != pod || string(quoted[12:20]) != string(was[12:20]) || string(quoted[port:port+2]) != string(was[port:port+2]) {
-				t.Errorf("protocol %d, type %d: verdict %d, %x", proto, kind, verdict, got)
-			}
-			if binary.BigEndian.Uint32(got[38:]) != 1300 {
-				t.Error("the MTU changed")
-			}
-			for n := 14 + 20; n < len(e); n++ { // cut anywhere
-				run(t, in, e[:n])
-			}
 		}
-		strange := icmp("203.0.113.9", nodeIP, 3, 4, 1300, frame(17, ap(nodeIP+":9999"), ap("198.51.100.1:53"), nil)[14:])
-		if verdict, got := run(t, in, strange); verdict != actOK || string(got[:len(strange)]) != string(strange) {
-			t.Errorf("an error of no flow: verdict %d", verdict)
+		src, _ := addrs(got)
+		if _, to := addrs(quoted); verdict != actOK || src.String() != f.node || to != src || binary.BigEndian.Uint16(quoted[14+inner+2:]) != 62000 {
+			t.Errorf("verdict %d, %x", verdict, got)
 		}
 	}
-	// A pod refuses an answer that comes late.
-	late := icmp(pod, "198.51.100.1", 3, 3, 0, frame(17, ap("198.51.100.1:53"), ap(pod+":40000"), nil)[14:])
-	verdict, got := run(t, out, late)
-	got = got[:len(late)]
-	checkSums(t, got)
-	if s := sum(got[42:62], 0); s != 0xffff {
-		t.Errorf("quoted IP checksum is off: %04x", s)
-	}
-	if src := netip.AddrFrom4([4]byte(got[26:30])); verdict != actOK || src.String() != nodeIP || netip.AddrFrom4([4]byte(got[58:62])) != src || binary.BigEndian.Uint16(got[64:]) != 62000 {
-		t.Errorf("verdict %d, %x", verdict, got)
+	// A fragment was too big: its header is quoted between.
+	first := cut6(frame(17, at(pod6, 43000), at("2001:db8:ff::1", 5353), make([]byte, 64)), 7, 0, true)
+	if verdict, wire := run(t, out, first); verdict != actOK {
+		t.Errorf("verdict %d", verdict)
+	} else {
+		e := icmp("2001:db8:fe::9", nodeIP6, 2, 0, 1300, wire[14:len(first)])
+		verdict, got := run(t, in, e)
+		got = got[:len(e)]
+		checkSums(t, got)
+		if verdict != actRedirect || string(got[14+40+8+8:14+40+8+24]) != string(first[22:38]) || string(got[14+40+8+48:14+40+8+50]) != string(first[62:64]) {
+			t.Errorf("verdict %d, %x", verdict, got)
+		}
 	}
 }
 
