@@ -8,7 +8,7 @@ LDFLAGS := -s -w -X k8s.io/component-base/version.gitVersion=$(VERSION)
 RUN_PACKAGES := containerd runc
 TEST_PACKAGES := $(RUN_PACKAGES) iproute2 busybox-static curl
 
-.PHONY: build up down test test-packages run-packages lint unit e2e cross generate check-generated bench bench-podnet test-kernels
+.PHONY: build up down test test-packages run-packages lint unit e2e cross generate check-generated bench bench-podnet kernel-packages test-kernels
 
 build:
 	$(GO) build -trimpath -ldflags "$(LDFLAGS)" -o bin/strake ./cmd/strake
@@ -56,9 +56,11 @@ bench-podnet: build
 	$(GO) build -trimpath -ldflags "-s -w" -o bin/bench ./tests/bench
 	bin/bench -podnet -json bin/bench-podnet.json $(BENCH_FLAGS)
 
-# The tests of the node network on other kernels, in emulated machines; KERNEL_FLAGS="-kernels 6.1 -run TestPod" is one of them.
-test-kernels:
+kernel-packages:
 	$(call install,qemu-system-x86 busybox-static,--no-install-recommends)
+
+# The tests of the node network on other kernels, in emulated machines; KERNEL_FLAGS="-kernels 6.1 -run TestPod" is one of them.
+test-kernels: kernel-packages
 	$(GO) run ./tests/kernel $(KERNEL_FLAGS)
 
 cross:
