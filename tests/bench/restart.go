@@ -43,11 +43,11 @@ func (b *bench) agentRestart(ctx context.Context) (err error) {
 		return err
 	}
 	n.LoadBalancers = []bpf.LoadBalancer{{Owner: "svc", Name: "default/svc", Protocol: unix.IPPROTO_UDP,
-		Frontends: []netip.AddrPort{netip.AddrPortFrom(n.Addr, nodePort)}, Backends: []netip.AddrPort{server}}}
+		Frontends: []netip.AddrPort{netip.AddrPortFrom(n.Addrs[0], nodePort)}, Backends: []netip.AddrPort{server}}}
 	if err := n.Start(); err != nil {
 		return err
 	}
-	outside, outsideAt, err := datagrams(l.Outside, podnet.OutsideIP)
+	outside, outsideAt, err := datagrams(l.Outside, podnet.OutsideIPs[0])
 	if err != nil {
 		return err
 	}
@@ -59,7 +59,7 @@ func (b *bench) agentRestart(ctx context.Context) (err error) {
 		takes int
 	}{
 		{"pod → pod on a node", pods.client, server, fd},
-		{"outside → NodePort → pod", l.Outside, netip.AddrPortFrom(n.Addr, nodePort), fd},
+		{"outside → NodePort → pod", l.Outside, netip.AddrPortFrom(n.Addrs[0], nodePort), fd},
 		{"pod → outside, masqueraded", pods.client, outsideAt, outside},
 	} {
 		restarts := b.times(10)

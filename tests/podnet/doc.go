@@ -1,5 +1,5 @@
 // Package podnet runs the node networks of a few nodes without a control plane, from a fixed desired state, in network
-// namespaces of its own: for the tests of kernels that are emulated, and for benchmarks.
+// namespaces of its own, with addresses of both families: for the tests of kernels that are emulated, and for benchmarks.
 //
 // Its one idea: the node is a process, as an agent is, so that it can be killed and started anew; and as it needs nothing
 // but a file that says what is desired, it runs where nothing but a kernel is.

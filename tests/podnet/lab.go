@@ -27,15 +27,19 @@ import (
 	"github.com/strake-io/strake/cni/plugin"
 )
 
-// OutsideIP is the address of the outside namespace, the nodes' default route; it knows no way to the pods. The range is for benchmarks
-// (RFC 2544).
-var OutsideIP = netip.MustParseAddr("198.18.0.1")
+// All addresses are of both families: the first is IPv4, the second IPv6.
+var (
+	// OutsideIPs are those of the outside namespace, the nodes' default routes; it knows no way to the pods. The ranges are for
+	// benchmarks (RFC 2544) and documentation (RFC 3849).
+	OutsideIPs = [2]netip.Addr{netip.MustParseAddr("198.18.0.1"), netip.MustParseAddr("2001:db8::1")}
+	// DNSAddrs are those of the nodes' cluster DNS.
+	DNSAddrs = [2]netip.Addr{netip.MustParseAddr("10.96.0.10"), netip.MustParseAddr("fd00:10:96::a")}
+	// allPods hold the ranges of all nodes.
+	allPods = [2]netip.Prefix{netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("fd00:10:244::/56")}
+)
 
-// DNSAddr is that of the nodes' cluster DNS.
-var DNSAddr = netip.MustParseAddr("10.96.0.10")
-
-// allPods holds the ranges of all nodes.
-var allPods = netip.MustParsePrefix("10.244.0.0/16")
+// linkBits are the lengths of the link's prefixes.
+var linkBits = [2]int{24, 64}
 
 // Lab is nodes and a machine outside, on one link.
 type Lab struct {
@@ -84,7 +88,7 @@ func New(n int) (l *Lab, err error) {
 	}); err != nil {
 		return l, err
 	}
-	if err := l.Outside.Address("link", OutsideIP.String()+"/24"); err != nil {
+	if err := l.Outside.Address("link", onLink(OutsideIPs[:])...); err != nil {
 		return l, err
 	}
 	root, err := cgroupRoot()
@@ -99,7 +103,7 @@ func New(n int) (l *Lab, err error) {
 	var all []cni.NodeInfo
 	for _, node := range l.Nodes {
 		name := filepath.Base(node.Dir)
-		all = append(all, cni.NodeInfo{Name: name, UID: "uid-" + name, PodCIDRs: []netip.Prefix{node.PodCIDR}, Addrs: []netip.Addr{node.Addr}})
+		all = append(all, cni.NodeInfo{Name: name, UID: "uid-" + name, PodCIDRs: node.PodCIDRs, Addrs: node.Addrs})
 	}
 	for _, node := range l.Nodes {
 		node.Routing, node.Nodes = cni.VXLAN, all
@@ -113,8 +117,9 @@ func (l *Lab) addNode(i int, root string) error {
 	rand.Read(id[:])
 	n := &Node{lab: l, Spec: Spec{
 		Dir: filepath.Join(l.dir, name), CgroupRoot: root, Cgroup: filepath.Join(root, "strake-podnet-"+hex.EncodeToString(id[:])),
-		Addr: netip.AddrFrom4([4]byte{198, 18, 0, byte(10 + i)}), PodCIDR: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 244, byte(i), 0}), 24),
-		DNSAddr: DNSAddr, NoMasquerade: []netip.Prefix{allPods},
+		Addrs:    []netip.Addr{netip.AddrFrom4([4]byte{198, 18, 0, byte(10 + i)}), netip.MustParseAddr(fmt.Sprintf("2001:db8::1%d", i))},
+		PodCIDRs: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 244, byte(i), 0}), 24), netip.MustParsePrefix(fmt.Sprintf("fd00:10:244:%x::/64", i))},
+		DNSAddrs: DNSAddrs[:], NoMasquerade: allPods[:],
 	}}
 	l.Nodes = append(l.Nodes, n)
 	for _, dir := range []string{n.Dir, n.Cgroup} {
@@ -129,12 +134,25 @@ func (l *Lab) addNode(i int, root string) error {
 	if n.Space, err = l.Joined(name); err != nil {
 		return err
 	}
-	if err := n.Space.Address(Uplink, n.Addr.String()+"/24"); err != nil {
+	if err := n.Space.Address(Uplink, onLink(n.Addrs)...); err != nil {
 		return err
 	}
 	return n.Space.In(func() error {
-		return netlink.RouteAdd(&netlink.Route{Gw: OutsideIP.AsSlice()})
+		for _, gw := range OutsideIPs {
+			if err := netlink.RouteAdd(&netlink.Route{Gw: gw.AsSlice()}); err != nil {
+				return fmt.Errorf("default route over %s: %w", gw, err)
+			}
+		}
+		return nil
 	})
+}
+
+// onLink gives addresses of both families in CIDR notation.
+func onLink(addrs []netip.Addr) (cidrs []string) {
+	for i, a := range addrs {
+		cidrs = append(cidrs, netip.PrefixFrom(a, linkBits[i]).String())
+	}
+	return cidrs
 }
 
 // Space makes a namespace that goes with the lab.

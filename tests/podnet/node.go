@@ -11,6 +11,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -23,9 +24,9 @@ type Spec struct {
 	Dir           string // of its state
 	Cgroup        string // its folder in the cgroup2 tree
 	CgroupRoot    string
-	Addr          netip.Addr
-	PodCIDR       netip.Prefix
-	DNSAddr       netip.Addr
+	Addrs         []netip.Addr   // the node's, of either family or both
+	PodCIDRs      []netip.Prefix // of the same families, as are all others
+	DNSAddrs      []netip.Addr
 	NoMasquerade  []netip.Prefix
 	Routing       cni.Routing
 	Nodes         []cni.NodeInfo // all of the cluster, this one too
@@ -82,20 +83,20 @@ func serve(file string) error {
 		return fmt.Errorf("%s: %w", file, err)
 	}
 	d, err := bpf.Open(bpf.Config{
-		PinDir: s.pins(), CgroupRoot: s.CgroupRoot, NodeCgroup: s.Cgroup, DNSAddrs: []netip.Addr{s.DNSAddr}, Zone: zone, DNSTTL: 30,
-		NodeAddrs: []netip.Addr{s.Addr}, NoMasquerade: s.NoMasquerade,
+		PinDir: s.pins(), CgroupRoot: s.CgroupRoot, NodeCgroup: s.Cgroup, DNSAddrs: s.DNSAddrs, Zone: zone, DNSTTL: 30,
+		NodeAddrs: s.Addrs, NoMasquerade: s.NoMasquerade,
 	})
 	if err != nil {
 		return err
 	}
 	defer d.Close()
-	if err := cni.Prepare(s.state(), []netip.Addr{s.Addr}, []netip.Addr{s.DNSAddr}); err != nil {
+	if err := cni.Prepare(s.state(), s.Addrs, s.DNSAddrs); err != nil {
 		return err
 	}
 	var mtu atomic.Int64
 	var server *cni.Server
 	nodes, err := cni.NewNodes(cni.NodesConfig{
-		Name: filepath.Base(s.Dir), Addrs: []netip.Addr{s.Addr}, Routing: s.Routing, TunnelPort: cni.DefaultTunnelPort, Datapath: d,
+		Name: filepath.Base(s.Dir), Addrs: s.Addrs, Routing: s.Routing, TunnelPort: cni.DefaultTunnelPort, Datapath: d,
 		OnUnderlay: func(u cni.Underlay) error {
 			mtu.Store(int64(u.MTU))
 			for _, index := range u.Uplinks {
@@ -116,8 +117,8 @@ func serve(file string) error {
 		return err
 	}
 	server, err = cni.New(cni.Config{
-		Socket: s.Socket(), StateDir: s.state(), Alias: s.alias(), NodeAddrs: []netip.Addr{s.Addr}, MTU: func() int { return int(mtu.Load()) }, Datapath: d,
-		PodCIDRs: func() ([]netip.Prefix, bool) { return []netip.Prefix{s.PodCIDR}, true },
+		Socket: s.Socket(), StateDir: s.state(), Alias: s.alias(), NodeAddrs: s.Addrs, MTU: func() int { return int(mtu.Load()) }, Datapath: d,
+		PodCIDRs: func() ([]netip.Prefix, bool) { return s.PodCIDRs, true },
 	})
 	if err != nil {
 		return err
@@ -140,7 +141,7 @@ func serve(file string) error {
 		select {
 		case err := <-ended:
 			return err
-		default:
+		case <-time.After(time.Millisecond):
 		}
 	}
 	fmt.Println("ready")
@@ -162,7 +163,7 @@ func replaceAll[R any](t bpf.Table[R], rows []R, owner func(R) string) error {
 
 // remove takes all of the node's away; its process has ended.
 func (s Spec) remove() error {
-	if err := cni.RemoveAll(s.state(), s.alias(), []netip.Addr{s.DNSAddr}); err != nil {
+	if err := cni.RemoveAll(s.state(), s.alias(), s.DNSAddrs); err != nil {
 		return err
 	}
 	return bpf.Remove(s.pins())

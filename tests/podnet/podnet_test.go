@@ -24,7 +24,7 @@ const (
 	nodePort    = 30080
 )
 
-var clusterIP = netip.MustParseAddr("10.96.1.1")
+var clusterIPs = [2]netip.Addr{netip.MustParseAddr("10.96.1.1"), netip.MustParseAddr("fd00:10:96::1:1")}
 
 // cluster is two nodes with two pods each, and servers everywhere.
 type cluster struct {
@@ -59,7 +59,7 @@ func start(t *testing.T, nodes int) *cluster {
 	for _, n := range l.Nodes {
 		must(t, n.Stop())
 		n.LoadBalancers = c.service(n)
-		n.Names = []bpf.Name{{Owner: "svc", Name: "svc.default.svc.cluster.local.", Addrs: []netip.Addr{clusterIP}}}
+		n.Names = []bpf.Name{{Owner: "svc", Name: "svc.default.svc.cluster.local.", Addrs: clusterIPs[:]}}
 	}
 	must(t, l.Start())
 	return c
@@ -68,13 +68,15 @@ func start(t *testing.T, nodes int) *cluster {
 // service is one of all the pods.
 func (c *cluster) service(n *Node) []bpf.LoadBalancer {
 	var all []bpf.LoadBalancer
-	for _, protocol := range []uint8{unix.IPPROTO_TCP, unix.IPPROTO_UDP} {
-		lb := bpf.LoadBalancer{Owner: "svc", Name: fmt.Sprint("default/svc:", protocol), Protocol: protocol,
-			Frontends: []netip.AddrPort{netip.AddrPortFrom(clusterIP, servicePort), netip.AddrPortFrom(n.Addr, nodePort)}}
-		for _, p := range c.pods {
-			lb.Backends = append(lb.Backends, netip.AddrPortFrom(p.Addrs[0], serverPort))
+	for family := range 2 {
+		for _, protocol := range []uint8{unix.IPPROTO_TCP, unix.IPPROTO_UDP} {
+			lb := bpf.LoadBalancer{Owner: "svc", Name: fmt.Sprintf("default/svc:%d-%d", family, protocol), Protocol: protocol,
+				Frontends: []netip.AddrPort{netip.AddrPortFrom(clusterIPs[family], servicePort), netip.AddrPortFrom(n.Addrs[family], nodePort)}}
+			for _, p := range c.pods {
+				lb.Backends = append(lb.Backends, netip.AddrPortFrom(p.Addrs[family], serverPort))
+			}
+			all = append(all, lb)
 		}
-		all = append(all, lb)
 	}
 	return all
 }
@@ -93,7 +95,8 @@ func must(t testing.TB, err error) {
 	}
 }
 
-var networks = []string{"tcp", "udp"}
+// networks are those of each family.
+var networks = [2][]string{{"tcp4", "udp4"}, {"tcp6", "udp6"}}
 
 // TestPaths is every way that a packet takes between pods, nodes, Services and the outside.
 func TestPaths(t *testing.T) {
@@ -103,36 +106,39 @@ func TestPaths(t *testing.T) {
 }
 
 func paths(t *testing.T, c *cluster) {
-	for _, network := range networks {
-		for _, from := range c.pods {
-			ask := func(to netip.Addr, port uint16, times int) (string, error) {
-				return from.Ask(t.Context(), network, netip.AddrPortFrom(to, port), times)
-			}
-			for _, to := range c.pods {
-				out, err := ask(to.Addrs[0], serverPort, 1)
-				answered(t, out, err, to.ID+" "+from.Addrs[0].String(), network, from.ID, to.ID)
+	for family := range 2 {
+		for _, network := range networks[family] {
+			for _, from := range c.pods {
+				own := from.Addrs[family].String()
+				ask := func(to netip.Addr, port uint16, times int) (string, error) {
+					return from.Ask(t.Context(), network, netip.AddrPortFrom(to, port), times)
+				}
+				for _, to := range c.pods {
+					out, err := ask(to.Addrs[family], serverPort, 1)
+					answered(t, out, err, to.ID+" "+own, network, from.ID, to.ID)
+				}
+				for i, n := range c.Nodes {
+					node := fmt.Sprint("node", i+1)
+					out, err := ask(n.Addrs[family], serverPort, 1)
+					answered(t, out, err, node+" "+own, network, from.ID, node)
+					out, err = n.Ask(t.Context(), network, netip.AddrPortFrom(from.Addrs[family], serverPort), 1)
+					answered(t, out, err, from.ID+" "+n.Addrs[family].String(), network, node, from.ID)
+				}
+				out, err := ask(OutsideIPs[family], serverPort, 1)
+				answered(t, out, err, "outside "+from.Node.Addrs[family].String(), network, from.ID, "outside")
+				out, err = ask(clusterIPs[family], servicePort, 40)
+				c.spread(t, out, err, network, from.ID, "Service")
 			}
 			for i, n := range c.Nodes {
 				node := fmt.Sprint("node", i+1)
-				out, err := ask(n.Addr, serverPort, 1)
-				answered(t, out, err, node+" "+from.Addrs[0].String(), network, from.ID, node)
-				out, err = n.Ask(t.Context(), network, netip.AddrPortFrom(from.Addrs[0], serverPort), 1)
-				answered(t, out, err, from.ID+" "+n.Addr.String(), network, node, from.ID)
+				out, err := n.Ask(t.Context(), network, netip.AddrPortFrom(clusterIPs[family], servicePort), 40)
+				c.spread(t, out, err, network, node, "Service")
+				if len(c.Nodes) > 1 {
+					continue // a NodePort leads to the pods of its own node
+				}
+				out, err = c.AskOutside(t.Context(), network, netip.AddrPortFrom(n.Addrs[family], nodePort), 40)
+				c.spread(t, out, err, network, "outside", node+"'s NodePort")
 			}
-			out, err := ask(OutsideIP, serverPort, 1)
-			answered(t, out, err, "outside "+from.Node.Addr.String(), network, from.ID, "outside")
-			out, err = ask(clusterIP, servicePort, 40)
-			c.spread(t, out, err, network, from.ID, "Service")
-		}
-		for i, n := range c.Nodes {
-			node := fmt.Sprint("node", i+1)
-			out, err := n.Ask(t.Context(), network, netip.AddrPortFrom(clusterIP, servicePort), 40)
-			c.spread(t, out, err, network, node, "Service")
-			if len(c.Nodes) > 1 {
-				continue // a NodePort leads to the pods of its own node
-			}
-			out, err = c.AskOutside(t.Context(), network, netip.AddrPortFrom(n.Addr, nodePort), 40)
-			c.spread(t, out, err, network, "outside", node+"'s NodePort")
 		}
 	}
 }
@@ -162,17 +168,22 @@ func (c *cluster) spread(t *testing.T, out string, err error, network, from, to 
 func TestNames(t *testing.T) {
 	c := start(t, 1)
 	for _, p := range c.pods {
-		for name, want := range map[string]struct {
-			code  int
-			addrs string
-		}{
-			"svc.default.svc.cluster.local.":                           {dns.RcodeSuccess, clusterIP.String()},
-			"Svc.Default.svc.Cluster.local.":                           {dns.RcodeSuccess, clusterIP.String()},
-			"svc.default.svc.cluster.local.default.svc.cluster.local.": {dns.RcodeNameError, ""},
-		} {
-			code, addrs, err := p.Lookup(DNSAddr, name, dns.TypeA)
-			if err != nil || code != want.code || strings.Join(addrs, " ") != want.addrs {
-				t.Errorf("%s asks for %s: %s %v (%v)", p.ID, name, dns.RcodeToString[code], addrs, err)
+		for _, server := range DNSAddrs {
+			for i, q := range []struct {
+				name  string
+				qtype uint16
+				code  int
+				addrs string
+			}{
+				{"svc.default.svc.cluster.local.", dns.TypeA, dns.RcodeSuccess, clusterIPs[0].String()},
+				{"Svc.Default.svc.Cluster.local.", dns.TypeA, dns.RcodeSuccess, clusterIPs[0].String()},
+				{"svc.default.svc.cluster.local.", dns.TypeAAAA, dns.RcodeSuccess, clusterIPs[1].String()},
+				{"svc.default.svc.cluster.local.default.svc.cluster.local.", dns.TypeA, dns.RcodeNameError, ""},
+			} {
+				code, addrs, err := p.Lookup(server, q.name, q.qtype)
+				if err != nil || code != q.code || strings.Join(addrs, " ") != q.addrs {
+					t.Errorf("question %d of %s to %s: %s %v (%v)", i, p.ID, server, dns.RcodeToString[code], addrs, err)
+				}
 			}
 		}
 	}
@@ -186,13 +197,15 @@ func TestKilledNode(t *testing.T) {
 	}
 	paths := func(when string) {
 		t.Helper()
-		for _, from := range c.pods {
-			for _, to := range c.pods {
-				out, err := from.Ask(t.Context(), "tcp", netip.AddrPortFrom(to.Addrs[0], serverPort), 1)
-				answered(t, out, err, to.ID+" "+from.Addrs[0].String(), when, from.ID, to.ID)
+		for family := range 2 {
+			for _, from := range c.pods {
+				for _, to := range c.pods {
+					out, err := from.Ask(t.Context(), "tcp", netip.AddrPortFrom(to.Addrs[family], serverPort), 1)
+					answered(t, out, err, to.ID+" "+from.Addrs[family].String(), when, from.ID, to.ID)
+				}
+				out, err := from.Ask(t.Context(), "udp", netip.AddrPortFrom(clusterIPs[family], servicePort), 40)
+				c.spread(t, out, err, when, from.ID, "Service")
 			}
-			out, err := from.Ask(t.Context(), "udp", netip.AddrPortFrom(clusterIP, servicePort), 40)
-			c.spread(t, out, err, when, from.ID, "Service")
 		}
 	}
 	paths("without a process")
