@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/strake-io/strake/bpf"
+	"github.com/strake-io/strake/cni"
 )
 
 func TestMain(m *testing.M) {
@@ -32,7 +33,7 @@ type cluster struct {
 	pods []*Pod // node 1's, then node 2's
 }
 
-func start(t *testing.T, nodes int) *cluster {
+func start(t *testing.T, nodes int, routing cni.Routing) *cluster {
 	t.Helper()
 	l, err := New(nodes)
 	if err != nil {
@@ -43,6 +44,9 @@ func start(t *testing.T, nodes int) *cluster {
 			t.Error(err)
 		}
 	})
+	for _, n := range l.Nodes {
+		n.Routing = routing
+	}
 	c := &cluster{Lab: l}
 	must(t, l.Start())
 	c.serve(t, l.Outside, "outside")
@@ -100,8 +104,9 @@ var networks = [2][]string{{"tcp4", "udp4"}, {"tcp6", "udp6"}}
 
 // TestPaths is every way that a packet takes between pods, nodes, Services and the outside.
 func TestPaths(t *testing.T) {
-	for _, nodes := range []int{1, 2} {
-		t.Run(fmt.Sprint(nodes, " nodes"), func(t *testing.T) { paths(t, start(t, nodes)) })
+	t.Run("one node", func(t *testing.T) { paths(t, start(t, 1, cni.VXLAN)) })
+	for _, routing := range []cni.Routing{cni.VXLAN, cni.Native} {
+		t.Run(fmt.Sprint("two nodes, ", routing), func(t *testing.T) { paths(t, start(t, 2, routing)) })
 	}
 }
 
@@ -166,7 +171,7 @@ func (c *cluster) spread(t *testing.T, out string, err error, network, from, to 
 
 // TestNames asks the kernel; the node has no other DNS server.
 func TestNames(t *testing.T) {
-	c := start(t, 1)
+	c := start(t, 1, cni.VXLAN)
 	for _, p := range c.pods {
 		for _, server := range DNSAddrs {
 			for i, q := range []struct {
@@ -191,7 +196,7 @@ func TestNames(t *testing.T) {
 
 // TestKilledNode: what is in the kernel carries on without the process, and the next process takes it over.
 func TestKilledNode(t *testing.T) {
-	c := start(t, 1)
+	c := start(t, 2, cni.VXLAN)
 	for _, n := range c.Nodes {
 		must(t, n.Kill())
 	}
