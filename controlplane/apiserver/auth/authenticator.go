@@ -39,7 +39,8 @@ func New(c Config) authenticator.Request {
 	p := c.FrontProxy
 	proxy := headerrequest.NewDynamicVerifyOptionsSecure(p.CAContentProvider.VerifyOptions, p.AllowedClientNames, p.UsernameHeaders, p.UIDHeaders, p.GroupHeaders, p.ExtraHeaderPrefixes)
 	certificate := x509.NewDynamic(c.ClientCA.VerifyOptions, x509.CommonNameUserConversion)
-	tokens := tokencache.New(c.Tokens, false, c.TokenTTL, c.TokenTTL)
+	// A token that is unknown now may be made in a moment: machines join with new ones.
+	tokens := tokencache.New(c.Tokens, false, c.TokenTTL, 0)
 	known := group.NewAuthenticatedGroupAdder(union.New(
 		// Around these two only: the wrapper refuses whoever answers for itself.
 		authenticator.WrapAudienceAgnosticRequest(c.Audiences, union.New(proxy, certificate)),
