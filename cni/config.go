@@ -8,8 +8,9 @@ import (
 	"path/filepath"
 )
 
-// confVersion of the configuration: the newest that containerd 1.6 (Debian 12) reads. The plugin speaks 1.1.0 too.
-const confVersion = "1.0.0"
+// Versions of the configuration. The first is the newest that containerd 1.6 (Debian 12) reads, and what a runtime sees that knows no
+// lists of versions; others take the highest that they know (CNI 1.1, cniVersions), and with it GC and STATUS.
+const confVersion, newestVersion = "1.0.0", "1.1.0"
 
 // confFile begins with a number because runtimes take the first file by name.
 const confFile = "10-strake.conflist"
@@ -21,7 +22,7 @@ func WriteConfig(dir, socket string) error {
 	}
 	path := filepath.Join(dir, confFile)
 	want, err := json.MarshalIndent(map[string]any{
-		"cniVersion": confVersion, "name": "strake", "plugins": []any{map[string]any{"type": "strake-cni", "socket": socket, "capabilities": map[string]bool{"portMappings": true}}},
+		"cniVersion": confVersion, "cniVersions": []string{confVersion, newestVersion}, "name": "strake", "plugins": []any{map[string]any{"type": "strake-cni", "socket": socket, "capabilities": map[string]bool{"portMappings": true}}},
 	}, "", "  ")
 	if err != nil {
 		return fmt.Errorf("cni: configuration: %w", err)

@@ -30,6 +30,7 @@ type Datapath interface {
 	LoadBalancers() bpf.Table[bpf.LoadBalancer]
 	AttachPod(ifindex int) error
 	DetachPod(ifindex int) error
+	PodAttached(ifindex int) error // nil if it is
 }
 
 // Config says where the server listens and what it hands out.

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -146,7 +147,8 @@ func TestVerbs(t *testing.T) {
 		code uint // zero: no error
 	}{
 		"STATUS":                       {ready, plugin.Request{Verb: "STATUS"}, 0},
-		"STATUS without a range":       {"", plugin.Request{Verb: "STATUS"}, plugin.ErrUnavailable},
+		"STATUS, two families":         {ready + " fd00::/64", plugin.Request{Verb: "STATUS"}, 0},
+		"STATUS without a range":       {"", plugin.Request{Verb: "STATUS"}, types.ErrPluginNotAvailable},
 		"ADD without a range":          {"", plugin.Request{Verb: "ADD", ContainerID: "a", Netns: ns, Ifname: "eth0"}, types.ErrTryAgainLater},
 		"ADD without a namespace":      {ready, plugin.Request{Verb: "ADD", ContainerID: "a", Ifname: "eth0"}, types.ErrInvalidEnvironmentVariables},
 		"ADD to a missing namespace":   {ready, plugin.Request{Verb: "ADD", ContainerID: "a", Netns: "/nowhere", Ifname: "eth0"}, types.ErrInvalidEnvironmentVariables},
@@ -166,6 +168,7 @@ func TestVerbs(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			n := newNode(t, strings.Fields(c.cidr)...)
+			must(t, Prepare(n.cfg.StateDir, nodeAddrs, nil))
 			_, err := n.Handle(c.r)
 			if err == nil && c.code != 0 || err != nil && err.Code != c.code {
 				t.Errorf("error %v, want code %d", err, c.code)
@@ -274,7 +277,7 @@ func TestCheckSeesDamage(t *testing.T) {
 			return netlink.NeighDel(&netlink.Neigh{LinkIndex: l.Attrs().Index, IP: gateway(a.Is4()).AsSlice()})
 		}), "neighbour entry"},
 		"the pod's link, down": {inside(func(l netlink.Link, _ netip.Addr) error { return netlink.LinkSetDown(l) }), "eth0 of the pod: it is down"},
-		"the pod's MTU":        {inside(func(l netlink.Link, _ netip.Addr) error { return netlink.LinkSetMTU(l, 1300) }), "MTU is 1300"},
+		"the pod's MTU":        {inside(func(l netlink.Link, _ netip.Addr) error { return netlink.LinkSetMTU(l, 1500) }), "MTU is 1500"},
 		"the pod's MAC": {inside(func(l netlink.Link, _ netip.Addr) error {
 			return netlink.LinkSetHardwareAddr(l, net.HardwareAddr{2, 0, 0, 0, 0, 1})
 		}), "02:00:00:00:00:01"},
@@ -290,6 +293,7 @@ func TestCheckSeesDamage(t *testing.T) {
 		"the host's MAC": {outside(func(l netlink.Link, _ netip.Addr) error {
 			return netlink.LinkSetHardwareAddr(l, net.HardwareAddr{2, 0, 0, 0, 0, 1})
 		}), "02:00:00:00:00:01"},
+		"the program": {func(n *node, _ string, _ netip.Addr) error { n.fake.attached = map[int]bool{}; return nil }, "program"},
 		"the kernel's row": {func(n *node, _ string, a netip.Addr) error {
 			delete(n.fake.rows, a)
 			return nil
@@ -384,10 +388,10 @@ func TestGC(t *testing.T) {
 }
 
 func TestExhaustionNamesTheRange(t *testing.T) {
-	n := newNode(t, "10.244.0.0/30")
+	n := newNode(t, "fd00::/64", "10.244.0.0/30")
 	n.add(t, "a", newNetns(t))
 	_, err := n.Handle(plugin.Request{Verb: "ADD", ContainerID: "b", Netns: newNetns(t), Ifname: "eth0"})
-	if err == nil || !strings.Contains(err.Msg, "10.244.0.0/30") {
+	if err == nil || err.Code != types.ErrTryAgainLater || !strings.Contains(err.Msg, "10.244.0.0/30") {
 		t.Errorf("error %v, want one that names the range", err)
 	}
 	n.del(t, "a", "")
@@ -465,10 +469,11 @@ func TestWriteConfig(t *testing.T) {
 	must(t, err)
 	var list struct {
 		CNIVersion, Name string
+		CNIVersions      []string
 		Plugins          []struct{ Type, Socket string }
 	}
 	must(t, json.Unmarshal(data, &list))
-	if list.CNIVersion != "1.0.0" || list.Name == "" || len(list.Plugins) != 1 || list.Plugins[0].Type != "strake-cni" || list.Plugins[0].Socket != socket {
+	if list.CNIVersion != "1.0.0" || !slices.Contains(list.CNIVersions, "1.1.0") || list.Name == "" || len(list.Plugins) != 1 || list.Plugins[0].Type != "strake-cni" || list.Plugins[0].Socket != socket {
 		t.Errorf("configuration %s", data)
 	}
 	entries, err := os.ReadDir(dir)

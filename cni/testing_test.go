@@ -90,6 +90,15 @@ func (f *fakeDatapath) AttachPod(i int) error {
 	return nil
 }
 
+func (f *fakeDatapath) PodAttached(i int) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !f.attached[i] {
+		return errors.New("no program there")
+	}
+	return nil
+}
+
 func (f *fakeDatapath) DetachPod(i int) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -60,12 +60,28 @@ func (s *Server) handle(r plugin.Request) (*types100.Result, error) {
 	case "GC":
 		return nil, s.gc(r.Valid)
 	case "STATUS":
-		if _, ok := s.cfg.PodCIDRs(); !ok {
-			return nil, types.NewError(plugin.ErrUnavailable, "the node has no pod range yet", "the controller manager gives it one when the Node is registered")
-		}
-		return nil, nil
+		return nil, s.status()
 	}
 	return nil, types.NewError(types.ErrInvalidEnvironmentVariables, fmt.Sprintf("unknown verb %q", r.Verb), "")
+}
+
+// status tells whether an ADD can succeed now. Addresses that are all in use are no reason to call the node's network away: they come
+// free, and nothing of the node's depends on it.
+func (s *Server) status() error {
+	ranges, ok := s.cfg.PodCIDRs()
+	if !ok {
+		return types.NewError(types.ErrPluginNotAvailable, "the node has no pod range yet", "the controller manager gives it one when the Node is registered")
+	}
+	for _, r := range ranges {
+		name := forward6
+		if r.Addr().Is4() {
+			name = forward4
+		}
+		if v, err := readSysctl(name); err != nil || v != "1" {
+			return types.NewError(types.ErrLimitedConnectivity, fmt.Sprintf("the node does not forward: sysctl %s is %q", name, v), "pods can't reach the outside; something changed what the agent set at its start")
+		}
+	}
+	return nil
 }
 
 // maxContainerID bounds an id: it is part of a file's name.
@@ -107,6 +123,9 @@ func (s *Server) add(r plugin.Request) (*types100.Result, error) {
 			return nil, err
 		}
 	}
+	if err := first(r); err != nil {
+		return nil, err
+	}
 	ports, err := hostPorts(r.Ports, s.cfg.NodeAddrs, ranges)
 	if err != nil {
 		return nil, err
@@ -127,7 +146,7 @@ func (s *Server) add(r plugin.Request) (*types100.Result, error) {
 	if err != nil {
 		return nil, errors.Join(err, s.del(r.ContainerID, r.Ifname))
 	}
-	return result(a, r.Netns, mtu), nil
+	return result(r, a, mtu), nil
 }
 
 // connect makes a pod's link and returns its MTU. The programs are there before any packet can be.
@@ -145,18 +164,37 @@ func (s *Server) connect(p *pod, a Allocation) (mtu int, err error) {
 	return outside.Attrs().MTU, podSide(p, a)
 }
 
-func result(a Allocation, netns string, mtu int) *types100.Result {
-	podMAC, hostMAC := macs(a)
-	r := &types100.Result{
-		CNIVersion: types100.ImplementedSpecVersion,
-		Interfaces: []*types100.Interface{{Name: a.Host, Mac: hostMAC.String(), Mtu: mtu}, {Name: a.Ifname, Mac: podMAC.String(), Mtu: mtu, Sandbox: netns}},
+// first refuses an ADD behind a plugin that made the pod's interface: strake-cni makes it, and others may follow.
+func first(r plugin.Request) error {
+	if r.Prev == nil {
+		return nil
 	}
+	for _, i := range r.Prev.Interfaces {
+		if i != nil && i.Name == r.Ifname && i.Sandbox != "" {
+			return types.NewError(types.ErrInvalidNetworkConfig, fmt.Sprintf("a plugin before strake-cni made the pod's interface %s", r.Ifname), "strake-cni makes it itself: it must be the first plugin of the list")
+		}
+	}
+	return nil
+}
+
+// result is what ADD answers: what plugins before made, if there were any, and a pod's interface.
+func result(r plugin.Request, a Allocation, mtu int) *types100.Result {
+	podMAC, hostMAC := macs(a)
+	out := &types100.Result{}
+	if r.Prev != nil {
+		*out = *r.Prev
+	}
+	out.CNIVersion = types100.ImplementedSpecVersion
+	out.Interfaces = append(out.Interfaces,
+		&types100.Interface{Name: a.Host, Mac: hostMAC.String(), Mtu: mtu},
+		&types100.Interface{Name: a.Ifname, Mac: podMAC.String(), Mtu: mtu, Sandbox: r.Netns})
+	index := len(out.Interfaces) - 1
 	for _, addr := range a.Addrs {
 		gw, all := gateway(addr.Is4()).AsSlice(), everything(addr.Is4())
-		r.IPs = append(r.IPs, &types100.IPConfig{Interface: types100.Int(1), Address: *ipNet(addr), Gateway: gw})
-		r.Routes = append(r.Routes, &types.Route{Dst: net.IPNet{IP: all.Addr().AsSlice(), Mask: net.CIDRMask(0, all.Addr().BitLen())}, GW: gw})
+		out.IPs = append(out.IPs, &types100.IPConfig{Interface: types100.Int(index), Address: *ipNet(addr), Gateway: gw})
+		out.Routes = append(out.Routes, &types.Route{Dst: net.IPNet{IP: all.Addr().AsSlice(), Mask: net.CIDRMask(0, all.Addr().BitLen())}, GW: gw})
 	}
-	return r
+	return out
 }
 
 // del undoes add, whatever of it is left. The address is free for others only when all else is gone.
@@ -185,10 +223,16 @@ func (s *Server) del(container, ifname string) error {
 func (s *Server) check(r plugin.Request) error {
 	a, ok := s.ipam.get(r.ContainerID, r.Ifname)
 	if !ok {
-		return types.NewError(types.ErrUnknownContainer, "no such attachment", r.ContainerID+"/"+r.Ifname)
+		return types.NewError(types.ErrUnknownContainer, fmt.Sprintf("container %s has no interface %s of strake", r.ContainerID, r.Ifname), "")
 	}
-	ifindex, err := verify(a, r.Netns, []int{s.cfg.MTU()})
+	if err := matches(r, a); err != nil {
+		return err
+	}
+	ifindex, err := verify(a, r.Netns, s.cfg.MTU())
 	if err != nil {
+		return err
+	}
+	if err := s.cfg.Datapath.PodAttached(ifindex); err != nil {
 		return err
 	}
 	rows, err := s.cfg.Datapath.Endpoints().Dump()
@@ -198,6 +242,30 @@ func (s *Server) check(r plugin.Request) error {
 	for _, want := range endpoints(a, ifindex) {
 		if !slices.ContainsFunc(rows, func(have bpf.Endpoint) bool { return reflect.DeepEqual(have, want) }) {
 			return fmt.Errorf("the kernel has no endpoint %s on interface %d", want.Addr, want.Ifindex)
+		}
+	}
+	return nil
+}
+
+// matches compares what ADD answered, as the runtime kept it and plugins behind this one changed it, with what the pod has here. They
+// may have changed much, but not the addresses by which packets find the pod.
+func matches(r plugin.Request, a Allocation) error {
+	if r.Prev == nil {
+		return nil
+	}
+	podMAC, _ := macs(a)
+	index := slices.IndexFunc(r.Prev.Interfaces, func(i *types100.Interface) bool { return i != nil && i.Name == a.Ifname && i.Sandbox != "" })
+	if index < 0 {
+		return fmt.Errorf("prevResult has no interface %s of the pod", a.Ifname)
+	}
+	if mac := r.Prev.Interfaces[index].Mac; mac != "" && mac != podMAC.String() {
+		return fmt.Errorf("prevResult gives %s the Ethernet address %s, but packets are sent to %s; a plugin behind strake-cni can't change it", a.Ifname, mac, podMAC)
+	}
+	for _, addr := range a.Addrs {
+		if !slices.ContainsFunc(r.Prev.IPs, func(ip *types100.IPConfig) bool {
+			return ip != nil && toAddr(ip.Address.IP) == addr && (ip.Interface == nil || *ip.Interface == index)
+		}) {
+			return fmt.Errorf("prevResult does not give %s the address %s", a.Ifname, addr)
 		}
 	}
 	return nil

@@ -12,8 +12,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// verify tells what is damaged of an attachment (the verb CHECK), or nothing. It returns the index of the host's side. A zero MTU may be any.
-func verify(a Allocation, netnsPath string, mtus []int) (ifindex int, err error) {
+// verify tells what is damaged of an attachment (the verb CHECK), or nothing. It returns the index of the host's side. A zero MTU may be any;
+// a plugin behind this one may have lowered the pod's.
+func verify(a Allocation, netnsPath string, mtu int) (ifindex int, err error) {
 	podMAC, hostMAC := macs(a)
 	outside, err := netlink.LinkByName(a.Host)
 	if err != nil {
@@ -47,8 +48,14 @@ func verify(a Allocation, netnsPath string, mtus []int) (ifindex int, err error)
 			in.routes = append(in.routes, route{dst: netip.PrefixFrom(gw, gw.BitLen())})
 		}
 	}
+	if have := outside.Attrs().MTU; mtu != 0 && have != mtu {
+		return 0, fmt.Errorf("%s: its MTU is %d, not %d", out.what, have, mtu)
+	}
+	if have := inside.Attrs().MTU; have > outside.Attrs().MTU {
+		return 0, fmt.Errorf("%s: its MTU is %d, more than the path's %d", in.what, have, outside.Attrs().MTU)
+	}
 	for _, s := range []side{out, in} {
-		if err := s.verify(mtus); err != nil {
+		if err := s.verify(); err != nil {
 			return 0, fmt.Errorf("%s: %w", s.what, err)
 		}
 	}
@@ -66,16 +73,13 @@ type side struct {
 	routes []route
 }
 
-func (s side) verify(mtus []int) error {
+func (s side) verify() error {
 	attrs := s.link.Attrs()
 	if attrs.RawFlags&unix.IFF_UP == 0 {
 		return errors.New("it is down")
 	}
 	if !bytes.Equal(attrs.HardwareAddr, s.mac) {
 		return fmt.Errorf("its Ethernet address is %s, not %s", attrs.HardwareAddr, s.mac)
-	}
-	if !slices.Contains(mtus, 0) && !slices.Contains(mtus, attrs.MTU) {
-		return fmt.Errorf("its MTU is %d, not %d", attrs.MTU, mtus[0])
 	}
 	list, err := s.h.AddrList(s.link, netlink.FAMILY_ALL)
 	if err != nil {

@@ -10,9 +10,11 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 
@@ -159,6 +161,73 @@ func TestVerbs(t *testing.T) {
 	}
 }
 
+// What the configuration says beyond the socket: results of others go to the agent, and the resolver's settings into the result.
+func TestConfiguration(t *testing.T) {
+	_, ip, err := net.ParseCIDR("10.244.0.2/32")
+	if err != nil {
+		t.Fatal(err)
+	}
+	socket, asked := agent(t, plugin.Response{Result: &types100.Result{CNIVersion: types100.ImplementedSpecVersion, IPs: []*types100.IPConfig{{Address: *ip}}}})
+	more := `,"dns":{"nameservers":["10.96.0.10"],"search":["x.example"]},"args":{"cni":{"labels":[]}},"ipam":{},"capabilities":{"portMappings":true},
+		"runtimeConfig":{"portMappings":[{"hostPort":80,"containerPort":8080,"protocol":"tcp"}],"ips":[],"io.kubernetes.cri.pod-annotations":{"a":"b"}},
+		"prevResult":{"cniVersion":"1.0.0","interfaces":[{"name":"lo","sandbox":"/x"}],"ips":[{"address":"127.0.0.1/8","interface":0}],"dns":{}}`
+	out, code := run(t, "strake-cni", conf("1.0.0", socket, more), vars("ADD")...)
+	if code != 0 || !strings.Contains(out, `"10.96.0.10"`) || !strings.Contains(out, `"x.example"`) {
+		t.Errorf("code %d: %s", code, out)
+	}
+	r := <-asked
+	if r.Prev == nil || len(r.Prev.Interfaces) != 1 || len(r.Prev.IPs) != 1 || len(r.Ports) != 1 || r.Ports[0].ContainerPort != 8080 {
+		t.Errorf("asked %+v", r)
+	}
+	if out, code := run(t, "strake-cni", conf("1.0.0", socket, more), vars("CHECK")...); code != 0 {
+		t.Errorf("CHECK: %s", out)
+	}
+	if r := <-asked; r.Prev == nil {
+		t.Errorf("CHECK without the result: %+v", r)
+	}
+	// DEL succeeds whatever became of the result.
+	if out, code := run(t, "strake-cni", conf("1.0.0", socket, `,"prevResult":{"ips":"x"}`), vars("DEL")...); code != 0 {
+		t.Errorf("DEL: %s", out)
+	}
+}
+
+// An agent that restarts costs a pod no try: the call waits for it.
+func TestAgentComesBack(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "s")
+	old, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	old.(*net.UnixListener).SetUnlinkOnClose(false) // as one that is killed leaves it
+	old.Close()
+	c := exec.Command(binary)
+	c.Env, c.Stdin = append(vars("DEL"), "CNI_PATH=/nowhere"), strings.NewReader(conf("1.0.0", socket, ""))
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer c.Process.Kill()
+	time.Sleep(200 * time.Millisecond) // it should have met nobody first; nothing tells when it has
+	if err := os.Remove(socket); err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	conn, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if err := json.NewEncoder(conn).Encode(plugin.Response{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Wait(); err != nil {
+		t.Errorf("DEL: %v", err)
+	}
+}
+
 func TestErrors(t *testing.T) {
 	socket, _ := agent(t, plugin.Response{})
 	silent := filepath.Join(t.TempDir(), "silent")
@@ -166,7 +235,7 @@ func TestErrors(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
+	t.Cleanup(func() { l.Close() })
 	go func() {
 		for {
 			c, err := l.Accept()
@@ -182,7 +251,7 @@ func TestErrors(t *testing.T) {
 	}{
 		"agent away":              {"ADD", conf("1.1.0", "/nowhere/s", ""), 11},
 		"agent away, DEL":         {"DEL", conf("1.1.0", "/nowhere/s", ""), 11},
-		"agent away, STATUS":      {"STATUS", conf("1.1.0", "/nowhere/s", ""), plugin.ErrUnavailable},
+		"agent away, STATUS":      {"STATUS", conf("1.1.0", "/nowhere/s", ""), 50},
 		"agent hangs up":          {"ADD", conf("1.1.0", silent, ""), 11},
 		"no JSON":                 {"ADD", "rubbish", 6},
 		"JSON, but no object":     {"ADD", "[]", 6},
@@ -192,12 +261,28 @@ func TestErrors(t *testing.T) {
 		"a version of the future": {"ADD", conf("9.0.0", socket, ""), 1},
 		"ADD without a result":    {"ADD", conf("1.1.0", socket, ""), 999},
 		"GC without its list":     {"GC", conf("1.1.0", socket, ""), 7},
+		"GC with no list":         {"GC", conf("1.1.0", socket, `,"cni.dev/valid-attachments":null`), 7},
 		"GC before it was there":  {"GC", conf("1.0.0", socket, ""), 1},
+		"another's addresses":     {"ADD", conf("1.1.0", socket, `,"ipam":{"type":"host-local"}`), 2},
+		"an address asked for":    {"ADD", conf("1.1.0", socket, `,"runtimeConfig":{"ips":["10.0.0.9/24"]}`), 2},
+		"a MAC asked for":         {"ADD", conf("1.1.0", socket, `,"runtimeConfig":{"mac":"02:00:00:00:00:01"}`), 2},
+		"rubbish as prevResult":   {"ADD", conf("1.1.0", socket, `,"prevResult":{"ips":"x"}`), 7},
+		"rubbish, CHECK":          {"CHECK", conf("1.1.0", socket, `,"prevResult":{"cniVersion":"9.0.0"}`), 7},
+		"no container":            {"ADD without CNI_CONTAINERID", conf("1.1.0", socket, ""), 4},
+		"no namespace":            {"ADD without CNI_NETNS", conf("1.1.0", socket, ""), 4},
+		"no interface":            {"DEL without CNI_IFNAME", conf("1.1.0", socket, ""), 4},
 		"an unknown verb":         {"EAT", conf("1.1.0", socket, ""), 4},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if out, code := run(t, "strake-cni", c.stdin, vars(c.verb)...); code != c.code {
+			t.Parallel() // some wait for the agent
+			verb, less, _ := strings.Cut(c.verb, " without ")
+			env := slices.DeleteFunc(vars(verb), func(v string) bool { return less != "" && strings.HasPrefix(v, less+"=") })
+			out, code := run(t, "strake-cni", c.stdin, env...)
+			if code != c.code {
 				t.Errorf("code %d, want %d: %s", code, c.code, out)
+			}
+			if strings.HasPrefix(name, "agent away") && !strings.Contains(out, "/nowhere/s") {
+				t.Errorf("the error does not name the socket: %s", out)
 			}
 		})
 	}

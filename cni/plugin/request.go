@@ -19,22 +19,15 @@ import (
 
 // Request is one call, as it goes to the agent: one JSON value.
 type Request struct {
-	Verb        string   `json:"verb"` // ADD, DEL, CHECK, GC, STATUS
-	ContainerID string   `json:"containerID,omitempty"`
-	Netns       string   `json:"netns,omitempty"`
-	Ifname      string   `json:"ifname,omitempty"`
-	Args        string   `json:"args,omitempty"`
-	Valid       []string `json:"valid,omitempty"` // GC: "containerID/ifname" of what is to stay
+	Verb        string           `json:"verb"` // ADD, DEL, CHECK, GC, STATUS
+	ContainerID string           `json:"containerID,omitempty"`
+	Netns       string           `json:"netns,omitempty"`
+	Ifname      string           `json:"ifname,omitempty"`
+	Args        string           `json:"args,omitempty"`
+	Prev        *types100.Result `json:"prev,omitempty"`  // ADD: of the plugins before; CHECK: of ADD
+	Valid       []string         `json:"valid,omitempty"` // GC: "containerID/ifname" of what is to stay
 
 	Ports []PortMapping `json:"ports,omitempty"` // ADD
-}
-
-// PortMapping is one entry of the runtime configuration "portMappings" (CNI conventions, "Dynamic plugin specific fields").
-type PortMapping struct {
-	HostPort      int    `json:"hostPort"`
-	ContainerPort int    `json:"containerPort"`
-	Protocol      string `json:"protocol,omitempty"` // tcp if empty
-	HostIP        string `json:"hostIP,omitempty"`
 }
 
 // Response is the agent's answer, one JSON value: a result or an error.
@@ -43,74 +36,71 @@ type Response struct {
 	Error  *types.Error     `json:"error,omitempty"`
 }
 
-// Conf is the plugin's part of the network configuration.
-type Conf struct {
-	types.NetConf
-	Socket string `json:"socket"`
-
-	RuntimeConfig struct {
-		PortMappings []PortMapping `json:"portMappings,omitempty"`
-	} `json:"runtimeConfig,omitempty"`
-}
-
 // Versions that the plugin speaks.
 var Versions = version.PluginSupports("0.3.1", "0.4.0", "1.0.0", "1.1.0")
-
-// ErrUnavailable is the error code of STATUS when no ADD can succeed (CNI 1.1, section STATUS).
-const ErrUnavailable = 50
 
 // callTimeout is longer than any call of the agent takes.
 const callTimeout = 60 * time.Second
 
-// ParseConf reads the configuration that the runtime passes on standard input.
-func ParseConf(data []byte) (*Conf, error) {
-	c := &Conf{}
-	if err := decode(data, c); err != nil {
-		return nil, err
-	}
-	if c.Socket == "" {
-		return nil, types.NewError(types.ErrInvalidNetworkConfig, "the network configuration names no socket", `set "socket" to the path of the agent's`)
-	}
-	return c, nil
-}
-
-func decode(data []byte, conf any) error {
-	if err := json.Unmarshal(data, conf); err != nil {
-		return types.NewError(types.ErrDecodingFailure, "the network configuration is not what CNI says it is", err.Error())
-	}
-	return nil
-}
+// agentWait is how long a call that changes something waits for an agent that is away. One that restarts is back sooner; without the
+// wait each call in between costs a pod its sandbox, which the runtime makes anew for the next try.
+const agentWait = 5 * time.Second
 
 // Funcs are the verbs of CNI 1.1.
 func Funcs() skel.CNIFuncs {
 	return skel.CNIFuncs{
-		Add: func(a *skel.CmdArgs) error {
-			c, err := ParseConf(a.StdinData)
-			if err != nil {
-				return err
-			}
-			resp, err := call(c, Request{Verb: "ADD", ContainerID: a.ContainerID, Netns: a.Netns, Ifname: a.IfName, Args: a.Args, Ports: c.RuntimeConfig.PortMappings})
-			if err != nil {
-				return err
-			}
-			if resp.Result == nil {
-				return types.NewError(types.ErrInternal, "the agent answered ADD without a result", "")
-			}
-			return types.PrintResult(resp.Result, c.CNIVersion)
-		},
-		Del:    func(a *skel.CmdArgs) error { return simple(a, "DEL") },
-		Check:  func(a *skel.CmdArgs) error { return simple(a, "CHECK") },
+		Add:    add,
+		Del:    func(a *skel.CmdArgs) error { return simple(a, Request{Verb: "DEL"}) },
+		Check:  check,
 		GC:     gc,
-		Status: func(a *skel.CmdArgs) error { return simple(a, "STATUS") },
+		Status: func(a *skel.CmdArgs) error { return simple(a, Request{Verb: "STATUS"}) },
 	}
 }
 
-func simple(a *skel.CmdArgs, verb string) error {
+func add(a *skel.CmdArgs) error {
 	c, err := ParseConf(a.StdinData)
 	if err != nil {
 		return err
 	}
-	_, err = call(c, Request{Verb: verb, ContainerID: a.ContainerID, Netns: a.Netns, Ifname: a.IfName, Args: a.Args})
+	if err := c.supported(); err != nil {
+		return err
+	}
+	prev, err := c.previous()
+	if err != nil {
+		return err
+	}
+	resp, err := call(c, a, Request{Verb: "ADD", Prev: prev, Ports: c.RuntimeConfig.PortMappings})
+	if err != nil {
+		return err
+	}
+	if resp.Result == nil {
+		return types.NewError(types.ErrInternal, "the agent answered ADD without a result", "")
+	}
+	if !c.DNS.IsEmpty() {
+		resp.Result.DNS = c.DNS
+	}
+	return types.PrintResult(resp.Result, c.CNIVersion)
+}
+
+func check(a *skel.CmdArgs) error {
+	c, err := ParseConf(a.StdinData)
+	if err != nil {
+		return err
+	}
+	prev, err := c.previous()
+	if err != nil {
+		return err
+	}
+	_, err = call(c, a, Request{Verb: "CHECK", Prev: prev})
+	return err
+}
+
+func simple(a *skel.CmdArgs, r Request) error {
+	c, err := ParseConf(a.StdinData)
+	if err != nil {
+		return err
+	}
+	_, err = call(c, a, r)
 	return err
 }
 
@@ -126,40 +116,54 @@ func gc(a *skel.CmdArgs) error {
 		return err
 	}
 	const list = "cni.dev/valid-attachments"
-	if _, ok := keys[list]; !ok {
+	if text, ok := keys[list]; !ok || string(text) == "null" {
 		return types.NewError(types.ErrInvalidNetworkConfig, "GC without "+list, "")
 	}
 	r := Request{Verb: "GC"}
 	for _, v := range c.ValidAttachments {
 		r.Valid = append(r.Valid, v.ContainerID+"/"+v.IfName)
 	}
-	_, err = call(c, r)
+	_, err = call(c, a, r)
 	return err
 }
 
-// call asks the agent. One that is away is a passing condition: the runtime tries again.
-func call(c *Conf, r Request) (*Response, error) {
-	conn, err := net.DialTimeout("unix", c.Socket, 5*time.Second)
-	if err != nil {
-		code := types.ErrTryAgainLater
-		if r.Verb == "STATUS" {
-			code = ErrUnavailable
+// dial connects to the agent.
+func dial(socket string, wait time.Duration) (net.Conn, error) {
+	for deadline := time.Now().Add(wait); ; time.Sleep(20 * time.Millisecond) {
+		conn, err := net.DialTimeout("unix", socket, 5*time.Second)
+		if err == nil || time.Now().After(deadline) {
+			return conn, err
 		}
-		return nil, types.NewError(code, "the strake agent does not answer", fmt.Sprintf("%v: is `strake agent` running?", err))
+	}
+}
+
+// call asks the agent. One that is away is a passing condition: the runtime tries again.
+func call(c *Conf, a *skel.CmdArgs, r Request) (*Response, error) {
+	r.ContainerID, r.Netns, r.Ifname, r.Args = a.ContainerID, a.Netns, a.IfName, a.Args
+	away, wait := types.ErrTryAgainLater, agentWait
+	switch r.Verb {
+	case "STATUS":
+		away, wait = types.ErrPluginNotAvailable, 0
+	case "CHECK":
+		wait = 0
+	}
+	conn, err := dial(c.Socket, wait)
+	if err != nil {
+		return nil, types.NewError(away, "the strake agent does not answer at "+c.Socket, fmt.Sprintf("%v: is `strake agent` running?", err))
 	}
 	defer conn.Close()
 	if err := conn.SetDeadline(time.Now().Add(callTimeout)); err != nil {
 		return nil, types.NewError(types.ErrIOFailure, "socket of the agent", err.Error())
 	}
 	if err := json.NewEncoder(conn).Encode(r); err != nil {
-		return nil, types.NewError(types.ErrTryAgainLater, "the strake agent takes no request", err.Error())
+		return nil, types.NewError(away, "the strake agent takes no request at "+c.Socket, err.Error())
 	}
 	var resp Response
 	if err := json.NewDecoder(conn).Decode(&resp); err != nil {
 		if errors.Is(err, io.EOF) {
 			err = errors.New("it hung up")
 		}
-		return nil, types.NewError(types.ErrTryAgainLater, "the strake agent gave no answer", err.Error())
+		return nil, types.NewError(away, "the strake agent gave no answer at "+c.Socket, err.Error())
 	}
 	if resp.Error != nil {
 		return nil, resp.Error
