@@ -215,6 +215,9 @@ func TestAgentComesBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
+	l.(*net.UnixListener).SetDeadline(time.Now().Add(time.Minute))
+	ended := make(chan error, 1)
+	go func() { ended <- c.Wait(); l.Close() }()
 	conn, err := l.Accept()
 	if err != nil {
 		t.Fatal(err)
@@ -223,7 +226,7 @@ func TestAgentComesBack(t *testing.T) {
 	if err := json.NewEncoder(conn).Encode(plugin.Response{}); err != nil {
 		t.Fatal(err)
 	}
-	if err := c.Wait(); err != nil {
+	if err := <-ended; err != nil {
 		t.Errorf("DEL: %v", err)
 	}
 }
