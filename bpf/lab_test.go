@@ -47,7 +47,11 @@ func ask(network, addr, msg string) error {
 		return askMapped(kind, netip.MustParseAddrPort(addr), msg)
 	}
 	if network == "udp-open" {
-		c, err := net.ListenUDP("udp4", nil)
+		family := "udp4"
+		if netip.MustParseAddrPort(addr).Addr().Is6() {
+			family = "udp6"
+		}
+		c, err := net.ListenUDP(family, nil)
 		if err != nil {
 			return err
 		}
@@ -179,7 +183,7 @@ func newSpace(t testing.TB) space {
 func (s space) serve(t testing.TB, name string, port int) {
 	t.Helper()
 	s.within(t, func() error {
-		l, err := net.ListenTCP("tcp4", &net.TCPAddr{Port: port})
+		l, err := net.ListenTCP("tcp", &net.TCPAddr{Port: port})
 		if err != nil {
 			return err
 		}
@@ -198,7 +202,7 @@ func (s space) serve(t testing.TB, name string, port int) {
 				}()
 			}
 		}()
-		u, err := net.ListenUDP("udp4", &net.UDPAddr{Port: port})
+		u, err := net.ListenUDP("udp", &net.UDPAddr{Port: port})
 		if err != nil {
 			return err
 		}
@@ -259,32 +263,59 @@ type lab struct {
 	nodeIP    string
 }
 
-const gateway = "169.254.1.1"
+const (
+	gateway  = "169.254.1.1"
+	gateway6 = "fe80::1"
+)
+
+// of is whichever of two is of a family.
+func (f family) of(v4, v6 string) string {
+	if f.name == "IPv6" {
+		return v6
+	}
+	return v4
+}
+
+// outside is the outside machine's address.
+func (f family) outside() string { return f.of(outsideIP, outsideIP6) }
 
 func newLab(t testing.TB, change ...func(*Config)) *lab {
 	t.Helper()
 	l := &lab{config: testConfig(t), nodeIP: "192.0.2.10"}
-	l.config.NodeAddrs, l.config.NoMasquerade = []netip.Addr{netip.MustParseAddr(l.nodeIP)}, []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")}
+	l.config.NodeAddrs = []netip.Addr{netip.MustParseAddr(l.nodeIP), netip.MustParseAddr(nodeIP6)}
+	l.config.NoMasquerade = []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("fd00:10:244::/56")}
 	for _, c := range change {
 		c(&l.config)
 	}
 	l.node, l.out = currentSpace(t), newSpace(t)
-	if err := os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0); err != nil {
-		t.Fatal(err)
-	}
+	forward(t)
 	l.d = open(t, l.config)
 	up(t, "lo")
 	l.uplink = l.pair(t, "uplink", l.out)
 	address(t, "uplink", l.nodeIP+"/24")
-	l.out.within(t, func() error { up(t, "lo"); address(t, "eth0", "192.0.2.1/24"); return nil })
-	for i, a := range []string{pod, other} {
+	address(t, "uplink", nodeIP6+"/64")
+	l.out.within(t, func() error {
+		up(t, "lo")
+		address(t, "eth0", outsideIP+"/24")
+		address(t, "eth0", outsideIP6+"/64")
+		return nil
+	})
+	for i, a := range [][]string{{pod, pod6}, {other, other6}} {
 		l.pods[i] = newSpace(t)
-		l.addPod(t, i, netip.MustParseAddr(a))
+		l.addPod(t, i, a)
 	}
 	if err := l.d.AttachUplink(l.uplink); err != nil {
 		t.Fatal(err)
 	}
 	return l
+}
+
+// forward makes this namespace a router.
+func forward(t testing.TB) {
+	t.Helper()
+	for _, key := range []string{"ipv4/ip_forward", "ipv6/conf/all/forwarding"} {
+		must(t, os.WriteFile("/proc/sys/net/"+key, []byte("1"), 0))
+	}
 }
 
 func must(t testing.TB, err error) {
@@ -307,6 +338,7 @@ func address(t testing.TB, name, cidr string) {
 	t.Helper()
 	a, err := netlink.ParseAddr(cidr)
 	must(t, err)
+	a.Flags = unix.IFA_F_NODAD // without a wait for nobody to have it
 	must(t, netlink.AddrAdd(device(t, name), a))
 	up(t, name)
 }
@@ -321,26 +353,36 @@ func (l *lab) pair(t testing.TB, name string, to space) int {
 }
 
 // addPod does what the CNI plugin does.
-func (l *lab) addPod(t testing.TB, i int, addr netip.Addr) {
+func (l *lab) addPod(t testing.TB, i int, list []string) {
 	t.Helper()
 	name := fmt.Sprint("pod", i)
 	l.veths[i] = l.pair(t, name, l.pods[i])
 	host := device(t, name).Attrs().HardwareAddr
-	var mac net.HardwareAddr
-	l.pods[i].within(t, func() error {
-		up(t, "lo")
-		address(t, "eth0", addr.String()+"/32")
-		eth := device(t, "eth0")
-		mac = eth.Attrs().HardwareAddr
-		gw := net.ParseIP(gateway)
-		must(t, netlink.NeighAdd(&netlink.Neigh{LinkIndex: eth.Attrs().Index, IP: gw, HardwareAddr: host, State: netlink.NUD_PERMANENT}))
-		must(t, netlink.RouteAdd(&netlink.Route{LinkIndex: eth.Attrs().Index, Dst: &net.IPNet{IP: gw, Mask: net.CIDRMask(32, 32)}, Scope: netlink.SCOPE_LINK}))
-		must(t, netlink.RouteAdd(&netlink.Route{LinkIndex: eth.Attrs().Index, Gw: gw}))
-		return nil
-	})
 	index := device(t, name).Attrs().Index
-	must(t, netlink.RouteAdd(&netlink.Route{LinkIndex: index, Dst: &net.IPNet{IP: addr.AsSlice(), Mask: net.CIDRMask(32, 32)}, Scope: netlink.SCOPE_LINK}))
-	_, err := l.d.Endpoints().Replace(name, []Endpoint{{Addr: addr, Ifindex: index, PodMAC: mac, HostMAC: host}})
+	var rows []Endpoint
+	for _, text := range list {
+		addr, gw := netip.MustParseAddr(text), net.ParseIP(gateway).To4()
+		bits := addr.BitLen()
+		if addr.Is6() {
+			gw = net.ParseIP(gateway6)
+		}
+		var mac net.HardwareAddr
+		l.pods[i].within(t, func() error {
+			up(t, "lo")
+			address(t, "eth0", fmt.Sprint(addr, "/", bits))
+			eth := device(t, "eth0")
+			mac = eth.Attrs().HardwareAddr
+			must(t, netlink.NeighSet(&netlink.Neigh{LinkIndex: eth.Attrs().Index, IP: gw, HardwareAddr: host, State: netlink.NUD_PERMANENT}))
+			if addr.Is4() {
+				must(t, netlink.RouteAdd(&netlink.Route{LinkIndex: eth.Attrs().Index, Dst: &net.IPNet{IP: gw, Mask: net.CIDRMask(32, 32)}, Scope: netlink.SCOPE_LINK}))
+			}
+			return netlink.RouteAdd(&netlink.Route{LinkIndex: eth.Attrs().Index, Gw: gw})
+		})
+		must(t, netlink.NeighSet(&netlink.Neigh{LinkIndex: index, IP: addr.AsSlice(), HardwareAddr: mac, State: netlink.NUD_PERMANENT}))
+		must(t, netlink.RouteAdd(&netlink.Route{LinkIndex: index, Dst: &net.IPNet{IP: addr.AsSlice(), Mask: net.CIDRMask(bits, bits)}, Scope: netlink.SCOPE_LINK}))
+		rows = append(rows, Endpoint{Addr: addr, Ifindex: index, PodMAC: mac, HostMAC: host})
+	}
+	_, err := l.d.Endpoints().Replace(name, rows)
 	must(t, err)
 	must(t, l.d.AttachPod(index))
 }

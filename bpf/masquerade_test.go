@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
 	"strings"
 	"testing"
 	"time"
@@ -13,13 +12,16 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-const outsideIP = "192.0.2.1"
+const (
+	outsideIP  = "192.0.2.1"
+	outsideIP6 = "2001:db8::1"
+)
 
 // echoSource answers each line, or datagram, with the address that it came from and its length.
 func (s space) echoSource(t testing.TB, at string) {
 	t.Helper()
 	s.within(t, func() error {
-		l, err := net.Listen("tcp4", at)
+		l, err := net.Listen("tcp", at)
 		if err != nil {
 			return err
 		}
@@ -42,11 +44,11 @@ func (s space) echoSource(t testing.TB, at string) {
 				}()
 			}
 		}()
-		local, err := net.ResolveUDPAddr("udp4", at)
+		local, err := net.ResolveUDPAddr("udp", at)
 		if err != nil {
 			return err
 		}
-		u, err := net.ListenUDP("udp4", local)
+		u, err := net.ListenUDP("udp", local)
 		if err != nil {
 			return err
 		}
@@ -59,7 +61,7 @@ func (s space) echoSource(t testing.TB, at string) {
 					return
 				}
 				// As long as what came, so that answers come in fragments where questions do.
-				u.WriteToUDPAddrPort(fmt.Appendf(nil, "%s %d %s\n", from, n-1, strings.Repeat("y", max(0, n-60))), from)
+				u.WriteToUDPAddrPort(fmt.Appendf(nil, "%s %d %s\n", netip.AddrPortFrom(from.Addr().Unmap(), from.Port()), n-1, strings.Repeat("y", max(0, n-60))), from)
 			}
 		}()
 		return nil
@@ -69,13 +71,24 @@ func (s space) echoSource(t testing.TB, at string) {
 // dialFrom connects from a port of the client's choice.
 func (s space) dialFrom(t testing.TB, network string, port int, addr string) net.Conn {
 	t.Helper()
+	return s.dialBound(t, network, "", port, addr)
+}
+
+// dialAs connects from one of a machine's addresses.
+func (s space) dialAs(t testing.TB, network, from, addr string) net.Conn {
+	t.Helper()
+	return s.dialBound(t, network, from, 0, addr)
+}
+
+func (s space) dialBound(t testing.TB, network, from string, port int, addr string) net.Conn {
+	t.Helper()
 	var c net.Conn
 	s.within(t, func() (err error) {
 		d := net.Dialer{Timeout: 5 * time.Second}
 		if network == "tcp" {
-			d.LocalAddr = &net.TCPAddr{Port: port}
+			d.LocalAddr = &net.TCPAddr{IP: net.ParseIP(from), Port: port}
 		} else {
-			d.LocalAddr = &net.UDPAddr{Port: port}
+			d.LocalAddr = &net.UDPAddr{IP: net.ParseIP(from), Port: port}
 		}
 		c, err = d.Dial(network, addr)
 		return err
@@ -112,45 +125,50 @@ func (s space) route(t testing.TB, to, via string) {
 func TestPodsReachTheOutside(t *testing.T) {
 	l := newLab(t)
 	l.out.echoSource(t, ":8080")
-	node := netip.MustParseAddr(l.nodeIP)
-	for _, network := range []string{"tcp", "udp"} {
-		seen := map[uint16]bool{}
-		var conns []net.Conn
-		for _, s := range l.pods { // of both, from one port to one destination
-			conns = append(conns, s.dialFrom(t, network, 40000, outsideIP+":8080"))
-		}
-		for range 3 {
-			for _, c := range conns {
-				from := source(t, c, "hello")
-				if from.Addr() != node || from.Port() < 61000 {
-					t.Errorf("%s: the outside sees %s", network, from)
+	for i, f := range families {
+		port := 40000 + i // a socket of the unknown IPv6 address has its port in both families
+		t.Run(f.name, func(t *testing.T) {
+			node, to := netip.MustParseAddr(f.node), at(f.outside(), 8080).String()
+			for _, network := range []string{"tcp", "udp"} {
+				seen := map[uint16]bool{}
+				var conns []net.Conn
+				for _, s := range l.pods { // of both, from one port to one destination
+					conns = append(conns, s.dialFrom(t, network, port, to))
 				}
-				seen[from.Port()] = true
+				for range 3 {
+					for _, c := range conns {
+						from := source(t, c, "hello")
+						if from.Addr() != node || from.Port() < 61000 {
+							t.Errorf("%s: the outside sees %s", network, from)
+						}
+						seen[from.Port()] = true
+					}
+				}
+				if len(seen) != 2 {
+					t.Errorf("%s: ports %v, want one for each flow", network, seen)
+				}
+				// Outside of the node's own range a pod keeps its port.
+				if from := source(t, l.pods[0].dialFrom(t, network, 5060+i, to), "x"); int(from.Port()) != 5060+i {
+					t.Errorf("%s: port %d, sent from %d", network, from.Port(), 5060+i)
+				}
+				if from := source(t, l.pods[1].dialFrom(t, network, 5060+i, to), "x"); int(from.Port()) == 5060+i {
+					t.Errorf("%s: two pods have one port", network)
+				}
+				// The node itself goes out as it is.
+				if from := source(t, l.node.dialFrom(t, network, port, to), "x"); from.Addr() != node || int(from.Port()) != port {
+					t.Errorf("%s: the node is seen as %s", network, from)
+				}
+				// More than a packet holds: segments of TCP, fragments of UDP, both ways.
+				source(t, l.pods[0].dial(t, network, to), strings.Repeat("x", 7000))
 			}
-		}
-		if len(seen) != 2 {
-			t.Errorf("%s: ports %v, want one for each flow", network, seen)
-		}
-		// Outside of the node's own range a pod keeps its port.
-		if from := source(t, l.pods[0].dialFrom(t, network, 5060, outsideIP+":8080"), "x"); from.Port() != 5060 {
-			t.Errorf("%s: port %d, sent from 5060", network, from.Port())
-		}
-		if from := source(t, l.pods[1].dialFrom(t, network, 5060, outsideIP+":8080"), "x"); from.Port() == 5060 {
-			t.Errorf("%s: two pods have one port", network)
-		}
-		// The node itself goes out as it is.
-		if from := source(t, l.node.dialFrom(t, network, 40000, outsideIP+":8080"), "x"); from.Addr() != node || from.Port() != 40000 {
-			t.Errorf("%s: the node is seen as %s", network, from)
-		}
-		// More than a packet holds: segments of TCP, fragments of UDP, both ways.
-		source(t, l.pods[0].dial(t, network, outsideIP+":8080"), strings.Repeat("x", 7000))
-	}
-	for _, size := range []string{"56", "4000"} {
-		for _, s := range []space{l.pods[0], l.pods[1], l.node} {
-			if out, err := s.command(t, "", nil, "busybox", "ping", "-c", "2", "-i", "0.1", "-W", "5", "-s", size, outsideIP); err != nil {
-				t.Errorf("ping of %s: %v\n%s", size, err, out)
+			for _, size := range []string{"56", "4000"} {
+				for _, s := range []space{l.pods[0], l.pods[1], l.node} {
+					if out, err := s.command(t, "", nil, "busybox", "ping", "-c", "2", "-i", "0.1", "-W", "5", "-s", size, f.outside()); err != nil {
+						t.Errorf("ping of %s: %v\n%s", size, err, out)
+					}
+				}
 			}
-		}
+		})
 	}
 	for _, name := range []string{"masqueraded_out", "masqueraded_in"} {
 		if l.counter(t, name) == 0 {
@@ -160,34 +178,44 @@ func TestPodsReachTheOutside(t *testing.T) {
 }
 
 func TestNotMasqueraded(t *testing.T) {
-	l := newLab(t, func(c *Config) { c.NoMasquerade = append(c.NoMasquerade, netip.MustParsePrefix("192.0.2.128/25")) })
-	l.out.within(t, func() error { address(t, "eth0", "192.0.2.200/24"); return nil })
+	l := newLab(t, func(c *Config) {
+		c.NoMasquerade = append(c.NoMasquerade, netip.MustParsePrefix("192.0.2.128/25"), netip.MustParsePrefix("2001:db8::8000/113"))
+	})
+	l.out.within(t, func() error {
+		address(t, "eth0", "192.0.2.200/24")
+		address(t, "eth0", "2001:db8::8001/64")
+		return nil
+	})
 	l.out.route(t, "10.244.0.0/24", l.nodeIP)
-	l.out.echoSource(t, outsideIP+":8080")
-	l.out.echoSource(t, "192.0.2.200:8080")
+	l.out.route(t, "fd00:10:244::/64", nodeIP6)
 	l.node.echoSource(t, ":8090")
 	l.pods[1].echoSource(t, ":8091")
-	for _, network := range []string{"tcp", "udp"} {
-		if from := source(t, l.pods[0].dial(t, network, "192.0.2.200:8080"), "x"); from.Addr().String() != pod {
-			t.Errorf("%s: the outside sees %s in a range that is not masqueraded", network, from)
-		}
-		if from := source(t, l.pods[0].dial(t, network, outsideIP+":8080"), "x"); from.Addr().String() != l.nodeIP {
-			t.Errorf("%s: the outside sees %s", network, from)
-		}
-		// Pod and node see each other as they are.
-		if from := source(t, l.pods[0].dial(t, network, l.nodeIP+":8090"), "x"); from.Addr().String() != pod {
-			t.Errorf("%s: the node sees %s", network, from)
-		}
-		// Who has a route to pods reaches them by their own addresses.
-		for range 2 {
-			if from := source(t, l.out.dial(t, network, other+":8091"), "x"); from.Addr().String() != outsideIP {
-				t.Errorf("%s: the pod sees %s", network, from)
+	for _, f := range families {
+		direct := at(f.of("192.0.2.200", "2001:db8::8001"), 8080).String()
+		l.out.echoSource(t, at(f.outside(), 8080).String())
+		l.out.echoSource(t, direct)
+		for _, network := range []string{"tcp", "udp"} {
+			if from := source(t, l.pods[0].dial(t, network, direct), "x"); from.Addr().String() != f.pod {
+				t.Errorf("%s: the outside sees %s in a range that is not masqueraded", network, from)
+			}
+			if from := source(t, l.pods[0].dial(t, network, at(f.outside(), 8080).String()), "x"); from.Addr().String() != f.node {
+				t.Errorf("%s: the outside sees %s", network, from)
+			}
+			// Pod and node see each other as they are.
+			if from := source(t, l.pods[0].dial(t, network, at(f.node, 8090).String()), "x"); from.Addr().String() != f.pod {
+				t.Errorf("%s: the node sees %s", network, from)
+			}
+			// Who has a route to pods reaches them by their own addresses.
+			for range 2 {
+				if from := source(t, l.out.dialAs(t, network, f.outside(), at(f.other, 8091).String()), "x"); from.Addr().String() != f.outside() {
+					t.Errorf("%s: the pod sees %s", network, from)
+				}
 			}
 		}
-	}
-	for _, size := range []string{"56", "4000"} { // the latter in fragments
-		if out, err := l.out.command(t, "", nil, "busybox", "ping", "-c", "1", "-W", "5", "-s", size, pod); err != nil {
-			t.Errorf("ping of a pod from outside: %v\n%s", err, out)
+		for _, size := range []string{"56", "4000"} { // the latter in fragments
+			if out, err := l.out.command(t, "", nil, "busybox", "ping", "-c", "1", "-W", "5", "-s", size, "-I", f.outside(), f.pod); err != nil {
+				t.Errorf("ping of a pod from outside: %v\n%s", err, out)
+			}
 		}
 	}
 }
@@ -277,35 +305,52 @@ func TestMasqueradeBesideNodePorts(t *testing.T) {
 // Errors of the way find the pod: refused datagrams, a narrow link behind a router, and hops that traceroute counts.
 func TestErrorsReachThePod(t *testing.T) {
 	l := newLab(t)
-	c := l.pods[0].dial(t, "udp", outsideIP+":9")
-	c.SetDeadline(time.Now().Add(5 * time.Second))
-	c.Write([]byte("x"))
-	if _, err := c.Read(make([]byte, 10)); !strings.Contains(fmt.Sprint(err), "refused") {
-		t.Errorf("a closed port: %v", err)
-	}
 	far := newSpace(t)
 	l.out.within(t, func() error {
-		must(t, os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0))
+		forward(t)
 		v := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "far", MTU: 1300}, PeerName: "eth0", PeerMTU: 1500, PeerNamespace: netlink.NsFd(int(far.f.Fd()))}
 		must(t, netlink.LinkAdd(v))
 		address(t, "far", "203.0.113.1/24")
+		address(t, "far", "2001:db8:1::1/64")
 		return nil
 	})
-	far.within(t, func() error { up(t, "lo"); address(t, "eth0", "203.0.113.2/24"); return nil })
+	far.within(t, func() error {
+		up(t, "lo")
+		address(t, "eth0", "203.0.113.2/24")
+		address(t, "eth0", "2001:db8:1::2/64")
+		return nil
+	})
 	far.route(t, "192.0.2.0/24", "203.0.113.1")
+	far.route(t, "2001:db8::/64", "2001:db8:1::1")
 	l.node.route(t, "203.0.113.0/24", outsideIP)
+	l.node.route(t, "2001:db8:1::/64", outsideIP6)
 	far.echoSource(t, ":8080")
-	errors := l.counter(t, "masqueraded_error")
-	source(t, l.pods[0].dial(t, "tcp", "203.0.113.2:8080"), strings.Repeat("x", 50000))
-	if l.counter(t, "masqueraded_error") == errors {
-		t.Error("no packet was too big")
-	}
-	for _, kind := range []string{"-I", "-n"} { // by echo requests, and by datagrams
-		out, err := l.pods[0].command(t, "", nil, "busybox", "traceroute", kind, "-n", "-q", "1", "-w", "3", "-m", "5", "203.0.113.2")
-		lines := strings.Split(strings.TrimSpace(out), "\n")
-		if err != nil || len(lines) != 4 || !strings.Contains(lines[2], outsideIP) || !strings.Contains(lines[3], "203.0.113.2") {
-			t.Errorf("traceroute %s: %v\n%s", kind, err, out)
-		}
+	for _, f := range families {
+		t.Run(f.name, func(t *testing.T) {
+			target := f.of("203.0.113.2", "2001:db8:1::2")
+			c := l.pods[0].dial(t, "udp", at(f.outside(), 9).String())
+			c.SetDeadline(time.Now().Add(5 * time.Second))
+			c.Write([]byte("x"))
+			if _, err := c.Read(make([]byte, 10)); !strings.Contains(fmt.Sprint(err), "refused") {
+				t.Errorf("a closed port: %v", err)
+			}
+			errors := l.counter(t, "masqueraded_error")
+			source(t, l.pods[0].dial(t, "tcp", at(target, 8080).String()), strings.Repeat("x", 50000))
+			if l.counter(t, "masqueraded_error") == errors {
+				t.Error("no packet was too big")
+			}
+			program := f.of("traceroute", "traceroute6")
+			for _, kind := range []string{"-I", "-n"} { // by echo requests, and by datagrams
+				if kind == "-I" && f.name == "IPv6" {
+					continue // busybox has that for IPv4 only
+				}
+				out, err := l.pods[0].command(t, "", nil, "busybox", program, kind, "-n", "-q", "1", "-w", "3", "-m", "5", target)
+				lines := strings.Split(strings.TrimSpace(out), "\n")
+				if err != nil || len(lines) != 4 || !strings.Contains(lines[2], f.outside()) || !strings.Contains(lines[3], target) {
+					t.Errorf("traceroute %s: %v\n%s", kind, err, out)
+				}
+			}
+		})
 	}
 }
 

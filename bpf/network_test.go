@@ -2,10 +2,12 @@ package bpf
 
 import (
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -29,17 +31,20 @@ func (l *lab) counter(t testing.TB, name string) uint64 {
 }
 
 // service gives both pods a server and puts a frontend of both protocols before them.
-func (l *lab) service(t testing.TB, frontend string) {
+func (l *lab) service(t testing.TB, frontends ...string) {
 	t.Helper()
 	for i, s := range l.pods {
 		s.serve(t, fmt.Sprint("pod", i), 8080)
 	}
 	var rows []LoadBalancer
-	for _, proto := range []uint8{6, 17} {
-		rows = append(rows, LoadBalancer{
-			Name: fmt.Sprint("ns/web:", proto), Protocol: proto,
-			Frontends: []netip.AddrPort{ap(frontend)}, Backends: []netip.AddrPort{ap(pod + ":8080"), ap(other + ":8080")},
-		})
+	for _, frontend := range frontends {
+		backends := []netip.AddrPort{at(pod, 8080), at(other, 8080)}
+		if ap(frontend).Addr().Is6() {
+			backends = []netip.AddrPort{at(pod6, 8080), at(other6, 8080)}
+		}
+		for _, proto := range []uint8{6, 17} {
+			rows = append(rows, LoadBalancer{Name: fmt.Sprint("ns/web:", frontend, proto), Protocol: proto, Frontends: []netip.AddrPort{ap(frontend)}, Backends: backends})
+		}
 	}
 	_, err := l.d.LoadBalancers().Replace("u", rows)
 	must(t, err)
@@ -48,70 +53,79 @@ func (l *lab) service(t testing.TB, frontend string) {
 func TestPodToPod(t *testing.T) {
 	l := newLab(t)
 	l.pods[1].serve(t, "pod1", 8080)
-	before := l.counter(t, "pod_to_pod")
-	for _, network := range []string{"tcp", "udp"} {
-		if got, err := exchange(l.pods[0].dial(t, network, other+":8080"), "hello"); err != nil || got != "pod1 hello" {
-			t.Errorf("%s: %q, %v", network, got, err)
-		}
-	}
-	if out, err := l.pods[0].command(t, "", nil, "busybox", "ping", "-c", "2", "-W", "5", other); err != nil {
-		t.Errorf("ping: %v\n%s", err, out)
-	}
-	if out, err := l.pods[0].command(t, "", nil, "busybox", "ping", "-c", "1", "-W", "5", "-s", "4000", other); err != nil {
-		t.Errorf("ping in fragments: %v\n%s", err, out)
-	}
-	if n := l.counter(t, "pod_to_pod") - before; n < 10 {
-		t.Errorf("%d packets went from pod to pod by the program", n)
-	}
-	// The host and its pods reach each other through the host's stack.
-	if out, err := l.node.command(t, "", nil, "busybox", "ping", "-c", "1", "-W", "5", pod); err != nil {
-		t.Errorf("ping from the host: %v\n%s", err, out)
-	}
-	// Another pod's address does not leave this one.
-	l.pods[0].within(t, func() error {
-		must(t, netlink.AddrAdd(device(t, "eth0"), &netlink.Addr{IPNet: &net.IPNet{IP: net.ParseIP("10.244.0.99"), Mask: net.CIDRMask(32, 32)}}))
-		return nil
-	})
-	spoofed := l.counter(t, "drop_spoofed")
-	if out, err := l.pods[0].command(t, "", nil, "busybox", "ping", "-c", "1", "-W", "1", "-I", "10.244.0.99", other); err == nil {
-		t.Errorf("a spoofed ping was answered: %s", out)
-	}
-	if l.counter(t, "drop_spoofed") == spoofed {
-		t.Error("no spoofed packet was counted")
+	for _, f := range families {
+		t.Run(f.name, func(t *testing.T) {
+			before := l.counter(t, "pod_to_pod")
+			for _, network := range []string{"tcp", "udp"} {
+				if got, err := exchange(l.pods[0].dial(t, network, at(f.other, 8080).String()), "hello"); err != nil || got != "pod1 hello" {
+					t.Errorf("%s: %q, %v", network, got, err)
+				}
+			}
+			if out, err := l.pods[0].command(t, "", nil, "busybox", "ping", "-c", "2", "-W", "5", f.other); err != nil {
+				t.Errorf("ping: %v\n%s", err, out)
+			}
+			if out, err := l.pods[0].command(t, "", nil, "busybox", "ping", "-c", "1", "-W", "5", "-s", "4000", f.other); err != nil {
+				t.Errorf("ping in fragments: %v\n%s", err, out)
+			}
+			if n := l.counter(t, "pod_to_pod") - before; n < 10 {
+				t.Errorf("%d packets went from pod to pod by the program", n)
+			}
+			// The host and its pods reach each other through the host's stack.
+			if out, err := l.node.command(t, "", nil, "busybox", "ping", "-c", "1", "-W", "5", f.pod); err != nil {
+				t.Errorf("ping from the host: %v\n%s", err, out)
+			}
+			// Another pod's address does not leave this one.
+			stolen := f.of("10.244.0.99", "fd00:10:244::99")
+			l.pods[0].within(t, func() error { address(t, "eth0", stolen+f.of("/32", "/128")); return nil })
+			spoofed := l.counter(t, "drop_spoofed")
+			if out, err := l.pods[0].command(t, "", nil, "busybox", "ping", "-c", "1", "-W", "1", "-I", stolen, f.other); err == nil {
+				t.Errorf("a spoofed ping was answered: %s", out)
+			}
+			if l.counter(t, "drop_spoofed") == spoofed {
+				t.Error("no spoofed packet was counted")
+			}
+		})
 	}
 }
 
 // Replies come from the address that was asked, whichever way the program asks.
 func TestClusterIP(t *testing.T) {
 	l := newLab(t)
-	const frontend = "10.96.0.5:80"
-	l.service(t, frontend)
+	frontends := map[string][]string{
+		"10.96.0.5:80":       {"tcp", "udp", "udp-open", "mapped-tcp", "mapped-udp", "mapped-udp-open"},
+		"[fd00:10:96::5]:80": {"tcp", "udp", "udp-open"},
+	}
+	l.service(t, slices.Collect(maps.Keys(frontends))...)
 	for where, c := range map[string]struct {
 		s    space
 		ours bool
 	}{"a pod": {l.pods[0], true}, "the host": {l.node, false}} {
-		for _, network := range []string{"tcp", "udp", "udp-open", "mapped-tcp", "mapped-udp", "mapped-udp-open"} {
-			out, err := l.client(t, c.s, c.ours, network, frontend, 40)
-			if err != nil {
-				t.Errorf("%s from %s: %v\n%s", network, where, err, out)
-				continue
-			}
-			seen := map[string]int{}
-			for _, line := range strings.Split(strings.TrimSpace(out), "\n") {
-				from, reply, _ := strings.Cut(line, " ")
-				if from != frontend {
-					t.Errorf("%s from %s: the reply is of %s, asked was %s", network, where, from, frontend)
+		for frontend, networks := range frontends {
+			for _, network := range networks {
+				out, err := l.client(t, c.s, c.ours, network, frontend, 40)
+				if err != nil {
+					t.Errorf("%s to %s from %s: %v\n%s", network, frontend, where, err, out)
+					continue
 				}
-				seen[strings.Fields(reply)[0]]++
-			}
-			if seen["pod0"]+seen["pod1"] != 40 || seen["pod0"] == 0 || seen["pod1"] == 0 {
-				t.Errorf("%s from %s: backends %v", network, where, seen)
+				seen := map[string]int{}
+				for _, line := range strings.Split(strings.TrimSpace(out), "\n") {
+					from, reply, _ := strings.Cut(line, " ")
+					if from != frontend {
+						t.Errorf("%s from %s: the reply is of %s, asked was %s", network, where, from, frontend)
+					}
+					seen[strings.Fields(reply)[0]]++
+				}
+				if seen["pod0"]+seen["pod1"] != 40 || seen["pod0"] == 0 || seen["pod1"] == 0 {
+					t.Errorf("%s to %s from %s: backends %v", network, frontend, where, seen)
+				}
 			}
 		}
 	}
 	// Who is not of this node is not translated.
-	if out, err := l.client(t, l.out, false, "tcp", frontend, 1); err == nil {
-		t.Errorf("a stranger was translated: %s", out)
+	for frontend := range frontends {
+		if out, err := l.client(t, l.out, false, "tcp", frontend, 1); err == nil {
+			t.Errorf("a stranger was translated: %s", out)
+		}
 	}
 }
 
@@ -124,26 +138,33 @@ func TestServiceWithoutBackends(t *testing.T) {
 				l.config.noSetRetval = true
 				open(t, l.config) // takes over the pinned links
 			}
-			const frontend = "10.96.0.6:80"
-			for _, proto := range []uint8{6, 17} {
-				_, err := l.d.LoadBalancers().Replace(fmt.Sprint("u", proto), []LoadBalancer{{Name: fmt.Sprint("ns/empty:", proto), Protocol: proto, Frontends: []netip.AddrPort{ap(frontend)}}})
-				must(t, err)
+			frontends := map[string][]string{
+				"10.96.0.6:80":       {"tcp", "udp", "udp-open", "mapped-tcp", "mapped-udp", "mapped-udp-open"},
+				"[fd00:10:96::6]:80": {"tcp", "udp", "udp-open"},
+			}
+			for frontend := range frontends {
+				for _, proto := range []uint8{6, 17} {
+					_, err := l.d.LoadBalancers().Replace(fmt.Sprint(frontend, proto), []LoadBalancer{{Name: fmt.Sprint("ns/empty:", proto), Protocol: proto, Frontends: []netip.AddrPort{ap(frontend)}}})
+					must(t, err)
+				}
 			}
 			for where, c := range map[string]struct {
 				s    space
 				ours bool
 			}{"a pod": {l.pods[0], true}, "the host": {l.node, false}} {
-				for _, network := range []string{"tcp", "udp", "udp-open", "mapped-tcp", "mapped-udp", "mapped-udp-open"} {
-					want := "connection refused"
-					if (old || features.HaveProgramHelper(ebpf.CGroupSockAddr, asm.FnSetRetval) != nil) && strings.Contains(network, "udp") {
-						want = "operation not permitted"
-					}
-					before := l.counter(t, "drop_no_backend")
-					if out, err := l.client(t, c.s, c.ours, network, frontend, 1); err == nil || !strings.Contains(out, want) {
-						t.Errorf("%s from %s: %v %s, want %s", network, where, err, out, want)
-					}
-					if l.counter(t, "drop_no_backend") == before {
-						t.Errorf("%s from %s was not counted", network, where)
+				for frontend, networks := range frontends {
+					for _, network := range networks {
+						want := "connection refused"
+						if (old || features.HaveProgramHelper(ebpf.CGroupSockAddr, asm.FnSetRetval) != nil) && strings.Contains(network, "udp") {
+							want = "operation not permitted"
+						}
+						before := l.counter(t, "drop_no_backend")
+						if out, err := l.client(t, c.s, c.ours, network, frontend, 1); err == nil || !strings.Contains(out, want) {
+							t.Errorf("%s to %s from %s: %v %s, want %s", network, frontend, where, err, out, want)
+						}
+						if l.counter(t, "drop_no_backend") == before {
+							t.Errorf("%s from %s was not counted", network, where)
+						}
 					}
 				}
 			}
@@ -151,36 +172,39 @@ func TestServiceWithoutBackends(t *testing.T) {
 	}
 }
 
-// Nobody listens on the DNS address: what is answered, the kernel answers.
+// Nobody listens on the DNS addresses: what is answered, the kernel answers.
 func TestDNSWithNobodyListening(t *testing.T) {
 	l := newLab(t)
-	addrs := []netip.Addr{netip.MustParseAddr("10.96.0.5"), netip.MustParseAddr("10.96.0.6")}
-	_, err := l.d.Names().Replace("u", []Name{{Name: "web.default.svc.cluster.local.", Addrs: addrs}})
+	addrs := []netip.Addr{netip.MustParseAddr("10.96.0.5"), netip.MustParseAddr("10.96.0.6"), netip.MustParseAddr("fd00:10:96::5")}
+	_, err := l.d.Names().Replace("u", []Name{{Name: "web.default.svc.cluster.local.", Addrs: addrs}, {Name: "old.default.svc.cluster.local.", Addrs: addrs[:2]}})
 	must(t, err)
-	c := l.pods[0].dial(t, "udp", "10.96.0.10:53")
-	for _, q := range []struct {
-		name     string
-		qtype    uint16
-		rcode, n int
-	}{
-		{"Web.Default.svc.cluster.local.", dns.TypeA, dns.RcodeSuccess, 2},
-		{"web.default.svc.cluster.local.", dns.TypeAAAA, dns.RcodeSuccess, 0},
-		{"example.com.cluster.local.", dns.TypeA, dns.RcodeNameError, 0},
-	} {
-		for _, edns := range []bool{false, true} {
-			m := new(dns.Msg).SetQuestion(q.name, q.qtype)
-			if edns {
-				m.SetEdns0(1232, false)
-			}
-			conn := &dns.Conn{Conn: c, UDPSize: 1232}
-			c.SetDeadline(time.Now().Add(5 * time.Second))
-			must(t, conn.WriteMsg(m))
-			r, err := conn.ReadMsg()
-			if err != nil {
-				t.Fatalf("%s: %v", q.name, err)
-			}
-			if r.Id != m.Id || r.Rcode != q.rcode || len(r.Answer) != q.n || r.Question[0].Name != q.name {
-				t.Errorf("%s:\n%s", q.name, r)
+	for _, f := range families {
+		c := l.pods[0].dial(t, "udp", at(f.dns, 53).String())
+		for _, q := range []struct {
+			name     string
+			qtype    uint16
+			rcode, n int
+		}{
+			{"Web.Default.svc.cluster.local.", dns.TypeA, dns.RcodeSuccess, 2},
+			{"web.default.svc.cluster.local.", dns.TypeAAAA, dns.RcodeSuccess, 1},
+			{"old.default.svc.cluster.local.", dns.TypeAAAA, dns.RcodeSuccess, 0},
+			{"example.com.cluster.local.", dns.TypeA, dns.RcodeNameError, 0},
+		} {
+			for _, edns := range []bool{false, true} {
+				m := new(dns.Msg).SetQuestion(q.name, q.qtype)
+				if edns {
+					m.SetEdns0(1232, false)
+				}
+				conn := &dns.Conn{Conn: c, UDPSize: 1232}
+				c.SetDeadline(time.Now().Add(5 * time.Second))
+				must(t, conn.WriteMsg(m))
+				r, err := conn.ReadMsg()
+				if err != nil {
+					t.Fatalf("%s %s: %v", f.name, q.name, err)
+				}
+				if r.Id != m.Id || r.Rcode != q.rcode || len(r.Answer) != q.n || r.Question[0].Name != q.name {
+					t.Errorf("%s %s:\n%s", f.name, q.name, r)
+				}
 			}
 		}
 	}
@@ -188,37 +212,41 @@ func TestDNSWithNobodyListening(t *testing.T) {
 
 func TestNodePortFromOutside(t *testing.T) {
 	l := newLab(t)
-	node := l.nodeIP + ":30080"
-	l.service(t, node)
-	for _, network := range []string{"tcp", "udp"} {
-		seen := map[string]int{}
-		for i := range 30 {
-			c := l.out.dial(t, network, node)
-			for round := range 3 { // one flow stays with one backend
-				msg := fmt.Sprint(i, ".", round)
-				got, err := exchange(c, msg)
-				name, echoed, _ := strings.Cut(got, " ")
-				if err != nil || echoed != msg {
-					t.Fatalf("%s: %q, %v", network, got, err)
+	l.service(t, at(nodeIP, 30080).String(), at(nodeIP6, 30080).String())
+	l.node.serve(t, "node", 8081)
+	for _, f := range families {
+		t.Run(f.name, func(t *testing.T) {
+			node := at(f.node, 30080).String()
+			for _, network := range []string{"tcp", "udp"} {
+				seen := map[string]int{}
+				for i := range 30 {
+					c := l.out.dial(t, network, node)
+					for round := range 3 { // one flow stays with one backend
+						msg := fmt.Sprint(i, ".", round)
+						got, err := exchange(c, msg)
+						name, echoed, _ := strings.Cut(got, " ")
+						if err != nil || echoed != msg {
+							t.Fatalf("%s: %q, %v", network, got, err)
+						}
+						if round == 0 {
+							seen[name]++
+						}
+					}
 				}
-				if round == 0 {
-					seen[name]++
+				if seen["pod0"] == 0 || seen["pod1"] == 0 {
+					t.Errorf("%s: backends %v", network, seen)
 				}
 			}
-		}
-		if seen["pod0"] == 0 || seen["pod1"] == 0 {
-			t.Errorf("%s: backends %v", network, seen)
-		}
-	}
-	// More than a packet holds, both ways.
-	big := strings.Repeat("x", 50000)
-	if got, err := exchange(l.out.dial(t, "tcp", node), big); err != nil || !strings.HasSuffix(got, big) {
-		t.Errorf("%d bytes came back, %v", len(got), err)
-	}
-	// The node's own ports are not ours.
-	l.node.serve(t, "node", 8081)
-	if got, err := exchange(l.out.dial(t, "tcp", l.nodeIP+":8081"), "x"); err != nil || got != "node x" {
-		t.Errorf("%q, %v", got, err)
+			// More than a packet holds, both ways.
+			big := strings.Repeat("x", 50000)
+			if got, err := exchange(l.out.dial(t, "tcp", node), big); err != nil || !strings.HasSuffix(got, big) {
+				t.Errorf("%d bytes came back, %v", len(got), err)
+			}
+			// The node's own ports are not ours.
+			if got, err := exchange(l.out.dial(t, "tcp", at(f.node, 8081).String()), "x"); err != nil || got != "node x" {
+				t.Errorf("%q, %v", got, err)
+			}
+		})
 	}
 }
 
