@@ -46,38 +46,51 @@ func start(t *testing.T, nodes int, routing cni.Routing) *cluster {
 	})
 	for _, n := range l.Nodes {
 		n.Routing = routing
+		n.LoadBalancers = service(l, n)
+		n.Names = []bpf.Name{{Owner: "svc", Name: "svc.default.svc.cluster.local.", Addrs: clusterIPs[:]}}
 	}
 	c := &cluster{Lab: l}
 	must(t, l.Start())
 	c.serve(t, l.Outside, "outside")
 	for i, n := range l.Nodes {
 		c.serve(t, n.Space, fmt.Sprint("node", i+1))
-		for _, name := range []string{"a", "b"} {
-			p, err := n.NewPod(name)
+		for pod := range podsOnNode {
+			p, err := n.NewPod(string(rune('a' + pod)))
 			must(t, err)
+			for family, addr := range p.Addrs {
+				if want := podAddr(n, family, pod); addr != want {
+					t.Fatalf("%s has %s, want %s: what is desired names it", p.ID, addr, want)
+				}
+			}
 			c.serve(t, p.Space, p.ID)
 			c.pods = append(c.pods, p)
 		}
 	}
-	// What is desired names the pods: it is told by starting anew, as an agent does.
-	for _, n := range l.Nodes {
-		must(t, n.Stop())
-		n.LoadBalancers = c.service(n)
-		n.Names = []bpf.Name{{Owner: "svc", Name: "svc.default.svc.cluster.local.", Addrs: clusterIPs[:]}}
-	}
-	must(t, l.Start())
 	return c
 }
 
+const podsOnNode = 2
+
+// podAddr is what a pod of a node gets: addresses are given in order, behind those of the network and of a gateway.
+func podAddr(n *Node, family, pod int) netip.Addr {
+	a := n.PodCIDRs[family].Addr().Next().Next()
+	for range pod {
+		a = a.Next()
+	}
+	return a
+}
+
 // service is one of all the pods.
-func (c *cluster) service(n *Node) []bpf.LoadBalancer {
+func service(l *Lab, n *Node) []bpf.LoadBalancer {
 	var all []bpf.LoadBalancer
 	for family := range 2 {
 		for _, protocol := range []uint8{unix.IPPROTO_TCP, unix.IPPROTO_UDP} {
 			lb := bpf.LoadBalancer{Owner: "svc", Name: fmt.Sprintf("default/svc:%d-%d", family, protocol), Protocol: protocol,
 				Frontends: []netip.AddrPort{netip.AddrPortFrom(clusterIPs[family], servicePort), netip.AddrPortFrom(n.Addrs[family], nodePort)}}
-			for _, p := range c.pods {
-				lb.Backends = append(lb.Backends, netip.AddrPortFrom(p.Addrs[family], serverPort))
+			for _, backend := range l.Nodes {
+				for pod := range podsOnNode {
+					lb.Backends = append(lb.Backends, netip.AddrPortFrom(podAddr(backend, family, pod), serverPort))
+				}
 			}
 			all = append(all, lb)
 		}
