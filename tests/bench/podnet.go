@@ -19,6 +19,7 @@ import (
 // podnetParts need no cluster: they measure the node network alone, as tests/podnet sets it up.
 var podnetParts = []part{
 	{"path", (*bench).podPath},
+	{"nodes", (*bench).nodePath},
 	{"cni", (*bench).cniAdd},
 	{"restart", (*bench).agentRestart},
 }
@@ -54,6 +55,9 @@ func (b *bench) podPath(ctx context.Context) (err error) {
 	}
 	bare, err := barePair(l)
 	if err != nil {
+		return err
+	}
+	if err := sameMTU(ours, rival, bare); err != nil {
 		return err
 	}
 	for _, r := range []struct {
@@ -193,8 +197,8 @@ func (n *bridgeNode) pods() (way, error) {
 	return w, err
 }
 
-// usesMTU tells that both ways have interfaces of the same MTU: else a stream's figures would compare packets' sizes.
-func usesMTU(ways ...way) error {
+// sameMTU tells that both ways have interfaces of the same MTU: else a stream's figures would compare packets' sizes.
+func sameMTU(ways ...way) error {
 	mtu := 0
 	for _, w := range ways {
 		for _, s := range []podnet.Space{w.client, w.server} {
