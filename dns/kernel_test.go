@@ -23,11 +23,11 @@ import (
 	"github.com/strake-io/strake/bpf"
 )
 
-// podDial makes a pod of this node, and sockets of it to 10.96.0.10: what they say meets the kernel's answerer first.
-func podDial(t *testing.T, d *bpf.Datapath) (dial func(network string) net.Conn) {
+// podDial makes a pod of this node, and sockets of it to the DNS addresses: what they say meets the kernel's answerer first.
+func podDial(t *testing.T, d *bpf.Datapath) (dial func(network string, to netip.AddrPort) net.Conn) {
 	t.Helper()
 	const host = "testpod"
-	addr := netip.MustParseAddr("10.244.0.200")
+	addrs := []netip.Addr{netip.MustParseAddr("10.244.0.200"), netip.MustParseAddr("fd00:244::200")}
 	var ns *os.File
 	within := func(f func() error) {
 		t.Helper()
@@ -56,7 +56,7 @@ func podDial(t *testing.T, d *bpf.Datapath) (dial func(network string) net.Conn)
 	must(t, err)
 	t.Cleanup(func() { must(t, netlink.LinkDel(l)) })
 	must(t, netlink.LinkSetUp(l))
-	address := &net.IPNet{IP: addr.AsSlice(), Mask: net.CIDRMask(32, 32)}
+	hostMAC := l.Attrs().HardwareAddr
 	var podMAC net.HardwareAddr
 	within(func() error {
 		eth, err := netlink.LinkByName("eth0")
@@ -64,21 +64,53 @@ func podDial(t *testing.T, d *bpf.Datapath) (dial func(network string) net.Conn)
 			return err
 		}
 		podMAC = eth.Attrs().HardwareAddr
-		return errors.Join(netlink.AddrAdd(eth, &netlink.Addr{IPNet: address}), netlink.LinkSetUp(eth),
-			netlink.RouteAdd(&netlink.Route{LinkIndex: eth.Attrs().Index, Dst: &net.IPNet{IP: self.AsSlice(), Mask: net.CIDRMask(32, 32)}, Scope: netlink.SCOPE_LINK}))
+		err = netlink.LinkSetUp(eth)
+		for i, to := range []netip.Addr{self, self6} { // in which each side knows the other, as CNI leaves them
+			err = errors.Join(err, netlink.AddrAdd(eth, &netlink.Addr{IPNet: whole(addrs[i]), Flags: unix.IFA_F_NODAD}),
+				netlink.RouteAdd(&netlink.Route{LinkIndex: eth.Attrs().Index, Dst: whole(to), Scope: netlink.SCOPE_LINK}), neighbor(eth, to, hostMAC))
+		}
+		return err
 	})
 	index := l.Attrs().Index
-	must(t, netlink.RouteAdd(&netlink.Route{LinkIndex: index, Dst: address, Scope: netlink.SCOPE_LINK}))
-	_, err = d.Endpoints().Replace("pod", []bpf.Endpoint{{Owner: "pod", Addr: addr, Ifindex: index, PodMAC: podMAC, HostMAC: l.Attrs().HardwareAddr}})
+	var rows []bpf.Endpoint
+	for _, a := range addrs {
+		must(t, netlink.RouteAdd(&netlink.Route{LinkIndex: index, Dst: whole(a), Scope: netlink.SCOPE_LINK}))
+		must(t, neighbor(l, a, podMAC))
+		rows = append(rows, bpf.Endpoint{Owner: "pod", Addr: a, Ifindex: index, PodMAC: podMAC, HostMAC: hostMAC})
+	}
+	// The kernel notices in its own time that a link has two ends up, and loses what is sent before.
+	must(t, awaitUp(host))
+	within(func() error { return awaitUp("eth0") })
+	_, err = d.Endpoints().Replace("pod", rows)
 	must(t, err)
 	must(t, d.AttachPod(index))
-	return func(network string) (c net.Conn) {
+	return func(network string, to netip.AddrPort) (c net.Conn) {
 		t.Helper()
-		within(func() (err error) { c, err = net.DialTimeout(network, at.String(), 10*time.Second); return err })
+		within(func() (err error) { c, err = net.DialTimeout(network, to.String(), 10*time.Second); return err })
 		t.Cleanup(func() { c.Close() })
 		c.SetDeadline(time.Now().Add(30 * time.Second))
 		return c
 	}
+}
+
+func awaitUp(name string) error {
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(time.Millisecond) {
+		l, err := netlink.LinkByName(name)
+		if err != nil || l.Attrs().OperState == netlink.OperUp {
+			return err
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("link %s is %s", name, l.Attrs().OperState)
+		}
+	}
+}
+
+func neighbor(l netlink.Link, a netip.Addr, mac net.HardwareAddr) error {
+	family := netlink.FAMILY_V4
+	if a.Is6() {
+		family = netlink.FAMILY_V6
+	}
+	return netlink.NeighSet(&netlink.Neigh{LinkIndex: l.Attrs().Index, Family: family, State: netlink.NUD_PERMANENT, IP: a.AsSlice(), HardwareAddr: mac})
 }
 
 func openDatapath(t *testing.T) *bpf.Datapath {
@@ -93,14 +125,14 @@ func openDatapath(t *testing.T) *bpf.Datapath {
 	group, err := os.MkdirTemp(root, "strake-test-dns-")
 	must(t, err)
 	t.Cleanup(func() { must(t, os.Remove(group)) })
-	d, err := bpf.Open(bpf.Config{PinDir: pins, CgroupRoot: root, NodeCgroup: group, DNSAddrs: []netip.Addr{self}, Zone: "cluster.local", DNSTTL: 30})
+	d, err := bpf.Open(bpf.Config{PinDir: pins, CgroupRoot: root, NodeCgroup: group, DNSAddrs: []netip.Addr{self, self6}, Zone: "cluster.local", DNSTTL: 30})
 	must(t, err)
 	t.Cleanup(func() { must(t, d.Close()) })
 	return d
 }
 
 // podAndServer is a pod on a node whose kernel holds the names of the tests' cluster, and the server behind it.
-func podAndServer(t *testing.T) (dial func(network string) net.Conn, s *Server, d *bpf.Datapath) {
+func podAndServer(t *testing.T) (dial func(network string, to netip.AddrPort) net.Conn, s *Server, d *bpf.Datapath) {
 	t.Helper()
 	newUpstream(t, public, func(network string, q *dns.Msg) *dns.Msg {
 		m := internet(network, q)
@@ -110,7 +142,7 @@ func podAndServer(t *testing.T) (dial func(network string) net.Conn, s *Server, 
 		return m
 	})
 	records := newRecords(t, objects()...)
-	s = NewServer(records, NewForwarder(resolvConf(t, public)), at)
+	s = NewServer(records, NewForwarder(resolvConf(t, public)), at, at6)
 	run(t, s)
 	d = openDatapath(t)
 	owners, longest := 0, strings.Repeat("a", 63)
@@ -131,7 +163,7 @@ func podAndServer(t *testing.T) (dial func(network string) net.Conn, s *Server, 
 // the tests, every type, with and without EDNS0, however it is spelled. And the kernel does answer.
 func TestKernelAnswersAsTheServerDoes(t *testing.T) {
 	dial, s, d := podAndServer(t)
-	conn := &dns.Conn{Conn: dial("udp"), UDPSize: 4096}
+	conns := []*dns.Conn{{Conn: dial("udp", at), UDPSize: 4096}, {Conn: dial("udp", at6), UDPSize: 4096}}
 	asked := 0
 	for question := range recordCases {
 		name, own, _ := strings.Cut(question, " ")
@@ -148,15 +180,17 @@ func TestKernelAnswersAsTheServerDoes(t *testing.T) {
 			if asked%7 == 0 {
 				q.Question[0].Name = strings.ToUpper(name)
 			}
-			must(t, conn.WriteMsg(q))
-			got, err := conn.ReadMsg()
-			if err != nil {
-				t.Fatalf("%s: %v", &q.Question[0], err)
-			}
 			want := s.Answer(context.Background(), q)
 			want.Truncate(4096)
-			if !sameMessage(got, want) {
-				t.Errorf("%s\nthe pod got\n%s\nthe server says\n%s", &q.Question[0], got, want)
+			for _, conn := range conns {
+				must(t, conn.WriteMsg(q))
+				got, err := conn.ReadMsg()
+				if err != nil {
+					t.Fatalf("%s: %v", &q.Question[0], err)
+				}
+				if !sameMessage(got, want) {
+					t.Errorf("%s\n%s got\n%s\nthe server says\n%s", &q.Question[0], conn.LocalAddr(), got, want)
+				}
 			}
 		}
 	}
@@ -169,15 +203,37 @@ func TestKernelAnswersAsTheServerDoes(t *testing.T) {
 	}
 }
 
+// The kernel answers questions of both families over both.
+func TestKernelAnswersBothFamilies(t *testing.T) {
+	dial, _, d := podAndServer(t)
+	answered := func() uint64 {
+		status, err := d.Status()
+		must(t, err)
+		return status.Counters["dns_answered"]
+	}
+	for _, to := range []netip.AddrPort{at, at6} {
+		conn := &dns.Conn{Conn: dial("udp", to), UDPSize: 4096}
+		for _, question := range []string{"web A", "dual A", "dual AAAA", "six AAAA", "two A", "two AAAA", "bare AAAA"} {
+			before := answered()
+			name, qtype, _ := strings.Cut(question, " ")
+			must(t, conn.WriteMsg(new(dns.Msg).SetQuestion(name+".default.svc.cluster.local.", dns.StringToType[qtype])))
+			if m, err := conn.ReadMsg(); err != nil || len(m.Answer) == 0 || answered() != before+1 {
+				t.Errorf("%s over %s: %v, %v, answered by the server", question, to, m, err)
+			}
+		}
+	}
+}
+
 // The same for names of chance, made of the words that mean something, as deep and as long as names get.
 func TestKernelAnswersNamesOfChanceAsTheServerDoes(t *testing.T) {
 	dial, s, d := podAndServer(t)
-	conn := &dns.Conn{Conn: dial("udp"), UDPSize: 4096}
-	words := []string{"web", "db", "db-0", "default", "svc", "pod", "dns", "ns", "dns-version", "cluster", "local", "_http", "_tcp", "_", "10-1-0-1", "Xdnsversion",
+	conns := []*dns.Conn{{Conn: dial("udp", at), UDPSize: 4096}, {Conn: dial("udp", at6), UDPSize: 4096}}
+	words := []string{"web", "dual", "six", "db", "db-0", "default", "svc", "pod", "dns", "ns", "dns-version", "cluster", "local", "_http", "_tcp", "_", "10-1-0-1", "Xdnsversion",
 		"abcdefghijk", "a", `\000`, `\255\.`, "*", strings.Repeat("x", 63), "SVC", "Cluster"}
 	types := []uint16{dns.TypeA, dns.TypeAAAA, dns.TypeSRV, dns.TypeSOA, dns.TypeTXT, dns.TypeANY, 65280}
 	random := rand.New(rand.NewPCG(1, 2))
-	for range 3000 {
+	for i := range 3000 {
+		conn := conns[i%2]
 		var labels []string
 		for range random.IntN(8) * (1 + random.IntN(3)) {
 			labels = append(labels, words[random.IntN(len(words))])
@@ -229,7 +285,7 @@ func TestPodTakesTCPForWhatIsCut(t *testing.T) {
 	for name, want := range map[string]int{"many": 60, "huge": 2000} {
 		q := new(dns.Msg).SetQuestion(name+".default.svc.cluster.local.", dns.TypeA)
 		for network, cut := range map[string]bool{"udp": true, "tcp": false} {
-			conn := &dns.Conn{Conn: dial(network)}
+			conn := &dns.Conn{Conn: dial(network, []netip.AddrPort{at, at6}[len(name)%2])}
 			must(t, conn.WriteMsg(q))
 			m, err := conn.ReadMsg()
 			if err != nil || m.Truncated != cut || !cut && len(m.Answer) != want {
@@ -242,7 +298,7 @@ func TestPodTakesTCPForWhatIsCut(t *testing.T) {
 // Before the feeder has seen the cluster the kernel holds no name, and denies only what no cluster can have.
 func TestKernelBeforeTheClusterWasSeen(t *testing.T) {
 	d := openDatapath(t)
-	conn := &dns.Conn{Conn: podDial(t, d)("udp"), UDPSize: 4096}
+	conn := &dns.Conn{Conn: podDial(t, d)("udp", at), UDPSize: 4096}
 	r := newRecords(t) // a server that knows nothing either, but to its name
 	r.synced = append(r.synced, func() bool { return false })
 	run(t, NewServer(r, NewForwarder("/nowhere"), at))

@@ -19,11 +19,11 @@ import (
 	"github.com/strake-io/strake/bpf"
 )
 
-// maxKernelAddrs is how many addresses of a headless Service the kernel answers.
+// maxKernelAddrs is how many addresses of a family the kernel answers for a headless Service.
 const maxKernelAddrs = 8
 
-// Desired returns the names that the kernel answers for a Service: those with an IPv4 ClusterIP, and headless ones
-// whose addresses fit. As the kernel says of such a name that it has no AAAA, a Service with IPv6 is left to user space.
+// Desired returns the names that the kernel answers for a Service: those with a ClusterIP, and headless ones whose
+// addresses fit. As the kernel denies such a name what it has no addresses of, the row has all of both families, or is not there.
 func Desired(svc *corev1.Service, endpoints []*discoveryv1.EndpointSlice, zone string) []bpf.Name {
 	if svc.Spec.Type == corev1.ServiceTypeExternalName {
 		return nil
@@ -32,7 +32,16 @@ func Desired(svc *corev1.Service, endpoints []*discoveryv1.EndpointSlice, zone s
 	if svc.Spec.ClusterIP == corev1.ClusterIPNone {
 		addrs = distinct(endpointsOf(svc, endpoints))
 	}
-	if len(addrs) == 0 || len(addrs) > maxKernelAddrs || slices.ContainsFunc(addrs, netip.Addr.Is6) {
+	six := 0
+	for _, a := range addrs {
+		if a.Is4In6() || a.Zone() != "" {
+			return nil
+		}
+		if a.Is6() {
+			six++
+		}
+	}
+	if len(addrs) == 0 || max(six, len(addrs)-six) > maxKernelAddrs {
 		return nil
 	}
 	slices.SortFunc(addrs, netip.Addr.Compare)

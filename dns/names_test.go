@@ -23,7 +23,7 @@ import (
 	"github.com/strake-io/strake/bpf"
 )
 
-// What the kernel may answer: names with one to eight addresses, all IPv4, since it denies such a name an AAAA.
+// What the kernel may answer: names with one to eight addresses of a family, or of each.
 func TestDesired(t *testing.T) {
 	ready := func(n int, more ...string) *discoveryv1.EndpointSlice {
 		for i := range n {
@@ -40,8 +40,9 @@ func TestDesired(t *testing.T) {
 		"its endpoints don't matter":   {service("s", []string{"10.96.0.5"}), []*discoveryv1.EndpointSlice{ready(20, "fd00::1")}, "[10.96.0.5]"},
 		"the older field":              {service("s", nil, func(s *corev1.Service) { s.Spec.ClusterIP = "10.96.0.5" }), nil, "[10.96.0.5]"},
 		"no address yet":               {service("s", nil), nil, ""},
-		"IPv6":                         {service("s", []string{"fd00::5"}), nil, ""},
-		"both families":                {service("s", []string{"10.96.0.5", "fd00::5"}), nil, ""},
+		"IPv6":                         {service("s", []string{"fd00::5"}), nil, "[fd00::5]"},
+		"both families":                {service("s", []string{"fd00::5", "10.96.0.5"}), nil, "[10.96.0.5 fd00::5]"},
+		"an address of both":           {service("s", []string{"::ffff:10.96.0.5"}), nil, ""},
 		"ExternalName":                 {service("s", nil, external("example.com")), nil, ""},
 		"ExternalName, once ClusterIP": {service("s", []string{"10.96.0.5"}, external("example.com")), nil, ""},
 		"headless":                     {service("s", headless), []*discoveryv1.EndpointSlice{ready(2)}, "[10.244.0.1 10.244.0.2]"},
@@ -52,7 +53,12 @@ func TestDesired(t *testing.T) {
 		"headless, not ready, told":    {service("s", headless, publish), []*discoveryv1.EndpointSlice{ready(0, "10.244.0.9!")}, "[10.244.0.9]"},
 		"headless, eight":              {service("s", headless), []*discoveryv1.EndpointSlice{ready(8)}, "[10.244.0.1 10.244.0.2 10.244.0.3 10.244.0.4 10.244.0.5 10.244.0.6 10.244.0.7 10.244.0.8]"},
 		"headless, nine":               {service("s", headless), []*discoveryv1.EndpointSlice{ready(9)}, ""},
-		"headless, IPv6 too":           {service("s", headless), []*discoveryv1.EndpointSlice{ready(1, "fd00::1")}, ""},
+		"headless, IPv6 too":           {service("s", headless), []*discoveryv1.EndpointSlice{ready(1, "fd00::1")}, "[10.244.0.1 fd00::1]"},
+		"headless, a slice of each":    {service("s", headless), []*discoveryv1.EndpointSlice{endpoints("s", "b", nil, "fd00::2", "fd00::1"), ready(1)}, "[10.244.0.1 fd00::1 fd00::2]"},
+		"headless, IPv6 only":          {service("s", headless), []*discoveryv1.EndpointSlice{ready(0, "fd00::1")}, "[fd00::1]"},
+		"headless, eight and one":      {service("s", headless), []*discoveryv1.EndpointSlice{ready(8, "fd00::1")}, "[10.244.0.1 10.244.0.2 10.244.0.3 10.244.0.4 10.244.0.5 10.244.0.6 10.244.0.7 10.244.0.8 fd00::1]"},
+		"headless, nine and one":       {service("s", headless), []*discoveryv1.EndpointSlice{ready(9, "fd00::1")}, ""},
+		"headless, nine of IPv6":       {service("s", headless), []*discoveryv1.EndpointSlice{ready(1, "fd00::1", "fd00::2", "fd00::3", "fd00::4", "fd00::5", "fd00::6", "fd00::7", "fd00::8", "fd00::9")}, ""},
 		"headless, what is no address": {service("s", headless), []*discoveryv1.EndpointSlice{ready(1, "db.example.com")}, "[10.244.0.1]"},
 	} {
 		var got string

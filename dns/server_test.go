@@ -18,7 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-var at = netip.AddrPortFrom(self, 53)
+var at, at6 = netip.AddrPortFrom(self, 53), netip.AddrPortFrom(self6, 53)
 
 // run serves until the test ends, and returns when the server listens.
 func run(t testing.TB, s *Server) {

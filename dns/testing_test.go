@@ -30,8 +30,8 @@ import (
 // inside says that this process is in the namespaces of its own.
 const inside = "STRAKE_TEST_INSIDE"
 
-// self is the cluster DNS address; it is on lo, as on a node.
-var self = netip.MustParseAddr("10.96.0.10")
+// self and self6 are the cluster DNS addresses; they are on lo, as on a node.
+var self, self6 = netip.MustParseAddr("10.96.0.10"), netip.MustParseAddr("fd00:96::a")
 
 // TestMain runs the tests in a process with a network namespace of its own: servers listen on port 53 of its addresses.
 func TestMain(m *testing.M) {
@@ -54,10 +54,12 @@ func TestMain(m *testing.M) {
 	if err == nil {
 		err = netlink.LinkSetUp(lo)
 	}
-	if err == nil {
-		err = netlink.AddrAdd(lo, &netlink.Addr{IPNet: &net.IPNet{IP: self.AsSlice(), Mask: net.CIDRMask(32, 32)}})
+	for _, a := range []netip.Addr{self, self6} {
+		if err == nil || errors.Is(err, unix.EEXIST) { // a fuzz worker is started from within
+			err = netlink.AddrAdd(lo, &netlink.Addr{IPNet: whole(a)})
+		}
 	}
-	if err == nil || errors.Is(err, unix.EEXIST) { // a fuzz worker is started from within
+	if err == nil || errors.Is(err, unix.EEXIST) {
 		err = unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "")
 	}
 	if err != nil {
@@ -65,6 +67,11 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	os.Exit(m.Run())
+}
+
+// whole is the network of one address.
+func whole(a netip.Addr) *net.IPNet {
+	return &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen(), a.BitLen())}
 }
 
 func must(t testing.TB, err error) {
@@ -133,6 +140,8 @@ func objects() []apiruntime.Object {
 		service("web", []string{"10.96.0.5"}, port("http", corev1.ProtocolTCP, 80), port("dns", corev1.ProtocolUDP, 53)),
 		endpoints("web", "a", endpointPort("http", corev1.ProtocolTCP, 8080), "10.244.0.7", "web-1=10.244.0.8"),
 		service("dual", []string{"10.96.0.6", "fd00:96::6"}, port("https", corev1.ProtocolTCP, 443)),
+		service("six", []string{"fd00:96::7"}, port("https", corev1.ProtocolTCP, 443)),
+		endpoints("six", "a", endpointPort("https", corev1.ProtocolTCP, 8443), "six-1=fd00:244::21"),
 		service("plain", []string{"10.96.0.7"}, port("", corev1.ProtocolTCP, 80)),
 		service("old", nil, func(s *corev1.Service) { s.Spec.ClusterIP = "10.96.0.8" }),
 		service("db", headless, port("pg", corev1.ProtocolTCP, 5432)),
@@ -140,6 +149,8 @@ func objects() []apiruntime.Object {
 		service("two", headless, port("pg", corev1.ProtocolTCP, 5432)),
 		endpoints("two", "a", endpointPort("pg", corev1.ProtocolTCP, 5432), "Two-0=10.244.0.12"),
 		endpoints("two", "b", endpointPort("pg", corev1.ProtocolTCP, 5432), "Two-0=fd00:244:0:0::12", "fd00:244::13"),
+		service("bare", headless, port("pg", corev1.ProtocolTCP, 5432)),
+		endpoints("bare", "a", endpointPort("pg", corev1.ProtocolTCP, 5432), "bare-0=fd00:244::31", "fd00:244::32"),
 		service("all", headless, publish),
 		endpoints("all", "a", nil, "all-0=10.244.0.9!"),
 		service("empty", headless),
@@ -173,7 +184,7 @@ func objects() []apiruntime.Object {
 func newRecords(t testing.TB, objs ...apiruntime.Object) *Records {
 	t.Helper()
 	f := informers.NewSharedInformerFactory(fake.NewClientset(objs...), 0)
-	r, err := NewRecords(f, "Cluster.local", 30, self)
+	r, err := NewRecords(f, "Cluster.local", 30, self, self6)
 	must(t, err)
 	stop := make(chan struct{})
 	f.Start(stop)

@@ -17,33 +17,66 @@ const labelProxyName = "service.kubernetes.io/service-proxy-name"
 // Node is what the rows of one node depend on.
 type Node struct {
 	Name  string
-	Addrs []netip.Addr // where NodePorts answer
+	Addrs []netip.Addr // where NodePorts answer, each those of its family
 	Local []netip.Addr // ClusterIPs that the node serves itself (cluster DNS)
 }
 
-// Desired returns the rows of one Service: pure, and the same for the same input. A port has one row, or two if internal
-// and external traffic have different backends.
+// Desired returns the rows of one Service: pure, and the same for the same input. A port has one row of each of the
+// Service's families, or two if internal and external traffic have different backends. Rows of external traffic are
+// told by a star, those of IPv6 by its name.
 func Desired(svc *corev1.Service, endpoints []*discoveryv1.EndpointSlice, node Node) []bpf.LoadBalancer {
 	if _, foreign := svc.Labels[labelProxyName]; foreign || svc.Spec.Type == corev1.ServiceTypeExternalName || svc.Spec.ClusterIP == corev1.ClusterIPNone {
 		return nil
 	}
 	var out []bpf.LoadBalancer
-	clusterIPs := clusterAddrs(svc, node.Local)
-	externalIPs := externalAddrs(svc)
+	for _, f := range families {
+		out = append(out, f.desired(svc, endpoints, node)...)
+	}
+	return out
+}
+
+// family is one of IPv4 and IPv6. What a Service has of one never leads to what it has of the other.
+type family struct {
+	holds func(netip.Addr) bool
+	kind  discoveryv1.AddressType // of its EndpointSlices
+	name  string                  // by which its rows are told
+}
+
+var families = []family{{netip.Addr.Is4, discoveryv1.AddressTypeIPv4, ""}, {netip.Addr.Is6, discoveryv1.AddressTypeIPv6, " (IPv6)"}}
+
+// of are the addresses of the family.
+func (f family) of(addrs []netip.Addr) []netip.Addr {
+	var out []netip.Addr
+	for _, a := range addrs {
+		if f.holds(a) {
+			out = append(out, a)
+		}
+	}
+	return out
+}
+
+func (f family) desired(svc *corev1.Service, endpoints []*discoveryv1.EndpointSlice, node Node) []bpf.LoadBalancer {
+	clusterIPs := f.of(clusterAddrs(svc))
+	if len(clusterIPs) == 0 {
+		return nil // not a family of this Service's; its node ports are none of it either
+	}
+	clusterIPs = slices.DeleteFunc(clusterIPs, func(a netip.Addr) bool { return slices.Contains(node.Local, a) })
+	externalIPs, nodeAddrs := f.of(externalAddrs(svc)), f.of(node.Addrs)
 	internalLocal := svc.Spec.InternalTrafficPolicy != nil && *svc.Spec.InternalTrafficPolicy == corev1.ServiceInternalTrafficPolicyLocal
 	externalLocal := svc.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal
+	var out []bpf.LoadBalancer
 	for _, port := range svc.Spec.Ports {
 		proto, ok := protocol(port.Protocol)
 		if !ok {
 			continue
 		}
 		internal, external := at(clusterIPs, port.Port), at(externalIPs, port.Port)
-		external = append(external, at(node.Addrs, port.NodePort)...)
+		external = append(external, at(nodeAddrs, port.NodePort)...)
 		name := svc.Namespace + "/" + svc.Name + ":" + port.Name
 		row := func(name string, frontends []netip.AddrPort, local bool) {
 			if len(frontends) > 0 {
 				out = append(out, bpf.LoadBalancer{
-					Owner: string(svc.UID), Name: name, Protocol: proto, Frontends: frontends, Backends: backends(endpoints, port, local, node.Name),
+					Owner: string(svc.UID), Name: name + f.name, Protocol: proto, Frontends: frontends, Backends: f.backends(endpoints, port, local, node.Name),
 				})
 			}
 		}
@@ -69,15 +102,21 @@ func at(addrs []netip.Addr, port int32) []netip.AddrPort {
 	return out
 }
 
-// clusterAddrs are the Service's IPv4 cluster addresses, but those that the node serves itself.
-func clusterAddrs(svc *corev1.Service, local []netip.Addr) []netip.Addr {
+// address reads an address that packets can have: no IPv4 written as IPv6, nothing that is of one link only.
+func address(text string) (netip.Addr, bool) {
+	a, err := netip.ParseAddr(text)
+	return a, err == nil && !a.Is4In6() && a.Zone() == ""
+}
+
+// clusterAddrs are the Service's cluster addresses.
+func clusterAddrs(svc *corev1.Service) []netip.Addr {
 	texts := svc.Spec.ClusterIPs
 	if len(texts) == 0 {
 		texts = []string{svc.Spec.ClusterIP} // written by a client that knows the older field only
 	}
 	var out []netip.Addr
 	for _, t := range texts {
-		if a, err := netip.ParseAddr(t); err == nil && a.Is4() && !slices.Contains(local, a) {
+		if a, ok := address(t); ok {
 			out = append(out, a)
 		}
 	}
@@ -104,7 +143,7 @@ func externalAddrs(svc *corev1.Service) []netip.Addr {
 	}
 	var out []netip.Addr
 	for _, t := range texts {
-		if a, err := netip.ParseAddr(t); err == nil && a.Is4() && !slices.Contains(out, a) {
+		if a, ok := address(t); ok && !slices.Contains(out, a) {
 			out = append(out, a)
 		}
 	}
@@ -112,10 +151,10 @@ func externalAddrs(svc *corev1.Service) []netip.Addr {
 }
 
 // backends are the endpoints of a port that are ready; if none is, those that still serve while they end (KEP-1669).
-func backends(list []*discoveryv1.EndpointSlice, port corev1.ServicePort, local bool, nodeName string) []netip.AddrPort {
+func (f family) backends(list []*discoveryv1.EndpointSlice, port corev1.ServicePort, local bool, nodeName string) []netip.AddrPort {
 	var ready, serving []netip.AddrPort
 	for _, s := range list {
-		if s.AddressType != discoveryv1.AddressTypeIPv4 {
+		if s.AddressType != f.kind {
 			continue
 		}
 		number, ok := target(s.Ports, port)
@@ -127,8 +166,8 @@ func backends(list []*discoveryv1.EndpointSlice, port corev1.ServicePort, local 
 				continue
 			}
 			for _, text := range e.Addresses {
-				a, err := netip.ParseAddr(text)
-				if err != nil || !a.Is4() {
+				a, ok := address(text)
+				if !ok || !f.holds(a) {
 					continue
 				}
 				ap := netip.AddrPortFrom(a, number)

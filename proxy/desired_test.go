@@ -22,7 +22,15 @@ func aps(list ...string) []netip.AddrPort {
 	return out
 }
 
-var testNode = Node{Name: "n1", Addrs: []netip.Addr{netip.MustParseAddr("192.0.2.1")}, Local: []netip.Addr{netip.MustParseAddr("10.96.0.10")}}
+func addrs(list ...string) []netip.Addr {
+	var out []netip.Addr
+	for _, s := range list {
+		out = append(out, netip.MustParseAddr(s))
+	}
+	return out
+}
+
+var testNode = Node{Name: "n1", Addrs: addrs("192.0.2.1", "2001:db8::1"), Local: addrs("10.96.0.10", "fd00:96::a")}
 
 func service(change func(*corev1.Service)) *corev1.Service {
 	s := &corev1.Service{
@@ -116,14 +124,24 @@ func TestDesired(t *testing.T) {
 		"the same endpoint twice": {service(nop), slice(func(s *discoveryv1.EndpointSlice) { s.Endpoints = append(s.Endpoints, s.Endpoints[0]) }), []bpf.LoadBalancer{row("ns/web:http", 6, aps("10.96.0.5:80"), both)}},
 		"IPv6 first, IPv4 second": {service(func(s *corev1.Service) {
 			s.Spec.ClusterIP, s.Spec.ClusterIPs = "fd00::5", []string{"fd00::5", "10.96.0.5"}
-		}), slice(nop), []bpf.LoadBalancer{row("ns/web:http", 6, aps("10.96.0.5:80"), both)}},
-		"IPv6 only":      {service(func(s *corev1.Service) { s.Spec.ClusterIP = "fd00::5" }), slice(nop), nil},
+		}), slice(nop), []bpf.LoadBalancer{row("ns/web:http", 6, aps("10.96.0.5:80"), both), row("ns/web:http (IPv6)", 6, aps("[fd00::5]:80"), nil)}},
+		"IPv6 only": {service(func(s *corev1.Service) { s.Spec.ClusterIP = "fd00::5" }), slice(func(s *discoveryv1.EndpointSlice) {
+			s.AddressType, s.Endpoints[0].Addresses, s.Endpoints[1].Addresses = discoveryv1.AddressTypeIPv6, []string{"fd00:244::2"}, []string{"fd00:244:1::2"}
+		}), []bpf.LoadBalancer{row("ns/web:http (IPv6)", 6, aps("[fd00::5]:80"), aps("[fd00:244::2]:8080", "[fd00:244:1::2]:8080"))}},
+		"a NodePort of one family": {service(func(s *corev1.Service) {
+			s.Spec.ClusterIP, s.Spec.Type, s.Spec.Ports[0].NodePort = "fd00::5", corev1.ServiceTypeNodePort, 30080
+		}), slice(nop), []bpf.LoadBalancer{row("ns/web:http (IPv6)", 6, aps("[fd00::5]:80", "[2001:db8::1]:30080"), nil)}},
+		"an address in a slice of the other family": {service(nop), slice(func(s *discoveryv1.EndpointSlice) { s.Endpoints[0].Addresses = []string{"fd00:244::2"} }),
+			[]bpf.LoadBalancer{row("ns/web:http", 6, aps("10.96.0.5:80"), aps("10.244.1.2:8080"))}},
+		"served by the node in one family": {service(func(s *corev1.Service) {
+			s.Spec.ClusterIP, s.Spec.ClusterIPs = "10.96.0.10", []string{"10.96.0.10", "fd00::5"}
+		}), slice(nop), []bpf.LoadBalancer{row("ns/web:http (IPv6)", 6, aps("[fd00::5]:80"), nil)}},
 		"no address yet": {service(func(s *corev1.Service) { s.Spec.ClusterIP = "" }), slice(nop), nil},
 		"served by the node, but its NodePort is not": {service(func(s *corev1.Service) {
 			s.Spec.ClusterIP, s.Spec.Type, s.Spec.Ports[0].NodePort = "10.96.0.10", corev1.ServiceTypeNodePort, 30080
 		}), slice(nop), []bpf.LoadBalancer{row("ns/web:http", 6, aps("192.0.2.1:30080"), both)}},
 		"external addresses": {service(func(s *corev1.Service) {
-			s.Spec.ExternalIPs = []string{"198.51.100.1", "rubbish", "fd00::1"}
+			s.Spec.ExternalIPs = []string{"198.51.100.1", "rubbish", "fd00::1", "::ffff:198.51.100.9", "fe80::1%eth0"}
 			s.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: "198.51.100.2"}, {IP: "198.51.100.3", IPMode: ptr(corev1.LoadBalancerIPModeProxy)}}
 		}), slice(nop), []bpf.LoadBalancer{row("ns/web:http", 6, aps("10.96.0.5:80", "198.51.100.1:80", "198.51.100.2:80"), both)}},
 	} {
@@ -132,5 +150,28 @@ func TestDesired(t *testing.T) {
 				t.Errorf("got  %+v\nwant %+v", got, c.want)
 			}
 		})
+	}
+}
+
+// A Service of two families has each of its rows twice.
+func TestDesiredOfBothFamilies(t *testing.T) {
+	svc := service(func(s *corev1.Service) {
+		s.Spec.ClusterIP, s.Spec.ClusterIPs, s.Spec.Type, s.Spec.Ports[0].NodePort = "fd00::5", []string{"fd00::5", "10.96.0.5"}, corev1.ServiceTypeNodePort, 30080
+		s.Spec.ExternalTrafficPolicy, s.Spec.ExternalIPs = corev1.ServiceExternalTrafficPolicyLocal, []string{"198.51.100.1", "2001:db8:1::1", "::ffff:198.51.100.9", "fe80::1%eth0"}
+	})
+	six := slice(func(s *discoveryv1.EndpointSlice) {
+		s.AddressType, s.Endpoints[0].Addresses, s.Endpoints[1].Addresses = discoveryv1.AddressTypeIPv6, []string{"fd00:244::2"}, []string{"fd00:244:1::2"}
+		s.Ports[0].Port = ptr(int32(8086))
+	})
+	want := []bpf.LoadBalancer{
+		{Owner: "u", Name: "ns/web:http", Protocol: 6, Frontends: aps("10.96.0.5:80"), Backends: aps("10.244.0.2:8080", "10.244.1.2:8080")},
+		{Owner: "u", Name: "ns/web:http*", Protocol: 6, Frontends: aps("198.51.100.1:80", "192.0.2.1:30080"), Backends: aps("10.244.0.2:8080")},
+		{Owner: "u", Name: "ns/web:http (IPv6)", Protocol: 6, Frontends: aps("[fd00::5]:80"), Backends: aps("[fd00:244::2]:8086", "[fd00:244:1::2]:8086")},
+		{Owner: "u", Name: "ns/web:http* (IPv6)", Protocol: 6, Frontends: aps("[2001:db8:1::1]:80", "[2001:db8::1]:30080"), Backends: aps("[fd00:244::2]:8086")},
+	}
+	for _, list := range [][]*discoveryv1.EndpointSlice{{slice(nop[discoveryv1.EndpointSlice]), six}, {six, slice(nop[discoveryv1.EndpointSlice])}} {
+		if got := Desired(svc, list, testNode); !reflect.DeepEqual(got, want) {
+			t.Errorf("got  %+v\nwant %+v", got, want)
+		}
 	}
 }
