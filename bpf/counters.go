@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/cilium/ebpf"
 )
@@ -18,6 +19,9 @@ var reasons = []string{
 	"drop_no_pod",
 	"drop_not_ip", "drop_neighbour", "drop_link_local", "drop_link_local_source", "drop_source_route", "neighbour_answered", "link_ignored",
 }
+
+// Reasons are the names of all counters.
+func Reasons() []string { return slices.Clone(reasons) }
 
 // countersPin is the pin of the map, by its name.
 const countersPin = "counters"

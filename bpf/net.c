@@ -7,7 +7,6 @@
 #include <linux/pkt_cls.h>
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
-#include "lib/count.h"
 #include "lib/dns.h"
 #include "lib/endpoint.h"
 #include "lib/lb.h"
@@ -17,6 +16,7 @@
 #include "lib/neighbour.h"
 #include "lib/parse.h"
 #include "lib/tunnel.h"
+#include "lib/verdict.h"
 
 char _license[] SEC("license") = "Dual BSD/GPL";
 
@@ -28,7 +28,7 @@ static __always_inline int pod_refused(struct __sk_buff *skb, const struct packe
 	if (p->routed)
 		return drop(skb, DROP_SOURCE_ROUTE);
 	if (is_link_local(&p->daddr, p->v6) && !link_local_is_allowed(&p->daddr))
-		return p->proto == IPPROTO_IGMP && !p->v6 ? link_ignore() : drop(skb, DROP_LINK_LOCAL);
+		return p->proto == IPPROTO_IGMP && !p->v6 ? link_ignore(skb) : drop(skb, DROP_LINK_LOCAL);
 	return 0;
 }
 
@@ -66,7 +66,7 @@ int strake_pod(struct __sk_buff *skb)
 		verdict = dns_answer(skb, &p);
 		if (verdict >= 0)
 			return verdict;
-		count(DNS_PASSED);
+		note(skb, DNS_PASSED);
 		return TC_ACT_OK;
 	}
 	if (p.ports) {
@@ -78,14 +78,14 @@ int strake_pod(struct __sk_buff *skb)
 
 			if (nat(skb, &p, 1, &addr, f->port))
 				return drop(skb, DROP_REWRITE);
-			count(POD_TO_UPLINK);
+			note(skb, POD_TO_UPLINK);
 			/* Not through the host's stack: its own address as a source would be a martian there. */
 			return bpf_redirect_neigh(ifindex, 0, 0, 0);
 		}
 	}
 	ep = bpf_map_lookup_elem(&endpoints, &p.daddr);
 	if (ep) {
-		count(POD_TO_POD);
+		note(skb, POD_TO_POD);
 		return endpoint_redirect(skb, ep);
 	}
 	r = remote_of(&p.daddr);
@@ -106,7 +106,7 @@ static __always_inline int direct(struct __sk_buff *skb, struct packet *p)
 		return TC_ACT_OK;
 	}
 	if (remote_is_native(r)) {
-		count(UPLINK_TO_POD);
+		note(skb, UPLINK_TO_POD);
 		return endpoint_redirect(skb, ep);
 	}
 	return r->is_node ? TC_ACT_OK : drop(skb, DROP_SPOOFED); /* pods of other nodes come through the tunnel */
@@ -150,7 +150,7 @@ int strake_uplink(struct __sk_buff *skb)
 		to.port = be->port;
 		ep = bpf_map_lookup_elem(&endpoints, &to.addr);
 		if (!ep) {
-			count(UPLINK_REMOTE);
+			note(skb, UPLINK_REMOTE);
 			return TC_ACT_OK;
 		}
 		if (bpf_map_update_elem(&flows, &key, &to, BPF_ANY))
@@ -168,7 +168,7 @@ int strake_uplink(struct __sk_buff *skb)
 	}
 	if (nat(skb, &p, 0, &to.addr, to.port))
 		return drop(skb, DROP_REWRITE);
-	count(UPLINK_TO_POD);
+	note(skb, UPLINK_TO_POD);
 	return endpoint_redirect(skb, ep);
 }
 
@@ -216,7 +216,7 @@ int strake_tunnel_out(struct __sk_buff *skb)
 		return drop(skb, DROP_NO_REMOTE);
 	if (tunnel_to(skb, &r->node))
 		return drop(skb, DROP_REWRITE);
-	count(HOST_TO_REMOTE);
+	note(skb, HOST_TO_REMOTE);
 	return TC_ACT_OK;
 }
 
@@ -240,13 +240,13 @@ int strake_tunnel_in(struct __sk_buff *skb)
 	}
 	ep = bpf_map_lookup_elem(&endpoints, &p.daddr);
 	if (ep) {
-		count(TUNNEL_TO_POD);
+		note(skb, TUNNEL_TO_POD);
 		return endpoint_redirect(skb, ep);
 	}
 	node = node_of(p.v6);
 	if (!addr_eq(&p.daddr, &node))
 		return drop(skb, DROP_NO_POD);
-	count(TUNNEL_TO_NODE);
+	note(skb, TUNNEL_TO_NODE);
 	bpf_skb_change_type(skb, PACKET_HOST);
 	return TC_ACT_OK;
 }

@@ -144,6 +144,13 @@ type netSlotKey struct {
 	Slot    uint32
 }
 
+type netWatch struct {
+	_     structs.HostLayout
+	Until uint64
+	All   uint32
+	Pad   uint32
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
@@ -151,6 +158,8 @@ const (
 	netMapCounters         = "counters"
 	netMapDnsScratch       = "dns_scratch"
 	netMapEndpoints        = "endpoints"
+	netMapEvents           = "events"
+	netMapEventsLost       = "events_lost"
 	netMapFlows            = "flows"
 	netMapLbBackends       = "lb_backends"
 	netMapLbFrontends      = "lb_frontends"
@@ -159,6 +168,7 @@ const (
 	netMapMasqExempt       = "masq_exempt"
 	netMapMasqFlows        = "masq_flows"
 	netMapMasqFragments    = "masq_fragments"
+	netMapMonitor          = "monitor"
 	netMapNames            = "names"
 	netMapPath             = "path"
 	netMapRemotes          = "remotes"
@@ -238,6 +248,8 @@ type netMapSpecs struct {
 	Counters         *ebpf.MapSpec `ebpf:"counters"`
 	DnsScratch       *ebpf.MapSpec `ebpf:"dns_scratch"`
 	Endpoints        *ebpf.MapSpec `ebpf:"endpoints"`
+	Events           *ebpf.MapSpec `ebpf:"events"`
+	EventsLost       *ebpf.MapSpec `ebpf:"events_lost"`
 	Flows            *ebpf.MapSpec `ebpf:"flows"`
 	LbBackends       *ebpf.MapSpec `ebpf:"lb_backends"`
 	LbFrontends      *ebpf.MapSpec `ebpf:"lb_frontends"`
@@ -246,6 +258,7 @@ type netMapSpecs struct {
 	MasqExempt       *ebpf.MapSpec `ebpf:"masq_exempt"`
 	MasqFlows        *ebpf.MapSpec `ebpf:"masq_flows"`
 	MasqFragments    *ebpf.MapSpec `ebpf:"masq_fragments"`
+	Monitor          *ebpf.MapSpec `ebpf:"monitor"`
 	Names            *ebpf.MapSpec `ebpf:"names"`
 	Path             *ebpf.MapSpec `ebpf:"path"`
 	Remotes          *ebpf.MapSpec `ebpf:"remotes"`
@@ -293,6 +306,8 @@ type netMaps struct {
 	Counters         *ebpf.Map `ebpf:"counters"`
 	DnsScratch       *ebpf.Map `ebpf:"dns_scratch"`
 	Endpoints        *ebpf.Map `ebpf:"endpoints"`
+	Events           *ebpf.Map `ebpf:"events"`
+	EventsLost       *ebpf.Map `ebpf:"events_lost"`
 	Flows            *ebpf.Map `ebpf:"flows"`
 	LbBackends       *ebpf.Map `ebpf:"lb_backends"`
 	LbFrontends      *ebpf.Map `ebpf:"lb_frontends"`
@@ -301,6 +316,7 @@ type netMaps struct {
 	MasqExempt       *ebpf.Map `ebpf:"masq_exempt"`
 	MasqFlows        *ebpf.Map `ebpf:"masq_flows"`
 	MasqFragments    *ebpf.Map `ebpf:"masq_fragments"`
+	Monitor          *ebpf.Map `ebpf:"monitor"`
 	Names            *ebpf.Map `ebpf:"names"`
 	Path             *ebpf.Map `ebpf:"path"`
 	Remotes          *ebpf.Map `ebpf:"remotes"`
@@ -311,6 +327,8 @@ func (m *netMaps) Close() error {
 		m.Counters,
 		m.DnsScratch,
 		m.Endpoints,
+		m.Events,
+		m.EventsLost,
 		m.Flows,
 		m.LbBackends,
 		m.LbFrontends,
@@ -319,6 +337,7 @@ func (m *netMaps) Close() error {
 		m.MasqExempt,
 		m.MasqFlows,
 		m.MasqFragments,
+		m.Monitor,
 		m.Names,
 		m.Path,
 		m.Remotes,

@@ -8,6 +8,7 @@
 #include "lib/addr.h"
 #include "lib/count.h"
 #include "lib/lb.h"
+#include "lib/monitor.h"
 
 char _license[] SEC("license") = "Dual BSD/GPL";
 
@@ -68,6 +69,29 @@ static __always_inline struct backend *chosen(const struct frontend *fe, const s
 	return be && addr_eq(&be->addr, &was->addr) && be->port == was->port ? be : 0;
 }
 
+/* A connection or datagram that is not made, counted and told to who watches. */
+static __always_inline void refused(struct bpf_sock_addr *ctx, const struct addr *addr, __u32 reason)
+{
+	struct socket_event *s;
+	struct event *e;
+
+	count(reason);
+	if (!watched(1))
+		return;
+	e = event_begin(reason);
+	if (!e)
+		return;
+	e->pid = bpf_get_current_pid_tgid() >> 32;
+	e->captured = sizeof(*s);
+	s = (struct socket_event *)e->data;
+	__builtin_memcpy(s->addr, addr->b, sizeof(s->addr));
+	s->port = ctx->user_port;
+	s->proto = ctx->protocol;
+	s->pad = 0;
+	bpf_get_current_comm(s->comm, sizeof(s->comm));
+	bpf_ringbuf_submit(e, 0);
+}
+
 /* What is to become of a socket's way to addr; with TRANSLATE, to says where it goes. */
 static __always_inline enum fate forward(struct bpf_sock_addr *ctx, const struct addr *addr, struct peer *to)
 {
@@ -98,7 +122,7 @@ static __always_inline enum fate forward(struct bpf_sock_addr *ctx, const struct
 		}
 	}
 	if (!be) {
-		count(DROP_NO_BACKEND);
+		refused(ctx, addr, DROP_NO_BACKEND);
 		if (has_set_retval) {
 			bpf_set_retval(-ECONNREFUSED);
 			return REFUSE;
@@ -119,7 +143,7 @@ static __always_inline enum fate forward(struct bpf_sock_addr *ctx, const struct
 	key.row = ROW_REVERSE;
 	/* Without the reverse row a reply would come from a stranger: refuse rather than mislead. */
 	if (bpf_map_update_elem(&sock_reverse, &key, &asked, BPF_ANY)) {
-		count(DROP_CONNTRACK_FULL);
+		refused(ctx, addr, DROP_CONNTRACK_FULL);
 		return REFUSE;
 	}
 	return TRANSLATE;

@@ -77,14 +77,24 @@ type sockSocketKey struct {
 	Pad  uint32
 }
 
+type sockWatch struct {
+	_     structs.HostLayout
+	Until uint64
+	All   uint32
+	Pad   uint32
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	sockMapCounters            = "counters"
+	sockMapEvents              = "events"
+	sockMapEventsLost          = "events_lost"
 	sockMapLbBackends          = "lb_backends"
 	sockMapLbFrontends         = "lb_frontends"
 	sockMapLbServices          = "lb_services"
+	sockMapMonitor             = "monitor"
 	sockMapSockReverse         = "sock_reverse"
 	sockProgStrakeConnect4     = "strake_connect4"
 	sockProgStrakeConnect6     = "strake_connect6"
@@ -157,9 +167,12 @@ type sockProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type sockMapSpecs struct {
 	Counters    *ebpf.MapSpec `ebpf:"counters"`
+	Events      *ebpf.MapSpec `ebpf:"events"`
+	EventsLost  *ebpf.MapSpec `ebpf:"events_lost"`
 	LbBackends  *ebpf.MapSpec `ebpf:"lb_backends"`
 	LbFrontends *ebpf.MapSpec `ebpf:"lb_frontends"`
 	LbServices  *ebpf.MapSpec `ebpf:"lb_services"`
+	Monitor     *ebpf.MapSpec `ebpf:"monitor"`
 	SockReverse *ebpf.MapSpec `ebpf:"sock_reverse"`
 }
 
@@ -194,18 +207,24 @@ func (o *sockObjects) Close() error {
 // It can be passed to loadSockObjects or ebpf.CollectionSpec.LoadAndAssign.
 type sockMaps struct {
 	Counters    *ebpf.Map `ebpf:"counters"`
+	Events      *ebpf.Map `ebpf:"events"`
+	EventsLost  *ebpf.Map `ebpf:"events_lost"`
 	LbBackends  *ebpf.Map `ebpf:"lb_backends"`
 	LbFrontends *ebpf.Map `ebpf:"lb_frontends"`
 	LbServices  *ebpf.Map `ebpf:"lb_services"`
+	Monitor     *ebpf.Map `ebpf:"monitor"`
 	SockReverse *ebpf.Map `ebpf:"sock_reverse"`
 }
 
 func (m *sockMaps) Close() error {
 	return _SockClose(
 		m.Counters,
+		m.Events,
+		m.EventsLost,
 		m.LbBackends,
 		m.LbFrontends,
 		m.LbServices,
+		m.Monitor,
 		m.SockReverse,
 	)
 }

@@ -61,12 +61,4 @@ static __always_inline void count(__u32 reason)
 		(*n)++;
 }
 
-/* Every drop goes through here. */
-static __always_inline int drop(struct __sk_buff *skb, __u32 reason)
-{
-	(void)skb;
-	count(reason);
-	return 2; /* TC_ACT_SHOT */
-}
-
 #endif

@@ -12,7 +12,7 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 #include "addr.h"
-#include "count.h"
+#include "verdict.h"
 #include "parse.h"
 
 #define NAMES 65536
@@ -418,7 +418,7 @@ static __always_inline int dns_answer(struct __sk_buff *skb, const struct packet
 		return drop(skb, DROP_REWRITE);
 	if (p->v6 ? dns_turn6(skb, total) || dns_checksum6(skb, p, s, total) : dns_turn4(skb, total))
 		return drop(skb, DROP_REWRITE);
-	count(!denial ? DNS_ANSWERED : rcode ? DNS_NO_NAME : DNS_NO_DATA);
+	note(skb, !denial ? DNS_ANSWERED : rcode ? DNS_NO_NAME : DNS_NO_DATA);
 	return bpf_redirect(skb->ifindex, 0);
 }
 

@@ -16,7 +16,7 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 #include "addr.h"
-#include "count.h"
+#include "verdict.h"
 #include "endpoint.h"
 #include "lb.h"
 #include "nat.h"
@@ -383,7 +383,7 @@ static __always_inline int masq_error(struct __sk_buff *skb, const struct packet
 	    bpf_skb_store_bytes(skb, port_off, &port, 2, 0) ||
 	    nat_address(skb, ETH_HLEN, p->v6, out, ours, pod))
 		return drop(skb, DROP_REWRITE);
-	count(MASQUERADED_ERROR);
+	note(skb, MASQUERADED_ERROR);
 	return TC_ACT_OK;
 }
 
@@ -406,7 +406,7 @@ static __always_inline int masq_out(struct __sk_buff *skb, struct packet *p)
 			return TC_ACT_OK;
 		if (nat_address(skb, ETH_HLEN, p->v6, 1, &p->saddr, &node))
 			return drop(skb, DROP_REWRITE);
-		count(MASQUERADED_OUT);
+		note(skb, MASQUERADED_OUT);
 		return TC_ACT_OK;
 	}
 	kind = l4_of(skb, p);
@@ -449,7 +449,7 @@ static __always_inline int masq_out(struct __sk_buff *skb, struct packet *p)
 	}
 	if (nat(skb, p, 1, &node, back.dport))
 		return drop(skb, DROP_REWRITE);
-	count(MASQUERADED_OUT);
+	note(skb, MASQUERADED_OUT);
 	return TC_ACT_OK;
 }
 
@@ -480,7 +480,7 @@ static __always_inline int masq_in(struct __sk_buff *skb, struct packet *p)
 			return -1;
 		if (nat_address(skb, ETH_HLEN, p->v6, 0, &p->daddr, &pod))
 			return drop(skb, DROP_REWRITE);
-		count(MASQUERADED_IN);
+		note(skb, MASQUERADED_IN);
 		return endpoint_redirect(skb, ep);
 	}
 	switch (l4_of(skb, p)) {
@@ -520,7 +520,7 @@ static __always_inline int masq_in(struct __sk_buff *skb, struct packet *p)
 		bpf_map_update_elem(&masq_fragments, &fragment, &pod, BPF_ANY);
 	if (nat(skb, p, 0, &pod, port))
 		return drop(skb, DROP_REWRITE);
-	count(MASQUERADED_IN);
+	note(skb, MASQUERADED_IN);
 	return endpoint_redirect(skb, ep);
 }
 

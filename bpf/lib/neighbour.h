@@ -11,7 +11,7 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 #include "addr.h"
-#include "count.h"
+#include "verdict.h"
 #include "endpoint.h"
 #include "parse.h"
 
@@ -25,9 +25,9 @@
 #define MLD2_REPORT 143
 
 /* Of no consequence beyond the link, and nothing wrong with it. */
-static __always_inline int link_ignore(void)
+static __always_inline int link_ignore(struct __sk_buff *skb)
 {
-	count(LINK_IGNORED);
+	note(skb, LINK_IGNORED);
 	return TC_ACT_SHOT;
 }
 
@@ -71,7 +71,7 @@ static __always_inline int arp_from_pod(struct __sk_buff *skb)
 	    a.protocol_len != 4)
 		return drop(skb, DROP_MALFORMED);
 	if (!a.spa) /* is the address in use? (RFC 5227) By whom would it be. */
-		return link_ignore();
+		return link_ignore(skb);
 	addr_v4(&addr, a.spa);
 	__builtin_memcpy(mac, a.eth.h_source, 6);
 	ep = endpoint_of(skb, &addr, mac);
@@ -82,7 +82,7 @@ static __always_inline int arp_from_pod(struct __sk_buff *skb)
 	if (a.op != bpf_htons(ARPOP_REQUEST))
 		return drop(skb, DROP_NEIGHBOUR);
 	if (a.tpa == a.spa)
-		return link_ignore();
+		return link_ignore(skb);
 	__builtin_memcpy(a.eth.h_dest, mac, 6);
 	__builtin_memcpy(a.eth.h_source, ep->host_mac, 6);
 	a.op = bpf_htons(ARPOP_REPLY);
@@ -93,7 +93,7 @@ static __always_inline int arp_from_pod(struct __sk_buff *skb)
 	a.spa = asked;
 	if (bpf_skb_store_bytes(skb, 0, &a, sizeof(a), 0))
 		return drop(skb, DROP_REWRITE);
-	count(NEIGHBOUR_ANSWERED);
+	note(skb, NEIGHBOUR_ANSWERED);
 	return bpf_redirect(skb->ifindex, 0);
 }
 
@@ -127,14 +127,14 @@ static __always_inline int solicit_from_pod(struct __sk_buff *skb, const struct 
 	if (!is_plain(p) || bpf_skb_load_bytes(skb, 0, &n, SOLICIT_SIZE) || n.ip.hop_limit != 255 || n.icmp.code || n.icmp.target.in6_u.u6_addr8[0] == 0xff)
 		return drop(skb, DROP_MALFORMED);
 	if (p->saddr.d[0] == 0 && p->saddr.d[1] == 0) /* is the address in use? (RFC 4862 5.4) By whom would it be. */
-		return link_ignore();
+		return link_ignore(skb);
 	ep = endpoint_of(skb, &p->saddr, p->smac);
 	if (!ep)
 		return drop(skb, DROP_NEIGHBOUR);
 	__builtin_memcpy(&target, &n.icmp.target, 16);
 	own = bpf_map_lookup_elem(&endpoints, &target);
 	if (own && own->ifindex == skb->ifindex)
-		return link_ignore();
+		return link_ignore(skb);
 	if (bpf_skb_change_tail(skb, sizeof(n), 0))
 		return drop(skb, DROP_REWRITE);
 	__builtin_memcpy(n.eth.h_dest, p->smac, 6);
@@ -155,7 +155,7 @@ static __always_inline int solicit_from_pod(struct __sk_buff *skb, const struct 
 	n.icmp.check = folded(bpf_csum_diff(0, 0, (__be32 *)&n.icmp, sizeof(n.icmp), bpf_csum_diff(0, 0, (__be32 *)&pseudo, sizeof(pseudo), 0)));
 	if (bpf_skb_store_bytes(skb, 0, &n, sizeof(n), BPF_F_INVALIDATE_HASH))
 		return drop(skb, DROP_REWRITE);
-	count(NEIGHBOUR_ANSWERED);
+	note(skb, NEIGHBOUR_ANSWERED);
 	return bpf_redirect(skb->ifindex, 0);
 }
 
@@ -177,9 +177,9 @@ static __always_inline int link_from_pod(struct __sk_buff *skb, const struct pac
 		return drop(skb, DROP_NEIGHBOUR);
 	case ND_ROUTER_SOLICIT:
 	case MLD2_REPORT:
-		return link_ignore();
+		return link_ignore(skb);
 	}
-	return type >= MLD_QUERY && type <= MLD_DONE ? link_ignore() : -1;
+	return type >= MLD_QUERY && type <= MLD_DONE ? link_ignore(skb) : -1;
 }
 
 #endif

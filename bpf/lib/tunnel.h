@@ -10,7 +10,7 @@
 #include <bpf/bpf_helpers.h>
 #include <stddef.h>
 #include "addr.h"
-#include "count.h"
+#include "verdict.h"
 #include "masq.h"
 #include "parse.h"
 
@@ -138,7 +138,7 @@ static __always_inline int native_send(struct __sk_buff *skb, const struct packe
 	found = bpf_fib_lookup(skb, &fib, sizeof(fib), 0);
 	if (found != BPF_FIB_LKUP_RET_SUCCESS && found != BPF_FIB_LKUP_RET_NO_NEIGH)
 		return TC_ACT_OK;
-	count(POD_TO_REMOTE);
+	note(skb, POD_TO_REMOTE);
 	return bpf_redirect_neigh(fib.ifindex, 0, 0, 0);
 }
 
@@ -152,7 +152,7 @@ static __always_inline int remote_send(struct __sk_buff *skb, const struct packe
 	if (!to)
 		return TC_ACT_OK;
 	if (!(r->is_node && to->tunnel) && exceeds(skb, p, to->mtu)) {
-		count(PATH_TOO_BIG);
+		note(skb, PATH_TOO_BIG);
 		return TC_ACT_OK;
 	}
 	if (remote_is_native(r))
@@ -161,7 +161,7 @@ static __always_inline int remote_send(struct __sk_buff *skb, const struct packe
 		return TC_ACT_OK;
 	if (tunnel_to(skb, &r->node))
 		return drop(skb, DROP_REWRITE);
-	count(POD_TO_REMOTE);
+	note(skb, POD_TO_REMOTE);
 	return bpf_redirect(to->tunnel, 0);
 }
 

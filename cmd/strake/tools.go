@@ -5,11 +5,17 @@ import (
 	"os"
 	"runtime"
 
+	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
 	"github.com/strake-io/strake/cmd/strake/layout"
 	"github.com/strake-io/strake/cmd/strake/supervisor"
 )
+
+// toolCommands look at what the cluster does.
+func toolCommands(place places) []*cobra.Command {
+	return []*cobra.Command{doctorCommand(place), monitorCommand(place)}
+}
 
 // exitError ends the command with a code of its own; without an error nothing more is said.
 type exitError struct {
