@@ -166,7 +166,7 @@ type node struct {
 }
 
 // newNode starts with an empty node; what a test leaves is removed after it.
-func newNode(t *testing.T, cidrs ...string) *node {
+func newNode(t testing.TB, cidrs ...string) *node {
 	t.Helper()
 	fake := newFake()
 	var ranges []netip.Prefix
@@ -191,7 +191,7 @@ func newNode(t *testing.T, cidrs ...string) *node {
 }
 
 // restart is the agent's: the kernel's rows stay.
-func (n *node) restart(t *testing.T) {
+func (n *node) restart(t testing.TB) {
 	t.Helper()
 	s, err := New(n.cfg)
 	must(t, err)
@@ -199,7 +199,7 @@ func (n *node) restart(t *testing.T) {
 }
 
 // run serves until stop or the test's end; after stop no call is under way.
-func (n *node) run(t *testing.T) (stop func()) {
+func (n *node) run(t testing.TB) (stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
@@ -223,7 +223,7 @@ func (n *node) run(t *testing.T) (stop func()) {
 }
 
 // wantEmpty fails if an interface or allocation of ours is left.
-func (n *node) wantEmpty(t *testing.T) {
+func (n *node) wantEmpty(t testing.TB) {
 	t.Helper()
 	links, err := ours(testAlias)
 	must(t, err)
@@ -238,12 +238,12 @@ func (n *node) wantEmpty(t *testing.T) {
 }
 
 // add returns the pod's address of the primary family.
-func (n *node) add(t *testing.T, id, ns string) netip.Addr {
+func (n *node) add(t testing.TB, id, ns string) netip.Addr {
 	t.Helper()
 	return n.addAll(t, id, ns)[0]
 }
 
-func (n *node) addAll(t *testing.T, id, ns string) []netip.Addr {
+func (n *node) addAll(t testing.TB, id, ns string) []netip.Addr {
 	t.Helper()
 	r, err := n.Handle(plugin.Request{Verb: "ADD", ContainerID: id, Netns: ns, Ifname: "eth0"})
 	if err != nil {
@@ -256,7 +256,7 @@ func (n *node) addAll(t *testing.T, id, ns string) []netip.Addr {
 	return out
 }
 
-func (n *node) del(t *testing.T, id, ns string) {
+func (n *node) del(t testing.TB, id, ns string) {
 	t.Helper()
 	if _, err := n.Handle(plugin.Request{Verb: "DEL", ContainerID: id, Netns: ns, Ifname: "eth0"}); err != nil {
 		t.Fatalf("DEL %s: %v", id, err)
