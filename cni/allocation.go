@@ -90,9 +90,21 @@ func parseAllocation(data []byte) (Allocation, error) {
 	return a, nil
 }
 
+// unfinished begins the names of files that are being written.
+const unfinished = ".tmp-"
+
+// removeUnfinished clears away what a crash left of them.
+func removeUnfinished(dir string) error {
+	left, err := filepath.Glob(filepath.Join(dir, unfinished+"*"))
+	for _, path := range left {
+		err = errors.Join(err, os.Remove(path))
+	}
+	return err
+}
+
 // writeFile is atomic and durable: after a power loss the file is whole or absent.
 func writeFile(path string, data []byte) error {
-	tmp, err := os.CreateTemp(filepath.Dir(path), ".tmp-*")
+	tmp, err := os.CreateTemp(filepath.Dir(path), unfinished+"*")
 	if err != nil {
 		return err
 	}

@@ -46,6 +46,9 @@ func openIPAM(dir string) (*ipam, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("cni: allocations: %w", err)
 	}
+	if err := removeUnfinished(dir); err != nil {
+		return nil, fmt.Errorf("cni: allocations: %w", err)
+	}
 	p := &ipam{dir: dir, now: time.Now, byKey: map[string]Allocation{}, taken: map[netip.Addr]string{}, resting: map[netip.Addr]time.Time{}, last: map[bool]netip.Addr{}}
 	list, err := readAllocations(dir)
 	if err != nil {

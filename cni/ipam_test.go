@@ -167,6 +167,9 @@ func TestAllocationsSurviveRestart(t *testing.T) {
 	must(t, p.release("a_b", "c"))
 	must(t, os.WriteFile(filepath.Join(dir, ".tmp-123"), []byte("{"), 0o600)) // a crash while writing
 	p, _ = newIPAM(t, dir)
+	if _, err := os.Stat(filepath.Join(dir, ".tmp-123")); !os.IsNotExist(err) {
+		t.Errorf("what a crash left is there still: %v", err)
+	}
 	if a, ok := p.get("a", "b_c"); !ok || fmt.Sprint(a.Addrs) != "[10.0.0.2]" || len(p.list()) != 1 {
 		t.Errorf("after the restart: %+v, list %+v", a, p.list())
 	}
