@@ -122,11 +122,15 @@ func Run(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return err
 	}
-	records, err := dns.NewRecords(f, cfg.Zone, dnsTTL, cfg.DNSAddrs[0])
+	records, err := dns.NewRecords(f, cfg.Zone, dnsTTL, cfg.DNSAddrs...)
 	if err != nil {
 		return err
 	}
-	resolver := dns.NewServer(records, dns.NewForwarder(cfg.ResolvConf, cfg.DNSAddrs[0]), netip.AddrPortFrom(cfg.DNSAddrs[0], 53))
+	var listen []netip.AddrPort
+	for _, a := range cfg.DNSAddrs {
+		listen = append(listen, netip.AddrPortFrom(a, 53))
+	}
+	resolver := dns.NewServer(records, dns.NewForwarder(cfg.ResolvConf, cfg.DNSAddrs...), listen...)
 
 	g, ctx := errgroup.WithContext(ctx)
 	defer f.Shutdown()
