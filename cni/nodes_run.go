@@ -32,7 +32,7 @@ type NodesDatapath interface {
 type NodesConfig struct {
 	Name       string       // of this node
 	Addrs      []netip.Addr // its own: at most one of each family
-	Uplinks    []string     // interfaces that lead to other nodes besides those that have the node's addresses
+	Uplinks    []string     // interfaces that lead to other nodes besides those that have the node's addresses; they may come and go
 	Routing    Routing
 	TunnelPort int // UDP, with VXLAN; the same on all nodes
 	Datapath   NodesDatapath

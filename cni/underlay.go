@@ -23,7 +23,7 @@ type Underlay struct {
 // defaultMTU is taken for an address that is on lo: it is reached by whatever the routing says.
 const defaultMTU = 1500
 
-// readUnderlay looks for the interfaces that have the node's addresses, and those that are uplinks by name.
+// readUnderlay looks for the interfaces that have the node's addresses, and those that are uplinks by name, as far as there are any.
 func readUnderlay(addrs []netip.Addr, names []string) (Underlay, error) {
 	u := Underlay{missing: slices.Clone(addrs)}
 	list, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
@@ -42,6 +42,9 @@ func readUnderlay(addrs []netip.Addr, names []string) (Underlay, error) {
 	}
 	for _, name := range names {
 		l, err := netlink.LinkByName(name)
+		if errors.As(err, new(netlink.LinkNotFoundError)) {
+			continue // it may come
+		}
 		if err != nil {
 			return u, fmt.Errorf("cni: uplink %s: %w", name, err)
 		}

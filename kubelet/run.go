@@ -110,8 +110,10 @@ func Run(ctx context.Context, cfg Config) error {
 
 	services := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(dropManagedFields))
 	serviceLister := services.Core().V1().Services().Lister()
+	ctx, cancel := context.WithCancel(ctx)
 	services.Start(ctx.Done())
 	defer services.Shutdown()
+	defer cancel() // before Shutdown, which waits for it: a part that fails must end the kubelet
 
 	pods := &podworker.Pods{
 		Client: client, RuntimeName: machine.RuntimeName, Runtime: runtime, Images: images, Endpoint: endpoint,

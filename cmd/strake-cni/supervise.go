@@ -13,8 +13,8 @@ import (
 
 // supervise keeps a node's components running until it is asked to end. Containerd goes on: it serves those who take the pods down.
 func supervise(args []string) error {
-	if len(args) != 2 {
-		return fmt.Errorf("%d arguments, want the data folder and the strake binary", len(args))
+	if len(args) < 3 {
+		return fmt.Errorf("%d arguments, want the data folder, the strake binary and the components", len(args))
 	}
 	l, err := layout.New(args[0])
 	if err != nil {
@@ -22,5 +22,5 @@ func supervise(args []string) error {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	return supervisor.Run(ctx, l, supervisor.Components(l, args[1]), "containerd")
+	return supervisor.Run(ctx, l, supervisor.Components(l, args[1], args[2:]), "containerd")
 }

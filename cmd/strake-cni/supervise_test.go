@@ -15,6 +15,7 @@ import (
 // TestSupervise runs the supervisor over components that do nothing: one that is killed comes back, those that run are found
 // again by the next supervisor, and all but containerd end with it.
 func TestSupervise(t *testing.T) {
+	components := []string{"containerd", "server", "agent"}
 	dir := t.TempDir()
 	l, err := layout.New(filepath.Join(dir, "data"))
 	if err == nil {
@@ -28,7 +29,7 @@ func TestSupervise(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		for _, name := range supervisor.Names {
+		for _, name := range components {
 			if p, ok := supervisor.Find(l.Pid(name)); ok {
 				p.Stop(time.Second)
 			}
@@ -36,7 +37,7 @@ func TestSupervise(t *testing.T) {
 		os.RemoveAll(l.Run())
 	})
 	start := func() *exec.Cmd {
-		cmd := exec.Command(binary, l.Data, strake)
+		cmd := exec.Command(binary, append([]string{l.Data, strake}, components...)...)
 		cmd.Args[0] = supervisor.Program
 		cmd.Stderr = os.Stderr
 		if err := cmd.Start(); err != nil {
@@ -59,7 +60,7 @@ func TestSupervise(t *testing.T) {
 
 	first := start()
 	ps := map[string]supervisor.Process{}
-	for _, name := range supervisor.Names {
+	for _, name := range components {
 		ps[name] = await(name, supervisor.Process{})
 	}
 	if err := syscall.Kill(ps["agent"].PID, syscall.SIGKILL); err != nil {

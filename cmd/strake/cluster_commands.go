@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"k8s.io/component-base/version"
 
 	"github.com/strake-io/strake/cmd/strake/agent"
@@ -20,14 +21,16 @@ import (
 
 func upCommand(place places) *cobra.Command {
 	var wait time.Duration
+	var nodes int
 	flags := cluster.Defaults()
 	cmd := &cobra.Command{
 		Use:   "up",
-		Short: "Bring up a one-node cluster with a demo on this machine",
-		Long: `Brings up a cluster of one node on this machine, in the background: containerd of its own, server and agent, and a demo.
-Repeating it starts what does not run. The node is the network namespace that the command is started in. What the flags say
-of the cluster is settled when it first comes up.`,
-		Example: "  strake up\n  strake up --data-dir /tmp/lab --wait 5m",
+		Short: "Bring up a cluster with a demo on this machine",
+		Long: `Brings up a cluster on this machine, in the background: containerd of its own, server and agent, and a demo. Repeating it
+starts what does not run. The node is the network namespace that the command is started in; with --nodes, further nodes run
+beside it in namespaces of their own, and a higher number adds some. What the other flags say of the cluster is settled when it
+first comes up. In the folder of a node that has joined a cluster, it starts the node.`,
+		Example: "  strake up\n  strake up --nodes 3\n  strake up --data-dir /tmp/lab --wait 5m",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			l, err := place()
@@ -37,7 +40,7 @@ of the cluster is settled when it first comes up.`,
 			ctx, cancel := context.WithTimeout(cmd.Context(), wait)
 			defer cancel()
 			out := cmd.OutOrStdout()
-			if err := cluster.Up(ctx, l, flags, cmd.Flags().Changed, out); err != nil {
+			if err := cluster.Up(ctx, l, flags, cmd.Flags().Changed, nodes, out); err != nil {
 				return err
 			}
 			at := ""
@@ -56,14 +59,13 @@ The cluster is up. Try:
 	}
 	f := cmd.Flags()
 	f.DurationVar(&wait, "wait", 120*time.Second, "how long to wait for the cluster")
-	f.StringVar(&flags.NodeName, cluster.FlagNodeName, "", "name of the node (the host's)")
-	f.Func(cluster.FlagNodeIP, "address of the node, or two of different families with a comma between (those of the way to the default route)", into(&flags.NodeAddrs, cluster.ParseAddrs))
+	f.IntVar(&nodes, cluster.FlagNodes, 0, "how many nodes the cluster has on this machine (those that there are, or one)")
+	nodeFlags(f, &flags)
 	f.TextVar(&flags.IPFamily, cluster.FlagIPFamily, flags.IPFamily, "ipv4, ipv6 or dual: the families of the default ranges (ipv4)")
 	f.Func(cluster.FlagPodCIDR, "range of pods, or two of different families, the primary one first (10.244.0.0/16, fd00:10:244::/56)", into(&flags.PodCIDRs, cluster.ParsePrefixes))
 	f.Func(cluster.FlagServiceCIDR, "range of Services, likewise (10.96.0.0/16, fd00:10:96::/112)", into(&flags.ServiceCIDRs, cluster.ParsePrefixes))
 	f.StringVar(&flags.Routing, cluster.FlagRouting, flags.Routing, "how packets come to another node's pods: vxlan, or native where routes lead to them")
 	f.IntVar(&flags.TunnelPort, cluster.FlagTunnelPort, flags.TunnelPort, "UDP port of VXLAN")
-	f.StringVar(&flags.ResolvConf, cluster.FlagResolvConf, flags.ResolvConf, "the node's resolv.conf: who is asked for names outside of the cluster; may change at every start")
 	f.Func(cluster.FlagNoMasquerade, "range that gets pods' packets with the pods' own addresses, as the pod ranges do; repeatable, may change at every start", func(v string) error {
 		r, err := netip.ParsePrefix(v)
 		flags.NoMasquerade = append(flags.NoMasquerade, r)
@@ -72,6 +74,13 @@ The cluster is up. Try:
 	f.IntVar(&flags.Port, cluster.FlagPort, flags.Port, "port of the API server")
 	f.IntVar(&flags.EtcdPort, cluster.FlagEtcdPort, flags.EtcdPort, "port of etcd on loopback; the next one is its peers'")
 	return cmd
+}
+
+// nodeFlags are those of a single node.
+func nodeFlags(f *pflag.FlagSet, flags *cluster.Settings) {
+	f.StringVar(&flags.NodeName, cluster.FlagNodeName, "", "name of the node (the host's)")
+	f.Func(cluster.FlagNodeIP, "address of the node, or two of different families with a comma between (those of the way to the default route, or to the API server)", into(&flags.NodeAddrs, cluster.ParseAddrs))
+	f.StringVar(&flags.ResolvConf, cluster.FlagResolvConf, flags.ResolvConf, "the node's resolv.conf: who is asked for names outside of the cluster; may change at every start")
 }
 
 // into is a flag whose value a parser reads.
@@ -86,7 +95,7 @@ func downCommand(place places) *cobra.Command {
 	var purge bool
 	cmd := &cobra.Command{
 		Use:     "down",
-		Short:   "Stop the cluster on this machine",
+		Short:   "Stop the cluster on this machine, or the node that has joined one",
 		Example: "  strake down\n  strake down --purge",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -94,7 +103,7 @@ func downCommand(place places) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return cluster.Down(cmd.Context(), l, purge)
+			return cluster.Down(cmd.Context(), l, purge, cmd.OutOrStdout())
 		},
 	}
 	cmd.Flags().BoolVar(&purge, "purge", false, "remove all data as well")
@@ -148,7 +157,7 @@ func imageCommand(place places) *cobra.Command {
 	image := &cobra.Command{Use: "image", Short: "Images of the node"}
 	load := &cobra.Command{
 		Use:     "import FILE.tar",
-		Short:   "Load an OCI or docker image archive into the node",
+		Short:   "Load an OCI or docker image archive into every node on this machine",
 		Example: "  strake image import app.tar",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -158,14 +167,12 @@ func imageCommand(place places) *cobra.Command {
 			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), 5*time.Minute)
 			defer cancel()
-			c, err := containerd.Connect(ctx, l)
+			names, elsewhere, err := cluster.ImportImage(ctx, l, args[0])
 			if err != nil {
 				return err
 			}
-			defer c.Close()
-			names, err := c.ImportFile(ctx, args[0])
-			if err != nil {
-				return err
+			for _, n := range elsewhere {
+				fmt.Fprintf(cmd.ErrOrStderr(), "node %s is on another machine: import the image there as well\n", n)
 			}
 			return show(cmd.OutOrStdout(), output, map[string]any{"images": names}, func(w io.Writer) {
 				for _, n := range names {

@@ -16,7 +16,6 @@ import (
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
-	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/strake-io/strake/bpf"
 	"github.com/strake-io/strake/cmd/strake/layout"
@@ -24,6 +23,7 @@ import (
 	"github.com/strake-io/strake/cni"
 	"github.com/strake-io/strake/dns"
 	"github.com/strake-io/strake/kubelet"
+	"github.com/strake-io/strake/kubelet/certificates"
 	"github.com/strake-io/strake/kubelet/cgroups"
 	"github.com/strake-io/strake/proxy"
 )
@@ -45,6 +45,8 @@ type Config struct {
 	NetworkKubeconfig string
 	CertFile, KeyFile string
 	ClientCAFile      string
+	// Certificates are those of a node that has joined, in place of the kubeconfigs and of CertFile and KeyFile: it keeps them itself.
+	Certificates *certificates.Config
 }
 
 const dnsTTL = 30 // seconds
@@ -89,7 +91,11 @@ func Run(ctx context.Context, cfg Config) error {
 	if err := installPlugin(l); err != nil {
 		return err
 	}
-	netClient, err := client(cfg.NetworkKubeconfig, "strake-node-network")
+	id, err := cfg.identity()
+	if err != nil {
+		return err
+	}
+	netClient, err := id.networkClient()
 	if err != nil {
 		return err
 	}
@@ -140,6 +146,7 @@ func Run(ctx context.Context, cfg Config) error {
 		}
 		return nil
 	})
+	g.Go(func() error { return id.keep(ctx) })
 	g.Go(func() error { return server.Run(ctx) })
 	g.Go(func() error { return nodes.Run(ctx) })
 	g.Go(func() error { return px.Run(ctx) })
@@ -167,31 +174,17 @@ func Run(ctx context.Context, cfg Config) error {
 		if ready.API(ctx, netClient.Discovery().RESTClient()) != nil {
 			return nil // ctx ended
 		}
-		rc, err := clientcmd.BuildConfigFromFlags("", cfg.KubeletKubeconfig)
-		if err != nil {
-			return fmt.Errorf("kubelet: kubeconfig %s: %w", cfg.KubeletKubeconfig, err)
-		}
-		rc.QPS, rc.Burst, rc.UserAgent = -1, -1, "kubelet"
 		var dnsAddrs []string
 		for _, a := range cfg.DNSAddrs {
 			dnsAddrs = append(dnsAddrs, a.String())
 		}
 		return kubelet.Run(ctx, kubelet.Config{
-			NodeName: cfg.NodeName, NodeIPs: cfg.NodeAddrs, Port: KubeletPort, Client: rc, CRISocket: l.ContainerdSocket(),
+			NodeName: cfg.NodeName, NodeIPs: cfg.NodeAddrs, Port: KubeletPort, Client: id.kubelet, CRISocket: l.ContainerdSocket(),
 			RootDir: l.Kubelet(), PodLogsDir: l.PodLogs(), Cgroup: l.Cgroup(), ClusterDNS: dnsAddrs, ClusterDomain: cfg.Zone,
-			ResolvConf: cfg.ResolvConf, CertFile: cfg.CertFile, KeyFile: cfg.KeyFile, ClientCAFile: cfg.ClientCAFile,
+			ResolvConf: cfg.ResolvConf, CertFile: cfg.CertFile, KeyFile: cfg.KeyFile, Certificate: id.serving, ClientCAFile: cfg.ClientCAFile,
 		})
 	})
 	return g.Wait()
-}
-
-func client(kubeconfig, agent string) (kubernetes.Interface, error) {
-	rc, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
-	if err != nil {
-		return nil, fmt.Errorf("kubeconfig %s: %w", kubeconfig, err)
-	}
-	rc.QPS, rc.Burst, rc.UserAgent, rc.ContentType = -1, -1, agent, "application/vnd.kubernetes.protobuf"
-	return kubernetes.NewForConfig(rc)
 }
 
 func dropManagedFields(obj any) (any, error) {

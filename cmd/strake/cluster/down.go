@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -25,12 +26,18 @@ import (
 
 // Down stops the cluster: its processes, its pods and its network. With purge its data goes too. A cluster that is down
 // already is no error.
-func Down(ctx context.Context, l layout.Layout, purge bool) error {
+func Down(ctx context.Context, l layout.Layout, purge bool, out io.Writer) error {
 	if os.Geteuid() != 0 {
 		return errors.New("strake down needs root: run it with sudo")
 	}
 	if purge && !l.Ours() {
 		return fmt.Errorf("data folder %s was not made by strake: it is not removed; remove it yourself if you mean it", l.Data)
+	}
+	if err := inItsNamespace(l); err != nil {
+		return err
+	}
+	if err := downLab(ctx, l, purge); err != nil {
+		return err // the first node stays: the others need its network
 	}
 	var errs []error
 	s, _, err := Load(l)
@@ -40,13 +47,13 @@ func Down(ctx context.Context, l layout.Layout, purge bool) error {
 			errs = append(errs, err)
 		}
 	}
-	if err := s.completeAddresses(); err != nil && !purge {
+	if err := s.completeAddresses(); err != nil && !purge && !s.Joined() {
 		errs = append(errs, err)
 	}
 	if len(s.DNSAddrs) == 0 {
 		s.DNSAddrs = []netip.Addr{nth(families[false].serviceCIDR, dnsIndex)}
 	}
-	if p, ok := supervisor.Find(l.Pid("supervisor")); ok {
+	if p, ok := supervisor.Find(l.Pid(supervisor.Own)); ok {
 		errs = append(errs, p.Stop(40*time.Second))
 	}
 	// Those of a supervisor that was killed.
@@ -76,6 +83,9 @@ func Down(ctx context.Context, l layout.Layout, purge bool) error {
 	}
 	if purge {
 		errs = append(errs, os.RemoveAll(l.Data))
+		if s.Joined() {
+			fmt.Fprintf(out, "The cluster still has node %s: `strake node remove %s` on a machine of its control plane removes it.\n", s.NodeName, s.NodeName)
+		}
 	}
 	return errors.Join(errs...)
 }

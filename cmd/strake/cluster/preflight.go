@@ -3,10 +3,8 @@ package cluster
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"syscall"
 
@@ -16,17 +14,42 @@ import (
 )
 
 // check finds what would make a start fail, before anything is touched.
-func (u *start) check(flags Settings, given func(string) bool) error {
+func (u *upStart) check(flags Settings, given func(string) bool, nodes int) error {
 	err := u.l.Check()
 	if err == nil {
 		u.s, err = settle(u.l, flags, given)
 	}
+	if err == nil {
+		err = u.planNodes(nodes)
+	}
 	if err != nil || !u.fresh {
 		return err
 	}
-	if _, err := os.Stat(u.l.Settings()); errors.Is(err, fs.ErrNotExist) {
-		u.isNew = true
+	loopback := netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	return u.checkMachine(append(kubeletPorts(u.s),
+		listener{u.s.NodeAddrs[0], u.s.Port, "the API server (another: --" + FlagPort + ")"},
+		listener{loopback, u.s.EtcdPort, "etcd (another: --" + FlagEtcdPort + ")"},
+		listener{loopback, u.s.EtcdPort + 1, "etcd's peers (another: --" + FlagEtcdPort + ")"},
+	))
+}
+
+// listener is a port that a component wants.
+type listener struct {
+	addr netip.Addr
+	port int
+	what string
+}
+
+func kubeletPorts(s Settings) []listener {
+	var list []listener
+	for _, a := range s.NodeAddrs {
+		list = append(list, listener{a, agent.KubeletPort, "the kubelet"})
 	}
+	return list
+}
+
+// checkMachine is what a node of either kind needs.
+func (u *start) checkMachine(ports []listener) error {
 	if _, err := containerd.Binaries(); err != nil {
 		return err
 	}
@@ -35,20 +58,6 @@ func (u *start) check(flags Settings, given func(string) bool) error {
 	}
 	if err := enoughSpace(u.l.Data, minFree); err != nil {
 		return err
-	}
-	type listener struct {
-		addr netip.Addr
-		port int
-		what string
-	}
-	loopback := netip.AddrFrom4([4]byte{127, 0, 0, 1})
-	ports := []listener{
-		{u.s.NodeAddrs[0], u.s.Port, "the API server (another: --" + FlagPort + ")"},
-		{loopback, u.s.EtcdPort, "etcd (another: --" + FlagEtcdPort + ")"},
-		{loopback, u.s.EtcdPort + 1, "etcd's peers (another: --" + FlagEtcdPort + ")"},
-	}
-	for _, a := range u.s.NodeAddrs {
-		ports = append(ports, listener{a, agent.KubeletPort, "the kubelet"})
 	}
 	for _, a := range ports {
 		if err := free(netip.AddrPortFrom(a.addr, uint16(a.port)), a.what); err != nil {

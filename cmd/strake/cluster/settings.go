@@ -30,6 +30,7 @@ type Settings struct {
 	ServiceCIDRs []netip.Prefix `json:"serviceCIDRs,omitempty"`
 	Port         int            `json:"port,omitempty"`
 	EtcdPort     int            `json:"etcdPort,omitempty"`
+	LabCIDRs     []netip.Prefix `json:"labCIDRs,omitempty"` // of the nodes beside the first one on this machine
 
 	// APIServer is the URL of the API server that the node has joined; it is empty on the control plane's node.
 	APIServer string `json:"server,omitempty"`
@@ -63,6 +64,7 @@ func Defaults() Settings {
 
 // Flags of `up`, each for one of the settings.
 const (
+	FlagNodes        = "nodes"
 	FlagNodeName     = "node-name"
 	FlagNodeIP       = "node-ip"
 	FlagIPFamily     = "ip-family"
@@ -179,6 +181,16 @@ func settle(l layout.Layout, flags Settings, given func(flag string) bool) (Sett
 
 // complete finds what was not given (the machine's name, its addresses on the way to the default route, the ranges) and checks it all.
 func (s *Settings) complete() error {
+	if err := s.completeName(); err != nil {
+		return err
+	}
+	if err := s.completeAddresses(); err != nil {
+		return err
+	}
+	return s.check()
+}
+
+func (s *Settings) completeName() error {
 	if s.NodeName == "" {
 		host, err := os.Hostname()
 		if err != nil {
@@ -186,10 +198,7 @@ func (s *Settings) complete() error {
 		}
 		s.NodeName = strings.ToLower(host)
 	}
-	if err := s.completeAddresses(); err != nil {
-		return err
-	}
-	return s.check()
+	return nil
 }
 
 func (s Settings) check() error {

@@ -7,8 +7,8 @@ import (
 	"io"
 	"io/fs"
 	"maps"
-	"os"
 	"slices"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -21,34 +21,7 @@ import (
 	"github.com/strake-io/strake/cmd/strake/supervisor"
 )
 
-// Open finds the settings of the node that a component is to run, and writes down that this process is the component: it may
-// have been started by the supervisor, by systemd or by hand.
-func Open(place func() (layout.Layout, error), component string) (layout.Layout, Settings, error) {
-	l, err := place()
-	if err != nil {
-		return l, Settings{}, err
-	}
-	if os.Geteuid() != 0 {
-		return l, Settings{}, fmt.Errorf("strake %s needs root: run it with sudo", component)
-	}
-	s, _, err := Load(l)
-	if err == nil {
-		err = s.complete()
-	}
-	if err == nil {
-		err = l.Prepare()
-	}
-	if err != nil {
-		return l, s, err
-	}
-	if p, ok := supervisor.Find(l.Pid(component)); ok && p.PID != os.Getpid() {
-		return l, s, fmt.Errorf("%s of %s runs already, as process %d", component, l.Data, p.PID)
-	}
-	_, err = supervisor.Record(l.Pid(component), os.Getpid())
-	return l, s, err
-}
-
-// Status is how the cluster is.
+// Status is how the cluster is. Components and Datapath are those of the node whose data folder was asked for.
 type Status struct {
 	Ready      bool        `json:"ready"`
 	Components []Component `json:"components"`
@@ -68,10 +41,17 @@ type Component struct {
 
 // Node is one node.
 type Node struct {
-	Name    string `json:"name"`
-	Address string `json:"address"`
-	Version string `json:"version"`
-	Ready   bool   `json:"ready"`
+	Name      string   `json:"name"`
+	Address   string   `json:"address"` // the first of Addresses
+	Addresses []string `json:"addresses"`
+	Roles     []string `json:"roles"`
+	Version   string   `json:"version"`
+	Ready     bool     `json:"ready"`
+
+	// Of the nodes beside the first one on this machine.
+	DataDir    string      `json:"dataDir,omitempty"`
+	Components []Component `json:"components,omitempty"`
+	Datapath   *bpf.Status `json:"datapath,omitempty"`
 }
 
 // Pods counts pods.
@@ -85,34 +65,83 @@ type Pods struct {
 func Inspect(ctx context.Context, l layout.Layout) (Status, error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	s := Status{Nodes: []Node{}}
-	all := true
-	for _, name := range append([]string{"supervisor"}, components...) {
+	st := Status{Nodes: []Node{}}
+	s, _, err := Load(l)
+	if err != nil {
+		st.Problem = err.Error()
+	}
+	var all bool
+	st.Components, all = inspectComponents(l, s)
+	if st.Datapath, err = bpf.ReadStatus(l.BPF()); err != nil {
+		st.Problem = err.Error()
+	}
+	if err := st.askAPI(ctx, l, s); err != nil {
+		st.Problem = err.Error()
+	}
+	known := len(st.Nodes)
+	labReady, err := st.inspectLab(l)
+	if err != nil {
+		st.Problem = err.Error()
+	}
+	st.Ready = all && labReady && known > 0
+	for _, n := range st.Nodes {
+		st.Ready = st.Ready && n.Ready
+	}
+	return st, nil
+}
+
+// inspectComponents tells which components of a node run, and whether all do; systemd may be in the supervisor's place.
+func inspectComponents(l layout.Layout, s Settings) (list []Component, all bool) {
+	all = true
+	for _, name := range append([]string{supervisor.Own}, s.Components()...) {
 		p, ok := supervisor.Find(l.Pid(name))
 		c := Component{Name: name, Running: ok}
 		if ok {
 			c.PID = p.PID
 		}
-		all = all && (ok || name == "supervisor") // systemd may be in its place
-		s.Components = append(s.Components, c)
+		all = all && (ok || name == supervisor.Own)
+		list = append(list, c)
 	}
-	var err error
-	if s.Datapath, err = bpf.ReadStatus(l.BPF()); err != nil {
-		s.Problem = err.Error()
-	}
-	if err := s.askAPI(ctx, l); err != nil {
-		s.Problem = err.Error()
-		return s, nil
-	}
-	s.Ready = all && len(s.Nodes) > 0
-	for _, n := range s.Nodes {
-		s.Ready = s.Ready && n.Ready
-	}
-	return s, nil
+	return list, all
 }
 
-func (s *Status) askAPI(ctx context.Context, l layout.Layout) error {
-	rc, err := clientcmd.BuildConfigFromFlags("", l.AdminKubeconfig())
+// inspectLab adds what is known here of the nodes beside the first one.
+func (st *Status) inspectLab(l layout.Layout) (ready bool, err error) {
+	numbers, err := l.LabNodes()
+	if err != nil {
+		return false, err
+	}
+	ready = true
+	for _, n := range numbers {
+		node := l.Node(n)
+		s, _, err := Load(node)
+		if err != nil {
+			return false, err
+		}
+		i := slices.IndexFunc(st.Nodes, func(n Node) bool { return n.Name == s.NodeName })
+		if i < 0 {
+			i = len(st.Nodes)
+			st.Nodes = append(st.Nodes, Node{Name: s.NodeName, Addresses: []string{}, Roles: []string{}})
+		}
+		found, all := inspectComponents(node, s)
+		st.Nodes[i].DataDir, st.Nodes[i].Components, ready = node.Data, found, ready && all
+		d, err := bpf.ReadStatus(node.BPF())
+		if err != nil {
+			return false, fmt.Errorf("node %s: %w", s.NodeName, err)
+		}
+		st.Nodes[i].Datapath = &d
+	}
+	return ready, nil
+}
+
+const rolePrefix = "node-role.kubernetes.io/"
+
+func (st *Status) askAPI(ctx context.Context, l layout.Layout, s Settings) error {
+	path := l.AdminKubeconfig()
+	if s.Joined() {
+		path = l.Kubeconfig("node-network") // it may read nodes and pods
+	}
+	rc, err := clientcmd.BuildConfigFromFlags("", path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return fmt.Errorf("there is no cluster in %s: run `strake up`", l.Data)
@@ -128,65 +157,90 @@ func (s *Status) askAPI(ctx context.Context, l layout.Layout) error {
 		return fmt.Errorf("the API server does not answer: %w", err)
 	}
 	if v, err := c.Discovery().ServerVersion(); err == nil {
-		s.Version = v.GitVersion
+		st.Version = v.GitVersion
 	}
 	for _, n := range nodes.Items {
-		node := Node{Name: n.Name, Version: n.Status.NodeInfo.KubeletVersion}
-		for _, a := range n.Status.Addresses {
-			if a.Type == corev1.NodeInternalIP {
-				node.Address = a.Address
+		node := Node{Name: n.Name, Version: n.Status.NodeInfo.KubeletVersion, Ready: nodeIsReady(&n), Addresses: internalAddrs(&n), Roles: []string{}}
+		if len(node.Addresses) > 0 {
+			node.Address = node.Addresses[0]
+		}
+		for label := range n.Labels {
+			if role, ok := strings.CutPrefix(label, rolePrefix); ok {
+				node.Roles = append(node.Roles, role)
 			}
 		}
-		for _, cond := range n.Status.Conditions {
-			if cond.Type == corev1.NodeReady {
-				node.Ready = cond.Status == corev1.ConditionTrue
-			}
-		}
-		s.Nodes = append(s.Nodes, node)
+		slices.Sort(node.Roles)
+		st.Nodes = append(st.Nodes, node)
 	}
 	pods, err := c.CoreV1().Pods("").List(ctx, metav1.ListOptions{})
 	if err != nil {
 		return fmt.Errorf("the API server does not answer: %w", err)
 	}
 	for _, p := range pods.Items {
-		s.Pods.Total++
+		st.Pods.Total++
 		if p.Status.Phase == corev1.PodRunning {
-			s.Pods.Running++
+			st.Pods.Running++
 		}
 		for _, cond := range p.Status.Conditions {
 			if cond.Type == corev1.PodReady && cond.Status == corev1.ConditionTrue {
-				s.Pods.Ready++
+				st.Pods.Ready++
 			}
 		}
 	}
 	return nil
 }
 
+func nodeIsReady(n *corev1.Node) bool {
+	return slices.ContainsFunc(n.Status.Conditions, func(c corev1.NodeCondition) bool {
+		return c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue
+	})
+}
+
+func internalAddrs(n *corev1.Node) []string {
+	list := []string{}
+	for _, a := range n.Status.Addresses {
+		if a.Type == corev1.NodeInternalIP {
+			list = append(list, a.Address)
+		}
+	}
+	return list
+}
+
 // Print shows the status to a person.
-func (s Status) Print(w io.Writer) {
+func (st Status) Print(w io.Writer) {
 	word := func(ok bool, yes, no string) string {
 		if ok {
 			return yes
 		}
 		return no
 	}
-	fmt.Fprintf(w, "cluster      %s\n", word(s.Ready, "ready", "not ready"))
-	if s.Problem != "" {
-		fmt.Fprintf(w, "problem      %s\n", s.Problem)
+	fmt.Fprintf(w, "cluster      %s\n", word(st.Ready, "ready", "not ready"))
+	if st.Problem != "" {
+		fmt.Fprintf(w, "problem      %s\n", st.Problem)
 	}
-	for _, c := range s.Components {
+	for _, c := range st.Components {
 		fmt.Fprintf(w, "%-12s %s\n", c.Name, word(c.Running, fmt.Sprintf("running, pid %d", c.PID), "not running"))
 	}
-	for _, n := range s.Nodes {
-		fmt.Fprintf(w, "node         %s  %s  %s  %s\n", n.Name, n.Address, n.Version, word(n.Ready, "Ready", "NotReady"))
+	for _, n := range st.Nodes {
+		fmt.Fprintf(w, "node         %s  %s  %s  %s", n.Name, word(len(n.Addresses) > 0, strings.Join(n.Addresses, ","), "unknown to the API server"), n.Version, word(n.Ready, "Ready", "NotReady"))
+		if len(n.Roles) > 0 {
+			fmt.Fprintf(w, "  %s", strings.Join(n.Roles, ","))
+		}
+		for _, c := range n.Components {
+			fmt.Fprintf(w, "  %s %s", c.Name, word(c.Running, fmt.Sprint(c.PID), "not running"))
+		}
+		if n.Datapath != nil {
+			fmt.Fprintf(w, "  %d links", len(n.Datapath.Links))
+		}
+		fmt.Fprintln(w)
 	}
-	fmt.Fprintf(w, "pods         %d, %d running, %d ready\n", s.Pods.Total, s.Pods.Running, s.Pods.Ready)
-	fmt.Fprintf(w, "datapath     %d links attached\n", len(s.Datapath.Links))
-	for _, m := range s.Datapath.Maps {
+	fmt.Fprintf(w, "pods         %d, %d running, %d ready\n", st.Pods.Total, st.Pods.Running, st.Pods.Ready)
+	fmt.Fprintf(w, "datapath     %d links attached\n", len(st.Datapath.Links))
+	for _, m := range st.Datapath.Maps {
 		fmt.Fprintf(w, "  %-14s %6d of %d rows\n", m.Name, m.Rows, m.Max)
 	}
-	for _, name := range slices.Sorted(maps.Keys(s.Datapath.Counters)) {
-		if n := s.Datapath.Counters[name]; n > 0 {
+	for _, name := range slices.Sorted(maps.Keys(st.Datapath.Counters)) {
+		if n := st.Datapath.Counters[name]; n > 0 {
 			fmt.Fprintf(w, "  %-22s %d packets\n", name, n)
 		}
 	}

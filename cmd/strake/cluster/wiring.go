@@ -1,12 +1,15 @@
 package cluster
 
 import (
+	"net/netip"
 	"slices"
 
 	"github.com/strake-io/strake/cmd/strake/agent"
+	"github.com/strake-io/strake/cmd/strake/lab"
 	"github.com/strake-io/strake/cmd/strake/layout"
 	"github.com/strake-io/strake/cmd/strake/server"
 	"github.com/strake-io/strake/controlplane/pki"
+	"github.com/strake-io/strake/kubelet/certificates"
 )
 
 // Server returns the configuration of `strake server`, with all its files in place.
@@ -17,6 +20,10 @@ func (s Settings) Server(l layout.Layout) (server.Config, error) {
 	}
 	cfg := s.server()
 	cfg.PKI, cfg.EtcdDir = files, l.Etcd()
+	if cfg.NodeSettings, err = s.ConfigMap(); err != nil {
+		return cfg, err
+	}
+	cfg.AdminKubeconfig = l.AdminKubeconfig()
 	cfg.ControllerKubeconfig, cfg.SchedulerKubeconfig = l.Kubeconfig("controller-manager"), l.Kubeconfig("scheduler")
 	return cfg, nil
 }
@@ -54,11 +61,27 @@ func (s Settings) certificates(l layout.Layout) (pki.Files, error) {
 // Agent returns the configuration of `strake agent`.
 func (s Settings) Agent(l layout.Layout) agent.Config {
 	files := pki.Files{Dir: l.PKI()}
-	pair := files.Kubelet(s.NodeName)
-	return agent.Config{
+	cfg := agent.Config{
 		Layout: l, NodeName: s.NodeName, NodeAddrs: s.NodeAddrs, DNSAddrs: s.DNSAddrs, Zone: s.Zone, ResolvConf: s.ResolvConf,
 		PodCIDRs: s.PodCIDRs, NoMasquerade: slices.Concat(s.PodCIDRs, s.NoMasquerade), Native: s.Routing == RoutingNative, TunnelPort: s.TunnelPort,
 		KubeletKubeconfig: l.Kubeconfig("kubelet"), NetworkKubeconfig: l.Kubeconfig("node-network"),
-		CertFile: pair.Cert, KeyFile: pair.Key, ClientCAFile: files.CA().Cert,
+		ClientCAFile: files.CA().Cert,
+	}
+	if s.Joined() {
+		own := s.certificateConfig(l)
+		cfg.Certificates = &own
+	} else {
+		pair := files.Kubelet(s.NodeName)
+		cfg.CertFile, cfg.KeyFile = pair.Cert, pair.Key
+		cfg.Uplinks = []string{lab.Bridge(l)}
+	}
+	return cfg
+}
+
+// certificateConfig is for a node that has joined: it keeps its certificates itself.
+func (s Settings) certificateConfig(l layout.Layout) certificates.Config {
+	return certificates.Config{
+		Dir: l.PKI(), NodeName: s.NodeName, Addrs: func() []netip.Addr { return s.NodeAddrs }, Server: s.APIServer, CAFile: pki.Files{Dir: l.PKI()}.CA().Cert,
+		KubeletKubeconfig: l.Kubeconfig("kubelet"), NetworkKubeconfig: l.Kubeconfig("node-network"),
 	}
 }

@@ -44,6 +44,7 @@ type Token struct {
 	Usages      []string   `json:"usages,omitempty"`
 	Groups      []string   `json:"groups,omitempty"`
 	Description string     `json:"description,omitempty"`
+	CAHash      string     `json:"caCertHash,omitempty"` // of the cluster's CA, as --ca-cert-hash wants it
 	JoinCommand string     `json:"joinCommand,omitempty"`
 }
 
@@ -151,7 +152,7 @@ func (c *Cluster) Create(ctx context.Context, r Request, now time.Time) (Token, 
 			return Token{}, fmt.Errorf("token: %w", err)
 		}
 		t := read(made)
-		t.Token = id + "." + secret
+		t.Token, t.CAHash = id+"."+secret, hash
 		t.JoinCommand = fmt.Sprintf("strake join %s --token %s --ca-cert-hash %s", c.config.Host, t.Token, hash)
 		return t, nil
 	}

@@ -12,6 +12,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 )
 
 // DefaultDataDir is where a node keeps its data unless told otherwise.
@@ -23,18 +25,69 @@ const version = 1
 // Layout is the set of places of one node.
 type Layout struct {
 	Data string // the data folder, absolute
-	ID   string // eight hex digits made of Data, for names outside of it
+	ID   string // eight hex digits made of Data, for names outside of it; with -N behind for a lab node
 }
 
-// New derives the places from a data folder.
+// New derives the places from a data folder. DATA/nodes/N is that of a lab node: its id is that of DATA, and its number.
 func New(dataDir string) (Layout, error) {
 	abs, err := filepath.Abs(dataDir)
 	if err != nil {
 		return Layout{}, fmt.Errorf("data folder %q: %w", dataDir, err)
 	}
-	sum := sha256.Sum256([]byte(abs))
-	return Layout{Data: abs, ID: hex.EncodeToString(sum[:4])}, nil
+	l := Layout{Data: abs}
+	if first, n, ok := l.LabNode(); ok {
+		return first.Node(n), nil
+	}
+	l.ID = id(abs)
+	return l, nil
 }
+
+func id(path string) string {
+	sum := sha256.Sum256([]byte(path))
+	return hex.EncodeToString(sum[:4])
+}
+
+// Node is the place of a lab node: one that runs beside the first node on the same machine, in a network namespace of its own.
+// Lab nodes have the numbers from 2.
+func (l Layout) Node(n int) Layout {
+	return Layout{Data: l.in("nodes", strconv.Itoa(n)), ID: fmt.Sprintf("%s-%d", l.ID, n)}
+}
+
+// LabNode tells whether this is a lab node, which, and where the first node is.
+func (l Layout) LabNode() (first Layout, n int, ok bool) {
+	nodes, name := filepath.Split(l.Data)
+	n, err := strconv.Atoi(name)
+	if err != nil || n < 2 || strconv.Itoa(n) != name || filepath.Base(nodes) != "nodes" {
+		return Layout{}, 0, false
+	}
+	data := filepath.Dir(filepath.Clean(nodes))
+	return Layout{Data: data, ID: id(data)}, n, true
+}
+
+// LabNodes returns the numbers of the lab nodes that have a data folder, in order.
+func (l Layout) LabNodes() ([]int, error) {
+	entries, err := os.ReadDir(l.Nodes())
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("nodes of %s: %w", l.Data, err)
+	}
+	var list []int
+	for _, e := range entries {
+		if _, n, ok := (Layout{Data: l.in("nodes", e.Name())}).LabNode(); ok && e.IsDir() {
+			list = append(list, n)
+		}
+	}
+	slices.Sort(list)
+	return list, nil
+}
+
+// Nodes is the folder of the lab nodes' data folders.
+func (l Layout) Nodes() string { return l.in("nodes") }
+
+// LabResolvConf is the resolv.conf of lab nodes.
+func (l Layout) LabResolvConf() string { return l.in("nodes", "resolv.conf") }
+
+// Netns is the file that names the network namespace of a lab node, where ip-netns(8) looks for it.
+func (l Layout) Netns() string { return filepath.Join("/run/netns", "strake-"+l.ID) }
 
 func (l Layout) in(parts ...string) string {
 	return filepath.Join(append([]string{l.Data}, parts...)...)

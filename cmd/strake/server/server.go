@@ -10,6 +10,7 @@ import (
 	"runtime/debug"
 
 	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/rest"
@@ -35,6 +36,9 @@ type Config struct {
 	NodeBits               func(podCIDR netip.Prefix) int // length of a node's part of a pod range
 	// Kubeconfigs of the controllers and of the scheduler, each with an identity of its own.
 	ControllerKubeconfig, SchedulerKubeconfig string
+	// NodeSettings is a ConfigMap that tells nodes what they share; AdminKubeconfig is that of who writes it.
+	NodeSettings    *corev1.ConfigMap
+	AdminKubeconfig string
 }
 
 // URL is where the API server is reached.
@@ -76,6 +80,7 @@ func Run(ctx context.Context, cfg Config) error {
 	})
 	g.Go(func() error { return runControllers(gctx, cfg) })
 	g.Go(func() error { return runScheduler(gctx, cfg) })
+	g.Go(func() error { return publish(gctx, cfg) })
 	return g.Wait()
 }
 

@@ -15,12 +15,15 @@ import (
 	"github.com/strake-io/strake/cmd/strake/layout"
 )
 
+// Own is the name of the supervisor's own pid file and log.
+const Own = "supervisor"
+
+// All are the processes that a node can have.
+var All = []string{Own, "containerd", "server", "agent"}
+
 // Program is the name under which the small binary (strake-cni) is the supervisor. It is not a command of the large one:
 // that has 75 MiB resident by the time it has nothing to do.
 const Program = "strake-supervise"
-
-// Names are the components that a supervisor keeps running, in the order that they are started in.
-var Names = []string{"containerd", "server", "agent"}
 
 // Component is a process to keep running.
 type Component struct {
@@ -29,10 +32,10 @@ type Component struct {
 	Grace   time.Duration // from SIGTERM to SIGKILL
 }
 
-// Components are those of Names, each a command of the strake binary.
-func Components(l layout.Layout, strake string) []Component {
-	list := make([]Component, len(Names))
-	for i, name := range Names {
+// Components are those named, in the order that they are started in, each a command of the strake binary.
+func Components(l layout.Layout, strake string, names []string) []Component {
+	list := make([]Component, len(names))
+	for i, name := range names {
 		list[i] = Component{Name: name, Command: []string{strake, name, "--data-dir", l.Data}, Grace: 20 * time.Second}
 	}
 	return list

@@ -1,0 +1,239 @@
+package cluster
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"net/url"
+	"os"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	utilversion "k8s.io/apimachinery/pkg/util/version"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/component-base/version"
+
+	"github.com/strake-io/strake/cmd/strake/layout"
+	"github.com/strake-io/strake/kubelet/certificates"
+)
+
+// Ticket is what a machine needs to become a node of a cluster. A node that has joined needs none.
+type Ticket struct {
+	Server   string // URL of the API server
+	Token    string
+	CAHashes []string // of the cluster's CA, "sha256:…"
+}
+
+// SettingsConfigMap is where the control plane tells the nodes what they share (Shared, in JSON), in namespace kube-system.
+const (
+	SettingsConfigMap = "strake-cluster"
+	settingsKey       = "settings.json"
+)
+
+// Join makes the machine a node of the cluster of the ticket, or starts it if it is one, and returns when the node is Ready. flags
+// and given are as for Up. What a first start that fails has made is taken back.
+func Join(ctx context.Context, l layout.Layout, flags Settings, given func(flag string) bool, ticket Ticket, out io.Writer) error {
+	if os.Geteuid() != 0 {
+		return errors.New("strake join needs root: run it with sudo")
+	}
+	u := &joinStart{start: newStart(l), ticket: ticket}
+	return u.run(ctx, []step{
+		{"check the machine", func(context.Context) error { return u.check(flags, given) }},
+		{"certificates of the node", u.bootstrap},
+		{"settings of the cluster", u.learn},
+		{"start containerd and agent", u.supervise},
+		{"load the demo's image", u.loadImage},
+		{"node Ready", func(ctx context.Context) error { return u.poll(ctx, func() error { return u.nodeReady(ctx) }) }},
+	}, u.undo, out)
+}
+
+type joinStart struct {
+	start
+	ticket Ticket
+}
+
+func (u *joinStart) check(flags Settings, given func(string) bool) error {
+	if err := u.l.Check(); err != nil {
+		return err
+	}
+	if err := inItsNamespace(u.l); err != nil {
+		return err
+	}
+	saved, _, err := Load(u.l)
+	switch {
+	case err != nil:
+		return err
+	case u.isNew:
+		if u.ticket.Server == "" {
+			return fmt.Errorf("%s is not the folder of a node yet: give the URL of the cluster's API server, a token and the hash of its CA (`strake token create --print-join-command` on a machine of the cluster prints all of it)", u.l.Data)
+		}
+		u.s = flags
+		u.s.APIServer, u.s.Port, u.s.EtcdPort, u.s.ServiceCIDRs = u.ticket.Server, 0, 0, nil
+		if err := u.s.completeName(); err != nil {
+			return err
+		}
+		if err := u.findAddress(); err != nil {
+			return err
+		}
+	case !saved.Joined():
+		return fmt.Errorf("%s is the folder of a cluster with a control plane of its own: join with another folder (--data-dir), or remove the cluster with `strake down --purge`", u.l.Data)
+	case u.ticket.Server != "" && u.ticket.Server != saved.APIServer:
+		return fmt.Errorf("the node in %s has joined %s: it can't join %s before `strake down --purge`", u.l.Data, saved.APIServer, u.ticket.Server)
+	default:
+		if u.s, err = settle(u.l, flags, given); err != nil {
+			return err
+		}
+	}
+	if !u.fresh {
+		return nil
+	}
+	return u.checkMachine(kubeletPorts(u.s))
+}
+
+// findAddress takes the machine's address on the way to the API server, unless the user named some.
+func (u *joinStart) findAddress() error {
+	if len(u.s.NodeAddrs) > 0 {
+		return nil
+	}
+	server, err := url.Parse(u.s.APIServer)
+	if err != nil || server.Scheme != "https" || server.Port() == "" {
+		return fmt.Errorf("API server %q: not a URL such as https://192.0.2.1:6443", u.s.APIServer)
+	}
+	c, err := net.Dial("udp", server.Host) // sends nothing
+	if err != nil {
+		return fmt.Errorf("there is no way to the API server %s: %w", u.s.APIServer, err)
+	}
+	defer c.Close()
+	if a, ok := c.LocalAddr().(*net.UDPAddr); ok {
+		u.s.NodeAddrs = []netip.Addr{a.AddrPort().Addr().Unmap()}
+	}
+	return nil
+}
+
+func (u *joinStart) bootstrap(ctx context.Context) error {
+	u.touched = true
+	if err := u.l.Prepare(); err != nil {
+		return err
+	}
+	cfg := u.s.certificateConfig(u.l)
+	cfg.Token, cfg.CAHashes = u.ticket.Token, u.ticket.CAHashes
+	if err := certificates.Bootstrap(ctx, cfg); err != nil {
+		return err
+	}
+	own, err := certificates.Open(cfg)
+	if err != nil {
+		return err
+	}
+	u.client, err = kubernetes.NewForConfig(own.Network())
+	return err
+}
+
+// learn asks the cluster what the node has to know of it, once: the agent follows what changes later.
+func (u *joinStart) learn(ctx context.Context) error {
+	if !u.isNew {
+		return nil
+	}
+	v, err := u.client.Discovery().ServerVersion()
+	if err != nil {
+		return err
+	}
+	if err := compatible(version.Get().GitVersion, v.GitVersion); err != nil {
+		return err
+	}
+	if err := u.nameIsFree(ctx); err != nil {
+		return err
+	}
+	if u.s.Shared, err = fetchShared(ctx, u.client); err != nil {
+		return err
+	}
+	if err := u.completeFamilies(); err != nil {
+		return err
+	}
+	if err := u.s.check(); err != nil {
+		return err
+	}
+	return u.s.Save(u.l)
+}
+
+// completeFamilies finds the addresses of the families that the cluster has and that are not known yet.
+func (u *joinStart) completeFamilies() error {
+	known := u.s.NodeAddrs
+	u.s.NodeAddrs = nil
+	for _, v6 := range areV6(u.s.PodCIDRs) {
+		i := slices.IndexFunc(known, func(a netip.Addr) bool { return a.Is6() == v6 })
+		if i >= 0 {
+			u.s.NodeAddrs = append(u.s.NodeAddrs, known[i])
+			continue
+		}
+		a, err := nodeAddr(families[v6])
+		if err != nil {
+			return err
+		}
+		u.s.NodeAddrs = append(u.s.NodeAddrs, a)
+	}
+	return nil
+}
+
+// nameIsFree refuses the name of a node that lives: two machines under one name would take each other's pods away. One that is not
+// Ready may be this machine before it was set up anew.
+func (u *joinStart) nameIsFree(ctx context.Context) error {
+	n, err := u.client.CoreV1().Nodes().Get(ctx, u.s.NodeName, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("node %s: %w", u.s.NodeName, err)
+	}
+	if nodeIsReady(n) {
+		return fmt.Errorf("the cluster has a node %s, which is Ready (%s): give this machine another name with --%s, or remove that node first (strake node remove %s)",
+			n.Name, internalAddrs(n), FlagNodeName, n.Name)
+	}
+	return nil
+}
+
+// maxSkew is how many minor releases a node may be behind its API server (Kubernetes' version skew policy).
+const maxSkew = 3
+
+func compatible(node, server string) error {
+	n, err := utilversion.ParseGeneric(node)
+	if err != nil {
+		return fmt.Errorf("our version %q: %w", node, err)
+	}
+	s, err := utilversion.ParseGeneric(server)
+	if err != nil {
+		return fmt.Errorf("the API server's version %q: %w", server, err)
+	}
+	if n.Major() != s.Major() || n.Minor() > s.Minor() || n.Minor()+maxSkew < s.Minor() {
+		return fmt.Errorf("this strake is %s, the API server %s: a node may be up to %d minor releases older and none newer; install the release of the server", node, server, maxSkew)
+	}
+	return nil
+}
+
+func fetchShared(ctx context.Context, c kubernetes.Interface) (Shared, error) {
+	var s Shared
+	m, err := c.CoreV1().ConfigMaps(metav1.NamespaceSystem).Get(ctx, SettingsConfigMap, metav1.GetOptions{})
+	if err == nil {
+		err = json.Unmarshal([]byte(m.Data[settingsKey]), &s)
+	}
+	if err != nil {
+		return s, fmt.Errorf("ConfigMap %s/%s, which the control plane of the same release writes: %w", metav1.NamespaceSystem, SettingsConfigMap, err)
+	}
+	return s, nil
+}
+
+// ConfigMap is how the control plane tells the settings.
+func (s Shared) ConfigMap() (*corev1.ConfigMap, error) {
+	data, err := json.Marshal(s)
+	if err != nil {
+		return nil, err
+	}
+	return &corev1.ConfigMap{
+		ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: SettingsConfigMap}, Data: map[string]string{settingsKey: string(data)},
+	}, nil
+}

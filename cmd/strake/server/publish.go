@@ -1,0 +1,63 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/klog/v2"
+
+	"github.com/strake-io/strake/cmd/strake/ready"
+)
+
+// publishEvery is how often the ConfigMap of the nodes' settings is looked at: somebody may have changed it.
+const publishEvery = 30 * time.Second
+
+// publish keeps the ConfigMap as it is to be until ctx ends.
+func publish(ctx context.Context, cfg Config) error {
+	rc, err := clientConfig(cfg.AdminKubeconfig, "strake-server")
+	if err != nil {
+		return err
+	}
+	client, err := kubernetes.NewForConfig(rc)
+	if err != nil {
+		return fmt.Errorf("settings of the nodes: %w", err)
+	}
+	if ready.API(ctx, client.Discovery().RESTClient()) != nil {
+		return nil // ctx ended
+	}
+	for {
+		wait := publishEvery
+		if err := ensureConfigMap(ctx, client, cfg.NodeSettings); err != nil && ctx.Err() == nil {
+			klog.ErrorS(err, "The settings of the nodes were not written")
+			wait = time.Second
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(wait):
+		}
+	}
+}
+
+func ensureConfigMap(ctx context.Context, client kubernetes.Interface, want *corev1.ConfigMap) error {
+	configMaps := client.CoreV1().ConfigMaps(want.Namespace)
+	have, err := configMaps.Get(ctx, want.Name, metav1.GetOptions{})
+	switch {
+	case apierrors.IsNotFound(err):
+		_, err = configMaps.Create(ctx, want, metav1.CreateOptions{})
+	case err == nil && !sameData(have, want):
+		have.Data, have.BinaryData = want.Data, want.BinaryData
+		_, err = configMaps.Update(ctx, have, metav1.UpdateOptions{})
+	}
+	return err
+}
+
+func sameData(a, b *corev1.ConfigMap) bool {
+	return maps.Equal(a.Data, b.Data) && len(a.BinaryData) == len(b.BinaryData)
+}
