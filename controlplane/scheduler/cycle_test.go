@@ -66,11 +66,22 @@ func spread(key string, when v1.UnsatisfiableConstraintAction) func(*v1.Pod) {
 	}
 }
 
-// with makes a scheduler that knows these nodes and pods; nothing of it runs.
+// of makes a pod one of a controller's.
+func of(kind, name string) func(*v1.Pod) {
+	return func(p *v1.Pod) {
+		p.OwnerReferences = []metav1.OwnerReference{{Kind: kind, Name: name, UID: types.UID(name), Controller: new(true)}}
+	}
+}
+
+// with makes a scheduler that knows these nodes and pods, and a Service web of pods with app=web; nothing of it runs.
 func with(t *testing.T, nodes []*v1.Node, pods []*v1.Pod) *scheduler {
 	t.Helper()
 	s, err := newScheduler(t.Context(), Config{Client: fake.NewClientset(), Name: v1.DefaultSchedulerName, Plugins: DefaultPlugins()}, record.NewFakeRecorder(100))
 	if err != nil {
+		t.Fatal(err)
+	}
+	web := &v1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "web"}, Spec: v1.ServiceSpec{Selector: map[string]string{"app": "web"}}}
+	if err := s.informers.Core().V1().Services().Informer().GetStore().Add(web); err != nil {
 		t.Fatal(err)
 	}
 	for _, n := range nodes {
@@ -85,6 +96,7 @@ func with(t *testing.T, nodes []*v1.Node, pods []*v1.Pod) *scheduler {
 
 func TestChoose(t *testing.T) {
 	two := []*v1.Node{node("a", "4", "4Gi", zone("z1")), node("b", "4", "4Gi", zone("z2"))}
+	web := func(p *v1.Pod) { p.Labels = map[string]string{"app": "web"} }
 	three := append([]*v1.Node{node("c", "4", "4Gi", zone("z2"))}, two...)
 	for name, c := range map[string]struct {
 		nodes []*v1.Node
@@ -140,7 +152,16 @@ func TestChoose(t *testing.T) {
 		"spread over zones":         {two, []*v1.Pod{pod("x", onNode("b"))}, pod("p", spread(v1.LabelTopologyZone, v1.DoNotSchedule), wants("3", "3Gi")), "a"},
 		"spread counts a full zone": {[]*v1.Node{node("a", "4", "4Gi", zone("z1")), node("b", "1", "1Gi", zone("z2"))}, []*v1.Pod{pod("x", onNode("a"))}, pod("p", spread(v1.LabelTopologyZone, v1.DoNotSchedule), wants("2", "2Gi")), "0/2 nodes are available: 1 Insufficient cpu, 1 Insufficient memory, 1 node(s) didn't match pod topology spread constraints."},
 		"spread if it can be":       {two, []*v1.Pod{pod("x", onNode("b")), pod("y", onNode("a"), wants("1", "1Gi"), func(p *v1.Pod) { p.Labels = nil })}, pod("p", spread(v1.LabelTopologyZone, v1.ScheduleAnyway)), "a"},
-		"outside of the topology":   {[]*v1.Node{node("a", "4", "4Gi")}, nil, pod("p", spread(v1.LabelTopologyZone, v1.DoNotSchedule)), "0/1 nodes are available: 1 node(s) didn't match pod topology spread constraints (missing required label)."},
+		"replicas keep apart by default": {two, []*v1.Pod{pod("x", onNode("a"), of("ReplicaSet", "rs")), pod("y", onNode("b"), wants("1500m", "1500Mi"))},
+			pod("p", of("ReplicaSet", "rs")), "b"},
+		"replicas of others don't matter": {two, []*v1.Pod{pod("x", onNode("a"), of("ReplicaSet", "other")), pod("y", onNode("b"), wants("1500m", "1500Mi"))},
+			pod("p", of("ReplicaSet", "rs")), "a"},
+		"pods of a Service keep apart by default": {two, []*v1.Pod{pod("x", onNode("a"), web), pod("y", onNode("b"), wants("1500m", "1500Mi"))}, pod("p", web), "b"},
+		"pods of a Job don't": {two, []*v1.Pod{pod("x", onNode("a"), of("Job", "j")), pod("y", onNode("b"), wants("1500m", "1500Mi"))},
+			pod("p", of("Job", "j")), "a"},
+		"zones count where there are any": {append([]*v1.Node{node("d", "4", "4Gi")}, three...), []*v1.Pod{pod("x", onNode("b"), of("StatefulSet", "s")), pod("y", onNode("d"), of("StatefulSet", "s")), pod("z", onNode("a"), wants("500m", "500Mi"))},
+			pod("p", of("StatefulSet", "s")), "a"},
+		"outside of the topology": {[]*v1.Node{node("a", "4", "4Gi")}, nil, pod("p", spread(v1.LabelTopologyZone, v1.DoNotSchedule)), "0/1 nodes are available: 1 node(s) didn't match pod topology spread constraints (missing required label)."},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := with(t, c.nodes, c.have)

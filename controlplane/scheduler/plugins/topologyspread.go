@@ -9,6 +9,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	corelisters "k8s.io/client-go/listers/core/v1"
 	"k8s.io/component-helpers/scheduling/corev1"
 	"k8s.io/component-helpers/scheduling/corev1/nodeaffinity"
 	"k8s.io/klog/v2"
@@ -16,11 +18,14 @@ import (
 )
 
 // podTopologySpread spreads pods of a kind over domains.
-type podTopologySpread struct{ handle framework.Handle }
+type podTopologySpread struct {
+	handle   framework.Handle
+	services corelisters.ServiceLister
+}
 
 // NewPodTopologySpread makes the plugin.
 func NewPodTopologySpread(_ context.Context, _ runtime.Object, h framework.Handle) (framework.Plugin, error) {
-	return podTopologySpread{h}, nil
+	return podTopologySpread{h, h.SharedInformerFactory().Core().V1().Services().Lister()}, nil
 }
 
 const (
@@ -31,18 +36,20 @@ const (
 // constraint is a topologySpreadConstraint, ready for use.
 type constraint struct {
 	v1.TopologySpreadConstraint
-	selector labels.Selector
-	self     int // 1 if the pod counts itself
+	selector   labels.Selector
+	controller types.UID // if set, its pods are meant, whatever their labels
+	self       int       // 1 if the pod counts itself
 }
 
 // spreadState counts, by constraint, the matching pods of each domain.
 type spreadState struct {
 	constraints []constraint
 	counts      []map[string]int
+	partly      bool // nodes count that are in some of the domains only
 }
 
 func (s *spreadState) Clone() framework.StateData {
-	c := &spreadState{constraints: s.constraints, counts: make([]map[string]int, len(s.counts))}
+	c := &spreadState{constraints: s.constraints, counts: make([]map[string]int, len(s.counts)), partly: s.partly}
 	for i, m := range s.counts {
 		c.counts[i] = map[string]int{}
 		for k, v := range m {
@@ -100,23 +107,68 @@ func (c constraint) eligible(p *v1.Pod, n *v1.Node) bool {
 	return true
 }
 
+// byDefault: pods are spread, if it can be, over nodes and zones as far as these have a name (the reference's system defaults).
+var byDefault = []v1.TopologySpreadConstraint{
+	{MaxSkew: 3, TopologyKey: v1.LabelHostname, WhenUnsatisfiable: v1.ScheduleAnyway},
+	{MaxSkew: 5, TopologyKey: v1.LabelTopologyZone, WhenUnsatisfiable: v1.ScheduleAnyway},
+}
+
+// defaults are the constraints of a pod that has none of its own: it keeps away from the others of its ReplicaSet or
+// StatefulSet, or else from those of its Services. Other pods have none.
+func (s podTopologySpread) defaults(p *v1.Pod) ([]constraint, error) {
+	like := constraint{self: 1}
+	if owner := metav1.GetControllerOf(p); owner != nil && (owner.Kind == "ReplicaSet" || owner.Kind == "StatefulSet" || owner.Kind == "ReplicationController") {
+		like.controller = owner.UID
+	} else {
+		all, err := s.services.Services(p.Namespace).List(labels.Everything())
+		if err != nil {
+			return nil, err
+		}
+		together := labels.Set{}
+		for _, svc := range all {
+			if len(svc.Spec.Selector) > 0 && labels.SelectorFromSet(svc.Spec.Selector).Matches(labels.Set(p.Labels)) {
+				together = labels.Merge(together, svc.Spec.Selector)
+			}
+		}
+		if len(together) == 0 {
+			return nil, nil
+		}
+		like.selector = labels.SelectorFromSet(together)
+	}
+	var out []constraint
+	for _, c := range byDefault {
+		like.TopologySpreadConstraint = c
+		out = append(out, like)
+	}
+	return out, nil
+}
+
+// about tells whether a constraint is about a pod.
+func (c constraint) about(p *v1.Pod) bool {
+	if c.controller != "" {
+		owner := metav1.GetControllerOf(p)
+		return owner != nil && owner.UID == c.controller
+	}
+	return c.selector.Matches(labels.Set(p.Labels))
+}
+
 // matching counts a node's pods that a constraint is about.
 func (c constraint) matching(namespace string, pods []framework.PodInfo) int {
 	n := 0
 	for _, o := range pods {
-		if p := o.GetPod(); p.Namespace == namespace && p.DeletionTimestamp == nil && c.selector.Matches(labels.Set(p.Labels)) {
+		if p := o.GetPod(); p.Namespace == namespace && p.DeletionTimestamp == nil && c.about(p) {
 			n++
 		}
 	}
 	return n
 }
 
-func tally(p *v1.Pod, constraints []constraint, nodes []framework.NodeInfo) *spreadState {
-	s := &spreadState{constraints: constraints, counts: make([]map[string]int, len(constraints))}
+func tally(p *v1.Pod, constraints []constraint, nodes []framework.NodeInfo, partly bool) *spreadState {
+	s := &spreadState{constraints: constraints, counts: make([]map[string]int, len(constraints)), partly: partly}
 	for i, c := range constraints {
 		s.counts[i] = map[string]int{}
 		for _, n := range nodes {
-			if value, ok := n.Node().Labels[c.TopologyKey]; ok && hasAll(n.Node(), constraints) && c.eligible(p, n.Node()) {
+			if value, ok := n.Node().Labels[c.TopologyKey]; ok && (partly || hasAll(n.Node(), constraints)) && c.eligible(p, n.Node()) {
 				s.counts[i][value] += c.matching(p.Namespace, n.GetPods())
 			}
 		}
@@ -142,7 +194,7 @@ func (podTopologySpread) PreFilter(_ context.Context, cs framework.CycleState, p
 	if len(constraints) == 0 {
 		return nil, framework.NewStatus(framework.Skip)
 	}
-	cs.Write(spreadKey, tally(p, constraints, nodes))
+	cs.Write(spreadKey, tally(p, constraints, nodes, false))
 	return nil, nil
 }
 
@@ -200,6 +252,10 @@ func (podTopologySpread) EventsToRegister(context.Context) ([]framework.ClusterE
 
 func (s podTopologySpread) PreScore(_ context.Context, cs framework.CycleState, p *v1.Pod, _ []framework.NodeInfo) *framework.Status {
 	constraints, err := constraintsOf(p, v1.ScheduleAnyway)
+	own := len(p.Spec.TopologySpreadConstraints) > 0
+	if !own {
+		constraints, err = s.defaults(p)
+	}
 	if err != nil {
 		return framework.AsStatus(err)
 	}
@@ -210,7 +266,7 @@ func (s podTopologySpread) PreScore(_ context.Context, cs framework.CycleState, 
 	if err != nil {
 		return framework.AsStatus(err)
 	}
-	cs.Write(spreadScoreKey, tally(p, constraints, all))
+	cs.Write(spreadScoreKey, tally(p, constraints, all, !own))
 	return nil
 }
 
@@ -222,12 +278,15 @@ func (podTopologySpread) Score(_ context.Context, cs framework.CycleState, _ *v1
 		return 0, framework.AsStatus(err)
 	}
 	s := data.(*spreadState)
-	if !hasAll(n.Node(), s.constraints) {
+	if !s.partly && !hasAll(n.Node(), s.constraints) {
 		return outside, nil
 	}
 	var sum float64
 	for i, c := range s.constraints {
-		sum += float64(s.counts[i][n.Node().Labels[c.TopologyKey]])*math.Log(float64(len(s.counts[i])+2)) + float64(c.MaxSkew-1)
+		sum += float64(c.MaxSkew - 1)
+		if value, ok := n.Node().Labels[c.TopologyKey]; ok {
+			sum += float64(s.counts[i][value]) * math.Log(float64(len(s.counts[i])+2))
+		}
 	}
 	return int64(math.Round(sum)), nil
 }
