@@ -6,6 +6,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+
+	"github.com/containernetworking/cni/pkg/types"
+
+	"github.com/strake-io/strake/cni/plugin"
 )
 
 // Versions of the configuration. The first is the newest that containerd 1.6 (Debian 12) reads, and what a runtime sees that knows no
@@ -22,7 +26,7 @@ func WriteConfig(dir, socket string) error {
 	}
 	path := filepath.Join(dir, confFile)
 	want, err := json.MarshalIndent(map[string]any{
-		"cniVersion": confVersion, "cniVersions": []string{confVersion, newestVersion}, "name": "strake", "plugins": []any{map[string]any{"type": "strake-cni", "socket": socket, "capabilities": map[string]bool{"portMappings": true}}},
+		"cniVersion": confVersion, "cniVersions": []string{confVersion, newestVersion}, "name": "strake", "plugins": []any{map[string]any{"type": plugin.Name, "socket": socket, "capabilities": map[string]bool{"portMappings": true}}},
 	}, "", "  ")
 	if err != nil {
 		return fmt.Errorf("cni: configuration: %w", err)
@@ -32,6 +36,38 @@ func WriteConfig(dir, socket string) error {
 	}
 	if err := writeFile(path, want); err != nil {
 		return fmt.Errorf("cni: configuration: %w", err)
+	}
+	return nil
+}
+
+// withoutPortmap refuses host ports if the plugin portmap stands in a list with strake-cni and is given the same ports: one of them
+// has to go, and which one only the list's author can say.
+func withoutPortmap(dir string) error {
+	files, err := filepath.Glob(filepath.Join(dir, "*.conflist"))
+	if err != nil {
+		return fmt.Errorf("cni: configuration: %w", err)
+	}
+	for _, file := range files {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			continue // it went, or is none
+		}
+		var list struct {
+			Plugins []struct {
+				Type         string          `json:"type"`
+				Capabilities map[string]bool `json:"capabilities"`
+			} `json:"plugins"`
+		}
+		if json.Unmarshal(data, &list) != nil {
+			continue // the runtime tells
+		}
+		given := map[string]bool{}
+		for _, p := range list.Plugins {
+			given[p.Type] = p.Capabilities["portMappings"]
+		}
+		if given["portmap"] && given[plugin.Name] {
+			return types.NewError(types.ErrInvalidNetworkConfig, file+" gives hostPorts to portmap and to strake-cni, which serves them itself", `remove portmap from the list, or "portMappings" from the capabilities of one of them`)
+		}
 	}
 	return nil
 }

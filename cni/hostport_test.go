@@ -125,8 +125,8 @@ func TestHostPortsLiveWithTheirPod(t *testing.T) {
 	want := map[string][]bpf.LoadBalancer{
 		"service-uid": ports.rows["service-uid"],
 		portOwner(id, "eth0"): {
-			{Name: "192.0.2.1:80", Protocol: 6, Frontends: []netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:80")}, Backends: []netip.AddrPort{netip.AddrPortFrom(a.Addrs[0], 8080)}},
-			{Name: "[2001:db8::1]:80", Protocol: 6, Frontends: []netip.AddrPort{netip.MustParseAddrPort("[2001:db8::1]:80")}, Backends: []netip.AddrPort{netip.AddrPortFrom(a.Addrs[1], 8080)}},
+			{Owner: portOwner(id, "eth0"), Name: "192.0.2.1:80", Protocol: 6, Frontends: []netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:80")}, Backends: []netip.AddrPort{netip.AddrPortFrom(a.Addrs[0], 8080)}},
+			{Owner: portOwner(id, "eth0"), Name: "[2001:db8::1]:80", Protocol: 6, Frontends: []netip.AddrPort{netip.MustParseAddrPort("[2001:db8::1]:80")}, Backends: []netip.AddrPort{netip.AddrPortFrom(a.Addrs[1], 8080)}},
 		},
 	}
 	equal := func(when string) {

@@ -37,6 +37,7 @@ type Datapath interface {
 type Config struct {
 	Socket    string // unix socket, 0600
 	StateDir  string
+	ConfDir   string       // where the runtime finds its network configuration; looked at for plugins that would meet ours
 	Alias     string       // marks our interfaces, one value for each node
 	NodeAddrs []netip.Addr // at most one of each family: sources of host processes that talk to pods
 	Datapath  Datapath
@@ -45,6 +46,9 @@ type Config struct {
 	// PodCIDRs returns the node's ranges, once they are known: one, or two of different families, the primary first. A pod has an
 	// address of each.
 	PodCIDRs func() ([]netip.Prefix, bool)
+	// Sandboxes lists the ids of the runtime's. What others have is released after a time (leaks.go); without it, only what goes with
+	// its network namespace is.
+	Sandboxes func(context.Context) ([]string, error)
 }
 
 // Server answers the plugin.
@@ -176,6 +180,9 @@ func (s *Server) Run(ctx context.Context) error {
 	defer context.AfterFunc(ctx, func() { l.Close() })()
 	var wg sync.WaitGroup
 	defer wg.Wait()
+	if s.cfg.Sandboxes != nil {
+		wg.Go(func() { s.releaseLeaks(ctx) })
+	}
 	for {
 		conn, err := l.Accept()
 		if ctx.Err() != nil {

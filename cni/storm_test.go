@@ -3,27 +3,30 @@ package cni
 import (
 	"fmt"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"runtime"
-	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // namespacesHeld counts what of this process keeps other network namespaces alive: descriptors, and threads in them.
 func namespacesHeld(t *testing.T) (held []string) {
 	t.Helper()
-	own, err := os.Readlink("/proc/self/ns/net")
-	must(t, err)
+	var own unix.Stat_t
+	must(t, unix.Stat("/proc/self/ns/net", &own))
 	for _, pattern := range []string{"/proc/self/fd/*", "/proc/self/task/*/ns/net"} {
 		paths, err := filepath.Glob(pattern)
 		must(t, err)
 		for _, p := range paths {
-			if to, err := os.Readlink(p); err == nil && strings.HasPrefix(to, "net:") && to != own { // it may go meanwhile
-				held = append(held, p+" "+to)
+			var fs unix.Statfs_t
+			var st unix.Stat_t
+			if unix.Statfs(p, &fs) != nil || fs.Type != unix.NSFS_MAGIC || unix.Stat(p, &st) != nil || st.Ino == own.Ino {
+				continue // it may have gone meanwhile
 			}
+			held = append(held, p)
 		}
 	}
 	return held

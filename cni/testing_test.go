@@ -174,7 +174,7 @@ func newNode(t testing.TB, cidrs ...string) *node {
 		ranges = append(ranges, netip.MustParsePrefix(c))
 	}
 	n := &node{fake: fake, cfg: Config{
-		Socket: filepath.Join(t.TempDir(), "s"), StateDir: filepath.Join(t.TempDir(), "state"), Alias: testAlias, NodeAddrs: nodeAddrs, Datapath: fake,
+		Socket: filepath.Join(t.TempDir(), "s"), StateDir: filepath.Join(t.TempDir(), "state"), ConfDir: t.TempDir(), Alias: testAlias, NodeAddrs: nodeAddrs, Datapath: fake,
 		MTU:      func() int { return 1400 },
 		PodCIDRs: func() ([]netip.Prefix, bool) { return ranges, len(ranges) > 0 },
 	}}

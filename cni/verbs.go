@@ -130,6 +130,11 @@ func (s *Server) add(r plugin.Request) (*types100.Result, error) {
 	if err != nil {
 		return nil, err
 	}
+	if len(ports) > 0 {
+		if err := withoutPortmap(s.cfg.ConfDir); err != nil {
+			return nil, err
+		}
+	}
 	p, err := inPod(r.Netns)
 	if err != nil {
 		return nil, err

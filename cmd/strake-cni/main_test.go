@@ -264,7 +264,6 @@ func TestErrors(t *testing.T) {
 		"a version of the future": {"ADD", conf("9.0.0", socket, ""), 1},
 		"ADD without a result":    {"ADD", conf("1.1.0", socket, ""), 999},
 		"GC without its list":     {"GC", conf("1.1.0", socket, ""), 7},
-		"GC with no list":         {"GC", conf("1.1.0", socket, `,"cni.dev/valid-attachments":null`), 7},
 		"GC before it was there":  {"GC", conf("1.0.0", socket, ""), 1},
 		"another's addresses":     {"ADD", conf("1.1.0", socket, `,"ipam":{"type":"host-local"}`), 2},
 		"an address asked for":    {"ADD", conf("1.1.0", socket, `,"runtimeConfig":{"ips":["10.0.0.9/24"]}`), 2},

@@ -36,6 +36,9 @@ type Response struct {
 	Error  *types.Error     `json:"error,omitempty"`
 }
 
+// Name of the plugin, and of its binary.
+const Name = "strake-cni"
+
 // Versions that the plugin speaks.
 var Versions = version.PluginSupports("0.3.1", "0.4.0", "1.0.0", "1.1.0")
 
@@ -105,7 +108,7 @@ func simple(a *skel.CmdArgs, r Request) error {
 }
 
 // gc passes on what is to stay. A configuration without the list is refused: read as an empty one it would take the
-// network of every pod of the node.
+// network of every pod of the node. (null is an empty list: so libcni writes it.)
 func gc(a *skel.CmdArgs) error {
 	c, err := ParseConf(a.StdinData)
 	if err != nil {
@@ -116,7 +119,7 @@ func gc(a *skel.CmdArgs) error {
 		return err
 	}
 	const list = "cni.dev/valid-attachments"
-	if text, ok := keys[list]; !ok || string(text) == "null" {
+	if _, ok := keys[list]; !ok {
 		return types.NewError(types.ErrInvalidNetworkConfig, "GC without "+list, "")
 	}
 	r := Request{Verb: "GC"}

@@ -73,7 +73,8 @@ func OpenDatapath(cfg Config) (*bpf.Datapath, error) {
 // CNI returns the CNI server over a datapath. mtu tells that of pods' interfaces.
 func CNI(l layout.Layout, d *bpf.Datapath, nodeAddrs []netip.Addr, mtu func() int, podCIDRs func() ([]netip.Prefix, bool)) (*cni.Server, error) {
 	return cni.New(cni.Config{
-		Socket: l.CNISocket(), StateDir: l.CNIState(), Alias: "strake-" + l.ID, NodeAddrs: nodeAddrs, MTU: mtu, Datapath: d, PodCIDRs: podCIDRs,
+		Socket: l.CNISocket(), StateDir: l.CNIState(), ConfDir: l.CNIConf(), Alias: "strake-" + l.ID, NodeAddrs: nodeAddrs, MTU: mtu, Datapath: d, PodCIDRs: podCIDRs,
+		Sandboxes: func(ctx context.Context) ([]string, error) { return sandboxes(ctx, l) },
 	})
 }
 

@@ -2,10 +2,14 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"time"
+
+	remote "k8s.io/cri-client/pkg"
 
 	"github.com/strake-io/strake/cmd/strake/containerd"
 	"github.com/strake-io/strake/cmd/strake/layout"
@@ -41,6 +45,20 @@ func installPlugin(l layout.Layout) error {
 		}
 	}
 	return nil
+}
+
+// sandboxes lists the ids of those that the node's containerd knows. It is asked so rarely that no connection is kept.
+func sandboxes(ctx context.Context, l layout.Layout) (ids []string, err error) {
+	rt, err := remote.NewRemoteRuntimeServiceBuilder().WithEndpoint("unix://" + l.ContainerdSocket()).WithConnectionTimeout(30 * time.Second).WithTracerProvider(nil).Build(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, rt.Close(ctx)) }()
+	list, err := rt.ListPodSandbox(ctx, nil)
+	for _, s := range list {
+		ids = append(ids, s.Id)
+	}
+	return ids, err
 }
 
 // connectRuntime waits for containerd and gives it the sandbox's image, made of our own binary.
