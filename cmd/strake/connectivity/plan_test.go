@@ -32,7 +32,9 @@ func scene() Scene {
 
 func find(t *testing.T, plan []Check, from, column, family, what string) Check {
 	t.Helper()
-	i := slices.IndexFunc(plan, func(c Check) bool { return c.From.Name == from && c.Column == column && c.Family == family && c.What == what })
+	i := slices.IndexFunc(plan, func(c Check) bool {
+		return c.From.Name == from && c.Column == column && c.Family == family && c.What == what
+	})
 	if i < 0 {
 		t.Fatalf("there is no check from %s, %s, %s, %q", from, column, family, what)
 	}

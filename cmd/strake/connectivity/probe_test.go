@@ -123,7 +123,7 @@ func TestSession(t *testing.T) {
 func TestZone(t *testing.T) {
 	for conf, want := range map[string]string{
 		"search t.svc.example.org svc.example.org example.org\nnameserver 10.96.0.10\n": "example.org",
-		"nameserver 10.96.0.10\nsearch\n": "cluster.local", "": "cluster.local",
+		"nameserver 10.96.0.10\nsearch\n":                                               "cluster.local", "": "cluster.local",
 	} {
 		if got := zoneOf(conf); got != want {
 			t.Errorf("%q: %s, want %s", conf, got, want)
