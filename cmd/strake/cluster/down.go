@@ -24,12 +24,21 @@ import (
 	"github.com/strake-io/strake/kubelet/cgroups"
 )
 
-// Down stops the cluster: its processes, its pods and its network. With purge its data goes too. A cluster that is down
-// already is no error.
+// Down stops the cluster: its processes, its pods and its network; or the node, if it has joined one. With purge its data goes
+// too. A cluster that is down already is no error.
 func Down(ctx context.Context, l layout.Layout, purge bool, out io.Writer) error {
 	if os.Geteuid() != 0 {
 		return errors.New("strake down needs root: run it with sudo")
 	}
+	release, err := exclusive(l)
+	if err != nil {
+		return err
+	}
+	defer release()
+	return down(ctx, l, purge, out)
+}
+
+func down(ctx context.Context, l layout.Layout, purge bool, out io.Writer) error {
 	if purge && !l.Ours() {
 		return fmt.Errorf("data folder %s was not made by strake: it is not removed; remove it yourself if you mean it", l.Data)
 	}

@@ -17,6 +17,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	utilversion "k8s.io/apimachinery/pkg/util/version"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/component-base/version"
 
 	"github.com/strake-io/strake/cmd/strake/layout"
@@ -42,14 +43,19 @@ func Join(ctx context.Context, l layout.Layout, flags Settings, given func(flag 
 	if os.Geteuid() != 0 {
 		return errors.New("strake join needs root: run it with sudo")
 	}
+	release, err := exclusive(l)
+	if err != nil {
+		return err
+	}
+	defer release()
 	u := &joinStart{start: newStart(l), ticket: ticket}
 	return u.run(ctx, []step{
 		{"check the machine", func(context.Context) error { return u.check(flags, given) }},
 		{"certificates of the node", u.bootstrap},
 		{"settings of the cluster", u.learn},
 		{"start containerd and agent", u.supervise},
-		{"load the demo's image", u.loadImage},
 		{"node Ready", func(ctx context.Context) error { return u.poll(ctx, func() error { return u.nodeReady(ctx) }) }},
+		{"load the demo's image", u.loadImage},
 	}, u.undo, out)
 }
 
@@ -126,11 +132,11 @@ func (u *joinStart) bootstrap(ctx context.Context) error {
 	if err := certificates.Bootstrap(ctx, cfg); err != nil {
 		return err
 	}
-	own, err := certificates.Open(cfg)
+	rc, err := clientcmd.BuildConfigFromFlags("", cfg.NetworkKubeconfig)
 	if err != nil {
 		return err
 	}
-	u.client, err = kubernetes.NewForConfig(own.Network())
+	u.client, err = kubernetes.NewForConfig(rc)
 	return err
 }
 
@@ -149,7 +155,11 @@ func (u *joinStart) learn(ctx context.Context) error {
 	if err := u.nameIsFree(ctx); err != nil {
 		return err
 	}
-	if u.s.Shared, err = fetchShared(ctx, u.client); err != nil {
+	// A control plane that has just come up may not have written it yet.
+	if err := u.poll(ctx, func() (err error) {
+		u.s.Shared, err = fetchShared(ctx, u.client)
+		return err
+	}); err != nil {
 		return err
 	}
 	if err := u.completeFamilies(); err != nil {

@@ -36,6 +36,11 @@ func RemoveNode(ctx context.Context, l layout.Layout, name string, out io.Writer
 	if os.Geteuid() != 0 {
 		return errors.New("strake node remove needs root: run it with sudo")
 	}
+	release, err := exclusive(l)
+	if err != nil {
+		return err
+	}
+	defer release()
 	own, saved, err := Load(l)
 	if err != nil {
 		return err

@@ -63,7 +63,7 @@ func (u *start) undo(ctx context.Context, cause error) error {
 	if !errors.As(cause, new(*crash)) {
 		words = u.lastWords()
 	}
-	if err := Down(context.WithoutCancel(ctx), u.l, false, io.Discard); err != nil {
+	if err := down(context.WithoutCancel(ctx), u.l, false, io.Discard); err != nil {
 		return errors.Join(words, err)
 	}
 	if u.isNew {

@@ -35,6 +35,11 @@ func Up(ctx context.Context, l layout.Layout, flags Settings, given func(flag st
 		}
 		return Join(ctx, l, flags, given, Ticket{}, out)
 	}
+	release, err := exclusive(l)
+	if err != nil {
+		return err
+	}
+	defer release()
 	u := &upStart{start: newStart(l)}
 	deploy := step{"deploy the demo", func(ctx context.Context) error {
 		return u.poll(ctx, func() error { return demo.Deploy(ctx, u.admin) })
