@@ -63,7 +63,7 @@ int strake_pod(struct __sk_buff *skb)
 		return verdict;
 
 	if (is_dns(&p)) {
-		verdict = dns_answer(skb, &p);
+		verdict = is_plain(&p) ? dns_answer(skb, p.v6) : -1;
 		if (verdict >= 0)
 			return verdict;
 		note(skb, DNS_PASSED);
@@ -93,7 +93,7 @@ int strake_pod(struct __sk_buff *skb)
 }
 
 /* What comes in at the uplink by a pod's own address: from a pod or node where routing is native, else from outside. */
-static __always_inline int direct(struct __sk_buff *skb, struct packet *p)
+static __always_inline int direct(struct __sk_buff *skb, struct packet *p, struct flow_key *key)
 {
 	struct endpoint *ep = bpf_map_lookup_elem(&endpoints, &p->daddr);
 	struct remote *r;
@@ -102,7 +102,7 @@ static __always_inline int direct(struct __sk_buff *skb, struct packet *p)
 		return TC_ACT_OK;
 	r = remote_of(&p->saddr);
 	if (!r) {
-		masq_note_direct(skb, p);
+		masq_note_direct(skb, p, key);
 		return TC_ACT_OK;
 	}
 	if (remote_is_native(r)) {
@@ -132,11 +132,12 @@ int strake_uplink(struct __sk_buff *skb)
 	flow_key_of(&p, &key, 0);
 	f = fe ? bpf_map_lookup_elem(&flows, &key) : 0;
 	if (!f) { /* a pod may have had the port before it became a NodePort */
-		verdict = masq_in(skb, &p);
+		verdict = masq_in(skb, &p, &key);
 		if (verdict >= 0)
 			return verdict;
 		if (!fe)
-			return direct(skb, &p);
+			return direct(skb, &p, &key);
+		flow_key_of(&p, &key, 0);
 	}
 	if (f && !tcp_opens(p.tcp)) {
 		to = *f;

@@ -205,68 +205,63 @@ static __always_inline int dns_impossible(const struct dns_scratch *s, __u32 lab
 static __always_inline int dns_turn4(struct __sk_buff *skb, __u32 len)
 {
 	struct {
+		__u8 align[2];
 		struct ethhdr eth;
 		struct iphdr ip;
-	} __attribute__((packed)) h;
-	struct iphdr ip;
-	__u8 mac[6];
+	} h;
+	__be32 addr;
 
-	if (bpf_skb_load_bytes(skb, 0, &h, sizeof(h)))
+	if (bpf_skb_load_bytes(skb, ETH_HLEN, &h.ip, sizeof(h.ip)) || bpf_skb_load_bytes(skb, 0, h.eth.h_source, 6) || bpf_skb_load_bytes(skb, 6, h.eth.h_dest, 6))
 		return -1;
-	__builtin_memcpy(mac, h.eth.h_dest, 6);
-	__builtin_memcpy(h.eth.h_dest, h.eth.h_source, 6);
-	__builtin_memcpy(h.eth.h_source, mac, 6);
-	ip = h.ip;
-	ip.saddr = h.ip.daddr;
-	ip.daddr = h.ip.saddr;
-	ip.ttl = 64;
-	ip.tot_len = bpf_htons(sizeof(ip) + len);
-	ip.check = 0;
-	ip.check = folded(bpf_csum_diff(0, 0, (__be32 *)&ip, sizeof(ip), 0));
-	h.ip = ip;
-	return bpf_skb_store_bytes(skb, 0, &h, sizeof(h), BPF_F_INVALIDATE_HASH);
+	h.eth.h_proto = bpf_htons(ETH_P_IP);
+	addr = h.ip.saddr;
+	h.ip.saddr = h.ip.daddr;
+	h.ip.daddr = addr;
+	h.ip.ttl = 64;
+	h.ip.tot_len = bpf_htons(sizeof(h.ip) + len);
+	h.ip.check = 0;
+	h.ip.check = folded(bpf_csum_diff(0, 0, (__be32 *)&h.ip, sizeof(h.ip), 0));
+	return bpf_skb_store_bytes(skb, 0, &h.eth, sizeof(h.eth) + sizeof(h.ip), BPF_F_INVALIDATE_HASH);
 }
 
 static __always_inline int dns_turn6(struct __sk_buff *skb, __u32 len)
 {
+	const __u32 saddr = ETH_HLEN + offsetof(struct ipv6hdr, saddr), daddr = ETH_HLEN + offsetof(struct ipv6hdr, daddr);
 	struct {
+		__u8 align[2];
 		struct ethhdr eth;
 		struct ipv6hdr ip;
-	} __attribute__((packed)) h;
-	struct in6_addr addr;
-	__u8 mac[6];
+	} h;
 
-	if (bpf_skb_load_bytes(skb, 0, &h, sizeof(h)))
+	if (bpf_skb_load_bytes(skb, ETH_HLEN, &h.ip, 8) || bpf_skb_load_bytes(skb, saddr, &h.ip.daddr, 16) || bpf_skb_load_bytes(skb, daddr, &h.ip.saddr, 16) ||
+	    bpf_skb_load_bytes(skb, 0, h.eth.h_source, 6) || bpf_skb_load_bytes(skb, 6, h.eth.h_dest, 6))
 		return -1;
-	__builtin_memcpy(mac, h.eth.h_dest, 6);
-	__builtin_memcpy(h.eth.h_dest, h.eth.h_source, 6);
-	__builtin_memcpy(h.eth.h_source, mac, 6);
-	addr = h.ip.daddr;
-	h.ip.daddr = h.ip.saddr;
-	h.ip.saddr = addr;
+	h.eth.h_proto = bpf_htons(ETH_P_IPV6);
 	h.ip.hop_limit = 64;
 	h.ip.payload_len = bpf_htons(len);
-	return bpf_skb_store_bytes(skb, 0, &h, sizeof(h), BPF_F_INVALIDATE_HASH);
+	return bpf_skb_store_bytes(skb, 0, &h.eth, sizeof(h.eth) + sizeof(h.ip), BPF_F_INVALIDATE_HASH);
 }
 
 /* Over IPv6 a datagram without a checksum is none (RFC 8200 8.1). The scratch is used up. */
-static __always_inline int dns_checksum6(struct __sk_buff *skb, const struct packet *p, struct dns_scratch *s, __u32 len)
+static __always_inline int dns_checksum6(struct __sk_buff *skb, struct dns_scratch *s, __u32 len)
 {
+	const __u32 l4 = ETH_HLEN + sizeof(struct ipv6hdr);
 	struct {
-		struct addr saddr, daddr;
+		__u8 addrs[32];
 		__be32 len, proto;
-	} pseudo = { .saddr = p->saddr, .daddr = p->daddr, .len = bpf_htonl(len), .proto = bpf_htonl(IPPROTO_UDP) };
+	} pseudo = { .len = bpf_htonl(len), .proto = bpf_htonl(IPPROTO_UDP) };
 	__u64 size = len;
 	__be16 check;
 
 	__builtin_memset(s->raw, 0, sizeof(s->raw));
 	asm volatile("" : "+r"(size)); /* as in dns_byte */
-	if (size < sizeof(struct udphdr) || size > sizeof(s->raw) || bpf_skb_load_bytes(skb, p->l4, s->raw, size))
+	if (size < sizeof(struct udphdr) || size > sizeof(s->raw) || bpf_skb_load_bytes(skb, l4, s->raw, size) ||
+	    bpf_skb_load_bytes(skb, ETH_HLEN + offsetof(struct ipv6hdr, saddr), pseudo.addrs, sizeof(pseudo.addrs)))
 		return -1;
 	check = folded(bpf_csum_diff(0, 0, (__be32 *)s->raw, sizeof(s->raw), bpf_csum_diff(0, 0, (__be32 *)&pseudo, sizeof(pseudo), 0)));
 	if (!check)
 		check = 0xffff;
-	return bpf_skb_store_bytes(skb, p->l4 + offsetof(struct udphdr, check), &check, sizeof(check), 0);
+	return bpf_skb_store_bytes(skb, l4 + offsetof(struct udphdr, check), &check, sizeof(check), 0);
 }
 
 static __always_inline int is_dns(const struct packet *p)
@@ -279,8 +274,9 @@ static __always_inline int is_dns(const struct packet *p)
 	return addr_eq(&p->daddr, &dns);
 }
 
-/* Answers a query, or returns -1 and leaves it as it is. */
-static __always_inline int dns_answer(struct __sk_buff *skb, const struct packet *p)
+/* Answers a query, behind an IP header that is plain, or returns -1 and leaves it as it is. Verified by itself, as a global function is: it is
+ * large, and there are several ways to it. */
+int __attribute__((noinline)) dns_answer(struct __sk_buff *skb, __u32 over_v6)
 {
 	struct {
 		struct udphdr udp;
@@ -288,14 +284,15 @@ static __always_inline int dns_answer(struct __sk_buff *skb, const struct packet
 	} __attribute__((packed)) h;
 	struct dns_scratch *s;
 	struct name *name;
-	__u32 zero = 0, avail, total, len, labels = 0, type, zone_at, body, off, end, question, n = 0;
+	__u32 zero = 0, avail, total, len, labels = 0, type, zone_at, body, off, end, question, l4, n = 0;
 	int edns, denial = 0, rcode = 0, v6 = 0;
 	__u64 size;
 	__be16 port;
 
-	if (!is_plain(p) || bpf_skb_load_bytes(skb, p->l4, &h, sizeof(h)))
+	l4 = ETH_HLEN + (over_v6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr));
+	if (!skb || bpf_skb_load_bytes(skb, l4, &h, sizeof(h)))
 		return -1;
-	question = p->l4 + sizeof(h);
+	question = l4 + sizeof(h);
 	/* A standard query with one question and at most an OPT record. */
 	if (h.dns.flags1 & 0xfe || h.dns.questions != bpf_htons(1) || h.dns.answers || h.dns.authorities)
 		return -1;
@@ -414,9 +411,9 @@ static __always_inline int dns_answer(struct __sk_buff *skb, const struct packet
 	h.dns.answers = denial ? 0 : bpf_htons(n);
 	h.dns.authorities = denial ? bpf_htons(1) : 0;
 	h.dns.additionals = edns ? bpf_htons(1) : 0;
-	if (bpf_skb_store_bytes(skb, p->l4, &h, sizeof(h), 0))
+	if (bpf_skb_store_bytes(skb, l4, &h, sizeof(h), 0))
 		return drop(skb, DROP_REWRITE);
-	if (p->v6 ? dns_turn6(skb, total) || dns_checksum6(skb, p, s, total) : dns_turn4(skb, total))
+	if (over_v6 ? dns_turn6(skb, total) || dns_checksum6(skb, s, total) : dns_turn4(skb, total))
 		return drop(skb, DROP_REWRITE);
 	note(skb, !denial ? DNS_ANSWERED : rcode ? DNS_NO_NAME : DNS_NO_DATA);
 	return bpf_redirect(skb->ifindex, 0);

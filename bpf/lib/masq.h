@@ -338,12 +338,11 @@ static __always_inline int quoted_at(struct __sk_buff *skb, __u32 at, int v6, st
 
 /* An error about a packet of a masqueraded flow: the headers that it quotes change with its own. The quoted transport checksum stays: as
  * often as not it is cut off, and nobody checks it. Returns -1 if the error is about no flow of ours. */
-static __always_inline int masq_error(struct __sk_buff *skb, const struct packet *p, int out, struct addr *pod)
+static __always_inline int masq_error(struct __sk_buff *skb, const struct packet *p, int out, struct flow_key *key, struct addr *pod)
 {
 	struct addr node = node_of(p->v6);
 	const struct addr *ours = out ? &p->saddr : &p->daddr; /* of the outer header */
 	__u32 at = p->l4 + ICMP_HEADER, port_off, sum_off = p->l4 + ICMP_CHECKSUM;
-	struct flow_key key;
 	struct quoted q;
 	__be16 sport, dport, old, port;
 	struct masq *m;
@@ -355,15 +354,15 @@ static __always_inline int masq_error(struct __sk_buff *skb, const struct packet
 	if (out) { /* the pod got a packet from outside */
 		if (!addr_eq(&q.daddr, &p->saddr) || (kind != L4_PORTS && kind != L4_ANSWER))
 			return -1;
-		masq_key(&key, &q.daddr, dport, &q.saddr, sport, q.proto, 0);
+		masq_key(key, &q.daddr, dport, &q.saddr, sport, q.proto, 0);
 		old = dport;
 	} else { /* the pod sent a packet outside */
 		if (!addr_eq(&q.saddr, &node) || (kind != L4_PORTS && kind != L4_QUERY))
 			return -1;
-		masq_key(&key, &q.daddr, dport, &q.saddr, sport, q.proto, 1);
+		masq_key(key, &q.daddr, dport, &q.saddr, sport, q.proto, 1);
 		old = sport;
 	}
-	m = bpf_map_lookup_elem(&masq_flows, &key);
+	m = bpf_map_lookup_elem(&masq_flows, key);
 	if (!m)
 		return -1;
 	*pod = m->addr;
@@ -416,7 +415,7 @@ static __always_inline int masq_out(struct __sk_buff *skb, struct packet *p)
 	case L4_OTHER:
 		return drop(skb, DROP_NOT_MASQUERADED);
 	case L4_ERROR:
-		verdict = masq_error(skb, p, 1, &pod);
+		verdict = masq_error(skb, p, 1, &key, &pod);
 		return verdict < 0 ? drop(skb, DROP_NOT_MASQUERADED) : verdict;
 	default:
 		break;
@@ -453,13 +452,12 @@ static __always_inline int masq_out(struct __sk_buff *skb, struct packet *p)
 	return TC_ACT_OK;
 }
 
-/* What comes to the node from outside: -1 if it answers no pod. */
-static __always_inline int masq_in(struct __sk_buff *skb, struct packet *p)
+/* What comes to the node from outside: -1 if it answers no pod. The key is room for its work: the stack is small. */
+static __always_inline int masq_in(struct __sk_buff *skb, struct packet *p, struct flow_key *key)
 {
 	struct addr node = node_of(p->v6), pod;
 	__u32 now = masq_now();
 	struct fragment_key fragment;
-	struct flow_key key;
 	struct masq *m, to;
 	struct endpoint *ep;
 	struct addr *known;
@@ -485,7 +483,7 @@ static __always_inline int masq_in(struct __sk_buff *skb, struct packet *p)
 	}
 	switch (l4_of(skb, p)) {
 	case L4_ERROR:
-		verdict = masq_error(skb, p, 0, &pod);
+		verdict = masq_error(skb, p, 0, key, &pod);
 		if (verdict)
 			return verdict;
 		ep = bpf_map_lookup_elem(&endpoints, &pod);
@@ -496,9 +494,9 @@ static __always_inline int masq_in(struct __sk_buff *skb, struct packet *p)
 	default:
 		return -1;
 	}
-	masq_key(&key, &p->saddr, p->sport, &p->daddr, p->dport, p->proto, 1);
-	m = bpf_map_lookup_elem(&masq_flows, &key);
-	if (!m || !masq_alive(m, key.proto, now))
+	masq_key(key, &p->saddr, p->sport, &p->daddr, p->dport, p->proto, 1);
+	m = bpf_map_lookup_elem(&masq_flows, key);
+	if (!m || !masq_alive(m, key->proto, now))
 		return -1;
 	tcp = tcp_flags(skb, p);
 	if (tcp_opens(tcp)) /* a connection to the node, no answer */
@@ -510,11 +508,11 @@ static __always_inline int masq_in(struct __sk_buff *skb, struct packet *p)
 	if (!ep) /* the node's own flow, or a pod that is gone */
 		return -1;
 	masq_touch(m, tcp, 1, now);
-	masq_key(&key, &pod, port, &p->saddr, p->sport, p->proto, 0);
-	if (!bpf_map_lookup_elem(&masq_flows, &key)) { /* too few rows for all: keep both or the flow ends */
+	masq_key(key, &pod, port, &p->saddr, p->sport, p->proto, 0);
+	if (!bpf_map_lookup_elem(&masq_flows, key)) { /* too few rows for all: keep both or the flow ends */
 		to.addr = node;
 		to.port = p->dport;
-		bpf_map_update_elem(&masq_flows, &key, &to, BPF_ANY);
+		bpf_map_update_elem(&masq_flows, key, &to, BPF_ANY);
 	}
 	if (p->more)
 		bpf_map_update_elem(&masq_fragments, &fragment, &pod, BPF_ANY);
@@ -525,10 +523,9 @@ static __always_inline int masq_in(struct __sk_buff *skb, struct packet *p)
 }
 
 /* The outside calls a pod by its own address, where it has a route to it: the answers are to keep that. */
-static __always_inline void masq_note_direct(struct __sk_buff *skb, struct packet *p)
+static __always_inline void masq_note_direct(struct __sk_buff *skb, struct packet *p, struct flow_key *key)
 {
 	struct masq row = { .addr = p->daddr, .state = REPLIED, .seen = masq_now() };
-	struct flow_key key;
 	struct masq *m;
 	__u8 tcp;
 
@@ -542,15 +539,15 @@ static __always_inline void masq_note_direct(struct __sk_buff *skb, struct packe
 		return;
 	}
 	tcp = tcp_flags(skb, p);
-	masq_key(&key, &p->daddr, p->dport, &p->saddr, p->sport, p->proto, 0);
-	m = bpf_map_lookup_elem(&masq_flows, &key);
-	if (m && masq_alive(m, key.proto, row.seen)) { /* a flow that the pod began is not turned into another by a stranger's packet */
+	masq_key(key, &p->daddr, p->dport, &p->saddr, p->sport, p->proto, 0);
+	m = bpf_map_lookup_elem(&masq_flows, key);
+	if (m && masq_alive(m, key->proto, row.seen)) { /* a flow that the pod began is not turned into another by a stranger's packet */
 		if (addr_eq(&m->addr, &row.addr))
 			masq_touch(m, tcp, 1, row.seen);
 		return;
 	}
 	row.port = p->dport;
-	bpf_map_update_elem(&masq_flows, &key, &row, BPF_ANY);
+	bpf_map_update_elem(&masq_flows, key, &row, BPF_ANY);
 }
 
 /* What the node itself sends goes out as it is, and a port that it uses is its own. The kernel's choices are not looked up: no pod has any of
