@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -33,6 +34,9 @@ type Config struct {
 	NodeAddrs []netip.Addr
 	// NoMasquerade are destinations that get them with the pods' addresses all the same: at least the pods of the other nodes.
 	NoMasquerade []netip.Prefix
+	// MasqueradeSources are ranges behind this node that are not its pods, and leave its uplink as pods do: machines that have no other way out.
+	// Among themselves and with pods they are known by their own addresses.
+	MasqueradeSources []netip.Prefix
 	// AllowLinkLocal are link-local destinations that pods reach. By default there are none: what a node offers on its links is for the node,
 	// such as the metadata of many clouds at 169.254.169.254, with the node's own credentials. Who runs a DNS cache for pods on a link-local
 	// address (169.254.20.10 by custom) lists that.
@@ -204,7 +208,11 @@ func (d *Datapath) load(c Config) error {
 	if d.net, err = load(loadNet, constants); err != nil {
 		return err
 	}
-	return errors.Join(fillRanges(d.net.Maps["masq_exempt"], "not to be masqueraded", c.NoMasquerade), fillRanges(d.net.Maps["link_local_allowed"], "link-local for pods", c.AllowLinkLocal))
+	return errors.Join(
+		fillRanges(d.net.Maps["masq_exempt"], "not to be masqueraded", slices.Concat(c.NoMasquerade, c.MasqueradeSources)),
+		fillRanges(d.net.Maps["masq_sources"], "to be masqueraded", c.MasqueradeSources),
+		fillRanges(d.net.Maps["link_local_allowed"], "link-local for pods", c.AllowLinkLocal),
+	)
 }
 
 // LoadBalancers is the table of Service ports.

@@ -387,3 +387,51 @@ func TestManyFlowsAtOnce(t *testing.T) {
 		seen[r.from] = true
 	}
 }
+
+// Machines behind the node that are not its pods leave as it does, and their answers find them by the node's routes.
+func TestMachinesBehindTheNode(t *testing.T) {
+	l := newLab(t, func(c *Config) {
+		c.MasqueradeSources = []netip.Prefix{netip.MustParsePrefix("172.31.7.0/24"), netip.MustParsePrefix("fd00:172:31:7::/64")}
+	})
+	behind := newSpace(t)
+	l.pair(t, "behind", behind)
+	address(t, "behind", "172.31.7.1/24")
+	address(t, "behind", "fd00:172:31:7::1/64")
+	behind.within(t, func() error {
+		up(t, "lo")
+		address(t, "eth0", "172.31.7.2/24")
+		address(t, "eth0", "fd00:172:31:7::2/64")
+		return nil
+	})
+	behind.route(t, "0.0.0.0/0", "172.31.7.1")
+	behind.route(t, "::/0", "fd00:172:31:7::1")
+	l.out.echoSource(t, ":8080")
+	l.pods[0].echoSource(t, ":8080")
+	for i, f := range families {
+		t.Run(f.name, func(t *testing.T) {
+			to, own := at(f.outside(), 8080).String(), f.of("172.31.7.2", "fd00:172:31:7::2")
+			for _, network := range []string{"tcp", "udp"} {
+				pod, machine := l.pods[0].dialFrom(t, network, 40000+i, to), behind.dialFrom(t, network, 40000+i, to)
+				for range 3 {
+					a, b := source(t, pod, "x"), source(t, machine, "hello")
+					if a.Addr().String() != f.node || b.Addr().String() != f.node || a.Port() == b.Port() {
+						t.Errorf("%s: the outside sees %s and %s", network, a, b)
+					}
+				}
+				source(t, behind.dial(t, network, to), strings.Repeat("x", 7000)) // in fragments
+				if from := source(t, behind.dial(t, network, at(f.pod, 8080).String()), "x"); from.Addr().String() != own {
+					t.Errorf("%s: a pod sees %s", network, from)
+				}
+			}
+			if out, err := behind.command(t, "", nil, "busybox", "ping", "-c", "1", "-W", "5", "-s", "4000", f.outside()); err != nil {
+				t.Errorf("ping: %v\n%s", err, out)
+			}
+			c := behind.dial(t, "udp", at(f.outside(), 9).String())
+			c.SetDeadline(time.Now().Add(5 * time.Second))
+			c.Write([]byte("x"))
+			if _, err := c.Read(make([]byte, 10)); !strings.Contains(fmt.Sprint(err), "refused") {
+				t.Errorf("a closed port: %v", err)
+			}
+		})
+	}
+}

@@ -190,7 +190,7 @@ int strake_egress(struct __sk_buff *skb)
 			masq_own(skb, &p);
 		return TC_ACT_OK;
 	}
-	if (!bpf_map_lookup_elem(&endpoints, &p.saddr) || masq_is_exempt(&p.daddr))
+	if ((!bpf_map_lookup_elem(&endpoints, &p.saddr) && !masq_is_source(&p.saddr)) || masq_is_exempt(&p.daddr))
 		return TC_ACT_OK;
 	r = remote_of(&p.daddr);
 	if (r && remote_is_native(r)) /* another node: it has a way back to the pod */

@@ -168,6 +168,7 @@ const (
 	netMapMasqExempt       = "masq_exempt"
 	netMapMasqFlows        = "masq_flows"
 	netMapMasqFragments    = "masq_fragments"
+	netMapMasqSources      = "masq_sources"
 	netMapMonitor          = "monitor"
 	netMapNames            = "names"
 	netMapPath             = "path"
@@ -258,6 +259,7 @@ type netMapSpecs struct {
 	MasqExempt       *ebpf.MapSpec `ebpf:"masq_exempt"`
 	MasqFlows        *ebpf.MapSpec `ebpf:"masq_flows"`
 	MasqFragments    *ebpf.MapSpec `ebpf:"masq_fragments"`
+	MasqSources      *ebpf.MapSpec `ebpf:"masq_sources"`
 	Monitor          *ebpf.MapSpec `ebpf:"monitor"`
 	Names            *ebpf.MapSpec `ebpf:"names"`
 	Path             *ebpf.MapSpec `ebpf:"path"`
@@ -316,6 +318,7 @@ type netMaps struct {
 	MasqExempt       *ebpf.Map `ebpf:"masq_exempt"`
 	MasqFlows        *ebpf.Map `ebpf:"masq_flows"`
 	MasqFragments    *ebpf.Map `ebpf:"masq_fragments"`
+	MasqSources      *ebpf.Map `ebpf:"masq_sources"`
 	Monitor          *ebpf.Map `ebpf:"monitor"`
 	Names            *ebpf.Map `ebpf:"names"`
 	Path             *ebpf.Map `ebpf:"path"`
@@ -337,6 +340,7 @@ func (m *netMaps) Close() error {
 		m.MasqExempt,
 		m.MasqFlows,
 		m.MasqFragments,
+		m.MasqSources,
 		m.Monitor,
 		m.Names,
 		m.Path,

@@ -89,6 +89,21 @@ static __always_inline int masq_is_exempt(const struct addr *addr)
 	return prefix_holds(&masq_exempt, addr);
 }
 
+/* Ranges behind this node that are not its pods, and leave by the uplink as pods do; answers go back through the host's stack. It goes with
+ * the programs. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, 1024);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct prefix);
+	__type(value, __u32);
+} masq_sources SEC(".maps");
+
+static __always_inline int masq_is_source(const struct addr *addr)
+{
+	return prefix_holds(&masq_sources, addr);
+}
+
 /* The node's address of a family, zero if it has none. */
 static __always_inline struct addr node_of(int v6)
 {
@@ -474,12 +489,12 @@ static __always_inline int masq_in(struct __sk_buff *skb, struct packet *p, stru
 			return -1;
 		pod = *known;
 		ep = bpf_map_lookup_elem(&endpoints, &pod);
-		if (!ep)
+		if (!ep && !masq_is_source(&pod))
 			return -1;
 		if (nat_address(skb, ETH_HLEN, p->v6, 0, &p->daddr, &pod))
 			return drop(skb, DROP_REWRITE);
 		note(skb, MASQUERADED_IN);
-		return endpoint_redirect(skb, ep);
+		return ep ? endpoint_redirect(skb, ep) : TC_ACT_OK;
 	}
 	switch (l4_of(skb, p)) {
 	case L4_ERROR:
@@ -487,7 +502,9 @@ static __always_inline int masq_in(struct __sk_buff *skb, struct packet *p, stru
 		if (verdict)
 			return verdict;
 		ep = bpf_map_lookup_elem(&endpoints, &pod);
-		return ep ? endpoint_redirect(skb, ep) : drop(skb, DROP_NO_BACKEND);
+		if (ep)
+			return endpoint_redirect(skb, ep);
+		return masq_is_source(&pod) ? TC_ACT_OK : drop(skb, DROP_NO_BACKEND);
 	case L4_PORTS:
 	case L4_ANSWER:
 		break;
@@ -505,7 +522,7 @@ static __always_inline int masq_in(struct __sk_buff *skb, struct packet *p, stru
 	pod = to.addr;
 	port = to.port;
 	ep = bpf_map_lookup_elem(&endpoints, &pod);
-	if (!ep) /* the node's own flow, or a pod that is gone */
+	if (!ep && (addr_eq(&pod, &node) || !masq_is_source(&pod))) /* the node's own flow, or a pod that is gone */
 		return -1;
 	masq_touch(m, tcp, 1, now);
 	masq_key(key, &pod, port, &p->saddr, p->sport, p->proto, 0);
@@ -519,7 +536,7 @@ static __always_inline int masq_in(struct __sk_buff *skb, struct packet *p, stru
 	if (nat(skb, p, 0, &pod, port))
 		return drop(skb, DROP_REWRITE);
 	note(skb, MASQUERADED_IN);
-	return endpoint_redirect(skb, ep);
+	return ep ? endpoint_redirect(skb, ep) : TC_ACT_OK;
 }
 
 /* The outside calls a pod by its own address, where it has a route to it: the answers are to keep that. */
