@@ -33,6 +33,27 @@ type netDnsScratch struct {
 	Left   uint32
 	Labels uint32
 	Len    uint32
+	Record struct {
+		_   structs.HostLayout
+		Soa struct {
+			_         structs.HostLayout
+			Name      uint16
+			Type      uint16
+			Class     uint16
+			Ttl       uint32
+			Len       uint16
+			Mname     [7]uint8
+			MnameZone uint16
+			Rname     [11]uint8
+			RnameZone uint16
+			Serial    uint32
+			Refresh   uint32
+			Retry     uint32
+			Expire    uint32
+			Minimum   uint32
+		}
+		_ [2]byte
+	}
 }
 
 type netEndpoint struct {

@@ -66,20 +66,6 @@ struct dns_header {
 	__be16 questions, answers, authorities, additionals;
 };
 
-struct dns_scratch {
-	__u8 raw[RAW_MAX];       /* question and what follows, as received */
-	struct name_key key;
-	__u8 start[LABELS];      /* where each label begins in the name */
-	__u32 left, labels, len; /* of dns_name */
-};
-
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct dns_scratch);
-} dns_scratch SEC(".maps");
-
 struct answer {
 	__be16 name, type, class;
 	__be32 ttl;
@@ -106,6 +92,40 @@ struct opt {
 	__be32 flags;
 	__be16 len;
 } __attribute__((packed));
+
+struct head4 {
+	__u8 align[2];
+	struct ethhdr eth;
+	struct iphdr ip;
+};
+
+struct head6 {
+	__u8 align[2];
+	struct ethhdr eth;
+	struct ipv6hdr ip;
+};
+
+/* The stack is small. */
+struct dns_scratch {
+	__u8 raw[RAW_MAX];       /* question and what follows, as received */
+	struct name_key key;
+	__u8 start[LABELS];      /* where each label begins in the name */
+	__u32 left, labels, len; /* of dns_name */
+	union {
+		struct soa soa;
+		struct answer answer;
+		struct head4 head4;
+		struct head6 head6;
+		__be32 pseudo[10];
+	} record;                /* of the answer, one after the other */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct dns_scratch);
+} dns_scratch SEC(".maps");
 
 /* What a loop leaves behind goes through memory: read back, it is one unknown value to the verifier, where a register would be
  * one known value for each way out of the loop, and all that follows would be checked once for each. */
@@ -202,63 +222,54 @@ static __always_inline int dns_impossible(const struct dns_scratch *s, __u32 lab
 }
 
 /* The headers before a datagram of so many bytes, turned around. */
-static __always_inline int dns_turn4(struct __sk_buff *skb, __u32 len)
+static __always_inline int dns_turn4(struct __sk_buff *skb, struct dns_scratch *s, __u32 len)
 {
-	struct {
-		__u8 align[2];
-		struct ethhdr eth;
-		struct iphdr ip;
-	} h;
+	struct head4 *h = &s->record.head4;
 	__be32 addr;
 
-	if (bpf_skb_load_bytes(skb, ETH_HLEN, &h.ip, sizeof(h.ip)) || bpf_skb_load_bytes(skb, 0, h.eth.h_source, 6) || bpf_skb_load_bytes(skb, 6, h.eth.h_dest, 6))
+	if (bpf_skb_load_bytes(skb, ETH_HLEN, &h->ip, sizeof(h->ip)) || bpf_skb_load_bytes(skb, 0, h->eth.h_source, 6) || bpf_skb_load_bytes(skb, 6, h->eth.h_dest, 6))
 		return -1;
-	h.eth.h_proto = bpf_htons(ETH_P_IP);
-	addr = h.ip.saddr;
-	h.ip.saddr = h.ip.daddr;
-	h.ip.daddr = addr;
-	h.ip.ttl = 64;
-	h.ip.tot_len = bpf_htons(sizeof(h.ip) + len);
-	h.ip.check = 0;
-	h.ip.check = folded(bpf_csum_diff(0, 0, (__be32 *)&h.ip, sizeof(h.ip), 0));
-	return bpf_skb_store_bytes(skb, 0, &h.eth, sizeof(h.eth) + sizeof(h.ip), BPF_F_INVALIDATE_HASH);
+	h->eth.h_proto = bpf_htons(ETH_P_IP);
+	addr = h->ip.saddr;
+	h->ip.saddr = h->ip.daddr;
+	h->ip.daddr = addr;
+	h->ip.ttl = 64;
+	h->ip.tot_len = bpf_htons(sizeof(h->ip) + len);
+	h->ip.check = 0;
+	h->ip.check = folded(bpf_csum_diff(0, 0, (__be32 *)&h->ip, sizeof(h->ip), 0));
+	return bpf_skb_store_bytes(skb, 0, &h->eth, sizeof(h->eth) + sizeof(h->ip), BPF_F_INVALIDATE_HASH);
 }
 
-static __always_inline int dns_turn6(struct __sk_buff *skb, __u32 len)
+static __always_inline int dns_turn6(struct __sk_buff *skb, struct dns_scratch *s, __u32 len)
 {
 	const __u32 saddr = ETH_HLEN + offsetof(struct ipv6hdr, saddr), daddr = ETH_HLEN + offsetof(struct ipv6hdr, daddr);
-	struct {
-		__u8 align[2];
-		struct ethhdr eth;
-		struct ipv6hdr ip;
-	} h;
+	struct head6 *h = &s->record.head6;
 
-	if (bpf_skb_load_bytes(skb, ETH_HLEN, &h.ip, 8) || bpf_skb_load_bytes(skb, saddr, &h.ip.daddr, 16) || bpf_skb_load_bytes(skb, daddr, &h.ip.saddr, 16) ||
-	    bpf_skb_load_bytes(skb, 0, h.eth.h_source, 6) || bpf_skb_load_bytes(skb, 6, h.eth.h_dest, 6))
+	if (bpf_skb_load_bytes(skb, ETH_HLEN, &h->ip, 8) || bpf_skb_load_bytes(skb, saddr, &h->ip.daddr, 16) || bpf_skb_load_bytes(skb, daddr, &h->ip.saddr, 16) ||
+	    bpf_skb_load_bytes(skb, 0, h->eth.h_source, 6) || bpf_skb_load_bytes(skb, 6, h->eth.h_dest, 6))
 		return -1;
-	h.eth.h_proto = bpf_htons(ETH_P_IPV6);
-	h.ip.hop_limit = 64;
-	h.ip.payload_len = bpf_htons(len);
-	return bpf_skb_store_bytes(skb, 0, &h.eth, sizeof(h.eth) + sizeof(h.ip), BPF_F_INVALIDATE_HASH);
+	h->eth.h_proto = bpf_htons(ETH_P_IPV6);
+	h->ip.hop_limit = 64;
+	h->ip.payload_len = bpf_htons(len);
+	return bpf_skb_store_bytes(skb, 0, &h->eth, sizeof(h->eth) + sizeof(h->ip), BPF_F_INVALIDATE_HASH);
 }
 
 /* Over IPv6 a datagram without a checksum is none (RFC 8200 8.1). The scratch is used up. */
 static __always_inline int dns_checksum6(struct __sk_buff *skb, struct dns_scratch *s, __u32 len)
 {
 	const __u32 l4 = ETH_HLEN + sizeof(struct ipv6hdr);
-	struct {
-		__u8 addrs[32];
-		__be32 len, proto;
-	} pseudo = { .len = bpf_htonl(len), .proto = bpf_htonl(IPPROTO_UDP) };
+	__be32 *pseudo = s->record.pseudo;
 	__u64 size = len;
 	__be16 check;
 
 	__builtin_memset(s->raw, 0, sizeof(s->raw));
 	asm volatile("" : "+r"(size)); /* as in dns_byte */
 	if (size < sizeof(struct udphdr) || size > sizeof(s->raw) || bpf_skb_load_bytes(skb, l4, s->raw, size) ||
-	    bpf_skb_load_bytes(skb, ETH_HLEN + offsetof(struct ipv6hdr, saddr), pseudo.addrs, sizeof(pseudo.addrs)))
+	    bpf_skb_load_bytes(skb, ETH_HLEN + offsetof(struct ipv6hdr, saddr), pseudo, 32))
 		return -1;
-	check = folded(bpf_csum_diff(0, 0, (__be32 *)s->raw, sizeof(s->raw), bpf_csum_diff(0, 0, (__be32 *)&pseudo, sizeof(pseudo), 0)));
+	pseudo[8] = bpf_htonl(len);
+	pseudo[9] = bpf_htonl(IPPROTO_UDP);
+	check = folded(bpf_csum_diff(0, 0, (__be32 *)s->raw, sizeof(s->raw), bpf_csum_diff(0, 0, pseudo, sizeof(s->record.pseudo), 0)));
 	if (!check)
 		check = 0xffff;
 	return bpf_skb_store_bytes(skb, l4 + offsetof(struct udphdr, check), &check, sizeof(check), 0);
@@ -361,35 +372,41 @@ int __attribute__((noinline)) dns_answer(struct __sk_buff *skb, __u32 over_v6)
 	/* From here on there is no way back: the packet is an answer or it is dropped. */
 	off = question + len + 4;
 	if (denial) {
-		struct soa soa = {
-			.type = bpf_htons(TYPE_SOA), .class = bpf_htons(1), .ttl = bpf_htonl(dns_ttl), .len = bpf_htons(42),
-			.mname = { 2, 'n', 's', 3, 'd', 'n', 's' },
-			.rname = { 10, 'h', 'o', 's', 't', 'm', 'a', 's', 't', 'e', 'r' },
-			.serial = bpf_htonl(1), .refresh = bpf_htonl(7200), .retry = bpf_htonl(1800), .expire = bpf_htonl(86400),
-			.minimum = bpf_htonl(dns_ttl),
-		};
+		struct soa *soa = &s->record.soa;
 
-		soa.name = soa.mname_zone = soa.rname_zone = bpf_htons(0xc000 | (sizeof(struct dns_header) + zone_at));
-		if (bpf_skb_store_bytes(skb, off, &soa, sizeof(soa), 0))
+		soa->name = soa->mname_zone = soa->rname_zone = bpf_htons(0xc000 | (sizeof(struct dns_header) + zone_at));
+		soa->type = bpf_htons(TYPE_SOA);
+		soa->class = bpf_htons(1);
+		soa->ttl = soa->minimum = bpf_htonl(dns_ttl);
+		soa->len = bpf_htons(42);
+		__builtin_memcpy(soa->mname, "\2ns\3dns", 7);
+		__builtin_memcpy(soa->rname, "\12hostmaster", 11);
+		soa->serial = bpf_htonl(1);
+		soa->refresh = bpf_htonl(7200);
+		soa->retry = bpf_htonl(1800);
+		soa->expire = bpf_htonl(86400);
+		if (bpf_skb_store_bytes(skb, off, soa, sizeof(*soa), 0))
 			return drop(skb, DROP_REWRITE);
-		off += sizeof(soa);
+		off += sizeof(*soa);
 	} else {
 		__u32 first = bpf_get_prandom_u32();
+		struct answer *a = &s->record.answer;
 
+		a->name = bpf_htons(0xc000 | sizeof(struct dns_header));
+		a->type = bpf_htons(type);
+		a->class = bpf_htons(1);
+		a->ttl = bpf_htonl(dns_ttl);
+		a->len = bpf_htons(v6 ? 16 : 4);
 		for (__u32 i = 0; i < NAME_ADDRS; i++) {
 			__u32 at = (first + i) % n & (NAME_ADDRS - 1);
-			struct answer a = {
-				.name = bpf_htons(0xc000 | sizeof(struct dns_header)), .type = bpf_htons(type), .class = bpf_htons(1),
-				.ttl = bpf_htonl(dns_ttl), .len = bpf_htons(v6 ? 16 : 4),
-			};
 
 			if (i >= n)
 				break;
 			if (v6)
-				__builtin_memcpy(a.addr, &name->addrs6[at], 16);
+				__builtin_memcpy(a->addr, &name->addrs6[at], 16);
 			else
-				__builtin_memcpy(a.addr, &name->addrs4[at], 4);
-			if (v6 ? bpf_skb_store_bytes(skb, off, &a, ANSWER_SIZE(1), 0) : bpf_skb_store_bytes(skb, off, &a, ANSWER_SIZE(0), 0))
+				__builtin_memcpy(a->addr, &name->addrs4[at], 4);
+			if (v6 ? bpf_skb_store_bytes(skb, off, a, ANSWER_SIZE(1), 0) : bpf_skb_store_bytes(skb, off, a, ANSWER_SIZE(0), 0))
 				return drop(skb, DROP_REWRITE);
 			off += ANSWER_SIZE(v6);
 		}
@@ -413,7 +430,7 @@ int __attribute__((noinline)) dns_answer(struct __sk_buff *skb, __u32 over_v6)
 	h.dns.additionals = edns ? bpf_htons(1) : 0;
 	if (bpf_skb_store_bytes(skb, l4, &h, sizeof(h), 0))
 		return drop(skb, DROP_REWRITE);
-	if (over_v6 ? dns_turn6(skb, total) || dns_checksum6(skb, s, total) : dns_turn4(skb, total))
+	if (over_v6 ? dns_turn6(skb, s, total) || dns_checksum6(skb, s, total) : dns_turn4(skb, s, total))
 		return drop(skb, DROP_REWRITE);
 	note(skb, !denial ? DNS_ANSWERED : rcode ? DNS_NO_NAME : DNS_NO_DATA);
 	return bpf_redirect(skb->ifindex, 0);

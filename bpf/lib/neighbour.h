@@ -59,7 +59,7 @@ struct arp {
 	__be32 tpa;
 } __attribute__((packed));
 
-static __always_inline int arp_from_pod(struct __sk_buff *skb)
+static __attribute__((noinline)) int arp_from_pod(struct __sk_buff *skb)
 {
 	struct endpoint *ep;
 	struct addr addr;
@@ -114,7 +114,7 @@ struct neighbour {
 #define SOLICIT_SIZE (sizeof(struct neighbour) - 8)
 #define ADVERT_FLAGS bpf_htonl(0xe0000000) /* from a router, as asked, in place of what was known */
 
-static __always_inline int solicit_from_pod(struct __sk_buff *skb, const struct packet *p)
+static __attribute__((noinline)) int solicit_from_pod(struct __sk_buff *skb, const struct packet *p)
 {
 	struct {
 		struct in6_addr saddr, daddr;
