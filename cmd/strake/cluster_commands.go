@@ -71,6 +71,11 @@ The cluster is up. Try:
 		flags.NoMasquerade = append(flags.NoMasquerade, r)
 		return err
 	})
+	f.Func(cluster.FlagLinkLocal, "link-local range of the nodes that pods may reach, such as 169.254.169.254/32 for a cloud's metadata; none by default; repeatable, may change at every start", func(v string) error {
+		r, err := netip.ParsePrefix(v)
+		flags.AllowLinkLocal = append(flags.AllowLinkLocal, r)
+		return err
+	})
 	f.IntVar(&flags.Port, cluster.FlagPort, flags.Port, "port of the API server")
 	f.IntVar(&flags.EtcdPort, cluster.FlagEtcdPort, flags.EtcdPort, "port of etcd on loopback; the next one is its peers'")
 	return cmd

@@ -38,6 +38,8 @@ type Config struct {
 	Zone              string
 	ResolvConf        string
 	NoMasquerade      []netip.Prefix // destinations that get pods' packets with the pods' own addresses
+	MasqueradeSources []netip.Prefix // ranges behind this node that are not its pods, and leave by it as they do
+	AllowLinkLocal    []netip.Prefix // link-local destinations that pods reach
 	Native            bool           // routes lead to the other nodes' pods, else the tunnel
 	TunnelPort        int
 	Uplinks           []string // interfaces that lead to other nodes besides those that have the node's addresses
@@ -66,7 +68,7 @@ func OpenDatapath(cfg Config) (*bpf.Datapath, error) {
 	}
 	return bpf.Open(bpf.Config{
 		PinDir: l.BPF(), CgroupRoot: root, NodeCgroup: dir, DNSAddrs: cfg.DNSAddrs, Zone: cfg.Zone, DNSTTL: dnsTTL,
-		NodeAddrs: cfg.NodeAddrs, NoMasquerade: cfg.NoMasquerade,
+		NodeAddrs: cfg.NodeAddrs, NoMasquerade: cfg.NoMasquerade, MasqueradeSources: cfg.MasqueradeSources, AllowLinkLocal: cfg.AllowLinkLocal,
 	})
 }
 

@@ -230,6 +230,11 @@ func (s Settings) checkAddresses() error {
 			return fmt.Errorf("--%s %s is not a range of the cluster's family (%s), such as %s", FlagNoMasquerade, r, familyNames(v6), f.example)
 		}
 	}
+	for _, r := range s.AllowLinkLocal {
+		if !r.IsValid() || r != r.Masked() || !r.Addr().IsLinkLocalUnicast() && !r.Addr().IsLinkLocalMulticast() {
+			return fmt.Errorf("--%s %s is not a link-local range, such as 169.254.20.10/32", FlagLinkLocal, r)
+		}
+	}
 	return nil
 }
 

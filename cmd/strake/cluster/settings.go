@@ -46,6 +46,8 @@ type Shared struct {
 	Routing      string         `json:"routing"`
 	TunnelPort   int            `json:"tunnelPort"`
 	NoMasquerade []netip.Prefix `json:"nonMasqueradeCIDRs,omitempty"` // where pods are known by their own addresses, besides the pod ranges
+	// AllowLinkLocal are services on nodes' links that pods may reach; none by default.
+	AllowLinkLocal []netip.Prefix `json:"allowLinkLocal,omitempty"`
 }
 
 // How packets come from node to node.
@@ -76,6 +78,7 @@ const (
 	FlagTunnelPort   = "tunnel-port"
 	FlagResolvConf   = "resolv-conf"
 	FlagNoMasquerade = "non-masquerade-cidr"
+	FlagLinkLocal    = "allow-link-local"
 )
 
 // UnmarshalJSON reads the form of before there were two families as well.
@@ -172,6 +175,9 @@ func settle(l layout.Layout, flags Settings, given func(flag string) bool) (Sett
 	// No state of the cluster depends on these.
 	if given(FlagNoMasquerade) {
 		s.NoMasquerade = flags.NoMasquerade
+	}
+	if given(FlagLinkLocal) {
+		s.AllowLinkLocal = flags.AllowLinkLocal
 	}
 	if given(FlagResolvConf) {
 		s.ResolvConf = flags.ResolvConf

@@ -63,7 +63,8 @@ func (s Settings) Agent(l layout.Layout) agent.Config {
 	files := pki.Files{Dir: l.PKI()}
 	cfg := agent.Config{
 		Layout: l, NodeName: s.NodeName, NodeAddrs: s.NodeAddrs, DNSAddrs: s.DNSAddrs, Zone: s.Zone, ResolvConf: s.ResolvConf,
-		PodCIDRs: s.PodCIDRs, NoMasquerade: slices.Concat(s.PodCIDRs, s.NoMasquerade), Native: s.Routing == RoutingNative, TunnelPort: s.TunnelPort,
+		PodCIDRs: s.PodCIDRs, NoMasquerade: slices.Concat(s.PodCIDRs, s.NoMasquerade), AllowLinkLocal: s.AllowLinkLocal,
+		Native: s.Routing == RoutingNative, TunnelPort: s.TunnelPort,
 		KubeletKubeconfig: l.Kubeconfig("kubelet"), NetworkKubeconfig: l.Kubeconfig("node-network"),
 		ClientCAFile: files.CA().Cert,
 	}
