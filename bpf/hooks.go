@@ -79,7 +79,7 @@ func ReadHooks(pinDir, cgroupRoot string) ([]Hook, error) {
 		}
 		h := Hook{Program: rest[:i], Ifindex: ifindex}
 		at := ebpf.AttachTCXIngress
-		if h.Program == egressProgram {
+		if leaves(h.Program) {
 			at = ebpf.AttachTCXEgress
 		}
 		if err := h.at(ifindex, at, id); err != nil && !gone(ifindex) {

@@ -13,6 +13,7 @@ type Rows struct {
 	LoadBalancers []LoadBalancer
 	Endpoints     []Endpoint
 	Names         []Name
+	Remotes       []Remote
 }
 
 // ReadRows reads the tables pinned below pinDir and changes nothing; no agent need run. A row that is being written meanwhile may show half
@@ -24,7 +25,7 @@ func ReadRows(pinDir string) (Rows, error) {
 			m.Close()
 		}
 	}()
-	for _, name := range []string{"lb_services", "lb_frontends", "lb_backends", "endpoints", "names"} {
+	for _, name := range []string{"lb_services", "lb_frontends", "lb_backends", "endpoints", "names", "remotes"} {
 		m, err := ebpf.LoadPinnedMap(filepath.Join(pinDir, name), &ebpf.LoadPinOptions{ReadOnly: true})
 		if err != nil {
 			return Rows{}, fmt.Errorf("bpf: table %s: %w", name, err)
@@ -32,7 +33,7 @@ func ReadRows(pinDir string) (Rows, error) {
 		maps[name] = m
 	}
 	var r Rows
-	var errs [3]error
+	var errs [4]error
 	r.LoadBalancers, errs[0] = (&loadBalancers{services: maps["lb_services"], frontends: maps["lb_frontends"], backends: maps["lb_backends"]}).Dump()
 	endpoints, err := openEndpoints(maps)
 	if err == nil {
@@ -42,5 +43,9 @@ func ReadRows(pinDir string) (Rows, error) {
 	if nameErr == nil {
 		r.Names, errs[2] = names.Dump()
 	}
-	return r, errors.Join(errs[0], errs[1], errs[2], err, nameErr)
+	remotes, remoteErr := openRemotes(maps)
+	if remoteErr == nil {
+		r.Remotes, errs[3] = remotes.Dump()
+	}
+	return r, errors.Join(errs[0], errs[1], errs[2], errs[3], err, nameErr, remoteErr)
 }

@@ -38,6 +38,12 @@ func (e *examination) compare(o *objects, have bpf.Rows) []comparison {
 		services("table of Services", ofPod),
 		{table: "table of names", rows: len(have.Names), drift: differences(flattenNames(e.wantedNames(o)), flattenNames(have.Names))},
 	}
+	routing := cni.VXLAN
+	if e.Native {
+		routing = cni.Native
+	}
+	out = append(out, comparison{table: "table of other nodes", rows: len(have.Remotes),
+		drift: differences(flattenRemotes(cni.DesiredRemotes(e.Name, e.Addrs, routing, o.nodes)), flattenRemotes(have.Remotes))})
 	if err != nil {
 		return append(out, comparison{table: "table of pods", err: err})
 	}
@@ -151,6 +157,18 @@ func flattenEndpoints(l []bpf.Endpoint) map[string]string {
 	out := map[string]string{}
 	for _, ep := range l {
 		out[ep.Addr.String()] = fmt.Sprintf("interface %d, pod %s, node %s, of %s", ep.Ifindex, ep.PodMAC, ep.HostMAC, ep.Owner)
+	}
+	return out
+}
+
+func flattenRemotes(l []bpf.Remote) map[string]string {
+	out := map[string]string{}
+	for _, r := range l {
+		at := "by native routing"
+		if r.Node.IsValid() {
+			at = "at " + r.Node.String()
+		}
+		out[r.Prefix.String()] = at + ", of node " + r.Owner
 	}
 	return out
 }

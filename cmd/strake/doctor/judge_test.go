@@ -181,6 +181,12 @@ func TestDrift(t *testing.T) {
 	if got := differences(pod(7), pod(8)); len(got) != 1 {
 		t.Errorf("a pod behind another interface: %v", got)
 	}
+	remote := func(node string) map[string]string {
+		return flattenRemotes([]bpf.Remote{{Owner: "n", Prefix: netip.MustParsePrefix("10.1.0.0/24"), Node: netip.MustParseAddr(node)}})
+	}
+	if got := differences(remote("192.0.2.1"), remote("192.0.2.2")); len(got) != 1 || !strings.Contains(got[0], "at 192.0.2.2") {
+		t.Errorf("a node with another address: %v", got)
+	}
 	n := []bpf.Name{{Owner: "u", Name: "a.b.", Addrs: []netip.Addr{a}}}
 	if got := differences(flattenNames(n), flattenNames(nil)); len(got) != 1 {
 		t.Errorf("a missing name: %v", got)
