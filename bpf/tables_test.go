@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"reflect"
 	"slices"
@@ -288,6 +289,85 @@ func TestTornRowsAreRepaired(t *testing.T) {
 		if err := frontends.Lookup(frontendKey(f, 6), &fe); err != nil || fe.Backends != 2 {
 			t.Errorf("%s: %+v, %v", f, fe, err)
 		}
+	}
+}
+
+// oldMap makes a map as layout 1 had it, with one row.
+func oldMap(t *testing.T, c Config, name string, kind ebpf.MapType, key, value []byte) {
+	t.Helper()
+	m, err := ebpf.NewMap(&ebpf.MapSpec{Name: name, Type: kind, KeySize: uint32(len(key)), ValueSize: uint32(len(value)), MaxEntries: 64})
+	must(t, err)
+	defer m.Close()
+	must(t, m.Put(key, value))
+	must(t, m.Pin(filepath.Join(c.PinDir, name)))
+}
+
+// A release with the former layout leaves its rows to this one, also if this one was killed between two maps.
+func TestLayout1IsMigrated(t *testing.T) {
+	c := testConfig(t)
+	open(t, c).Close()
+	text := func(s string, n int) []byte { return append([]byte(s), make([]byte, n-len(s))...) }
+	host := slices.Concat([]byte{7, 0, 0, 0}, podMAC, hostMAC, text("box", 64))
+	wire := text("\x03web\x02ns\x03svc\x07cluster\x05local", 256)
+	for name, row := range map[string]struct {
+		kind       ebpf.MapType
+		key, value []byte
+	}{
+		"endpoints":      {ebpf.Hash, []byte{10, 244, 0, 2}, host},
+		"lb_frontends":   {ebpf.Hash, []byte{10, 96, 0, 5, 0, 80, 6, 0}, []byte{9, 0, 0, 0, 1, 0, 0, 0}},
+		"lb_backends":    {ebpf.Hash, []byte{9, 0, 0, 0, 0, 0, 0, 0}, []byte{10, 244, 0, 2, 0x1f, 0x90, 0, 0}},
+		"names":          {ebpf.Hash, wire, slices.Concat([]byte{1, 0, 0, 0, 10, 96, 0, 5}, make([]byte, 28), text("uid", 64))},
+		"flows":          {ebpf.LRUHash, []byte{192, 0, 2, 1, 192, 0, 2, 10, 1, 2, 3, 4, 6, 0, 0, 0}, []byte{10, 244, 0, 2, 0x1f, 0x90, 0, 0, 3, 0, 0, 0}},
+		"masq_flows":     {ebpf.LRUHash, []byte{192, 0, 2, 1, 192, 0, 2, 10, 1, 2, 3, 4, 6, 1, 0, 0}, []byte{10, 244, 0, 2, 0x1f, 0x90, 1, 0, 3, 0, 0, 0}},
+		"masq_fragments": {ebpf.LRUHash, make([]byte, 12), make([]byte, 4)},
+		"sock_reverse":   {ebpf.LRUHash, []byte{1, 2, 3, 4, 5, 6, 7, 8, 10, 244, 0, 2, 0x1f, 0x90, 1, 0}, []byte{10, 96, 0, 5, 0, 80, 4, 0}},
+	} {
+		must(t, os.Remove(filepath.Join(c.PinDir, name)))
+		oldMap(t, c, name, row.kind, row.key, row.value)
+	}
+	services, err := ebpf.LoadPinnedMap(filepath.Join(c.PinDir, "lb_services"), nil) // as it was
+	must(t, err)
+	defer services.Close()
+	must(t, services.Put(uint32(9), slices.Concat(text("uid", 64), text("ns/web:http", 192), []byte{6, 0, 0, 0, 0, 0, 0, 0})))
+	version, err := ebpf.LoadPinnedMap(filepath.Join(c.PinDir, versionPin), nil)
+	must(t, err)
+	defer version.Close()
+	for range 2 { // the second time all is done but the version
+		must(t, version.Put(uint32(0), uint32(1)))
+		d := open(t, c)
+		if rows, err := d.Endpoints().Dump(); err != nil || !reflect.DeepEqual(rows, []Endpoint{{Owner: "box", Addr: netip.MustParseAddr(pod), Ifindex: 7, PodMAC: podMAC, HostMAC: hostMAC}}) {
+			t.Errorf("%+v, %v", rows, err)
+		}
+		want := LoadBalancer{Owner: "uid", Name: "ns/web:http", Protocol: 6, Frontends: []netip.AddrPort{ap("10.96.0.5:80")}, Backends: []netip.AddrPort{at(pod, 8080)}}
+		if rows, err := d.LoadBalancers().Dump(); err != nil || !reflect.DeepEqual(rows, []LoadBalancer{want}) {
+			t.Errorf("%+v, %v", rows, err)
+		}
+		if rows, err := d.Names().Dump(); err != nil || !reflect.DeepEqual(rows, []Name{{Owner: "uid", Name: "web.ns.svc.cluster.local.", Addrs: []netip.Addr{netip.MustParseAddr("10.96.0.5")}}}) {
+			t.Errorf("%+v, %v", rows, err)
+		}
+		key := netFlowKey{Saddr: addr16(netip.MustParseAddr(outsideIP)), Daddr: addr16(netip.MustParseAddr(nodeIP)), Sport: 0x201, Dport: 0x403, Proto: 6}
+		var f netFlow
+		if err := d.net.Maps["flows"].Lookup(key, &f); err != nil || f != (netFlow{Addr: addr16(netip.MustParseAddr(pod)), Port: port16(8080), Ifindex: 3}) {
+			t.Errorf("%+v, %v", f, err)
+		}
+		key.Reply = 1
+		var m netMasq
+		if err := d.net.Maps["masq_flows"].Lookup(key, &m); err != nil || m != (netMasq{Addr: addr16(netip.MustParseAddr(pod)), Port: port16(8080), State: 1, Seen: 3}) {
+			t.Errorf("%+v, %v", m, err)
+		}
+		backend, frontend := addr16(netip.MustParseAddr(pod)).B, addr16(netip.MustParseAddr("10.96.0.5")).B
+		peer, err := d.sock.Maps["sock_reverse"].LookupBytes(slices.Concat([]byte{1, 2, 3, 4, 5, 6, 7, 8}, backend[:], []byte{0x1f, 0x90, 1, 0, 0, 0, 0, 0}))
+		if err != nil || string(peer) != string(slices.Concat(frontend[:], []byte{0, 80, 4, 0, 0, 0, 0, 0})) {
+			t.Errorf("%x, %v", peer, err)
+		}
+		must(t, d.Close())
+	}
+	// What is no layout 1 is not taken for it.
+	must(t, version.Put(uint32(0), uint32(1)))
+	must(t, os.Remove(filepath.Join(c.PinDir, "flows")))
+	oldMap(t, c, "flows", ebpf.LRUHash, make([]byte, 12), make([]byte, 12))
+	if _, err := Open(c); err == nil || !strings.Contains(err.Error(), "flows") {
+		t.Errorf("error %v", err)
 	}
 }
 

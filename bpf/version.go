@@ -24,7 +24,8 @@ func (e *LayoutError) Error() string {
 	return fmt.Sprintf("bpf: maps in %s have layout %d, this release knows %d: run the release that made them, or remove them with `strake down --purge`", e.PinDir, e.Have, e.Want)
 }
 
-// checkVersion compares the version that is pinned beside the maps, and pins ours where there is none.
+// checkVersion compares the version that is pinned beside the maps, and pins ours where there is none. The maps of an older release are
+// brought to this layout; those of a newer one are refused.
 func checkVersion(pinDir string) error {
 	pin := filepath.Join(pinDir, versionPin)
 	m, err := ebpf.LoadPinnedMap(pin, nil)
@@ -45,6 +46,15 @@ func checkVersion(pinDir string) error {
 	var have uint32
 	if err := m.Lookup(uint32(0), &have); err != nil {
 		return fmt.Errorf("bpf: %s: %w", pin, err)
+	}
+	if have == 1 {
+		if err := migrateLayout1(pinDir); err != nil {
+			return err
+		}
+		have = layoutVersion
+		if err := m.Put(uint32(0), have); err != nil {
+			return fmt.Errorf("bpf: %s: %w", pin, err)
+		}
 	}
 	if have != layoutVersion {
 		return &LayoutError{PinDir: pinDir, Have: have, Want: layoutVersion}
