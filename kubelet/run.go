@@ -57,10 +57,9 @@ type Config struct {
 	ResolvConf    string
 	// EvictionHard are the thresholds below which the node is short of something; nil: Kubernetes' own.
 	EvictionHard []eviction.Threshold
-	// What the kubelet's API serves with: files, or what a function returns where that is renewed.
-	CertFile, KeyFile string
-	Certificate       func(*tls.ClientHelloInfo) (*tls.Certificate, error)
-	ClientCAFile      string
+	// Certificate returns what the kubelet's API serves with; it is asked for every connection.
+	Certificate  func(*tls.ClientHelloInfo) (*tls.Certificate, error)
+	ClientCAFile string
 }
 
 // callTimeout bounds calls to the container runtime that start nothing long.
@@ -183,7 +182,7 @@ func Run(ctx context.Context, cfg Config) error {
 	g.Go(func() error { return node.Run(gctx, nodeConfig, machine) })
 	g.Go(func() error {
 		return server.Run(gctx, server.Config{
-			Addrs: addrs, CertFile: cfg.CertFile, KeyFile: cfg.KeyFile, Certificate: cfg.Certificate, ClientCAFile: cfg.ClientCAFile,
+			Addrs: addrs, Certificate: cfg.Certificate, ClientCAFile: cfg.ClientCAFile,
 			NodeName: cfg.NodeName, Client: client, Runtime: runtime, Pods: pods, Stats: figures, Healthy: pods.Healthy,
 		})
 	})

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 
 	"github.com/spf13/cobra"
 
@@ -65,6 +64,6 @@ func examined(l layout.Layout) (doctor.Node, error) {
 	c := s.Agent(l)
 	return doctor.Node{
 		Layout: l, Name: c.NodeName, Addrs: c.NodeAddrs, DNSAddrs: c.DNSAddrs, Zone: c.Zone, Native: c.Native, TunnelPort: c.TunnelPort,
-		Kubeconfigs: []string{l.AdminKubeconfig(), c.NetworkKubeconfig}, Certificates: []string{l.PKI(), l.AdminKubeconfig(), filepath.Dir(c.CertFile)},
+		Kubeconfigs: []string{l.AdminKubeconfig(), l.Kubeconfig("node-network")}, Certificates: []string{l.PKI(), l.AdminKubeconfig()},
 	}, nil
 }

@@ -152,26 +152,35 @@ func newAuthority(p KeyPair, commonName string, now time.Time) (*authority, erro
 	return &authority{cert: cert, pem: data, key: key}, nil
 }
 
-// ensureLeaf keeps a signed pair on disk, and makes a new one, key included, when the old one does not fit.
-func (ca *authority) ensureLeaf(p KeyPair, want leaf, now time.Time) error {
+// ensureLeaf keeps a signed pair on disk, and makes a new one, key included, when the old one does not fit. It returns the
+// end of the one that is there then.
+func (ca *authority) ensureLeaf(p KeyPair, want leaf, now time.Time) (time.Time, error) {
 	if data, err := os.ReadFile(p.Cert); err == nil {
 		cert, err := parseCertificate(data)
 		key, keyErr := readKey(p.Key)
 		if err == nil && keyErr == nil && want.matches(cert, ca, now) {
 			if pub, ok := key.Public().(*ecdsa.PublicKey); ok && pub.Equal(cert.PublicKey) {
-				return nil
+				return cert.NotAfter, nil
 			}
 		}
 	}
 	key, err := newKey(p.Key)
 	if err != nil {
-		return err
+		return time.Time{}, err
 	}
 	data, err := ca.sign(want, key.Public(), now)
 	if err != nil {
-		return fmt.Errorf("certificate %s: %w", p.Cert, err)
+		return time.Time{}, fmt.Errorf("certificate %s: %w", p.Cert, err)
 	}
-	return writeFile(p.Cert, data, 0o644)
+	return ca.end(now), writeFile(p.Cert, data, 0o644)
+}
+
+// end is when a leaf that is signed now ends.
+func (ca *authority) end(now time.Time) time.Time {
+	if end := now.Add(leafLifetime); end.Before(ca.cert.NotAfter) {
+		return end
+	}
+	return ca.cert.NotAfter
 }
 
 // sign returns the PEM certificate of a leaf.
@@ -180,17 +189,13 @@ func (ca *authority) sign(want leaf, pub crypto.PublicKey, now time.Time) ([]byt
 	if err != nil {
 		return nil, err
 	}
-	notAfter := now.Add(leafLifetime)
-	if notAfter.After(ca.cert.NotAfter) {
-		notAfter = ca.cert.NotAfter
-	}
 	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
 		SerialNumber:          serial,
 		Subject:               pkix.Name{CommonName: want.commonName, Organization: want.organization},
 		DNSNames:              want.dnsNames,
 		IPAddresses:           want.ips,
 		NotBefore:             now.Add(-backdate),
-		NotAfter:              notAfter,
+		NotAfter:              ca.end(now),
 		KeyUsage:              x509.KeyUsageDigitalSignature,
 		ExtKeyUsage:           want.usages(),
 		BasicConstraintsValid: true,

@@ -1,6 +1,7 @@
 package pki
 
 import (
+	"context"
 	"crypto/ecdsa"
 	"crypto/x509"
 	"encoding/pem"
@@ -12,7 +13,12 @@ import (
 	"os"
 	"slices"
 	"time"
+
+	"k8s.io/klog/v2"
 )
+
+// caName is the common name of the cluster's CA.
+const caName = "strake-ca"
 
 // Config says whom the certificates are for.
 type Config struct {
@@ -21,30 +27,68 @@ type Config struct {
 	ServiceIPs  []netip.Addr // first addresses of the Service ranges: one is the kubernetes Service's
 	Zone        string       // cluster domain, without a trailing dot
 	Hostname    string       // further DNS name of the API server
+	Server      string       // https URL of the API server, for Kubeconfigs
+	Kubeconfigs []Kubeconfig // of the control plane's components and of the administrator
 }
 
 // Ensure brings the server's files up to date and returns their names. It is idempotent;
 // see the package comment for what it renews.
 func Ensure(cfg Config) (Files, error) {
 	f := Files{Dir: cfg.Dir}
-	now := time.Now()
-	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
-		return f, fmt.Errorf("certificates: %w", err)
+	_, err := ensure(f, cfg, time.Now())
+	return f, err
+}
+
+// Pauses of Keep between two looks.
+const (
+	// longest is far less than a month: timers stand still while a machine sleeps.
+	longestPause  = 24 * time.Hour
+	shortestPause = time.Minute
+)
+
+// Keep renews certificates when they near their end, until ctx ends. Whoever uses the files reads them again.
+func Keep(ctx context.Context, cfg Config) error {
+	f := Files{Dir: cfg.Dir}
+	for {
+		now := time.Now()
+		due, err := ensure(f, cfg, now)
+		if err != nil {
+			klog.ErrorS(err, "Certificates were not renewed, trying again")
+			due = now
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(min(longestPause, max(shortestPause, due.Sub(now)))):
+		}
 	}
-	ca, err := ensureAuthority(f.CA(), "strake-ca", now)
+}
+
+// ensure does what Ensure says and returns when the first certificate is due to be renewed.
+func ensure(f Files, cfg Config, now time.Time) (due time.Time, err error) {
+	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
+		return due, fmt.Errorf("certificates: %w", err)
+	}
+	ca, err := ensureAuthority(f.CA(), caName, now)
 	if err != nil {
-		return f, err
+		return due, err
 	}
 	frontCA, err := ensureAuthority(f.FrontProxyCA(), "strake-front-proxy-ca", now)
 	if err != nil {
-		return f, err
+		return due, err
 	}
 	etcdCA, err := ensureAuthority(f.EtcdCA(), "strake-etcd-ca", now)
 	if err != nil {
-		return f, err
+		return due, err
 	}
 	if err := ensureServiceAccountKey(f); err != nil {
-		return f, err
+		return due, err
+	}
+	due = now.Add(leafLifetime)
+	note := func(end time.Time) {
+		if at := end.Add(-renewBefore); at.Before(due) {
+			due = at
+		}
 	}
 	loopback := net.IPv4(127, 0, 0, 1).To4()
 	for _, want := range []struct {
@@ -62,25 +106,31 @@ func Ensure(cfg Config) (Files, error) {
 		{etcdCA, f.EtcdServer(), leaf{commonName: "etcd", dnsNames: []string{"localhost"}, ips: []net.IP{loopback}, server: true, client: true}},
 		{etcdCA, f.EtcdClient(), leaf{commonName: "kube-apiserver-etcd-client", client: true}},
 	} {
-		if err := want.ca.ensureLeaf(want.pair, want.leaf, now); err != nil {
-			return f, err
+		end, err := want.ca.ensureLeaf(want.pair, want.leaf, now)
+		if err != nil {
+			return due, err
 		}
+		note(end)
 	}
-	return f, nil
+	for _, k := range cfg.Kubeconfigs {
+		end, err := ca.ensureKubeconfig(k, cfg.Server, now)
+		if err != nil {
+			return due, err
+		}
+		note(end)
+	}
+	return due, nil
 }
 
-// EnsureKubelet makes a node's serving certificate.
-func EnsureKubelet(f Files, node string, addrs []netip.Addr) (KeyPair, error) {
+// Sign signs a request with the cluster's CA: for the node beside the control plane. Of the request count its subject, names,
+// addresses and key; the certificate is for a server, or for a client.
+func Sign(f Files, r *x509.CertificateRequest, server bool) ([]byte, error) {
 	now := time.Now()
-	pair := f.Kubelet(node)
-	ca, err := ensureAuthority(f.CA(), "strake-ca", now)
+	ca, err := ensureAuthority(f.CA(), caName, now)
 	if err != nil {
-		return pair, err
+		return nil, err
 	}
-	return pair, ca.ensureLeaf(pair, leaf{
-		commonName: "system:node:" + node, organization: []string{"system:nodes"},
-		dnsNames: []string{node}, ips: ips(addrs), server: true,
-	}, now)
+	return ca.sign(leaf{commonName: r.Subject.CommonName, organization: r.Subject.Organization, dnsNames: r.DNSNames, ips: r.IPAddresses, server: server, client: !server}, r.PublicKey, now)
 }
 
 func ips(addrs []netip.Addr) []net.IP {

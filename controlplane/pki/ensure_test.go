@@ -1,13 +1,19 @@
 package pki
 
 import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"k8s.io/client-go/tools/clientcmd"
@@ -105,8 +111,12 @@ func TestLeafIsRenewedBeforeItEnds(t *testing.T) {
 		{time.Now().Add(leafLifetime - renewBefore + time.Hour), true},
 	} {
 		before, _ := os.ReadFile(pair.Cert)
-		if err := ca.ensureLeaf(pair, want, step.at); err != nil {
+		end, err := ca.ensureLeaf(pair, want, step.at)
+		if err != nil {
 			t.Fatal(err)
+		}
+		if cert, err := parseCertificate([]byte(read(t, pair.Cert))); err != nil || end.Sub(cert.NotAfter).Abs() > time.Second {
+			t.Errorf("at %s: said to end %s: %v, %v", step.at, end, cert.NotAfter, err)
 		}
 		if got := read(t, pair.Cert) != string(before); got != step.renewed {
 			t.Errorf("at %s: renewed %v, want %v", step.at, got, step.renewed)
@@ -137,35 +147,116 @@ func TestHalfAnAuthorityIsAnError(t *testing.T) {
 }
 
 func TestKubeconfig(t *testing.T) {
-	cfg := testConfig(t)
-	f := mustEnsure(t, cfg)
-	path := filepath.Join(cfg.Dir, "admin.kubeconfig")
-	ensure := func(server string) string {
-		t.Helper()
-		if err := EnsureKubeconfig(f, path, server, Admin); err != nil {
+	for _, portable := range []bool{true, false} {
+		cfg := testConfig(t)
+		k := Kubeconfig{Path: filepath.Join(cfg.Dir, "admin.kubeconfig"), Identity: Admin, Portable: portable}
+		cfg.Kubeconfigs = []Kubeconfig{k}
+		ensure := func(server string) string {
+			t.Helper()
+			cfg.Server = server
+			mustEnsure(t, cfg)
+			return read(t, k.Path)
+		}
+		first := ensure("https://192.0.2.7:6443")
+		if ensure("https://192.0.2.7:6443") != first {
+			t.Error("written again without need")
+		}
+		if ensure("https://192.0.2.8:6443") == first {
+			t.Error("not written for another server")
+		}
+		if err := os.Chmod(k.Path, 0o644); err != nil {
 			t.Fatal(err)
 		}
-		return read(t, path)
+		ensure("https://192.0.2.8:6443")
+		if info, err := os.Stat(k.Path); err != nil || info.Mode().Perm() != 0o600 {
+			t.Errorf("mode %v, %v", info, err)
+		}
+		rest, err := clientcmd.BuildConfigFromFlags("", k.Path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := rest.CertFile == ""; got != portable {
+			t.Errorf("portable %v: certificate in file %q", portable, rest.CertFile)
+		}
+		data := rest.CertData
+		if !portable {
+			data = []byte(read(t, rest.CertFile))
+		}
+		cert, err := parseCertificate(data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if cert.Subject.CommonName != "strake-admin" || cert.Subject.Organization[0] != "system:masters" {
+			t.Errorf("subject %s", cert.Subject)
+		}
 	}
-	first := ensure("https://192.0.2.7:6443")
-	if info, _ := os.Stat(path); info.Mode().Perm() != 0o600 {
-		t.Errorf("mode %o", info.Mode().Perm())
-	}
-	if ensure("https://192.0.2.7:6443") != first {
-		t.Error("written again without need")
-	}
-	if ensure("https://192.0.2.8:6443") == first {
-		t.Error("not written for another server")
-	}
-	rest, err := clientcmd.BuildConfigFromFlags("", path)
+}
+
+// TestKeep lets a server run for more than a year.
+func TestKeep(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cfg := testConfig(t)
+		admin, scheduler := filepath.Join(cfg.Dir, "admin.kubeconfig"), filepath.Join(cfg.Dir, "scheduler.kubeconfig")
+		cfg.Server, cfg.Kubeconfigs = "https://192.0.2.7:6443", []Kubeconfig{{Path: admin, Identity: Admin, Portable: true}, {Path: scheduler, Identity: Scheduler}}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- Keep(ctx, cfg) }()
+		synctest.Wait()
+		f := Files{Dir: cfg.Dir}
+		ca, config := read(t, f.CA().Cert), read(t, scheduler)
+		for day := range 400 {
+			time.Sleep(24 * time.Hour)
+			synctest.Wait()
+			user, err := clientcmd.LoadFromFile(admin)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for name, data := range map[string][]byte{
+				"the API server": []byte(read(t, f.APIServer().Cert)), "its client of etcd": []byte(read(t, f.EtcdClient().Cert)),
+				"the scheduler": []byte(read(t, filepath.Join(cfg.Dir, "scheduler.crt"))), "the administrator": user.AuthInfos[Admin.User].ClientCertificateData,
+			} {
+				cert, err := parseCertificate(data)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if left := time.Until(cert.NotAfter); left < renewBefore-longestPause {
+					t.Fatalf("day %d: %s has %s left", day, name, left)
+				}
+			}
+		}
+		if read(t, f.CA().Cert) != ca || read(t, scheduler) != config {
+			t.Error("the CA or the scheduler's kubeconfig was written again")
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestSign(t *testing.T) {
+	f := mustEnsure(t, testConfig(t))
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
-	cert, err := parseCertificate(rest.CertData)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if cert.Subject.CommonName != "strake-admin" || cert.Subject.Organization[0] != "system:masters" {
-		t.Errorf("subject %s", cert.Subject)
+	for _, server := range []bool{true, false} {
+		data, err := Sign(f, &x509.CertificateRequest{Subject: pkix.Name{CommonName: "system:node:n", Organization: []string{"system:nodes"}}, DNSNames: []string{"n"}, PublicKey: key.Public()}, server)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cert, err := parseCertificate(data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		usage := x509.ExtKeyUsageClientAuth
+		if server {
+			usage = x509.ExtKeyUsageServerAuth
+		}
+		roots := x509.NewCertPool()
+		roots.AppendCertsFromPEM([]byte(read(t, f.CA().Cert)))
+		if _, err := cert.Verify(x509.VerifyOptions{Roots: roots, DNSName: "n", KeyUsages: []x509.ExtKeyUsage{usage}}); err != nil || len(cert.ExtKeyUsage) != 1 {
+			t.Errorf("usages %v: %v", cert.ExtKeyUsage, err)
+		}
 	}
 }

@@ -45,9 +45,6 @@ func (f Files) ServiceAccountKey() string { return f.path("sa.key") }
 // ServiceAccountPub is the public half of ServiceAccountKey.
 func (f Files) ServiceAccountPub() string { return f.path("sa.pub") }
 
-// Kubelet is a node's serving certificate.
-func (f Files) Kubelet(node string) KeyPair { return f.pair("kubelet-" + node) }
-
 func (f Files) pair(name string) KeyPair {
 	return KeyPair{Cert: f.path(name + ".crt"), Key: f.path(name + ".key")}
 }

@@ -5,10 +5,10 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
-	"crypto/x509"
-	"encoding/pem"
 	"fmt"
 	"os"
+	"path/filepath"
+	"strings"
 	"time"
 
 	"k8s.io/client-go/tools/clientcmd"
@@ -29,68 +29,83 @@ var (
 	ControllerManager = Identity{User: "system:kube-controller-manager"}
 )
 
-// Node is the identity of a node's kubelet, as the Node authorizer wants it.
-func Node(name string) Identity {
-	return Identity{User: "system:node:" + name, Groups: []string{"system:nodes"}}
+// Kubeconfig is a file (0600) with which somebody reaches the API server.
+type Kubeconfig struct {
+	Path     string
+	Identity Identity
+	// Portable puts the certificate into the file itself, so that people can take it elsewhere. Otherwise it lies in two files
+	// beside, which client-go reads again when they are renewed: its user goes on.
+	Portable bool
 }
 
-// NodeNetwork is the identity of a node's network.
-func NodeNetwork(name string) Identity {
-	return Identity{User: "system:strake-agent:" + name, Groups: []string{"system:strake-agents"}}
+// pair is where the certificate lies unless the kubeconfig is portable.
+func (k Kubeconfig) pair() KeyPair {
+	base := strings.TrimSuffix(k.Path, filepath.Ext(k.Path))
+	return KeyPair{Cert: base + ".crt", Key: base + ".key"}
 }
 
-// EnsureKubeconfig keeps a kubeconfig (0600) at path with which id talks to server, an https URL.
-// It is written anew when the server, the CA or the identity changed, or the certificate nears its end.
-func EnsureKubeconfig(f Files, path, server string, id Identity) error {
-	now := time.Now()
-	ca, err := ensureAuthority(f.CA(), "strake-ca", now)
-	if err != nil {
-		return err
+const clusterName = "strake"
+
+// ensureKubeconfig writes it anew when the server, the CA or the identity changed, or the certificate nears its end, and returns
+// the end of the certificate that is there then.
+func (ca *authority) ensureKubeconfig(k Kubeconfig, server string, now time.Time) (time.Time, error) {
+	want := leaf{commonName: k.Identity.User, organization: k.Identity.Groups, client: true}
+	user, end := &clientcmdapi.AuthInfo{}, time.Time{}
+	if k.Portable {
+		if end, ok := fits(k.Path, server, want, ca, now); ok {
+			return end, nil
+		}
+		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		if err != nil {
+			return end, fmt.Errorf("kubeconfig %s: %w", k.Path, err)
+		}
+		if user.ClientKeyData, err = keyutil.MarshalPrivateKeyToPEM(key); err != nil {
+			return end, fmt.Errorf("kubeconfig %s: %w", k.Path, err)
+		}
+		if user.ClientCertificateData, err = ca.sign(want, key.Public(), now); err != nil {
+			return end, fmt.Errorf("kubeconfig %s: %w", k.Path, err)
+		}
+		end = ca.end(now)
+	} else {
+		p := k.pair()
+		var err error
+		if end, err = ca.ensureLeaf(p, want, now); err != nil {
+			return end, err
+		}
+		user.ClientCertificate, user.ClientKey = p.Cert, p.Key
 	}
-	want := leaf{commonName: id.User, organization: id.Groups, client: true}
-	if kubeconfigFits(path, server, want, ca, now) {
-		return nil
-	}
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return fmt.Errorf("kubeconfig %s: %w", path, err)
-	}
-	keyDER, err := x509.MarshalECPrivateKey(key)
-	if err != nil {
-		return fmt.Errorf("kubeconfig %s: %w", path, err)
-	}
-	cert, err := ca.sign(want, key.Public(), now)
-	if err != nil {
-		return fmt.Errorf("kubeconfig %s: %w", path, err)
-	}
-	const name = "strake"
 	data, err := clientcmd.Write(clientcmdapi.Config{
-		Clusters: map[string]*clientcmdapi.Cluster{name: {Server: server, CertificateAuthorityData: ca.pem}},
-		AuthInfos: map[string]*clientcmdapi.AuthInfo{id.User: {
-			ClientCertificateData: cert,
-			ClientKeyData:         pem.EncodeToMemory(&pem.Block{Type: keyutil.ECPrivateKeyBlockType, Bytes: keyDER}),
-		}},
-		Contexts:       map[string]*clientcmdapi.Context{name: {Cluster: name, AuthInfo: id.User}},
-		CurrentContext: name,
+		Clusters:       map[string]*clientcmdapi.Cluster{clusterName: {Server: server, CertificateAuthorityData: ca.pem}},
+		AuthInfos:      map[string]*clientcmdapi.AuthInfo{k.Identity.User: user},
+		Contexts:       map[string]*clientcmdapi.Context{clusterName: {Cluster: clusterName, AuthInfo: k.Identity.User}},
+		CurrentContext: clusterName,
 	})
 	if err != nil {
-		return fmt.Errorf("kubeconfig %s: %w", path, err)
+		return end, fmt.Errorf("kubeconfig %s: %w", k.Path, err)
 	}
-	return writeFile(path, data, 0o600)
+	have, err := os.ReadFile(k.Path)
+	if info, statErr := os.Stat(k.Path); err == nil && statErr == nil && info.Mode().Perm() == 0o600 && bytes.Equal(have, data) {
+		return end, nil
+	}
+	return end, writeFile(k.Path, data, 0o600)
 }
 
-func kubeconfigFits(path, server string, want leaf, ca *authority, now time.Time) bool {
+// fits tells whether a portable kubeconfig can stay, and when its certificate ends.
+func fits(path, server string, want leaf, ca *authority, now time.Time) (time.Time, bool) {
 	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
-		return false
+		return time.Time{}, false
 	}
 	cfg, err := clientcmd.LoadFromFile(path)
 	if err != nil {
-		return false
+		return time.Time{}, false
 	}
-	cluster, user := cfg.Clusters["strake"], cfg.AuthInfos[want.commonName]
+	cluster, user := cfg.Clusters[clusterName], cfg.AuthInfos[want.commonName]
 	if cluster == nil || user == nil || cluster.Server != server || !bytes.Equal(cluster.CertificateAuthorityData, ca.pem) {
-		return false
+		return time.Time{}, false
 	}
 	cert, err := parseCertificate(user.ClientCertificateData)
-	return err == nil && want.matches(cert, ca, now)
+	if err != nil || !want.matches(cert, ca, now) {
+		return time.Time{}, false
+	}
+	return cert.NotAfter, true
 }

@@ -2,6 +2,9 @@ package certificates
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -14,6 +17,7 @@ import (
 	"k8s.io/client-go/rest"
 	certutil "k8s.io/client-go/util/cert"
 	"k8s.io/client-go/util/certificate"
+	"k8s.io/client-go/util/keyutil"
 )
 
 // Bootstrap makes sure that the node has both its client certificates and its kubeconfigs. With the files of an earlier
@@ -25,6 +29,12 @@ func Bootstrap(ctx context.Context, cfg Config) error {
 	}
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return fmt.Errorf("certificates of the node: %w", err)
+	}
+	if cfg.Sign != nil {
+		if err := cfg.signAll(); err != nil {
+			return err
+		}
+		return cfg.writeKubeconfigs()
 	}
 	if err := cfg.ensureCA(ctx); err != nil {
 		return err
@@ -51,6 +61,62 @@ func Bootstrap(ctx context.Context, cfg Config) error {
 		}
 	}
 	return cfg.writeKubeconfigs()
+}
+
+// signAll makes what is missing or no longer good with the CA at hand.
+func (c Config) signAll() error {
+	now := time.Now()
+	for _, id := range []identity{c.kubelet(), c.network(), c.server()} {
+		store, err := openStore(c.Dir, id.name)
+		if err != nil {
+			return err
+		}
+		r := &x509.CertificateRequest{Subject: id.subject}
+		if id.name == kubeletServer {
+			r = c.serverTemplate()
+		}
+		if have, err := store.Current(); err == nil && check(have, id, now) == nil && c.issued(have.Leaf) && names(have.Leaf, r) {
+			continue
+		}
+		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		if err != nil {
+			return fmt.Errorf("certificate of %s: %w", id.subject.CommonName, err)
+		}
+		keyPEM, err := keyutil.MarshalPrivateKeyToPEM(key)
+		if err != nil {
+			return fmt.Errorf("certificate of %s: %w", id.subject.CommonName, err)
+		}
+		r.PublicKey = key.Public()
+		certPEM, err := c.Sign(r, id.usages)
+		if err == nil {
+			_, err = store.Update(certPEM, keyPEM)
+		}
+		if err != nil {
+			return fmt.Errorf("certificate of %s: %w", id.subject.CommonName, err)
+		}
+	}
+	return nil
+}
+
+// issued tells whether a certificate is of the CA in CAFile: a cluster that was made anew has another.
+func (c Config) issued(leaf *x509.Certificate) bool {
+	certs, err := certutil.CertsFromFile(c.CAFile)
+	return err == nil && leaf.CheckSignatureFrom(certs[0]) == nil
+}
+
+// names tells whether a certificate has all names and addresses of a request.
+func names(leaf *x509.Certificate, r *x509.CertificateRequest) bool {
+	for _, name := range r.DNSNames {
+		if leaf.VerifyHostname(name) != nil {
+			return false
+		}
+	}
+	for _, ip := range r.IPAddresses {
+		if leaf.VerifyHostname(ip.String()) != nil {
+			return false
+		}
+	}
+	return true
 }
 
 // ensureCA keeps the cluster's CA, or gets it from the API server.

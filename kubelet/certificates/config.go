@@ -1,11 +1,14 @@
 package certificates
 
 import (
+	"crypto/x509"
 	"fmt"
 	"net/netip"
 	"net/url"
 	"regexp"
 	"time"
+
+	certificatesv1 "k8s.io/api/certificates/v1"
 )
 
 // Config says whose certificates these are and where they are kept.
@@ -26,6 +29,10 @@ type Config struct {
 	KubeletKubeconfig, NetworkKubeconfig string
 	// Lifetime of the certificates that are asked for, at least ten minutes; zero: as the signer thinks (a year).
 	Lifetime time.Duration
+
+	// Sign, if it is set, signs what Bootstrap asks for in place of the API server, and returns PEM: the machine of the control
+	// plane has the CA. Bootstrap then makes the serving certificate too, and wants no token.
+	Sign func(r *x509.CertificateRequest, usages []certificatesv1.KeyUsage) ([]byte, error)
 
 	// Token is a bootstrap token, ID.SECRET, and CAHashes are the SHA-256 hashes of the public keys of the CAs that are
 	// believed, each "sha256:" and 64 hex digits. Only Bootstrap looks at them, and only as long as there is no kubelet

@@ -14,7 +14,7 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// store keeps one certificate with its key as client-go does, and the one before it for people to look at.
+// store keeps one certificate with its key as client-go does, and none of those before it.
 type store struct {
 	certificate.FileStore
 	dir, name string
@@ -32,7 +32,7 @@ func openStore(dir, name string) (*store, error) {
 	return &store{FileStore: fs, dir: dir, name: name, updated: func(*tls.Certificate) {}}, nil
 }
 
-// Update makes a certificate the current one and removes those that have long been replaced.
+// Update makes a certificate the current one and removes those before it.
 func (s *store) Update(certPEM, keyPEM []byte) (*tls.Certificate, error) {
 	c, err := s.FileStore.Update(certPEM, keyPEM)
 	if err != nil {
@@ -46,14 +46,19 @@ func (s *store) Update(certPEM, keyPEM []byte) (*tls.Certificate, error) {
 }
 
 func (s *store) prune() error {
-	old, err := filepath.Glob(filepath.Join(s.dir, s.name+"-2*.pem")) // by date, in the order of time
+	current, err := os.Readlink(s.CurrentPath())
 	if err != nil {
 		return err
 	}
-	const keep = 2
+	all, err := filepath.Glob(filepath.Join(s.dir, s.name+"-*.pem"))
+	if err != nil {
+		return err
+	}
 	var errs []error
-	for _, path := range old[:max(0, len(old)-keep)] {
-		errs = append(errs, os.Remove(path))
+	for _, path := range all {
+		if path != s.CurrentPath() && filepath.Base(path) != filepath.Base(current) {
+			errs = append(errs, os.Remove(path))
+		}
 	}
 	return errors.Join(errs...)
 }

@@ -484,7 +484,7 @@ func testRotation(c *cluster) {
 	for range w.ResultChan() { // until the connection is closed
 	}
 	for _, id := range []identity{cfg.kubelet(), cfg.network()} {
-		if left := len(must[[]string](c)(filepath.Glob(filepath.Join(cfg.Dir, id.name+"-2*")))); left > 2 {
+		if left := len(must[[]string](c)(filepath.Glob(filepath.Join(cfg.Dir, id.name+"-2*")))); left != 1 {
 			c.Errorf("%d files of %s", left, id.name)
 		}
 		rotated := must[*tls.Certificate](c)(must[*store](c)(openStore(cfg.Dir, id.name)).Current())

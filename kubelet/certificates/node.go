@@ -102,7 +102,12 @@ func (n *Node) Run(ctx context.Context) error {
 			Template: &x509.CertificateRequest{Subject: h.subject},
 		}
 		if h == n.server {
-			config.GetTemplate = n.serverTemplate
+			config.GetTemplate = func() *x509.CertificateRequest {
+				if t := n.cfg.serverTemplate(); len(t.IPAddresses) > 0 {
+					return t
+				}
+				return nil
+			}
 		}
 		m, err := certificate.NewManager(config)
 		if err != nil {
@@ -112,18 +117,6 @@ func (n *Node) Run(ctx context.Context) error {
 	}
 	<-ctx.Done()
 	return nil
-}
-
-// serverTemplate asks for the names by which the kubelet is reached now; nil while there are none.
-func (n *Node) serverTemplate() *x509.CertificateRequest {
-	t := &x509.CertificateRequest{Subject: n.server.subject, DNSNames: []string{n.cfg.NodeName}}
-	for _, a := range n.cfg.Addrs() {
-		t.IPAddresses = append(t.IPAddresses, a.Unmap().AsSlice())
-	}
-	if len(t.IPAddresses) == 0 {
-		return nil
-	}
-	return t
 }
 
 // Kubelet returns how the kubelet talks to the API server: as system:node:NAME, always with its newest certificate.

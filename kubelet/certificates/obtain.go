@@ -8,6 +8,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/tls"
+	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/hex"
 	"errors"
@@ -52,6 +53,15 @@ func (c Config) network() identity {
 
 func (c Config) server() identity {
 	return identity{kubeletServer, c.kubelet().subject, certificatesv1.KubeletServingSignerName, []certificatesv1.KeyUsage{certificatesv1.UsageDigitalSignature, certificatesv1.UsageServerAuth}}
+}
+
+// serverTemplate names how the kubelet is reached now.
+func (c Config) serverTemplate() *x509.CertificateRequest {
+	t := &x509.CertificateRequest{Subject: c.server().subject, DNSNames: []string{c.NodeName}}
+	for _, a := range c.Addrs() {
+		t.IPAddresses = append(t.IPAddresses, a.Unmap().AsSlice())
+	}
+	return t
 }
 
 var clientUsages = []certificatesv1.KeyUsage{certificatesv1.UsageDigitalSignature, certificatesv1.UsageClientAuth}

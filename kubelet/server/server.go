@@ -46,9 +46,8 @@ type Pods interface {
 
 // Config says where to serve, and whom.
 type Config struct {
-	Addrs             []netip.AddrPort
-	CertFile, KeyFile string
-	// Certificate returns what to serve with, instead of CertFile and KeyFile, where it is renewed. Optional.
+	Addrs []netip.AddrPort
+	// Certificate returns what to serve with; it is asked for every connection.
 	Certificate  func(*tls.ClientHelloInfo) (*tls.Certificate, error)
 	ClientCAFile string
 	NodeName     string
@@ -99,7 +98,7 @@ func Run(ctx context.Context, cfg Config) error {
 			return fmt.Errorf("kubelet API: %w", err)
 		}
 		g.Go(func() error {
-			if err := srv.ServeTLS(l, cfg.CertFile, cfg.KeyFile); err != nil && !errors.Is(err, http.ErrServerClosed) {
+			if err := srv.ServeTLS(l, "", ""); err != nil && !errors.Is(err, http.ErrServerClosed) {
 				return fmt.Errorf("kubelet API: %w", err)
 			}
 			return nil

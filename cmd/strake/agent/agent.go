@@ -42,13 +42,8 @@ type Config struct {
 	AllowLinkLocal    []netip.Prefix // link-local destinations that pods reach
 	Native            bool           // routes lead to the other nodes' pods, else the tunnel
 	TunnelPort        int
-	Uplinks           []string // interfaces that lead to other nodes besides those that have the node's addresses
-	KubeletKubeconfig string
-	NetworkKubeconfig string
-	CertFile, KeyFile string
-	ClientCAFile      string
-	// Certificates are those of a node that has joined, in place of the kubeconfigs and of CertFile and KeyFile: it keeps them itself.
-	Certificates *certificates.Config
+	Uplinks           []string            // interfaces that lead to other nodes besides those that have the node's addresses
+	Certificates      certificates.Config // by which the API server knows the node, and the node is known
 }
 
 const dnsTTL = 30 // seconds
@@ -149,7 +144,7 @@ func Run(ctx context.Context, cfg Config) error {
 		}
 		return nil
 	})
-	g.Go(func() error { return id.keep(ctx) })
+	g.Go(func() error { return id.Run(ctx) })
 	g.Go(func() error { return server.Run(ctx) })
 	g.Go(func() error { return nodes.Run(ctx) })
 	g.Go(func() error { return px.Run(ctx) })
@@ -184,7 +179,7 @@ func Run(ctx context.Context, cfg Config) error {
 		return kubelet.Run(ctx, kubelet.Config{
 			NodeName: cfg.NodeName, NodeIPs: cfg.NodeAddrs, Port: KubeletPort, Client: id.kubelet, CRISocket: l.ContainerdSocket(),
 			RootDir: l.Kubelet(), PodLogsDir: l.PodLogs(), Cgroup: l.Cgroup(), ClusterDNS: dnsAddrs, ClusterDomain: cfg.Zone,
-			ResolvConf: cfg.ResolvConf, CertFile: cfg.CertFile, KeyFile: cfg.KeyFile, Certificate: id.serving, ClientCAFile: cfg.ClientCAFile,
+			ResolvConf: cfg.ResolvConf, Certificate: id.ServingCertificate, ClientCAFile: cfg.Certificates.CAFile,
 		})
 	})
 	return g.Wait()

@@ -1,8 +1,12 @@
 package cluster
 
 import (
+	"context"
+	"crypto/x509"
 	"net/netip"
 	"slices"
+
+	certificatesv1 "k8s.io/api/certificates/v1"
 
 	"github.com/strake-io/strake/cmd/strake/agent"
 	"github.com/strake-io/strake/cmd/strake/lab"
@@ -19,11 +23,10 @@ func (s Settings) Server(l layout.Layout) (server.Config, error) {
 		return server.Config{}, err
 	}
 	cfg := s.server()
-	cfg.PKI, cfg.EtcdDir = files, l.Etcd()
+	cfg.PKI, cfg.Certificates, cfg.EtcdDir = files, s.pki(l), l.Etcd()
 	if cfg.NodeSettings, err = s.ConfigMap(); err != nil {
 		return cfg, err
 	}
-	cfg.AdminKubeconfig = l.AdminKubeconfig()
 	cfg.ControllerKubeconfig, cfg.SchedulerKubeconfig = l.Kubeconfig("controller-manager"), l.Kubeconfig("scheduler")
 	return cfg, nil
 }
@@ -40,49 +43,49 @@ func (s Settings) URL() string {
 	return s.server().URL()
 }
 
-// certificates makes what is missing of certificates and kubeconfigs.
+// pki is what the machine of the control plane keeps certificates for.
+func (s Settings) pki(l layout.Layout) pki.Config {
+	return pki.Config{
+		Dir: l.PKI(), ServerAddrs: s.NodeAddrs, ServiceIPs: nthOfEach(s.ServiceCIDRs, 1), Zone: s.Zone, Hostname: s.NodeName, Server: s.URL(),
+		Kubeconfigs: []pki.Kubeconfig{
+			{Path: l.AdminKubeconfig(), Identity: pki.Admin, Portable: true},
+			{Path: l.Kubeconfig("controller-manager"), Identity: pki.ControllerManager}, {Path: l.Kubeconfig("scheduler"), Identity: pki.Scheduler},
+		},
+	}
+}
+
+// certificates makes what is missing of certificates and kubeconfigs. The node beside the control plane has its own signed here;
+// it renews them as any node.
 func (s Settings) certificates(l layout.Layout) (pki.Files, error) {
-	files, err := pki.Ensure(pki.Config{Dir: l.PKI(), ServerAddrs: s.NodeAddrs, ServiceIPs: nthOfEach(s.ServiceCIDRs, 1), Zone: s.Zone, Hostname: s.NodeName})
+	files, err := pki.Ensure(s.pki(l))
 	if err != nil {
 		return files, err
 	}
-	for path, id := range map[string]pki.Identity{
-		l.AdminKubeconfig(): pki.Admin, l.Kubeconfig("controller-manager"): pki.ControllerManager, l.Kubeconfig("scheduler"): pki.Scheduler,
-		l.Kubeconfig("node-network"): pki.NodeNetwork(s.NodeName), l.Kubeconfig("kubelet"): pki.Node(s.NodeName),
-	} {
-		if err := pki.EnsureKubeconfig(files, path, s.URL(), id); err != nil {
-			return files, err
-		}
+	node := s.certificateConfig(l)
+	node.Sign = func(r *x509.CertificateRequest, usages []certificatesv1.KeyUsage) ([]byte, error) {
+		return pki.Sign(files, r, slices.Contains(usages, certificatesv1.UsageServerAuth))
 	}
-	_, err = pki.EnsureKubelet(files, s.NodeName, s.NodeAddrs)
-	return files, err
+	return files, certificates.Bootstrap(context.Background(), node) // asks nobody
 }
 
 // Agent returns the configuration of `strake agent`.
 func (s Settings) Agent(l layout.Layout) agent.Config {
-	files := pki.Files{Dir: l.PKI()}
 	cfg := agent.Config{
 		Layout: l, NodeName: s.NodeName, NodeAddrs: s.NodeAddrs, DNSAddrs: s.DNSAddrs, Zone: s.Zone, ResolvConf: s.ResolvConf,
 		PodCIDRs: s.PodCIDRs, NoMasquerade: slices.Concat(s.PodCIDRs, s.NoMasquerade), AllowLinkLocal: s.AllowLinkLocal,
 		Native: s.Routing == RoutingNative, TunnelPort: s.TunnelPort,
-		KubeletKubeconfig: l.Kubeconfig("kubelet"), NetworkKubeconfig: l.Kubeconfig("node-network"),
-		ClientCAFile: files.CA().Cert,
+		Certificates: s.certificateConfig(l),
 	}
-	if s.Joined() {
-		own := s.certificateConfig(l)
-		cfg.Certificates = &own
-	} else {
-		pair := files.Kubelet(s.NodeName)
-		cfg.CertFile, cfg.KeyFile = pair.Cert, pair.Key
+	if !s.Joined() {
 		cfg.Uplinks = []string{lab.Bridge(l)}
 	}
 	return cfg
 }
 
-// certificateConfig is for a node that has joined: it keeps its certificates itself.
+// certificateConfig is what a node keeps certificates for.
 func (s Settings) certificateConfig(l layout.Layout) certificates.Config {
 	return certificates.Config{
-		Dir: l.PKI(), NodeName: s.NodeName, Addrs: func() []netip.Addr { return s.NodeAddrs }, Server: s.APIServer, CAFile: pki.Files{Dir: l.PKI()}.CA().Cert,
+		Dir: l.PKI(), NodeName: s.NodeName, Addrs: func() []netip.Addr { return s.NodeAddrs }, Server: s.URL(), CAFile: pki.Files{Dir: l.PKI()}.CA().Cert,
 		KubeletKubeconfig: l.Kubeconfig("kubelet"), NetworkKubeconfig: l.Kubeconfig("node-network"),
 	}
 }

@@ -20,7 +20,7 @@ const publishEvery = 30 * time.Second
 
 // publish keeps the ConfigMap as it is to be until ctx ends.
 func publish(ctx context.Context, cfg Config) error {
-	rc, err := clientConfig(cfg.AdminKubeconfig, "strake-server")
+	rc, err := clientConfig(cfg.ControllerKubeconfig, "strake-server")
 	if err != nil {
 		return err
 	}

@@ -26,19 +26,19 @@ import (
 
 // Config says where the control plane serves and keeps its data.
 type Config struct {
-	PKI      pki.Files
-	EtcdDir  string
-	Addr     netip.Addr
-	Port     int
-	EtcdPort int // etcd's client port on loopback; its peer port is the next one
+	PKI          pki.Files
+	Certificates pki.Config // what is renewed while the server runs
+	EtcdDir      string
+	Addr         netip.Addr
+	Port         int
+	EtcdPort     int // etcd's client port on loopback; its peer port is the next one
 	// Ranges of each family, the primary one first.
 	ServiceCIDRs, PodCIDRs []netip.Prefix
 	NodeBits               func(podCIDR netip.Prefix) int // length of a node's part of a pod range
 	// Kubeconfigs of the controllers and of the scheduler, each with an identity of its own.
 	ControllerKubeconfig, SchedulerKubeconfig string
-	// NodeSettings is a ConfigMap that tells nodes what they share; AdminKubeconfig is that of who writes it.
-	NodeSettings    *corev1.ConfigMap
-	AdminKubeconfig string
+	// NodeSettings is a ConfigMap that tells nodes what they share.
+	NodeSettings *corev1.ConfigMap
 }
 
 // URL is where the API server is reached.
@@ -78,6 +78,7 @@ func Run(ctx context.Context, cfg Config) error {
 			return nil
 		}
 	})
+	g.Go(func() error { return pki.Keep(gctx, cfg.Certificates) })
 	g.Go(func() error { return runControllers(gctx, cfg) })
 	g.Go(func() error { return runScheduler(gctx, cfg) })
 	g.Go(func() error { return publish(gctx, cfg) })
