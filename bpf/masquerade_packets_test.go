@@ -361,3 +361,61 @@ func TestStrangersUnmaskNoFlow(t *testing.T) {
 		t.Errorf("it leaves as %s", src)
 	}
 }
+
+// Fragments of datagrams to a frontend, and of the answers, go where the first one does; errors about both directions as well.
+func TestFragmentsAndErrorsOfFrontends(t *testing.T) {
+	d := masqueraded(t, 62000, 62000)
+	out, in, up := d.net.Programs[egressProgram], d.net.Programs[uplinkProgram], d.net.Programs[podProgram]
+	for _, f := range families {
+		t.Run(f.name, func(t *testing.T) {
+			_, err := d.LoadBalancers().Replace("u", []LoadBalancer{{Name: "ns/web:dns", Protocol: 17, Frontends: []netip.AddrPort{at(f.node, 30080)}, Backends: []netip.AddrPort{at(f.pod, 8080)}}})
+			must(t, err)
+			id := uint16(20)
+			step := func(what string, p *ebpf.Program, packet []byte, verdict uint32, src, dst string) []byte {
+				t.Helper()
+				got, b := run(t, p, packet)
+				b = b[:len(packet)]
+				if s, d := addrs(b); got != verdict || s.String() != src || d.String() != dst {
+					t.Errorf("%s: verdict %d, from %s to %s", what, got, s, d)
+				}
+				return b
+			}
+			port := func(b []byte, at int) uint16 {
+				l4 := 14 + 20
+				if isV6(b) {
+					l4 = 14 + 40 + 8
+				}
+				return binary.BigEndian.Uint16(b[l4+at:])
+			}
+			b := step("a first fragment", in, cut(frame(17, at(f.far, 5555), at(f.node, 30080), make([]byte, 8)), id, 0, true), actRedirect, f.far, f.pod)
+			if port(b, 2) != 8080 {
+				t.Errorf("to port %d", port(b, 2))
+			}
+			step("a later one", in, later(17, f.far, f.node, id, 16), actRedirect, f.far, f.pod)
+			answer := cut(frame(17, at(f.pod, 8080), at(f.far, 5555), make([]byte, 8)), id, 0, true)
+			step("an answer's first fragment, at the pod", up, answer, actOK, f.pod, f.far)
+			b = step("an answer's first fragment", out, answer, actOK, f.node, f.far)
+			if port(b, 0) != 30080 {
+				t.Errorf("from port %d", port(b, 0))
+			}
+			step("an answer's later one", out, later(17, f.pod, f.far, id, 16), actOK, f.node, f.far)
+
+			answer = frame(17, at(f.node, 30080), at(f.far, 5555), nil)
+			e := icmp(f.hop, f.node, f.unreachable, 4, 1300, answer[14:])
+			b = step("an error about an answer", in, e, actRedirect, f.hop, f.pod)
+			checkSums(t, b)
+			head := len(answer) - 8
+			quoted := append(append([]byte(nil), b[:14]...), b[head+8:]...)
+			if src, dst := ends(quoted); src != at(f.pod, 8080) || dst != at(f.far, 5555) {
+				t.Errorf("about a packet from %s to %s", src, dst)
+			}
+			e = icmp(f.pod, f.far, f.unreachable, 3, 0, frame(17, at(f.far, 5555), at(f.pod, 8080), nil)[14:])
+			b = step("an error about a question", out, e, actOK, f.node, f.far)
+			checkSums(t, b)
+			quoted = append(append([]byte(nil), b[:14]...), b[head+8:]...)
+			if src, dst := ends(quoted); src != at(f.far, 5555) || dst != at(f.node, 30080) {
+				t.Errorf("about a packet from %s to %s", src, dst)
+			}
+		})
+	}
+}

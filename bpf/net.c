@@ -124,11 +124,12 @@ int strake_uplink(struct __sk_buff *skb)
 	struct backend *be;
 	struct flow *f;
 	__u32 slot;
-	int verdict;
+	int verdict, ports;
 
 	if (parse(skb, &p) != PARSED)
 		return TC_ACT_OK;
-	fe = p.ports ? lb_frontend(&p.daddr, p.dport, p.proto) : 0;
+	ports = p.ports || (p.more && !p.later && l4_of(skb, &p) == L4_PORTS);
+	fe = ports ? lb_frontend(&p.daddr, p.dport, p.proto) : 0;
 	flow_key_of(&p, &key, 0);
 	f = fe ? bpf_map_lookup_elem(&flows, &key) : 0;
 	if (!f) { /* a pod may have had the port before it became a NodePort */
@@ -167,6 +168,8 @@ int strake_uplink(struct __sk_buff *skb)
 		if (bpf_map_update_elem(&flows, &key, &back, BPF_ANY))
 			return drop(skb, DROP_CONNTRACK_FULL);
 	}
+	if (p.more)
+		masq_note_fragment(&p, &to.addr);
 	if (nat(skb, &p, 0, &to.addr, to.port))
 		return drop(skb, DROP_REWRITE);
 	note(skb, UPLINK_TO_POD);

@@ -214,6 +214,13 @@ func TestNodePortFromOutside(t *testing.T) {
 	l := newLab(t)
 	l.service(t, at(nodeIP, 30080).String(), at(nodeIP6, 30080).String())
 	l.node.serve(t, "node", 8081)
+	l.pods[0].echoSource(t, ":8082")
+	var echo []LoadBalancer
+	for _, f := range families {
+		echo = append(echo, LoadBalancer{Name: "ns/echo:" + f.name, Protocol: 17, Frontends: []netip.AddrPort{at(f.node, 30081)}, Backends: []netip.AddrPort{at(f.pod, 8082)}})
+	}
+	_, err := l.d.LoadBalancers().Replace("echo", echo)
+	must(t, err)
 	for _, f := range families {
 		t.Run(f.name, func(t *testing.T) {
 			node := at(f.node, 30080).String()
@@ -241,6 +248,11 @@ func TestNodePortFromOutside(t *testing.T) {
 			big := strings.Repeat("x", 50000)
 			if got, err := exchange(l.out.dial(t, "tcp", node), big); err != nil || !strings.HasSuffix(got, big) {
 				t.Errorf("%d bytes came back, %v", len(got), err)
+			}
+			// Datagrams in fragments, both ways.
+			datagram := l.out.dial(t, "udp", at(f.node, 30081).String())
+			for range 3 {
+				source(t, datagram, strings.Repeat("x", 7000))
 			}
 			// The node's own ports are not ours.
 			if got, err := exchange(l.out.dial(t, "tcp", at(f.node, 8081).String()), "x"); err != nil || got != "node x" {

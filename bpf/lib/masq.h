@@ -241,6 +241,15 @@ static __always_inline void fragment_key_of(const struct packet *p, struct fragm
 	key->proto = p->v6 ? 0 : p->proto; /* RFC 8200 4.5: identified without it */
 }
 
+/* The fragments that follow this one go to an address, too. */
+static __always_inline void masq_note_fragment(const struct packet *p, const struct addr *addr)
+{
+	struct fragment_key fragment;
+
+	fragment_key_of(p, &fragment);
+	bpf_map_update_elem(&masq_fragments, &fragment, addr, BPF_ANY);
+}
+
 /* Whether a socket of the node would take the answers of this flow. */
 static __always_inline int masq_node_socket(struct __sk_buff *skb, const struct flow_key *back)
 {
@@ -351,7 +360,7 @@ static __always_inline int quoted_at(struct __sk_buff *skb, __u32 at, int v6, st
 	return 0;
 }
 
-/* An error about a packet of a masqueraded flow: the headers that it quotes change with its own. The quoted transport checksum stays: as
+/* An error about a packet of a masqueraded flow, or of one to a frontend: the headers that it quotes change with its own. The quoted transport checksum stays: as
  * often as not it is cut off, and nobody checks it. Returns -1 if the error is about no flow of ours. */
 static __always_inline int masq_error(struct __sk_buff *skb, const struct packet *p, int out, struct flow_key *key, struct addr *pod)
 {
@@ -361,6 +370,7 @@ static __always_inline int masq_error(struct __sk_buff *skb, const struct packet
 	struct quoted q;
 	__be16 sport, dport, old, port;
 	struct masq *m;
+	struct flow *f;
 	enum l4 kind;
 
 	if (quoted_at(skb, at, p->v6, &q))
@@ -378,10 +388,17 @@ static __always_inline int masq_error(struct __sk_buff *skb, const struct packet
 		old = sport;
 	}
 	m = bpf_map_lookup_elem(&masq_flows, key);
-	if (!m)
-		return -1;
-	*pod = m->addr;
-	port = m->port;
+	if (m) {
+		*pod = m->addr;
+		port = m->port;
+	} else {
+		key->reply = out;
+		f = bpf_map_lookup_elem(&flows, key);
+		if (!f)
+			return -1;
+		*pod = f->addr;
+		port = f->port;
+	}
 	if (out && addr_eq(pod, &p->saddr)) /* a flow that the outside began */
 		return TC_ACT_OK;
 	if (out ? !addr_eq(pod, &node) : addr_eq(pod, &node))
@@ -409,6 +426,7 @@ static __always_inline int masq_out(struct __sk_buff *skb, struct packet *p)
 	struct fragment_key fragment;
 	struct flow_key key, back;
 	struct masq *f, *m = 0;
+	struct flow *answer;
 	enum l4 kind;
 	__be16 had;
 	__u8 tcp;
@@ -435,13 +453,23 @@ static __always_inline int masq_out(struct __sk_buff *skb, struct packet *p)
 	default:
 		break;
 	}
+	if (p->more && kind == L4_PORTS) { /* the answer of a frontend, which the pod's program leaves to us; the fragments that follow need the address alone */
+		masq_key(&key, &p->saddr, p->sport, &p->daddr, p->dport, p->proto, 1);
+		answer = bpf_map_lookup_elem(&flows, &key);
+		if (answer && addr_eq(&answer->addr, &node)) {
+			if (nat(skb, p, 1, &node, answer->port))
+				return drop(skb, DROP_REWRITE);
+			note(skb, POD_TO_UPLINK);
+			return TC_ACT_OK;
+		}
+	}
 	tcp = tcp_flags(skb, p);
 	masq_key(&key, &p->saddr, p->sport, &p->daddr, p->dport, p->proto, 0);
 	f = bpf_map_lookup_elem(&masq_flows, &key);
 	if (f && addr_eq(&f->addr, &p->saddr) && masq_alive(f, key.proto, row.seen)) {
 		masq_touch(f, tcp, 0, row.seen);
 		if (p->more)
-			bpf_map_update_elem(&masq_fragments, &fragment, &row.addr, BPF_ANY);
+			masq_note_fragment(p, &row.addr);
 		return TC_ACT_OK;
 	}
 	if (kind == L4_ANSWER) /* to nobody who asked the pod by its own address */
@@ -532,7 +560,7 @@ static __always_inline int masq_in(struct __sk_buff *skb, struct packet *p, stru
 		bpf_map_update_elem(&masq_flows, key, &to, BPF_ANY);
 	}
 	if (p->more)
-		bpf_map_update_elem(&masq_fragments, &fragment, &pod, BPF_ANY);
+		masq_note_fragment(p, &pod);
 	if (nat(skb, p, 0, &pod, port))
 		return drop(skb, DROP_REWRITE);
 	note(skb, MASQUERADED_IN);
