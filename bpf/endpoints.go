@@ -32,6 +32,9 @@ func (t *endpointTable) Replace(owner string, want []Endpoint) (Changes, error) 
 			return Changes{}, fmt.Errorf("bpf: endpoint %+v is not an address behind an Ethernet interface", e)
 		}
 		v := netEndpoint{Ifindex: uint32(e.Ifindex), PodMac: [6]byte(e.PodMAC), HostMac: [6]byte(e.HostMAC)}
+		if e.Queued {
+			v.Queued = 1
+		}
 		if err := text(v.Owner[:], owner, "owner"); err != nil {
 			return Changes{}, err
 		}
@@ -52,7 +55,7 @@ func (t *endpointTable) Dump() ([]Endpoint, error) {
 	var v netEndpoint
 	it := t.m.Iterate()
 	for it.Next(&k, &v) {
-		out = append(out, Endpoint{Owner: textOf(v.Owner[:]), Addr: addrOf(k), Ifindex: int(v.Ifindex), PodMAC: slices.Clone(net.HardwareAddr(v.PodMac[:])), HostMAC: slices.Clone(net.HardwareAddr(v.HostMac[:]))})
+		out = append(out, Endpoint{Owner: textOf(v.Owner[:]), Addr: addrOf(k), Ifindex: int(v.Ifindex), PodMAC: slices.Clone(net.HardwareAddr(v.PodMac[:])), HostMAC: slices.Clone(net.HardwareAddr(v.HostMac[:])), Queued: v.Queued != 0})
 	}
 	return out, it.Err()
 }

@@ -61,6 +61,7 @@ type netEndpoint struct {
 	Ifindex uint32
 	PodMac  [6]uint8
 	HostMac [6]uint8
+	Queued  uint32
 	Owner   [64]uint8
 }
 

@@ -26,6 +26,7 @@ type Endpoint struct {
 	Ifindex int // host-side veth
 	PodMAC  net.HardwareAddr
 	HostMAC net.HardwareAddr
+	Queued  bool // packets to the pod pass the queue (qdisc) of Ifindex instead of going straight into its namespace
 }
 
 // Name is a DNS name that the kernel answers.

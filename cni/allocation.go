@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/strake-io/strake/cni/plugin"
 )
 
 // Allocation is what a pod's interface holds, as it lies on disk.
@@ -18,6 +20,8 @@ type Allocation struct {
 	Host        string       `json:"host"`            // name of the host's side of the veth
 	Netns       string       `json:"netns,omitempty"` // path of the pod's network namespace
 	Ports       []HostPort   `json:"ports,omitempty"`
+
+	Bandwidth plugin.Bandwidth `json:"bandwidth,omitzero"`
 }
 
 func (a Allocation) key() string { return key(a.ContainerID, a.Ifname) }

@@ -26,7 +26,7 @@ func WriteConfig(dir, socket string) error {
 	}
 	path := filepath.Join(dir, confFile)
 	want, err := json.MarshalIndent(map[string]any{
-		"cniVersion": confVersion, "cniVersions": []string{confVersion, newestVersion}, "name": "strake", "plugins": []any{map[string]any{"type": plugin.Name, "socket": socket, "capabilities": map[string]bool{"portMappings": true}}},
+		"cniVersion": confVersion, "cniVersions": []string{confVersion, newestVersion}, "name": "strake", "plugins": []any{map[string]any{"type": plugin.Name, "socket": socket, "capabilities": map[string]bool{"portMappings": true, "bandwidth": true}}},
 	}, "", "  ")
 	if err != nil {
 		return fmt.Errorf("cni: configuration: %w", err)

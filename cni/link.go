@@ -178,6 +178,9 @@ func podSide(p *pod, a Allocation) error {
 			return fmt.Errorf("address %s of the pod: %w", addr, err)
 		}
 	}
+	if err := limit(p.Handle, inside, a.Bandwidth.Egress); err != nil {
+		return fmt.Errorf("in the pod: %w", err)
+	}
 	if err := p.LinkSetUp(inside); err != nil {
 		return fmt.Errorf("%s of the pod up: %w", a.Ifname, err)
 	}
@@ -205,6 +208,9 @@ func hostSide(outside netlink.Link, a Allocation, nodeAddrs []netip.Addr) error 
 	index := outside.Attrs().Index
 	_, ipv6 := a.addr(false)
 	if err := setSysctls(hostSysctls(a.Host, ipv6)); err != nil {
+		return err
+	}
+	if err := limit(&netlink.Handle{}, outside, a.Bandwidth.Ingress); err != nil {
 		return err
 	}
 	if err := netlink.LinkSetUp(outside); err != nil {

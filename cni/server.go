@@ -159,7 +159,7 @@ func endpoints(a Allocation, ifindex int) []bpf.Endpoint {
 	podMAC, hostMAC := macs(a)
 	var out []bpf.Endpoint
 	for _, addr := range a.Addrs {
-		out = append(out, bpf.Endpoint{Owner: owner(a.ContainerID, a.Ifname), Addr: addr, Ifindex: ifindex, PodMAC: podMAC, HostMAC: hostMAC})
+		out = append(out, bpf.Endpoint{Owner: owner(a.ContainerID, a.Ifname), Addr: addr, Ifindex: ifindex, PodMAC: podMAC, HostMAC: hostMAC, Queued: a.Bandwidth.Ingress != 0})
 	}
 	return out
 }

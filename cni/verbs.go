@@ -130,6 +130,9 @@ func (s *Server) add(r plugin.Request) (*types100.Result, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := checkBandwidth(r.Bandwidth); err != nil {
+		return nil, err
+	}
 	if len(ports) > 0 {
 		if err := withoutPortmap(s.cfg.ConfDir); err != nil {
 			return nil, err
@@ -140,7 +143,7 @@ func (s *Server) add(r plugin.Request) (*types100.Result, error) {
 		return nil, err
 	}
 	defer p.close()
-	a, err := s.ipam.allocate(ranges, Allocation{ContainerID: r.ContainerID, Ifname: r.Ifname, Host: hostName(r.ContainerID, r.Ifname), Netns: r.Netns, Ports: ports})
+	a, err := s.ipam.allocate(ranges, Allocation{ContainerID: r.ContainerID, Ifname: r.Ifname, Host: hostName(r.ContainerID, r.Ifname), Netns: r.Netns, Ports: ports, Bandwidth: r.Bandwidth})
 	if err != nil {
 		return nil, err
 	}

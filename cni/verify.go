@@ -35,8 +35,8 @@ func verify(a Allocation, netnsPath string, mtu int) (ifindex int, err error) {
 	if err != nil {
 		return 0, fmt.Errorf("interface %s of the pod: %w", a.Ifname, err)
 	}
-	out := side{h: host, link: outside, what: "host interface " + a.Host, mac: hostMAC}
-	in := side{h: p.Handle, link: inside, what: "interface " + a.Ifname + " of the pod", mac: podMAC}
+	out := side{h: host, link: outside, what: "host interface " + a.Host, mac: hostMAC, rate: a.Bandwidth.Ingress}
+	in := side{h: p.Handle, link: inside, what: "interface " + a.Ifname + " of the pod", mac: podMAC, rate: a.Bandwidth.Egress}
 	for _, addr := range a.Addrs {
 		gw := gateway(addr.Is4())
 		out.neighs = append(out.neighs, neigh{addr, podMAC})
@@ -71,6 +71,7 @@ type side struct {
 	addrs  []netip.Addr
 	neighs []neigh
 	routes []route
+	rate   uint64 // of what leaves by it
 }
 
 func (s side) verify() error {
@@ -95,7 +96,10 @@ func (s side) verify() error {
 			return err
 		}
 	}
-	return hasRoutes(s.h, s.link, s.routes)
+	if err := hasRoutes(s.h, s.link, s.routes); err != nil {
+		return err
+	}
+	return hasLimit(s.h, s.link, s.rate)
 }
 
 type neigh struct {

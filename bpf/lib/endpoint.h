@@ -14,6 +14,7 @@ struct endpoint {
 	__u32 ifindex; /* host side of the pod's veth */
 	__u8 pod_mac[6];
 	__u8 host_mac[6];
+	__u32 queued; /* what goes to the pod is limited: it passes the interface's queue */
 	__u8 owner[64]; /* sandbox */
 };
 
@@ -26,7 +27,7 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } endpoints SEC(".maps");
 
-/* Straight into the pod's namespace: no host stack, no queue. The time to live is left as it is, as on a bridge. */
+/* Straight into the pod's namespace: no host stack, and no queue but one that limits the pod. The time to live is left as it is, as on a bridge. */
 static __always_inline int endpoint_redirect(struct __sk_buff *skb, const struct endpoint *ep)
 {
 	__u8 macs[12];
@@ -35,6 +36,8 @@ static __always_inline int endpoint_redirect(struct __sk_buff *skb, const struct
 	__builtin_memcpy(macs + 6, ep->host_mac, 6);
 	if (bpf_skb_store_bytes(skb, 0, macs, sizeof(macs), 0))
 		return 2; /* TC_ACT_SHOT */
+	if (ep->queued)
+		return bpf_redirect(ep->ifindex, 0);
 	return bpf_redirect_peer(ep->ifindex, 0);
 }
 

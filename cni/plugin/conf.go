@@ -17,6 +17,13 @@ type PortMapping struct {
 	HostIP        string `json:"hostIP,omitempty"`
 }
 
+// Bandwidth is the runtime configuration "bandwidth": limits in bits per second, zero for none. The bursts that come with it are not
+// used: they follow from the rate, and runtimes that know only rates name the largest that there is.
+type Bandwidth struct {
+	Ingress uint64 `json:"ingressRate,omitempty"` // to the pod
+	Egress  uint64 `json:"egressRate,omitempty"`  // from it
+}
+
 // Conf is the plugin's part of the network configuration.
 type Conf struct {
 	types.NetConf
@@ -24,6 +31,7 @@ type Conf struct {
 
 	RuntimeConfig struct {
 		PortMappings []PortMapping `json:"portMappings,omitempty"`
+		Bandwidth    Bandwidth     `json:"bandwidth,omitempty"`
 
 		// What others serve: an address, MAC or device that is asked for, and not given, is told.
 		IPs            json.RawMessage `json:"ips,omitempty"`

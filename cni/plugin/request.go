@@ -27,7 +27,9 @@ type Request struct {
 	Prev        *types100.Result `json:"prev,omitempty"`  // ADD: of the plugins before; CHECK: of ADD
 	Valid       []string         `json:"valid,omitempty"` // GC: "containerID/ifname" of what is to stay
 
-	Ports []PortMapping `json:"ports,omitempty"` // ADD
+	// Of ADD.
+	Ports     []PortMapping `json:"ports,omitempty"`
+	Bandwidth Bandwidth     `json:"bandwidth,omitzero"`
 }
 
 // Response is the agent's answer, one JSON value: a result or an error.
@@ -72,7 +74,7 @@ func add(a *skel.CmdArgs) error {
 	if err != nil {
 		return err
 	}
-	resp, err := call(c, a, Request{Verb: "ADD", Prev: prev, Ports: c.RuntimeConfig.PortMappings})
+	resp, err := call(c, a, Request{Verb: "ADD", Prev: prev, Ports: c.RuntimeConfig.PortMappings, Bandwidth: c.RuntimeConfig.Bandwidth})
 	if err != nil {
 		return err
 	}

@@ -21,7 +21,7 @@ const work = "bin/kernels"
 const verifierTable = "tests/kernel/verifier.json"
 
 // modules are those that the node network and its tests need, and most distributions build as such.
-var modules = []string{"veth", "vxlan", "bridge", "cls_bpf", "sch_ingress", "overlay"}
+var modules = []string{"veth", "vxlan", "bridge", "cls_bpf", "sch_ingress", "sch_tbf", "overlay"}
 
 // suite is a package whose tests need nothing but a kernel, root and busybox.
 type suite struct {

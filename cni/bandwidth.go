@@ -1,0 +1,81 @@
+package cni
+
+import (
+	"errors"
+	"fmt"
+	"math"
+
+	"github.com/containernetworking/cni/pkg/types"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/strake-io/strake/cni/plugin"
+)
+
+// A pod's limits are a token bucket (tc-tbf(8)) at each side of its veth, where packets leave it: at the pod's own side what it sends, to
+// wherever that goes, and before its sockets lose sight of it; at the host's side what is sent to it. For that, packets to such a pod pass
+// the host's side instead of going straight into its namespace (bpf.Endpoint.Queued). A pod that may administer its network can take away
+// the limit of what it sends.
+
+// Limits that Kubernetes allows, in bits per second.
+const minRate, maxRate = 1_000, 1_000_000_000_000_000
+
+// Sizes in bytes, beside those that follow from the rate: of the bucket at least two jumbo frames, of the queue behind it a packet as
+// large as the kernel's segmentation makes them.
+const (
+	minBurst = 20 << 10
+	minQueue = 64 << 10
+)
+
+func checkBandwidth(b plugin.Bandwidth) error {
+	for name, rate := range map[string]uint64{"ingress": b.Ingress, "egress": b.Egress} {
+		if rate != 0 && (rate < minRate || rate > maxRate) {
+			return types.NewError(types.ErrInvalidNetworkConfig, fmt.Sprintf("%s bandwidth %d bit/s: a limit is 1k to 1P", name, rate), "")
+		}
+	}
+	return nil
+}
+
+// bucket is the queue that keeps to a rate in bits per second: of a bucket of 10 ms, and 50 ms behind it.
+func bucket(ifindex int, bits uint64) *netlink.Tbf {
+	rate := bits / 8
+	burst := min(max(rate/100, minBurst), math.MaxInt32)
+	return &netlink.Tbf{
+		QdiscAttrs: netlink.QdiscAttrs{LinkIndex: ifindex, Handle: netlink.MakeHandle(1, 0), Parent: netlink.HANDLE_ROOT},
+		Rate:       rate,
+		Buffer:     netlink.Xmittime(rate, uint32(burst)),
+		Limit:      uint32(min(burst+max(rate/20, minQueue), math.MaxInt32)),
+	}
+}
+
+// limit makes a side of a pod's veth keep to a rate; zero is none.
+func limit(h *netlink.Handle, link netlink.Link, bits uint64) error {
+	if bits == 0 {
+		return nil
+	}
+	err := h.QdiscReplace(bucket(link.Attrs().Index, bits))
+	if errors.Is(err, unix.ENOENT) {
+		err = errors.New("the kernel has no sch_tbf, which limits need: load the module, or take the annotations kubernetes.io/ingress-bandwidth and egress-bandwidth from the pod")
+	}
+	if err != nil {
+		return fmt.Errorf("limit of %s: %w", link.Attrs().Name, err)
+	}
+	return nil
+}
+
+// hasLimit tells what is wrong of it.
+func hasLimit(h *netlink.Handle, link netlink.Link, bits uint64) error {
+	if bits == 0 {
+		return nil
+	}
+	list, err := h.QdiscList(link)
+	if err != nil {
+		return fmt.Errorf("queues: %w", err)
+	}
+	for _, q := range list {
+		if q, ok := q.(*netlink.Tbf); ok && q.Parent == netlink.HANDLE_ROOT && q.Rate == bits/8 {
+			return nil
+		}
+	}
+	return fmt.Errorf("its limit of %d bit/s is gone", bits)
+}
