@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
+	certificatesv1 "k8s.io/api/certificates/v1"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
@@ -22,6 +23,7 @@ import (
 	kubeletapis "k8s.io/kubelet/pkg/apis"
 
 	"github.com/strake-io/strake/controlplane/apiserver/auth/node"
+	"github.com/strake-io/strake/controlplane/apiserver/resources"
 )
 
 // nodeRestriction holds a kubelet's writes to its own node and the pods bound to it; what it may name is
@@ -69,6 +71,8 @@ func (n *nodeRestriction) Validate(ctx context.Context, a admission.Attributes, 
 		return n.decide(ctx, a, n.pod)
 	case coordinationv1.Resource("leases"):
 		return n.decide(ctx, a, n.lease)
+	case signingRequests:
+		return n.decide(ctx, a, n.signingRequest)
 	}
 	return nil
 }
@@ -161,6 +165,25 @@ func (n *nodeRestriction) lease(_ context.Context, a admission.Attributes, name 
 	}
 	if obj, ok := a.GetObject().(*coordinationv1.Lease); ok && obj.Name != name || a.GetName() != "" && a.GetName() != name {
 		return errors.New("can only access node lease with the same name as the requesting node")
+	}
+	return nil
+}
+
+// signingRequest lets a kubelet ask for certificates of its own name only, of the signers that make a node of one.
+func (n *nodeRestriction) signingRequest(_ context.Context, a admission.Attributes, name string) error {
+	c, ok := a.GetObject().(*certificatesv1.CertificateSigningRequest)
+	if a.GetOperation() != admission.Create || a.GetSubresource() != "" || !ok {
+		return nil // the Node authorizer's
+	}
+	if c.Spec.SignerName != certificatesv1.KubeletServingSignerName && c.Spec.SignerName != certificatesv1.KubeAPIServerClientKubeletSignerName {
+		return nil
+	}
+	r, err := resources.ParseRequest(c.Spec.Request)
+	if err != nil {
+		return err
+	}
+	if own := a.GetUserInfo().GetName(); r.Subject.CommonName != own {
+		return fmt.Errorf("can only create a node CSR with CN=%s", own)
 	}
 	return nil
 }
