@@ -52,7 +52,7 @@ Exit code: 0 if nothing failed (warnings are no failure), 1 if something failed,
 // examined finds out what the doctor is to know of a node.
 func examined(l layout.Layout) (doctor.Node, error) {
 	if os.Geteuid() != 0 {
-		return doctor.Node{}, errors.New("strake doctor needs root: run it with sudo")
+		return doctor.Node{}, errors.New("looking at a node needs root: run it with sudo")
 	}
 	s, saved, err := cluster.Load(l)
 	if err == nil && !saved {
