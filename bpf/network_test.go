@@ -286,6 +286,7 @@ func TestRestartLosesNothing(t *testing.T) {
 					result <- fmt.Errorf("%s: round %d: %w", what, i, err)
 					return
 				}
+				time.Sleep(200 * time.Microsecond) // leaves the processors to what restarts
 			}
 		}()
 	}
