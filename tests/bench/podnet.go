@@ -12,6 +12,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 
+	"github.com/strake-io/strake/cni"
 	"github.com/strake-io/strake/tests/bench/turns"
 	"github.com/strake-io/strake/tests/podnet"
 )
@@ -38,6 +39,7 @@ func (b *bench) podPath(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, l.Close()) }()
+	l.Nodes[0].Routing = cni.Native // without a tunnel, for which pods' packets would be smaller
 	if err := l.Start(); err != nil {
 		return err
 	}
