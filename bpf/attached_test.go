@@ -45,3 +45,39 @@ func TestPodAttached(t *testing.T) {
 		})
 	}
 }
+
+// A new pod's program stands at once; made a link of, it is there in each moment, and goes with DetachPod in every state.
+func TestNewPod(t *testing.T) {
+	l := newLab(t)
+	l.pods[1].serve(t, "other", 8080)
+	i := l.veths[0]
+	calls := func(when string) {
+		t.Helper()
+		must(t, l.d.PodAttached(i))
+		if out, err := l.client(t, l.pods[0], true, "tcp", other+":8080", 3); err != nil {
+			t.Errorf("%s: %v\n%s", when, err, out)
+		}
+	}
+	pins := func() (n int) {
+		for _, pin := range []string{linkPin(l.config.PinDir, podProgram, i), filterPin(l.config.PinDir, podProgram, i)} {
+			if _, err := os.Stat(pin); err == nil {
+				n++
+			}
+		}
+		return n
+	}
+	for range 2 {
+		must(t, l.d.DetachPod(i))
+		if err := l.d.PodAttached(i); err == nil || pins() != 0 {
+			t.Fatalf("after DetachPod: %v, %d pins", err, pins())
+		}
+		must(t, l.d.AttachNewPod(i))
+		calls("new")
+		must(t, l.d.AttachPod(i))
+		calls("attached for good")
+		if n := pins(); n != 1 {
+			t.Errorf("%d pins", n)
+		}
+		must(t, l.d.AttachNewPod(i)) // as if it had ended between link and filter
+	}
+}

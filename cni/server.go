@@ -29,6 +29,7 @@ type Datapath interface {
 	Endpoints() bpf.Table[bpf.Endpoint]
 	LoadBalancers() bpf.Table[bpf.LoadBalancer]
 	AttachPod(ifindex int) error
+	AttachNewPod(ifindex int) error // quick, for the time until AttachPod
 	DetachPod(ifindex int) error
 	PodAttached(ifindex int) error // nil if it is
 }
@@ -59,6 +60,8 @@ type Server struct {
 
 	mu      sync.Mutex
 	ifindex map[string]int // by attachment: an interface that went with its namespace is still to be detached
+
+	fresh chan Allocation // attached by AttachNewPod
 }
 
 // New reads the state of a former run and brings the kernel in line with it. Call it in the node's network namespace.
@@ -67,7 +70,7 @@ func New(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{cfg: cfg, ipam: p, calls: keyLocks{m: map[string]*keyLock{}}, ifindex: map[string]int{}}
+	s := &Server{cfg: cfg, ipam: p, calls: keyLocks{m: map[string]*keyLock{}}, ifindex: map[string]int{}, fresh: make(chan Allocation, 1024)}
 	return s, s.reconcile()
 }
 
@@ -81,7 +84,7 @@ func (s *Server) reconcile() error {
 			err = s.del(a.ContainerID, a.Ifname)
 		} else if err == nil {
 			if err = hostSide(outside, a, s.cfg.NodeAddrs); err == nil {
-				err = s.attach(a, outside.Attrs().Index)
+				err = s.attach(a, outside.Attrs().Index, s.cfg.Datapath.AttachPod)
 			}
 		}
 		if err != nil {
@@ -141,11 +144,11 @@ func owner(container, ifname string) string {
 }
 
 // attach makes a pod's datapath live: its own packets first, then those to it.
-func (s *Server) attach(a Allocation, ifindex int) error {
+func (s *Server) attach(a Allocation, ifindex int, program func(ifindex int) error) error {
 	s.mu.Lock()
 	s.ifindex[a.key()] = ifindex
 	s.mu.Unlock()
-	if err := s.cfg.Datapath.AttachPod(ifindex); err != nil {
+	if err := program(ifindex); err != nil {
 		return err
 	}
 	if _, err := s.cfg.Datapath.Endpoints().Replace(owner(a.ContainerID, a.Ifname), endpoints(a, ifindex)); err != nil {
@@ -180,6 +183,7 @@ func (s *Server) Run(ctx context.Context) error {
 	defer context.AfterFunc(ctx, func() { l.Close() })()
 	var wg sync.WaitGroup
 	defer wg.Wait()
+	wg.Go(func() { s.settle(ctx) })
 	if s.cfg.Sandboxes != nil {
 		wg.Go(func() { s.releaseLeaks(ctx) })
 	}

@@ -61,13 +61,14 @@ type fakeDatapath struct {
 	mu       sync.Mutex
 	rows     map[netip.Addr]bpf.Endpoint
 	attached map[int]bool
-	fail     error  // of AttachPod
-	hold     func() // called by AttachPod
+	quick    map[int]bool // by AttachNewPod
+	fail     error        // of AttachPod
+	hold     func()       // called by AttachPod
 	ports    *fakePorts
 }
 
 func newFake() *fakeDatapath {
-	return &fakeDatapath{rows: map[netip.Addr]bpf.Endpoint{}, attached: map[int]bool{}, ports: &fakePorts{rows: map[string][]bpf.LoadBalancer{}}}
+	return &fakeDatapath{rows: map[netip.Addr]bpf.Endpoint{}, attached: map[int]bool{}, quick: map[int]bool{}, ports: &fakePorts{rows: map[string][]bpf.LoadBalancer{}}}
 }
 
 func (f *fakeDatapath) Endpoints() bpf.Table[bpf.Endpoint] { return f }
@@ -87,6 +88,7 @@ func (f *fakeDatapath) AttachPod(i int) error {
 		return err
 	}
 	f.attached[i] = true
+	delete(f.quick, i)
 	return nil
 }
 
@@ -97,6 +99,14 @@ func (f *fakeDatapath) PodAttached(i int) error {
 		return errors.New("no program there")
 	}
 	return nil
+}
+
+func (f *fakeDatapath) AttachNewPod(i int) error {
+	err := f.AttachPod(i)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.quick[i] = err == nil
+	return err
 }
 
 func (f *fakeDatapath) DetachPod(i int) error {

@@ -154,6 +154,10 @@ func (s *Server) add(r plugin.Request) (*types100.Result, error) {
 	if err != nil {
 		return nil, errors.Join(err, s.del(r.ContainerID, r.Ifname))
 	}
+	select {
+	case s.fresh <- a:
+	default: // so many at once wait for the next start
+	}
 	return result(r, a, mtu), nil
 }
 
@@ -163,7 +167,7 @@ func (s *Server) connect(p *pod, a Allocation) (mtu int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	if err := s.attach(a, outside.Attrs().Index); err != nil {
+	if err := s.attach(a, outside.Attrs().Index, s.cfg.Datapath.AttachNewPod); err != nil {
 		return 0, err
 	}
 	if err := hostSide(outside, a, s.cfg.NodeAddrs); err != nil {

@@ -68,11 +68,14 @@ func TestDoctor(t *testing.T) {
 		defer l.Close()
 		must(l.Detach())
 	}
-	pods, err := filepath.Glob(filepath.Join(pins, "link_strake_pod_*"))
-	must(err)
-	if len(pods) == 0 {
-		t.Fatal("no pod has a link: the test wants tcx")
-	}
+	var pods []string
+	eventually(t, 30*time.Second, func() string { // new pods' are filters for a while
+		var err error
+		if pods, err = filepath.Glob(filepath.Join(pins, "link_strake_pod_*")); err != nil || len(pods) == 0 {
+			return fmt.Sprintf("no pod has a link, the test wants tcx (%v)", err)
+		}
+		return ""
+	})
 	config := filepath.Join(c.Data, "cni", "net.d", "05-other.conflist")
 	in := func(args ...string) { t.Helper(); c.must(c.Command(t.Context(), args...)) }
 	defer func() {
