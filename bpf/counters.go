@@ -18,6 +18,7 @@ var reasons = []string{
 	"pod_to_remote", "host_to_remote", "tunnel_to_pod", "tunnel_to_node", "path_too_big", "drop_no_remote", "drop_tunnel_stranger", "drop_tunnel_spoofed",
 	"drop_no_pod",
 	"drop_not_ip", "drop_neighbour", "drop_link_local", "drop_link_local_source", "drop_source_route", "neighbour_answered", "link_ignored",
+	"uplink_to_remote", "remote_to_uplink",
 }
 
 // Reasons are the names of all counters.

@@ -14,6 +14,7 @@
 #include "lib/masq.h"
 #include "lib/nat.h"
 #include "lib/neighbour.h"
+#include "lib/nodeport.h"
 #include "lib/parse.h"
 #include "lib/tunnel.h"
 #include "lib/verdict.h"
@@ -79,8 +80,7 @@ int strake_pod(struct __sk_buff *skb)
 			if (nat(skb, &p, 1, &addr, f->port))
 				return drop(skb, DROP_REWRITE);
 			note(skb, POD_TO_UPLINK);
-			/* Not through the host's stack: its own address as a source would be a martian there. */
-			return bpf_redirect_neigh(ifindex, 0, 0, 0);
+			return nodeport_answer(skb, &p.daddr, ifindex);
 		}
 	}
 	ep = bpf_map_lookup_elem(&endpoints, &p.daddr);
@@ -116,91 +116,43 @@ static __always_inline int direct(struct __sk_buff *skb, struct packet *p, struc
 SEC("tc")
 int strake_uplink(struct __sk_buff *skb)
 {
-	struct packet p = {};
-	struct flow_key key;
-	struct flow to = {}, back = {};
-	struct frontend *fe;
-	struct endpoint *ep = 0;
-	struct backend *be;
-	struct flow *f;
-	__u32 slot;
-	int verdict, ports;
+	struct scratch *s = scratch();
+	int verdict;
 
-	if (parse(skb, &p) != PARSED)
+	if (!s || parse_fresh(skb, &s->p) != PARSED)
 		return TC_ACT_OK;
-	ports = p.ports || (p.more && !p.later && l4_of(skb, &p) == L4_PORTS);
-	fe = ports ? lb_frontend(&p.daddr, p.dport, p.proto) : 0;
-	flow_key_of(&p, &key, 0);
-	f = fe ? bpf_map_lookup_elem(&flows, &key) : 0;
-	if (!f) { /* a pod may have had the port before it became a NodePort */
-		verdict = masq_in(skb, &p, &key);
-		if (verdict >= 0)
-			return verdict;
-		if (!fe)
-			return direct(skb, &p, &key);
-		flow_key_of(&p, &key, 0);
-	}
-	if (f && !tcp_opens(p.tcp)) {
-		to = *f;
-		ep = bpf_map_lookup_elem(&endpoints, &to.addr);
-	}
-	if (!ep) {
-		be = lb_pick(fe, &slot);
-		if (!be)
-			return drop(skb, DROP_NO_BACKEND);
-		to.addr = be->addr;
-		to.port = be->port;
-		ep = bpf_map_lookup_elem(&endpoints, &to.addr);
-		if (!ep) {
-			note(skb, UPLINK_REMOTE);
-			return TC_ACT_OK;
-		}
-		if (bpf_map_update_elem(&flows, &key, &to, BPF_ANY))
-			return drop(skb, DROP_CONNTRACK_FULL);
-		back.addr = p.daddr;
-		back.port = p.dport;
-		back.ifindex = skb->ifindex;
-		key.saddr = to.addr;
-		key.sport = to.port;
-		key.daddr = p.saddr;
-		key.dport = p.sport;
-		key.reply = 1;
-		if (bpf_map_update_elem(&flows, &key, &back, BPF_ANY))
-			return drop(skb, DROP_CONNTRACK_FULL);
-	}
-	if (p.more)
-		masq_note_fragment(&p, &to.addr);
-	if (nat(skb, &p, 0, &to.addr, to.port))
-		return drop(skb, DROP_REWRITE);
-	note(skb, UPLINK_TO_POD);
-	return endpoint_redirect(skb, ep);
+	verdict = nodeport_in(skb);
+	return verdict < 0 ? direct(skb, &s->p, &s->key) : verdict;
 }
 
 /* At the uplink: what goes out. */
 SEC("tc")
 int strake_egress(struct __sk_buff *skb)
 {
-	struct packet p = {};
-	enum parsed parsed = parse(skb, &p);
+	struct scratch *s = scratch();
+	enum parsed parsed;
 	struct addr node;
 	struct remote *r;
 
-	if (parsed == NOT_IP || !masq_is_on(p.v6))
+	if (!s)
+		return drop(skb, DROP_REWRITE);
+	parsed = parse_fresh(skb, &s->p);
+	if (parsed == NOT_IP || !masq_is_on(s->p.v6))
 		return TC_ACT_OK;
-	node = node_of(p.v6);
-	if (addr_eq(&p.saddr, &node)) {
-		if (parsed == PARSED)
-			masq_own(skb, &p);
+	node = node_of(s->p.v6);
+	if (addr_eq(&s->p.saddr, &node)) {
+		if (parsed == PARSED && !skb->ingress_ifindex) /* not what nodeport.h sends in the node's name */
+			masq_own(skb, &s->p);
 		return TC_ACT_OK;
 	}
-	if ((!bpf_map_lookup_elem(&endpoints, &p.saddr) && !masq_is_source(&p.saddr)) || masq_is_exempt(&p.daddr))
+	if ((!bpf_map_lookup_elem(&endpoints, &s->p.saddr) && !masq_is_source(&s->p.saddr)) || masq_is_exempt(&s->p.daddr))
 		return TC_ACT_OK;
-	r = remote_of(&p.daddr);
+	r = remote_of(&s->p.daddr);
 	if (r && remote_is_native(r)) /* another node: it has a way back to the pod */
 		return TC_ACT_OK;
 	if (parsed == MALFORMED)
 		return drop(skb, DROP_MALFORMED);
-	return masq_out(skb, &p);
+	return masq_out(skb, &s->p);
 }
 
 /* At the tunnel's device: what goes out. What pods send is on its way already; the rest comes from the host's stack. */
@@ -228,28 +180,32 @@ int strake_tunnel_out(struct __sk_buff *skb)
 SEC("tc")
 int strake_tunnel_in(struct __sk_buff *skb)
 {
-	struct packet p = {};
+	struct scratch *s = scratch();
 	struct addr from, node;
 	struct endpoint *ep;
 	struct remote *r;
+	int verdict;
 
-	if (tunnel_from(skb, &from))
+	if (!s || tunnel_from(skb, &from))
 		return drop(skb, DROP_TUNNEL_STRANGER);
-	if (parse(skb, &p) != PARSED)
+	if (parse_fresh(skb, &s->p) != PARSED)
 		return drop(skb, DROP_MALFORMED);
-	r = remote_of(&p.saddr);
+	r = remote_of(&s->p.saddr);
 	if (!r || !addr_eq(&r->node, &from)) {
 		r = remote_of(&from);
 		return drop(skb, r && addr_eq(&r->node, &from) ? DROP_TUNNEL_SPOOFED : DROP_TUNNEL_STRANGER);
 	}
-	ep = bpf_map_lookup_elem(&endpoints, &p.daddr);
+	ep = bpf_map_lookup_elem(&endpoints, &s->p.daddr);
 	if (ep) {
 		note(skb, TUNNEL_TO_POD);
 		return endpoint_redirect(skb, ep);
 	}
-	node = node_of(p.v6);
-	if (!addr_eq(&p.daddr, &node))
+	node = node_of(s->p.v6);
+	if (!addr_eq(&s->p.daddr, &node))
 		return drop(skb, DROP_NO_POD);
+	verdict = nodeport_in(skb);
+	if (verdict >= 0)
+		return verdict;
 	note(skb, TUNNEL_TO_NODE);
 	bpf_skb_change_type(skb, PACKET_HOST);
 	return TC_ACT_OK;

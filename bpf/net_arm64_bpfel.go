@@ -69,7 +69,7 @@ type netFlow struct {
 	_       structs.HostLayout
 	Addr    netAddr
 	Port    uint16
-	Pad     uint16
+	Via     uint16
 	Ifindex uint32
 }
 
@@ -152,6 +152,35 @@ type netRemote struct {
 	Owner  [64]uint8
 }
 
+type netScratch struct {
+	_ structs.HostLayout
+	P struct {
+		_      structs.HostLayout
+		Saddr  netAddr
+		Daddr  netAddr
+		Id     uint32
+		L4     uint32
+		Sport  uint16
+		Dport  uint16
+		Proto  uint8
+		V6     uint8
+		Ports  uint8
+		Tcp    uint8
+		More   uint8
+		Later  uint8
+		Routed uint8
+		Second uint8
+		End    uint32
+		Smac   [6]uint8
+		_      [2]byte
+	}
+	Key   netFlowKey
+	Back  netFlowKey
+	To    netFlow
+	Front netFlow
+	Row   netMasq
+}
+
 type netService struct {
 	_     structs.HostLayout
 	Owner [64]uint8
@@ -195,6 +224,7 @@ const (
 	netMapNames            = "names"
 	netMapPath             = "path"
 	netMapRemotes          = "remotes"
+	netMapScratches        = "scratches"
 	netProgStrakeEgress    = "strake_egress"
 	netProgStrakePod       = "strake_pod"
 	netProgStrakeTunnelIn  = "strake_tunnel_in"
@@ -286,6 +316,7 @@ type netMapSpecs struct {
 	Names            *ebpf.MapSpec `ebpf:"names"`
 	Path             *ebpf.MapSpec `ebpf:"path"`
 	Remotes          *ebpf.MapSpec `ebpf:"remotes"`
+	Scratches        *ebpf.MapSpec `ebpf:"scratches"`
 }
 
 // netVariableSpecs contains global variables before they are loaded into the kernel.
@@ -345,6 +376,7 @@ type netMaps struct {
 	Names            *ebpf.Map `ebpf:"names"`
 	Path             *ebpf.Map `ebpf:"path"`
 	Remotes          *ebpf.Map `ebpf:"remotes"`
+	Scratches        *ebpf.Map `ebpf:"scratches"`
 }
 
 func (m *netMaps) Close() error {
@@ -367,6 +399,7 @@ func (m *netMaps) Close() error {
 		m.Names,
 		m.Path,
 		m.Remotes,
+		m.Scratches,
 	)
 }
 

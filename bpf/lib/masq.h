@@ -37,6 +37,7 @@ enum {
 	FIN_OUT = 2,
 	FIN_IN = 4,
 	RESET = 8,
+	FORWARDED = 16, /* addr and port are those of a client outside, whom nodeport.h sent to another node */
 };
 
 /* reply 0, keyed as the pod sends: port is the one it leaves with; addr is the node's, or the pod's own for a flow that the outside
@@ -156,7 +157,7 @@ static __always_inline void masq_touch(struct masq *m, __u8 tcp, int in, __u32 n
 	__u8 state = m->state & ~RESET; /* what goes on was not ended by a stranger's RST */
 
 	if (tcp_opens(tcp))
-		state = 0;
+		state &= FORWARDED;
 	if (in)
 		state |= REPLIED;
 	if (tcp & TCP_FIN)
@@ -495,7 +496,10 @@ static __always_inline int masq_out(struct __sk_buff *skb, struct packet *p)
 	return TC_ACT_OK;
 }
 
-/* What comes to the node from outside: -1 if it answers no pod. The key is room for its work: the stack is small. */
+#define MASQ_FORWARDED -2
+
+/* What comes to the node from outside: -1 if it answers no pod, MASQ_FORWARDED if it is a backend's answer for nodeport.h. The key is room
+ * for its work: the stack is small. */
 static __always_inline int masq_in(struct __sk_buff *skb, struct packet *p, struct flow_key *key)
 {
 	struct addr node = node_of(p->v6), pod;
@@ -550,6 +554,8 @@ static __always_inline int masq_in(struct __sk_buff *skb, struct packet *p, stru
 	pod = to.addr;
 	port = to.port;
 	ep = bpf_map_lookup_elem(&endpoints, &pod);
+	if (to.state & FORWARDED)
+		return MASQ_FORWARDED;
 	if (!ep && (addr_eq(&pod, &node) || !masq_is_source(&pod))) /* the node's own flow, or a pod that is gone */
 		return -1;
 	masq_touch(m, tcp, 1, now);

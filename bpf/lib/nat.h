@@ -23,7 +23,7 @@ struct flow_key {
 struct flow {
 	struct addr addr; /* to rewrite to: the backend, or for a reply the frontend */
 	__be16 port;
-	__u16 pad;
+	__be16 via;      /* of the node, if the backend is another node's */
 	__u32 ifindex; /* reply: the interface that the client is behind */
 };
 

@@ -122,8 +122,25 @@ static __always_inline long tunnel_from(struct __sk_buff *skb, struct addr *node
 	return key.tunnel_id == TUNNEL_VNI ? 0 : -1;
 }
 
-/* By the kernel's routes, but past its stack. What they don't lead to another interface goes up to it. */
-static __always_inline int native_send(struct __sk_buff *skb, const struct packet *p)
+static __always_inline struct path *path_now(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&path, &zero);
+}
+
+/* Into the tunnel. */
+static __always_inline int tunnel_send(struct __sk_buff *skb, const struct remote *r, const struct path *to)
+{
+	if (!to->tunnel)
+		return drop(skb, DROP_NO_REMOTE);
+	if (tunnel_to(skb, &r->node))
+		return drop(skb, DROP_REWRITE);
+	return bpf_redirect(to->tunnel, 0);
+}
+
+/* By the kernel's routes, but past its stack. Where they lead nowhere, out of the given interface; with none, up to the stack. */
+static __always_inline int native_send(struct __sk_buff *skb, const struct packet *p, __u32 otherwise)
 {
 	struct bpf_fib_lookup fib = { .family = p->v6 ? 10 : 2, .l4_protocol = p->proto, .ifindex = skb->ifindex };
 	long found;
@@ -136,18 +153,16 @@ static __always_inline int native_send(struct __sk_buff *skb, const struct packe
 		fib.ipv4_dst = p->daddr.w[3];
 	}
 	found = bpf_fib_lookup(skb, &fib, sizeof(fib), 0);
-	if (found != BPF_FIB_LKUP_RET_SUCCESS && found != BPF_FIB_LKUP_RET_NO_NEIGH)
-		return TC_ACT_OK;
-	note(skb, POD_TO_REMOTE);
-	return bpf_redirect_neigh(fib.ifindex, 0, 0, 0);
+	if (found == BPF_FIB_LKUP_RET_SUCCESS || found == BPF_FIB_LKUP_RET_NO_NEIGH)
+		otherwise = fib.ifindex;
+	return otherwise ? bpf_redirect_neigh(otherwise, 0, 0, 0) : TC_ACT_OK;
 }
 
 /* What a pod sends to another node, or a pod there. What is too large goes up to the host's stack, which answers, or cuts it. It knows no
  * way of our own to the other nodes' addresses: those packets go all the same, and their outer ones in fragments. */
 static __always_inline int remote_send(struct __sk_buff *skb, const struct packet *p, const struct remote *r)
 {
-	__u32 zero = 0;
-	struct path *to = bpf_map_lookup_elem(&path, &zero);
+	struct path *to = path_now();
 
 	if (!to)
 		return TC_ACT_OK;
@@ -155,14 +170,8 @@ static __always_inline int remote_send(struct __sk_buff *skb, const struct packe
 		note(skb, PATH_TOO_BIG);
 		return TC_ACT_OK;
 	}
-	if (remote_is_native(r))
-		return native_send(skb, p);
-	if (!to->tunnel)
-		return TC_ACT_OK;
-	if (tunnel_to(skb, &r->node))
-		return drop(skb, DROP_REWRITE);
 	note(skb, POD_TO_REMOTE);
-	return bpf_redirect(to->tunnel, 0);
+	return remote_is_native(r) ? native_send(skb, p, 0) : tunnel_send(skb, r, to);
 }
 
 #endif

@@ -151,9 +151,6 @@ func paths(t *testing.T, c *cluster) {
 				node := fmt.Sprint("node", i+1)
 				out, err := n.Ask(t.Context(), network, netip.AddrPortFrom(clusterIPs[family], servicePort), 40)
 				c.spread(t, out, err, network, node, "Service")
-				if len(c.Nodes) > 1 {
-					continue // a NodePort leads to the pods of its own node
-				}
 				out, err = c.AskOutside(t.Context(), network, netip.AddrPortFrom(n.Addrs[family], nodePort), 40)
 				c.spread(t, out, err, network, "outside", node+"'s NodePort")
 			}
