@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -17,6 +18,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/util/workqueue"
 
+	"github.com/strake-io/strake/controlplane/apiserver"
 	"github.com/strake-io/strake/controlplane/apiserver/apiservertest"
 	"github.com/strake-io/strake/controlplane/controllers"
 )
@@ -38,7 +40,9 @@ const (
 
 func start(t *testing.T) *cluster {
 	t.Helper()
-	server := apiservertest.Start(t)
+	server := apiservertest.Start(t, func(c *apiserver.Config) {
+		c.ServiceCIDRs = append(c.ServiceCIDRs, netip.MustParsePrefix("fd00:10:96::/112"))
+	})
 	client, err := kubernetes.NewForConfig(server.Admin)
 	if err != nil {
 		t.Fatal(err)
@@ -51,7 +55,7 @@ func start(t *testing.T) *cluster {
 	done := make(chan error, 1)
 	go func() {
 		done <- controllers.Run(ctx, controllers.Config{
-			Client: client, Metadata: meta, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")}, CAFile: server.CAFile, CAKeyFile: server.CAKeyFile, Server: server.Admin.Host,
+			Client: client, Metadata: meta, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("fd00:10:244::/56")}, CAFile: server.CAFile, CAKeyFile: server.CAKeyFile, Server: server.Admin.Host,
 		})
 	}()
 	t.Cleanup(func() {
@@ -134,7 +138,7 @@ func (c *cluster) runPod(ctx context.Context, p *corev1.Pod, node string) error 
 		now := metav1.Now()
 		p.Status.Phase = corev1.PodRunning
 		p.Status.PodIP = fmt.Sprintf("10.244.%d.%d", 1+len(p.Name)%200, 1+int(p.Name[len(p.Name)-1]))
-		p.Status.PodIPs = []corev1.PodIP{{IP: p.Status.PodIP}}
+		p.Status.PodIPs = []corev1.PodIP{{IP: p.Status.PodIP}, {IP: "fd00:10:244::" + strings.ReplaceAll(strings.TrimPrefix(p.Status.PodIP, "10.244."), ".", ":")}}
 		p.Status.StartTime = &now
 		if p.Labels[unready] == "" {
 			p.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue, LastTransitionTime: now}}

@@ -152,7 +152,18 @@ func Run(ctx context.Context, cfg Config, m Machine) error {
 	if err != nil {
 		return err
 	}
-	go renew(ctx, cfg, n)
+	go func() {
+		for ctx.Err() == nil {
+			pause := renewEvery
+			if err := renew(ctx, cfg); err != nil {
+				pause = time.Second
+			}
+			select {
+			case <-ctx.Done():
+			case <-time.After(pause):
+			}
+		}
+	}()
 	var reported time.Time
 	wait := time.Duration(0)
 	for {
@@ -324,28 +335,26 @@ next:
 	return out
 }
 
-// renew keeps the node's Lease, the sign that it lives.
-func renew(ctx context.Context, cfg Config, n *corev1.Node) {
+// renew keeps the node's Lease, the sign that it lives. It belongs to the Node as that is now: one that was deleted and
+// made anew is another, and what belonged to the first goes with it.
+func renew(ctx context.Context, cfg Config) error {
 	leases := cfg.Client.CoordinationV1().Leases(corev1.NamespaceNodeLease)
-	for ctx.Err() == nil {
-		now, seconds := metav1.NowMicro(), int32(leaseSeconds)
-		l, err := leases.Get(ctx, cfg.Name, metav1.GetOptions{})
-		if apierrors.IsNotFound(err) {
-			_, err = leases.Create(ctx, &coordinationv1.Lease{
-				ObjectMeta: metav1.ObjectMeta{Name: cfg.Name, OwnerReferences: []metav1.OwnerReference{{APIVersion: "v1", Kind: "Node", Name: n.Name, UID: n.UID}}},
-				Spec:       coordinationv1.LeaseSpec{HolderIdentity: &cfg.Name, LeaseDurationSeconds: &seconds, RenewTime: &now},
-			}, metav1.CreateOptions{})
-		} else if err == nil {
-			l.Spec.HolderIdentity, l.Spec.LeaseDurationSeconds, l.Spec.RenewTime = &cfg.Name, &seconds, &now
-			_, err = leases.Update(ctx, l, metav1.UpdateOptions{})
-		}
-		pause := renewEvery
-		if err != nil {
-			pause = time.Second
-		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(pause):
-		}
+	now, seconds := metav1.NowMicro(), int32(leaseSeconds)
+	l, err := leases.Get(ctx, cfg.Name, metav1.GetOptions{})
+	if err == nil {
+		l.Spec.HolderIdentity, l.Spec.LeaseDurationSeconds, l.Spec.RenewTime = &cfg.Name, &seconds, &now
+		_, err = leases.Update(ctx, l, metav1.UpdateOptions{})
 	}
+	if !apierrors.IsNotFound(err) {
+		return err
+	}
+	n, err := cfg.Client.CoreV1().Nodes().Get(ctx, cfg.Name, metav1.GetOptions{})
+	if err != nil {
+		return err
+	}
+	_, err = leases.Create(ctx, &coordinationv1.Lease{
+		ObjectMeta: metav1.ObjectMeta{Name: cfg.Name, OwnerReferences: []metav1.OwnerReference{{APIVersion: "v1", Kind: "Node", Name: n.Name, UID: n.UID}}},
+		Spec:       coordinationv1.LeaseSpec{HolderIdentity: &cfg.Name, LeaseDurationSeconds: &seconds, RenewTime: &now},
+	}, metav1.CreateOptions{})
+	return err
 }

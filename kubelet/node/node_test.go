@@ -8,6 +8,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes/fake"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -71,6 +72,36 @@ func TestConditions(t *testing.T) {
 	}
 	if c := next["NetworkUnavailable"]; c.Status != "False" {
 		t.Errorf("another's condition: %+v", c)
+	}
+}
+
+// The Lease belongs to the Node that there is, also after that was deleted and made anew.
+func TestLeaseOfANewNode(t *testing.T) {
+	client := fake.NewClientset()
+	cfg := Config{Name: "n", Client: client}
+	if err := renew(t.Context(), cfg); err == nil {
+		t.Error("a Lease of no Node")
+	}
+	leases := client.CoordinationV1().Leases(corev1.NamespaceNodeLease)
+	for _, uid := range []types.UID{"first", "second"} {
+		if _, err := client.CoreV1().Nodes().Create(t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n", UID: uid}}, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		var renewed metav1.MicroTime
+		for range 2 {
+			if err := renew(t.Context(), cfg); err != nil {
+				t.Fatal(err)
+			}
+			l, err := leases.Get(t.Context(), "n", metav1.GetOptions{})
+			if err != nil || l.OwnerReferences[0].UID != uid || *l.Spec.HolderIdentity != "n" || !renewed.Before(l.Spec.RenewTime) {
+				t.Fatalf("Lease %+v, %v", l, err)
+			}
+			renewed = *l.Spec.RenewTime
+		}
+		// The garbage collector takes it with its Node.
+		if err := errors.Join(client.CoreV1().Nodes().Delete(t.Context(), "n", metav1.DeleteOptions{}), leases.Delete(t.Context(), "n", metav1.DeleteOptions{})); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

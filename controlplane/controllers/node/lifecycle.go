@@ -5,6 +5,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -44,6 +45,8 @@ type controller struct {
 	mu sync.Mutex
 	// heard is when each node's Lease was last seen to change, by our own clock: clocks of nodes may be off.
 	heard map[string]sighting
+	// tainted is since when we know of the NoExecute taints of each node that don't say when they came.
+	tainted map[string]map[corev1.Taint]time.Time
 }
 
 type sighting struct {
@@ -69,7 +72,7 @@ func Setup(client kubernetes.Interface, f informers.SharedInformerFactory, recor
 	}
 	c := &controller{
 		client: client, nodes: nodes.Lister(), leases: leases.Lister(), pods: pods.Informer().GetIndexer(), recorder: recorder,
-		queue: queue.New("node"), subnets: sub, heard: map[string]sighting{},
+		queue: queue.New("node"), subnets: sub, heard: map[string]sighting{}, tainted: map[string]map[corev1.Taint]time.Time{},
 	}
 	if _, err := nodes.Informer().AddEventHandler(c.queue.Handlers()); err != nil {
 		return nil, fmt.Errorf("node controller: %w", err)
@@ -149,6 +152,7 @@ func (c *controller) reconcile(ctx context.Context, _, name string) error {
 		}
 		c.mu.Lock()
 		delete(c.heard, name)
+		delete(c.tainted, name)
 		c.mu.Unlock()
 		return c.deleteOrphans(ctx, name)
 	}
@@ -161,6 +165,9 @@ func (c *controller) reconcile(ctx context.Context, _, name string) error {
 	left := c.silentIn(n)
 	if left <= 0 {
 		if n, err = c.markSilent(ctx, n); err != nil {
+			return err
+		}
+		if err := c.markPodsNotReady(ctx, name); err != nil {
 			return err
 		}
 	} else {
@@ -186,11 +193,7 @@ func (c *controller) markSilent(ctx context.Context, n *corev1.Node) (*corev1.No
 		return n, nil
 	}
 	c.recorder.Eventf(n, corev1.EventTypeNormal, "NodeNotReady", "Node %s status is now: NodeNotReady", n.Name)
-	updated, err := c.client.CoreV1().Nodes().UpdateStatus(ctx, want, metav1.UpdateOptions{})
-	if err != nil {
-		return n, err
-	}
-	return updated, c.markPodsNotReady(ctx, n.Name)
+	return c.client.CoreV1().Nodes().UpdateStatus(ctx, want, metav1.UpdateOptions{})
 }
 
 // markPodsNotReady takes the pods of a silent node out of their Services.
@@ -199,18 +202,19 @@ func (c *controller) markPodsNotReady(ctx context.Context, node string) error {
 	if err != nil {
 		return err
 	}
+	var errs []error
 	for _, o := range pods {
 		p := o.(*corev1.Pod).DeepCopy()
 		for i := range p.Status.Conditions {
 			if cond := &p.Status.Conditions[i]; cond.Type == corev1.PodReady && cond.Status == corev1.ConditionTrue {
 				cond.Status, cond.Reason, cond.LastTransitionTime = corev1.ConditionFalse, "NodeNotReady", metav1.Now()
-				if _, err := c.client.CoreV1().Pods(p.Namespace).UpdateStatus(ctx, p, metav1.UpdateOptions{}); err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
-					return err
+				if _, err := c.client.CoreV1().Pods(p.Namespace).UpdateStatus(ctx, p, metav1.UpdateOptions{}); err != nil && !apierrors.IsNotFound(err) {
+					errs = append(errs, err) // a conflict too: the cache lags, and the pod would stay in its Services
 				}
 			}
 		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // conditionTaints are the taints that follow from the node's conditions (API: TaintNodeNotReady …).
@@ -280,95 +284,4 @@ func (c *controller) keepTaints(ctx context.Context, n *corev1.Node) (*corev1.No
 	n = n.DeepCopy()
 	n.Spec.Taints = taints
 	return c.client.CoreV1().Nodes().Update(ctx, n, metav1.UpdateOptions{})
-}
-
-func hasNoExecute(n *corev1.Node) bool {
-	return slices.ContainsFunc(n.Spec.Taints, func(t corev1.Taint) bool { return t.Effect == corev1.TaintEffectNoExecute })
-}
-
-// evictIn tells whether a pod must leave a node with these taints, and in how long.
-func evictIn(p *corev1.Pod, taints []corev1.Taint, now time.Time) (time.Duration, bool) {
-	var soonest time.Duration
-	must := false
-	for _, t := range taints {
-		if t.Effect != corev1.TaintEffectNoExecute {
-			continue
-		}
-		left, stays := time.Duration(0), false
-		for _, tol := range p.Spec.Tolerations {
-			if !tolerates(tol, t) {
-				continue
-			}
-			if tol.TolerationSeconds == nil {
-				stays = true
-				break
-			}
-			since := now
-			if t.TimeAdded != nil {
-				since = t.TimeAdded.Time
-			}
-			if l := since.Add(time.Duration(*tol.TolerationSeconds) * time.Second).Sub(now); left == 0 || l < left {
-				left = l
-			}
-		}
-		if stays {
-			continue
-		}
-		if !must || left < soonest {
-			soonest = left
-		}
-		must = true
-	}
-	return soonest, must
-}
-
-func tolerates(tol corev1.Toleration, t corev1.Taint) bool {
-	if tol.Effect != "" && tol.Effect != t.Effect || tol.Key != "" && tol.Key != t.Key {
-		return false
-	}
-	return tol.Operator == corev1.TolerationOpExists || tol.Value == t.Value
-}
-
-func (c *controller) evict(ctx context.Context, n *corev1.Node) error {
-	if !hasNoExecute(n) {
-		return nil
-	}
-	pods, err := c.pods.ByIndex(nodeIndex, n.Name)
-	if err != nil {
-		return err
-	}
-	now := time.Now()
-	for _, o := range pods {
-		p := o.(*corev1.Pod)
-		left, must := evictIn(p, n.Spec.Taints, now)
-		switch {
-		case !must || p.DeletionTimestamp != nil:
-		case left > 0:
-			c.queue.AddAfter(n.Name, left)
-		default:
-			c.recorder.Eventf(p, corev1.EventTypeNormal, "TaintManagerEviction", "Marking for deletion Pod %s/%s", p.Namespace, p.Name)
-			err := c.client.CoreV1().Pods(p.Namespace).Delete(ctx, p.Name, metav1.DeleteOptions{Preconditions: metav1.NewUIDPreconditions(string(p.UID))})
-			if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-// deleteOrphans removes the pods of a node that no longer exists: nobody is left to end them.
-func (c *controller) deleteOrphans(ctx context.Context, node string) error {
-	pods, err := c.pods.ByIndex(nodeIndex, node)
-	if err != nil {
-		return err
-	}
-	zero := int64(0)
-	for _, o := range pods {
-		p := o.(*corev1.Pod)
-		err := c.client.CoreV1().Pods(p.Namespace).Delete(ctx, p.Name, metav1.DeleteOptions{GracePeriodSeconds: &zero, Preconditions: metav1.NewUIDPreconditions(string(p.UID))})
-		if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
-			return err
-		}
-	}
-	return nil
 }
