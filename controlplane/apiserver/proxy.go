@@ -102,11 +102,19 @@ func newPodProxyREST(pods *descriptor.Store, transport http.RoundTripper) *proxy
 				return "", err
 			}
 			if port == "" {
-				return pod.Status.PodIP, nil
+				return bracketed(pod.Status.PodIP), nil
 			}
 			return net.JoinHostPort(pod.Status.PodIP, port), nil
 		},
 	}
+}
+
+// bracketed is an address as a URL's host without a port has it (RFC 3986 3.2.2).
+func bracketed(ip string) string {
+	if strings.Contains(ip, ":") {
+		return "[" + ip + "]"
+	}
+	return ip
 }
 
 // firstPort is where a pod is taken to serve if nobody says.
