@@ -27,8 +27,8 @@ const (
 	nodeName = "node-1"
 )
 
-// start brings a cluster up; it goes with the test.
-func start(t *testing.T) *cluster {
+// start brings a cluster up, with further flags of `up`; it goes with the test.
+func start(t *testing.T, flags ...string) *cluster {
 	t.Helper()
 	l, err := lab.New("strake-e2e", filepath.Join(t.TempDir(), "data"), binary)
 	if err != nil {
@@ -40,7 +40,7 @@ func start(t *testing.T) *cluster {
 		}
 	})
 	c := &cluster{Cluster: l, t: t, namespace: "default"}
-	if out, err := c.Strake("up", "--node-name", nodeName, "--wait", "90s"); err != nil {
+	if out, err := c.Strake(append([]string{"up", "--node-name", nodeName, "--wait", "120s"}, flags...)...); err != nil {
 		t.Fatalf("up: %v\n%s", err, out)
 	}
 	c.busybox()

@@ -216,8 +216,9 @@ func purge(t *testing.T, c *cluster) {
 	for what, cmd := range map[string]string{
 		"processes":  "for f in $(grep -lsa '" + c.Data + "' /proc/[0-9]*/cmdline); do tr '\\0' ' ' < $f; echo; done 2>/dev/null | grep -v -e grep -e 'sh -c' || true",
 		"mounts":     "grep '" + c.Data + "' /proc/self/mounts || true",
-		"cgroups":    "find /sys/fs/cgroup -name " + filepath.Base(l.Cgroup()),
-		"sockets":    "ls -d " + l.Run() + " 2>/dev/null || true",
+		"cgroups":    "find /sys/fs/cgroup -name '" + filepath.Base(l.Cgroup()) + "*'",
+		"sockets":    "ls -d " + l.Run() + "* 2>/dev/null || true",
+		"namespaces": "ls /run/netns | grep strake-" + l.ID + " || true",
 		"routes":     "ip -n " + c.Net + " route | grep -v up0 || true",
 		"filters":    "tc -n " + c.Net + " filter show dev up0 ingress",
 		"interfaces": "ip -n " + c.Net + " -o link | grep stk || true",

@@ -117,37 +117,10 @@ func TestProcessesAreKilled(t *testing.T) {
 	t.Run("all at once, by a reboot", func(t *testing.T) { reboot(t, c) })
 }
 
-// reboot takes away all that a reboot takes away: every process at once, the mounts, /run, the links and addresses. What is on the
-// disk stays as it happens to be.
+// reboot brings a cluster back after a reboot.
 func reboot(t *testing.T, c *cluster) {
-	l, err := layout.New(c.Data)
-	if err != nil {
-		t.Fatal(err)
-	}
 	c.kubectl("create", "configmap", "kept", "--from-literal=k=v")
-	shell := func(script string) {
-		t.Helper()
-		c.must(c.Command(t.Context(), "sh", "-c", script))
-	}
-	shell(`for i in 1 2 3; do
-	for f in /proc/[0-9]*; do
-		if grep -qs ` + l.Cgroup() + ` $f/cgroup || tr '\0' ' ' 2>/dev/null < $f/cmdline | grep -qe '` + l.Data + `' -e '` + l.Run() + `'; then
-			case $(tr '\0' ' ' < $f/cmdline) in sh*|tr*|grep*|*e2e.test*) ;; *) kill -9 ${f#/proc/};; esac
-		fi
-	done 2>/dev/null
-	sleep 0.2
-done
-awk -v d=` + l.Data + `/ -v r=` + l.Run() + `/ 'index($2, d) == 1 || index($2, r) == 1 {print $2}' /proc/self/mounts | tac | xargs -r umount -l
-rm -r ` + l.Run() + `
-for l in $(ip -br link | grep -o '^stk[^@]*'); do ip link del $l; done
-ip addr flush dev lo scope global
-tc filter del dev up0 ingress 2>/dev/null; true`)
-	if running, _ := exec.Command("pgrep", "-af", l.Data).Output(); len(running) > 0 { // 1: none
-		t.Fatalf("these survived the reboot:\n%s", running)
-	}
-	if out, err := c.Strake("up", "--wait", "90s"); err != nil {
-		t.Fatalf("up: %v\n%s", err, out)
-	}
+	c.reboot()
 	if out := c.kubectl("get", "configmap", "kept", "-o", "jsonpath={.data.k}"); out != "v" {
 		t.Errorf("the ConfigMap holds %q", out)
 	}
@@ -159,6 +132,41 @@ tc filter del dev up0 ingress 2>/dev/null; true`)
 		}
 		return ""
 	})
+}
+
+// reboot takes away all that a reboot takes away: every process at once, the mounts, /run, the links and addresses, and the
+// namespaces of the lab's nodes. What is on the disk stays as it happens to be. Then the node is started again.
+func (c *cluster) reboot() {
+	c.t.Helper()
+	l, err := layout.New(c.Data)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	shell := func(script string) {
+		c.t.Helper()
+		c.must(c.Command(c.t.Context(), "sh", "-c", script))
+	}
+	shell(`for i in 1 2 3; do
+	for f in /proc/[0-9]*; do
+		if grep -qs ` + l.Cgroup() + ` $f/cgroup || tr '\0' ' ' 2>/dev/null < $f/cmdline | grep -qe '` + l.Data + `' -e '` + l.Run() + `'; then
+			case $(tr '\0' ' ' < $f/cmdline) in sh*|tr*|grep*|*e2e.test*) ;; *) kill -9 ${f#/proc/};; esac
+		fi
+	done 2>/dev/null
+	sleep 0.2
+done
+awk -v d=` + l.Data + `/ -v r=` + l.Run() + ` 'index($2, d) == 1 || index($2, r) == 1 {print $2}' /proc/self/mounts | tac | xargs -r umount -l
+rm -r ` + l.Run() + `*
+for n in $(ip netns | grep -o "^strake-` + l.ID + `-[0-9]*"); do ip netns del $n; done
+for l in $(ip -br link | grep -o '^stk[^@]*'); do ip link del $l; done
+ip link del strake-vxlan 2>/dev/null
+ip addr flush dev lo scope global
+tc filter del dev up0 ingress 2>/dev/null; true`)
+	if running, _ := exec.Command("pgrep", "-af", l.Data).Output(); len(running) > 0 { // 1: none
+		c.t.Fatalf("these survived the reboot:\n%s", running)
+	}
+	if out, err := c.Strake("up", "--wait", "90s"); err != nil {
+		c.t.Fatalf("up: %v\n%s", err, out)
+	}
 }
 
 // processOf returns the pid of a component, or 0.

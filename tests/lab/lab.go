@@ -29,12 +29,36 @@ const (
 	OutsideIP = "198.18.0.1"
 )
 
-// Cluster is a one-node cluster's place.
+// Cluster is the place of a cluster, or of a machine that joins one.
 type Cluster struct {
 	Net     string // network namespace of the node
 	Outside string // network namespace at the other end of the node's uplink
 	Data    string // data folder
 	Binary  string // the strake binary
+
+	machine string // the name of the namespace's way out, for a further machine
+}
+
+// Machine makes another machine, whose way to the cluster leads through the outside. n tells machines of one cluster apart, from 1.
+//
+//	outside namespace 198.18.<n>.1 ── veth ── 198.18.<n>.2 machine's namespace: bin/strake join …
+//
+// Close of the machine is to come before that of the cluster.
+func (c *Cluster) Machine(n int, data string) (*Cluster, error) {
+	m := &Cluster{Net: fmt.Sprintf("%s-m%d", c.Net, n), Outside: c.Outside, Data: data, Binary: c.Binary, machine: fmt.Sprintf("out%d", n)}
+	for _, cmd := range []string{
+		"netns add " + m.Net, "-n " + m.Net + " link set lo up",
+		"link add up0 netns " + m.Net + " type veth peer name " + m.machine + " netns " + c.Outside,
+		fmt.Sprintf("-n %s addr add 198.18.%d.2/24 dev up0", m.Net, n), "-n " + m.Net + " link set up0 up",
+		fmt.Sprintf("-n %s addr add 198.18.%d.1/24 dev %s", c.Outside, n, m.machine), "-n " + c.Outside + " link set " + m.machine + " up",
+		fmt.Sprintf("-n %s route add default via 198.18.%d.1", m.Net, n),
+		"netns exec " + c.Outside + " sysctl -qw net.ipv4.ip_forward=1",
+	} {
+		if err := ip(cmd); err != nil {
+			return nil, errors.Join(err, m.removeNamespaces())
+		}
+	}
+	return m, nil
 }
 
 // New makes the namespaces, named after name and a random number. Nothing runs in them yet: Strake("up") is the caller's.
@@ -81,7 +105,11 @@ func (c *Cluster) Close() error {
 
 func (c *Cluster) removeNamespaces() error {
 	var errs []error
-	for _, ns := range []string{c.Net, c.Outside} {
+	all := []string{c.Net}
+	if c.machine == "" { // the outside is the cluster's
+		all = append(all, c.Outside)
+	}
+	for _, ns := range all {
 		if _, err := os.Stat("/run/netns/" + ns); err == nil {
 			errs = append(errs, ip("netns del "+ns))
 		}
