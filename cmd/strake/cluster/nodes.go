@@ -22,10 +22,12 @@ import (
 	"github.com/strake-io/strake/cmd/strake/jointoken"
 	"github.com/strake-io/strake/cmd/strake/lab"
 	"github.com/strake-io/strake/cmd/strake/layout"
+	"github.com/strake-io/strake/cmd/strake/supervisor"
 )
 
 // labStart is what an `up` does of the nodes beside the first one.
 type labStart struct {
+	first bool  // the cluster had no lab before
 	nodes []int // that shall run
 	added []int // those of nodes that this `up` makes
 	names map[int]string
@@ -67,6 +69,7 @@ func (u *upStart) planNodes(want int) error {
 	if len(u.lab.nodes) == 0 || len(u.s.LabCIDRs) > 0 {
 		return nil
 	}
+	u.lab.first = true
 	u.s.LabCIDRs, err = lab.Choose(areV6(u.s.PodCIDRs), slices.Concat(u.s.PodCIDRs, u.s.ServiceCIDRs, u.s.NoMasquerade))
 	return err
 }
@@ -86,7 +89,14 @@ func (u *upStart) labNetwork() error {
 	if err := writeLabResolvConf(u.s.ResolvConf, u.l.LabResolvConf()); err != nil {
 		return err
 	}
-	return u.s.lab(u.l).EnsureBridge()
+	if err := u.s.lab(u.l).EnsureBridge(); err != nil {
+		return err
+	}
+	// An agent that runs does not know yet whom it masquerades. What keeps it running starts it again, and nothing is lost meanwhile.
+	if p, ok := supervisor.Find(u.l.Pid("agent")); ok && u.lab.first {
+		return p.Stop(20 * time.Second)
+	}
+	return nil
 }
 
 // labNodes brings the further nodes up, as many at a time as there are CPUs, and tells of each.

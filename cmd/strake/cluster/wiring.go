@@ -77,7 +77,7 @@ func (s Settings) Agent(l layout.Layout) agent.Config {
 		Certificates: s.certificateConfig(l),
 	}
 	if !s.Joined() {
-		cfg.Uplinks = []string{lab.Bridge(l)}
+		cfg.Uplinks, cfg.MasqueradeSources = []string{lab.Bridge(l)}, s.LabCIDRs
 	}
 	return cfg
 }
