@@ -224,6 +224,7 @@ func agentCommand(place places) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			s = cluster.Refresh(cmd.Context(), l, s)
 			return agent.Run(cmd.Context(), s.Agent(l))
 		},
 	}

@@ -10,7 +10,9 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
+	"reflect"
 	"slices"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -19,6 +21,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/component-base/version"
+	"k8s.io/klog/v2"
 
 	"github.com/strake-io/strake/cmd/strake/layout"
 	"github.com/strake-io/strake/kubelet/certificates"
@@ -235,6 +238,47 @@ func fetchShared(ctx context.Context, c kubernetes.Interface) (Shared, error) {
 		return s, fmt.Errorf("ConfigMap %s/%s, which the control plane of the same release writes: %w", metav1.NamespaceSystem, SettingsConfigMap, err)
 	}
 	return s, nil
+}
+
+// refreshWithin bounds what the start of an agent waits for the API server, without which the node works as well.
+const refreshWithin = 2 * time.Second
+
+// Refresh returns a node's settings with what the cluster has changed of them since the node's last start, as far as it can be asked.
+func Refresh(ctx context.Context, l layout.Layout, s Settings) Settings {
+	if !s.Joined() {
+		return s
+	}
+	ctx, cancel := context.WithTimeout(ctx, refreshWithin)
+	defer cancel()
+	now := s
+	err := func() error {
+		rc, err := clientcmd.BuildConfigFromFlags("", l.Kubeconfig("node-network"))
+		if err != nil {
+			return err
+		}
+		c, err := kubernetes.NewForConfig(rc)
+		if err != nil {
+			return err
+		}
+		if now.Shared, err = fetchShared(ctx, c); err != nil {
+			return err
+		}
+		if now.Zone != s.Zone {
+			return fmt.Errorf("the cluster's zone is %s, the node has joined one with %s: join it anew", now.Zone, s.Zone)
+		}
+		if err := now.check(); err != nil {
+			return err
+		}
+		if reflect.DeepEqual(now, s) {
+			return nil
+		}
+		return now.Save(l)
+	}()
+	if err != nil {
+		klog.InfoS("The settings of the node's last start are taken", "because", err)
+		return s
+	}
+	return now
 }
 
 // ConfigMap is how the control plane tells the settings.

@@ -39,6 +39,7 @@ type Config struct {
 	ControllerKubeconfig, SchedulerKubeconfig string
 	// NodeSettings is a ConfigMap that tells nodes what they share.
 	NodeSettings *corev1.ConfigMap
+	NodeName     string // of the node on this machine
 }
 
 // URL is where the API server is reached.
