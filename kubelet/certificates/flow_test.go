@@ -113,9 +113,11 @@ func (c *cluster) patchStatus(client kubernetes.Interface, node, status string) 
 	}
 }
 
+const eventuallyTimeout = time.Minute
+
 func (c *cluster) eventually(what string, f func(ctx context.Context) error) {
 	c.Helper()
-	ctx, cancel := context.WithTimeout(c.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(c.Context(), eventuallyTimeout)
 	defer cancel()
 	for {
 		err := f(ctx)
@@ -481,8 +483,16 @@ func testRotation(c *cluster) {
 			return nil
 		})
 	}
-	for range w.ResultChan() { // until the connection is closed
-	}
+	c.eventually("the watch of before is cut", func(context.Context) error {
+		select {
+		case _, open := <-w.ResultChan():
+			if !open {
+				return nil
+			}
+		default:
+		}
+		return errors.New("it goes on")
+	})
 	for _, id := range []identity{cfg.kubelet(), cfg.network()} {
 		if left := len(must[[]string](c)(filepath.Glob(filepath.Join(cfg.Dir, id.name+"-2*")))); left != 1 {
 			c.Errorf("%d files of %s", left, id.name)
