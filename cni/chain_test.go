@@ -3,6 +3,7 @@ package cni
 import (
 	"context"
 	"fmt"
+	"math"
 	"net"
 	"os"
 	"path/filepath"
@@ -21,12 +22,10 @@ import (
 // chainPath has the plugins of containernetworking/plugins (Debian: containernetworking-plugins).
 const chainPath = "/usr/lib/cni"
 
-// libcni runs lists as runtimes do: strake first, then two others that need its result.
+// libcni runs lists as runtimes do: strake first, then another that needs its result.
 func TestOthersFollowInAChain(t *testing.T) {
-	for _, name := range []string{"tuning", "bandwidth"} {
-		if _, err := os.Stat(filepath.Join(chainPath, name)); err != nil {
-			t.Fatalf("the test needs containernetworking-plugins: %v", err)
-		}
+	if _, err := os.Stat(filepath.Join(chainPath, "tuning")); err != nil {
+		t.Fatalf("the test needs containernetworking-plugins: %v", err)
 	}
 	n := newNode(t, "10.244.0.0/24", "fd00::/64")
 	n.run(t)
@@ -38,8 +37,7 @@ func TestOthersFollowInAChain(t *testing.T) {
 	for _, version := range []string{"0.4.0", "1.0.0"} {
 		list, err := libcni.ConfListFromBytes(fmt.Appendf(nil, `{"cniVersion":%q,"name":"chain","plugins":[
 			{"type":"strake-cni","socket":%q,"capabilities":{"portMappings":true}},
-			{"type":"tuning","mtu":1300,"sysctl":{"net.ipv4.conf.eth0.arp_filter":"1"}},
-			{"type":"bandwidth","ingressRate":100000000,"ingressBurst":1000000,"egressRate":100000000,"egressBurst":1000000}]}`, version, n.cfg.Socket))
+			{"type":"tuning","mtu":1300,"sysctl":{"net.ipv4.conf.eth0.arp_filter":"1"}}]}`, version, n.cfg.Socket))
 		must(t, err)
 		ns := newNetns(t)
 		rt := &libcni.RuntimeConf{ContainerID: "chained", NetNS: ns, IfName: "eth0"}
@@ -92,12 +90,15 @@ func TestWrittenConfigIsServed(t *testing.T) {
 	must(t, err)
 	c := libcni.NewCNIConfigWithCacheDir([]string{filepath.Dir(binary)}, t.TempDir(), nil)
 	ns := newNetns(t)
-	rt := &libcni.RuntimeConf{ContainerID: "a", NetNS: ns, IfName: "eth0", CapabilityArgs: map[string]any{"portMappings": []map[string]any{{"hostPort": 80, "containerPort": 8080, "protocol": "tcp"}}}}
+	rt := &libcni.RuntimeConf{ContainerID: "a", NetNS: ns, IfName: "eth0", CapabilityArgs: map[string]any{
+		"portMappings": []map[string]any{{"hostPort": 80, "containerPort": 8080, "protocol": "tcp"}},
+		"bandwidth":    map[string]uint64{"ingressRate": 20_000_000, "ingressBurst": math.MaxUint32, "egressRate": 10_000_000, "egressBurst": math.MaxUint32}, // as containerd says it
+	}}
 	must(t, c.GetStatusNetworkList(t.Context(), list))
 	_, err = c.AddNetworkList(t.Context(), list, rt)
 	must(t, err)
-	if a, _ := n.ipam.get("a", "eth0"); len(a.Ports) != 1 {
-		t.Errorf("ports %v", a.Ports)
+	if a, _ := n.ipam.get("a", "eth0"); len(a.Ports) != 1 || a.Bandwidth != (plugin.Bandwidth{Ingress: 20_000_000, Egress: 10_000_000}) {
+		t.Errorf("%+v", a)
 	}
 	must(t, c.CheckNetworkList(t.Context(), list, rt))
 	must(t, c.GCNetworkList(t.Context(), list, &libcni.GCArgs{ValidAttachments: []types.GCAttachment{{ContainerID: "a", IfName: "eth0"}}}))
@@ -107,30 +108,37 @@ func TestWrittenConfigIsServed(t *testing.T) {
 	must(t, c.DelNetworkList(t.Context(), list, rt))
 }
 
-// Two that serve hostPorts don't stand in one list; a list in which only one is given them is fine.
-func TestPortmapIsRefused(t *testing.T) {
+// Two that serve hostPorts, or limits, don't stand in one list; a list in which only one is given them is fine.
+func TestRivalsAreRefused(t *testing.T) {
 	file := func(dir, plugins string) {
 		must(t, os.WriteFile(filepath.Join(dir, "05-mine.conflist"), []byte(`{"cniVersion":"1.0.0","name":"x","plugins":[`+plugins+`]}`), 0o600))
 	}
-	const ours, plain, portmap = `{"type":"strake-cni","capabilities":{"portMappings":true}}`, `{"type":"strake-cni"}`, `{"type":"portmap","capabilities":{"portMappings":true}}`
-	for _, c := range []struct {
-		plugins string
-		refused bool
-	}{{ours, false}, {ours + "," + portmap, true}, {plain + "," + portmap, false}, {`{"type":"bridge"},` + portmap, false}, {ours + `,{"type":"portmap"}`, false}, {`rubbish`, false}} {
+	const (
+		ours, plain        = `{"type":"strake-cni","capabilities":{"portMappings":true,"bandwidth":true}}`, `{"type":"strake-cni"}`
+		portmap, bandwidth = `{"type":"portmap","capabilities":{"portMappings":true}}`, `{"type":"bandwidth","capabilities":{"bandwidth":true}}`
+	)
+	for _, c := range []struct{ plugins, capability, refused string }{
+		{ours, "portMappings", ""}, {ours + "," + portmap, "portMappings", "portmap"}, {ours + "," + portmap, "bandwidth", ""},
+		{ours + "," + bandwidth, "bandwidth", "bandwidth"}, {plain + "," + portmap, "portMappings", ""}, {plain + "," + bandwidth, "bandwidth", ""},
+		{`{"type":"bridge"},` + portmap, "portMappings", ""}, {ours + `,{"type":"portmap"}`, "portMappings", ""}, {"rubbish", "portMappings", ""},
+	} {
 		dir := t.TempDir()
 		file(dir, c.plugins)
-		err := withoutPortmap(dir)
-		if (err != nil) != c.refused || err != nil && !strings.Contains(err.Error(), "05-mine.conflist") {
+		err := withoutRival(dir, c.capability)
+		if (err != nil) != (c.refused != "") || err != nil && (!strings.Contains(err.Error(), "05-mine.conflist") || !strings.Contains(err.Error(), c.refused)) {
 			t.Errorf("%s: %v", c.plugins, err)
 		}
 	}
-	must(t, withoutPortmap(t.TempDir()))
+	must(t, withoutRival(t.TempDir(), "portMappings"))
 	n := newNode(t, "10.244.0.0/24")
-	file(n.cfg.ConfDir, ours+","+portmap)
+	file(n.cfg.ConfDir, ours+","+portmap+","+bandwidth)
 	ns := newNetns(t)
-	if _, err := n.Handle(plugin.Request{Verb: "ADD", ContainerID: "a", Netns: ns, Ifname: "eth0", Ports: []plugin.PortMapping{{HostPort: 80, ContainerPort: 80}}}); err == nil || err.Code != types.ErrInvalidNetworkConfig {
-		t.Errorf("a pod with a hostPort: %v", err)
+	for _, r := range []plugin.Request{{Ports: []plugin.PortMapping{{HostPort: 80, ContainerPort: 80}}}, {Bandwidth: plugin.Bandwidth{Egress: minRate}}} {
+		r.Verb, r.ContainerID, r.Netns, r.Ifname = "ADD", "a", ns, "eth0"
+		if _, err := n.Handle(r); err == nil || err.Code != types.ErrInvalidNetworkConfig {
+			t.Errorf("a pod with %+v: %v", r, err)
+		}
 	}
 	n.wantEmpty(t)
-	n.add(t, "a", ns) // without one
+	n.add(t, "a", ns) // without either
 }

@@ -40,9 +40,12 @@ func WriteConfig(dir, socket string) error {
 	return nil
 }
 
-// withoutPortmap refuses host ports if the plugin portmap stands in a list with strake-cni and is given the same ports: one of them
-// has to go, and which one only the list's author can say.
-func withoutPortmap(dir string) error {
+// rivals are plugins that do what strake-cni does by itself, by the runtime's capability.
+var rivals = map[string]string{"portMappings": "portmap", "bandwidth": "bandwidth"}
+
+// withoutRival refuses what a capability asks for if a rival stands in a list with strake-cni and is asked for the same: one of them has
+// to go, and which one only the list's author can say.
+func withoutRival(dir, capability string) error {
 	files, err := filepath.Glob(filepath.Join(dir, "*.conflist"))
 	if err != nil {
 		return fmt.Errorf("cni: configuration: %w", err)
@@ -63,10 +66,10 @@ func withoutPortmap(dir string) error {
 		}
 		given := map[string]bool{}
 		for _, p := range list.Plugins {
-			given[p.Type] = p.Capabilities["portMappings"]
+			given[p.Type] = p.Capabilities[capability]
 		}
-		if given["portmap"] && given[plugin.Name] {
-			return types.NewError(types.ErrInvalidNetworkConfig, file+" gives hostPorts to portmap and to strake-cni, which serves them itself", `remove portmap from the list, or "portMappings" from the capabilities of one of them`)
+		if rival := rivals[capability]; given[rival] && given[plugin.Name] {
+			return types.NewError(types.ErrInvalidNetworkConfig, fmt.Sprintf("%s gives %s to %s and to strake-cni, which serves them itself", file, capability, rival), fmt.Sprintf("remove %s from the list, or %q from the capabilities of one of them", rival, capability))
 		}
 	}
 	return nil

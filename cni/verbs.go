@@ -133,8 +133,11 @@ func (s *Server) add(r plugin.Request) (*types100.Result, error) {
 	if err := checkBandwidth(r.Bandwidth); err != nil {
 		return nil, err
 	}
-	if len(ports) > 0 {
-		if err := withoutPortmap(s.cfg.ConfDir); err != nil {
+	for capability, asked := range map[string]bool{"portMappings": len(ports) > 0, "bandwidth": r.Bandwidth != plugin.Bandwidth{}} {
+		if !asked {
+			continue
+		}
+		if err := withoutRival(s.cfg.ConfDir, capability); err != nil {
 			return nil, err
 		}
 	}
