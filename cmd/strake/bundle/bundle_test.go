@@ -33,10 +33,11 @@ func TestText(t *testing.T) {
 		"https://user:" + planted + "@host/x":        "https://[removed]@host/x",
 		"eyJhbGciOiJSUzI1NiJ9.eyJpc3MiOiJrdWJl.c2ln": "[removed]",
 		"joining with abcdef.0123456789abcdef now":   "joining with [removed] now",
-		"key:\n-----BEGIN EC PRIVATE KEY-----\n" + planted + "\n-----END EC PRIVATE KEY-----\nrest": "key:\n[removed]\nrest",
-		"cut off:\n-----BEGIN PRIVATE KEY-----\n" + planted:                                         "cut off:\n[removed]",
-		"client-key-data: LS0tLS1CRUdJTiBFQyBQUklWQVRF":                                             "client-key-data: [removed]",
-		"nothing to hide: 10.96.0.1:443 demo/echo":                                                  "nothing to hide: 10.96.0.1:443 demo/echo",
+		"key:\n-----BEGIN EC PRIVATE KEY-----\n" + planted + "\n-----END EC PRIVATE KEY-----\nrest":   "key:\n[removed]\nrest",
+		"cut off:\n-----BEGIN PRIVATE KEY-----\n" + planted:                                           "cut off:\n[removed]",
+		"client-key-data: LS0tLS1CRUdJTiBFQyBQUklWQVRF":                                               "client-key-data: [removed]",
+		"nothing to hide: 10.96.0.1:443 demo/echo":                                                    "nothing to hide: 10.96.0.1:443 demo/echo",
+		`{"mountToken": false, "serviceAccountToken": {"expirationSeconds": 3607}, "secrets": ["x"]}`: `{"mountToken": false, "serviceAccountToken": {"expirationSeconds": 3607}, "secrets": ["x"]}`,
 		`"secretName": ""`: `"secretName": ""`,
 	} {
 		if got := Text(in); got != want {
@@ -102,9 +103,11 @@ func TestPlantedSecrets(t *testing.T) {
 		LivenessProbe: &corev1.Probe{ProbeHandler: corev1.ProbeHandler{HTTPGet: get}}, ReadinessProbe: &corev1.Probe{ProbeHandler: corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: []string{planted}}}},
 		Lifecycle: &corev1.Lifecycle{PreStop: &corev1.LifecycleHandler{Exec: &corev1.ExecAction{Command: []string{planted}}}},
 	}
+	no, seconds := false, int64(3607)
 	pod := &corev1.Pod{ObjectMeta: meta, Spec: corev1.PodSpec{
 		InitContainers: []corev1.Container{container}, Containers: []corev1.Container{container}, EphemeralContainers: []corev1.EphemeralContainer{{EphemeralContainerCommon: corev1.EphemeralContainerCommon(container)}},
-		Volumes: []corev1.Volume{{Name: "v", VolumeSource: corev1.VolumeSource{CSI: &corev1.CSIVolumeSource{VolumeAttributes: map[string]string{"k": planted}}}}},
+		AutomountServiceAccountToken: &no,
+		Volumes:                      []corev1.Volume{{Name: "t", VolumeSource: corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{Sources: []corev1.VolumeProjection{{ServiceAccountToken: &corev1.ServiceAccountTokenProjection{ExpirationSeconds: &seconds}}}}}}, {Name: "v", VolumeSource: corev1.VolumeSource{CSI: &corev1.CSIVolumeSource{VolumeAttributes: map[string]string{"k": planted}}}}},
 	}, Status: corev1.PodStatus{ContainerStatuses: []corev1.ContainerStatus{{LastTerminationState: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{Message: planted}}}}}}
 	client := fake.NewClientset(pod, &corev1.Service{ObjectMeta: meta}, &corev1.Node{ObjectMeta: meta},
 		&corev1.Secret{ObjectMeta: meta, StringData: map[string]string{"k": planted}, Data: map[string][]byte{"k": []byte(planted)}},

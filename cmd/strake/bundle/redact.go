@@ -28,12 +28,12 @@ var secrets = []struct {
 	{regexp.MustCompile(`(?i)(\bauthorization["']?\s*[:=]\s*["']?(?:bearer|basic)?\s*)[^\s"'\\,]+`), "${1}" + black},
 	{regexp.MustCompile(`(?i)(\bbearer\s+)[A-Za-z0-9._~+/=-]{8,}`), "${1}" + black},
 	// Names that say what they hold, in JSON, logs, flags and URLs. A word may come before: clientSecret, DB_PASSWORD.
-	{regexp.MustCompile(named + `"(?:[^"\\]|\\.)+"`), `${1}"` + black + `"`},
-	{regexp.MustCompile(named + `'[^']+'`), `${1}'` + black + `'`},
-	{regexp.MustCompile(named + `[^\s"'\\,;&}]+`), "${1}" + black},
+	{regexp.MustCompile(named + `["']?\s*[:=]\s*)"(?:[^"\\]|\\.)+"`), `${1}"` + black + `"`},
+	{regexp.MustCompile(named + `["']?\s*[:=]\s*)'[^']+'`), `${1}'` + black + `'`},
+	{regexp.MustCompile(named + `\s*[:=]\s*)[^\s"'\\,;&}{[]+`), "${1}" + black}, // no quote behind the name: JSON's numbers and objects stay
 }
 
-const named = `(?i)([a-z0-9_-]*(?:password|passwd|secret|token|api[_-]?key|private[_-]?key|credential)["']?\s*[:=]\s*)`
+const named = `(?i)([a-z0-9_-]*(?:password|passwd|secret|token|api[_-]?key|private[_-]?key|credential)`
 
 // Text takes out of a text what looks like a secret.
 func Text(s string) string {
