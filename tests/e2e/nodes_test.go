@@ -166,9 +166,9 @@ func TestJoin(t *testing.T) {
 		{"no token", []string{server, "--ca-cert-hash", token.CACertHash}, "token"},
 		{"a wrong token", []string{server, "--token", wrongSecret, "--ca-cert-hash", token.CACertHash}, "token"},
 		{"no hash", []string{server, "--token", token.Token}, "hash"},
-		{"a wrong hash", []string{server, "--token", token.Token, "--ca-cert-hash", "sha256:" + strings.Repeat("0", 64)}, "sha256:0000"},
+		{"a wrong hash", []string{server, "--token", token.Token, "--ca-cert-hash", "sha256:" + strings.Repeat("0", 64)}, "its CA is not the one"},
 		{"nobody there", []string{"https://" + lab.NodeIP + ":6444", "--token", token.Token, "--ca-cert-hash", token.CACertHash, "--wait", "5s"}, "6444"},
-		{"the name of a node that lives", []string{server, "--token", token.Token, "--ca-cert-hash", token.CACertHash, "--node-name", nodeName}, "give this machine another name"},
+		{"the name of a node that lives", []string{server, "--token", token.Token, "--ca-cert-hash", token.CACertHash, "--node-name", nodeName}, "join by another name"},
 	} {
 		t.Run(b.name, func(t *testing.T) {
 			out, err := m.Strake(append([]string{"join"}, b.args...)...)
@@ -254,19 +254,16 @@ spec:
 	}
 }
 
-// everyWay: the pod on each node gets an answer of the pod on each node, of a Service's name and of each node's kubelet port.
+// everyWay: the pod on each node gets an answer of the pod on each node, and of a Service by its name.
 func everyWay(t *testing.T, c *cluster, names []string) {
 	t.Helper()
-	addr := map[string]string{}
-	for _, n := range names {
-		addr[n] = c.kubectl("get", "pod", "on-"+n, "-o", "jsonpath={.status.podIP}")
-	}
 	for _, from := range names {
 		for _, to := range names {
 			eventually(t, 60*time.Second, func() string {
-				out, err := c.try("exec", "on-"+from, "--", "timeout", "5", "wget", "-q", "-O", "-", "http://"+addr[to]+":8080/")
+				addr := c.kubectl("get", "pod", "on-"+to, "-o", "jsonpath={.status.podIP}") // another one after a reboot
+				out, err := c.try("exec", "on-"+from, "--", "timeout", "5", "wget", "-q", "-O", "-", "http://"+addr+":8080/")
 				if err != nil || strings.TrimSpace(out) != to {
-					return fmt.Sprintf("from %s to %s (%s): %v: %s", from, to, addr[to], err, out)
+					return fmt.Sprintf("from %s to %s (%s): %v: %s", from, to, addr, err, out)
 				}
 				return ""
 			})

@@ -15,7 +15,6 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	utilversion "k8s.io/apimachinery/pkg/util/version"
 	"k8s.io/client-go/kubernetes"
@@ -155,9 +154,6 @@ func (u *joinStart) learn(ctx context.Context) error {
 	if err := compatible(version.Get().GitVersion, v.GitVersion); err != nil {
 		return err
 	}
-	if err := u.nameIsFree(ctx); err != nil {
-		return err
-	}
 	// A control plane that has just come up may not have written it yet.
 	if err := u.poll(ctx, func() (err error) {
 		u.s.Shared, err = fetchShared(ctx, u.client)
@@ -189,23 +185,6 @@ func (u *joinStart) completeFamilies() error {
 			return err
 		}
 		u.s.NodeAddrs = append(u.s.NodeAddrs, a)
-	}
-	return nil
-}
-
-// nameIsFree refuses the name of a node that lives: two machines under one name would take each other's pods away. One that is not
-// Ready may be this machine before it was set up anew.
-func (u *joinStart) nameIsFree(ctx context.Context) error {
-	n, err := u.client.CoreV1().Nodes().Get(ctx, u.s.NodeName, metav1.GetOptions{})
-	if apierrors.IsNotFound(err) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("node %s: %w", u.s.NodeName, err)
-	}
-	if nodeIsReady(n) {
-		return fmt.Errorf("the cluster has a node %s, which is Ready (%s): give this machine another name with --%s, or remove that node first (strake node remove %s)",
-			n.Name, internalAddrs(n), FlagNodeName, n.Name)
 	}
 	return nil
 }
