@@ -33,7 +33,7 @@ type cluster struct {
 	pods []*Pod // node 1's, then node 2's
 }
 
-func start(t *testing.T, nodes int, routing cni.Routing) *cluster {
+func start(t *testing.T, nodes int, routing cni.Routing, change ...func(*Node)) *cluster {
 	t.Helper()
 	l, err := New(nodes)
 	if err != nil {
@@ -48,6 +48,9 @@ func start(t *testing.T, nodes int, routing cni.Routing) *cluster {
 		n.Routing = routing
 		n.LoadBalancers = service(l, n)
 		n.Names = []bpf.Name{{Owner: "svc", Name: "svc.default.svc.cluster.local.", Addrs: clusterIPs[:]}}
+		for _, f := range change {
+			f(n)
+		}
 	}
 	c := &cluster{Lab: l}
 	must(t, l.Start())
