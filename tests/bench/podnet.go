@@ -145,7 +145,25 @@ func ourPods(from, to *podnet.Node) (way, error) {
 	if err != nil {
 		return way{}, err
 	}
-	return way{"strake", client.Space, server.Space, server.Addrs[0]}, nil
+	return way{"strake", client.Space, server.Space, server.Addrs[0]}, settled(from, to)
+}
+
+// settled waits until the programs of the nodes' pods are links, as those of pods are after a while. Linux before 6.6 has none.
+func settled(nodes ...*podnet.Node) error {
+	late := time.Now().Add(10 * time.Second)
+	for _, n := range nodes {
+		for time.Now().Before(late) {
+			filters, err := filepath.Glob(filepath.Join(n.Dir, "bpf", "filter_strake_pod_*"))
+			if err != nil {
+				return err
+			}
+			if len(filters) == 0 {
+				break
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+	}
+	return nil
 }
 
 // barePair is two namespaces with a veth pair between them.
