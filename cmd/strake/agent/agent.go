@@ -89,7 +89,7 @@ func Run(ctx context.Context, cfg Config) error {
 	if err := installPlugin(l); err != nil {
 		return err
 	}
-	id, err := cfg.identity()
+	id, err := cfg.identity(ctx)
 	if err != nil {
 		return err
 	}

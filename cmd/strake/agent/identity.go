@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"fmt"
 
 	"k8s.io/client-go/kubernetes"
@@ -15,7 +16,11 @@ type identity struct {
 	kubelet, network *rest.Config
 }
 
-func (c Config) identity() (identity, error) {
+// identity opens the node's certificates. If only that of the network is missing or has expired, the kubelet's is enough to get another.
+func (c Config) identity(ctx context.Context) (identity, error) {
+	if err := certificates.Bootstrap(ctx, c.Certificates); err != nil {
+		return identity{}, err
+	}
 	n, err := certificates.Open(c.Certificates)
 	if err != nil {
 		return identity{}, err
