@@ -231,3 +231,22 @@ func TestWays(t *testing.T) {
 		t.Errorf("ways: %s", s)
 	}
 }
+
+func TestTunnelOverhead(t *testing.T) {
+	v4, v6 := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")
+	for _, c := range []struct {
+		own  []netip.Addr
+		ends []netip.Addr
+		want int
+	}{
+		{[]netip.Addr{v6, v4}, nil, 50}, {[]netip.Addr{v6}, nil, 70}, {[]netip.Addr{v4, v6}, []netip.Addr{v4, v4}, 50}, {[]netip.Addr{v4, v6}, []netip.Addr{v4, v6}, 70},
+	} {
+		var remotes []bpf.Remote
+		for _, a := range c.ends {
+			remotes = append(remotes, bpf.Remote{Node: a})
+		}
+		if got := tunnelOverhead(c.own, remotes); got != c.want {
+			t.Errorf("own %v, ends %v: %d, want %d", c.own, c.ends, got, c.want)
+		}
+	}
+}

@@ -24,6 +24,19 @@ func overhead(node netip.Addr) int {
 	return 20 + 8 + 8 + 14
 }
 
+// tunnelOverhead is what the tunnel's ends, as the table of other nodes has them, cost at most; without other nodes IPv4 will carry it, if
+// this one has that.
+func tunnelOverhead(own []netip.Addr, remotes []bpf.Remote) int {
+	most := 0
+	for _, r := range remotes {
+		most = max(most, overhead(r.Node))
+	}
+	if most == 0 && len(own) > 0 {
+		most = overhead(slices.MinFunc(own, func(a, b netip.Addr) int { return a.BitLen() - b.BitLen() }))
+	}
+	return most
+}
+
 // uplinks are the interfaces that have an address of the node.
 func (e *examination) uplinks() []string {
 	var out []string
@@ -68,16 +81,12 @@ func (e *examination) uplink(ctx context.Context, g group, o *objects) {
 		}
 		g.ok("uplink "+name, "up, MTU %d", a.MTU)
 	}
-	tunnel := 0
-	if l, err := netlink.LinkByName(tunnelDevice); err == nil && !e.Native {
-		tunnel = l.Attrs().MTU
-		extra := 0
-		for _, a := range e.Addrs {
-			extra = max(extra, overhead(a))
-		}
-		g.judgeTunnelMTU(tunnel, mtu, extra)
-	}
 	rows, err := bpf.ReadRows(e.Layout.BPF())
+	tunnel := 0
+	if l, lerr := netlink.LinkByName(tunnelDevice); lerr == nil && !e.Native {
+		tunnel = l.Attrs().MTU
+		g.judgeTunnelMTU(tunnel, mtu, tunnelOverhead(e.Addrs, rows.Remotes))
+	}
 	if err != nil {
 		g.unknown("pods' MTU", err, "")
 	} else {
