@@ -40,11 +40,12 @@ type Threshold struct {
 	Percent  float64
 }
 
-// Defaults are Kubernetes' own (kubelet --eviction-hard on Linux).
+// Defaults are Kubernetes' own (kubelet --eviction-hard on Linux), but for the space on disks: a part of 10 or 15 % of today's disks is so
+// much that a machine in daily use is refused, though tens of gigabytes are free. k3s has 5 % too.
 var Defaults = []Threshold{
 	{Signal: Memory, Quantity: 100 << 20},
-	{Signal: NodeFS, Percent: 10}, {Signal: NodeInodes, Percent: 5},
-	{Signal: ImageFS, Percent: 15}, {Signal: ImageInodes, Percent: 5},
+	{Signal: NodeFS, Percent: 5}, {Signal: NodeInodes, Percent: 5},
+	{Signal: ImageFS, Percent: 5}, {Signal: ImageInodes, Percent: 5},
 }
 
 func (t Threshold) of(capacity uint64) uint64 {
