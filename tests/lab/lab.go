@@ -27,6 +27,9 @@ const (
 	NodeIP = "198.18.0.2"
 	// OutsideIP is the address of the outside namespace, the node's default route.
 	OutsideIP = "198.18.0.1"
+	// NodeIP6 and OutsideIP6 are those of IPv6 (the range is for documentation, RFC 3849).
+	NodeIP6    = "2001:db8::2"
+	OutsideIP6 = "2001:db8::1"
 )
 
 // Cluster is the place of a cluster, or of a machine that joins one.
@@ -79,9 +82,9 @@ func New(name, data, binary string) (*Cluster, error) {
 		"netns add " + c.Net, "netns add " + c.Outside,
 		"-n " + c.Net + " link set lo up", "-n " + c.Outside + " link set lo up",
 		"link add up0 netns " + c.Net + " type veth peer name out0 netns " + c.Outside,
-		"-n " + c.Net + " addr add " + NodeIP + "/24 dev up0", "-n " + c.Net + " link set up0 up",
-		"-n " + c.Outside + " addr add " + OutsideIP + "/24 dev out0", "-n " + c.Outside + " link set out0 up",
-		"-n " + c.Net + " route add default via " + OutsideIP,
+		"-n " + c.Net + " addr add " + NodeIP + "/24 dev up0", "-n " + c.Net + " addr add " + NodeIP6 + "/64 dev up0 nodad", "-n " + c.Net + " link set up0 up",
+		"-n " + c.Outside + " addr add " + OutsideIP + "/24 dev out0", "-n " + c.Outside + " addr add " + OutsideIP6 + "/64 dev out0 nodad", "-n " + c.Outside + " link set out0 up",
+		"-n " + c.Net + " route add default via " + OutsideIP, "-n " + c.Net + " route add default via " + OutsideIP6,
 	} {
 		if err := ip(cmd); err != nil {
 			return nil, errors.Join(err, c.removeNamespaces())
