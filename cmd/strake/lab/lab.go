@@ -157,6 +157,9 @@ func (w Network) source(a netip.Addr) net.IP {
 // mtu is that of the interface with the first node's address, at most what a veth can have.
 func (w Network) mtu() (int, error) {
 	links, err := netlink.LinkList()
+	for errors.Is(err, netlink.ErrDumpInterrupted) {
+		links, err = netlink.LinkList()
+	}
 	if err != nil {
 		return 0, err
 	}
@@ -271,8 +274,11 @@ func (w Network) Remove() error {
 		errs = append(errs, removeNamespace(path))
 	}
 	links, err := netlink.LinkList()
+	for errors.Is(err, netlink.ErrDumpInterrupted) { // interfaces come and go
+		links, err = netlink.LinkList()
+	}
 	if err != nil {
-		errs = append(errs, err)
+		errs = append(errs, fmt.Errorf("interfaces: %w", err))
 	}
 	for _, l := range links {
 		var n int
