@@ -20,8 +20,8 @@ func TestCrossed(t *testing.T) {
 		want   []Signal
 	}{
 		"plenty":             {map[Signal]Level{Memory: {gi, 8 * gi}, NodeFS: {50, 100}, NodeInodes: {50, 100}, ImageFS: {50, 100}, ImageInodes: {50, 100}}, nil},
-		"at the thresholds":  {map[Signal]Level{Memory: {100 << 20, gi}, NodeFS: {10, 100}, NodeInodes: {5, 100}, ImageFS: {15, 100}, ImageInodes: {5, 100}}, nil},
-		"just below":         {map[Signal]Level{Memory: {100<<20 - 1, gi}, NodeFS: {99, 1000}, NodeInodes: {49, 1000}, ImageFS: {149, 1000}, ImageInodes: {49, 1000}}, []Signal{Memory, NodeFS, NodeInodes, ImageFS, ImageInodes}},
+		"at the thresholds":  {map[Signal]Level{Memory: {100 << 20, gi}, NodeFS: {5, 100}, NodeInodes: {5, 100}, ImageFS: {5, 100}, ImageInodes: {5, 100}}, nil},
+		"just below":         {map[Signal]Level{Memory: {100<<20 - 1, gi}, NodeFS: {49, 1000}, NodeInodes: {49, 1000}, ImageFS: {49, 1000}, ImageInodes: {49, 1000}}, []Signal{Memory, NodeFS, NodeInodes, ImageFS, ImageInodes}},
 		"no fixed inodes":    {map[Signal]Level{NodeInodes: {0, 0}}, nil},
 		"nothing measured":   {nil, nil},
 		"pids have no limit": {map[Signal]Level{PID: {1, 100000}}, nil},
@@ -129,12 +129,12 @@ func TestManager(t *testing.T) {
 		if _, short := m.Pressure(corev1.NodeDiskPressure); short || len(did) > 0 {
 			t.Errorf("at first: %q", did)
 		}
-		free = 5
+		free = 3
 		if got := step(); !slices.Equal(got, []string{"changed", "reclaim"}) {
 			t.Errorf("when images can go: %q", got)
 		}
 		detail, short := m.Pressure(corev1.NodeDiskPressure)
-		if !short || detail != "nodefs.available is 5, below 10" {
+		if !short || detail != "nodefs.available is 3, below 5" {
 			t.Errorf("pressure: %q, %v", detail, short)
 		}
 		if message, ok := m.Admit(pod("new", 0, ""), false); ok || message != "The node had condition: [DiskPressure]. " {
@@ -143,8 +143,8 @@ func TestManager(t *testing.T) {
 		if _, ok := m.Admit(pod("system", 2_000_000_000, ""), true); !ok {
 			t.Error("a critical pod is refused")
 		}
-		free, freeable = 5, false
-		if got := step(); len(got) != 2 || !strings.HasPrefix(got[1], "evict big: The node was low on resource: ephemeral-storage. Threshold quantity: 10, available: 5. ") {
+		free, freeable = 3, false
+		if got := step(); len(got) != 2 || !strings.HasPrefix(got[1], "evict big: The node was low on resource: ephemeral-storage. Threshold quantity: 5, available: 3. ") {
 			t.Errorf("when nothing else helps: %q", got)
 		}
 		free = 50
