@@ -106,7 +106,11 @@ func (u *upStart) apiReady(ctx context.Context) error {
 // dnsAnswers asks the cluster DNS for the API server's name.
 func dnsAnswers(ctx context.Context, s Settings) error {
 	q := new(dns.Msg)
-	q.SetQuestion("kubernetes.default.svc."+s.Zone+".", dns.TypeA)
+	address := dns.TypeA
+	if s.DNSAddrs[0].Is6() {
+		address = dns.TypeAAAA
+	}
+	q.SetQuestion("kubernetes.default.svc."+s.Zone+".", address)
 	c := &dns.Client{Timeout: 200 * time.Millisecond} // before the address is there, a query gets no answer and no error
 	m, _, err := c.ExchangeContext(ctx, q, netip.AddrPortFrom(s.DNSAddrs[0], 53).String())
 	if err != nil {
