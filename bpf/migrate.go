@@ -26,7 +26,7 @@ var grown = piece{addr: true}
 // rowsOfLayout1 tells how keys and values of layout 1 become those of layout 2. Maps that are not here are the same, or their rows do not
 // outlive the change (masq_fragments).
 var rowsOfLayout1 = map[string]struct{ key, value []piece }{
-	"endpoints":    {[]piece{grown}, []piece{keep(80)}},
+	"endpoints":    {[]piece{grown}, []piece{keep(16), zero(4), keep(64)}},
 	"lb_frontends": {[]piece{grown, keep(4), zero(4)}, []piece{keep(8)}},
 	"lb_backends":  {[]piece{keep(8)}, []piece{grown, keep(4), zero(4)}},
 	"names":        {[]piece{keep(256)}, []piece{keep(4), zero(4), keep(32), zero(128), keep(64)}},

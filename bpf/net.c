@@ -37,14 +37,17 @@ static __always_inline int pod_refused(struct __sk_buff *skb, const struct packe
 SEC("tc")
 int strake_pod(struct __sk_buff *skb)
 {
-	struct packet p = {};
+	struct scratch *s = scratch();
 	struct endpoint *ep;
-	struct flow_key key;
+	struct packet *p;
 	struct remote *r;
 	struct flow *f;
 	int verdict;
 
-	switch (parse(skb, &p)) {
+	if (!s)
+		return drop(skb, DROP_REWRITE);
+	p = &s->p;
+	switch (parse_fresh(skb, p)) {
 	case NOT_IP:
 		if (skb->protocol == bpf_htons(ETH_P_ARP) && !skb->vlan_present)
 			return arp_from_pod(skb);
@@ -54,42 +57,42 @@ int strake_pod(struct __sk_buff *skb)
 	case PARSED:
 		break;
 	}
-	if (p.v6) {
-		verdict = link_from_pod(skb, &p);
+	if (p->v6) {
+		verdict = link_from_pod(skb, p);
 		if (verdict >= 0)
 			return verdict;
 	}
-	verdict = pod_refused(skb, &p);
+	verdict = pod_refused(skb, p);
 	if (verdict)
 		return verdict;
 
-	if (is_dns(&p)) {
-		verdict = is_plain(&p) ? dns_answer(skb, p.v6) : -1;
+	if (is_dns(p)) {
+		verdict = is_plain(p) ? dns_answer(skb, p->v6) : -1;
 		if (verdict >= 0)
 			return verdict;
 		note(skb, DNS_PASSED);
 		return TC_ACT_OK;
 	}
-	if (p.ports) {
-		flow_key_of(&p, &key, 1);
-		f = bpf_map_lookup_elem(&flows, &key);
+	if (p->ports) {
+		flow_key_of(p, &s->key, 1);
+		f = bpf_map_lookup_elem(&flows, &s->key);
 		if (f) {
 			__u32 ifindex = f->ifindex;
 			struct addr addr = f->addr;
 
-			if (nat(skb, &p, 1, &addr, f->port))
+			if (nat(skb, p, 1, &addr, f->port))
 				return drop(skb, DROP_REWRITE);
 			note(skb, POD_TO_UPLINK);
-			return nodeport_answer(skb, &p.daddr, ifindex);
+			return nodeport_answer(skb, &p->daddr, ifindex);
 		}
 	}
-	ep = bpf_map_lookup_elem(&endpoints, &p.daddr);
+	ep = bpf_map_lookup_elem(&endpoints, &p->daddr);
 	if (ep) {
 		note(skb, POD_TO_POD);
 		return endpoint_redirect(skb, ep);
 	}
-	r = remote_of(&p.daddr);
-	return r ? remote_send(skb, &p, r) : TC_ACT_OK;
+	r = remote_of(&p->daddr);
+	return r ? remote_send(skb, p, r) : TC_ACT_OK;
 }
 
 /* What comes in at the uplink by a pod's own address: from a pod or node where routing is native, else from outside. */

@@ -33,6 +33,8 @@ type netDnsScratch struct {
 	Left   uint32
 	Labels uint32
 	Len    uint32
+	Type   uint32
+	Edns   uint32
 	Record struct {
 		_   structs.HostLayout
 		Soa struct {

@@ -111,6 +111,7 @@ struct dns_scratch {
 	struct name_key key;
 	__u8 start[LABELS];      /* where each label begins in the name */
 	__u32 left, labels, len; /* of dns_name */
+	__u32 type, edns;        /* of dns_read */
 	union {
 		struct soa soa;
 		struct answer answer;
@@ -170,29 +171,6 @@ static __always_inline void dns_name(struct dns_scratch *s, __u32 avail)
 		}
 		s->key.name[i] = c;
 	}
-}
-
-/* Where the zone begins in the name, or 0xffff if the name is not in it. */
-static __always_inline __u32 dns_zone_at(const struct dns_scratch *s, __u32 len, __u32 labels)
-{
-	__u32 at;
-
-	if (labels < dns_zone_labels || len < dns_zone_len)
-		return 0xffff;
-	at = len - dns_zone_len;
-	if (labels > dns_zone_labels || dns_zone_labels == 0) {
-		if (s->start[(labels - dns_zone_labels) & (LABELS - 1)] != at)
-			return 0xffff;
-	} else if (at) {
-		return 0xffff;
-	}
-	for (__u32 i = 0; i < ZONE_MAX; i++) {
-		if (i >= dns_zone_len)
-			break;
-		if (s->key.name[(at + i) & (NAME_MAX - 1)] != dns_zone[i])
-			return 0xffff;
-	}
-	return at;
 }
 
 /* Names that no object can have, by the naming rules alone (DNS-based service discovery 1.1.0): the label before the zone is none of
@@ -285,34 +263,38 @@ static __always_inline int is_dns(const struct packet *p)
 	return addr_eq(&p->daddr, &dns);
 }
 
-/* Answers a query, behind an IP header that is plain, or returns -1 and leaves it as it is. Verified by itself, as a global function is: it is
- * large, and there are several ways to it. */
-int __attribute__((noinline)) dns_answer(struct __sk_buff *skb, __u32 over_v6)
+static __always_inline struct dns_scratch *dns_scratch_now(void)
 {
-	struct {
-		struct udphdr udp;
-		struct dns_header dns;
-	} __attribute__((packed)) h;
-	struct dns_scratch *s;
-	struct name *name;
-	__u32 zero = 0, avail, total, len, labels = 0, type, zone_at, body, off, end, question, l4, n = 0;
-	int edns, denial = 0, rcode = 0, v6 = 0;
-	__u64 size;
-	__be16 port;
+	__u32 zero = 0;
 
-	l4 = ETH_HLEN + (over_v6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr));
-	if (!skb || bpf_skb_load_bytes(skb, l4, &h, sizeof(h)))
+	return bpf_map_lookup_elem(&dns_scratch, &zero);
+}
+
+struct dns_head {
+	struct udphdr udp;
+	struct dns_header dns;
+} __attribute__((packed));
+
+/* Reads a standard query with one question and at most an OPT record into the scratch, or returns -1. This and what follows are verified by
+ * themselves, as global functions are: what one may find does not multiply with what the next may. */
+int __attribute__((noinline)) dns_read(struct __sk_buff *skb, __u32 over_v6)
+{
+	__u32 l4 = ETH_HLEN + (over_v6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr)), question = l4 + sizeof(struct dns_head);
+	struct dns_scratch *s = dns_scratch_now();
+	__u32 avail, total, len, end;
+	struct dns_head h;
+	__u64 size;
+	int edns;
+
+	if (!skb || !s || bpf_skb_load_bytes(skb, l4, &h, sizeof(h)))
 		return -1;
-	question = l4 + sizeof(h);
-	/* A standard query with one question and at most an OPT record. */
 	if (h.dns.flags1 & 0xfe || h.dns.questions != bpf_htons(1) || h.dns.answers || h.dns.authorities)
 		return -1;
 	edns = h.dns.additionals == bpf_htons(1);
 	if (!edns && h.dns.additionals)
 		return -1;
-	s = bpf_map_lookup_elem(&dns_scratch, &zero);
 	total = bpf_ntohs(h.udp.len);
-	if (!s || total <= sizeof(h))
+	if (total <= sizeof(h))
 		return -1;
 	total -= sizeof(h);
 	if (skb->len < question + total)
@@ -327,12 +309,12 @@ int __attribute__((noinline)) dns_answer(struct __sk_buff *skb, __u32 over_v6)
 	__builtin_memset(&s->key, 0, sizeof(s->key));
 	dns_name(s, avail);
 	len = OPAQUE(s->len);
-	labels = OPAQUE(s->labels);
-	if (!len || len > NAME_MAX - 1 || labels > LABELS || len + 4 > avail)
+	if (!len || len > NAME_MAX - 1 || OPAQUE(s->labels) > LABELS || len + 4 > avail)
 		return -1;
 	if (dns_byte(s, len + 2) != 0 || dns_byte(s, len + 3) != 1) /* class IN */
 		return -1;
-	type = dns_byte(s, len) << 8 | dns_byte(s, len + 1);
+	OPAQUE(s->type) = dns_byte(s, len) << 8 | dns_byte(s, len + 1);
+	OPAQUE(s->edns) = edns;
 	end = len + 4;
 	if (edns) {
 		if (len + 15 > avail || len + 15 > sizeof(s->raw))
@@ -343,10 +325,95 @@ int __attribute__((noinline)) dns_answer(struct __sk_buff *skb, __u32 over_v6)
 			return -1;
 		end += 11 + (dns_byte(s, len + 13) << 8 | dns_byte(s, len + 14));
 	}
-	if (end != total) /* what follows the records is nothing that we know */
+	return end == total ? 0 : -1; /* what follows the records is nothing that we know */
+}
+
+/* Where the zone begins in the name of the scratch, or 0xffff if the name is not in it. */
+__u32 __attribute__((noinline)) dns_zone_at(struct __sk_buff *skb)
+{
+	struct dns_scratch *s = dns_scratch_now();
+	__u32 at, len, labels;
+
+	if (!skb || !s)
+		return 0xffff;
+	len = OPAQUE(s->len);
+	labels = OPAQUE(s->labels);
+	if (labels < dns_zone_labels || len < dns_zone_len)
+		return 0xffff;
+	at = len - dns_zone_len;
+	if (labels > dns_zone_labels || dns_zone_labels == 0) {
+		if (s->start[(labels - dns_zone_labels) & (LABELS - 1)] != at)
+			return 0xffff;
+	} else if (at) {
+		return 0xffff;
+	}
+	for (__u32 i = 0; i < ZONE_MAX; i++) {
+		if (i >= dns_zone_len)
+			break;
+		if (s->key.name[(at + i) & (NAME_MAX - 1)] != dns_zone[i])
+			return 0xffff;
+	}
+	return at;
+}
+
+/* Writes the n addresses of the scratch's name from an offset on, beginning with any. On its own, where registers are enough for the
+ * counter: Linux 5.10 forgets one that goes through the stack, and would see no end. */
+int __attribute__((noinline)) dns_records(struct __sk_buff *skb, __u32 off, __u32 v6, __u32 n)
+{
+	struct dns_scratch *s = dns_scratch_now();
+	__u32 first = bpf_get_prandom_u32();
+	struct answer *a;
+	struct name *name;
+
+	if (!skb || !s)
 		return -1;
-	zone_at = dns_zone_at(s, len, labels);
+	name = bpf_map_lookup_elem(&names, &s->key);
+	if (!name)
+		return -1;
+	if (!n || n != (v6 ? name->n6 : name->n4)) /* changed meanwhile */
+		return -1;
+	a = &s->record.answer;
+	a->name = bpf_htons(0xc000 | sizeof(struct dns_header));
+	a->type = bpf_htons(v6 ? TYPE_AAAA : TYPE_A);
+	a->class = bpf_htons(1);
+	a->ttl = bpf_htonl(dns_ttl);
+	a->len = bpf_htons(v6 ? 16 : 4);
+	for (__u32 i = 0; i < NAME_ADDRS; i++) {
+		__u32 at = (first + i) % n & (NAME_ADDRS - 1);
+
+		if (i >= n)
+			break;
+		if (v6)
+			__builtin_memcpy(a->addr, &name->addrs6[at], 16);
+		else
+			__builtin_memcpy(a->addr, &name->addrs4[at], 4);
+		if (v6 ? bpf_skb_store_bytes(skb, off, a, ANSWER_SIZE(1), 0) : bpf_skb_store_bytes(skb, off, a, ANSWER_SIZE(0), 0))
+			return -1;
+		off += ANSWER_SIZE(v6);
+	}
+	return 0;
+}
+
+/* Answers a query, behind an IP header that is plain, or returns -1 and leaves it as it is. */
+int __attribute__((noinline)) dns_answer(struct __sk_buff *skb, __u32 over_v6)
+{
+	__u32 l4 = ETH_HLEN + (over_v6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr)), question = l4 + sizeof(struct dns_head);
+	struct dns_scratch *s = dns_scratch_now();
+	__u32 total, len, type, edns, zone_at, body, off, n = 0;
+	int denial = 0, rcode = 0, v6 = 0;
+	struct dns_head h;
+	struct name *name;
+	__be16 port;
+
+	if (!skb || !s || dns_read(skb, over_v6))
+		return -1;
+	zone_at = dns_zone_at(skb);
 	if (zone_at == 0xffff)
+		return -1;
+	len = OPAQUE(s->len);
+	type = OPAQUE(s->type);
+	edns = OPAQUE(s->edns);
+	if (!len || len > NAME_MAX - 1 || bpf_skb_load_bytes(skb, l4, &h, sizeof(h)))
 		return -1;
 	name = bpf_map_lookup_elem(&names, &s->key);
 	if (name) {
@@ -357,7 +424,7 @@ int __attribute__((noinline)) dns_answer(struct __sk_buff *skb, __u32 over_v6)
 		if (n > NAME_ADDRS)
 			return -1;
 		denial = n == 0;
-	} else if (dns_impossible(s, labels)) {
+	} else if (dns_impossible(s, OPAQUE(s->labels))) {
 		denial = 1;
 		rcode = RCODE_NXDOMAIN;
 	} else {
@@ -389,27 +456,9 @@ int __attribute__((noinline)) dns_answer(struct __sk_buff *skb, __u32 over_v6)
 			return drop(skb, DROP_REWRITE);
 		off += sizeof(*soa);
 	} else {
-		__u32 first = bpf_get_prandom_u32();
-		struct answer *a = &s->record.answer;
-
-		a->name = bpf_htons(0xc000 | sizeof(struct dns_header));
-		a->type = bpf_htons(type);
-		a->class = bpf_htons(1);
-		a->ttl = bpf_htonl(dns_ttl);
-		a->len = bpf_htons(v6 ? 16 : 4);
-		for (__u32 i = 0; i < NAME_ADDRS; i++) {
-			__u32 at = (first + i) % n & (NAME_ADDRS - 1);
-
-			if (i >= n)
-				break;
-			if (v6)
-				__builtin_memcpy(a->addr, &name->addrs6[at], 16);
-			else
-				__builtin_memcpy(a->addr, &name->addrs4[at], 4);
-			if (v6 ? bpf_skb_store_bytes(skb, off, a, ANSWER_SIZE(1), 0) : bpf_skb_store_bytes(skb, off, a, ANSWER_SIZE(0), 0))
-				return drop(skb, DROP_REWRITE);
-			off += ANSWER_SIZE(v6);
-		}
+		if (dns_records(skb, off, v6, n))
+			return drop(skb, DROP_REWRITE);
+		off += n * ANSWER_SIZE(v6);
 	}
 	if (edns) {
 		struct opt o = { .type = bpf_htons(TYPE_OPT), .size = bpf_htons(1232) };
