@@ -198,6 +198,9 @@ int strake_tunnel_in(struct __sk_buff *skb)
 		r = remote_of(&from);
 		return drop(skb, r && addr_eq(&r->node, &from) ? DROP_TUNNEL_SPOOFED : DROP_TUNNEL_STRANGER);
 	}
+	/* The sender of a tunnel's packet does not know our device's MAC address: to the kernel it is for somebody else, and before Linux 6.15
+	 * a redirect leaves it at that. */
+	bpf_skb_change_type(skb, PACKET_HOST);
 	ep = bpf_map_lookup_elem(&endpoints, &s->p.daddr);
 	if (ep) {
 		note(skb, TUNNEL_TO_POD);
@@ -210,6 +213,5 @@ int strake_tunnel_in(struct __sk_buff *skb)
 	if (verdict >= 0)
 		return verdict;
 	note(skb, TUNNEL_TO_NODE);
-	bpf_skb_change_type(skb, PACKET_HOST);
 	return TC_ACT_OK;
 }
