@@ -7,6 +7,7 @@
 #include <linux/pkt_cls.h>
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
+#include "lib/bandwidth.h"
 #include "lib/dns.h"
 #include "lib/endpoint.h"
 #include "lib/lb.h"
@@ -24,12 +25,16 @@ char _license[] SEC("license") = "Dual BSD/GPL";
 /* Why a pod's packet goes nowhere, or 0. */
 static __always_inline int pod_refused(struct __sk_buff *skb, const struct packet *p)
 {
-	if (!endpoint_of(skb, &p->saddr, p->smac))
+	const struct endpoint *ep = endpoint_of(skb, &p->saddr, p->smac);
+
+	if (!ep)
 		return drop(skb, p->v6 && is_link_local(&p->saddr, 1) ? DROP_LINK_LOCAL_SOURCE : DROP_SPOOFED);
 	if (p->routed)
 		return drop(skb, DROP_SOURCE_ROUTE);
 	if (is_link_local(&p->daddr, p->v6) && !link_local_is_allowed(&p->daddr))
 		return p->proto == IPPROTO_IGMP && !p->v6 ? link_ignore(skb) : drop(skb, DROP_LINK_LOCAL);
+	if (ep->flags & ENDPOINT_LIMITED && exceeds_limit(skb))
+		return drop(skb, DROP_BANDWIDTH);
 	return 0;
 }
 

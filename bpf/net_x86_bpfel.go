@@ -63,7 +63,7 @@ type netEndpoint struct {
 	Ifindex uint32
 	PodMac  [6]uint8
 	HostMac [6]uint8
-	Queued  uint32
+	Flags   uint32
 	Owner   [64]uint8
 }
 
@@ -106,6 +106,18 @@ type netFrontendKey struct {
 	Port  uint16
 	Proto uint8
 	Pad   [5]uint8
+}
+
+type netLimit struct {
+	_    structs.HostLayout
+	Lock struct {
+		_   structs.HostLayout
+		Val uint32
+	}
+	Pad   uint32
+	Rate  uint64
+	Ahead uint64
+	Next  uint64
 }
 
 type netMasq struct {
@@ -217,6 +229,7 @@ const (
 	netMapLbBackends       = "lb_backends"
 	netMapLbFrontends      = "lb_frontends"
 	netMapLbServices       = "lb_services"
+	netMapLimits           = "limits"
 	netMapLinkLocalAllowed = "link_local_allowed"
 	netMapMasqExempt       = "masq_exempt"
 	netMapMasqFlows        = "masq_flows"
@@ -309,6 +322,7 @@ type netMapSpecs struct {
 	LbBackends       *ebpf.MapSpec `ebpf:"lb_backends"`
 	LbFrontends      *ebpf.MapSpec `ebpf:"lb_frontends"`
 	LbServices       *ebpf.MapSpec `ebpf:"lb_services"`
+	Limits           *ebpf.MapSpec `ebpf:"limits"`
 	LinkLocalAllowed *ebpf.MapSpec `ebpf:"link_local_allowed"`
 	MasqExempt       *ebpf.MapSpec `ebpf:"masq_exempt"`
 	MasqFlows        *ebpf.MapSpec `ebpf:"masq_flows"`
@@ -369,6 +383,7 @@ type netMaps struct {
 	LbBackends       *ebpf.Map `ebpf:"lb_backends"`
 	LbFrontends      *ebpf.Map `ebpf:"lb_frontends"`
 	LbServices       *ebpf.Map `ebpf:"lb_services"`
+	Limits           *ebpf.Map `ebpf:"limits"`
 	LinkLocalAllowed *ebpf.Map `ebpf:"link_local_allowed"`
 	MasqExempt       *ebpf.Map `ebpf:"masq_exempt"`
 	MasqFlows        *ebpf.Map `ebpf:"masq_flows"`
@@ -392,6 +407,7 @@ func (m *netMaps) Close() error {
 		m.LbBackends,
 		m.LbFrontends,
 		m.LbServices,
+		m.Limits,
 		m.LinkLocalAllowed,
 		m.MasqExempt,
 		m.MasqFlows,

@@ -3,6 +3,7 @@ package bpf
 import (
 	"net"
 	"net/netip"
+	"time"
 )
 
 // HostPortOwner begins the owners of host ports in the load balancer's table; all others there are UIDs of Services. Each of the two
@@ -26,7 +27,14 @@ type Endpoint struct {
 	Ifindex int // host-side veth
 	PodMAC  net.HardwareAddr
 	HostMAC net.HardwareAddr
-	Queued  bool // packets to the pod pass the queue (qdisc) of Ifindex instead of going straight into its namespace
+	Queued  bool  // packets to the pod pass the queue (qdisc) of Ifindex instead of going straight into its namespace
+	Egress  Limit // of what the pod sends; one for all addresses behind Ifindex
+}
+
+// Limit bounds what passes in a time. What is beyond it is dropped (drop_bandwidth).
+type Limit struct {
+	Rate  uint64        // bytes per second; 0: no limit
+	Ahead time.Duration // how far ahead of the rate it may be: bursts are no more than that, and a packet
 }
 
 // Name is a DNS name that the kernel answers.

@@ -25,7 +25,7 @@ func ReadRows(pinDir string) (Rows, error) {
 			m.Close()
 		}
 	}()
-	for _, name := range []string{"lb_services", "lb_frontends", "lb_backends", "endpoints", "names", "remotes"} {
+	for _, name := range []string{"lb_services", "lb_frontends", "lb_backends", "endpoints", "limits", "names", "remotes"} {
 		m, err := ebpf.LoadPinnedMap(filepath.Join(pinDir, name), &ebpf.LoadPinOptions{ReadOnly: true})
 		if err != nil {
 			return Rows{}, fmt.Errorf("bpf: table %s: %w", name, err)

@@ -4,18 +4,20 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/strake-io/strake/bpf"
 	"github.com/strake-io/strake/cni/plugin"
 )
 
 // A pod's limits are a token bucket (tc-tbf(8)) at each side of its veth, where packets leave it: at the pod's own side what it sends, to
 // wherever that goes, and before its sockets lose sight of it; at the host's side what is sent to it. For that, packets to such a pod pass
-// the host's side instead of going straight into its namespace (bpf.Endpoint.Queued). A pod that may administer its network can take away
-// the limit of what it sends.
+// the host's side instead of going straight into its namespace (bpf.Endpoint.Queued). A pod that administers its own network can take its
+// side's bucket away: the pod program drops what is then more than the limit (bpf.Endpoint.Egress).
 
 // Limits that Kubernetes allows, in bits per second.
 const minRate, maxRate = 1_000, 1_000_000_000_000_000
@@ -36,15 +38,30 @@ func checkBandwidth(b plugin.Bandwidth) error {
 	return nil
 }
 
-// bucket is the queue that keeps to a rate in bits per second: of a bucket of 10 ms, and 50 ms behind it.
+// burst is the size of the bucket for a rate in bytes per second: 10 ms.
+func burst(rate uint64) uint64 { return min(max(rate/100, minBurst), math.MaxInt32) }
+
+// unevenness is how much later one packet behind the bucket may be seen than the next: a busy machine serves them in heaps.
+const unevenness = 100 * time.Millisecond
+
+// egress is the limit that the pod program keeps to, for one in bits per second. What the bucket lets through never meets it.
+func egress(bits uint64) bpf.Limit {
+	rate := bits / 8
+	if rate == 0 {
+		return bpf.Limit{}
+	}
+	return bpf.Limit{Rate: rate, Ahead: time.Duration(burst(rate)*uint64(time.Second)/rate) + unevenness}
+}
+
+// bucket is the queue that keeps to a rate in bits per second, and 50 ms behind it.
 func bucket(ifindex int, bits uint64) *netlink.Tbf {
 	rate := bits / 8
-	burst := min(max(rate/100, minBurst), math.MaxInt32)
+	size := burst(rate)
 	return &netlink.Tbf{
 		QdiscAttrs: netlink.QdiscAttrs{LinkIndex: ifindex, Handle: netlink.MakeHandle(1, 0), Parent: netlink.HANDLE_ROOT},
 		Rate:       rate,
-		Buffer:     netlink.Xmittime(rate, uint32(burst)),
-		Limit:      uint32(min(burst+max(rate/20, minQueue), math.MaxInt32)),
+		Buffer:     netlink.Xmittime(rate, uint32(size)),
+		Limit:      uint32(min(size+max(rate/20, minQueue), math.MaxInt32)),
 	}
 }
 
@@ -61,6 +78,23 @@ func limit(h *netlink.Handle, link netlink.Link, bits uint64) error {
 		return fmt.Errorf("limit of %s: %w", link.Attrs().Name, err)
 	}
 	return nil
+}
+
+// limitPod puts the limit of what a pod sends back into the pod.
+func limitPod(a Allocation) error {
+	if a.Bandwidth.Egress == 0 {
+		return nil
+	}
+	p, err := inPod(a.Netns)
+	if err != nil {
+		return err
+	}
+	defer p.close()
+	inside, err := p.LinkByName(a.Ifname)
+	if err != nil {
+		return fmt.Errorf("interface %s of the pod: %w", a.Ifname, err)
+	}
+	return limit(p.Handle, inside, a.Bandwidth.Egress)
 }
 
 // hasLimit tells what is wrong of it.

@@ -10,7 +10,7 @@ import (
 	"github.com/strake-io/strake/cni/plugin"
 )
 
-// Limits stand at both sides of a pod's link, CHECK misses them, and a restart puts the host's back.
+// Limits stand at both sides of a pod's link, CHECK misses them, and a restart puts them back.
 func TestBandwidthLimits(t *testing.T) {
 	n := newNode(t, "10.244.0.0/24", "fd00::/64")
 	for _, c := range []struct {
@@ -23,7 +23,7 @@ func TestBandwidthLimits(t *testing.T) {
 		}
 		must(t, n.check(c.name, ns))
 		for _, row := range n.fake.rows {
-			if row.Owner == owner(c.name, "eth0") && row.Queued != (c.b.Ingress != 0) {
+			if row.Owner == owner(c.name, "eth0") && (row.Queued != (c.b.Ingress != 0) || row.Egress.Rate != c.b.Egress/8) {
 				t.Errorf("%s: row %+v", c.name, row)
 			}
 		}
@@ -48,6 +48,8 @@ func TestBandwidthLimits(t *testing.T) {
 			if err := n.check(c.name, ns); err == nil || !strings.Contains(err.Error(), "of the pod: its limit") {
 				t.Errorf("%s, without the limit of what it sends: %v", c.name, err)
 			}
+			n.restart(t)
+			must(t, n.check(c.name, ns))
 		}
 		n.del(t, c.name, ns)
 	}

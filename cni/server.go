@@ -84,7 +84,7 @@ func (s *Server) reconcile() error {
 			err = s.del(a.ContainerID, a.Ifname)
 		} else if err == nil {
 			if err = hostSide(outside, a, s.cfg.NodeAddrs); err == nil {
-				err = s.attach(a, outside.Attrs().Index, s.cfg.Datapath.AttachPod)
+				err = errors.Join(s.attach(a, outside.Attrs().Index, s.cfg.Datapath.AttachPod), limitPod(a))
 			}
 		}
 		if err != nil {
@@ -162,7 +162,7 @@ func endpoints(a Allocation, ifindex int) []bpf.Endpoint {
 	podMAC, hostMAC := macs(a)
 	var out []bpf.Endpoint
 	for _, addr := range a.Addrs {
-		out = append(out, bpf.Endpoint{Owner: owner(a.ContainerID, a.Ifname), Addr: addr, Ifindex: ifindex, PodMAC: podMAC, HostMAC: hostMAC, Queued: a.Bandwidth.Ingress != 0})
+		out = append(out, bpf.Endpoint{Owner: owner(a.ContainerID, a.Ifname), Addr: addr, Ifindex: ifindex, PodMAC: podMAC, HostMAC: hostMAC, Queued: a.Bandwidth.Ingress != 0, Egress: egress(a.Bandwidth.Egress)})
 	}
 	return out
 }

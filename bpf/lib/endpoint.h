@@ -10,11 +10,16 @@
 
 #define ENDPOINTS 8192 /* a pod has one of each family */
 
+enum {
+	ENDPOINT_QUEUED = 1,  /* what goes to the pod is limited: it passes the interface's queue */
+	ENDPOINT_LIMITED = 2, /* so is what it sends, see bandwidth.h */
+};
+
 struct endpoint {
 	__u32 ifindex; /* host side of the pod's veth */
 	__u8 pod_mac[6];
 	__u8 host_mac[6];
-	__u32 queued; /* what goes to the pod is limited: it passes the interface's queue */
+	__u32 flags;
 	__u8 owner[64]; /* sandbox */
 };
 
@@ -36,7 +41,7 @@ static __always_inline int endpoint_redirect(struct __sk_buff *skb, const struct
 	__builtin_memcpy(macs + 6, ep->host_mac, 6);
 	if (bpf_skb_store_bytes(skb, 0, macs, sizeof(macs), 0))
 		return 2; /* TC_ACT_SHOT */
-	if (ep->queued)
+	if (ep->flags & ENDPOINT_QUEUED)
 		return bpf_redirect(ep->ifindex, 0);
 	return bpf_redirect_peer(ep->ifindex, 0);
 }
