@@ -158,6 +158,12 @@ type netPrefix struct {
 	Addr [16]uint8
 }
 
+type netRefusals struct {
+	_      structs.HostLayout
+	Second uint32
+	N      uint32
+}
+
 type netRemote struct {
 	_      structs.HostLayout
 	Node   netAddr
@@ -238,6 +244,7 @@ const (
 	netMapMonitor          = "monitor"
 	netMapNames            = "names"
 	netMapPath             = "path"
+	netMapRefusals         = "refusals"
 	netMapRemotes          = "remotes"
 	netMapScratches        = "scratches"
 	netProgStrakeEgress    = "strake_egress"
@@ -331,6 +338,7 @@ type netMapSpecs struct {
 	Monitor          *ebpf.MapSpec `ebpf:"monitor"`
 	Names            *ebpf.MapSpec `ebpf:"names"`
 	Path             *ebpf.MapSpec `ebpf:"path"`
+	Refusals         *ebpf.MapSpec `ebpf:"refusals"`
 	Remotes          *ebpf.MapSpec `ebpf:"remotes"`
 	Scratches        *ebpf.MapSpec `ebpf:"scratches"`
 }
@@ -392,6 +400,7 @@ type netMaps struct {
 	Monitor          *ebpf.Map `ebpf:"monitor"`
 	Names            *ebpf.Map `ebpf:"names"`
 	Path             *ebpf.Map `ebpf:"path"`
+	Refusals         *ebpf.Map `ebpf:"refusals"`
 	Remotes          *ebpf.Map `ebpf:"remotes"`
 	Scratches        *ebpf.Map `ebpf:"scratches"`
 }
@@ -416,6 +425,7 @@ func (m *netMaps) Close() error {
 		m.Monitor,
 		m.Names,
 		m.Path,
+		m.Refusals,
 		m.Remotes,
 		m.Scratches,
 	)

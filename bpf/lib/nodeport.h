@@ -61,7 +61,10 @@ static __always_inline enum parsed parse_fresh(struct __sk_buff *skb, struct pac
 	return parse(skb, p);
 }
 
+#include "refuse.h"
+
 #define NODEPORT_FORWARD -3
+#define NODEPORT_REFUSED -4
 
 /* To a backend on another node: the flow s->key has the row s->to. */
 int __attribute__((noinline)) nodeport_forward(struct __sk_buff *skb)
@@ -179,7 +182,7 @@ int __attribute__((noinline)) nodeport_find(struct __sk_buff *skb)
 	}
 	be = lb_pick(fe, &slot);
 	if (!be)
-		return drop(skb, DROP_NO_BACKEND);
+		return NODEPORT_REFUSED;
 	s->to.addr = be->addr;
 	s->to.port = be->port;
 	s->to.via = 0;
@@ -213,6 +216,8 @@ static __always_inline int nodeport_in(struct __sk_buff *skb)
 
 	if (verdict == MASQ_FORWARDED)
 		return nodeport_return(skb);
+	if (verdict == NODEPORT_REFUSED)
+		return refuse(skb, DROP_NO_BACKEND);
 	return verdict == NODEPORT_FORWARD ? nodeport_forward(skb) : verdict;
 }
 
