@@ -102,7 +102,7 @@ func hasLimit(h *netlink.Handle, link netlink.Link, bits uint64) error {
 	if bits == 0 {
 		return nil
 	}
-	list, err := h.QdiscList(link)
+	list, err := Whole(func() ([]netlink.Qdisc, error) { return h.QdiscList(link) })
 	if err != nil {
 		return fmt.Errorf("queues: %w", err)
 	}

@@ -250,10 +250,7 @@ func disconnect(host string) error {
 
 // ours lists the host's sides that carry the alias.
 func ours(alias string) ([]netlink.Link, error) {
-	links, err := netlink.LinkList()
-	for errors.Is(err, netlink.ErrDumpInterrupted) { // interfaces come and go
-		links, err = netlink.LinkList()
-	}
+	links, err := Whole(netlink.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("interfaces: %w", err)
 	}

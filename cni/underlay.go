@@ -26,10 +26,7 @@ const defaultMTU = 1500
 // readUnderlay looks for the interfaces that have the node's addresses, and those that are uplinks by name, as far as there are any.
 func readUnderlay(addrs []netip.Addr, names []string) (Underlay, error) {
 	u := Underlay{missing: slices.Clone(addrs)}
-	list, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
-	for errors.Is(err, netlink.ErrDumpInterrupted) {
-		list, err = netlink.AddrList(nil, netlink.FAMILY_ALL)
-	}
+	list, err := Whole(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return u, fmt.Errorf("cni: addresses: %w", err)
 	}

@@ -82,7 +82,7 @@ func (s side) verify() error {
 	if !bytes.Equal(attrs.HardwareAddr, s.mac) {
 		return fmt.Errorf("its Ethernet address is %s, not %s", attrs.HardwareAddr, s.mac)
 	}
-	list, err := s.h.AddrList(s.link, netlink.FAMILY_ALL)
+	list, err := Whole(func() ([]netlink.Addr, error) { return s.h.AddrList(s.link, netlink.FAMILY_ALL) })
 	if err != nil {
 		return fmt.Errorf("addresses: %w", err)
 	}
@@ -129,7 +129,7 @@ func toAddr(ip net.IP) netip.Addr {
 func hasRoutes(h *netlink.Handle, l netlink.Link, want []route) error {
 	have := map[route]bool{}
 	for _, is4 := range []bool{true, false} {
-		list, err := h.RouteList(l, family(is4))
+		list, err := Whole(func() ([]netlink.Route, error) { return h.RouteList(l, family(is4)) })
 		if err != nil {
 			return fmt.Errorf("routes: %w", err)
 		}
@@ -151,7 +151,7 @@ func hasRoutes(h *netlink.Handle, l netlink.Link, want []route) error {
 }
 
 func hasNeigh(h *netlink.Handle, ifindex int, a netip.Addr, mac net.HardwareAddr) error {
-	list, err := h.NeighList(ifindex, family(a.Is4()))
+	list, err := Whole(func() ([]netlink.Neigh, error) { return h.NeighList(ifindex, family(a.Is4())) })
 	if err != nil {
 		return fmt.Errorf("neighbours: %w", err)
 	}

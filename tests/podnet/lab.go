@@ -2,7 +2,6 @@ package podnet
 
 import (
 	"bufio"
-	"context"
 	"crypto/rand"
 	"encoding/hex"
 	"encoding/json"
@@ -14,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -47,6 +47,9 @@ type Lab struct {
 	Nodes   []*Node
 	dir     string
 	spaces  []Space
+
+	mu     sync.Mutex
+	askers map[Space]*asker // of the places that have asked
 }
 
 // Node is a node's place, and its process when it runs.
@@ -68,7 +71,7 @@ type Pod struct {
 
 // New makes n nodes; none runs yet, and what is desired of them is to be put into their Spec before Start. Close takes all away.
 func New(n int) (l *Lab, err error) {
-	l = &Lab{}
+	l = &Lab{askers: map[Space]*asker{}}
 	if l.dir, err = os.MkdirTemp("", "strake-podnet-"); err != nil {
 		return nil, err
 	}
@@ -189,6 +192,10 @@ func (l *Lab) Joined(name string) (Space, error) {
 // Close ends the nodes and takes all away. Repeating it is fine.
 func (l *Lab) Close() error {
 	var errs []error
+	for _, a := range l.askers {
+		errs = append(errs, a.close())
+	}
+	clear(l.askers)
 	for _, n := range l.Nodes {
 		errs = append(errs, n.Stop())
 		if n.Space != "" {
@@ -337,22 +344,33 @@ func cgroupRoot() (string, error) {
 
 // Ask sends n messages from the pod, each over a connection or socket of its own, and returns what came back, line by line: who
 // answered, and as whom it saw the pod. As a process of the node, it meets the socket hooks.
-func (p *Pod) Ask(ctx context.Context, network string, to netip.AddrPort, n int) (string, error) {
-	return ask(ctx, p.Space, p.Node.Cgroup, network, to, n)
+func (p *Pod) Ask(network string, to netip.AddrPort, n int) (string, error) {
+	return p.Node.lab.ask(p.Space, p.Node.Cgroup, network, to, n)
 }
 
 // Ask is the same from a process of the node itself.
-func (n *Node) Ask(ctx context.Context, network string, to netip.AddrPort, times int) (string, error) {
-	return ask(ctx, n.Space, n.Cgroup, network, to, times)
+func (n *Node) Ask(network string, to netip.AddrPort, times int) (string, error) {
+	return n.lab.ask(n.Space, n.Cgroup, network, to, times)
 }
 
 // AskOutside is the same from outside.
-func (l *Lab) AskOutside(ctx context.Context, network string, to netip.AddrPort, times int) (string, error) {
-	return ask(ctx, l.Outside, "", network, to, times)
+func (l *Lab) AskOutside(network string, to netip.AddrPort, times int) (string, error) {
+	return l.ask(l.Outside, "", network, to, times)
 }
 
-func ask(ctx context.Context, s Space, cgroup, network string, to netip.AddrPort, times int) (string, error) {
-	return s.Run(ctx, cgroup, []string{roleVariable + "=client"}, "/proc/self/exe", network, to.String(), fmt.Sprint(times))
+func (l *Lab) ask(s Space, cgroup, network string, to netip.AddrPort, times int) (string, error) {
+	l.mu.Lock()
+	a := l.askers[s]
+	if a == nil {
+		var err error
+		if a, err = newAsker(s, cgroup); err != nil {
+			l.mu.Unlock()
+			return "", fmt.Errorf("client in %s: %w", s, err)
+		}
+		l.askers[s] = a
+	}
+	l.mu.Unlock()
+	return a.ask(network, to, times)
 }
 
 // patience is how long a client waits for an answer: an emulated machine is slow.

@@ -60,7 +60,7 @@ func Main() {
 	case "node":
 		err = serve(os.Args[1])
 	case "client":
-		err = client(os.Args[1:])
+		err = client(os.Stdin, os.Stdout)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

@@ -132,7 +132,7 @@ func paths(t *testing.T, c *cluster) {
 			for _, from := range c.pods {
 				own := from.Addrs[family].String()
 				ask := func(to netip.Addr, port uint16, times int) (string, error) {
-					return from.Ask(t.Context(), network, netip.AddrPortFrom(to, port), times)
+					return from.Ask(network, netip.AddrPortFrom(to, port), times)
 				}
 				for _, to := range c.pods {
 					out, err := ask(to.Addrs[family], serverPort, 1)
@@ -142,7 +142,7 @@ func paths(t *testing.T, c *cluster) {
 					node := fmt.Sprint("node", i+1)
 					out, err := ask(n.Addrs[family], serverPort, 1)
 					answered(t, out, err, node+" "+own, network, from.ID, node)
-					out, err = n.Ask(t.Context(), network, netip.AddrPortFrom(from.Addrs[family], serverPort), 1)
+					out, err = n.Ask(network, netip.AddrPortFrom(from.Addrs[family], serverPort), 1)
 					answered(t, out, err, from.ID+" "+n.Addrs[family].String(), network, node, from.ID)
 				}
 				out, err := ask(OutsideIPs[family], serverPort, 1)
@@ -152,9 +152,9 @@ func paths(t *testing.T, c *cluster) {
 			}
 			for i, n := range c.Nodes {
 				node := fmt.Sprint("node", i+1)
-				out, err := n.Ask(t.Context(), network, netip.AddrPortFrom(clusterIPs[family], servicePort), 40)
+				out, err := n.Ask(network, netip.AddrPortFrom(clusterIPs[family], servicePort), 40)
 				c.spread(t, out, err, network, node, "Service")
-				out, err = c.AskOutside(t.Context(), network, netip.AddrPortFrom(n.Addrs[family], nodePort), 40)
+				out, err = c.AskOutside(network, netip.AddrPortFrom(n.Addrs[family], nodePort), 40)
 				c.spread(t, out, err, network, "outside", node+"'s NodePort")
 			}
 		}
@@ -218,10 +218,10 @@ func TestKilledNode(t *testing.T) {
 		for family := range 2 {
 			for _, from := range c.pods {
 				for _, to := range c.pods {
-					out, err := from.Ask(t.Context(), "tcp", netip.AddrPortFrom(to.Addrs[family], serverPort), 1)
+					out, err := from.Ask("tcp", netip.AddrPortFrom(to.Addrs[family], serverPort), 1)
 					answered(t, out, err, to.ID+" "+from.Addrs[family].String(), when, from.ID, to.ID)
 				}
-				out, err := from.Ask(t.Context(), "udp", netip.AddrPortFrom(clusterIPs[family], servicePort), 40)
+				out, err := from.Ask("udp", netip.AddrPortFrom(clusterIPs[family], servicePort), 40)
 				c.spread(t, out, err, when, from.ID, "Service")
 			}
 		}
@@ -231,7 +231,7 @@ func TestKilledNode(t *testing.T) {
 	paths("after a restart")
 	if p, err := c.Nodes[0].NewPod("late"); err != nil {
 		t.Error(err)
-	} else if out, err := p.Ask(t.Context(), "tcp", netip.AddrPortFrom(c.pods[0].Addrs[0], serverPort), 1); err != nil {
+	} else if out, err := p.Ask("tcp", netip.AddrPortFrom(c.pods[0].Addrs[0], serverPort), 1); err != nil {
 		t.Errorf("a new pod: %v: %s", err, out)
 	}
 }

@@ -52,7 +52,7 @@ func (c *cluster) between(t *testing.T) {
 			}
 			for family := range to.Addrs {
 				for _, network := range networks[family] {
-					out, err := from.Ask(t.Context(), network, netip.AddrPortFrom(to.Addrs[family], serverPort), 1)
+					out, err := from.Ask(network, netip.AddrPortFrom(to.Addrs[family], serverPort), 1)
 					answered(t, out, err, to.ID+" "+from.Addrs[family].String(), network, from.ID, to.ID)
 				}
 			}

@@ -7,10 +7,8 @@ import (
 	"io/fs"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
-	"syscall"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -81,27 +79,6 @@ func onThread(f func() error) error {
 		return errors.New("ended in the middle")
 	}
 	return err
-}
-
-// Run runs a program in the namespace, as a process of a cgroup if its folder is given, and returns all that it wrote.
-func (s Space) Run(ctx context.Context, cgroup string, env []string, argv ...string) (string, error) {
-	var out []byte
-	var failed error
-	err := s.In(func() error {
-		c := exec.CommandContext(ctx, argv[0], argv[1:]...)
-		c.Env = append(os.Environ(), env...)
-		if cgroup != "" {
-			dir, err := os.Open(cgroup)
-			if err != nil {
-				return err
-			}
-			defer dir.Close()
-			c.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
-		}
-		out, failed = c.CombinedOutput()
-		return nil
-	})
-	return string(out), errors.Join(err, failed)
 }
 
 // Dial connects from within the namespace, as a process of no node.

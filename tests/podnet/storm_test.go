@@ -16,6 +16,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/strake-io/strake/bpf"
+	"github.com/strake-io/strake/cni"
 	"github.com/strake-io/strake/cni/plugin"
 )
 
@@ -106,7 +107,7 @@ func TestStormWithKilledAgent(t *testing.T) {
 		t.Errorf("left in the kernel: %+v %+v, was %+v %+v", after.Links, after.Maps, before.Links, before.Maps)
 	}
 	must(t, n.Space.In(func() error {
-		links, err := netlink.LinkList()
+		links, err := cni.Whole(netlink.LinkList)
 		for _, l := range links {
 			if strings.HasPrefix(l.Attrs().Name, "stk") {
 				t.Errorf("interface %s is left", l.Attrs().Name)

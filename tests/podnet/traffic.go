@@ -4,33 +4,108 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
+	"os"
+	"os/exec"
 	"strconv"
 	"strings"
+	"sync"
+	"syscall"
 	"time"
 
 	"github.com/miekg/dns"
 )
 
-// client is what a process started by Ask does.
-func client(args []string) error {
-	if len(args) != 3 {
-		return fmt.Errorf("want network, address, number: %q", args)
-	}
-	n, err := strconv.Atoi(args[2])
-	if err != nil {
-		return err
-	}
-	for range n {
-		answer, err := exchange(args[0], args[1])
-		if err != nil {
+// client is what a process that asks does: it reads questions, a line each of network, address and number, and writes the answers to each,
+// a line each, and then a line that begins with noMore and tells in quotes what failed.
+func client(in io.Reader, out io.Writer) error {
+	lines := bufio.NewScanner(in)
+	for lines.Scan() {
+		var network, addr, failed string
+		var n int
+		if _, err := fmt.Sscan(lines.Text(), &network, &addr, &n); err != nil {
+			return fmt.Errorf("want network, address, number: %q: %w", lines.Text(), err)
+		}
+		for range n {
+			answer, err := exchange(network, addr)
+			if err != nil {
+				failed = err.Error()
+				break
+			}
+			fmt.Fprintln(out, answer)
+		}
+		if _, err := fmt.Fprintf(out, "%s%q\n", noMore, failed); err != nil {
 			return err
 		}
-		fmt.Println(answer)
 	}
-	return nil
+	return lines.Err()
 }
+
+const noMore = "= "
+
+// asker is a client's process. It stays for all that its place asks: where machines are emulated, to start one takes long.
+type asker struct {
+	mu  sync.Mutex
+	cmd *exec.Cmd
+	in  io.WriteCloser
+	out *bufio.Reader
+}
+
+// newAsker starts a client in a namespace, as a process of a cgroup if its folder is given.
+func newAsker(s Space, cgroup string) (*asker, error) {
+	a := &asker{cmd: exec.Command("/proc/self/exe")}
+	a.cmd.Env = append(os.Environ(), roleVariable+"=client")
+	a.cmd.Stderr = os.Stderr
+	var err error
+	if a.in, err = a.cmd.StdinPipe(); err != nil {
+		return nil, err
+	}
+	out, err := a.cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	a.out = bufio.NewReader(out)
+	return a, s.In(func() error {
+		if cgroup != "" {
+			dir, err := os.Open(cgroup)
+			if err != nil {
+				return err
+			}
+			defer dir.Close()
+			a.cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
+		}
+		return a.cmd.Start()
+	})
+}
+
+func (a *asker) ask(network string, to netip.AddrPort, n int) (string, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if _, err := fmt.Fprintln(a.in, network, to, n); err != nil {
+		return "", err
+	}
+	var answers strings.Builder
+	for {
+		line, err := a.out.ReadString('\n')
+		if err != nil {
+			return answers.String(), fmt.Errorf("the client has ended: %w", err)
+		}
+		quoted, last := strings.CutPrefix(strings.TrimSpace(line), noMore)
+		if !last {
+			answers.WriteString(line)
+			continue
+		}
+		failed, err := strconv.Unquote(quoted)
+		if err == nil && failed != "" {
+			err = errors.New(failed)
+		}
+		return answers.String(), err
+	}
+}
+
+func (a *asker) close() error { return errors.Join(a.in.Close(), a.cmd.Wait()) }
 
 func exchange(network, addr string) (string, error) {
 	c, err := net.DialTimeout(network, addr, patience)

@@ -19,6 +19,7 @@ import (
 
 	"github.com/strake-io/strake/bpf"
 	"github.com/strake-io/strake/cmd/strake/layout"
+	"github.com/strake-io/strake/cni"
 )
 
 // Node is what a bundle is made of. It is collected in the node's network namespace.
@@ -173,7 +174,7 @@ type link struct {
 }
 
 func links() (any, error) {
-	list, err := netlink.LinkList()
+	list, err := cni.Whole(netlink.LinkList)
 	if err != nil {
 		return nil, err
 	}
@@ -184,7 +185,7 @@ func links() (any, error) {
 		if s := a.Statistics; s != nil {
 			row.Received, row.Sent, row.Lost = s.RxPackets, s.TxPackets, s.RxErrors+s.TxErrors+s.RxDropped+s.TxDropped
 		}
-		addrs, aerr := netlink.AddrList(l, netlink.FAMILY_ALL)
+		addrs, aerr := cni.Whole(func() ([]netlink.Addr, error) { return netlink.AddrList(l, netlink.FAMILY_ALL) })
 		err = errors.Join(err, aerr)
 		for _, addr := range addrs {
 			row.Addresses = append(row.Addresses, addr.IPNet.String())
@@ -197,7 +198,9 @@ func links() (any, error) {
 func routes() (any, error) {
 	out := []string{}
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		list, err := netlink.RouteListFiltered(family, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
+		list, err := cni.Whole(func() ([]netlink.Route, error) {
+			return netlink.RouteListFiltered(family, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
+		})
 		if err != nil {
 			return out, err
 		}
@@ -210,7 +213,7 @@ func routes() (any, error) {
 
 func rules() (any, error) {
 	out := []string{}
-	list, err := netlink.RuleList(netlink.FAMILY_ALL)
+	list, err := cni.Whole(func() ([]netlink.Rule, error) { return netlink.RuleList(netlink.FAMILY_ALL) })
 	for _, r := range list {
 		out = append(out, fmt.Sprintf("%s table %d", r, r.Table))
 	}
@@ -226,7 +229,7 @@ type neighbour struct {
 
 func neighbours() (any, error) {
 	out := []neighbour{}
-	list, err := netlink.NeighList(0, netlink.FAMILY_ALL)
+	list, err := cni.Whole(func() ([]netlink.Neigh, error) { return netlink.NeighList(0, netlink.FAMILY_ALL) })
 	for _, n := range list {
 		out = append(out, neighbour{n.LinkIndex, n.IP.String(), n.HardwareAddr.String(), n.State})
 	}

@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"github.com/vishvananda/netlink"
+
+	"github.com/strake-io/strake/cni"
 )
 
 // IPFamily names the families that a cluster has; the first is the primary one.
@@ -261,11 +263,11 @@ func join[T fmt.Stringer](list []T) string {
 // nodeAddr finds the machine's address of a family: that on the way to the default route, else any that is not loopback.
 func nodeAddr(f family) (netip.Addr, error) {
 	fail := func(err error) (netip.Addr, error) { return netip.Addr{}, fmt.Errorf("node address: %w", err) }
-	links, err := netlink.LinkList()
+	links, err := cni.Whole(netlink.LinkList)
 	if err != nil {
 		return fail(err)
 	}
-	routes, err := netlink.RouteList(nil, f.netlink)
+	routes, err := cni.Whole(func() ([]netlink.Route, error) { return netlink.RouteList(nil, f.netlink) })
 	if err != nil {
 		return fail(err)
 	}
@@ -278,7 +280,7 @@ func nodeAddr(f family) (netip.Addr, error) {
 	}
 	var found netip.Addr
 	for _, link := range links {
-		addrs, err := netlink.AddrList(link, f.netlink)
+		addrs, err := cni.Whole(func() ([]netlink.Addr, error) { return netlink.AddrList(link, f.netlink) })
 		if err != nil {
 			return fail(err)
 		}

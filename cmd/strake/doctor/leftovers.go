@@ -11,6 +11,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/strake-io/strake/cni"
 )
 
 // Names by which other network plugins and kube-proxy are known.
@@ -81,7 +83,7 @@ func shorten(l []string) string {
 }
 
 func linkNames() ([]string, error) {
-	links, err := netlink.LinkList()
+	links, err := cni.Whole(netlink.LinkList)
 	if err != nil {
 		return nil, err
 	}

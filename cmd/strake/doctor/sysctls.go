@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"github.com/vishvananda/netlink"
+
+	"github.com/strake-io/strake/cni"
 )
 
 // minMasqPorts is how many ports pods should have of their own for one destination.
@@ -74,7 +76,7 @@ func hasRouteByRA(name string) bool {
 	if err != nil {
 		return false
 	}
-	routes, err := netlink.RouteList(l, netlink.FAMILY_V6)
+	routes, err := cni.Whole(func() ([]netlink.Route, error) { return netlink.RouteList(l, netlink.FAMILY_V6) })
 	if err != nil {
 		return false
 	}

@@ -11,6 +11,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/strake-io/strake/bpf"
+	"github.com/strake-io/strake/cni"
 )
 
 // tunnelDevice is the node's VXLAN device.
@@ -40,12 +41,12 @@ func tunnelOverhead(own []netip.Addr, remotes []bpf.Remote) int {
 // uplinks are the interfaces that have an address of the node.
 func (e *examination) uplinks() []string {
 	var out []string
-	links, err := netlink.LinkList()
+	links, err := cni.Whole(netlink.LinkList)
 	if err != nil {
 		return nil
 	}
 	for _, l := range links {
-		addrs, err := netlink.AddrList(l, netlink.FAMILY_ALL)
+		addrs, err := cni.Whole(func() ([]netlink.Addr, error) { return netlink.AddrList(l, netlink.FAMILY_ALL) })
 		if err != nil {
 			continue
 		}

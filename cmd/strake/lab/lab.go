@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/strake-io/strake/cmd/strake/layout"
+	"github.com/strake-io/strake/cni"
 )
 
 // Network is the lab of one cluster.
@@ -56,7 +57,7 @@ func (w Network) Addrs(n int) []netip.Addr {
 // Choose finds ranges for the nodes of a lab, one for each family wanted, that meet none of taken and nothing that this
 // namespace has an address in or a route to.
 func Choose(v6 []bool, taken []netip.Prefix) ([]netip.Prefix, error) {
-	routes, err := netlink.RouteList(nil, netlink.FAMILY_ALL)
+	routes, err := cni.Whole(func() ([]netlink.Route, error) { return netlink.RouteList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return nil, fmt.Errorf("lab: routes: %w", err)
 	}
@@ -65,7 +66,7 @@ func Choose(v6 []bool, taken []netip.Prefix) ([]netip.Prefix, error) {
 			taken = append(taken, p)
 		}
 	}
-	addrs, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+	addrs, err := cni.Whole(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return nil, fmt.Errorf("lab: addresses: %w", err)
 	}
@@ -156,15 +157,12 @@ func (w Network) source(a netip.Addr) net.IP {
 
 // mtu is that of the interface with the first node's address, at most what a veth can have.
 func (w Network) mtu() (int, error) {
-	links, err := netlink.LinkList()
-	for errors.Is(err, netlink.ErrDumpInterrupted) {
-		links, err = netlink.LinkList()
-	}
+	links, err := cni.Whole(netlink.LinkList)
 	if err != nil {
 		return 0, err
 	}
 	for _, link := range links {
-		addrs, err := netlink.AddrList(link, netlink.FAMILY_ALL)
+		addrs, err := cni.Whole(func() ([]netlink.Addr, error) { return netlink.AddrList(link, netlink.FAMILY_ALL) })
 		if err != nil {
 			return 0, err
 		}
@@ -273,10 +271,7 @@ func (w Network) Remove() error {
 	for _, path := range found {
 		errs = append(errs, removeNamespace(path))
 	}
-	links, err := netlink.LinkList()
-	for errors.Is(err, netlink.ErrDumpInterrupted) { // interfaces come and go
-		links, err = netlink.LinkList()
-	}
+	links, err := cni.Whole(netlink.LinkList)
 	if err != nil {
 		errs = append(errs, fmt.Errorf("interfaces: %w", err))
 	}
