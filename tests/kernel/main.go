@@ -21,7 +21,7 @@ const work = "bin/kernels"
 const verifierTable = "tests/kernel/verifier.json"
 
 // modules are those that the node network and its tests need, and most distributions build as such.
-var modules = []string{"veth", "vxlan", "bridge", "cls_bpf", "sch_ingress", "sch_tbf", "overlay"}
+var modules = []string{"veth", "vxlan", "bridge", "dummy", "cls_bpf", "sch_ingress", "sch_tbf", "sch_fq", "overlay", "sctp", "ip_vs", "ip_vs_rr"}
 
 // suite is a package whose tests need nothing but a kernel, root and busybox.
 type suite struct {
@@ -32,7 +32,7 @@ type suite struct {
 }
 
 // suiteTimeout is below that of a kernel: the suite itself can tell where it hangs.
-const suiteTimeout = "5m"
+const suiteTimeout = "25m"
 
 var suites = []suite{
 	{folder: "bpf"},
@@ -53,7 +53,7 @@ func main() {
 func run(ctx context.Context) error {
 	series := flag.String("kernels", "5.10,6.1,6.12", "series of kernels, as Debian 11, Debian 12 and its backports have them")
 	pattern := flag.String("run", "", "only tests that match, as in go test -run")
-	timeout := flag.Duration("timeout", 9*time.Minute, "for one kernel")
+	timeout := flag.Duration("timeout", 40*time.Minute, "for one kernel")
 	update := flag.Bool("update", false, "write "+verifierTable+" anew")
 	allowMissing := flag.Bool("allow-missing", false, "a kernel that can't be had is told, and no failure")
 	flag.Parse()
