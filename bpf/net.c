@@ -8,6 +8,7 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 #include "lib/bandwidth.h"
+#include "lib/conntrack.h"
 #include "lib/dns.h"
 #include "lib/endpoint.h"
 #include "lib/lb.h"
@@ -46,7 +47,6 @@ int strake_pod(struct __sk_buff *skb)
 	struct endpoint *ep;
 	struct packet *p;
 	struct remote *r;
-	struct flow *f;
 	int verdict;
 
 	if (!s)
@@ -80,15 +80,13 @@ int strake_pod(struct __sk_buff *skb)
 	}
 	if (p->ports) {
 		flow_key_of(p, &s->key, 1);
-		f = bpf_map_lookup_elem(&flows, &s->key);
-		if (f) {
-			__u32 ifindex = f->ifindex;
-			struct addr addr = f->addr;
-
-			if (nat(skb, p, 1, &addr, f->port))
+		if (flow_get(skb)) {
+			if (flow_step(skb))
+				return drop(skb, DROP_CONNTRACK_FULL);
+			if (flow_rewrite(skb))
 				return drop(skb, DROP_REWRITE);
 			note(skb, POD_TO_UPLINK);
-			return nodeport_answer(skb, &p->daddr, ifindex);
+			return nodeport_answer(skb, &s->flow.daddr, s->flow.ifindex);
 		}
 	}
 	ep = bpf_map_lookup_elem(&endpoints, &p->daddr);

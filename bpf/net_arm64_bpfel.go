@@ -68,11 +68,18 @@ type netEndpoint struct {
 }
 
 type netFlow struct {
-	_       structs.HostLayout
-	Addr    netAddr
-	Port    uint16
-	Via     uint16
-	Ifindex uint32
+	_          structs.HostLayout
+	Saddr      netAddr
+	Daddr      netAddr
+	Sport      uint16
+	Dport      uint16
+	Ifindex    uint32
+	Service    uint32
+	Generation uint32
+	Seen       uint32
+	State      uint8
+	Flags      uint8
+	Pad        uint16
 }
 
 type netFlowKey struct {
@@ -196,9 +203,8 @@ type netScratch struct {
 	}
 	Key   netFlowKey
 	Back  netFlowKey
-	To    netFlow
-	Front netFlow
-	Row   netMasq
+	Flow  netFlow
+	Other netFlow
 }
 
 type netService struct {
@@ -231,7 +237,8 @@ const (
 	netMapEndpoints        = "endpoints"
 	netMapEvents           = "events"
 	netMapEventsLost       = "events_lost"
-	netMapFlows            = "flows"
+	netMapFlowsOpen        = "flows_open"
+	netMapFlowsPassing     = "flows_passing"
 	netMapLbBackends       = "lb_backends"
 	netMapLbFrontends      = "lb_frontends"
 	netMapLbServices       = "lb_services"
@@ -325,7 +332,8 @@ type netMapSpecs struct {
 	Endpoints        *ebpf.MapSpec `ebpf:"endpoints"`
 	Events           *ebpf.MapSpec `ebpf:"events"`
 	EventsLost       *ebpf.MapSpec `ebpf:"events_lost"`
-	Flows            *ebpf.MapSpec `ebpf:"flows"`
+	FlowsOpen        *ebpf.MapSpec `ebpf:"flows_open"`
+	FlowsPassing     *ebpf.MapSpec `ebpf:"flows_passing"`
 	LbBackends       *ebpf.MapSpec `ebpf:"lb_backends"`
 	LbFrontends      *ebpf.MapSpec `ebpf:"lb_frontends"`
 	LbServices       *ebpf.MapSpec `ebpf:"lb_services"`
@@ -387,7 +395,8 @@ type netMaps struct {
 	Endpoints        *ebpf.Map `ebpf:"endpoints"`
 	Events           *ebpf.Map `ebpf:"events"`
 	EventsLost       *ebpf.Map `ebpf:"events_lost"`
-	Flows            *ebpf.Map `ebpf:"flows"`
+	FlowsOpen        *ebpf.Map `ebpf:"flows_open"`
+	FlowsPassing     *ebpf.Map `ebpf:"flows_passing"`
 	LbBackends       *ebpf.Map `ebpf:"lb_backends"`
 	LbFrontends      *ebpf.Map `ebpf:"lb_frontends"`
 	LbServices       *ebpf.Map `ebpf:"lb_services"`
@@ -412,7 +421,8 @@ func (m *netMaps) Close() error {
 		m.Endpoints,
 		m.Events,
 		m.EventsLost,
-		m.Flows,
+		m.FlowsOpen,
+		m.FlowsPassing,
 		m.LbBackends,
 		m.LbFrontends,
 		m.LbServices,

@@ -17,6 +17,7 @@
 #include <bpf/bpf_helpers.h>
 #include "addr.h"
 #include "verdict.h"
+#include "conntrack.h"
 #include "endpoint.h"
 #include "lb.h"
 #include "nat.h"
@@ -321,6 +322,45 @@ static __always_inline int masq_pick(struct __sk_buff *skb, struct flow_key *bac
 	return -1;
 }
 
+#define FLOW_NO_PORT -2
+
+/* Begins the flow s->key, s->flow with the node's address and one of its ports as the source: 0, FLOW_NO_PORT, or -1 if there is no room. */
+int __attribute__((noinline)) masq_begin(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch();
+	struct masq row = { .state = FORWARDED, .seen = seconds_now() };
+
+	if (!skb || !s)
+		return -1;
+	row.addr = s->p.saddr;
+	row.port = s->p.sport;
+	s->flow.saddr = node_of(s->p.v6);
+	masq_key(&s->back, &s->flow.daddr, s->flow.dport, &s->flow.saddr, 0, s->p.proto, 1);
+	if (masq_pick(skb, &s->back, &row, 0))
+		return FLOW_NO_PORT;
+	s->flow.sport = s->back.dport;
+	s->flow.flags |= FLOW_MASQUERADED;
+	return flow_begin(skb);
+}
+
+/* Follows the port of the flow s->key, s->flow by the packet at hand. */
+int __attribute__((noinline)) masq_follow(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch();
+	struct masq *m;
+
+	if (!skb || !s)
+		return 0;
+	if (s->key.reply)
+		s->back = s->key;
+	else
+		flow_key_back(&s->key, &s->flow, &s->back);
+	m = bpf_map_lookup_elem(&masq_flows, &s->back);
+	if (m)
+		masq_touch(m, s->p.tcp, s->key.reply, s->flow.seen);
+	return 0;
+}
+
 /* A packet that an error quotes. */
 struct quoted {
 	struct addr saddr, daddr;
@@ -394,11 +434,11 @@ static __always_inline int masq_error(struct __sk_buff *skb, const struct packet
 		port = m->port;
 	} else {
 		key->reply = out;
-		f = bpf_map_lookup_elem(&flows, key);
+		f = flow_row(key);
 		if (!f)
 			return -1;
-		*pod = f->addr;
-		port = f->port;
+		*pod = out ? f->saddr : f->daddr;
+		port = out ? f->sport : f->dport;
 	}
 	if (out && addr_eq(pod, &p->saddr)) /* a flow that the outside began */
 		return TC_ACT_OK;
@@ -456,9 +496,9 @@ static __always_inline int masq_out(struct __sk_buff *skb, struct packet *p)
 	}
 	if (p->more && kind == L4_PORTS) { /* the answer of a frontend, which the pod's program leaves to us; the fragments that follow need the address alone */
 		masq_key(&key, &p->saddr, p->sport, &p->daddr, p->dport, p->proto, 1);
-		answer = bpf_map_lookup_elem(&flows, &key);
-		if (answer && addr_eq(&answer->addr, &node)) {
-			if (nat(skb, p, 1, &node, answer->port))
+		answer = flow_row(&key);
+		if (answer && addr_eq(&answer->saddr, &node)) {
+			if (nat(skb, p, 1, &node, answer->sport))
 				return drop(skb, DROP_REWRITE);
 			note(skb, POD_TO_UPLINK);
 			return TC_ACT_OK;

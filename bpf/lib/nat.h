@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Flows from outside to a frontend of this node: each has two rows, one for each direction. And the rewriting of packets. */
+/* The rewriting of packets. */
 #ifndef STRAKE_NAT_H
 #define STRAKE_NAT_H
 
@@ -9,42 +9,6 @@
 #include <stddef.h>
 #include "addr.h"
 #include "parse.h"
-
-#define FLOWS 262144
-
-struct flow_key {
-	struct addr saddr, daddr;
-	__be16 sport, dport;
-	__u8 proto;
-	__u8 reply; /* 1: as the pod answers */
-	__u16 pad;
-};
-
-struct flow {
-	struct addr addr; /* to rewrite to: the backend, or for a reply the frontend */
-	__be16 port;
-	__be16 via;      /* of the node, if the backend is another node's */
-	__u32 ifindex; /* reply: the interface that the client is behind */
-};
-
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, FLOWS);
-	__type(key, struct flow_key);
-	__type(value, struct flow);
-	__uint(pinning, LIBBPF_PIN_BY_NAME);
-} flows SEC(".maps");
-
-static __always_inline void flow_key_of(const struct packet *p, struct flow_key *key, __u8 reply)
-{
-	key->saddr = p->saddr;
-	key->daddr = p->daddr;
-	key->sport = p->sport;
-	key->dport = p->dport;
-	key->proto = p->proto;
-	key->reply = reply;
-	key->pad = 0;
-}
 
 /* How a checksum over IPv6 addresses is to be changed with them. What the network card summed up (CHECKSUM_COMPLETE) is of the whole
  * packet, and stays: IPv6 has no checksum of its own that would make up for the address, the transport's does. To a sum that is still to

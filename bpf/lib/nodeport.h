@@ -12,6 +12,7 @@
 #include "verdict.h"
 #include "endpoint.h"
 #include "lb.h"
+#include "conntrack.h"
 #include "masq.h"
 #include "nat.h"
 #include "parse.h"
@@ -32,33 +33,26 @@ static __always_inline int nodeport_answer(struct __sk_buff *skb, const struct a
 	return tunnel_send(skb, r, to);
 }
 
-/* Of the packet at hand. Functions that are verified by themselves (global ones, which on Linux 5.10 take nothing but numbers and the
- * context) meet here: each has the stack nearly to itself, and what one knows does not multiply with what another knows. */
-struct scratch {
-	struct packet p;
-	struct flow_key key, back;
-	struct flow to, front;
-	struct masq row;
-};
-
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct scratch);
-} scratches SEC(".maps");
-
-static __always_inline struct scratch *scratch(void)
-{
-	__u32 zero = 0;
-
-	return bpf_map_lookup_elem(&scratches, &zero);
-}
-
 static __always_inline enum parsed parse_fresh(struct __sk_buff *skb, struct packet *p)
 {
 	__builtin_memset(p, 0, sizeof(*p));
 	return parse(skb, p);
+}
+
+/* Makes of the packet at hand what s->flow says. */
+int __attribute__((noinline)) flow_rewrite(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch();
+	struct packet *p;
+
+	if (!skb || !s)
+		return -1;
+	p = &s->p;
+	if ((!addr_eq(&p->daddr, &s->flow.daddr) || p->dport != s->flow.dport) && nat(skb, p, 0, &s->flow.daddr, s->flow.dport))
+		return -1;
+	if ((!addr_eq(&p->saddr, &s->flow.saddr) || p->sport != s->flow.sport) && nat(skb, p, 1, &s->flow.saddr, s->flow.sport))
+		return -1;
+	return 0;
 }
 
 #include "refuse.h"
@@ -66,51 +60,34 @@ static __always_inline enum parsed parse_fresh(struct __sk_buff *skb, struct pac
 #define NODEPORT_FORWARD -3
 #define NODEPORT_REFUSED -4
 
-/* To a backend on another node: the flow s->key has the row s->to. */
+/* To a backend on another node, as s->flow says; one that begins has no port of this node yet. */
 int __attribute__((noinline)) nodeport_forward(struct __sk_buff *skb)
 {
 	struct scratch *s = scratch();
 	struct path *way = path_now();
 	struct packet *p;
-	struct masq *m = 0;
 	struct remote *r;
-	struct addr node;
+	int begun;
 
 	if (!skb || !s || !way)
 		return drop(skb, DROP_NO_REMOTE);
 	p = &s->p;
-	r = remote_of(&s->to.addr);
+	r = remote_of(&s->flow.daddr);
 	if (!r)
 		return drop(skb, DROP_NO_REMOTE);
 	if (p->more) /* those that follow have no ports by which they would find there */
 		return drop(skb, DROP_NOT_MASQUERADED);
-	node = node_of(p->v6);
-	s->row.addr = p->saddr;
-	s->row.port = p->sport;
-	s->row.state = FORWARDED;
-	s->row.seen = masq_now();
-	masq_key(&s->back, &s->to.addr, s->to.port, &node, s->to.via, p->proto, 1);
-	if (s->to.via && bpf_map_lookup_elem(&flows, &s->back))
-		m = bpf_map_lookup_elem(&masq_flows, &s->back);
-	if (m && addr_eq(&m->addr, &p->saddr) && m->port == p->sport && m->state & FORWARDED) {
-		masq_touch(m, p->tcp, 0, s->row.seen);
-	} else {
-		if (masq_pick(skb, &s->back, &s->row, s->to.via))
-			return drop(skb, DROP_NO_PORT);
-		s->to.via = s->back.dport;
-		s->front.addr = p->daddr;
-		s->front.port = p->dport;
-		s->front.via = 0;
-		s->front.ifindex = skb->ifindex;
-		if (bpf_map_update_elem(&flows, &s->key, &s->to, BPF_ANY) || bpf_map_update_elem(&flows, &s->back, &s->front, BPF_ANY))
-			return drop(skb, DROP_CONNTRACK_FULL);
+	if (!(s->flow.flags & FLOW_MASQUERADED)) {
+		begun = masq_begin(skb);
+		if (begun)
+			return drop(skb, begun == FLOW_NO_PORT ? DROP_NO_PORT : DROP_CONNTRACK_FULL);
 	}
-	if (nat(skb, p, 0, &s->to.addr, s->to.port) || nat(skb, p, 1, &node, s->to.via))
+	if (flow_rewrite(skb))
 		return drop(skb, DROP_REWRITE);
 	note(skb, UPLINK_TO_REMOTE);
 	if (remote_is_native(r)) {
-		p->saddr = node;
-		p->daddr = s->to.addr;
+		p->saddr = s->flow.saddr;
+		p->daddr = s->flow.daddr;
 		return native_send(skb, p, skb->ifindex);
 	}
 	return tunnel_send(skb, r, way);
@@ -120,31 +97,19 @@ int __attribute__((noinline)) nodeport_forward(struct __sk_buff *skb)
 int __attribute__((noinline)) nodeport_return(struct __sk_buff *skb)
 {
 	struct scratch *s = scratch();
-	struct addr client, addr;
-	struct flow_key key;
-	__be16 client_port;
-	struct packet *p;
-	struct masq *m;
-	struct flow *f;
-	__u32 ifindex;
 
 	if (!skb || !s)
 		return drop(skb, DROP_NO_BACKEND);
-	p = &s->p;
-	masq_key(&key, &p->saddr, p->sport, &p->daddr, p->dport, p->proto, 1);
-	m = bpf_map_lookup_elem(&masq_flows, &key);
-	f = bpf_map_lookup_elem(&flows, &key);
-	if (!m || !f || p->more)
+	flow_key_of(&s->p, &s->key, 1);
+	if (s->p.more || !flow_get(skb))
 		return drop(skb, DROP_NO_BACKEND);
-	masq_touch(m, p->tcp, 1, masq_now());
-	client = m->addr;
-	client_port = m->port;
-	addr = f->addr;
-	ifindex = f->ifindex;
-	if (nat(skb, p, 1, &addr, f->port) || nat(skb, p, 0, &client, client_port))
+	if (flow_step(skb))
+		return drop(skb, DROP_CONNTRACK_FULL);
+	masq_follow(skb);
+	if (flow_rewrite(skb))
 		return drop(skb, DROP_REWRITE);
 	note(skb, REMOTE_TO_UPLINK);
-	return nodeport_answer(skb, &client, ifindex);
+	return nodeport_answer(skb, &s->flow.daddr, s->flow.ifindex);
 }
 
 /* What comes to the node: -1 if it is for no frontend and answers nobody for whom the node sent something. NODEPORT_FORWARD and
@@ -156,8 +121,7 @@ int __attribute__((noinline)) nodeport_find(struct __sk_buff *skb)
 	struct endpoint *ep;
 	struct backend *be;
 	struct packet *p;
-	struct flow *f;
-	int verdict, ports;
+	int verdict, ports, known;
 	__u32 slot;
 
 	if (!skb || !s)
@@ -166,45 +130,45 @@ int __attribute__((noinline)) nodeport_find(struct __sk_buff *skb)
 	ports = p->ports || (p->more && !p->later && l4_of(skb, p) == L4_PORTS);
 	fe = ports ? lb_frontend(&p->daddr, p->dport, p->proto) : 0;
 	flow_key_of(p, &s->key, 0);
-	f = fe ? bpf_map_lookup_elem(&flows, &s->key) : 0;
-	if (!f) { /* a pod may have had the port before it became a NodePort */
+	known = fe ? flow_get(skb) : 0;
+	if (!known) { /* a pod may have had the port before it became a NodePort */
 		verdict = masq_in(skb, p, &s->back);
 		if (verdict != -1 || !fe)
 			return verdict;
-	}
-	if (f && !tcp_opens(p->tcp)) {
-		s->to = *f;
-		ep = bpf_map_lookup_elem(&endpoints, &s->to.addr);
-		if (ep)
-			goto here;
-		if (s->to.via && remote_of(&s->to.addr))
+	} else if (!flow_is_reused(s)) {
+		ep = bpf_map_lookup_elem(&endpoints, &s->flow.daddr);
+		if (ep || (s->flow.flags & FLOW_MASQUERADED && remote_of(&s->flow.daddr))) {
+			if (flow_step(skb))
+				return drop(skb, DROP_CONNTRACK_FULL);
+			if (ep)
+				goto here;
+			masq_follow(skb);
 			return NODEPORT_FORWARD;
+		}
 	}
 	be = lb_pick(fe, &slot);
 	if (!be)
 		return NODEPORT_REFUSED;
-	s->to.addr = be->addr;
-	s->to.port = be->port;
-	s->to.via = 0;
-	s->to.ifindex = 0;
-	ep = bpf_map_lookup_elem(&endpoints, &s->to.addr);
+	s->flow.saddr = p->saddr;
+	s->flow.sport = p->sport;
+	s->flow.daddr = be->addr;
+	s->flow.dport = be->port;
+	s->flow.service = fe->service;
+	s->flow.generation = 0;
+	s->flow.flags = 0;
+	ep = bpf_map_lookup_elem(&endpoints, &s->flow.daddr);
 	if (!ep) {
-		if (masq_is_on(p->v6) && remote_of(&s->to.addr))
+		if (masq_is_on(p->v6) && remote_of(&s->flow.daddr))
 			return NODEPORT_FORWARD;
 		note(skb, UPLINK_REMOTE);
 		return TC_ACT_OK;
 	}
-	masq_key(&s->back, &s->to.addr, s->to.port, &p->saddr, p->sport, p->proto, 1);
-	s->front.addr = p->daddr;
-	s->front.port = p->dport;
-	s->front.via = 0;
-	s->front.ifindex = skb->ifindex;
-	if (bpf_map_update_elem(&flows, &s->key, &s->to, BPF_ANY) || bpf_map_update_elem(&flows, &s->back, &s->front, BPF_ANY))
+	if (flow_begin(skb))
 		return drop(skb, DROP_CONNTRACK_FULL);
 here:
 	if (p->more)
-		masq_note_fragment(p, &s->to.addr);
-	if (nat(skb, p, 0, &s->to.addr, s->to.port))
+		masq_note_fragment(p, &s->flow.daddr);
+	if (flow_rewrite(skb))
 		return drop(skb, DROP_REWRITE);
 	note(skb, UPLINK_TO_POD);
 	return endpoint_redirect(skb, ep);

@@ -1,0 +1,322 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Flows that are translated. Each has two rows, one for each direction, and a row says what becomes of a packet: both of its ends. So either
+ * row tells the key of the other: the packet that it makes, turned round.
+ *
+ * Rows live in one of two tables. flows_open holds connections (TCP, SCTP) that both sides have agreed on, until they end: nothing but that,
+ * and time, takes them out. All else is in flows_passing, where the oldest goes first: what begins, what has ended, datagrams, echoes. Whoever
+ * sends a million of those pushes out others of their kind, and no connection. */
+#ifndef STRAKE_CONNTRACK_H
+#define STRAKE_CONNTRACK_H
+
+#include <linux/bpf.h>
+#include <linux/types.h>
+#include <bpf/bpf_helpers.h>
+#include "addr.h"
+#include "parse.h"
+
+#define FLOWS_OPEN 262144 /* rows */
+#define FLOWS_PASSING 262144
+
+struct flow_key {
+	struct addr saddr, daddr;
+	__be16 sport, dport; /* of an ICMP echo: its identifier is the port of who asks, 0 that of who answers */
+	__u8 proto;
+	__u8 reply; /* 0: as who began it sends; 1: as he is answered */
+	__u16 pad;
+};
+
+/* What has been seen of a flow; both rows have the same. */
+enum {
+	FLOW_REPLIED = 1,
+	FLOW_FIN_OUT = 2, /* of who began it */
+	FLOW_FIN_IN = 4,
+	FLOW_RESET = 8,
+	FLOW_AGREED = 16, /* who began it sent something upon the reply */
+	FLOW_OPEN = 32,   /* in scratch only: the row is in flows_open */
+};
+
+enum {
+	FLOW_MASQUERADED = 1, /* the source became the node's */
+};
+
+struct flow {
+	struct addr saddr, daddr; /* what a packet becomes */
+	__be16 sport, dport;
+	__u32 ifindex;    /* that the first packet came in by */
+	__u32 service;    /* 0: none */
+	__u32 generation; /* of lb_changes, when the backend was last looked for */
+	__u32 seen;       /* the last packet of either direction: monotonic clock, seconds */
+	__u8 state;
+	__u8 flags;
+	__u16 pad;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, FLOWS_OPEN);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct flow_key);
+	__type(value, struct flow);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} flows_open SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, FLOWS_PASSING);
+	__type(key, struct flow_key);
+	__type(value, struct flow);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} flows_passing SEC(".maps");
+
+/* Of the packet at hand. Functions that are verified by themselves (global ones, which on Linux 5.10 take nothing but numbers and the
+ * context) meet here: each has the stack nearly to itself, and what one knows does not multiply with what another knows. */
+struct scratch {
+	struct packet p;
+	struct flow_key key, back; /* of the packet's row; of the other one, room for the functions below */
+	struct flow flow, other;   /* what they say; other is room for the functions below */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct scratch);
+} scratches SEC(".maps");
+
+static __always_inline struct scratch *scratch(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&scratches, &zero);
+}
+
+static __always_inline __u32 seconds_now(void)
+{
+	return bpf_ktime_get_ns() / 1000000000;
+}
+
+static __always_inline void flow_key_of(const struct packet *p, struct flow_key *key, __u8 reply)
+{
+	key->saddr = p->saddr;
+	key->daddr = p->daddr;
+	key->sport = p->sport;
+	key->dport = p->dport;
+	key->proto = p->proto;
+	key->reply = reply;
+	key->pad = 0;
+}
+
+/* The key of a flow's other row: the packet that the one with a key makes, turned round. */
+static __always_inline void flow_key_back(const struct flow_key *key, const struct flow *f, struct flow_key *back)
+{
+	back->saddr = f->daddr;
+	back->daddr = f->saddr;
+	back->sport = f->dport;
+	back->dport = f->sport;
+	back->proto = key->proto;
+	back->reply = !key->reply;
+	back->pad = 0;
+}
+
+static __always_inline int flow_has_connection(__u8 proto)
+{
+	return proto == IPPROTO_TCP || proto == IPPROTO_SCTP;
+}
+
+/* Both sides ended it, or one broke it off. What comes late is still translated. */
+static __always_inline int flow_is_over(__u8 state)
+{
+	return state & FLOW_RESET || (state & (FLOW_FIN_OUT | FLOW_FIN_IN)) == (FLOW_FIN_OUT | FLOW_FIN_IN);
+}
+
+static __always_inline int flow_is_open(__u8 state, __u8 proto)
+{
+	return flow_has_connection(proto) && state & FLOW_AGREED && !flow_is_over(state);
+}
+
+/* How long a flow lives without a packet, in seconds. RFC 5382 wants at least 2 h 4 min of an open connection and 4 min of one that begins; a day, and
+ * an hour of one that ends, is what kube-proxy sets. A connection that is over is kept for what comes late only: who ends it first keeps the
+ * tuple himself, and ports are few. RFC 4787 wants 2 min of UDP. */
+static __always_inline __u32 flow_life(__u8 state, __u8 proto)
+{
+	if (!flow_has_connection(proto))
+		return proto == IPPROTO_UDP && state & FLOW_REPLIED ? 180 : 60;
+	if (flow_is_over(state))
+		return 10;
+	if (!(state & FLOW_AGREED))
+		return 240;
+	return state & (FLOW_FIN_OUT | FLOW_FIN_IN) ? 3600 : 86400;
+}
+
+static __always_inline int flow_alive(const struct flow *f, __u8 proto, __u32 now)
+{
+	return now - f->seen <= flow_life(f->state, proto) || (__s32)(now - f->seen) < 0;
+}
+
+/* The state behind a packet. tcp: its flags, 0 for other protocols and where they are not known. */
+static __always_inline __u8 flow_next(__u8 state, __u8 tcp, int reply)
+{
+	if (tcp_opens(tcp) && !reply && flow_is_over(state)) /* the ports are used again */
+		state &= FLOW_OPEN;
+	state &= ~FLOW_RESET; /* what goes on was not ended by a stranger's RST */
+	if (reply)
+		state |= FLOW_REPLIED;
+	else if (state & FLOW_REPLIED && !(tcp & TCP_SYN))
+		state |= FLOW_AGREED;
+	if (tcp & TCP_FIN)
+		state |= reply ? FLOW_FIN_IN : FLOW_FIN_OUT;
+	if (tcp & TCP_RST)
+		state |= FLOW_RESET;
+	return state;
+}
+
+static __always_inline struct flow *flow_row(const struct flow_key *key)
+{
+	struct flow *f = bpf_map_lookup_elem(&flows_open, key);
+
+	return f ? f : bpf_map_lookup_elem(&flows_passing, key);
+}
+
+/* Whether the flow of s->key is there and alive: then its row is copied to s->flow. */
+int __attribute__((noinline)) flow_get(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch();
+	struct flow *f;
+
+	if (!skb || !s)
+		return 0;
+	f = bpf_map_lookup_elem(&flows_open, &s->key);
+	if (f) {
+		s->flow = *f;
+		s->flow.state |= FLOW_OPEN;
+	} else {
+		f = bpf_map_lookup_elem(&flows_passing, &s->key);
+		if (!f)
+			return 0;
+		s->flow = *f;
+	}
+	return flow_alive(&s->flow, s->key.proto, seconds_now());
+}
+
+/* Whether the packet at hand, which found the flow s->flow by a key of reply 0, begins another one with the same ports: a SYN where the
+ * connection before is over. One that is sent twice does not. */
+static __always_inline int flow_is_reused(const struct scratch *s)
+{
+	return tcp_opens(s->p.tcp) && flow_is_over(s->flow.state);
+}
+
+/* Takes both rows of the flow of s->key, s->flow away. */
+int __attribute__((noinline)) flow_end(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch();
+
+	if (!skb || !s)
+		return 0;
+	flow_key_back(&s->key, &s->flow, &s->back);
+	bpf_map_delete_elem(&flows_open, &s->key);
+	bpf_map_delete_elem(&flows_open, &s->back);
+	bpf_map_delete_elem(&flows_passing, &s->key);
+	bpf_map_delete_elem(&flows_passing, &s->back);
+	return 0;
+}
+
+/* The row of a flow's other direction, from s->key and s->flow to s->back and s->other. */
+static __always_inline void flow_turn(struct scratch *s)
+{
+	flow_key_back(&s->key, &s->flow, &s->back);
+	s->other = s->flow;
+	s->other.saddr = s->key.daddr;
+	s->other.sport = s->key.dport;
+	s->other.daddr = s->key.saddr;
+	s->other.dport = s->key.sport;
+}
+
+/* Begins the flow of the packet at hand: s->key has reply 0; of s->flow the ends, service, generation and flags are set. A flow that had the
+ * key before goes. Returns -1 if there is no room. */
+int __attribute__((noinline)) flow_begin(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch();
+	struct flow *old;
+
+	if (!skb || !s)
+		return -1;
+	old = flow_row(&s->key);
+	if (old) { /* its answers are not to meet the new one's */
+		flow_key_back(&s->key, old, &s->back);
+		bpf_map_delete_elem(&flows_open, &s->back);
+		bpf_map_delete_elem(&flows_passing, &s->back);
+		bpf_map_delete_elem(&flows_open, &s->key);
+	}
+	s->flow.state = flow_next(0, s->p.tcp, 0);
+	s->flow.seen = seconds_now();
+	s->flow.ifindex = skb->ifindex;
+	s->flow.pad = 0;
+	flow_turn(s);
+	return bpf_map_update_elem(&flows_passing, &s->key, &s->flow, BPF_ANY) || bpf_map_update_elem(&flows_passing, &s->back, &s->other, BPF_ANY) ? -1 : 0;
+}
+
+/* Writes what changes with packets into a row where it is: written only if changed, for both directions are often on different processors. */
+static __always_inline void flow_mark(const struct flow_key *key, const struct flow *now)
+{
+	__u8 state = now->state & ~FLOW_OPEN;
+	struct flow *f = flow_row(key);
+
+	if (!f)
+		return;
+	if (f->state != state)
+		f->state = state;
+	if (f->seen != now->seen)
+		f->seen = now->seen;
+	if (f->generation != now->generation)
+		f->generation = now->generation;
+}
+
+/* Puts both rows of s->key, s->flow into the table where its state belongs. Returns -1 if flows_open is full. */
+static __always_inline int flow_move(struct scratch *s)
+{
+	int open = flow_is_open(s->flow.state, s->key.proto);
+
+	s->flow.state &= ~FLOW_OPEN;
+	flow_turn(s);
+	if (open) {
+		if (bpf_map_update_elem(&flows_open, &s->key, &s->flow, BPF_ANY))
+			return -1;
+		if (bpf_map_update_elem(&flows_open, &s->back, &s->other, BPF_ANY)) {
+			bpf_map_delete_elem(&flows_open, &s->key);
+			return -1;
+		}
+		bpf_map_delete_elem(&flows_passing, &s->key);
+		bpf_map_delete_elem(&flows_passing, &s->back);
+		return 0;
+	}
+	bpf_map_update_elem(&flows_passing, &s->key, &s->flow, BPF_ANY);
+	bpf_map_update_elem(&flows_passing, &s->back, &s->other, BPF_ANY);
+	bpf_map_delete_elem(&flows_open, &s->key);
+	bpf_map_delete_elem(&flows_open, &s->back);
+	return 0;
+}
+
+/* Follows the flow of s->key, s->flow (as flow_get left them, but for another generation) by the packet at hand. Most packets change nothing,
+ * and once a second one writes the time. Returns -1 if it became a connection and there is no room for it. */
+int __attribute__((noinline)) flow_step(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch();
+	__u32 now = seconds_now();
+	__u8 state;
+
+	if (!skb || !s)
+		return -1;
+	state = flow_next(s->flow.state, s->p.tcp, s->key.reply);
+	if (state == s->flow.state && s->flow.seen == now)
+		return 0;
+	s->flow.seen = now;
+	s->flow.state = state;
+	if (flow_is_open(state, s->key.proto) != !!(state & FLOW_OPEN))
+		return flow_move(s);
+	flow_key_back(&s->key, &s->flow, &s->back);
+	flow_mark(&s->key, &s->flow);
+	flow_mark(&s->back, &s->flow);
+	return 0;
+}
+
+#endif
