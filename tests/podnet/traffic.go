@@ -107,7 +107,11 @@ func (a *asker) ask(network string, to netip.AddrPort, n int) (string, error) {
 
 func (a *asker) close() error { return errors.Join(a.in.Close(), a.cmd.Wait()) }
 
+// exchange asks once. Of the networks, sctp4 and sctp6 are our own.
 func exchange(network, addr string) (string, error) {
+	if strings.HasPrefix(network, "sctp") {
+		return exchangeSCTP(addr)
+	}
 	c, err := net.DialTimeout(network, addr, patience)
 	if err != nil {
 		return "", err
@@ -125,11 +129,12 @@ func exchange(network, addr string) (string, error) {
 
 // Server answers each line or datagram that comes to a port with its own name and the address of who asks.
 type Server struct {
-	tcp net.Listener
-	udp net.PacketConn
+	tcp  net.Listener
+	udp  net.PacketConn
+	sctp []*os.File
 }
 
-// Serve starts a server in the namespace, for TCP and UDP and every address.
+// Serve starts a server in the namespace, for TCP and UDP, SCTP where the kernel has it, and every address.
 func (s Space) Serve(name string, port int) (*Server, error) {
 	var v Server
 	addr := fmt.Sprint(":", port)
@@ -137,14 +142,24 @@ func (s Space) Serve(name string, port int) (*Server, error) {
 		if v.tcp, err = net.Listen("tcp", addr); err == nil {
 			v.udp, err = net.ListenPacket("udp", addr)
 		}
+		for _, v6 := range []bool{false, true} {
+			if err != nil || !HasSCTP() {
+				break
+			}
+			var l *os.File
+			if l, err = listenSCTP(v6, port); err == nil {
+				v.sctp = append(v.sctp, l)
+			}
+		}
 		return err
 	})
 	if err != nil {
 		return nil, errors.Join(err, v.Close())
 	}
-	answer := func(from net.Addr) []byte {
-		a := netip.MustParseAddrPort(from.String()).Addr().Unmap()
-		return fmt.Appendln(nil, name, a)
+	answer := func(from netip.Addr) []byte { return fmt.Appendln(nil, name, from) }
+	asker := func(from net.Addr) netip.Addr { return netip.MustParseAddrPort(from.String()).Addr().Unmap() }
+	for _, l := range v.sctp {
+		go serveSCTP(l, answer)
 	}
 	go func() {
 		for {
@@ -155,7 +170,7 @@ func (s Space) Serve(name string, port int) (*Server, error) {
 			go func() {
 				defer c.Close()
 				for in := bufio.NewScanner(c); in.Scan(); {
-					if _, err := c.Write(answer(c.RemoteAddr())); err != nil {
+					if _, err := c.Write(answer(asker(c.RemoteAddr()))); err != nil {
 						return
 					}
 				}
@@ -169,7 +184,7 @@ func (s Space) Serve(name string, port int) (*Server, error) {
 			if err != nil {
 				return
 			}
-			if _, err := v.udp.WriteTo(answer(from), from); errors.Is(err, net.ErrClosed) {
+			if _, err := v.udp.WriteTo(answer(asker(from)), from); errors.Is(err, net.ErrClosed) {
 				return
 			}
 		}
@@ -185,6 +200,9 @@ func (s *Server) Close() error {
 	}
 	if s.udp != nil {
 		errs = append(errs, s.udp.Close())
+	}
+	for _, l := range s.sctp {
+		errs = append(errs, l.Close())
 	}
 	return errors.Join(errs...)
 }
