@@ -84,6 +84,9 @@ func New(n int) (l *Lab, err error) {
 		return l, err
 	}
 	if err := l.Outside.In(func() error {
+		if err := trustAddresses(); err != nil {
+			return err
+		}
 		if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "link"}}); err != nil {
 			return fmt.Errorf("bridge: %w", err)
 		}
@@ -173,6 +176,9 @@ func (l *Lab) Joined(name string) (Space, error) {
 	if err != nil {
 		return s, err
 	}
+	if err := s.In(trustAddresses); err != nil {
+		return s, err
+	}
 	if err := l.Outside.Connect(name, s, Uplink); err != nil {
 		return s, err
 	}
@@ -187,6 +193,17 @@ func (l *Lab) Joined(name string) (Space, error) {
 		}
 		return netlink.LinkSetMasterByIndex(port, bridge.Attrs().Index)
 	})
+}
+
+// trustAddresses lets interfaces of the namespace use their link-local addresses at once: for two seconds they would look for another
+// user of theirs, and find no neighbour for others' packets.
+func trustAddresses() error {
+	for _, of := range []string{"all", "default"} {
+		if err := os.WriteFile("/proc/sys/net/ipv6/conf/"+of+"/accept_dad", []byte("0"), 0); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Close ends the nodes and takes all away. Repeating it is fine.
