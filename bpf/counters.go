@@ -19,7 +19,7 @@ var reasons = []string{
 	"drop_no_pod",
 	"drop_not_ip", "drop_neighbour", "drop_link_local", "drop_link_local_source", "drop_source_route", "neighbour_answered", "link_ignored",
 	"uplink_to_remote", "remote_to_uplink",
-	"drop_bandwidth",
+	"drop_bandwidth", "drop_no_local_backend",
 }
 
 // Reasons are the names of all counters.

@@ -89,7 +89,7 @@ func Open(c Config) (*Datapath, error) {
 	if err := checkVersion(c.PinDir); err != nil {
 		return nil, err
 	}
-	if err := resizeCounters(c.PinDir); err != nil {
+	if err := errors.Join(resizeCounters(c.PinDir), resizeTables(c.PinDir)); err != nil {
 		return nil, err
 	}
 	d := &Datapath{pinDir: c.PinDir}

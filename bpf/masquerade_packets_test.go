@@ -368,7 +368,7 @@ func TestFragmentsAndErrorsOfFrontends(t *testing.T) {
 	out, in, up := d.net.Programs[egressProgram], d.net.Programs[uplinkProgram], d.net.Programs[podProgram]
 	for _, f := range families {
 		t.Run(f.name, func(t *testing.T) {
-			_, err := d.LoadBalancers().Replace("u", []LoadBalancer{{Name: "ns/web:dns", Protocol: 17, Frontends: []netip.AddrPort{at(f.node, 30080)}, Backends: []netip.AddrPort{at(f.pod, 8080)}}})
+			_, err := d.LoadBalancers().Replace("u", []LoadBalancer{{Name: "ns/web:dns", Protocol: 17, Frontends: fronts(NodePort, at(f.node, 30080)), Backends: backs(at(f.pod, 8080))}})
 			must(t, err)
 			id := uint16(20)
 			step := func(what string, p *ebpf.Program, packet []byte, verdict uint32, src, dst string) []byte {

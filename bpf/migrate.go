@@ -3,6 +3,7 @@ package bpf
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -10,7 +11,8 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-// Layout 1 had IPv4 addresses of four bytes; layout 2 has those of both families, of 16.
+// Layout 1 had IPv4 addresses of four bytes; layout 2 has those of both families, of 16. Layout 3 has two sets of backends for each service, and
+// a table of them by their addresses.
 
 // piece is a part of a row: bytes that stay, zeroes that are new, or an address that grows.
 type piece struct {
@@ -23,15 +25,23 @@ func zero(n int) piece { return piece{zero: n} }
 
 var grown = piece{addr: true}
 
-// rowsOfLayout1 tells how keys and values of layout 1 become those of layout 2. Maps that are not here are the same, or their rows do not
-// outlive the change (masq_fragments).
-var rowsOfLayout1 = map[string]struct{ key, value []piece }{
-	"endpoints":    {[]piece{grown}, []piece{keep(16), zero(4), keep(64)}},
-	"lb_frontends": {[]piece{grown, keep(4), zero(4)}, []piece{keep(8)}},
-	"lb_backends":  {[]piece{keep(8)}, []piece{grown, keep(4), zero(4)}},
-	"names":        {[]piece{keep(256)}, []piece{keep(4), zero(4), keep(32), zero(128), keep(64)}},
-	"masq_flows":   {[]piece{grown, grown, keep(8)}, []piece{grown, keep(8)}},
-	"sock_reverse": {[]piece{keep(8), grown, keep(4), zero(4)}, []piece{grown, keep(4), zero(4)}},
+// shape tells how the key and value of a row are brought to the next layout.
+type shape struct{ key, value []piece }
+
+// nextLayout tells how the rows of a layout become those of the next one. Maps that are not there are the same, or their rows do not outlive
+// the change (masq_fragments of layout 1).
+var nextLayout = map[uint32]map[string]shape{
+	1: {
+		"endpoints":    {[]piece{grown}, []piece{keep(16), zero(4), keep(64)}},
+		"lb_frontends": {[]piece{grown, keep(4), zero(4)}, []piece{keep(8)}},
+		"lb_backends":  {[]piece{keep(8)}, []piece{grown, keep(4), zero(4)}},
+		"names":        {[]piece{keep(256)}, []piece{keep(4), zero(4), keep(32), zero(128), keep(64)}},
+		"masq_flows":   {[]piece{grown, grown, keep(8)}, []piece{grown, keep(8)}},
+		"sock_reverse": {[]piece{keep(8), grown, keep(4), zero(4)}, []piece{grown, keep(4), zero(4)}},
+	},
+	2: {
+		"lb_frontends": {[]piece{keep(24)}, []piece{keep(8), zero(20)}},
+	},
 }
 
 // oldSize is how many bytes pieces had, and newSize how many they have.
@@ -68,31 +78,80 @@ func converted(pieces []piece, old []byte) []byte {
 	return out
 }
 
-// migrateLayout1 writes the rows of a release with layout 1 into maps of layout 2, each of which takes the old one's pin at once. Its programs
+// migrate writes the rows of a release with an older layout into maps of this one, each of which takes the old one's pin at once. Its programs
 // go on with the old maps until they are replaced. If it is killed, the next start does what is left.
-func migrateLayout1(pinDir string) error {
-	specs := map[string]*ebpf.MapSpec{}
-	for _, load := range []func() (*ebpf.CollectionSpec, error){loadNet, loadSock} {
-		s, err := load()
-		if err != nil {
-			return fmt.Errorf("bpf: object: %w", err)
-		}
-		for name, m := range s.Maps {
-			specs[name] = m
+func migrate(pinDir string, have uint32) error {
+	specs, err := mapSpecs()
+	if err != nil {
+		return err
+	}
+	steps := map[string][]shape{}
+	for layout := have; layout < layoutVersion; layout++ {
+		for name, s := range nextLayout[layout] {
+			steps[name] = append(steps[name], s)
 		}
 	}
-	for name, rows := range rowsOfLayout1 {
-		if err := migrateMap(pinDir, specs[name], rows.key, rows.value); err != nil {
-			return fmt.Errorf("bpf: bring %s of layout 1 to layout 2: %w", name, err)
+	for name, s := range steps {
+		if err := migrateMap(pinDir, specs[name], s); err != nil {
+			return fmt.Errorf("bpf: bring %s of layout %d to layout %d: %w", name, have, layoutVersion, err)
 		}
 	}
-	if err := os.Remove(filepath.Join(pinDir, "masq_fragments")); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("bpf: %w", err)
+	if have == 1 {
+		if err := os.Remove(filepath.Join(pinDir, "masq_fragments")); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("bpf: %w", err)
+		}
+	}
+	if have < 3 {
+		if err := addMembers(pinDir, specs); err != nil {
+			return fmt.Errorf("bpf: bring backends of layout %d to layout %d: %w", have, layoutVersion, err)
+		}
 	}
 	return nil
 }
 
-func migrateMap(pinDir string, spec *ebpf.MapSpec, key, value []piece) error {
+// mapSpecs are all maps of this release.
+func mapSpecs() (map[string]*ebpf.MapSpec, error) {
+	specs := map[string]*ebpf.MapSpec{}
+	for _, load := range []func() (*ebpf.CollectionSpec, error){loadNet, loadSock} {
+		s, err := load()
+		if err != nil {
+			return nil, fmt.Errorf("bpf: object: %w", err)
+		}
+		maps.Copy(specs, s.Maps)
+	}
+	return specs, nil
+}
+
+// resizeTables gives the load balancer's tables the sizes that they are to have, with their rows. No program writes them, so none is lost.
+func resizeTables(pinDir string) error {
+	specs, err := mapSpecs()
+	if err != nil {
+		return err
+	}
+	for _, name := range lbPins {
+		if err := resizeMap(filepath.Join(pinDir, name), specs[name]); err != nil {
+			return fmt.Errorf("bpf: make %s one of %d rows: %w", name, specs[name].MaxEntries, err)
+		}
+	}
+	return nil
+}
+
+func resizeMap(pin string, spec *ebpf.MapSpec) error {
+	old, err := ebpf.LoadPinnedMap(pin, nil)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer old.Close()
+	if old.MaxEntries() == spec.MaxEntries {
+		return nil
+	}
+	return copyMap(pin, old, spec, func(k, v []byte) ([]byte, []byte) { return k, v })
+}
+
+func migrateMap(pinDir string, spec *ebpf.MapSpec, steps []shape) error {
 	pin := filepath.Join(pinDir, spec.Name)
 	old, err := ebpf.LoadPinnedMap(pin, nil)
 	if errors.Is(err, os.ErrNotExist) {
@@ -102,12 +161,23 @@ func migrateMap(pinDir string, spec *ebpf.MapSpec, key, value []piece) error {
 		return err
 	}
 	defer old.Close()
-	if int(old.KeySize()) == newSize(key) && int(old.ValueSize()) == newSize(value) {
+	first, last := steps[0], steps[len(steps)-1]
+	if int(old.KeySize()) == newSize(last.key) && int(old.ValueSize()) == newSize(last.value) {
 		return nil // the one before was killed behind it
 	}
-	if int(old.KeySize()) != oldSize(key) || int(old.ValueSize()) != oldSize(value) {
-		return fmt.Errorf("its rows have %d and %d bytes, those of layout 1 have %d and %d", old.KeySize(), old.ValueSize(), oldSize(key), oldSize(value))
+	if int(old.KeySize()) != oldSize(first.key) || int(old.ValueSize()) != oldSize(first.value) {
+		return fmt.Errorf("its rows have %d and %d bytes, those of that layout have %d and %d", old.KeySize(), old.ValueSize(), oldSize(first.key), oldSize(first.value))
 	}
+	return copyMap(pin, old, spec, func(k, v []byte) ([]byte, []byte) {
+		for _, s := range steps {
+			k, v = converted(s.key, k), converted(s.value, v)
+		}
+		return k, v
+	})
+}
+
+// copyMap writes the rows of a pinned map into a new one, which takes its pin.
+func copyMap(pin string, old *ebpf.Map, spec *ebpf.MapSpec, as func(k, v []byte) ([]byte, []byte)) error {
 	spec = spec.Copy()
 	spec.Pinning = ebpf.PinNone
 	fresh, err := ebpf.NewMap(spec)
@@ -118,7 +188,8 @@ func migrateMap(pinDir string, spec *ebpf.MapSpec, key, value []piece) error {
 	var k, v []byte
 	it := old.Iterate()
 	for it.Next(&k, &v) {
-		if err := fresh.Put(converted(key, k), converted(value, slices.Clone(v))); err != nil {
+		newKey, newValue := as(k, slices.Clone(v))
+		if err := fresh.Put(newKey, newValue); err != nil {
 			return explain(err)
 		}
 	}
@@ -134,4 +205,30 @@ func migrateMap(pinDir string, spec *ebpf.MapSpec, key, value []piece) error {
 		return err
 	}
 	return os.Rename(next, pin)
+}
+
+// addMembers writes down the backends that the slots hold, which layouts before 3 did not.
+func addMembers(pinDir string, specs map[string]*ebpf.MapSpec) error {
+	old, err := ebpf.LoadPinnedMap(filepath.Join(pinDir, "lb_backends"), nil)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer old.Close()
+	members, err := ebpf.NewMapWithOptions(specs["lb_members"], ebpf.MapOptions{PinPath: pinDir})
+	if err != nil {
+		return err
+	}
+	defer members.Close()
+	var k netSlotKey
+	var b netBackend
+	it := old.Iterate()
+	for it.Next(&k, &b) {
+		if err := members.Put(netMemberKey{Service: k.Service, Port: b.Port, Addr: b.Addr}, netMember{Flags: memberAll, Weight: 1}); err != nil {
+			return explain(err)
+		}
+	}
+	return it.Err()
 }

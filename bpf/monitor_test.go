@@ -167,7 +167,7 @@ func TestMonitorOfSockets(t *testing.T) {
 	c := testConfig(t)
 	d := open(t, c)
 	to := netip.MustParseAddrPort("10.96.7.7:80")
-	if _, err := d.LoadBalancers().Replace("u", []LoadBalancer{{Name: "n/none:", Protocol: 6, Frontends: []netip.AddrPort{to}}}); err != nil {
+	if _, err := d.LoadBalancers().Replace("u", []LoadBalancer{{Name: "n/none:", Protocol: 6, Frontends: fronts(ClusterIP, to)}}); err != nil {
 		t.Fatal(err)
 	}
 	m := openMonitor(t, c, false)

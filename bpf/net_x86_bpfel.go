@@ -18,6 +18,21 @@ type netAddr struct {
 	B [16]uint8
 }
 
+type netAffinity struct {
+	_    structs.HostLayout
+	Addr netAddr
+	Port uint16
+	Pad  [3]uint16
+	Last uint64
+}
+
+type netAffinityKey struct {
+	_       structs.HostLayout
+	Client  netAddr
+	Service uint32
+	Pad     uint32
+}
+
 type netBackend struct {
 	_    structs.HostLayout
 	Addr netAddr
@@ -102,9 +117,15 @@ type netFragmentKey struct {
 }
 
 type netFrontend struct {
-	_        structs.HostLayout
-	Service  uint32
-	Backends uint32
+	_           structs.HostLayout
+	Service     uint32
+	All         uint32
+	Local       uint32
+	Affinity    uint32
+	Flags       uint16
+	Kind        uint16
+	MaglevAll   uint32
+	MaglevLocal uint32
 }
 
 type netFrontendKey struct {
@@ -127,6 +148,17 @@ type netLimit struct {
 	Next  uint64
 }
 
+type netMaglev struct {
+	_     structs.HostLayout
+	Slots [64]uint16
+}
+
+type netMaglevKey struct {
+	_       structs.HostLayout
+	Service uint32
+	Chunk   uint32
+}
+
 type netMasq struct {
 	_     structs.HostLayout
 	Addr  netAddr
@@ -134,6 +166,22 @@ type netMasq struct {
 	State uint8
 	Pad   uint8
 	Seen  uint32
+}
+
+type netMember struct {
+	_      structs.HostLayout
+	Flags  uint16
+	Weight uint16
+	Pad    uint32
+	Hits   uint64
+}
+
+type netMemberKey struct {
+	_       structs.HostLayout
+	Service uint32
+	Port    uint16
+	Pad     uint16
+	Addr    netAddr
 }
 
 type netName struct {
@@ -221,6 +269,13 @@ type netSlotKey struct {
 	Slot    uint32
 }
 
+type netSourceKey struct {
+	_         structs.HostLayout
+	Prefixlen uint32
+	Service   uint32
+	Addr      netAddr
+}
+
 type netWatch struct {
 	_     structs.HostLayout
 	Until uint64
@@ -239,9 +294,14 @@ const (
 	netMapEventsLost       = "events_lost"
 	netMapFlowsOpen        = "flows_open"
 	netMapFlowsPassing     = "flows_passing"
+	netMapLbAffinity       = "lb_affinity"
 	netMapLbBackends       = "lb_backends"
+	netMapLbChanges        = "lb_changes"
 	netMapLbFrontends      = "lb_frontends"
+	netMapLbMaglev         = "lb_maglev"
+	netMapLbMembers        = "lb_members"
 	netMapLbServices       = "lb_services"
+	netMapLbSources        = "lb_sources"
 	netMapLimits           = "limits"
 	netMapLinkLocalAllowed = "link_local_allowed"
 	netMapMasqExempt       = "masq_exempt"
@@ -334,9 +394,14 @@ type netMapSpecs struct {
 	EventsLost       *ebpf.MapSpec `ebpf:"events_lost"`
 	FlowsOpen        *ebpf.MapSpec `ebpf:"flows_open"`
 	FlowsPassing     *ebpf.MapSpec `ebpf:"flows_passing"`
+	LbAffinity       *ebpf.MapSpec `ebpf:"lb_affinity"`
 	LbBackends       *ebpf.MapSpec `ebpf:"lb_backends"`
+	LbChanges        *ebpf.MapSpec `ebpf:"lb_changes"`
 	LbFrontends      *ebpf.MapSpec `ebpf:"lb_frontends"`
+	LbMaglev         *ebpf.MapSpec `ebpf:"lb_maglev"`
+	LbMembers        *ebpf.MapSpec `ebpf:"lb_members"`
 	LbServices       *ebpf.MapSpec `ebpf:"lb_services"`
+	LbSources        *ebpf.MapSpec `ebpf:"lb_sources"`
 	Limits           *ebpf.MapSpec `ebpf:"limits"`
 	LinkLocalAllowed *ebpf.MapSpec `ebpf:"link_local_allowed"`
 	MasqExempt       *ebpf.MapSpec `ebpf:"masq_exempt"`
@@ -397,9 +462,14 @@ type netMaps struct {
 	EventsLost       *ebpf.Map `ebpf:"events_lost"`
 	FlowsOpen        *ebpf.Map `ebpf:"flows_open"`
 	FlowsPassing     *ebpf.Map `ebpf:"flows_passing"`
+	LbAffinity       *ebpf.Map `ebpf:"lb_affinity"`
 	LbBackends       *ebpf.Map `ebpf:"lb_backends"`
+	LbChanges        *ebpf.Map `ebpf:"lb_changes"`
 	LbFrontends      *ebpf.Map `ebpf:"lb_frontends"`
+	LbMaglev         *ebpf.Map `ebpf:"lb_maglev"`
+	LbMembers        *ebpf.Map `ebpf:"lb_members"`
 	LbServices       *ebpf.Map `ebpf:"lb_services"`
+	LbSources        *ebpf.Map `ebpf:"lb_sources"`
 	Limits           *ebpf.Map `ebpf:"limits"`
 	LinkLocalAllowed *ebpf.Map `ebpf:"link_local_allowed"`
 	MasqExempt       *ebpf.Map `ebpf:"masq_exempt"`
@@ -423,9 +493,14 @@ func (m *netMaps) Close() error {
 		m.EventsLost,
 		m.FlowsOpen,
 		m.FlowsPassing,
+		m.LbAffinity,
 		m.LbBackends,
+		m.LbChanges,
 		m.LbFrontends,
+		m.LbMaglev,
+		m.LbMembers,
 		m.LbServices,
+		m.LbSources,
 		m.Limits,
 		m.LinkLocalAllowed,
 		m.MasqExempt,

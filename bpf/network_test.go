@@ -43,7 +43,7 @@ func (l *lab) service(t testing.TB, frontends ...string) {
 			backends = []netip.AddrPort{at(pod6, 8080), at(other6, 8080)}
 		}
 		for _, proto := range []uint8{6, 17} {
-			rows = append(rows, LoadBalancer{Name: fmt.Sprint("ns/web:", frontend, proto), Protocol: proto, Frontends: []netip.AddrPort{ap(frontend)}, Backends: backends})
+			rows = append(rows, LoadBalancer{Name: fmt.Sprint("ns/web:", frontend, proto), Protocol: proto, Frontends: fronts(ClusterIP, ap(frontend)), Backends: backs(backends...)})
 		}
 	}
 	_, err := l.d.LoadBalancers().Replace("u", rows)
@@ -144,7 +144,7 @@ func TestServiceWithoutBackends(t *testing.T) {
 			}
 			for frontend := range frontends {
 				for _, proto := range []uint8{6, 17} {
-					_, err := l.d.LoadBalancers().Replace(fmt.Sprint(frontend, proto), []LoadBalancer{{Name: fmt.Sprint("ns/empty:", proto), Protocol: proto, Frontends: []netip.AddrPort{ap(frontend)}}})
+					_, err := l.d.LoadBalancers().Replace(fmt.Sprint(frontend, proto), []LoadBalancer{{Name: fmt.Sprint("ns/empty:", proto), Protocol: proto, Frontends: fronts(ClusterIP, ap(frontend))}})
 					must(t, err)
 				}
 			}
@@ -217,7 +217,7 @@ func TestNodePortFromOutside(t *testing.T) {
 	l.pods[0].echoSource(t, ":8082")
 	var echo []LoadBalancer
 	for _, f := range families {
-		echo = append(echo, LoadBalancer{Name: "ns/echo:" + f.name, Protocol: 17, Frontends: []netip.AddrPort{at(f.node, 30081)}, Backends: []netip.AddrPort{at(f.pod, 8082)}})
+		echo = append(echo, LoadBalancer{Name: "ns/echo:" + f.name, Protocol: 17, Frontends: fronts(NodePort, at(f.node, 30081)), Backends: backs(at(f.pod, 8082))})
 	}
 	_, err := l.d.LoadBalancers().Replace("echo", echo)
 	must(t, err)
@@ -445,7 +445,7 @@ func TestDatagramsOfASocketGoOneWay(t *testing.T) {
 	backends := map[string]netip.AddrPort{"pod0": ap(pod + ":8080"), "pod1": ap(other + ":8080")}
 	set := func(list ...netip.AddrPort) {
 		t.Helper()
-		_, err := l.d.LoadBalancers().Replace("u", []LoadBalancer{{Name: "ns/web:17", Protocol: 17, Frontends: []netip.AddrPort{ap(frontend)}, Backends: list}})
+		_, err := l.d.LoadBalancers().Replace("u", []LoadBalancer{{Name: "ns/web:17", Protocol: 17, Frontends: fronts(ClusterIP, ap(frontend)), Backends: backs(list...)}})
 		must(t, err)
 	}
 	type socket struct {

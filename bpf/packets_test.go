@@ -201,7 +201,7 @@ func TestUplink(t *testing.T) {
 	for _, f := range families {
 		t.Run(f.name, func(t *testing.T) {
 			for _, proto := range []byte{6, 17} {
-				row := LoadBalancer{Name: "ns/web:http", Protocol: proto, Frontends: []netip.AddrPort{at(f.node, 30080)}, Backends: []netip.AddrPort{at(f.pod, 8080)}}
+				row := LoadBalancer{Name: "ns/web:http", Protocol: proto, Frontends: fronts(NodePort, at(f.node, 30080)), Backends: backs(at(f.pod, 8080))}
 				_, err := d.LoadBalancers().Replace("u", []LoadBalancer{row})
 				must(t, err)
 				in := frame(proto, at(f.far, 5555), at(f.node, 30080), []byte("odd"))

@@ -26,7 +26,7 @@ func checkUnfinished(t *testing.T, b []byte, offset int) {
 
 func empty(t testing.TB, d *Datapath, proto uint8, frontends ...netip.AddrPort) {
 	t.Helper()
-	_, err := d.LoadBalancers().Replace("empty", []LoadBalancer{{Name: "ns/empty:http", Protocol: proto, Frontends: frontends}})
+	_, err := d.LoadBalancers().Replace("empty", []LoadBalancer{{Name: "ns/empty:http", Protocol: proto, Frontends: fronts(NodePort, frontends...)}})
 	must(t, err)
 }
 

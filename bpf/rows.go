@@ -1,8 +1,10 @@
 package bpf
 
 import (
+	"fmt"
 	"net"
 	"net/netip"
+	"strconv"
 	"time"
 )
 
@@ -10,14 +12,96 @@ import (
 // that write the table prunes its own.
 const HostPortOwner = "hostport:"
 
-// LoadBalancer is one port of a Service, or a host port of a pod: each frontend is spread evenly over the backends. All of them are of one
-// family.
+// LoadBalancer is one port of a Service of one family, or a host port of a pod: what asks one of the frontends gets one of the backends.
 type LoadBalancer struct {
 	Owner     string // Service UID, or HostPortOwner with the pod's sandbox
 	Name      string // namespace/name:port, for humans
-	Protocol  uint8  // IPPROTO_TCP or IPPROTO_UDP
-	Frontends []netip.AddrPort
-	Backends  []netip.AddrPort // none: connections are refused
+	Protocol  uint8  // IPPROTO_TCP, IPPROTO_UDP or IPPROTO_SCTP
+	Frontends []Frontend
+	Backends  []Backend     // none: connections are refused
+	Affinity  time.Duration // for how long a client keeps its backend after it used it last: whole seconds up to a day; 0: each connection chooses
+}
+
+// Frontend is an address and port under which a LoadBalancer is asked.
+type Frontend struct {
+	Addr netip.AddrPort
+	Kind FrontendKind
+	// Inside and Outside are the backends that clients of the cluster (pods, processes of nodes) and clients from outside get.
+	Inside, Outside Scope
+	// Sources are who may ask from outside of this node; empty: everybody. Those frontends of a LoadBalancer that have sources have the same.
+	Sources []netip.Prefix
+}
+
+func (f Frontend) String() string {
+	s := f.Kind.String() + " " + f.Addr.String()
+	if f.Inside == Local {
+		s += " inside Local"
+	}
+	if f.Outside == Local {
+		s += " outside Local"
+	}
+	if len(f.Sources) > 0 {
+		s += fmt.Sprint(" from ", f.Sources)
+	}
+	return s
+}
+
+// FrontendKind is what a frontend's address is.
+type FrontendKind uint8
+
+const (
+	ClusterIP FrontendKind = iota
+	NodePort
+	ExternalIP
+	LoadBalancerIP
+	HostPort
+)
+
+func (k FrontendKind) String() string {
+	if int(k) < len(kinds) {
+		return kinds[k]
+	}
+	return "FrontendKind(" + strconv.Itoa(int(k)) + ")"
+}
+
+var kinds = [...]string{"ClusterIP", "NodePort", "ExternalIP", "LoadBalancerIP", "HostPort"}
+
+// Scope is a set of backends.
+type Scope uint8
+
+const (
+	All   Scope = iota // of all nodes
+	Local              // of this node; if there are none but others are, packets are dropped (Service.spec.externalTrafficPolicy, internalTrafficPolicy)
+)
+
+func (s Scope) String() string {
+	if s == Local {
+		return "Local"
+	}
+	return "All"
+}
+
+// Backend is an address that answers for a LoadBalancer.
+type Backend struct {
+	Addr       netip.AddrPort
+	All, Local bool   // whether it is of the set of each scope; of none: it is draining, its flows go on but no new one reaches it
+	Weight     uint16 // how often it is chosen by consistent hashing, against the others; 0 is 1
+}
+
+func (b Backend) String() string {
+	s := b.Addr.String()
+	switch {
+	case b.All && b.Local:
+		s += " (here)"
+	case b.Local:
+		s += " (here alone)"
+	case !b.All:
+		s += " (draining)"
+	}
+	if b.Weight > 1 {
+		s += " weight " + strconv.Itoa(int(b.Weight))
+	}
+	return s
 }
 
 // Endpoint is one address of a pod on this node.

@@ -31,8 +31,8 @@ struct socket_key {
 struct peer {
 	struct addr addr;
 	__be16 port;
-	__u16 slot; /* of a choice */
-	__u32 pad;
+	__u16 pad;
+	__u32 service;
 };
 
 /* What is known of a socket. ROW_REVERSE: the frontend that it asked for, by the backend that it got.
@@ -45,9 +45,14 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } sock_reverse SEC(".maps");
 
+static __always_inline int of_node(struct bpf_sock_addr *ctx)
+{
+	return bpf_get_netns_cookie(ctx) == node_netns;
+}
+
 static __always_inline int ours(struct bpf_sock_addr *ctx)
 {
-	return bpf_get_netns_cookie(ctx) == node_netns || bpf_get_current_ancestor_cgroup_id(node_level) == node_cgroup;
+	return of_node(ctx) || bpf_get_current_ancestor_cgroup_id(node_level) == node_cgroup;
 }
 
 /* An address that refuses at once, in whatever namespace the socket is: nobody can listen on port 0. */
@@ -56,17 +61,13 @@ static __always_inline int ours(struct bpf_sock_addr *ctx)
 
 enum fate { PASS, REFUSE, TRANSLATE };
 
-/* The backend that a socket's datagrams to a frontend went to, while its slot is still that backend's. All of them go one way, connected or
- * not, as through a connection's entry: QUIC and others keep a state with their peer. */
-static __always_inline struct backend *chosen(const struct frontend *fe, const struct socket_key *key)
+/* Where a socket's datagrams to a frontend went, while that is a backend of the service or ends its work as one. All of them go one way,
+ * connected or not, as through a connection's entry: QUIC and others keep a state with their peer. */
+static __always_inline struct peer *chosen(const struct frontend *fe, const struct socket_key *key)
 {
 	struct peer *was = bpf_map_lookup_elem(&sock_reverse, key);
-	struct backend *be;
 
-	if (!was || was->slot >= fe->backends)
-		return 0;
-	be = lb_slot(fe, was->slot);
-	return be && addr_eq(&be->addr, &was->addr) && be->port == was->port ? be : 0;
+	return was && was->service == fe->service && lb_member(fe->service, &was->addr, was->port) ? was : 0;
 }
 
 /* A connection or datagram that is not made, counted and told to who watches. */
@@ -92,15 +93,36 @@ static __always_inline void refused(struct bpf_sock_addr *ctx, const struct addr
 	bpf_ringbuf_submit(e, 0);
 }
 
+/* A service without backends: connections are refused at once. */
+static __always_inline enum fate refuse(struct bpf_sock_addr *ctx, const struct addr *addr, struct peer *to)
+{
+	refused(ctx, addr, DROP_NO_BACKEND);
+	if (has_set_retval) {
+		bpf_set_retval(-ECONNREFUSED);
+		return REFUSE;
+	}
+	if (ctx->protocol == IPPROTO_UDP) /* sends nothing to port 0 */
+		return REFUSE;
+	if (addr_mapped(addr)) {
+		addr_v4(&to->addr, NOBODY_V4);
+	} else {
+		to->addr.d[0] = to->addr.d[1] = 0;
+		to->addr.b[15] = 1;
+	}
+	to->port = 0;
+	return TRANSLATE;
+}
+
 /* What is to become of a socket's way to addr; with TRANSLATE, to says where it goes. */
 static __always_inline enum fate forward(struct bpf_sock_addr *ctx, const struct addr *addr, struct peer *to)
 {
 	__be16 port = ctx->user_port;
 	struct socket_key key = { .addr = *addr, .port = port, .row = ROW_CHOICE };
 	struct peer asked = { .addr = *addr, .port = port };
+	struct backend be = {};
 	struct frontend *fe;
-	struct backend *be = 0;
-	__u32 slot;
+	struct addr client;
+	struct peer *was;
 
 	if (ctx->protocol != IPPROTO_TCP && ctx->protocol != IPPROTO_UDP)
 		return PASS;
@@ -109,37 +131,33 @@ static __always_inline enum fate forward(struct bpf_sock_addr *ctx, const struct
 	fe = lb_frontend(addr, port, ctx->protocol);
 	if (!fe)
 		return PASS;
+	if (fe->flags & FE_SOURCES && !of_node(ctx)) /* who asks is judged by the packet's source */
+		return PASS;
+	asked.service = fe->service;
 	key.cookie = bpf_get_socket_cookie(ctx);
-	if (ctx->protocol == IPPROTO_UDP)
-		be = chosen(fe, &key);
-	if (!be) {
-		be = lb_pick(fe, &slot);
-		if (be && ctx->protocol == IPPROTO_UDP && slot <= 0xffff) {
-			struct peer choice = { .addr = be->addr, .port = be->port, .slot = slot };
-
-			/* Without a row the next datagram may go elsewhere, but it goes. */
-			bpf_map_update_elem(&sock_reverse, &key, &choice, BPF_ANY);
-		}
+	was = ctx->protocol == IPPROTO_UDP ? chosen(fe, &key) : 0;
+	if (was) {
+		*to = *was;
+		goto found;
 	}
-	if (!be) {
-		refused(ctx, addr, DROP_NO_BACKEND);
-		if (has_set_retval) {
-			bpf_set_retval(-ECONNREFUSED);
-			return REFUSE;
-		}
-		if (ctx->protocol == IPPROTO_UDP) /* sends nothing to port 0 */
-			return REFUSE;
-		if (addr_mapped(addr)) {
-			addr_v4(&to->addr, NOBODY_V4);
-		} else {
-			to->addr.d[0] = to->addr.d[1] = 0;
-			to->addr.b[15] = 1;
-		}
-		to->port = 0;
-		return TRANSLATE;
+	client = affinity_netns(bpf_get_netns_cookie(ctx));
+	switch (lb_choose(fe, 0, &client, 0, &be)) {
+	case LB_NO_BACKEND:
+		return refuse(ctx, addr, to);
+	case LB_NOT_HERE: /* as a dropped packet of the node's own: EPERM */
+		refused(ctx, addr, DROP_NO_LOCAL_BACKEND);
+		return REFUSE;
+	case LB_CHOSEN:
+		break;
 	}
-	to->addr = key.addr = be->addr;
-	to->port = key.port = be->port;
+	to->addr = be.addr;
+	to->port = be.port;
+	to->service = fe->service;
+	if (ctx->protocol == IPPROTO_UDP) /* without a row the next datagram may go elsewhere, but it goes */
+		bpf_map_update_elem(&sock_reverse, &key, to, BPF_ANY);
+found:
+	key.addr = to->addr;
+	key.port = to->port;
 	key.row = ROW_REVERSE;
 	/* Without the reverse row a reply would come from a stranger: refuse rather than mislead. */
 	if (bpf_map_update_elem(&sock_reverse, &key, &asked, BPF_ANY)) {

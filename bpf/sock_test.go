@@ -61,8 +61,8 @@ func TestSocketTranslation(t *testing.T) {
 		}
 	}
 	mapped := []byte{0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff}
-	put(o.LbFrontends, slices.Concat(mapped, []byte{10, 96, 0, 1, 0, 80, 6, 0, 0, 0, 0, 0}), []byte{7, 0, 0, 0, 1, 0, 0, 0})
-	put(o.LbFrontends, slices.Concat(mapped, []byte{10, 96, 0, 2, 0, 80, 6, 0, 0, 0, 0, 0}), []byte{8, 0, 0, 0, 0, 0, 0, 0})
+	put(o.LbFrontends, slices.Concat(mapped, []byte{10, 96, 0, 1, 0, 80, 6, 0, 0, 0, 0, 0}), append([]byte{7, 0, 0, 0, 1, 0, 0, 0}, make([]byte, 20)...))
+	put(o.LbFrontends, slices.Concat(mapped, []byte{10, 96, 0, 2, 0, 80, 6, 0, 0, 0, 0, 0}), append([]byte{8, 0, 0, 0}, make([]byte, 24)...))
 	put(o.LbBackends, []byte{7, 0, 0, 0, 0, 0, 0, 0}, slices.Concat(mapped, []byte{127, 0, 0, 1, 0x1f, 0x90, 0, 0, 0, 0, 0, 0}))
 	script := `echo $$ > ` + filepath.Join(cg, "cgroup.procs") + `
 ip link set lo up

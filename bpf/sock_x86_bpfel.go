@@ -13,6 +13,27 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type sockAffinity struct {
+	_    structs.HostLayout
+	Addr struct {
+		_ structs.HostLayout
+		B [16]uint8
+	}
+	Port uint16
+	Pad  [3]uint16
+	Last uint64
+}
+
+type sockAffinityKey struct {
+	_      structs.HostLayout
+	Client struct {
+		_ structs.HostLayout
+		B [16]uint8
+	}
+	Service uint32
+	Pad     uint32
+}
+
 type sockBackend struct {
 	_    structs.HostLayout
 	Addr struct {
@@ -24,9 +45,15 @@ type sockBackend struct {
 }
 
 type sockFrontend struct {
-	_        structs.HostLayout
-	Service  uint32
-	Backends uint32
+	_           structs.HostLayout
+	Service     uint32
+	All         uint32
+	Local       uint32
+	Affinity    uint32
+	Flags       uint16
+	Kind        uint16
+	MaglevAll   uint32
+	MaglevLocal uint32
 }
 
 type sockFrontendKey struct {
@@ -40,15 +67,45 @@ type sockFrontendKey struct {
 	Pad   [5]uint8
 }
 
+type sockMaglev struct {
+	_     structs.HostLayout
+	Slots [64]uint16
+}
+
+type sockMaglevKey struct {
+	_       structs.HostLayout
+	Service uint32
+	Chunk   uint32
+}
+
+type sockMember struct {
+	_      structs.HostLayout
+	Flags  uint16
+	Weight uint16
+	Pad    uint32
+	Hits   uint64
+}
+
+type sockMemberKey struct {
+	_       structs.HostLayout
+	Service uint32
+	Port    uint16
+	Pad     uint16
+	Addr    struct {
+		_ structs.HostLayout
+		B [16]uint8
+	}
+}
+
 type sockPeer struct {
 	_    structs.HostLayout
 	Addr struct {
 		_ structs.HostLayout
 		B [16]uint8
 	}
-	Port uint16
-	Slot uint16
-	Pad  uint32
+	Port    uint16
+	Pad     uint16
+	Service uint32
 }
 
 type sockService struct {
@@ -77,6 +134,16 @@ type sockSocketKey struct {
 	Pad  uint32
 }
 
+type sockSourceKey struct {
+	_         structs.HostLayout
+	Prefixlen uint32
+	Service   uint32
+	Addr      struct {
+		_ structs.HostLayout
+		B [16]uint8
+	}
+}
+
 type sockWatch struct {
 	_     structs.HostLayout
 	Until uint64
@@ -91,9 +158,14 @@ const (
 	sockMapCounters            = "counters"
 	sockMapEvents              = "events"
 	sockMapEventsLost          = "events_lost"
+	sockMapLbAffinity          = "lb_affinity"
 	sockMapLbBackends          = "lb_backends"
+	sockMapLbChanges           = "lb_changes"
 	sockMapLbFrontends         = "lb_frontends"
+	sockMapLbMaglev            = "lb_maglev"
+	sockMapLbMembers           = "lb_members"
 	sockMapLbServices          = "lb_services"
+	sockMapLbSources           = "lb_sources"
 	sockMapMonitor             = "monitor"
 	sockMapSockReverse         = "sock_reverse"
 	sockProgStrakeConnect4     = "strake_connect4"
@@ -169,9 +241,14 @@ type sockMapSpecs struct {
 	Counters    *ebpf.MapSpec `ebpf:"counters"`
 	Events      *ebpf.MapSpec `ebpf:"events"`
 	EventsLost  *ebpf.MapSpec `ebpf:"events_lost"`
+	LbAffinity  *ebpf.MapSpec `ebpf:"lb_affinity"`
 	LbBackends  *ebpf.MapSpec `ebpf:"lb_backends"`
+	LbChanges   *ebpf.MapSpec `ebpf:"lb_changes"`
 	LbFrontends *ebpf.MapSpec `ebpf:"lb_frontends"`
+	LbMaglev    *ebpf.MapSpec `ebpf:"lb_maglev"`
+	LbMembers   *ebpf.MapSpec `ebpf:"lb_members"`
 	LbServices  *ebpf.MapSpec `ebpf:"lb_services"`
+	LbSources   *ebpf.MapSpec `ebpf:"lb_sources"`
 	Monitor     *ebpf.MapSpec `ebpf:"monitor"`
 	SockReverse *ebpf.MapSpec `ebpf:"sock_reverse"`
 }
@@ -209,9 +286,14 @@ type sockMaps struct {
 	Counters    *ebpf.Map `ebpf:"counters"`
 	Events      *ebpf.Map `ebpf:"events"`
 	EventsLost  *ebpf.Map `ebpf:"events_lost"`
+	LbAffinity  *ebpf.Map `ebpf:"lb_affinity"`
 	LbBackends  *ebpf.Map `ebpf:"lb_backends"`
+	LbChanges   *ebpf.Map `ebpf:"lb_changes"`
 	LbFrontends *ebpf.Map `ebpf:"lb_frontends"`
+	LbMaglev    *ebpf.Map `ebpf:"lb_maglev"`
+	LbMembers   *ebpf.Map `ebpf:"lb_members"`
 	LbServices  *ebpf.Map `ebpf:"lb_services"`
+	LbSources   *ebpf.Map `ebpf:"lb_sources"`
 	Monitor     *ebpf.Map `ebpf:"monitor"`
 	SockReverse *ebpf.Map `ebpf:"sock_reverse"`
 }
@@ -221,9 +303,14 @@ func (m *sockMaps) Close() error {
 		m.Counters,
 		m.Events,
 		m.EventsLost,
+		m.LbAffinity,
 		m.LbBackends,
+		m.LbChanges,
 		m.LbFrontends,
+		m.LbMaglev,
+		m.LbMembers,
 		m.LbServices,
+		m.LbSources,
 		m.Monitor,
 		m.SockReverse,
 	)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strings"
 
@@ -81,7 +82,7 @@ func ReadStatus(pinDir string) (Status, error) {
 			if err := readCounters(path, s.Counters); err != nil {
 				return s, err
 			}
-		case name == "endpoints" || name == "names" || name == "remotes" || name == "lb_services" || name == "lb_frontends" || name == "lb_backends":
+		case name == "endpoints" || name == "names" || name == "remotes" || name != "lb_changes" && slices.Contains(lbPins, name):
 			m, err := ebpf.LoadPinnedMap(path, &ebpf.LoadPinOptions{ReadOnly: true})
 			if err != nil {
 				return s, fmt.Errorf("bpf: status: %s: %w", path, err)

@@ -46,10 +46,10 @@ func TestTablesEqualAModel(t *testing.T) {
 		for i := range rng.IntN(3) {
 			lb := LoadBalancer{Owner: owner, Name: fmt.Sprintf("ns/%s:%d", owner, i), Protocol: 6}
 			for f := range rng.IntN(4) {
-				lb.Frontends = append(lb.Frontends, ap(fmt.Sprintf("10.96.%s.%d:%d", owner[4:], i+1, 80+f)))
+				lb.Frontends = append(lb.Frontends, fronts(ClusterIP, ap(fmt.Sprintf("10.96.%s.%d:%d", owner[4:], i+1, 80+f)))...)
 			}
 			for range rng.IntN(6) {
-				lb.Backends = append(lb.Backends, ap(fmt.Sprintf("10.244.0.%d:8080", 2+rng.IntN(20))))
+				lb.Backends = append(lb.Backends, backs(ap(fmt.Sprintf("10.244.0.%d:8080", 2+rng.IntN(20))))...)
 			}
 			want = append(want, lb)
 		}
@@ -62,10 +62,9 @@ func TestTablesEqualAModel(t *testing.T) {
 			}
 		}
 		for _, lb := range want {
-			model[lb.Name] = normal(lb)
-			if len(lb.Frontends) == 0 {
-				model[lb.Name] = LoadBalancer{Owner: owner}
-			}
+			var err error
+			model[lb.Name], err = NormalLoadBalancer(lb)
+			must(t, err)
 		}
 		if step%50 == 49 {
 			if err := d.Close(); err != nil {
@@ -76,7 +75,7 @@ func TestTablesEqualAModel(t *testing.T) {
 		have := dumped(t, d.LoadBalancers(), func(lb LoadBalancer) string { return lb.Name })
 		for k, want := range model {
 			got := have[k]
-			if !slices.Equal(got.Frontends, want.Frontends) || !slices.Equal(got.Backends, want.Backends) || got.Owner != want.Owner {
+			if !reflect.DeepEqual(got, want) {
 				t.Fatalf("step %d: have %+v, want %+v", step, got, want)
 			}
 		}
@@ -100,7 +99,7 @@ func TestTablesEqualAModel(t *testing.T) {
 
 func TestReplaceWritesOnlyDifferences(t *testing.T) {
 	d := open(t, testConfig(t))
-	row := LoadBalancer{Name: "ns/a:http", Protocol: 6, Frontends: []netip.AddrPort{ap("10.96.0.5:80")}, Backends: []netip.AddrPort{ap("10.244.0.2:8080")}}
+	row := LoadBalancer{Name: "ns/a:http", Protocol: 6, Frontends: fronts(ClusterIP, ap("10.96.0.5:80")), Backends: backs(ap("10.244.0.2:8080"))}
 	for i, want := range []Changes{{Added: 1}, {}} {
 		if got, err := d.LoadBalancers().Replace("u", []LoadBalancer{row}); err != nil || got != want {
 			t.Errorf("round %d: %+v, %v; want %+v", i, got, err, want)
@@ -114,7 +113,7 @@ func TestReplaceWritesOnlyDifferences(t *testing.T) {
 func TestOneFrontendHasOneOwner(t *testing.T) {
 	d := open(t, testConfig(t))
 	row := func(name string) []LoadBalancer {
-		return []LoadBalancer{{Name: name, Protocol: 6, Frontends: []netip.AddrPort{ap("10.96.0.5:80")}}}
+		return []LoadBalancer{{Name: name, Protocol: 6, Frontends: fronts(ClusterIP, ap("10.96.0.5:80"))}}
 	}
 	if _, err := d.LoadBalancers().Replace("a", row("ns/a:http")); err != nil {
 		t.Fatal(err)
@@ -131,7 +130,7 @@ func TestFrontendsAreSwapped(t *testing.T) {
 	row := func(frontends ...string) []LoadBalancer {
 		lb := LoadBalancer{Name: "ns/s:http", Protocol: 6}
 		for _, f := range frontends {
-			lb.Frontends = append(lb.Frontends, ap(f))
+			lb.Frontends = append(lb.Frontends, fronts(ClusterIP, ap(f))...)
 		}
 		return []LoadBalancer{lb}
 	}
@@ -146,9 +145,9 @@ func TestFrontendsAreSwapped(t *testing.T) {
 	write("a", false, "10.96.0.5:80", "192.0.2.1:30002")
 	write("b", true, "10.96.0.6:80", "192.0.2.1:30001")
 	write("a", true, "10.96.0.5:80", "192.0.2.1:30002")
-	want := map[string][]netip.AddrPort{"a": {ap("10.96.0.5:80"), ap("192.0.2.1:30002")}, "b": {ap("10.96.0.6:80"), ap("192.0.2.1:30001")}}
+	want := map[string][]Frontend{"a": fronts(ClusterIP, ap("10.96.0.5:80"), ap("192.0.2.1:30002")), "b": fronts(ClusterIP, ap("10.96.0.6:80"), ap("192.0.2.1:30001"))}
 	for owner, row := range dumped(t, d.LoadBalancers(), func(lb LoadBalancer) string { return lb.Owner }) {
-		if !slices.Equal(row.Frontends, want[owner]) {
+		if !reflect.DeepEqual(row.Frontends, want[owner]) {
 			t.Errorf("%s has %v, want %v", owner, row.Frontends, want[owner])
 		}
 	}
@@ -168,7 +167,7 @@ func TestBadRowsAreRefused(t *testing.T) {
 			return d.Endpoints().Replace("s", []Endpoint{{Addr: netip.MustParseAddr("fe80::1%eth0"), Ifindex: 3, PodMAC: mac, HostMAC: mac}})
 		},
 		"frontend and backend of two families": func() (Changes, error) {
-			return d.LoadBalancers().Replace("s", []LoadBalancer{{Name: "n", Protocol: 6, Frontends: []netip.AddrPort{ap("10.96.0.5:80")}, Backends: []netip.AddrPort{ap("[fd00::2]:80")}}})
+			return d.LoadBalancers().Replace("s", []LoadBalancer{{Name: "n", Protocol: 6, Frontends: fronts(ClusterIP, ap("10.96.0.5:80")), Backends: backs(ap("[fd00::2]:80"))}})
 		},
 		"name without addresses": func() (Changes, error) { return d.Names().Replace("s", []Name{{Name: "a.b.svc.cluster.local."}}) },
 		"relative name": func() (Changes, error) {
@@ -178,7 +177,7 @@ func TestBadRowsAreRefused(t *testing.T) {
 			return d.Names().Replace(strings.Repeat("x", 65), []Name{{Name: "a.b.", Addrs: []netip.Addr{netip.MustParseAddr("10.96.0.5")}}})
 		},
 		"backend without a port": func() (Changes, error) {
-			return d.LoadBalancers().Replace("s", []LoadBalancer{{Name: "n", Protocol: 6, Backends: []netip.AddrPort{netip.AddrPortFrom(netip.MustParseAddr("10.244.0.2"), 0)}}})
+			return d.LoadBalancers().Replace("s", []LoadBalancer{{Name: "n", Protocol: 6, Backends: backs(netip.AddrPortFrom(netip.MustParseAddr("10.244.0.2"), 0))}})
 		},
 	} {
 		if _, err := try(); err == nil {
@@ -214,7 +213,7 @@ func TestEndpointsAndNamesSurviveARestart(t *testing.T) {
 // A renamed port is another row with the same frontend: the frontend moves, and never belongs to nobody.
 func TestFrontendMovesWithinAnOwner(t *testing.T) {
 	d := open(t, testConfig(t))
-	row := LoadBalancer{Owner: "u", Name: "ns/a:http", Protocol: 6, Frontends: []netip.AddrPort{ap("10.96.0.5:80")}, Backends: []netip.AddrPort{ap("10.244.0.2:8080")}}
+	row := LoadBalancer{Owner: "u", Name: "ns/a:http", Protocol: 6, Frontends: fronts(ClusterIP, ap("10.96.0.5:80")), Backends: backs(ap("10.244.0.2:8080"))}
 	if _, err := d.LoadBalancers().Replace("u", []LoadBalancer{row}); err != nil {
 		t.Fatal(err)
 	}
@@ -235,7 +234,7 @@ func TestFrontendMovesWithinAnOwner(t *testing.T) {
 
 func TestBadReplaceWritesNothing(t *testing.T) {
 	d := open(t, testConfig(t))
-	good := LoadBalancer{Name: "ns/a:http", Protocol: 6, Frontends: []netip.AddrPort{ap("10.96.0.5:80")}}
+	good := LoadBalancer{Name: "ns/a:http", Protocol: 6, Frontends: fronts(ClusterIP, ap("10.96.0.5:80"))}
 	double := good
 	double.Name = "ns/a:again"
 	if _, err := d.LoadBalancers().Replace("u", []LoadBalancer{good, double}); err == nil {
@@ -252,16 +251,16 @@ func TestTornRowsAreRepaired(t *testing.T) {
 	d := open(t, c)
 	row := LoadBalancer{
 		Owner: "u", Name: "ns/a:http", Protocol: 6,
-		Frontends: []netip.AddrPort{ap("10.96.0.5:80"), ap("10.96.0.6:80")},
-		Backends:  []netip.AddrPort{ap("10.244.0.2:8080"), ap("10.244.0.3:8080")},
+		Frontends: fronts(ClusterIP, ap("10.96.0.5:80"), ap("10.96.0.6:80")),
+		Backends:  backs(ap("10.244.0.2:8080"), ap("10.244.0.3:8080")),
 	}
 	if _, err := d.LoadBalancers().Replace("u", []LoadBalancer{row}); err != nil {
 		t.Fatal(err)
 	}
 	frontends, backends := d.net.Maps["lb_frontends"], d.net.Maps["lb_backends"]
 	for _, err := range []error{
-		frontends.Put(frontendKey(row.Frontends[0], 6), netFrontend{Service: 1, Backends: 1}), // disagrees with its twin
-		frontends.Put(frontendKey(ap("10.96.0.7:80"), 6), netFrontend{Service: 9, Backends: 1}),
+		frontends.Put(frontendKey(row.Frontends[0].Addr, 6), netFrontend{Service: 1, All: 1}), // disagrees with its twin
+		frontends.Put(frontendKey(ap("10.96.0.7:80"), 6), netFrontend{Service: 9, All: 1}),
 		backends.Put(netSlotKey{Service: 1, Slot: 2}, netBackend{}),
 		backends.Put(netSlotKey{Service: 9}, netBackend{}),
 	} {
@@ -286,8 +285,8 @@ func TestTornRowsAreRepaired(t *testing.T) {
 	}
 	for _, f := range row.Frontends {
 		var fe netFrontend
-		if err := frontends.Lookup(frontendKey(f, 6), &fe); err != nil || fe.Backends != 2 {
-			t.Errorf("%s: %+v, %v", f, fe, err)
+		if err := frontends.Lookup(frontendKey(f.Addr, 6), &fe); err != nil || fe.All != 2 {
+			t.Errorf("%s: %+v, %v", f.Addr, fe, err)
 		}
 	}
 }
@@ -337,7 +336,7 @@ func TestLayout1IsMigrated(t *testing.T) {
 		if rows, err := d.Endpoints().Dump(); err != nil || !reflect.DeepEqual(rows, []Endpoint{{Owner: "box", Addr: netip.MustParseAddr(pod), Ifindex: 7, PodMAC: podMAC, HostMAC: hostMAC}}) {
 			t.Errorf("%+v, %v", rows, err)
 		}
-		want := LoadBalancer{Owner: "uid", Name: "ns/web:http", Protocol: 6, Frontends: []netip.AddrPort{ap("10.96.0.5:80")}, Backends: []netip.AddrPort{at(pod, 8080)}}
+		want := LoadBalancer{Owner: "uid", Name: "ns/web:http", Protocol: 6, Frontends: fronts(ClusterIP, ap("10.96.0.5:80")), Backends: backs(at(pod, 8080))}
 		if rows, err := d.LoadBalancers().Dump(); err != nil || !reflect.DeepEqual(rows, []LoadBalancer{want}) {
 			t.Errorf("%+v, %v", rows, err)
 		}
@@ -380,4 +379,8 @@ func TestAnotherLayoutIsRefused(t *testing.T) {
 	if _, err := Open(c); !errors.As(err, &wrong) || wrong.Have != layoutVersion+1 || wrong.Want != layoutVersion {
 		t.Errorf("error %v", err)
 	}
+}
+
+func frontendKey(f netip.AddrPort, proto uint8) netFrontendKey {
+	return netFrontendKey{Addr: addr16(f.Addr()), Port: port16(f.Port()), Proto: proto}
 }

@@ -80,3 +80,21 @@ func open(t testing.TB, c Config) *Datapath {
 	t.Cleanup(func() { d.Close() })
 	return d
 }
+
+// fronts are frontends of a kind, for all backends.
+func fronts(kind FrontendKind, addrs ...netip.AddrPort) []Frontend {
+	var out []Frontend
+	for _, a := range addrs {
+		out = append(out, Frontend{Addr: a, Kind: kind})
+	}
+	return out
+}
+
+// backs are backends that take what there is.
+func backs(addrs ...netip.AddrPort) []Backend {
+	var out []Backend
+	for _, a := range addrs {
+		out = append(out, Backend{Addr: a, All: true, Weight: 1})
+	}
+	return out
+}

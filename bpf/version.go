@@ -10,7 +10,7 @@ import (
 )
 
 // layoutVersion is raised when a map's layout changes.
-const layoutVersion uint32 = 2
+const layoutVersion uint32 = 3
 
 const versionPin = "layout_version"
 
@@ -47,8 +47,8 @@ func checkVersion(pinDir string) error {
 	if err := m.Lookup(uint32(0), &have); err != nil {
 		return fmt.Errorf("bpf: %s: %w", pin, err)
 	}
-	if have == 1 {
-		if err := migrateLayout1(pinDir); err != nil {
+	if have > 0 && have < layoutVersion {
+		if err := migrate(pinDir, have); err != nil {
 			return err
 		}
 		have = layoutVersion

@@ -25,7 +25,7 @@ func ReadRows(pinDir string) (Rows, error) {
 			m.Close()
 		}
 	}()
-	for _, name := range []string{"lb_services", "lb_frontends", "lb_backends", "endpoints", "limits", "names", "remotes"} {
+	for _, name := range append([]string{"endpoints", "limits", "names", "remotes"}, lbPins...) {
 		m, err := ebpf.LoadPinnedMap(filepath.Join(pinDir, name), &ebpf.LoadPinOptions{ReadOnly: true})
 		if err != nil {
 			return Rows{}, fmt.Errorf("bpf: table %s: %w", name, err)
@@ -34,7 +34,7 @@ func ReadRows(pinDir string) (Rows, error) {
 	}
 	var r Rows
 	var errs [4]error
-	r.LoadBalancers, errs[0] = (&loadBalancers{services: maps["lb_services"], frontends: maps["lb_frontends"], backends: maps["lb_backends"]}).Dump()
+	r.LoadBalancers, errs[0] = (&loadBalancers{lbMaps: lbMapsOf(maps)}).Dump()
 	endpoints, err := openEndpoints(maps)
 	if err == nil {
 		r.Endpoints, errs[1] = endpoints.Dump()

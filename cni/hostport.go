@@ -104,7 +104,7 @@ func portRows(a Allocation) []bpf.LoadBalancer {
 		front := netip.AddrPortFrom(p.Addr, p.Port)
 		rows = append(rows, bpf.LoadBalancer{
 			Owner: portOwner(a.ContainerID, a.Ifname), Name: front.String(), Protocol: p.Protocol,
-			Frontends: []netip.AddrPort{front}, Backends: []netip.AddrPort{netip.AddrPortFrom(to, p.Container)},
+			Frontends: []bpf.Frontend{{Addr: front, Kind: bpf.HostPort}}, Backends: []bpf.Backend{{Addr: netip.AddrPortFrom(to, p.Container), All: true, Local: true}},
 		})
 	}
 	return rows

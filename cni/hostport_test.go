@@ -30,8 +30,8 @@ func (f *fakePorts) Replace(owner string, want []bpf.LoadBalancer) (bpf.Changes,
 	for other, rows := range f.rows {
 		for _, have := range rows {
 			for _, w := range want {
-				if other != owner && have.Protocol == w.Protocol && have.Frontends[0] == w.Frontends[0] {
-					return bpf.Changes{}, errors.New(have.Frontends[0].String() + " belongs to " + other)
+				if other != owner && have.Protocol == w.Protocol && have.Frontends[0].Addr == w.Frontends[0].Addr {
+					return bpf.Changes{}, errors.New(have.Frontends[0].Addr.String() + " belongs to " + other)
 				}
 			}
 		}
@@ -112,7 +112,7 @@ func TestHostPortsLiveWithTheirPod(t *testing.T) {
 	id := strings.Repeat("a", 64)
 	ns, other := newNetns(t), newNetns(t)
 	ports := n.fake.ports
-	ports.rows["service-uid"] = []bpf.LoadBalancer{{Name: "ns/s:http", Protocol: 6, Frontends: []netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:30080")}}}
+	ports.rows["service-uid"] = []bpf.LoadBalancer{{Name: "ns/s:http", Protocol: 6, Frontends: []bpf.Frontend{{Addr: netip.MustParseAddrPort("192.0.2.1:30080")}}}}
 	add := func(id, ns string, port int) error {
 		_, err := n.Handle(plugin.Request{Verb: "ADD", ContainerID: id, Netns: ns, Ifname: "eth0", Ports: []plugin.PortMapping{{HostPort: port, ContainerPort: 8080}}})
 		if err != nil {
@@ -125,8 +125,8 @@ func TestHostPortsLiveWithTheirPod(t *testing.T) {
 	want := map[string][]bpf.LoadBalancer{
 		"service-uid": ports.rows["service-uid"],
 		portOwner(id, "eth0"): {
-			{Owner: portOwner(id, "eth0"), Name: "192.0.2.1:80", Protocol: 6, Frontends: []netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:80")}, Backends: []netip.AddrPort{netip.AddrPortFrom(a.Addrs[0], 8080)}},
-			{Owner: portOwner(id, "eth0"), Name: "[2001:db8::1]:80", Protocol: 6, Frontends: []netip.AddrPort{netip.MustParseAddrPort("[2001:db8::1]:80")}, Backends: []netip.AddrPort{netip.AddrPortFrom(a.Addrs[1], 8080)}},
+			{Owner: portOwner(id, "eth0"), Name: "192.0.2.1:80", Protocol: 6, Frontends: []bpf.Frontend{{Addr: netip.MustParseAddrPort("192.0.2.1:80"), Kind: bpf.HostPort}}, Backends: []bpf.Backend{{Addr: netip.AddrPortFrom(a.Addrs[0], 8080), All: true, Local: true}}},
+			{Owner: portOwner(id, "eth0"), Name: "[2001:db8::1]:80", Protocol: 6, Frontends: []bpf.Frontend{{Addr: netip.MustParseAddrPort("[2001:db8::1]:80"), Kind: bpf.HostPort}}, Backends: []bpf.Backend{{Addr: netip.AddrPortFrom(a.Addrs[1], 8080), All: true, Local: true}}},
 		},
 	}
 	equal := func(when string) {

@@ -70,10 +70,10 @@ func (f family) desired(svc *corev1.Service, endpoints []*discoveryv1.EndpointSl
 		if !ok {
 			continue
 		}
-		internal, external := at(clusterIPs, port.Port), at(externalIPs, port.Port)
-		external = append(external, at(nodeAddrs, port.NodePort)...)
+		internal, external := at(bpf.ClusterIP, clusterIPs, port.Port), at(bpf.ExternalIP, externalIPs, port.Port)
+		external = append(external, at(bpf.NodePort, nodeAddrs, port.NodePort)...)
 		name := svc.Namespace + "/" + svc.Name + ":" + port.Name
-		row := func(name string, frontends []netip.AddrPort, local bool) {
+		row := func(name string, frontends []bpf.Frontend, local bool) {
 			if len(frontends) > 0 {
 				out = append(out, bpf.LoadBalancer{
 					Owner: string(svc.UID), Name: name + f.name, Protocol: proto, Frontends: frontends, Backends: f.backends(endpoints, port, local, node.Name),
@@ -91,13 +91,13 @@ func (f family) desired(svc *corev1.Service, endpoints []*discoveryv1.EndpointSl
 }
 
 // at puts a port to each address; none if there is no port.
-func at(addrs []netip.Addr, port int32) []netip.AddrPort {
+func at(kind bpf.FrontendKind, addrs []netip.Addr, port int32) []bpf.Frontend {
 	if port <= 0 || port >= 1<<16 {
 		return nil
 	}
-	var out []netip.AddrPort
+	var out []bpf.Frontend
 	for _, a := range addrs {
-		out = append(out, netip.AddrPortFrom(a, uint16(port)))
+		out = append(out, bpf.Frontend{Addr: netip.AddrPortFrom(a, uint16(port)), Kind: kind})
 	}
 	return out
 }
@@ -151,7 +151,7 @@ func externalAddrs(svc *corev1.Service) []netip.Addr {
 }
 
 // backends are the endpoints of a port that are ready; if none is, those that still serve while they end (KEP-1669).
-func (f family) backends(list []*discoveryv1.EndpointSlice, port corev1.ServicePort, local bool, nodeName string) []netip.AddrPort {
+func (f family) backends(list []*discoveryv1.EndpointSlice, port corev1.ServicePort, local bool, nodeName string) []bpf.Backend {
 	var ready, serving []netip.AddrPort
 	for _, s := range list {
 		if s.AddressType != f.kind {
@@ -183,7 +183,11 @@ func (f family) backends(list []*discoveryv1.EndpointSlice, port corev1.ServiceP
 		ready = serving
 	}
 	slices.SortFunc(ready, netip.AddrPort.Compare)
-	return slices.Compact(ready)
+	var out []bpf.Backend
+	for _, a := range slices.Compact(ready) {
+		out = append(out, bpf.Backend{Addr: a, All: true, Weight: 1})
+	}
+	return out
 }
 
 func isTrue(b *bool, unknown bool) bool {

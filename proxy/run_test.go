@@ -47,16 +47,16 @@ func (f *fakeTable) Replace(owner string, want []bpf.LoadBalancer) (bpf.Changes,
 	for o, rows := range f.rows {
 		for _, r := range rows {
 			for _, fe := range r.Frontends {
-				taken[fmt.Sprint(r.Protocol, fe)] = o
+				taken[fmt.Sprint(r.Protocol, fe.Addr)] = o
 			}
 		}
 	}
 	var errs []error
 	for i, r := range want {
-		want[i].Frontends = slices.DeleteFunc(slices.Clone(r.Frontends), func(fe netip.AddrPort) bool {
-			o, ok := taken[fmt.Sprint(r.Protocol, fe)]
+		want[i].Frontends = slices.DeleteFunc(slices.Clone(r.Frontends), func(fe bpf.Frontend) bool {
+			o, ok := taken[fmt.Sprint(r.Protocol, fe.Addr)]
 			if ok = ok && o != owner; ok {
-				errs = append(errs, fmt.Errorf("%s belongs to %s", fe, o))
+				errs = append(errs, fmt.Errorf("%s belongs to %s", fe.Addr, o))
 			}
 			return ok
 		})
@@ -100,7 +100,7 @@ func (f *fakeTable) flat() map[string]string {
 	for _, rows := range f.rows {
 		for _, r := range rows {
 			for _, fe := range r.Frontends {
-				out[fmt.Sprintf("%d/%s", r.Protocol, fe)] = fmt.Sprint(r.Backends)
+				out[fmt.Sprintf("%d/%s", r.Protocol, fe.Addr)] = fmt.Sprint(addresses([]bpf.LoadBalancer{r})[0].Backends)
 			}
 		}
 	}
@@ -108,7 +108,7 @@ func (f *fakeTable) flat() map[string]string {
 }
 
 // hostPort is a row of a pod's: not the proxy's business.
-var hostPort = bpf.LoadBalancer{Protocol: 6, Frontends: aps("192.0.2.1:80"), Backends: aps("10.244.0.9:8080")}
+var hostPort = bpf.LoadBalancer{Protocol: 6, Frontends: []bpf.Frontend{{Addr: aps("192.0.2.1:80")[0], Kind: bpf.HostPort}}, Backends: []bpf.Backend{{Addr: aps("10.244.0.9:8080")[0], All: true}}}
 
 // cluster is the naive reference: what the API holds, and what follows for traffic by looking at all of it.
 type cluster struct {
@@ -117,7 +117,7 @@ type cluster struct {
 }
 
 func (c *cluster) want() map[string]string {
-	out := map[string]string{"6/" + hostPort.Frontends[0].String(): fmt.Sprint(hostPort.Backends)}
+	out := map[string]string{"6/" + hostPort.Frontends[0].Addr.String(): "[" + hostPort.Backends[0].Addr.String() + "]"}
 	for _, s := range c.services {
 		var ready []netip.AddrPort
 		for _, sl := range c.slices {

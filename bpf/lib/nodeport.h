@@ -118,11 +118,10 @@ int __attribute__((noinline)) nodeport_find(struct __sk_buff *skb)
 {
 	struct scratch *s = scratch();
 	struct frontend *fe;
+	struct backend be = {};
 	struct endpoint *ep;
-	struct backend *be;
 	struct packet *p;
 	int verdict, ports, known;
-	__u32 slot;
 
 	if (!skb || !s)
 		return -1;
@@ -146,13 +145,18 @@ int __attribute__((noinline)) nodeport_find(struct __sk_buff *skb)
 			return NODEPORT_FORWARD;
 		}
 	}
-	be = lb_pick(fe, &slot);
-	if (!be)
+	switch (lb_choose(fe, 1, &p->saddr, lb_hash(&p->saddr, p->sport, &p->daddr, p->dport, p->proto), &be)) {
+	case LB_NO_BACKEND:
 		return NODEPORT_REFUSED;
+	case LB_NOT_HERE:
+		return drop(skb, DROP_NO_LOCAL_BACKEND);
+	case LB_CHOSEN:
+		break;
+	}
 	s->flow.saddr = p->saddr;
 	s->flow.sport = p->sport;
-	s->flow.daddr = be->addr;
-	s->flow.dport = be->port;
+	s->flow.daddr = be.addr;
+	s->flow.dport = be.port;
 	s->flow.service = fe->service;
 	s->flow.generation = 0;
 	s->flow.flags = 0;

@@ -43,7 +43,7 @@ func (b *bench) agentRestart(ctx context.Context) (err error) {
 		return err
 	}
 	n.LoadBalancers = []bpf.LoadBalancer{{Owner: "svc", Name: "default/svc", Protocol: unix.IPPROTO_UDP,
-		Frontends: []netip.AddrPort{netip.AddrPortFrom(n.Addrs[0], nodePort)}, Backends: []netip.AddrPort{server}}}
+		Frontends: []bpf.Frontend{{Addr: netip.AddrPortFrom(n.Addrs[0], nodePort), Kind: bpf.NodePort}}, Backends: []bpf.Backend{{Addr: server, All: true, Local: true}}}}
 	if err := n.Start(); err != nil {
 		return err
 	}

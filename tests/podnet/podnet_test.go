@@ -89,10 +89,10 @@ func service(l *Lab, n *Node) []bpf.LoadBalancer {
 	for family := range 2 {
 		for _, protocol := range []uint8{unix.IPPROTO_TCP, unix.IPPROTO_UDP} {
 			lb := bpf.LoadBalancer{Owner: "svc", Name: fmt.Sprintf("default/svc:%d-%d", family, protocol), Protocol: protocol,
-				Frontends: []netip.AddrPort{netip.AddrPortFrom(clusterIPs[family], servicePort), netip.AddrPortFrom(n.Addrs[family], nodePort)}}
+				Frontends: []bpf.Frontend{{Addr: netip.AddrPortFrom(clusterIPs[family], servicePort)}, {Addr: netip.AddrPortFrom(n.Addrs[family], nodePort), Kind: bpf.NodePort}}}
 			for _, backend := range l.Nodes {
 				for pod := range podsOnNode {
-					lb.Backends = append(lb.Backends, netip.AddrPortFrom(podAddr(backend, family, pod), serverPort))
+					lb.Backends = append(lb.Backends, bpf.Backend{Addr: netip.AddrPortFrom(podAddr(backend, family, pod), serverPort), All: true, Local: backend == n})
 				}
 			}
 			all = append(all, lb)

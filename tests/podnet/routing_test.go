@@ -397,8 +397,8 @@ func TestNodeChangesItsAddress(t *testing.T) {
 		}
 		for i, lb := range each.LoadBalancers {
 			for k, f := range lb.Frontends {
-				if f.Addr() == was {
-					each.LoadBalancers[i].Frontends[k] = netip.AddrPortFrom(now, f.Port())
+				if f.Addr.Addr() == was {
+					each.LoadBalancers[i].Frontends[k].Addr = netip.AddrPortFrom(now, f.Addr.Port())
 				}
 			}
 		}

@@ -94,20 +94,17 @@ func withoutTaken(want, have []bpf.LoadBalancer) []bpf.LoadBalancer {
 	owner := map[frontend]string{}
 	for _, lb := range have {
 		for _, f := range lb.Frontends {
-			owner[frontend{f, lb.Protocol}] = lb.Owner
+			owner[frontend{f.Addr, lb.Protocol}] = lb.Owner
 		}
 	}
 	out := slices.Clone(want)
 	for i, lb := range out {
-		lb.Frontends = slices.DeleteFunc(slices.Clone(lb.Frontends), func(f netip.AddrPort) bool {
-			other, ok := owner[frontend{f, lb.Protocol}]
+		lb.Frontends = slices.DeleteFunc(slices.Clone(lb.Frontends), func(f bpf.Frontend) bool {
+			other, ok := owner[frontend{f.Addr, lb.Protocol}]
 			return ok && other != lb.Owner && slices.ContainsFunc(want, func(w bpf.LoadBalancer) bool {
-				return w.Owner == other && w.Protocol == lb.Protocol && slices.Contains(w.Frontends, f)
+				return w.Owner == other && w.Protocol == lb.Protocol && slices.ContainsFunc(w.Frontends, func(o bpf.Frontend) bool { return o.Addr == f.Addr })
 			})
 		})
-		if len(lb.Frontends) == 0 {
-			lb.Backends = nil // as the table does
-		}
 		out[i] = lb
 	}
 	return out
@@ -131,6 +128,8 @@ func protocolName(p uint8) string {
 		return "TCP"
 	case 17:
 		return "UDP"
+	case 132:
+		return "SCTP"
 	}
 	return fmt.Sprintf("protocol %d", p)
 }
@@ -140,7 +139,14 @@ func protocolName(p uint8) string {
 func flattenServices(l []bpf.LoadBalancer) map[string]string {
 	out := map[string]string{}
 	for _, lb := range l {
-		out[lb.Name+" "+protocolName(lb.Protocol)+" of "+lb.Owner] = "frontends " + sorted(lb.Frontends, netip.AddrPort.Compare) + " backends " + sorted(lb.Backends, netip.AddrPort.Compare)
+		text := "not what the table takes"
+		if n, err := bpf.NormalLoadBalancer(lb); err == nil {
+			text = fmt.Sprintf("frontends %v backends %v", n.Frontends, n.Backends)
+			if n.Affinity != 0 {
+				text += fmt.Sprintf(" affinity %v", n.Affinity)
+			}
+		}
+		out[lb.Name+" "+protocolName(lb.Protocol)+" of "+lb.Owner] = text
 	}
 	return out
 }

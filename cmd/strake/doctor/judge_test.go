@@ -147,7 +147,14 @@ func TestLeftovers(t *testing.T) {
 func TestDrift(t *testing.T) {
 	at := netip.MustParseAddrPort
 	row := func(owner, name string, frontends, backends []netip.AddrPort) bpf.LoadBalancer {
-		return bpf.LoadBalancer{Owner: owner, Name: name, Protocol: 6, Frontends: frontends, Backends: backends}
+		lb := bpf.LoadBalancer{Owner: owner, Name: name, Protocol: 6}
+		for _, f := range frontends {
+			lb.Frontends = append(lb.Frontends, bpf.Frontend{Addr: f})
+		}
+		for _, b := range backends {
+			lb.Backends = append(lb.Backends, bpf.Backend{Addr: b, All: true})
+		}
+		return lb
 	}
 	f, g, b, c := at("10.96.0.1:80"), at("10.96.0.2:80"), at("10.0.0.1:8080"), at("10.0.0.2:8080")
 	type ports = []netip.AddrPort
