@@ -25,6 +25,7 @@ import (
 
 func main() {
 	podnet.Main()
+	work()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	var o options
@@ -32,8 +33,9 @@ func main() {
 	flag.StringVar(&o.load, "load", "bin/bench-load", "the binary of tests/bench/load")
 	flag.StringVar(&o.json, "json", "", "write the results to this file as JSON as well")
 	flag.StringVar(&o.format, "o", "table", "what to print: table or json")
-	flag.StringVar(&o.only, "only", "", "measure only these: "+strings.Join(names(clusterParts), ",")+"; with -podnet "+strings.Join(names(podnetParts), ",")+" (a comma between)")
+	flag.StringVar(&o.only, "only", "", "measure only these: "+strings.Join(names(clusterParts), ",")+"; with -podnet "+strings.Join(names(podnetParts), ",")+"; with -services "+strings.Join(names(servicesParts), ",")+" (a comma between)")
 	flag.BoolVar(&o.podnet, "podnet", false, "measure the node network alone, without a cluster")
+	flag.BoolVar(&o.services, "services", false, "measure Services at growing numbers of them, against kube-proxy's rulesets")
 	flag.Float64Var(&o.effort, "effort", 1, "how much to measure: 0.2 is a quick look")
 	flag.Parse()
 	if err := run(ctx, o); err != nil {
@@ -45,7 +47,7 @@ func main() {
 type options struct {
 	strake, load, json, format, only string
 	effort                           float64
-	podnet                           bool
+	podnet, services                 bool
 }
 
 // times scales a number of repetitions.
@@ -76,7 +78,10 @@ var clusterParts = []part{
 
 // parts are those to choose from.
 func (o options) parts() []part {
-	if o.podnet {
+	switch {
+	case o.services:
+		return servicesParts
+	case o.podnet:
 		return podnetParts
 	}
 	return clusterParts
@@ -113,7 +118,7 @@ func run(ctx context.Context, o options) error {
 	if b.report, err = newReport(o.strake); err != nil {
 		return err
 	}
-	if !o.podnet {
+	if !o.podnet && !o.services {
 		if b.cluster, err = lab.New("strake-bench", filepath.Join(dir, "data"), o.strake); err != nil {
 			return err
 		}
@@ -136,7 +141,7 @@ func run(ctx context.Context, o options) error {
 }
 
 func (b *bench) measure(ctx context.Context, chosen []string) error {
-	if !b.podnet && !slices.Contains(chosen, "start") {
+	if b.cluster != nil && !slices.Contains(chosen, "start") {
 		if _, err := b.up(ctx); err != nil {
 			return err
 		}

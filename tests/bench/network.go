@@ -32,6 +32,7 @@ type side struct {
 	Rate   float64 `json:"rate"`
 	Median float64 `json:"median"`
 	P95    float64 `json:"p95"`
+	P99    float64 `json:"p99"`
 }
 
 type comparison struct {

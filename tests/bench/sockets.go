@@ -63,21 +63,28 @@ func listen(s podnet.Space, addr netip.Addr, ask int) (at netip.AddrPort, stop f
 
 func connect(s podnet.Space, to netip.AddrPort) (c conn, err error) {
 	err = s.In(func() error {
-		fd, err := unix.Socket(family(to.Addr()), unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-		if err != nil {
-			return err
-		}
-		c = conn(fd)
-		return errors.Join(
-			unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: patience}),
-			unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &unix.Timeval{Sec: patience}),
-			unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1),
-			unix.Connect(fd, sockaddr(to)))
+		c, err = dial(to)
+		return err
 	})
+	return c, err
+}
+
+// dial connects from this thread's namespace.
+func dial(to netip.AddrPort) (conn, error) {
+	fd, err := unix.Socket(family(to.Addr()), unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return c, fmt.Errorf("connect to %s: %w", to, err)
+		return -1, err
 	}
-	return c, nil
+	if err := errors.Join(
+		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: patience}),
+		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &unix.Timeval{Sec: patience}),
+		unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1),
+		unix.Connect(fd, sockaddr(to)),
+	); err != nil {
+		unix.Close(fd)
+		return -1, fmt.Errorf("connect to %s: %w", to, err)
+	}
+	return conn(fd), nil
 }
 
 // read takes n bytes, into as much as there is of b.

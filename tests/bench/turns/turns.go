@@ -20,6 +20,7 @@ type Side struct {
 	Rate   float64 `json:"rate"`   // requests per second, the median of the turns
 	Median float64 `json:"median"` // of a request, microseconds
 	P95    float64 `json:"p95"`    // of a request, microseconds
+	P99    float64 `json:"p99"`
 }
 
 // Result compares two servers.
@@ -67,12 +68,16 @@ func Compare(addrs [2]string, open func(addr string, second bool) (Session, erro
 	for i := range ratios {
 		ratios[i] = rates[0][i] / rates[1][i]
 	}
-	slices.Sort(ratios)
-	low, high := confidence(turns)
-	return Result{
-		A: summary(asked[0], took[0], rates[0]), B: summary(asked[1], took[1], rates[1]),
-		Ratio: ratios[turns/2], Low: ratios[low], High: ratios[high],
-	}, nil
+	r := Result{A: summary(asked[0], took[0], rates[0]), B: summary(asked[1], took[1], rates[1])}
+	r.Ratio, r.Low, r.High = median(ratios)
+	return r, nil
+}
+
+// median sorts samples and returns their median with its confidence limits.
+func median(samples []float64) (median, low, high float64) {
+	slices.Sort(samples)
+	l, h := confidence(len(samples))
+	return samples[len(samples)/2], samples[l], samples[h]
 }
 
 // confidence returns which of n sorted samples enclose the median with 95 % confidence: the rank of the median is binomial,
@@ -116,5 +121,5 @@ func summary(asked int, took []time.Duration, rates []float64) Side {
 	slices.Sort(took)
 	slices.Sort(rates)
 	at := func(q float64) float64 { return float64(took[int(q*float64(len(took)-1))].Nanoseconds()) / 1000 }
-	return Side{Asked: asked, Rate: rates[len(rates)/2], Median: at(0.5), P95: at(0.95)}
+	return Side{Asked: asked, Rate: rates[len(rates)/2], Median: at(0.5), P95: at(0.95), P99: at(0.99)}
 }

@@ -38,6 +38,30 @@ func TestCompare(t *testing.T) {
 	}
 }
 
+func TestRotate(t *testing.T) {
+	var order string
+	way := func(name string, takes time.Duration) Way {
+		return Way{name, func(time.Duration) ([]time.Duration, time.Duration, error) {
+			order += name
+			return []time.Duration{takes, takes}, 2 * takes, nil
+		}}
+	}
+	all, err := Rotate([]Way{way("a", 1000), way("b", 2000), way("c", 4000)}, time.Millisecond, 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if order != "abccbaabccba" {
+		t.Errorf("the order is %s", order)
+	}
+	if r := all[0].Against(all[2]); r.Ratio != 4 || r.Low != 4 || r.High != 4 || r.A.Median != 1 || r.B.P99 != 4 || r.A.Asked != 8 {
+		t.Errorf("%+v", r)
+	}
+	broken := Way{"broken", func(time.Duration) ([]time.Duration, time.Duration, error) { return nil, 0, errors.New("no answer") }}
+	if _, err := Rotate([]Way{way("a", 1), broken}, time.Millisecond, 1); err == nil || !strings.Contains(err.Error(), "broken") {
+		t.Errorf("a way without answers: %v", err)
+	}
+}
+
 func TestConfidence(t *testing.T) {
 	for n, want := range map[int][2]int{1: {0, 0}, 3: {0, 2}, 100: {40, 60}, 600: {275, 325}} {
 		if low, high := confidence(n); low != want[0] || high != want[1] {

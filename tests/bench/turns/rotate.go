@@ -1,0 +1,58 @@
+package turns
+
+import (
+	"fmt"
+	"slices"
+	"time"
+)
+
+// Way is one of several that are asked in turns. Turn asks it for about so long and returns how long each request took and all of it.
+type Way struct {
+	Name string
+	Turn func(time.Duration) (samples []time.Duration, elapsed time.Duration, err error)
+}
+
+// Series is what one way did in a rotation.
+type Series struct {
+	Side
+	rates []float64 // by round
+}
+
+// Rotate gives every way a turn in each round, in the order A B C, C B A, …: those that are next to each other in the list are next to
+// each other in time, and a drift of the machine touches all alike.
+func Rotate(ways []Way, turn time.Duration, rounds int) ([]Series, error) {
+	all := make([]Series, len(ways))
+	took := make([][]time.Duration, len(ways))
+	for round := -2; round < rounds; round++ { // two to warm up
+		for step := range ways {
+			i := step
+			if round&1 != 0 {
+				i = len(ways) - 1 - step
+			}
+			samples, elapsed, err := ways[i].Turn(turn)
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", ways[i].Name, err)
+			}
+			all[i].Asked += len(samples)
+			if round >= 0 {
+				took[i] = append(took[i], samples...)
+				all[i].rates = append(all[i].rates, float64(len(samples))/elapsed.Seconds())
+			}
+		}
+	}
+	for i := range all {
+		all[i].Side = summary(all[i].Asked, took[i], slices.Clone(all[i].rates))
+	}
+	return all, nil
+}
+
+// Against compares two ways of one rotation, round by round.
+func (s Series) Against(rival Series) Result {
+	r := Result{A: s.Side, B: rival.Side}
+	ratios := make([]float64, len(s.rates))
+	for i := range ratios {
+		ratios[i] = s.rates[i] / rival.rates[i]
+	}
+	r.Ratio, r.Low, r.High = median(ratios)
+	return r
+}
