@@ -8,7 +8,7 @@ LDFLAGS := -s -w -X k8s.io/component-base/version.gitVersion=$(VERSION)
 RUN_PACKAGES := containerd runc
 TEST_PACKAGES := $(RUN_PACKAGES) iproute2 busybox-static curl containernetworking-plugins iptables nftables procps
 
-.PHONY: build up down test test-packages run-packages lint unit e2e cross generate check-generated bench bench-podnet kernel-packages test-kernels
+.PHONY: build up down test test-packages run-packages lint unit e2e cross generate check-generated bench bench-podnet bench-services kernel-packages test-kernels
 
 build:
 	$(GO) build -trimpath -ldflags "$(LDFLAGS)" -o bin/strake ./cmd/strake
@@ -55,6 +55,12 @@ bench-podnet: build
 	$(call install,iproute2 containernetworking-plugins)
 	$(GO) build -trimpath -ldflags "-s -w" -o bin/bench ./tests/bench
 	bin/bench -podnet -json bin/bench-podnet.json $(BENCH_FLAGS)
+
+# Figures of Services at growing numbers of them, against kube-proxy's rulesets; ARGS=--quick takes under five minutes.
+bench-services: build
+	$(call install,iproute2 iptables nftables)
+	$(GO) build -trimpath -ldflags "-s -w" -o bin/bench ./tests/bench
+	bin/bench -services -json bin/bench-services.json $(ARGS)
 
 kernel-packages:
 	$(call install,qemu-system-x86 busybox-static,--no-install-recommends)

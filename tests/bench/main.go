@@ -26,6 +26,7 @@ import (
 func main() {
 	podnet.Main()
 	work()
+	runAgent()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	var o options
@@ -37,6 +38,7 @@ func main() {
 	flag.BoolVar(&o.podnet, "podnet", false, "measure the node network alone, without a cluster")
 	flag.BoolVar(&o.services, "services", false, "measure Services at growing numbers of them, against kube-proxy's rulesets")
 	flag.Float64Var(&o.effort, "effort", 1, "how much to measure: 0.2 is a quick look")
+	flag.BoolFunc("quick", "the same as -effort 0.3", func(string) error { o.effort = 0.3; return nil })
 	flag.Parse()
 	if err := run(ctx, o); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)

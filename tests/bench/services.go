@@ -15,6 +15,15 @@ import (
 var servicesParts = []part{
 	{"clusterip", (*bench).clusterIP},
 	{"nodeport", (*bench).nodePort},
+	{"api", (*bench).follow},
+}
+
+// count writes a number of Services with its unit.
+func count(n int) string {
+	if n == 1 {
+		return "1 Service"
+	}
+	return fmt.Sprint(n, " Services")
 }
 
 // measure is what is asked of every way.
@@ -83,7 +92,7 @@ func (b *bench) rotate(ctx context.Context, l *servicesLab, what string, m measu
 	var ways []turns.Way
 	index := map[string]int{}
 	add := func(kind string, size int, w *worker, addr netip.AddrPort, ports int) {
-		name := fmt.Sprintf("%s, %d Services", kind, size)
+		name := kind + ", " + count(size)
 		index[name] = len(ways)
 		ways = append(ways, w.way(what+", "+name, order{Mode: m.mode, To: addr, Ports: ports, AtOnce: m.atOnce}))
 	}
@@ -107,7 +116,7 @@ func (b *bench) rotate(ctx context.Context, l *servicesLab, what string, m measu
 		return err
 	}
 	of := func(kind string, size int) turns.Series {
-		return series[index[fmt.Sprintf("%s, %d Services", kind, size)]]
+		return series[index[kind+", "+count(size)]]
 	}
 	for _, size := range sizes {
 		ours := of(kindStrake, size)
@@ -124,7 +133,7 @@ func (b *bench) rotate(ctx context.Context, l *servicesLab, what string, m measu
 			}
 			r := ours.Against(of(kind, size))
 			c := comparison{A: side(r.A), B: side(r.B), Ratio: r.Ratio, Low: r.Low, High: r.High}
-			name := fmt.Sprintf("%s, %d Services, against %s", what, size, kind)
+			name := fmt.Sprintf("%s, %s, against %s", what, count(size), kind)
 			b.report.rates(name, c, m.unit, m.perAsk, target)
 			if m.atOnce == 1 && m.mode != modeStream {
 				b.report.latencies(name, c)
@@ -137,7 +146,7 @@ func (b *bench) rotate(ctx context.Context, l *servicesLab, what string, m measu
 			if m.direct != 0 && size == sizes[len(sizes)-1] {
 				target = 0.97
 			}
-			b.report.rates(fmt.Sprintf("%s, %d Services, against 1 Service", what, size), c, m.unit, m.perAsk, target)
+			b.report.rates(fmt.Sprintf("%s, %s, against 1 Service", what, count(size)), c, m.unit, m.perAsk, target)
 		}
 	}
 	return nil

@@ -147,7 +147,7 @@ func (l *servicesLab) Close() error {
 // serve starts the endpoints of the Service that is asked.
 func (l *servicesLab) serve(s podnet.Space) error {
 	for e := range endpointsEach {
-		stop, err := echo(s, firstBackend+e)
+		stop, err := echo(s, firstBackend+e, nil)
 		if err != nil {
 			return err
 		}

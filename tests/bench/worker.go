@@ -198,8 +198,8 @@ func (o connector) Ask() error {
 	return errors.Join(unix.SetsockoptLinger(int(c), unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}), c.write(b), c.read(b, 1))
 }
 
-// echo starts a server of workers in a namespace, at a port of every address.
-func echo(s podnet.Space, port int) (stop func(), err error) {
+// echo starts a server of workers in a namespace, at a port of every address; accepted, if there is one, is called for each connection.
+func echo(s podnet.Space, port int, accepted func()) (stop func(), err error) {
 	var l int
 	err = s.In(func() error {
 		if l, err = unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0); err != nil {
@@ -221,6 +221,9 @@ func echo(s podnet.Space, port int) (stop func(), err error) {
 			if err != nil {
 				unix.Close(l)
 				return
+			}
+			if accepted != nil {
+				accepted()
 			}
 			c := conn(fd)
 			// A client that went is no concern of the server's.

@@ -1,0 +1,200 @@
+package main
+
+import (
+	"context"
+	"encoding/gob"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/strake-io/strake/bpf"
+	"github.com/strake-io/strake/proxy"
+	"github.com/strake-io/strake/tests/lab"
+)
+
+// agentVariable makes this program an agent that runs the proxy alone, as `strake agent --only proxy` does, and tells what it has written.
+const agentVariable = "STRAKE_BENCH_AGENT"
+
+// agentSpec is what it is told.
+type agentSpec struct {
+	Kubeconfig, Dir, CgroupRoot, Cgroup string
+	NodeAddr                            netip.Addr
+	Services                            int // how many there are: it tells when all are written, and of each one after that
+}
+
+// written tells of Services whose rows are in the kernel, at a time of the monotonic clock.
+type written struct {
+	Owners []string // none: first that the datapath is open, then that all rows are written
+	At     time.Duration
+}
+
+// monotonic is the clock that all processes share.
+func monotonic() time.Duration {
+	var t unix.Timespec
+	unix.ClockGettime(unix.CLOCK_MONOTONIC, &t) // fails for unknown clocks only
+	return time.Duration(t.Nano())
+}
+
+// agent is such a process.
+type agent struct {
+	cmd   *exec.Cmd
+	spec  agentSpec
+	began time.Duration
+	tells chan written
+}
+
+// startAgent starts one in the namespace of a cluster's node, with nothing in the kernel yet.
+func startAgent(c *lab.Cluster, dir, cgroup string, services int) (*agent, error) {
+	root, err := filepath.EvalSymlinks(filepath.Dir(cgroup))
+	if err != nil {
+		return nil, err
+	}
+	a := &agent{tells: make(chan written, 1<<16), spec: agentSpec{
+		Kubeconfig: filepath.Join(c.Data, "admin.kubeconfig"), Dir: dir, CgroupRoot: root, Cgroup: cgroup, NodeAddr: netip.MustParseAddr(lab.NodeIP), Services: services,
+	}}
+	for _, d := range []string{dir, cgroup} {
+		if err := os.Mkdir(d, 0o755); err != nil {
+			return nil, err
+		}
+	}
+	spec, err := json.Marshal(a.spec)
+	if err != nil {
+		return nil, err
+	}
+	exe, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	a.cmd = c.Command(context.Background(), exe)
+	a.cmd.Env = append(os.Environ(), agentVariable+"="+string(spec))
+	a.cmd.Stderr = os.Stderr
+	out, err := a.cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	a.began = monotonic()
+	if err := a.cmd.Start(); err != nil {
+		return nil, err
+	}
+	go func() {
+		defer close(a.tells)
+		for heard := gob.NewDecoder(out); ; {
+			var w written
+			if heard.Decode(&w) != nil {
+				return
+			}
+			a.tells <- w
+		}
+	}()
+	return a, nil
+}
+
+// stop ends the process and takes away what it loaded.
+func (a *agent) stop() error {
+	var errs []error
+	errs = append(errs, a.cmd.Process.Signal(unix.SIGTERM), a.cmd.Wait())
+	pins := filepath.Join(a.spec.Dir, "bpf")
+	errs = append(errs, bpf.Remove(pins), bpf.UnmountBPFFS(pins), os.RemoveAll(a.spec.Dir), os.Remove(a.spec.Cgroup))
+	for _, err := range errs {
+		if err != nil {
+			return fmt.Errorf("agent: %w", err)
+		}
+	}
+	return nil
+}
+
+// runAgent is the agent's process; it does not return in one.
+func runAgent() {
+	text := os.Getenv(agentVariable)
+	if text == "" {
+		return
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	var spec agentSpec
+	err := json.Unmarshal([]byte(text), &spec)
+	if err == nil {
+		err = spec.run(ctx, os.Stdout)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "agent:", err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+func (s agentSpec) run(ctx context.Context, out io.Writer) error {
+	pins := filepath.Join(s.Dir, "bpf")
+	if err := bpf.MountBPFFS(pins); err != nil {
+		return err
+	}
+	d, err := bpf.Open(bpf.Config{PinDir: pins, CgroupRoot: s.CgroupRoot, NodeCgroup: s.Cgroup, NodeAddrs: []netip.Addr{s.NodeAddr},
+		DNSAddrs: []netip.Addr{netip.MustParseAddr("10.96.255.10")}, Zone: "cluster.local", DNSTTL: 30})
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	rc, err := clientcmd.BuildConfigFromFlags("", s.Kubeconfig)
+	if err != nil {
+		return err
+	}
+	rc.QPS, rc.Burst, rc.ContentType = -1, -1, "application/vnd.kubernetes.protobuf"
+	client, err := kubernetes.NewForConfig(rc)
+	if err != nil {
+		return err
+	}
+	tell := gob.NewEncoder(out)
+	if err := tell.Encode(written{At: monotonic()}); err != nil {
+		return err
+	}
+	f := informers.NewSharedInformerFactory(client, 0)
+	p, err := proxy.New(proxy.Config{Informers: f, Table: &toldTable{Table: d.LoadBalancers(), tell: tell, missing: s.Services}, Node: proxy.Node{Name: "bench", Addrs: []netip.Addr{s.NodeAddr}}})
+	if err != nil {
+		return err
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	defer f.Shutdown()
+	f.Start(ctx.Done())
+	g.Go(func() error { return p.Run(ctx) })
+	return g.Wait()
+}
+
+// toldTable tells of what has been written.
+type toldTable struct {
+	bpf.Table[bpf.LoadBalancer]
+	mu      sync.Mutex
+	tell    *gob.Encoder
+	missing int // Services that have not been written yet
+}
+
+// Replace implements bpf.Table.
+func (t *toldTable) Replace(owner string, want []bpf.LoadBalancer) (bpf.Changes, error) {
+	c, err := t.Table.Replace(owner, want)
+	if err != nil {
+		return c, err
+	}
+	now := monotonic()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.missing > 0 {
+		if t.missing--; t.missing > 0 {
+			return c, nil
+		}
+		return c, t.tell.Encode(written{At: now})
+	}
+	return c, t.tell.Encode(written{[]string{owner}, now})
+}

@@ -1,0 +1,367 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"syscall"
+	"time"
+
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+
+	"github.com/strake-io/strake/kubelet/cgroups"
+	"github.com/strake-io/strake/tests/lab"
+	"github.com/strake-io/strake/tests/podnet"
+)
+
+// apiSizes are those that the cost of following the API is taken at.
+var apiSizes = []int{1_000, 10_000, 50_000}
+
+// follow measures what it costs to keep the kernel's tables as the API says: a control plane alone, whose etcd is filled with Services,
+// and an agent that runs the proxy.
+func (b *bench) follow(ctx context.Context) (err error) {
+	dir, err := os.MkdirTemp("", "strake-bench-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	c, err := lab.New("strake-bench", filepath.Join(dir, "data"), b.strake)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, c.Close()) }()
+	server := c.StrakeCommand(context.Background(), "server")
+	if server.Stderr, err = os.Create(filepath.Join(dir, "server.log")); err != nil {
+		return err
+	}
+	if err := server.Start(); err != nil {
+		return err
+	}
+	defer func() {
+		server.Process.Signal(syscall.SIGTERM)
+		server.Wait() // it was asked to end
+	}()
+	if err := awaitAPI(ctx, c); err != nil {
+		return err
+	}
+	rc, err := c.REST()
+	if err != nil {
+		return err
+	}
+	rc.ContentType = "application/vnd.kubernetes.protobuf"
+	client, err := kubernetes.NewForConfig(rc)
+	if err != nil {
+		return err
+	}
+	first, err := client.CoreV1().Services("").List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return err
+	}
+	own, filled := len(first.Items), 0 // the control plane's own Services
+	for _, size := range apiSizes {
+		if err := fill(ctx, c, filled, size); err != nil {
+			return err
+		}
+		filled = size
+		if err := b.followed(ctx, c, client, dir, size, own); err != nil {
+			return fmt.Errorf("%d Services: %w", size, err)
+		}
+	}
+	return nil
+}
+
+func awaitAPI(ctx context.Context, c *lab.Cluster) error {
+	for late := time.Now().Add(90 * time.Second); ; {
+		out, err := c.Strake("kubectl", "get", "--raw", "/readyz")
+		if err == nil {
+			return nil
+		}
+		if time.Now().After(late) {
+			return fmt.Errorf("the API server: %w\n%s", err, out)
+		}
+		if err := pause(ctx, 100*time.Millisecond); err != nil {
+			return err
+		}
+	}
+}
+
+// followed measures one size.
+func (b *bench) followed(ctx context.Context, c *lab.Cluster, client kubernetes.Interface, dir string, size, own int) (err error) {
+	var a *agent
+	defer func() {
+		if a != nil {
+			err = errors.Join(err, a.stop())
+		}
+	}()
+	root, _ := cgroups.UnifiedPath("/")
+	var synced, started []float64
+	for i := range b.times(4) {
+		if a != nil {
+			if err := a.stop(); err != nil {
+				return err
+			}
+		}
+		var id [4]byte
+		rand.Read(id[:])
+		if a, err = startAgent(c, filepath.Join(dir, "agent"), filepath.Join(root, "strake-bench-"+hex.EncodeToString(id[:])), size+own); err != nil {
+			return err
+		}
+		opened, err := a.next(ctx)
+		if err != nil {
+			return err
+		}
+		all, err := a.next(ctx)
+		if err != nil {
+			return err
+		}
+		if i > 0 { // by the first one the API server learns of what was put into etcd
+			synced, started = append(synced, (all.At-opened.At).Seconds()), append(started, (all.At-a.began).Seconds())
+		}
+	}
+	what := count(size) + ", "
+	if size == 50_000 {
+		b.report.aim(what+"full sync from empty, median", quantile(synced, 0.5), "s", atMost, 3)
+	} else {
+		b.report.figure(what+"full sync from empty, median", quantile(synced, 0.5), "s")
+	}
+	b.report.figure(what+"full sync from empty, from the agent's exec", quantile(started, 0.5), "s")
+	if err := b.changes(ctx, a, client, what, size); err != nil {
+		return err
+	}
+	if err := b.firstConnection(ctx, c, a, client, what); err != nil {
+		return err
+	}
+	return b.agentCost(ctx, a, client, what, size)
+}
+
+// next waits for what the agent tells.
+func (a *agent) next(ctx context.Context) (written, error) {
+	select {
+	case w, ok := <-a.tells:
+		if !ok {
+			return w, errors.New("the agent ended")
+		}
+		return w, nil
+	case <-time.After(2 * time.Minute):
+		return written{}, errors.New("the agent is silent")
+	case <-ctx.Done():
+		return written{}, ctx.Err()
+	}
+}
+
+// of waits until the agent has written a Service.
+func (a *agent) of(ctx context.Context, i int) (time.Duration, error) {
+	for {
+		w, err := a.next(ctx)
+		if err != nil {
+			return 0, err
+		}
+		if slices.Contains(w.Owners, string(apiUID(i))) {
+			return w.At, nil
+		}
+	}
+}
+
+// change takes one endpoint of a Service out of service, and the one back that another change took.
+func change(ctx context.Context, client kubernetes.Interface, i, e int) error {
+	_, slice := apiObjects(i)
+	ready := false
+	slice.Endpoints[e].Conditions.Ready = &ready
+	_, err := client.DiscoveryV1().EndpointSlices(apiNamespace).Update(ctx, slice, metav1.UpdateOptions{})
+	return err
+}
+
+// changes takes the time from an API call to the map write, one change after the other.
+func (b *bench) changes(ctx context.Context, a *agent, client kubernetes.Interface, what string, size int) error {
+	var whole, rest []float64
+	for n := range b.times(300) {
+		i := 1 + n*(size-2)/b.times(300)
+		asked := monotonic()
+		if err := change(ctx, client, i, 0); err != nil {
+			return err
+		}
+		answered := monotonic()
+		at, err := a.of(ctx, i)
+		if err != nil {
+			return err
+		}
+		whole, rest = append(whole, 1000*(at-asked).Seconds()), append(rest, 1000*max(0, at-answered).Seconds())
+		if err := pause(ctx, 5*time.Millisecond); err != nil {
+			return err
+		}
+	}
+	b.report.figure(what+"API call → map write, median", quantile(whole, 0.5), "ms")
+	name := what + "API call → map write, p99"
+	if size == 50_000 {
+		b.report.aim(name, quantile(whole, 0.99), "ms", atMost, 5)
+	} else {
+		b.report.figure(name, quantile(whole, 0.99), "ms")
+	}
+	b.report.figure(what+"API answer → map write, p99", quantile(rest, 0.99), "ms")
+	return nil
+}
+
+// firstConnection takes the time from an API call that moves a Service's only endpoint to the first connection that arrives at the new one,
+// of a client that connects all the time.
+func (b *bench) firstConnection(ctx context.Context, c *lab.Cluster, a *agent, client kubernetes.Interface, what string) error {
+	space := podnet.Space("/run/netns/" + c.Net)
+	arrived := [2]chan time.Duration{make(chan time.Duration, 1), make(chan time.Duration, 1)}
+	for i := range arrived {
+		stop, err := echo(space, firstBackend+i, func() {
+			select {
+			case arrived[i] <- monotonic():
+			default:
+			}
+		})
+		if err != nil {
+			return err
+		}
+		defer stop()
+	}
+	w, err := startWorker(space, a.spec.Cgroup)
+	if err != nil {
+		return err
+	}
+	defer w.stop()
+	s := benchService(0, netip.MustParseAddr(lab.NodeIP))
+	ask := w.way("the moved Service", order{Mode: modeConnect, To: s.ClusterIP, Ports: 1, AtOnce: 1})
+	var took []float64
+	for n := range b.times(40) {
+		// It goes to port n%2 of the two; whoever came there before has gone.
+		to := (n + 1) % 2
+		for len(arrived[to]) > 0 {
+			<-arrived[to]
+		}
+		asking := make(chan error, 1)
+		asks := make(chan struct{})
+		go func() {
+			for {
+				if _, _, err := ask.Turn(5 * time.Millisecond); err != nil {
+					asking <- err
+					return
+				}
+				select {
+				case <-asks:
+					asking <- nil
+					return
+				default:
+				}
+			}
+		}()
+		_, slice := apiObjects(0)
+		slice.Ports = []discoveryv1.EndpointPort{endpointPort(firstBackend + uint16(to))}
+		asked := monotonic()
+		_, err := client.DiscoveryV1().EndpointSlices(apiNamespace).Update(ctx, slice, metav1.UpdateOptions{})
+		if err != nil {
+			return err
+		}
+		select {
+		case at := <-arrived[to]:
+			took = append(took, 1000*(at-asked).Seconds())
+		case err := <-asking:
+			return err
+		case <-time.After(10 * time.Second):
+			return errors.New("no connection came to the new endpoint")
+		}
+		close(asks)
+		if err := <-asking; err != nil {
+			return err
+		}
+	}
+	b.report.figure(what+"API call → first correct connection, median", quantile(took, 0.5), "ms")
+	b.report.figure(what+"API call → first correct connection, p99", quantile(took, 0.99), "ms")
+	return nil
+}
+
+// churn is how many endpoints change in a second.
+const churn = 100
+
+// agentCost looks at the agent at rest, and while endpoints change.
+func (b *bench) agentCost(ctx context.Context, a *agent, client kubernetes.Interface, what string, size int) error {
+	pid := a.cmd.Process.Pid
+	if err := pause(ctx, time.Duration(b.effort*float64(settle))); err != nil {
+		return err
+	}
+	period := time.Duration(b.effort * float64(20*time.Second))
+	used, err := cpuDuring(pid, func() error { return pause(ctx, period) })
+	if err != nil {
+		return err
+	}
+	rest, err := memoryOf(pid)
+	if err != nil {
+		return err
+	}
+	for len(a.tells) > 0 {
+		<-a.tells
+	}
+	asked := map[string]time.Duration{}
+	total := int(period.Seconds() * churn)
+	step := max(1, (size-2)/total)
+	busy, err := cpuDuring(pid, func() error {
+		began := time.Now()
+		for n := range total {
+			if err := pause(ctx, time.Until(began.Add(time.Duration(n)*time.Second/churn))); err != nil {
+				return err
+			}
+			i := 1 + n*step%(size-1)
+			asked[string(apiUID(i))] = monotonic()
+			if err := change(ctx, client, i, 1+n*step/(size-1)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	var delays []float64
+	for len(delays) < len(asked) && len(delays) < total*9/10 {
+		w, err := a.next(ctx)
+		if err != nil {
+			return err
+		}
+		for _, o := range w.Owners {
+			if at, ok := asked[o]; ok && w.At > at {
+				delays = append(delays, 1000*(w.At-at).Seconds())
+			}
+		}
+	}
+	after, err := memoryOf(pid)
+	if err != nil {
+		return err
+	}
+	b.report.figure(what+"agent at rest, CPU", used, "% of a CPU")
+	if size == 50_000 {
+		b.report.aim(what+"agent at rest, RSS", rest.rss, "MiB", atMost, 150)
+	} else {
+		b.report.figure(what+"agent at rest, RSS", rest.rss, "MiB")
+	}
+	b.report.figure(what+"agent at rest, anonymous", rest.anon, "MiB")
+	b.report.figure(fmt.Sprintf("%sagent while %d endpoints change in a second, CPU", what, churn), busy, "% of a CPU")
+	b.report.figure(fmt.Sprintf("%sagent while %d endpoints change in a second, RSS", what, churn), after.rss, "MiB")
+	b.report.figure(fmt.Sprintf("%sAPI call → map write while %d endpoints change in a second, p99", what, churn), quantile(delays, 0.99), "ms")
+	return nil
+}
+
+// cpuDuring is the share of a CPU that a process used while f ran, in percent.
+func cpuDuring(pid int, f func() error) (float64, error) {
+	before, err := cpuSeconds(pid)
+	if err != nil {
+		return 0, err
+	}
+	began := time.Now()
+	if err := f(); err != nil {
+		return 0, err
+	}
+	elapsed := time.Since(began).Seconds()
+	after, err := cpuSeconds(pid)
+	return 100 * (after - before) / elapsed, err
+}
