@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 
 	"github.com/vishvananda/netlink"
@@ -57,9 +58,14 @@ func serviceRows(n int, server, node netip.Addr) []bpf.LoadBalancer {
 	var all []bpf.LoadBalancer
 	for i := range n {
 		s := benchService(i, server)
-		row := bpf.LoadBalancer{Owner: fmt.Sprintf("00000000-0000-4000-8000-%012d", i), Name: s.Name, Protocol: unix.IPPROTO_TCP, Frontends: []netip.AddrPort{s.ClusterIP}, Backends: s.Endpoints}
+		row := bpf.LoadBalancer{
+			Owner: string(apiUID(i)), Name: s.Name, Protocol: unix.IPPROTO_TCP, Frontends: []bpf.Frontend{{Addr: s.ClusterIP, Kind: bpf.ClusterIP}},
+		}
 		if s.NodePort != 0 {
-			row.Frontends = append(row.Frontends, netip.AddrPortFrom(node, s.NodePort))
+			row.Frontends = append(row.Frontends, bpf.Frontend{Addr: netip.AddrPortFrom(node, s.NodePort), Kind: bpf.NodePort})
+		}
+		for _, e := range s.Endpoints {
+			row.Backends = append(row.Backends, bpf.Backend{Addr: e, All: true, Weight: 1})
 		}
 		all = append(all, row)
 	}
@@ -246,7 +252,11 @@ func (l *servicesLab) load(node podnet.Space, name string, write func(io.Writer)
 		return err
 	}
 	defer os.Remove(file)
-	if out, err := node.Run(l.ctx, "", nil, "sh", "-c", program+` <"$1"`, "sh", file); err != nil {
+	var out []byte
+	if err := node.In(func() (err error) {
+		out, err = exec.CommandContext(l.ctx, "sh", "-c", program+` <"$1"`, "sh", file).CombinedOutput()
+		return err
+	}); err != nil {
 		return fmt.Errorf("%s (iptables and nftables are packages that `make bench-services` installs): %w\n%s", program, err, out)
 	}
 	return nil
