@@ -38,7 +38,7 @@ func (r *result) emulate(ctx context.Context, k kernel, initramfs, log string) e
 	defer f.Close()
 	kernelLog := filepath.Join(work, "build", k.series+".console")
 	// What else this machine does goes first: no test here is timed.
-	c := exec.CommandContext(ctx, "nice", "-n", "10", "qemu-system-x86_64", "-accel", "tcg", "-m", "1536", "-smp", "2", "-nodefaults", "-display", "none",
+	c := exec.CommandContext(ctx, "nice", "-n", "5", "qemu-system-x86_64", "-accel", "tcg", "-m", "1536", "-smp", "2", "-nodefaults", "-display", "none",
 		"-no-reboot", "-nic", "none", "-serial", "file:"+kernelLog, "-serial", "stdio",
 		"-kernel", filepath.Join(k.dir, "boot", "vmlinuz-"+k.release), "-initrd", initramfs,
 		"-append", "console=ttyS0 loglevel=5 panic=-1 oops=panic nowatchdog rcupdate.rcu_cpu_stall_suppress=1") // emulated, it may well stall
