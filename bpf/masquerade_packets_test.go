@@ -260,61 +260,52 @@ func TestMasqueradedErrors(t *testing.T) {
 // A flow's port is another's once the flow is over, and not before.
 func TestFlowsExpire(t *testing.T) {
 	d := masqueraded(t, 62000, 62000)
-	const replied, finOut, finIn, reset = 1, 2, 4, 8
+	const replied, finOut, finIn, reset, agreed = 1, 2, 4, 8, 16
 	for _, c := range []struct {
 		proto, state byte
 		age          uint32
 		over         bool
 	}{
 		{17, 0, 55, false}, {17, 0, 65, true}, {17, replied, 170, false}, {17, replied, 190, true},
-		{6, 0, 230, false}, {6, 0, 250, true}, {6, replied, 7400, false}, {6, replied, 7500, true},
-		{6, replied | finOut, 230, false}, {6, replied | finIn, 250, true},
-		{6, replied | finOut | finIn, 5, false}, {6, replied | finOut | finIn, 15, true}, {6, replied | reset, 15, true},
+		{6, 0, 230, false}, {6, 0, 250, true}, {6, replied | agreed, 86000, false}, {6, replied | agreed, 86500, true},
+		{6, replied, 230, false}, {6, replied | agreed | finOut, 3500, false}, {6, replied | agreed | finIn, 3700, true},
+		{6, replied | agreed | finOut | finIn, 5, false}, {6, replied | agreed | finOut | finIn, 15, true}, {6, replied | agreed | reset, 15, true},
 	} {
-		var now unix.Timespec
-		must(t, unix.ClockGettime(unix.CLOCK_MONOTONIC, &now))
-		back := netFlowKey{Saddr: addr16(netip.MustParseAddr("198.51.100.1")), Daddr: addr16(netip.MustParseAddr(nodeIP)), Sport: port16(53), Dport: port16(62000), Proto: c.proto, Reply: 1}
-		must(t, d.net.Maps["masq_flows"].Put(back, netMasq{Addr: addr16(netip.MustParseAddr(other)), Port: port16(1), State: c.state, Seen: uint32(now.Sec) - c.age}))
-		want := uint32(actShot)
-		if c.over {
-			want = actOK
-			if verdict, _ := run(t, d.net.Programs[uplinkProgram], frame(c.proto, ap("198.51.100.1:53"), ap(nodeIP+":62000"), nil)); verdict != actOK {
-				t.Errorf("%+v: an answer that is late: verdict %d", c, verdict)
+		for _, table := range []string{"flows_open", "flows_passing"} {
+			far, taken, was := addr16(netip.MustParseAddr("198.51.100.1")), addr16(netip.MustParseAddr(nodeIP)), addr16(netip.MustParseAddr(other))
+			back := netFlowKey{Saddr: far, Daddr: taken, Sport: port16(53), Dport: port16(62000), Proto: c.proto, Reply: 1}
+			must(t, d.net.Maps[table].Put(back, netFlow{Saddr: far, Sport: port16(53), Daddr: was, Dport: port16(1), State: c.state, Flags: 1, Seen: monotonic(t) - c.age}))
+			want := uint32(actShot)
+			if c.over {
+				want = actOK
+				if verdict, _ := run(t, d.net.Programs[uplinkProgram], frame(c.proto, ap("198.51.100.1:53"), ap(nodeIP+":62000"), nil)); verdict != actOK {
+					t.Errorf("%+v: an answer that is late: verdict %d", c, verdict)
+				}
 			}
-		}
-		if verdict, _ := run(t, d.net.Programs[egressProgram], frame(c.proto, ap(pod+":40000"), ap("198.51.100.1:53"), nil)); verdict != want {
-			t.Errorf("%+v: verdict %d, want %d", c, verdict, want)
-		}
-		var k netFlowKey
-		var v netMasq
-		for it := d.net.Maps["masq_flows"].Iterate(); it.Next(&k, &v); {
-			must(t, d.net.Maps["masq_flows"].Delete(k))
+			if verdict, _ := run(t, d.net.Programs[egressProgram], frame(c.proto, ap(pod+":40000"), ap("198.51.100.1:53"), nil)); verdict != want {
+				t.Errorf("%+v in %s: verdict %d, want %d", c, table, verdict, want)
+			}
+			forget(t, d)
 		}
 	}
 }
 
-// The programs see how a connection ends.
-func TestConnectionsEnd(t *testing.T) {
-	d := masqueraded(t, 62000, 62000)
-	out, in := d.net.Programs[egressProgram], d.net.Programs[uplinkProgram]
-	flags := func(b []byte, f byte) []byte { b[47] = f; return b }
-	back := netFlowKey{Saddr: addr16(netip.MustParseAddr("198.51.100.1")), Daddr: addr16(netip.MustParseAddr(nodeIP)), Sport: port16(443), Dport: port16(62000), Proto: 6, Reply: 1}
-	for i, step := range []struct {
-		out   bool
-		flags byte
-		want  uint8
-	}{
-		{true, 2, 0}, {false, 0x12, 1}, {true, 0x10, 1}, {true, 0x11, 3}, {false, 0x11, 7}, {true, 0x10, 7}, {true, 2, 0}, {false, 0x12, 1}, {false, 4, 9}, {true, 0x10, 1},
-	} {
-		p, f := in, frame(6, ap("198.51.100.1:443"), ap(nodeIP+":62000"), nil)
-		if step.out {
-			p, f = out, frame(6, ap(pod+":40000"), ap("198.51.100.1:443"), nil)
-		}
-		run(t, p, flags(f, step.flags))
-		var m netMasq
-		must(t, d.net.Maps["masq_flows"].Lookup(back, &m))
-		if m.State != step.want {
-			t.Fatalf("step %d: state %d, want %d", i, m.State, step.want)
+// monotonic is what the programs call now, in seconds.
+func monotonic(t testing.TB) uint32 {
+	t.Helper()
+	var now unix.Timespec
+	must(t, unix.ClockGettime(unix.CLOCK_MONOTONIC, &now))
+	return uint32(now.Sec)
+}
+
+// forget takes all flows away.
+func forget(t testing.TB, d *Datapath) {
+	t.Helper()
+	for _, table := range []string{"flows_open", "flows_passing"} {
+		m := d.net.Maps[table]
+		var k netFlowKey
+		for m.NextKey(nil, &k) == nil {
+			must(t, m.Delete(k))
 		}
 	}
 }

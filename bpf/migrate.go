@@ -36,7 +36,6 @@ var nextLayout = map[uint32]map[string]shape{
 		"lb_frontends": {[]piece{grown, keep(4), zero(4)}, []piece{keep(8)}},
 		"lb_backends":  {[]piece{keep(8)}, []piece{grown, keep(4), zero(4)}},
 		"names":        {[]piece{keep(256)}, []piece{keep(4), zero(4), keep(32), zero(128), keep(64)}},
-		"masq_flows":   {[]piece{grown, grown, keep(8)}, []piece{grown, keep(8)}},
 		"sock_reverse": {[]piece{keep(8), grown, keep(4), zero(4)}, []piece{grown, keep(4), zero(4)}},
 	},
 	2: {

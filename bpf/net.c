@@ -80,7 +80,7 @@ int strake_pod(struct __sk_buff *skb)
 	}
 	if (p->ports) {
 		flow_key_of(p, &s->key, 1);
-		if (flow_get(skb)) {
+		if (flow_get(skb) && flow_rewrites(s)) {
 			if (flow_step(skb))
 				return drop(skb, DROP_CONNTRACK_FULL);
 			if (flow_rewrite(skb))
@@ -99,7 +99,7 @@ int strake_pod(struct __sk_buff *skb)
 }
 
 /* What comes in at the uplink by a pod's own address: from a pod or node where routing is native, else from outside. */
-static __always_inline int direct(struct __sk_buff *skb, struct packet *p, struct flow_key *key)
+static __always_inline int direct(struct __sk_buff *skb, struct packet *p)
 {
 	struct endpoint *ep = bpf_map_lookup_elem(&endpoints, &p->daddr);
 	struct remote *r;
@@ -108,7 +108,7 @@ static __always_inline int direct(struct __sk_buff *skb, struct packet *p, struc
 		return TC_ACT_OK;
 	r = remote_of(&p->saddr);
 	if (!r) {
-		masq_note_direct(skb, p, key);
+		masq_note_direct(skb);
 		return TC_ACT_OK;
 	}
 	if (remote_is_native(r)) {
@@ -128,7 +128,7 @@ int strake_uplink(struct __sk_buff *skb)
 	if (!s || parse_fresh(skb, &s->p) != PARSED)
 		return TC_ACT_OK;
 	verdict = nodeport_in(skb);
-	return verdict < 0 ? direct(skb, &s->p, &s->key) : verdict;
+	return verdict < 0 ? direct(skb, &s->p) : verdict;
 }
 
 /* At the uplink: what goes out. */
@@ -148,7 +148,7 @@ int strake_egress(struct __sk_buff *skb)
 	node = node_of(s->p.v6);
 	if (addr_eq(&s->p.saddr, &node)) {
 		if (parsed == PARSED && !skb->ingress_ifindex) /* not what nodeport.h sends in the node's name */
-			masq_own(skb, &s->p);
+			masq_own(skb);
 		return TC_ACT_OK;
 	}
 	if ((!bpf_map_lookup_elem(&endpoints, &s->p.saddr) && !masq_is_source(&s->p.saddr)) || masq_is_exempt(&s->p.daddr))
@@ -158,7 +158,7 @@ int strake_egress(struct __sk_buff *skb)
 		return TC_ACT_OK;
 	if (parsed == MALFORMED)
 		return drop(skb, DROP_MALFORMED);
-	return masq_out(skb, &s->p);
+	return masq_out(skb, s);
 }
 
 /* At the tunnel's device: what goes out. What pods send is on its way already; the rest comes from the host's stack. */

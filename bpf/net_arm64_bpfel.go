@@ -159,15 +159,6 @@ type netMaglevKey struct {
 	Chunk   uint32
 }
 
-type netMasq struct {
-	_     structs.HostLayout
-	Addr  netAddr
-	Port  uint16
-	State uint8
-	Pad   uint8
-	Seen  uint32
-}
-
 type netMember struct {
 	_      structs.HostLayout
 	Flags  uint16
@@ -292,6 +283,8 @@ const (
 	netMapEndpoints        = "endpoints"
 	netMapEvents           = "events"
 	netMapEventsLost       = "events_lost"
+	netMapFlowsEvents      = "flows_events"
+	netMapFlowsFull        = "flows_full"
 	netMapFlowsOpen        = "flows_open"
 	netMapFlowsPassing     = "flows_passing"
 	netMapLbAffinity       = "lb_affinity"
@@ -305,7 +298,6 @@ const (
 	netMapLimits           = "limits"
 	netMapLinkLocalAllowed = "link_local_allowed"
 	netMapMasqExempt       = "masq_exempt"
-	netMapMasqFlows        = "masq_flows"
 	netMapMasqFragments    = "masq_fragments"
 	netMapMasqSources      = "masq_sources"
 	netMapMonitor          = "monitor"
@@ -392,6 +384,8 @@ type netMapSpecs struct {
 	Endpoints        *ebpf.MapSpec `ebpf:"endpoints"`
 	Events           *ebpf.MapSpec `ebpf:"events"`
 	EventsLost       *ebpf.MapSpec `ebpf:"events_lost"`
+	FlowsEvents      *ebpf.MapSpec `ebpf:"flows_events"`
+	FlowsFull        *ebpf.MapSpec `ebpf:"flows_full"`
 	FlowsOpen        *ebpf.MapSpec `ebpf:"flows_open"`
 	FlowsPassing     *ebpf.MapSpec `ebpf:"flows_passing"`
 	LbAffinity       *ebpf.MapSpec `ebpf:"lb_affinity"`
@@ -405,7 +399,6 @@ type netMapSpecs struct {
 	Limits           *ebpf.MapSpec `ebpf:"limits"`
 	LinkLocalAllowed *ebpf.MapSpec `ebpf:"link_local_allowed"`
 	MasqExempt       *ebpf.MapSpec `ebpf:"masq_exempt"`
-	MasqFlows        *ebpf.MapSpec `ebpf:"masq_flows"`
 	MasqFragments    *ebpf.MapSpec `ebpf:"masq_fragments"`
 	MasqSources      *ebpf.MapSpec `ebpf:"masq_sources"`
 	Monitor          *ebpf.MapSpec `ebpf:"monitor"`
@@ -460,6 +453,8 @@ type netMaps struct {
 	Endpoints        *ebpf.Map `ebpf:"endpoints"`
 	Events           *ebpf.Map `ebpf:"events"`
 	EventsLost       *ebpf.Map `ebpf:"events_lost"`
+	FlowsEvents      *ebpf.Map `ebpf:"flows_events"`
+	FlowsFull        *ebpf.Map `ebpf:"flows_full"`
 	FlowsOpen        *ebpf.Map `ebpf:"flows_open"`
 	FlowsPassing     *ebpf.Map `ebpf:"flows_passing"`
 	LbAffinity       *ebpf.Map `ebpf:"lb_affinity"`
@@ -473,7 +468,6 @@ type netMaps struct {
 	Limits           *ebpf.Map `ebpf:"limits"`
 	LinkLocalAllowed *ebpf.Map `ebpf:"link_local_allowed"`
 	MasqExempt       *ebpf.Map `ebpf:"masq_exempt"`
-	MasqFlows        *ebpf.Map `ebpf:"masq_flows"`
 	MasqFragments    *ebpf.Map `ebpf:"masq_fragments"`
 	MasqSources      *ebpf.Map `ebpf:"masq_sources"`
 	Monitor          *ebpf.Map `ebpf:"monitor"`
@@ -491,6 +485,8 @@ func (m *netMaps) Close() error {
 		m.Endpoints,
 		m.Events,
 		m.EventsLost,
+		m.FlowsEvents,
+		m.FlowsFull,
 		m.FlowsOpen,
 		m.FlowsPassing,
 		m.LbAffinity,
@@ -504,7 +500,6 @@ func (m *netMaps) Close() error {
 		m.Limits,
 		m.LinkLocalAllowed,
 		m.MasqExempt,
-		m.MasqFlows,
 		m.MasqFragments,
 		m.MasqSources,
 		m.Monitor,

@@ -316,7 +316,6 @@ func TestLayout1IsMigrated(t *testing.T) {
 		"lb_frontends":   {ebpf.Hash, []byte{10, 96, 0, 5, 0, 80, 6, 0}, []byte{9, 0, 0, 0, 1, 0, 0, 0}},
 		"lb_backends":    {ebpf.Hash, []byte{9, 0, 0, 0, 0, 0, 0, 0}, []byte{10, 244, 0, 2, 0x1f, 0x90, 0, 0}},
 		"names":          {ebpf.Hash, wire, slices.Concat([]byte{1, 0, 0, 0, 10, 96, 0, 5}, make([]byte, 28), text("uid", 64))},
-		"masq_flows":     {ebpf.LRUHash, []byte{192, 0, 2, 1, 192, 0, 2, 10, 1, 2, 3, 4, 6, 1, 0, 0}, []byte{10, 244, 0, 2, 0x1f, 0x90, 1, 0, 3, 0, 0, 0}},
 		"masq_fragments": {ebpf.LRUHash, make([]byte, 12), make([]byte, 4)},
 		"sock_reverse":   {ebpf.LRUHash, []byte{1, 2, 3, 4, 5, 6, 7, 8, 10, 244, 0, 2, 0x1f, 0x90, 1, 0}, []byte{10, 96, 0, 5, 0, 80, 4, 0}},
 	} {
@@ -343,11 +342,6 @@ func TestLayout1IsMigrated(t *testing.T) {
 		if rows, err := d.Names().Dump(); err != nil || !reflect.DeepEqual(rows, []Name{{Owner: "uid", Name: "web.ns.svc.cluster.local.", Addrs: []netip.Addr{netip.MustParseAddr("10.96.0.5")}}}) {
 			t.Errorf("%+v, %v", rows, err)
 		}
-		key := netFlowKey{Saddr: addr16(netip.MustParseAddr(outsideIP)), Daddr: addr16(netip.MustParseAddr(nodeIP)), Sport: 0x201, Dport: 0x403, Proto: 6, Reply: 1}
-		var m netMasq
-		if err := d.net.Maps["masq_flows"].Lookup(key, &m); err != nil || m != (netMasq{Addr: addr16(netip.MustParseAddr(pod)), Port: port16(8080), State: 1, Seen: 3}) {
-			t.Errorf("%+v, %v", m, err)
-		}
 		backend, frontend := addr16(netip.MustParseAddr(pod)).B, addr16(netip.MustParseAddr("10.96.0.5")).B
 		peer, err := d.sock.Maps["sock_reverse"].LookupBytes(slices.Concat([]byte{1, 2, 3, 4, 5, 6, 7, 8}, backend[:], []byte{0x1f, 0x90, 1, 0, 0, 0, 0, 0}))
 		if err != nil || string(peer) != string(slices.Concat(frontend[:], []byte{0, 80, 4, 0, 0, 0, 0, 0})) {
@@ -357,9 +351,9 @@ func TestLayout1IsMigrated(t *testing.T) {
 	}
 	// What is no layout 1 is not taken for it.
 	must(t, version.Put(uint32(0), uint32(1)))
-	must(t, os.Remove(filepath.Join(c.PinDir, "masq_flows")))
-	oldMap(t, c, "masq_flows", ebpf.LRUHash, make([]byte, 12), make([]byte, 12))
-	if _, err := Open(c); err == nil || !strings.Contains(err.Error(), "masq_flows") {
+	must(t, os.Remove(filepath.Join(c.PinDir, "lb_backends")))
+	oldMap(t, c, "lb_backends", ebpf.Hash, make([]byte, 12), make([]byte, 12))
+	if _, err := Open(c); err == nil || !strings.Contains(err.Error(), "lb_backends") {
 		t.Errorf("error %v", err)
 	}
 }

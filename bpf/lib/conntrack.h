@@ -16,6 +16,7 @@
 
 #define FLOWS_OPEN 262144 /* rows */
 #define FLOWS_PASSING 262144
+#define FLOW_PROBES 16
 
 struct flow_key {
 	struct addr saddr, daddr;
@@ -67,6 +68,25 @@ struct {
 	__type(value, struct flow);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } flows_passing SEC(".maps");
+
+/* When flows_open had no room last: monotonic clock, seconds; 0: it has. No connection begins then, until the agent has made room; without an
+ * agent, it is tried again after a while. */
+#define FULL_FOR 2
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} flows_full SEC(".maps");
+
+/* Tells the agent, once a second at most. */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 65536); /* a multiple of the page size */
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} flows_events SEC(".maps");
 
 /* Of the packet at hand. Functions that are verified by themselves (global ones, which on Linux 5.10 take nothing but numbers and the
  * context) meet here: each has the stack nearly to itself, and what one knows does not multiply with what another knows. */
@@ -150,7 +170,7 @@ static __always_inline __u32 flow_life(__u8 state, __u8 proto)
 
 static __always_inline int flow_alive(const struct flow *f, __u8 proto, __u32 now)
 {
-	return now - f->seen <= flow_life(f->state, proto) || (__s32)(now - f->seen) < 0;
+	return (__s32)(now - f->seen) <= (__s32)flow_life(f->state, proto);
 }
 
 /* The state behind a packet. tcp: its flags, 0 for other protocols and where they are not known. */
@@ -205,18 +225,34 @@ static __always_inline int flow_is_reused(const struct scratch *s)
 	return tcp_opens(s->p.tcp) && flow_is_over(s->flow.state);
 }
 
-/* Takes both rows of the flow of s->key, s->flow away. */
+/* Whether a row is the other one of a flow with this key: another flow may have got its key since. */
+static __always_inline int flow_is_back_of(const struct flow *f, const struct flow_key *key)
+{
+	return addr_eq(&f->saddr, &key->daddr) && addr_eq(&f->daddr, &key->saddr) && f->sport == key->dport && f->dport == key->sport;
+}
+
+static __always_inline void flow_delete(const struct flow_key *key)
+{
+	if (bpf_map_delete_elem(&flows_open, key))
+		bpf_map_delete_elem(&flows_passing, key);
+}
+
+/* Takes both rows of the flow of s->key away, if there is one. */
 int __attribute__((noinline)) flow_end(struct __sk_buff *skb)
 {
 	struct scratch *s = scratch();
+	struct flow *f;
 
 	if (!skb || !s)
 		return 0;
-	flow_key_back(&s->key, &s->flow, &s->back);
-	bpf_map_delete_elem(&flows_open, &s->key);
-	bpf_map_delete_elem(&flows_open, &s->back);
-	bpf_map_delete_elem(&flows_passing, &s->key);
-	bpf_map_delete_elem(&flows_passing, &s->back);
+	f = flow_row(&s->key);
+	if (!f)
+		return 0;
+	flow_key_back(&s->key, f, &s->back);
+	flow_delete(&s->key);
+	f = flow_row(&s->back);
+	if (f && flow_is_back_of(f, &s->key))
+		flow_delete(&s->back);
 	return 0;
 }
 
@@ -231,38 +267,78 @@ static __always_inline void flow_turn(struct scratch *s)
 	s->other.dport = s->key.sport;
 }
 
-/* Begins the flow of the packet at hand: s->key has reply 0; of s->flow the ends, service, generation and flags are set. A flow that had the
- * key before goes. Returns -1 if there is no room. */
-int __attribute__((noinline)) flow_begin(struct __sk_buff *skb)
+/* Why a flow can't begin. */
+#define FLOW_NO_ROOM -1
+#define FLOW_NO_PORT -2
+
+/* What a row has at its beginning, but for what who asks for it says. Returns -1 if no connection can begin now. */
+static __always_inline int flow_first(struct __sk_buff *skb, struct scratch *s)
+{
+	__u32 zero = 0, *full = bpf_map_lookup_elem(&flows_full, &zero);
+
+	s->flow.seen = seconds_now();
+	s->flow.state = flow_next(0, s->p.tcp, 0);
+	s->flow.ifindex = skb->ifindex;
+	s->flow.pad = 0;
+	return full && *full && s->flow.seen - *full < FULL_FOR && flow_has_connection(s->key.proto) ? -1 : 0;
+}
+
+/* Takes the key s->back with the row s->other, unless a flow has it that is alive. Two processors that find the same row of a flow that is over may both take
+ * it: then the last one has it, and the other flow's next step sees that the row is not its own. */
+int __attribute__((noinline)) flow_take(struct __sk_buff *skb)
 {
 	struct scratch *s = scratch();
-	struct flow *old;
+	struct flow_key peer;
+	struct flow *f;
 
 	if (!skb || !s)
 		return -1;
-	old = flow_row(&s->key);
-	if (old) { /* its answers are not to meet the new one's */
-		flow_key_back(&s->key, old, &s->back);
-		bpf_map_delete_elem(&flows_open, &s->back);
-		bpf_map_delete_elem(&flows_passing, &s->back);
-		bpf_map_delete_elem(&flows_open, &s->key);
+	f = flow_row(&s->back);
+	if (f) {
+		if (flow_alive(f, s->back.proto, s->flow.seen))
+			return -1;
+		flow_key_back(&s->back, f, &peer);
+		flow_delete(&s->back);
+		f = flow_row(&peer);
+		if (f && flow_is_back_of(f, &s->back))
+			flow_delete(&peer);
 	}
-	s->flow.state = flow_next(0, s->p.tcp, 0);
-	s->flow.seen = seconds_now();
-	s->flow.ifindex = skb->ifindex;
-	s->flow.pad = 0;
-	flow_turn(s);
-	return bpf_map_update_elem(&flows_passing, &s->key, &s->flow, BPF_ANY) || bpf_map_update_elem(&flows_passing, &s->back, &s->other, BPF_ANY) ? -1 : 0;
+	if (bpf_map_update_elem(&flows_passing, &s->back, &s->other, BPF_NOEXIST))
+		return -1;
+	if (!bpf_map_lookup_elem(&flows_open, &s->back))
+		return 0;
+	bpf_map_delete_elem(&flows_passing, &s->back); /* whose row it was became a connection meanwhile */
+	return -1;
 }
 
-/* Writes what changes with packets into a row where it is: written only if changed, for both directions are often on different processors. */
-static __always_inline void flow_mark(const struct flow_key *key, const struct flow *now)
+/* Begins the flow of the packet at hand: s->key has reply 0; of s->flow the ends, service, generation and flags are set. A flow that had the
+ * key before goes. Where the answers would be those of another flow (two frontends with one backend, called from one port), the source gets
+ * another port. Returns 0, FLOW_NO_ROOM or FLOW_NO_PORT. */
+int __attribute__((noinline)) flow_begin(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch();
+	__u32 i;
+
+	if (!skb || !s || flow_first(skb, s))
+		return FLOW_NO_ROOM;
+	flow_end(skb);
+	flow_turn(s);
+	for (i = 0; i < FLOW_PROBES; i++) {
+		if (!flow_take(skb))
+			break;
+		s->back.dport = bpf_htons(1024 + (bpf_get_prandom_u32() & 0x7fff));
+	}
+	if (i == FLOW_PROBES)
+		return FLOW_NO_PORT;
+	s->flow.sport = s->back.dport;
+	return bpf_map_update_elem(&flows_passing, &s->key, &s->flow, BPF_ANY) ? FLOW_NO_ROOM : 0;
+}
+
+/* Writes what changes with packets into a row: only if it changed, for both directions are often on different processors. */
+static __always_inline void flow_mark(struct flow *f, const struct flow *now)
 {
 	__u8 state = now->state & ~FLOW_OPEN;
-	struct flow *f = flow_row(key);
 
-	if (!f)
-		return;
 	if (f->state != state)
 		f->state = state;
 	if (f->seen != now->seen)
@@ -271,51 +347,67 @@ static __always_inline void flow_mark(const struct flow_key *key, const struct f
 		f->generation = now->generation;
 }
 
-/* Puts both rows of s->key, s->flow into the table where its state belongs. Returns -1 if flows_open is full. */
-static __always_inline int flow_move(struct scratch *s)
+/* Puts both rows, s->flow and s->other, into flows_open. Returns -1 if that is full, and tells the agent. */
+static __always_inline int flow_open(struct scratch *s)
 {
-	int open = flow_is_open(s->flow.state, s->key.proto);
+	__u32 zero = 0, *full;
 
-	s->flow.state &= ~FLOW_OPEN;
-	flow_turn(s);
-	if (open) {
-		if (bpf_map_update_elem(&flows_open, &s->key, &s->flow, BPF_ANY))
-			return -1;
-		if (bpf_map_update_elem(&flows_open, &s->back, &s->other, BPF_ANY)) {
-			bpf_map_delete_elem(&flows_open, &s->key);
-			return -1;
+	if (!bpf_map_update_elem(&flows_open, &s->key, &s->flow, BPF_ANY)) {
+		if (!bpf_map_update_elem(&flows_open, &s->back, &s->other, BPF_ANY)) {
+			bpf_map_delete_elem(&flows_passing, &s->key);
+			bpf_map_delete_elem(&flows_passing, &s->back);
+			return 0;
 		}
-		bpf_map_delete_elem(&flows_passing, &s->key);
-		bpf_map_delete_elem(&flows_passing, &s->back);
-		return 0;
+		bpf_map_delete_elem(&flows_open, &s->key);
 	}
-	bpf_map_update_elem(&flows_passing, &s->key, &s->flow, BPF_ANY);
-	bpf_map_update_elem(&flows_passing, &s->back, &s->other, BPF_ANY);
-	bpf_map_delete_elem(&flows_open, &s->key);
-	bpf_map_delete_elem(&flows_open, &s->back);
-	return 0;
+	full = bpf_map_lookup_elem(&flows_full, &zero);
+	if (full && *full != s->flow.seen) {
+		*full = s->flow.seen;
+		bpf_ringbuf_output(&flows_events, full, sizeof(*full), 0);
+	}
+	return -1;
 }
 
 /* Follows the flow of s->key, s->flow (as flow_get left them, but for another generation) by the packet at hand. Most packets change nothing,
- * and once a second one writes the time. Returns -1 if it became a connection and there is no room for it. */
+ * and once a second one writes the time, and a row that was pushed out. Returns -1 if it became a connection and there is no room for it. */
 int __attribute__((noinline)) flow_step(struct __sk_buff *skb)
 {
 	struct scratch *s = scratch();
 	__u32 now = seconds_now();
-	__u8 state;
+	struct flow *f;
+	__u8 state, was;
 
 	if (!skb || !s)
 		return -1;
+	was = s->flow.state & FLOW_OPEN;
 	state = flow_next(s->flow.state, s->p.tcp, s->key.reply);
 	if (state == s->flow.state && s->flow.seen == now)
 		return 0;
 	s->flow.seen = now;
-	s->flow.state = state;
-	if (flow_is_open(state, s->key.proto) != !!(state & FLOW_OPEN))
-		return flow_move(s);
-	flow_key_back(&s->key, &s->flow, &s->back);
-	flow_mark(&s->key, &s->flow);
-	flow_mark(&s->back, &s->flow);
+	s->flow.state = state & ~FLOW_OPEN;
+	flow_turn(s);
+	f = flow_row(&s->back);
+	if (f && !flow_is_back_of(f, &s->key)) { /* another flow took the port: this one gets another at its next packet */
+		flow_delete(&s->key);
+		return 0;
+	}
+	if (flow_is_open(state, s->key.proto)) {
+		if (!was || !f)
+			return flow_open(s);
+	} else if (was) {
+		bpf_map_update_elem(&flows_passing, &s->key, &s->flow, BPF_ANY);
+		bpf_map_update_elem(&flows_passing, &s->back, &s->other, BPF_ANY);
+		bpf_map_delete_elem(&flows_open, &s->key);
+		bpf_map_delete_elem(&flows_open, &s->back);
+		return 0;
+	}
+	if (f)
+		flow_mark(f, &s->flow);
+	else
+		bpf_map_update_elem(&flows_passing, &s->back, &s->other, BPF_ANY);
+	f = flow_row(&s->key);
+	if (f)
+		flow_mark(f, &s->flow);
 	return 0;
 }
 

@@ -24,7 +24,6 @@
 #include "parse.h"
 #include "prefix.h"
 
-#define MASQ_FLOWS 262144 /* two rows for a flow; 112 bytes of kernel memory each */
 #define MASQ_FRAGMENTS 8192
 #define MASQ_PROBES 32
 
@@ -32,34 +31,6 @@
 const volatile struct addr node_addr4, node_addr6; /* 0: nothing of the family is masqueraded */
 const volatile __u32 masq_first, masq_last;
 const volatile __u32 local_first, local_last; /* ip_local_port_range */
-
-enum {
-	REPLIED = 1,
-	FIN_OUT = 2,
-	FIN_IN = 4,
-	RESET = 8,
-	FORWARDED = 16, /* addr and port are those of a client outside, whom nodeport.h sent to another node */
-};
-
-/* reply 0, keyed as the pod sends: port is the one it leaves with; addr is the node's, or the pod's own for a flow that the outside
- * began by the pod's address, which is left as it is.
- * reply 1, keyed as the answer comes: addr and port are the pod's, or addr is the node's if the flow is its own. This row decides: a row of
- * the other kind without its counterpart here is no flow. */
-struct masq {
-	struct addr addr;
-	__be16 port;
-	__u8 state;
-	__u8 pad;
-	__u32 seen; /* monotonic clock, seconds */
-};
-
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, MASQ_FLOWS);
-	__type(key, struct flow_key);
-	__type(value, struct masq);
-	__uint(pinning, LIBBPF_PIN_BY_NAME);
-} masq_flows SEC(".maps");
 
 struct fragment_key {
 	struct addr saddr, daddr;
@@ -117,30 +88,6 @@ static __always_inline int masq_is_on(int v6)
 	return (v6 ? node_addr6.d[0] | node_addr6.d[1] : node_addr4.d[1]) != 0;
 }
 
-static __always_inline __u32 masq_now(void)
-{
-	return bpf_ktime_get_ns() / 1000000000;
-}
-
-/* RFC 5382 wants 2 h 4 min of an open connection and 4 min of one that begins or ends. A connection that ended both ways is kept for
- * what comes late only: who ends it first keeps the tuple himself, and ports are few. */
-static __always_inline int masq_alive(const struct masq *m, __u8 proto, __u32 now)
-{
-	__u32 life = 60;
-
-	if (proto == IPPROTO_TCP) {
-		if (m->state & RESET || (m->state & (FIN_OUT | FIN_IN)) == (FIN_OUT | FIN_IN))
-			life = 10;
-		else if (m->state & (FIN_OUT | FIN_IN) || !(m->state & REPLIED))
-			life = 240;
-		else
-			life = 7440;
-	} else if (proto == IPPROTO_UDP && m->state & REPLIED) {
-		life = 180;
-	}
-	return now - m->seen <= life;
-}
-
 /* RFC 792, RFC 4443. linux/icmp.h wants more headers than there are for programs of this target. */
 #define ICMP_ECHOREPLY 0
 #define ICMP_DEST_UNREACH 3
@@ -152,25 +99,6 @@ static __always_inline int masq_alive(const struct masq *m, __u8 proto, __u32 no
 #define ICMP6_ECHOREPLY 129
 #define ICMP_HEADER 8
 #define ICMP_CHECKSUM 2
-
-static __always_inline void masq_touch(struct masq *m, __u8 tcp, int in, __u32 now)
-{
-	__u8 state = m->state & ~RESET; /* what goes on was not ended by a stranger's RST */
-
-	if (tcp_opens(tcp))
-		state &= FORWARDED;
-	if (in)
-		state |= REPLIED;
-	if (tcp & TCP_FIN)
-		state |= in ? FIN_IN : FIN_OUT;
-	if (tcp & TCP_RST)
-		state |= RESET;
-	/* Written only if changed: both directions are often on different processors. */
-	if (m->state != state)
-		m->state = state;
-	if (m->seen != now)
-		m->seen = now;
-}
 
 enum l4 { L4_SHORT, L4_OTHER, L4_PORTS, L4_QUERY, L4_ANSWER, L4_ERROR };
 
@@ -209,30 +137,12 @@ static __always_inline enum l4 l4_at(struct __sk_buff *skb, __u32 off, __u8 prot
 	return L4_OTHER;
 }
 
+/* Of a first fragment, too: parse leaves its transport header alone. */
 static __always_inline enum l4 l4_of(struct __sk_buff *skb, struct packet *p)
 {
-	return l4_at(skb, p->l4, p->proto, p->v6, &p->sport, &p->dport);
-}
-
-/* Flags of a TCP header, also in a first fragment; 0 for other protocols. */
-static __always_inline __u8 tcp_flags(struct __sk_buff *skb, const struct packet *p)
-{
-	__u8 flags = p->tcp;
-
 	if (p->proto == IPPROTO_TCP && p->more)
-		bpf_skb_load_bytes(skb, p->l4 + 13, &flags, 1);
-	return flags;
-}
-
-static __always_inline void masq_key(struct flow_key *key, const struct addr *saddr, __be16 sport, const struct addr *daddr, __be16 dport, __u8 proto, __u8 reply)
-{
-	key->saddr = *saddr;
-	key->daddr = *daddr;
-	key->sport = sport;
-	key->dport = dport;
-	key->proto = proto;
-	key->reply = reply;
-	key->pad = 0;
+		bpf_skb_load_bytes(skb, p->l4 + 13, &p->tcp, 1);
+	return l4_at(skb, p->l4, p->proto, p->v6, &p->sport, &p->dport);
 }
 
 static __always_inline void fragment_key_of(const struct packet *p, struct fragment_key *key)
@@ -281,84 +191,65 @@ static __always_inline int masq_node_socket(struct __sk_buff *skb, const struct 
 	return 1;
 }
 
-/* Takes the port in back->dport if it is free. Two processors that find the same old row may both take it: then the last one has it, and
- * the other flow sees at its next packet that the row is not its own. */
-static __always_inline int masq_take(struct __sk_buff *skb, const struct flow_key *back, const struct masq *row)
+/* Takes the port in s->back for the flow at hand, if it is free. */
+int __attribute__((noinline)) masq_take(struct __sk_buff *skb)
 {
-	struct masq *m = bpf_map_lookup_elem(&masq_flows, back);
+	struct scratch *s = scratch();
 
-	if (m) {
-		if (masq_alive(m, back->proto, row->seen))
-			return 0;
-		bpf_map_delete_elem(&masq_flows, back);
-	}
-	if ((back->proto == IPPROTO_TCP || back->proto == IPPROTO_UDP) && (lb_frontend(&back->daddr, back->dport, back->proto) || masq_node_socket(skb, back)))
-		return 0;
-	return bpf_map_update_elem(&masq_flows, back, row, BPF_NOEXIST) == 0;
+	if (!skb || !s)
+		return -1;
+	if ((s->back.proto == IPPROTO_TCP || s->back.proto == IPPROTO_UDP) &&
+	    (lb_frontend(&s->back.daddr, s->back.dport, s->back.proto) || masq_node_socket(skb, &s->back)))
+		return -1;
+	return flow_take(skb);
 }
 
-/* Finds a port for a flow and leaves it in back->dport; hint is what it had before, if not 0. */
-static __always_inline int masq_pick(struct __sk_buff *skb, struct flow_key *back, const struct masq *row, __be16 hint)
+/* Finds a port for the flow of s->key, s->other and leaves it in s->back; hint is what it had before, if not 0. */
+static __always_inline int masq_pick(struct __sk_buff *skb, struct scratch *s, __be16 hint)
 {
-	__u32 own = bpf_ntohs(row->port), n = masq_last - masq_first + 1, start = bpf_get_prandom_u32() % n;
+	__u32 own = bpf_ntohs(s->key.sport), n = masq_last - masq_first + 1, start = bpf_get_prandom_u32() % n;
 
 	if (hint) {
-		back->dport = hint;
-		if (masq_take(skb, back, row))
+		s->back.dport = hint;
+		if (!masq_take(skb))
 			return 0;
 	}
-	if (back->proto == IPPROTO_ICMP || back->proto == IPPROTO_ICMP6 || own < local_first || own > local_last) {
-		back->dport = row->port;
-		if (masq_take(skb, back, row))
+	if (s->key.proto == IPPROTO_ICMP || s->key.proto == IPPROTO_ICMP6 || own < local_first || own > local_last) {
+		s->back.dport = s->key.sport;
+		if (!masq_take(skb))
 			return 0;
 	}
 	for (__u32 i = 0; i < MASQ_PROBES; i++) {
 		if (i >= n)
 			break;
-		back->dport = bpf_htons(masq_first + (start + i) % n);
-		if (masq_take(skb, back, row))
+		s->back.dport = bpf_htons(masq_first + (start + i) % n);
+		if (!masq_take(skb))
 			return 0;
 	}
 	return -1;
 }
 
-#define FLOW_NO_PORT -2
-
-/* Begins the flow s->key, s->flow with the node's address and one of its ports as the source: 0, FLOW_NO_PORT, or -1 if there is no room. */
+/* flow_begin with the node's address and one of its ports as the source. */
 int __attribute__((noinline)) masq_begin(struct __sk_buff *skb)
 {
 	struct scratch *s = scratch();
-	struct masq row = { .state = FORWARDED, .seen = seconds_now() };
+	struct flow *old;
+	__be16 had = 0;
 
-	if (!skb || !s)
-		return -1;
-	row.addr = s->p.saddr;
-	row.port = s->p.sport;
+	if (!skb || !s || flow_first(skb, s))
+		return FLOW_NO_ROOM;
 	s->flow.saddr = node_of(s->p.v6);
-	masq_key(&s->back, &s->flow.daddr, s->flow.dport, &s->flow.saddr, 0, s->p.proto, 1);
-	if (masq_pick(skb, &s->back, &row, 0))
+	s->flow.sport = 0;
+	s->flow.flags |= FLOW_MASQUERADED;
+	old = flow_row(&s->key);
+	if (old && old->flags & FLOW_MASQUERADED && addr_eq(&old->daddr, &s->flow.daddr))
+		had = old->sport;
+	flow_end(skb);
+	flow_turn(s);
+	if (masq_pick(skb, s, had))
 		return FLOW_NO_PORT;
 	s->flow.sport = s->back.dport;
-	s->flow.flags |= FLOW_MASQUERADED;
-	return flow_begin(skb);
-}
-
-/* Follows the port of the flow s->key, s->flow by the packet at hand. */
-int __attribute__((noinline)) masq_follow(struct __sk_buff *skb)
-{
-	struct scratch *s = scratch();
-	struct masq *m;
-
-	if (!skb || !s)
-		return 0;
-	if (s->key.reply)
-		s->back = s->key;
-	else
-		flow_key_back(&s->key, &s->flow, &s->back);
-	m = bpf_map_lookup_elem(&masq_flows, &s->back);
-	if (m)
-		masq_touch(m, s->p.tcp, s->key.reply, s->flow.seen);
-	return 0;
+	return bpf_map_update_elem(&flows_passing, &s->key, &s->flow, BPF_ANY) ? FLOW_NO_ROOM : 0;
 }
 
 /* A packet that an error quotes. */
@@ -401,77 +292,76 @@ static __always_inline int quoted_at(struct __sk_buff *skb, __u32 at, int v6, st
 	return 0;
 }
 
-/* An error about a packet of a masqueraded flow, or of one to a frontend: the headers that it quotes change with its own. The quoted transport checksum stays: as
- * often as not it is cut off, and nobody checks it. Returns -1 if the error is about no flow of ours. */
-static __always_inline int masq_error(struct __sk_buff *skb, const struct packet *p, int out, struct flow_key *key, struct addr *pod)
+/* An ICMP error about a packet that a flow made: it becomes one about the packet that there was before, for who sent that. s->flow is then the
+ * row of what answers it. The quoted transport checksum stays: as often as not it is cut off, and nobody checks it. Returns -1 if the error is
+ * about no flow, or not from its other end (ours) or for the end that sent (not ours); -2 if it can't be rewritten. */
+int __attribute__((noinline)) flow_error(struct __sk_buff *skb, __u32 ours)
 {
-	struct addr node = node_of(p->v6);
-	const struct addr *ours = out ? &p->saddr : &p->daddr; /* of the outer header */
-	__u32 at = p->l4 + ICMP_HEADER, port_off, sum_off = p->l4 + ICMP_CHECKSUM;
+	struct scratch *s = scratch();
 	struct quoted q;
-	__be16 sport, dport, old, port;
-	struct masq *m;
-	struct flow *f;
+	__be16 was[2], is[2]; /* ports */
+	__u32 sum_off;
+	struct packet *p;
 	enum l4 kind;
+	int icmp;
 
-	if (quoted_at(skb, at, p->v6, &q))
+	if (!skb || !s)
 		return -1;
-	kind = l4_at(skb, q.l4, q.proto, p->v6, &sport, &dport);
-	if (out) { /* the pod got a packet from outside */
-		if (!addr_eq(&q.daddr, &p->saddr) || (kind != L4_PORTS && kind != L4_ANSWER))
-			return -1;
-		masq_key(key, &q.daddr, dport, &q.saddr, sport, q.proto, 0);
-		old = dport;
-	} else { /* the pod sent a packet outside */
-		if (!addr_eq(&q.saddr, &node) || (kind != L4_PORTS && kind != L4_QUERY))
-			return -1;
-		masq_key(key, &q.daddr, dport, &q.saddr, sport, q.proto, 1);
-		old = sport;
-	}
-	m = bpf_map_lookup_elem(&masq_flows, key);
-	if (m) {
-		*pod = m->addr;
-		port = m->port;
-	} else {
-		key->reply = out;
-		f = flow_row(key);
-		if (!f)
-			return -1;
-		*pod = out ? f->saddr : f->daddr;
-		port = out ? f->sport : f->dport;
-	}
-	if (out && addr_eq(pod, &p->saddr)) /* a flow that the outside began */
-		return TC_ACT_OK;
-	if (out ? !addr_eq(pod, &node) : addr_eq(pod, &node))
+	p = &s->p;
+	sum_off = p->l4 + ICMP_CHECKSUM;
+	if (quoted_at(skb, p->l4 + ICMP_HEADER, p->v6, &q))
 		return -1;
-	port_off = q.l4 + (is_icmp(q.proto, p->v6) ? 4 : out ? 2 : 0);
-	/* An IPv4 address and the checksum of its header change by the same amount: the error's own checksum feels the port only. In IPv6 it
-	 * feels both addresses. */
-	if (p->v6 && (bpf_l4_csum_replace(skb, sum_off, 0, addr_diff(out ? &q.daddr : &q.saddr, pod), 0) ||
-		      bpf_l4_csum_replace(skb, sum_off, 0, addr_diff(ours, pod), pseudo6(skb))))
-		return drop(skb, DROP_REWRITE);
-	if (bpf_l4_csum_replace(skb, sum_off, old, port, 2) ||
-	    nat_address(skb, at, p->v6, !out, out ? &q.daddr : &q.saddr, pod) ||
-	    bpf_skb_store_bytes(skb, port_off, &port, 2, 0) ||
-	    nat_address(skb, ETH_HLEN, p->v6, out, ours, pod))
-		return drop(skb, DROP_REWRITE);
+	kind = l4_at(skb, q.l4, q.proto, p->v6, &was[0], &was[1]);
+	if ((kind != L4_PORTS && kind != L4_QUERY && kind != L4_ANSWER) || !addr_eq(ours ? &q.daddr : &q.saddr, ours ? &p->saddr : &p->daddr))
+		return -1;
+	s->key.saddr = q.daddr;
+	s->key.daddr = q.saddr;
+	s->key.sport = was[1];
+	s->key.dport = was[0];
+	s->key.proto = q.proto;
+	s->key.pad = 0;
+	s->key.reply = !ours;
+	if (!flow_get(skb)) {
+		s->key.reply = ours;
+		if (!flow_get(skb))
+			return -1;
+	}
+	is[0] = s->flow.dport;
+	is[1] = s->flow.sport;
+	icmp = is_icmp(q.proto, p->v6);
+	/* An IPv4 address and the checksum of its header change by the same amount: the error's own checksum feels the ports only. In IPv6 it
+	 * feels all addresses. */
+	if (p->v6 && (bpf_l4_csum_replace(skb, sum_off, 0, addr_diff(&q.saddr, &s->flow.daddr), 0) ||
+		      bpf_l4_csum_replace(skb, sum_off, 0, addr_diff(&q.daddr, &s->flow.saddr), 0) ||
+		      bpf_l4_csum_replace(skb, sum_off, 0, addr_diff(&p->daddr, addr_eq(&p->daddr, &q.saddr) ? &s->flow.daddr : &p->daddr), pseudo6(skb)) ||
+		      bpf_l4_csum_replace(skb, sum_off, 0, addr_diff(&p->saddr, addr_eq(&p->saddr, &q.daddr) ? &s->flow.saddr : &p->saddr), pseudo6(skb))))
+		return -2;
+	if (bpf_l4_csum_replace(skb, sum_off, was[0], is[0], 2) || bpf_l4_csum_replace(skb, sum_off, was[1], is[1], 2) ||
+	    nat_address(skb, p->l4 + ICMP_HEADER, p->v6, 1, &q.saddr, &s->flow.daddr) ||
+	    nat_address(skb, p->l4 + ICMP_HEADER, p->v6, 0, &q.daddr, &s->flow.saddr))
+		return -2;
+	if (icmp) {
+		is[0] |= is[1]; /* one of them is 0 */
+		if (bpf_skb_store_bytes(skb, q.l4 + 4, is, 2, 0))
+			return -2;
+	} else if (bpf_skb_store_bytes(skb, q.l4, is, 4, 0)) {
+		return -2;
+	}
+	if ((addr_eq(&p->daddr, &q.saddr) && nat_address(skb, ETH_HLEN, p->v6, 0, &p->daddr, &s->flow.daddr)) ||
+	    (addr_eq(&p->saddr, &q.daddr) && nat_address(skb, ETH_HLEN, p->v6, 1, &p->saddr, &s->flow.saddr)))
+		return -2;
 	note(skb, MASQUERADED_ERROR);
-	return TC_ACT_OK;
+	return 0;
 }
 
 /* What a pod sends out of the cluster. A pod's address never leaves: what can't be translated is dropped. */
-static __always_inline int masq_out(struct __sk_buff *skb, struct packet *p)
+static __always_inline int masq_out(struct __sk_buff *skb, struct scratch *s)
 {
-	struct addr node = node_of(p->v6), pod;
-	struct masq row = { .addr = p->saddr, .seen = masq_now() };
+	struct addr node = node_of(s->p.v6);
 	struct fragment_key fragment;
-	struct flow_key key, back;
-	struct masq *f, *m = 0;
-	struct flow *answer;
+	struct packet *p = &s->p;
 	enum l4 kind;
-	__be16 had;
-	__u8 tcp;
-	int verdict;
+	int begun;
 
 	fragment_key_of(p, &fragment);
 	if (p->later) { /* the address is all it has */
@@ -489,182 +379,187 @@ static __always_inline int masq_out(struct __sk_buff *skb, struct packet *p)
 	case L4_OTHER:
 		return drop(skb, DROP_NOT_MASQUERADED);
 	case L4_ERROR:
-		verdict = masq_error(skb, p, 1, &key, &pod);
-		return verdict < 0 ? drop(skb, DROP_NOT_MASQUERADED) : verdict;
+		begun = flow_error(skb, 1);
+		if (begun)
+			return drop(skb, begun == -1 ? DROP_NOT_MASQUERADED : DROP_REWRITE);
+		return TC_ACT_OK;
 	default:
 		break;
 	}
-	if (p->more && kind == L4_PORTS) { /* the answer of a frontend, which the pod's program leaves to us; the fragments that follow need the address alone */
-		masq_key(&key, &p->saddr, p->sport, &p->daddr, p->dport, p->proto, 1);
-		answer = flow_row(&key);
-		if (answer && addr_eq(&answer->saddr, &node)) {
-			if (nat(skb, p, 1, &node, answer->sport))
-				return drop(skb, DROP_REWRITE);
-			note(skb, POD_TO_UPLINK);
-			return TC_ACT_OK;
+	flow_key_of(p, &s->key, 0);
+	if (!flow_get(skb)) {
+		flow_key_of(p, &s->key, 1); /* the answer to who called the pod by its own address, or an answer in fragments, which the pod's program leaves to us */
+		if (!flow_get(skb)) {
+			if (kind == L4_ANSWER)
+				return drop(skb, DROP_NOT_MASQUERADED);
+			flow_key_of(p, &s->key, 0);
+			s->flow.daddr = p->daddr;
+			s->flow.dport = p->dport;
+			s->flow.service = s->flow.generation = s->flow.flags = 0;
+			begun = masq_begin(skb);
+			if (begun)
+				return drop(skb, begun == FLOW_NO_PORT ? DROP_NO_PORT : DROP_CONNTRACK_FULL);
+			goto out;
 		}
 	}
-	tcp = tcp_flags(skb, p);
-	masq_key(&key, &p->saddr, p->sport, &p->daddr, p->dport, p->proto, 0);
-	f = bpf_map_lookup_elem(&masq_flows, &key);
-	if (f && addr_eq(&f->addr, &p->saddr) && masq_alive(f, key.proto, row.seen)) {
-		masq_touch(f, tcp, 0, row.seen);
+	if (flow_step(skb))
+		return drop(skb, DROP_CONNTRACK_FULL);
+	if (addr_eq(&s->flow.saddr, &p->saddr)) {
 		if (p->more)
-			masq_note_fragment(p, &row.addr);
+			masq_note_fragment(p, &p->saddr);
 		return TC_ACT_OK;
 	}
-	if (kind == L4_ANSWER) /* to nobody who asked the pod by its own address */
+	if (!addr_eq(&s->flow.saddr, &node))
 		return drop(skb, DROP_NOT_MASQUERADED);
-	row.port = p->sport;
-	had = f && addr_eq(&f->addr, &node) ? f->port : 0;
-	masq_key(&back, &p->daddr, p->dport, &node, had, p->proto, 1);
-	if (had)
-		m = bpf_map_lookup_elem(&masq_flows, &back);
-	if (m && addr_eq(&m->addr, &row.addr) && m->port == row.port) {
-		masq_touch(m, tcp, 0, row.seen);
-	} else {
-		if (masq_pick(skb, &back, &row, had))
-			return drop(skb, DROP_NO_PORT);
-		row.addr = node;
-		row.port = back.dport;
-		if (bpf_map_update_elem(&masq_flows, &key, &row, BPF_ANY))
-			return drop(skb, DROP_CONNTRACK_FULL);
-	}
-	if (nat(skb, p, 1, &node, back.dport))
+out:
+	if (flow_rewrite(skb))
 		return drop(skb, DROP_REWRITE);
-	note(skb, MASQUERADED_OUT);
+	note(skb, s->key.reply ? POD_TO_UPLINK : MASQUERADED_OUT);
 	return TC_ACT_OK;
 }
 
 #define MASQ_FORWARDED -2
 
-/* What comes to the node from outside: -1 if it answers no pod, MASQ_FORWARDED if it is a backend's answer for nodeport.h. The key is room
- * for its work: the stack is small. */
-static __always_inline int masq_in(struct __sk_buff *skb, struct packet *p, struct flow_key *key)
+/* What comes to the node from outside: -1 if it answers no pod, MASQ_FORWARDED if it is a backend's answer for who asked from outside: then
+ * the flow is s->key, s->flow. */
+int __attribute__((noinline)) masq_in(struct __sk_buff *skb)
 {
-	struct addr node = node_of(p->v6), pod;
-	__u32 now = masq_now();
+	struct scratch *s = scratch();
 	struct fragment_key fragment;
-	struct masq *m, to;
+	struct addr node, *known;
 	struct endpoint *ep;
-	struct addr *known;
-	__be16 port;
-	__u8 tcp;
-	int verdict;
+	struct packet *p;
+	int failed;
 
+	if (!skb || !s)
+		return -1;
+	p = &s->p;
+	node = node_of(p->v6);
 	if (!masq_is_on(p->v6) || !addr_eq(&p->daddr, &node))
 		return -1;
-	fragment_key_of(p, &fragment);
 	if (p->later) {
+		fragment_key_of(p, &fragment);
 		known = bpf_map_lookup_elem(&masq_fragments, &fragment);
 		if (!known)
 			return -1;
-		pod = *known;
-		ep = bpf_map_lookup_elem(&endpoints, &pod);
-		if (!ep && !masq_is_source(&pod))
+		s->flow.daddr = *known;
+		ep = bpf_map_lookup_elem(&endpoints, &s->flow.daddr);
+		if (!ep && !masq_is_source(&s->flow.daddr))
 			return -1;
-		if (nat_address(skb, ETH_HLEN, p->v6, 0, &p->daddr, &pod))
+		if (nat_address(skb, ETH_HLEN, p->v6, 0, &p->daddr, &s->flow.daddr))
 			return drop(skb, DROP_REWRITE);
 		note(skb, MASQUERADED_IN);
 		return ep ? endpoint_redirect(skb, ep) : TC_ACT_OK;
 	}
 	switch (l4_of(skb, p)) {
 	case L4_ERROR:
-		verdict = masq_error(skb, p, 0, key, &pod);
-		if (verdict)
-			return verdict;
-		ep = bpf_map_lookup_elem(&endpoints, &pod);
+		failed = flow_error(skb, 0);
+		if (failed)
+			return failed == -1 ? -1 : drop(skb, DROP_REWRITE);
+		ep = bpf_map_lookup_elem(&endpoints, &s->flow.daddr);
 		if (ep)
 			return endpoint_redirect(skb, ep);
-		return masq_is_source(&pod) ? TC_ACT_OK : drop(skb, DROP_NO_BACKEND);
+		return masq_is_source(&s->flow.daddr) || addr_eq(&s->flow.daddr, &node) ? TC_ACT_OK : drop(skb, DROP_NO_BACKEND);
 	case L4_PORTS:
 	case L4_ANSWER:
 		break;
 	default:
 		return -1;
 	}
-	masq_key(key, &p->saddr, p->sport, &p->daddr, p->dport, p->proto, 1);
-	m = bpf_map_lookup_elem(&masq_flows, key);
-	if (!m || !masq_alive(m, key->proto, now))
+	flow_key_of(p, &s->key, 1);
+	if (!flow_get(skb) || !(s->flow.flags & FLOW_MASQUERADED))
 		return -1;
-	tcp = tcp_flags(skb, p);
-	if (tcp_opens(tcp)) /* a connection to the node, no answer */
+	if (tcp_opens(p->tcp)) /* a connection to the node, no answer */
 		return -1;
-	to = *m;
-	pod = to.addr;
-	port = to.port;
-	ep = bpf_map_lookup_elem(&endpoints, &pod);
-	if (to.state & FORWARDED)
+	ep = bpf_map_lookup_elem(&endpoints, &s->flow.daddr);
+	if (!ep && s->flow.service)
 		return MASQ_FORWARDED;
-	if (!ep && (addr_eq(&pod, &node) || !masq_is_source(&pod))) /* the node's own flow, or a pod that is gone */
+	if (!ep && !masq_is_source(&s->flow.daddr)) /* a pod that is gone */
 		return -1;
-	masq_touch(m, tcp, 1, now);
-	masq_key(key, &pod, port, &p->saddr, p->sport, p->proto, 0);
-	if (!bpf_map_lookup_elem(&masq_flows, key)) { /* too few rows for all: keep both or the flow ends */
-		to.addr = node;
-		to.port = p->dport;
-		bpf_map_update_elem(&masq_flows, key, &to, BPF_ANY);
-	}
+	if (flow_step(skb))
+		return drop(skb, DROP_CONNTRACK_FULL);
 	if (p->more)
-		masq_note_fragment(p, &pod);
-	if (nat(skb, p, 0, &pod, port))
+		masq_note_fragment(p, &s->flow.daddr);
+	if (flow_rewrite(skb))
 		return drop(skb, DROP_REWRITE);
 	note(skb, MASQUERADED_IN);
 	return ep ? endpoint_redirect(skb, ep) : TC_ACT_OK;
 }
 
 /* The outside calls a pod by its own address, where it has a route to it: the answers are to keep that. */
-static __always_inline void masq_note_direct(struct __sk_buff *skb, struct packet *p, struct flow_key *key)
+int __attribute__((noinline)) masq_note_direct(struct __sk_buff *skb)
 {
-	struct masq row = { .addr = p->daddr, .state = REPLIED, .seen = masq_now() };
-	struct masq *m;
-	__u8 tcp;
+	struct scratch *s = scratch();
+	struct packet *p;
 
-	if (!masq_is_on(p->v6) || p->later || !bpf_map_lookup_elem(&endpoints, &p->daddr) || masq_is_exempt(&p->saddr))
-		return;
+	if (!skb || !s)
+		return 0;
+	p = &s->p;
+	if (!masq_is_on(p->v6) || p->later || masq_is_exempt(&p->saddr))
+		return 0;
 	switch (l4_of(skb, p)) {
 	case L4_PORTS:
 	case L4_QUERY:
 		break;
 	default:
-		return;
+		return 0;
 	}
-	tcp = tcp_flags(skb, p);
-	masq_key(key, &p->daddr, p->dport, &p->saddr, p->sport, p->proto, 0);
-	m = bpf_map_lookup_elem(&masq_flows, key);
-	if (m && masq_alive(m, key->proto, row.seen)) { /* a flow that the pod began is not turned into another by a stranger's packet */
-		if (addr_eq(&m->addr, &row.addr))
-			masq_touch(m, tcp, 1, row.seen);
-		return;
-	}
-	row.port = p->dport;
-	bpf_map_update_elem(&masq_flows, key, &row, BPF_ANY);
+	flow_key_of(p, &s->key, 0);
+	if (flow_get(skb))
+		return flow_step(skb);
+	s->flow.saddr = p->saddr;
+	s->flow.daddr = p->daddr;
+	s->flow.sport = p->sport;
+	s->flow.dport = p->dport;
+	s->flow.service = s->flow.generation = s->flow.flags = 0;
+	flow_key_back(&s->key, &s->flow, &s->key); /* a flow that the pod began is not turned into another by a stranger's packet */
+	s->key.reply = 0;
+	if (flow_get(skb))
+		return 0;
+	flow_key_of(p, &s->key, 0);
+	s->flow.saddr = p->saddr;
+	return flow_begin(skb);
 }
 
 /* What the node itself sends goes out as it is, and a port that it uses is its own. The kernel's choices are not looked up: no pod has any of
  * them. Echo identifiers belong to no socket that could be found, so the node's are noted. */
-static __always_inline void masq_own(struct __sk_buff *skb, struct packet *p)
+int __attribute__((noinline)) masq_own(struct __sk_buff *skb)
 {
-	struct masq row = { .addr = p->saddr, .seen = masq_now() };
-	struct flow_key back;
-	struct masq *m;
+	struct scratch *s = scratch();
+	struct packet *p;
 	__u32 port;
+	int echo;
 
-	if (is_icmp(p->proto, p->v6) && !p->later) {
+	if (!skb || !s)
+		return 0;
+	p = &s->p;
+	echo = is_icmp(p->proto, p->v6) && !p->later;
+	if (echo) {
 		if (l4_of(skb, p) != L4_QUERY)
-			return;
-		masq_key(&back, &p->daddr, 0, &p->saddr, p->sport, p->proto, 1);
-		row.port = p->sport;
-		bpf_map_update_elem(&masq_flows, &back, &row, BPF_ANY);
-		return;
+			return 0;
+	} else {
+		port = bpf_ntohs(p->sport);
+		if (!p->ports || (port >= local_first && port <= local_last) || (p->proto == IPPROTO_TCP && !tcp_opens(p->tcp)))
+			return 0;
 	}
-	port = bpf_ntohs(p->sport);
-	if (!p->ports || (port >= local_first && port <= local_last) || (p->proto == IPPROTO_TCP && !tcp_opens(p->tcp)))
-		return;
-	masq_key(&back, &p->daddr, p->dport, &p->saddr, p->sport, p->proto, 1);
-	m = bpf_map_lookup_elem(&masq_flows, &back);
-	if (m && !addr_eq(&m->addr, &p->saddr))
-		bpf_map_delete_elem(&masq_flows, &back);
+	flow_key_of(p, &s->key, 0);
+	s->flow.saddr = p->saddr;
+	s->flow.daddr = p->daddr;
+	s->flow.sport = p->sport;
+	s->flow.dport = p->dport;
+	flow_key_back(&s->key, &s->flow, &s->key);
+	if (flow_get(skb) && !(s->flow.flags & FLOW_MASQUERADED))
+		return echo ? flow_step(skb) : 0;
+	flow_end(skb);
+	if (!echo)
+		return 0;
+	flow_key_of(p, &s->key, 0);
+	s->flow.saddr = p->saddr;
+	s->flow.daddr = p->daddr;
+	s->flow.sport = p->sport;
+	s->flow.dport = p->dport;
+	s->flow.service = s->flow.generation = s->flow.flags = 0;
+	return flow_begin(skb);
 }
 
 #endif

@@ -8,6 +8,7 @@
 #include <bpf/bpf_helpers.h>
 #include <stddef.h>
 #include "addr.h"
+#include "conntrack.h"
 #include "parse.h"
 
 /* How a checksum over IPv6 addresses is to be changed with them. What the network card summed up (CHECKSUM_COMPLETE) is of the whole
@@ -58,6 +59,28 @@ static __always_inline int nat(struct __sk_buff *skb, const struct packet *p, in
 	if (bpf_l4_csum_replace(skb, sum_off, old_port, port, mangled | 2) ||
 	    nat_address(skb, ETH_HLEN, p->v6, source, old, addr) ||
 	    bpf_skb_store_bytes(skb, port_off, &port, 2, 0))
+		return -1;
+	return 0;
+}
+
+/* Whether s->flow makes another packet of the one at hand. */
+static __always_inline int flow_rewrites(const struct scratch *s)
+{
+	return !addr_eq(&s->p.saddr, &s->flow.saddr) || !addr_eq(&s->p.daddr, &s->flow.daddr) || s->p.sport != s->flow.sport || s->p.dport != s->flow.dport;
+}
+
+/* Makes of the packet at hand what s->flow says. */
+int __attribute__((noinline)) flow_rewrite(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch();
+	struct packet *p;
+
+	if (!skb || !s)
+		return -1;
+	p = &s->p;
+	if ((!addr_eq(&p->daddr, &s->flow.daddr) || p->dport != s->flow.dport) && nat(skb, p, 0, &s->flow.daddr, s->flow.dport))
+		return -1;
+	if ((!addr_eq(&p->saddr, &s->flow.saddr) || p->sport != s->flow.sport) && nat(skb, p, 1, &s->flow.saddr, s->flow.sport))
 		return -1;
 	return 0;
 }

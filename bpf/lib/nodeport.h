@@ -39,22 +39,6 @@ static __always_inline enum parsed parse_fresh(struct __sk_buff *skb, struct pac
 	return parse(skb, p);
 }
 
-/* Makes of the packet at hand what s->flow says. */
-int __attribute__((noinline)) flow_rewrite(struct __sk_buff *skb)
-{
-	struct scratch *s = scratch();
-	struct packet *p;
-
-	if (!skb || !s)
-		return -1;
-	p = &s->p;
-	if ((!addr_eq(&p->daddr, &s->flow.daddr) || p->dport != s->flow.dport) && nat(skb, p, 0, &s->flow.daddr, s->flow.dport))
-		return -1;
-	if ((!addr_eq(&p->saddr, &s->flow.saddr) || p->sport != s->flow.sport) && nat(skb, p, 1, &s->flow.saddr, s->flow.sport))
-		return -1;
-	return 0;
-}
-
 #include "refuse.h"
 
 #define NODEPORT_FORWARD -3
@@ -93,19 +77,17 @@ int __attribute__((noinline)) nodeport_forward(struct __sk_buff *skb)
 	return tunnel_send(skb, r, way);
 }
 
-/* What such a backend answers. */
+/* What such a backend answers: s->key, s->flow. */
 int __attribute__((noinline)) nodeport_return(struct __sk_buff *skb)
 {
 	struct scratch *s = scratch();
 
 	if (!skb || !s)
 		return drop(skb, DROP_NO_BACKEND);
-	flow_key_of(&s->p, &s->key, 1);
-	if (s->p.more || !flow_get(skb))
+	if (s->p.more)
 		return drop(skb, DROP_NO_BACKEND);
 	if (flow_step(skb))
 		return drop(skb, DROP_CONNTRACK_FULL);
-	masq_follow(skb);
 	if (flow_rewrite(skb))
 		return drop(skb, DROP_REWRITE);
 	note(skb, REMOTE_TO_UPLINK);
@@ -131,9 +113,10 @@ int __attribute__((noinline)) nodeport_find(struct __sk_buff *skb)
 	flow_key_of(p, &s->key, 0);
 	known = fe ? flow_get(skb) : 0;
 	if (!known) { /* a pod may have had the port before it became a NodePort */
-		verdict = masq_in(skb, p, &s->back);
+		verdict = masq_in(skb);
 		if (verdict != -1 || !fe)
 			return verdict;
+		flow_key_of(p, &s->key, 0);
 	} else if (!flow_is_reused(s)) {
 		ep = bpf_map_lookup_elem(&endpoints, &s->flow.daddr);
 		if (ep || (s->flow.flags & FLOW_MASQUERADED && remote_of(&s->flow.daddr))) {
@@ -141,7 +124,6 @@ int __attribute__((noinline)) nodeport_find(struct __sk_buff *skb)
 				return drop(skb, DROP_CONNTRACK_FULL);
 			if (ep)
 				goto here;
-			masq_follow(skb);
 			return NODEPORT_FORWARD;
 		}
 	}
