@@ -94,13 +94,46 @@ int __attribute__((noinline)) nodeport_return(struct __sk_buff *skb)
 	return nodeport_answer(skb, &s->flow.daddr, s->flow.ifindex);
 }
 
+#define NODEPORT_CHOSEN -6
+
+/* The backend of a new flow, to s->flow. */
+int __attribute__((noinline)) nodeport_choose(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch();
+	struct backend be = {};
+	struct frontend *fe;
+	struct packet *p;
+
+	if (!skb || !s)
+		return drop(skb, DROP_NO_BACKEND);
+	p = &s->p;
+	fe = lb_frontend(&p->daddr, p->dport, p->proto);
+	if (!fe)
+		return drop(skb, DROP_NO_BACKEND);
+	switch (lb_choose(fe, 1, &p->saddr, lb_hash(&p->saddr, p->sport, &p->daddr, p->dport, p->proto), &be)) {
+	case LB_NO_BACKEND:
+		return NODEPORT_REFUSED;
+	case LB_NOT_HERE:
+		return drop(skb, DROP_NO_LOCAL_BACKEND);
+	case LB_CHOSEN:
+		break;
+	}
+	s->flow.saddr = p->saddr;
+	s->flow.sport = p->sport;
+	s->flow.daddr = be.addr;
+	s->flow.dport = be.port;
+	s->flow.service = fe->service;
+	s->flow.generation = 0;
+	s->flow.flags = 0;
+	return NODEPORT_CHOSEN;
+}
+
 /* What comes to the node: -1 if it is for no frontend and answers nobody for whom the node sent something. NODEPORT_FORWARD and
  * MASQ_FORWARDED ask for those two functions. */
 int __attribute__((noinline)) nodeport_find(struct __sk_buff *skb)
 {
 	struct scratch *s = scratch();
 	struct frontend *fe;
-	struct backend be = {};
 	struct endpoint *ep;
 	struct packet *p;
 	int verdict, ports, known;
@@ -127,21 +160,9 @@ int __attribute__((noinline)) nodeport_find(struct __sk_buff *skb)
 			return NODEPORT_FORWARD;
 		}
 	}
-	switch (lb_choose(fe, 1, &p->saddr, lb_hash(&p->saddr, p->sport, &p->daddr, p->dport, p->proto), &be)) {
-	case LB_NO_BACKEND:
-		return NODEPORT_REFUSED;
-	case LB_NOT_HERE:
-		return drop(skb, DROP_NO_LOCAL_BACKEND);
-	case LB_CHOSEN:
-		break;
-	}
-	s->flow.saddr = p->saddr;
-	s->flow.sport = p->sport;
-	s->flow.daddr = be.addr;
-	s->flow.dport = be.port;
-	s->flow.service = fe->service;
-	s->flow.generation = 0;
-	s->flow.flags = 0;
+	verdict = nodeport_choose(skb);
+	if (verdict != NODEPORT_CHOSEN)
+		return verdict;
 	ep = bpf_map_lookup_elem(&endpoints, &s->flow.daddr);
 	if (!ep) {
 		if (masq_is_on(p->v6) && remote_of(&s->flow.daddr))
