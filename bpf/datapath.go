@@ -3,6 +3,7 @@ package bpf
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -24,8 +25,8 @@ import (
 type Config struct {
 	PinDir     string       // a bpffs of this node's own
 	CgroupRoot string       // cgroup2 mount
-	NodeCgroup string       // the node's cgroup2 folder
-	DNSAddrs   []netip.Addr // cluster DNS addresses, at most one of each family
+	NodeCgroup string       // the node's cgroup2 folder; CgroupRoot itself if the machine is this node's alone
+	DNSAddrs   []netip.Addr // cluster DNS addresses, at most one of each family; none if DNS is somebody else's
 	Zone       string       // cluster zone, such as cluster.local
 	DNSTTL     uint32       // seconds
 
@@ -117,13 +118,10 @@ func Open(c Config) (*Datapath, error) {
 }
 
 func (c Config) check() error {
-	if len(c.DNSAddrs) == 0 {
-		return errors.New("bpf: DNSAddrs is empty")
-	}
 	if err := errors.Join(ofEachFamily("DNSAddrs", c.DNSAddrs), ofEachFamily("NodeAddrs", c.NodeAddrs)); err != nil {
 		return err
 	}
-	if c.Zone == "" {
+	if c.Zone == "" && len(c.DNSAddrs) > 0 {
 		return errors.New("bpf: Zone is empty")
 	}
 	if err := wantFS(c.PinDir, bpffsMagic, "bpffs"); err != nil {
@@ -164,9 +162,12 @@ func (d *Datapath) load(c Config) error {
 	if err != nil {
 		return fmt.Errorf("bpf: node cgroup %s: %w", c.NodeCgroup, err)
 	}
-	zone, labels, err := wireName(strings.TrimSuffix(c.Zone, ".") + ".")
-	if err != nil {
-		return fmt.Errorf("bpf: zone %q: %w", c.Zone, err)
+	var zone []byte
+	var labels int
+	if c.Zone != "" {
+		if zone, labels, err = wireName(strings.TrimSuffix(c.Zone, ".") + "."); err != nil {
+			return fmt.Errorf("bpf: zone %q: %w", c.Zone, err)
+		}
 	}
 	var wire [64]byte
 	if copy(wire[:], zone) < len(zone) {
@@ -189,7 +190,7 @@ func (d *Datapath) load(c Config) error {
 		return coll, nil
 	}
 	d.sock, err = load(loadSock, map[string]any{
-		"node_netns": cookie, "node_cgroup": st.Ino, "node_level": uint32(len(strings.Split(rel, "/"))),
+		"node_netns": cookie, "node_cgroup": st.Ino, "node_level": levelOf(rel),
 		"has_set_retval": !c.noSetRetval && features.HaveProgramHelper(ebpf.CGroupSockAddr, asm.FnSetRetval) == nil,
 	})
 	if err != nil {
@@ -213,6 +214,14 @@ func (d *Datapath) load(c Config) error {
 		fillRanges(d.net.Maps["masq_sources"], "to be masqueraded", c.MasqueradeSources),
 		fillRanges(d.net.Maps["link_local_allowed"], "link-local for pods", c.AllowLinkLocal),
 	)
+}
+
+// levelOf is how far a folder of the cgroup tree is below its root.
+func levelOf(rel string) uint32 {
+	if rel == "." {
+		return 0
+	}
+	return uint32(len(strings.Split(rel, "/")))
 }
 
 // LoadBalancers is the table of Service ports.
@@ -358,15 +367,39 @@ func (d *Datapath) attach(program string, ifindex int) error {
 }
 
 // DetachPod takes the pod program and its pin away; an interface that is gone is no error.
-func (d *Datapath) DetachPod(ifindex int) error {
+func (d *Datapath) DetachPod(ifindex int) error { return d.detach(podProgram, ifindex) }
+
+// DetachUplink undoes AttachUplink; an interface that is gone is no error.
+func (d *Datapath) DetachUplink(ifindex int) error {
+	return errors.Join(d.detach(egressProgram, ifindex), d.detach(uplinkProgram, ifindex))
+}
+
+// Uplinks are the interfaces that have the uplink's programs, by index, those included that are gone.
+func (d *Datapath) Uplinks() ([]int, error) {
+	found := map[int]bool{}
+	for _, prefix := range []string{linkPrefix + uplinkProgram + "_", filterPrefix + uplinkProgram + "_"} {
+		pins, err := filepath.Glob(filepath.Join(d.pinDir, prefix+"*"))
+		if err != nil {
+			return nil, err
+		}
+		for _, pin := range pins {
+			if index, err := strconv.Atoi(strings.TrimPrefix(filepath.Base(pin), prefix)); err == nil {
+				found[index] = true
+			}
+		}
+	}
+	return slices.Sorted(maps.Keys(found)), nil
+}
+
+func (d *Datapath) detach(program string, ifindex int) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	err := detachPinned(linkPin(d.pinDir, podProgram, ifindex))
-	if _, serr := os.Stat(filterPin(d.pinDir, podProgram, ifindex)); serr == nil || errors.Is(err, os.ErrNotExist) {
+	err := detachPinned(linkPin(d.pinDir, program, ifindex))
+	if _, serr := os.Stat(filterPin(d.pinDir, program, ifindex)); serr == nil || errors.Is(err, os.ErrNotExist) {
 		if errors.Is(err, os.ErrNotExist) {
 			err = nil
 		}
-		return errors.Join(err, detachClsact(d.pinDir, ifindex, podProgram))
+		return errors.Join(err, detachClsact(d.pinDir, ifindex, program))
 	}
 	return err
 }

@@ -12,7 +12,6 @@ import (
 	"github.com/spf13/pflag"
 	"k8s.io/component-base/version"
 
-	"github.com/strake-io/strake/cmd/strake/agent"
 	"github.com/strake-io/strake/cmd/strake/cluster"
 	"github.com/strake-io/strake/cmd/strake/containerd"
 	"github.com/strake-io/strake/cmd/strake/demo"
@@ -208,24 +207,6 @@ func serverCommand(place places) *cobra.Command {
 				return err
 			}
 			return server.Run(cmd.Context(), cfg)
-		},
-	}
-}
-
-func agentCommand(place places) *cobra.Command {
-	return &cobra.Command{
-		Use:     "agent",
-		Short:   "Run a node: kubelet and network",
-		Long:    "Runs this node in the foreground. Pods and their network go on when it ends. It wants `strake containerd` beside it.",
-		Example: "  strake agent --data-dir /var/lib/strake",
-		Args:    cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			l, s, err := cluster.Open(place, "agent")
-			if err != nil {
-				return err
-			}
-			s = cluster.Refresh(cmd.Context(), l, s)
-			return agent.Run(cmd.Context(), s.Agent(l))
 		},
 	}
 }

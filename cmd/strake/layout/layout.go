@@ -161,7 +161,8 @@ type stamp struct {
 func (l Layout) stampFile() string { return l.in("layout.json") }
 
 // Check refuses a data folder of another version, a corrupt one, and one that is not ours.
-// An absent or empty folder is fine, and one that holds logs only: so a first start that failed leaves it.
+// An absent or empty folder is fine, and one that holds logs only: so a first start that failed leaves it. So is one with a bpffs that
+// somebody mounted for us.
 func (l Layout) Check() error {
 	data, err := os.ReadFile(l.stampFile())
 	if errors.Is(err, fs.ErrNotExist) {
@@ -183,27 +184,40 @@ func (l Layout) Check() error {
 	return nil
 }
 
-// Ours tells whether all in the data folder may be removed: it is stamped, absent, or has nothing but logs.
+// Ours tells whether all in the data folder may be removed: it is stamped, absent, or has nothing but logs and what BPF leaves.
 func (l Layout) Ours() bool {
 	if _, err := os.Lstat(l.stampFile()); err == nil {
 		return true
 	}
 	entries, err := os.ReadDir(l.Data)
-	return errors.Is(err, fs.ErrNotExist) || err == nil && (len(entries) == 0 || len(entries) == 1 && entries[0].Name() == "log")
+	foreign := func(e fs.DirEntry) bool { return e.Name() != "log" && e.Name() != filepath.Base(l.BPF()) }
+	return errors.Is(err, fs.ErrNotExist) || err == nil && !slices.ContainsFunc(entries, foreign)
+}
+
+// folder is one to be made.
+type folder struct {
+	path string
+	mode os.FileMode
 }
 
 // Prepare checks the data folder and makes it and the run folder.
 func (l Layout) Prepare() error {
+	return l.prepare([]folder{ // parents first: each has a mode of its own
+		{l.Data, 0o711}, {l.in("log"), 0o700}, {l.PodLogs(), 0o755}, {l.Run(), 0o700}, {l.Containerd(), 0o711}, {l.ContainerdState(), 0o711},
+		{l.in("cni"), 0o711}, {l.CNIConf(), 0o700}, {l.CNIBin(), 0o755}, {l.CNIState(), 0o700}, {l.Kubelet(), 0o700},
+	})
+}
+
+// PrepareProxy is Prepare for a node of which Strake serves the Services alone.
+func (l Layout) PrepareProxy() error {
+	return l.prepare([]folder{{l.Data, 0o711}, {l.Run(), 0o700}})
+}
+
+func (l Layout) prepare(folders []folder) error {
 	if err := l.Check(); err != nil {
 		return err
 	}
-	for _, d := range []struct {
-		path string
-		mode os.FileMode
-	}{ // parents first: each has a mode of its own
-		{l.Data, 0o711}, {l.in("log"), 0o700}, {l.PodLogs(), 0o755}, {l.Run(), 0o700}, {l.Containerd(), 0o711}, {l.ContainerdState(), 0o711},
-		{l.in("cni"), 0o711}, {l.CNIConf(), 0o700}, {l.CNIBin(), 0o755}, {l.CNIState(), 0o700}, {l.Kubelet(), 0o700},
-	} {
+	for _, d := range folders {
 		if err := os.MkdirAll(d.path, d.mode); err != nil {
 			return fmt.Errorf("data folder %s: %w", l.Data, err)
 		}

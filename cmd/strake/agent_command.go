@@ -1,0 +1,114 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/strake-io/strake/cmd/strake/agent"
+	"github.com/strake-io/strake/cmd/strake/cluster"
+	"github.com/strake-io/strake/cmd/strake/kubeproxy"
+)
+
+// roleProxy is the one part of the agent that runs alone.
+const roleProxy = "proxy"
+
+func agentCommand(place places) *cobra.Command {
+	var only []string
+	var cleanup bool
+	c := kubeproxy.Config{Cgroup: "/"}
+	cmd := &cobra.Command{
+		Use:   "agent",
+		Short: "Run a node: kubelet and network; or its Services alone",
+		Long: `Runs this node in the foreground. Pods and their network go on when it ends. It wants ` + "`strake containerd`" + ` beside it.
+
+With --only proxy it serves Services alone, in kube-proxy's place: with any API server, kubelet and CNI plugin. It attaches to
+the sockets of all processes of the machine, and to the devices where packets from outside come in; what it has loaded goes on
+when it ends, and --cleanup takes it away. Flags that kube-proxy has too are called as there. docs/kube-proxy.md tells more.`,
+		Example: `  strake agent --data-dir /var/lib/strake
+  strake agent --only proxy --kubeconfig /etc/kubernetes/kube-proxy.kubeconfig
+  strake agent --only proxy --kubeconfig proxy.kubeconfig --devices 'eth0,en*' --hostname-override node-1
+  strake agent --only proxy --cleanup`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			for _, role := range only {
+				if role != roleProxy {
+					return fmt.Errorf("--only %s: the part that runs alone is %s", role, roleProxy)
+				}
+			}
+			if len(only) == 0 {
+				var stray []string
+				cmd.Flags().VisitAll(func(f *pflag.Flag) {
+					if f.Changed && f.Annotations[roleProxy] != nil {
+						stray = append(stray, "--"+f.Name)
+					}
+				})
+				if len(stray) > 0 {
+					return fmt.Errorf("%s is for --only proxy: the whole agent has its settings in the data folder", strings.Join(stray, ", "))
+				}
+				l, s, err := cluster.Open(place, "agent")
+				if err != nil {
+					return err
+				}
+				s = cluster.Refresh(cmd.Context(), l, s)
+				return agent.Run(cmd.Context(), s.Agent(l))
+			}
+			l, err := place()
+			if err != nil {
+				return err
+			}
+			if cleanup {
+				return kubeproxy.Cleanup(l)
+			}
+			if c.NodeName == "" {
+				host, err := os.Hostname()
+				if err != nil {
+					return fmt.Errorf("the host's name: %w; give one with --hostname-override", err)
+				}
+				c.NodeName = strings.ToLower(host)
+			}
+			if c.Kubeconfig != "" {
+				if c.Kubeconfig, err = filepath.Abs(c.Kubeconfig); err != nil {
+					return err
+				}
+			}
+			return kubeproxy.Run(cmd.Context(), l, c)
+		},
+	}
+	cmd.Flags().StringSliceVar(&only, "only", nil, "run these parts alone: proxy")
+	_ = cmd.RegisterFlagCompletionFunc("only", cobra.FixedCompletions([]string{roleProxy}, cobra.ShellCompDirectiveNoFileComp)) // fails for unknown flags only
+	f := pflag.NewFlagSet("proxy", pflag.ContinueOnError)
+	f.StringVar(&c.Kubeconfig, "kubeconfig", "", "way to the API server (in a pod: its ServiceAccount's)")
+	f.StringVar(&c.NodeName, "hostname-override", "", "name of the node (the host's, in lower case)")
+	f.Func("bind-address", "address of the node, or two of different families with a comma between (the InternalIPs of the Node object)", func(v string) (err error) {
+		c.Addrs, err = nodeAddrs(v)
+		return err
+	})
+	f.StringSliceVar(&c.Devices, "devices", nil, "devices where packets for Services come in, by name or shell pattern (those that have an address and are no pod's)")
+	f.StringVar(&c.Cgroup, "cgroup", c.Cgroup, "folder of the cgroup2 tree, below its mount, whose processes are served besides those in the node's network namespace: pods' and the node's")
+	f.BoolVar(&cleanup, "cleanup", false, "take away what --only proxy has loaded, and end")
+	f.VisitAll(func(flag *pflag.Flag) { flag.Annotations = map[string][]string{roleProxy: {"true"}} })
+	cmd.Flags().AddFlagSet(f)
+	return cmd
+}
+
+// nodeAddrs reads kube-proxy's --bind-address: its default, the unspecified address, leaves the choice to us.
+func nodeAddrs(v string) ([]netip.Addr, error) {
+	addrs, err := cluster.ParseAddrs(v)
+	if err != nil {
+		return nil, err
+	}
+	if len(addrs) == 1 && addrs[0].IsUnspecified() {
+		return nil, nil
+	}
+	if len(addrs) > 2 || len(addrs) == 2 && addrs[0].Is4() == addrs[1].Is4() {
+		return nil, errors.New("a node has one address of each family")
+	}
+	return addrs, nil
+}

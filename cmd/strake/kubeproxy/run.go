@@ -1,0 +1,164 @@
+package kubeproxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/klog/v2"
+
+	"github.com/strake-io/strake/bpf"
+	"github.com/strake-io/strake/cmd/strake/layout"
+	"github.com/strake-io/strake/proxy"
+)
+
+// Run serves Services on this node until ctx ends. What it has put into the kernel goes on working then.
+func Run(ctx context.Context, l layout.Layout, c Config) error {
+	if err := checkPatterns(c.Devices); err != nil {
+		return err
+	}
+	if err := prepare(l); err != nil {
+		return err
+	}
+	rc, err := REST(c.Kubeconfig)
+	if err != nil {
+		return err
+	}
+	rc.QPS, rc.Burst, rc.UserAgent, rc.ContentType = -1, -1, "strake-proxy", "application/vnd.kubernetes.protobuf"
+	client, err := kubernetes.NewForConfig(rc)
+	if err != nil {
+		return err
+	}
+	given := len(c.Addrs) > 0
+	if !given {
+		if c.Addrs, err = awaitAddrs(ctx, client, c.NodeName); err != nil || ctx.Err() != nil {
+			return err
+		}
+	}
+	mount, dir, err := c.cgroup()
+	if err != nil {
+		return err
+	}
+	if err := bpf.MountBPFFS(l.BPF()); err != nil {
+		return err
+	}
+	d, err := bpf.Open(bpf.Config{PinDir: l.BPF(), CgroupRoot: mount, NodeCgroup: dir, NodeAddrs: c.Addrs})
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	if err := (Settings{NodeName: c.NodeName, Addrs: c.Addrs, Kubeconfig: c.Kubeconfig, Cgroup: c.Cgroup}).save(l); err != nil {
+		return err
+	}
+	f := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(dropManagedFields))
+	px, err := proxy.New(proxy.Config{Informers: f, Table: d.LoadBalancers(), Node: proxy.Node{Name: c.NodeName, Addrs: c.Addrs}})
+	if err != nil {
+		return err
+	}
+	devices := devices{datapath: d, patterns: c.Devices, node: c.Addrs, attached: map[int]bool{}}
+	if err := devices.apply(); err != nil {
+		return err
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	defer f.Shutdown()
+	f.Start(ctx.Done())
+	g.Go(func() error { return px.Run(ctx) })
+	g.Go(func() error { return devices.run(ctx) })
+	if !given {
+		g.Go(func() error { return watchAddrs(ctx, client, c.NodeName, c.Addrs) })
+	}
+	return g.Wait()
+}
+
+func dropManagedFields(obj any) (any, error) {
+	if m, ok := obj.(metav1.Object); ok {
+		m.SetManagedFields(nil)
+	}
+	return obj, nil
+}
+
+// InternalAddrs are the node's addresses as its object says, the first of each family.
+func InternalAddrs(n *corev1.Node) []netip.Addr {
+	var out []netip.Addr
+	for _, a := range n.Status.Addresses {
+		ip, err := netip.ParseAddr(a.Address)
+		if a.Type != corev1.NodeInternalIP || err != nil || ip.Is4In6() || ip.Zone() != "" {
+			continue
+		}
+		if !slices.ContainsFunc(out, func(o netip.Addr) bool { return o.Is4() == ip.Is4() }) {
+			out = append(out, ip)
+		}
+	}
+	return out
+}
+
+// awaitAddrs asks the API server until the node has addresses.
+func awaitAddrs(ctx context.Context, client kubernetes.Interface, name string) ([]netip.Addr, error) {
+	const pause, patience = time.Second, 10 * time.Second
+	var told time.Time
+	for {
+		n, err := client.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
+		if err == nil {
+			if addrs := InternalAddrs(n); len(addrs) > 0 {
+				return addrs, nil
+			}
+			err = fmt.Errorf("node %s has no InternalIP yet", name)
+		}
+		if ctx.Err() != nil {
+			return nil, nil
+		}
+		if time.Since(told) > patience {
+			klog.ErrorS(err, "Waiting for the node's addresses (--hostname-override names another node, --bind-address gives them)", "node", name)
+			told = time.Now()
+		}
+		select {
+		case <-ctx.Done():
+			return nil, nil
+		case <-time.After(pause):
+		}
+	}
+}
+
+// errMoved ends the agent: what starts it again starts it with the addresses that the node has now.
+var errMoved = errors.New("the node's addresses have changed")
+
+// watchAddrs fails once the node has other addresses.
+func watchAddrs(ctx context.Context, client kubernetes.Interface, name string, addrs []netip.Addr) error {
+	f := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(dropManagedFields), informers.WithTweakListOptions(func(o *metav1.ListOptions) {
+		o.FieldSelector = fields.OneTermEqualSelector("metadata.name", name).String()
+	}))
+	moved := make(chan error, 1)
+	seen := func(obj any) {
+		n, ok := obj.(*corev1.Node)
+		if !ok {
+			return
+		}
+		if now := InternalAddrs(n); len(now) > 0 && !slices.Equal(now, addrs) {
+			select {
+			case moved <- fmt.Errorf("node %s: %w from %v to %v: start the agent again", name, errMoved, addrs, now):
+			default:
+			}
+		}
+	}
+	if _, err := f.Core().V1().Nodes().Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: seen, UpdateFunc: func(_, obj any) { seen(obj) }}); err != nil {
+		return err
+	}
+	f.Start(ctx.Done())
+	defer f.Shutdown()
+	select {
+	case <-ctx.Done():
+		return nil
+	case err := <-moved:
+		return err
+	}
+}
