@@ -62,18 +62,18 @@ func TestProxyAlone(t *testing.T) {
 				for _, p := range []*proxyPod{a, b} {
 					for s, want := range map[*corev1.Service][]string{both: {"a", "b"}, here: {"a"}, there: {"b"}} {
 						t.Run("pod "+p.name+" to the ClusterIP of "+s.Name, func(t *testing.T) {
-							out, err := p.ask(url(scheme, s.Spec.ClusterIPs[f], 80), 12)
-							answers(t, out, err, 12, want...)
+							out, err := p.ask(url(scheme, s.Spec.ClusterIPs[f], 80), 30)
+							answers(t, out, err, 30, want...)
 						})
 						t.Run("pod "+p.name+" to the NodePort of "+s.Name, func(t *testing.T) {
-							out, err := p.ask(url(scheme, p.node.addrs[f], int(s.Spec.Ports[0].NodePort)), 12)
-							answers(t, out, err, 12, want...)
+							out, err := p.ask(url(scheme, p.node.addrs[f], int(s.Spec.Ports[0].NodePort)), 30)
+							answers(t, out, err, 30, want...)
 						})
 					}
 				}
 				t.Run("node to a ClusterIP", func(t *testing.T) {
-					out, err := one.ask(url(scheme, both.Spec.ClusterIPs[f], 80), 12)
-					answers(t, out, err, 12, "a", "b")
+					out, err := one.ask(url(scheme, both.Spec.ClusterIPs[f], 80), 30)
+					answers(t, out, err, 30, "a", "b")
 				})
 			})
 		}
