@@ -1,12 +1,6 @@
 package bpf
 
-import (
-	"errors"
-	"fmt"
-	"path/filepath"
-
-	"github.com/cilium/ebpf"
-)
+import "errors"
 
 // Rows are what all tables of a node hold.
 type Rows struct {
@@ -19,19 +13,11 @@ type Rows struct {
 // ReadRows reads the tables pinned below pinDir and changes nothing; no agent need run. A row that is being written meanwhile may show half
 // a change.
 func ReadRows(pinDir string) (Rows, error) {
-	maps := map[string]*ebpf.Map{}
-	defer func() {
-		for _, m := range maps {
-			m.Close()
-		}
-	}()
-	for _, name := range append([]string{"endpoints", "limits", "names", "remotes"}, lbPins...) {
-		m, err := ebpf.LoadPinnedMap(filepath.Join(pinDir, name), &ebpf.LoadPinOptions{ReadOnly: true})
-		if err != nil {
-			return Rows{}, fmt.Errorf("bpf: table %s: %w", name, err)
-		}
-		maps[name] = m
+	maps, done, err := openPins(pinDir, append([]string{"endpoints", "limits", "names", "remotes"}, lbPins...))
+	if err != nil {
+		return Rows{}, err
 	}
+	defer done()
 	var r Rows
 	var errs [4]error
 	r.LoadBalancers, errs[0] = (&loadBalancers{lbMaps: lbMapsOf(maps)}).Dump()
