@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -316,7 +317,7 @@ func (n *proxyNode) pod(name string) *proxyPod {
 	}
 	// Not before its addresses are settled can it be reached.
 	eventually(t, 20*time.Second, func() string {
-		out, err := space.Run(t.Context(), "", nil, "ip", "-6", "addr", "show", "tentative")
+		out, err := n.lab.runIn(space, "", "ip", "-6", "addr", "show", "tentative")
 		return strings.TrimSpace(out) + errorText(err)
 	})
 	p.serve(8080)
@@ -363,17 +364,41 @@ func (p *proxyPod) serve(port int) {
 // ask calls a URL so many times, each over a socket of its own, as a process of the pod.
 func (p *proxyPod) ask(url string, times int) (string, error) {
 	_, dir := cgroups.UnifiedPath(p.node.cgroup)
-	return p.space.Run(p.node.lab.t.Context(), dir, nil, p.node.lab.Binary, "demo", "client", "--interval", "1ms", "--count", fmt.Sprint(times), "--url", url)
+	return p.node.lab.askIn(p.space, dir, url, times)
 }
 
 // ask does so as a process of the node.
 func (n *proxyNode) ask(url string, times int) (string, error) {
-	return n.space.Run(n.lab.t.Context(), "", nil, n.lab.Binary, "demo", "client", "--interval", "1ms", "--count", fmt.Sprint(times), "--url", url)
+	return n.lab.askIn(n.space, "", url, times)
 }
 
 // askOutside does so from outside.
 func (l *proxyLab) askOutside(url string, times int) (string, error) {
-	return podnet.Space("/run/netns/"+l.Outside).Run(l.t.Context(), "", nil, l.Binary, "demo", "client", "--interval", "1ms", "--count", fmt.Sprint(times), "--url", url)
+	return l.askIn(podnet.Space("/run/netns/"+l.Outside), "", url, times)
+}
+
+// askIn does so from a namespace, as a process of a cgroup if its folder is given.
+func (l *proxyLab) askIn(space podnet.Space, cgroup, url string, times int) (string, error) {
+	return l.runIn(space, cgroup, l.Binary, "demo", "client", "--interval", "1ms", "--count", fmt.Sprint(times), "--url", url)
+}
+
+func (l *proxyLab) runIn(space podnet.Space, cgroup string, argv ...string) (string, error) {
+	var out []byte
+	var failed error
+	err := space.In(func() error {
+		c := exec.CommandContext(l.t.Context(), argv[0], argv[1:]...)
+		if cgroup != "" {
+			dir, err := os.Open(cgroup)
+			if err != nil {
+				return err
+			}
+			defer dir.Close()
+			c.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
+		}
+		out, failed = c.CombinedOutput()
+		return nil
+	})
+	return string(out), errors.Join(err, failed)
 }
 
 // answeredBy counts answers by the pod that gave them, and collects whom they saw.
