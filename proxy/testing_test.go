@@ -1,0 +1,174 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes/fake"
+	clienttesting "k8s.io/client-go/testing"
+	"k8s.io/client-go/tools/record"
+	"k8s.io/component-base/metrics"
+
+	"github.com/strake-io/strake/bpf"
+)
+
+const inside = "STRAKE_PROXY_TEST"
+
+// TestMain runs the tests in a process with a network namespace of its own, which has the addresses of testNode.
+func TestMain(m *testing.M) {
+	if os.Getenv(inside) == "" {
+		c := exec.Command("/proc/self/exe", os.Args[1:]...)
+		c.Env = append(os.Environ(), inside+"=1")
+		c.Stdin, c.Stdout, c.Stderr = os.Stdin, os.Stdout, os.Stderr
+		c.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
+		runtime.LockOSThread() // Pdeathsig is of the thread
+		err := c.Run()
+		if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
+			os.Exit(max(exit.ExitCode(), 1))
+		} else if err != nil {
+			fmt.Fprintln(os.Stderr, "tests of the proxy need root:", err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	lo, err := netlink.LinkByName("lo")
+	if err == nil {
+		err = netlink.LinkSetUp(lo)
+	}
+	for _, a := range []string{"192.0.2.1/32", "192.0.2.2/32", "2001:db8::1/128"} {
+		if err == nil {
+			p := netip.MustParsePrefix(a)
+			err = netlink.AddrAdd(lo, &netlink.Addr{IPNet: &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Bits())}})
+		}
+		if errors.Is(err, unix.EEXIST) {
+			err = nil
+		}
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "addresses for tests of the proxy:", err)
+		os.Exit(1)
+	}
+	os.Exit(m.Run())
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// openDatapath loads the real tables.
+func openDatapath(t *testing.T) *bpf.Datapath {
+	t.Helper()
+	pins := filepath.Join(t.TempDir(), "bpf")
+	must(t, bpf.MountBPFFS(pins))
+	t.Cleanup(func() { must(t, bpf.Remove(pins)); must(t, bpf.UnmountBPFFS(pins)) })
+	root := "/sys/fs/cgroup/unified" // hybrid
+	if _, err := os.Stat(root); err != nil {
+		root = "/sys/fs/cgroup"
+	}
+	group, err := os.MkdirTemp(root, "strake-test-proxy-")
+	must(t, err)
+	t.Cleanup(func() { must(t, os.Remove(group)) })
+	d, err := bpf.Open(bpf.Config{PinDir: pins, CgroupRoot: root, NodeCgroup: group, Zone: "cluster.local"})
+	must(t, err)
+	t.Cleanup(func() { must(t, d.Close()) })
+	return d
+}
+
+// watchedTable tells when something was written.
+type watchedTable struct {
+	Table
+	changed chan struct{}
+}
+
+func watched(t Table) *watchedTable { return &watchedTable{t, make(chan struct{}, 1)} }
+
+func (w *watchedTable) ReplaceAll(want map[string][]bpf.LoadBalancer) (bpf.Changes, map[string]error) {
+	c, errs := w.Table.ReplaceAll(want)
+	select {
+	case w.changed <- struct{}{}:
+	default:
+	}
+	return c, errs
+}
+
+// running is a Proxy that runs against a fake API.
+type running struct {
+	*Proxy
+	table    *watchedTable
+	registry metrics.KubeRegistry
+	events   *record.FakeRecorder
+	done     chan error
+	stop     func()
+}
+
+// start runs a proxy, and returns when all changes from now on will reach it.
+func start(t *testing.T, client *fake.Clientset, table Table, node Node) *running {
+	t.Helper()
+	opened := make(chan struct{}, 16)
+	var mu sync.Mutex
+	active := true
+	// Unlike the real API the fake one can't replay what happened between an informer's list and its watch, so a change before the watch
+	// is open is lost for ever.
+	client.PrependWatchReactor("*", func(action clienttesting.Action) (bool, watch.Interface, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		if !active {
+			return false, nil, nil
+		}
+		w, err := client.Tracker().Watch(action.GetResource(), action.GetNamespace())
+		opened <- struct{}{}
+		return true, w, err
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	f := informers.NewSharedInformerFactory(client, 0)
+	r := &running{table: watched(table), registry: metrics.NewKubeRegistry(), events: record.NewFakeRecorder(10000), done: make(chan error, 1)}
+	var err error
+	r.Proxy, err = New(Config{Informers: f, Table: r.table, Node: node, Recorder: r.events, Registry: r.registry})
+	must(t, err)
+	f.Start(ctx.Done())
+	go func() { r.done <- r.Run(ctx) }()
+	for range f.WaitForCacheSync(ctx.Done()) {
+		<-opened
+	}
+	mu.Lock()
+	active = false
+	mu.Unlock()
+	r.stop = sync.OnceFunc(func() {
+		cancel()
+		must(t, <-r.done)
+		f.Shutdown()
+	})
+	t.Cleanup(r.stop)
+	return r
+}
+
+// until waits for a state that follows from what is written.
+func (r *running) until(t *testing.T, reached func() bool) {
+	t.Helper()
+	for !reached() {
+		select {
+		case <-r.table.changed:
+		case <-time.After(5 * time.Millisecond): // what follows the rows is not told of
+		case <-t.Context().Done():
+			t.Fatal("the test was ended")
+		}
+	}
+}
