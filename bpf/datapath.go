@@ -225,7 +225,7 @@ func levelOf(rel string) uint32 {
 }
 
 // LoadBalancers is the table of Service ports.
-func (d *Datapath) LoadBalancers() Table[LoadBalancer] { return d.loadBalancers }
+func (d *Datapath) LoadBalancers() LoadBalancerTable { return d.loadBalancers }
 
 // Endpoints is the table of local pod addresses.
 func (d *Datapath) Endpoints() Table[Endpoint] { return d.endpoints }

@@ -104,7 +104,7 @@ func (t *loadBalancers) ReplaceAll(want map[string][]LoadBalancer) (Changes, map
 	if len(errs) > 0 && len(owners) > 1 {
 		var again []string
 		for _, o := range owners {
-			var taken *takenError
+			var taken *TakenError
 			if errors.As(errs[o], &taken) {
 				delete(errs, o)
 				again = append(again, o)
@@ -195,14 +195,14 @@ func (t *loadBalancers) Dump() ([]LoadBalancer, error) {
 	return out, nil
 }
 
-// takenError says that a frontend is another owner's.
-type takenError struct {
+// TakenError says that a frontend is another owner's.
+type TakenError struct {
 	frontend    netFrontendKey
 	name, owner string
 	by          *service
 }
 
-func (e *takenError) Error() string {
+func (e *TakenError) Error() string {
 	return fmt.Sprintf("bpf: frontend %s of service %s (owner %s) belongs to service %s (owner %s)", frontendOf(e.frontend), e.name, e.owner, e.by.name, e.by.owner)
 }
 
@@ -237,7 +237,7 @@ func (t *loadBalancers) check(owner string, want []LoadBalancer, claimed map[net
 				claimed[k] = s
 				return false
 			}
-			taken = append(taken, &takenError{k, lb.Name, owner, by})
+			taken = append(taken, &TakenError{k, lb.Name, owner, by})
 			return true
 		})
 		if len(s.frontends) == 0 { // a service that nobody can ask holds nothing

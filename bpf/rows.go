@@ -141,3 +141,11 @@ type Table[R any] interface {
 	// Dump returns what the kernel holds.
 	Dump() ([]R, error)
 }
+
+// LoadBalancerTable is the table of load balancers, where many owners' rows can be written at once.
+type LoadBalancerTable interface {
+	Table[LoadBalancer]
+	// ReplaceAll is Replace for many owners, and quicker than one by one. It returns the errors by owner; a frontend that another owner
+	// has is a TakenError.
+	ReplaceAll(want map[string][]LoadBalancer) (Changes, map[string]error)
+}

@@ -37,6 +37,12 @@ type MapStatus struct {
 // Status is ReadStatus of this datapath.
 func (d *Datapath) Status() (Status, error) { return ReadStatus(d.pinDir) }
 
+// Counters are the packets counted so far, by reason.
+func (d *Datapath) Counters() (map[string]uint64, error) {
+	out := map[string]uint64{}
+	return out, readCounters(filepath.Join(d.pinDir, countersPin), out)
+}
+
 // ReadStatus reads what is pinned below pinDir and changes nothing; no agent need run. A folder with nothing in it gives an empty status.
 func ReadStatus(pinDir string) (Status, error) {
 	s := Status{Counters: map[string]uint64{}}

@@ -17,8 +17,9 @@ import (
 
 // fakePorts is the load balancer's table.
 type fakePorts struct {
-	mu   sync.Mutex
-	rows map[string][]bpf.LoadBalancer
+	bpf.LoadBalancerTable // what is not ours to call
+	mu                    sync.Mutex
+	rows                  map[string][]bpf.LoadBalancer
 }
 
 func (f *fakePorts) Replace(owner string, want []bpf.LoadBalancer) (bpf.Changes, error) {

@@ -27,7 +27,7 @@ import (
 // Datapath is what the server needs of the kernel half.
 type Datapath interface {
 	Endpoints() bpf.Table[bpf.Endpoint]
-	LoadBalancers() bpf.Table[bpf.LoadBalancer]
+	LoadBalancers() bpf.LoadBalancerTable
 	AttachPod(ifindex int) error
 	AttachNewPod(ifindex int) error // quick, for the time until AttachPod
 	DetachPod(ifindex int) error

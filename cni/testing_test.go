@@ -73,7 +73,7 @@ func newFake() *fakeDatapath {
 
 func (f *fakeDatapath) Endpoints() bpf.Table[bpf.Endpoint] { return f }
 
-func (f *fakeDatapath) LoadBalancers() bpf.Table[bpf.LoadBalancer] { return f.ports }
+func (f *fakeDatapath) LoadBalancers() bpf.LoadBalancerTable { return f.ports }
 
 func (f *fakeDatapath) AttachPod(i int) error {
 	if f.hold != nil {

@@ -278,7 +278,9 @@ func TestWhatTheKernelRefuses(t *testing.T) {
 				<-r.table.changed
 			}
 			if name == "full" {
-				_, err := client.CoreV1().Services("ns").Create(t.Context(), service(func(s *corev1.Service) { s.Name, s.UID = "other", "u2" }), metav1.CreateOptions{})
+				_, err := client.CoreV1().Services("ns").Create(t.Context(), service(func(s *corev1.Service) {
+					s.Name, s.UID, s.Spec.ClusterIPs = "other", "u2", []string{"10.96.0.6"}
+				}), metav1.CreateOptions{})
 				must(t, err)
 			}
 			for _, want := range c.events {

@@ -23,20 +23,14 @@ import (
 	"github.com/strake-io/strake/bpf"
 )
 
-// Table is where rows go. ReplaceAll is Replace of many owners at once, and returns errors by owner.
-type Table interface {
-	bpf.Table[bpf.LoadBalancer]
-	ReplaceAll(want map[string][]bpf.LoadBalancer) (bpf.Changes, map[string]error)
-}
-
 // Config says what to follow and where to write.
 type Config struct {
 	Informers informers.SharedInformerFactory
-	Table     Table
+	Table     bpf.LoadBalancerTable
 	Node      Node // its zone is followed
-	// Recorder tells of Services that can't be served as they ask.
+	// Recorder tells of Services that can't be served as they ask; nil: only the log does.
 	Recorder record.EventRecorder
-	// Registry gets the metrics.
+	// Registry gets the metrics; nil: nobody does.
 	Registry metrics.KubeRegistry
 }
 
@@ -82,6 +76,12 @@ func New(cfg Config) (*Proxy, error) {
 		return nil, nil
 	}}); err != nil {
 		return nil, fmt.Errorf("proxy: %w", err)
+	}
+	if cfg.Recorder == nil {
+		cfg.Recorder = &record.FakeRecorder{} // without a channel it says nothing
+	}
+	if cfg.Registry == nil {
+		cfg.Registry = metrics.NewKubeRegistry()
 	}
 	m := newInstruments()
 	m.register(cfg.Registry)

@@ -86,7 +86,7 @@ func openDatapath(t *testing.T) *bpf.Datapath {
 	group, err := os.MkdirTemp(root, "strake-test-proxy-")
 	must(t, err)
 	t.Cleanup(func() { must(t, os.Remove(group)) })
-	d, err := bpf.Open(bpf.Config{PinDir: pins, CgroupRoot: root, NodeCgroup: group, Zone: "cluster.local"})
+	d, err := bpf.Open(bpf.Config{PinDir: pins, CgroupRoot: root, NodeCgroup: group, Zone: "cluster.local", DNSAddrs: addrs("10.96.0.10")})
 	must(t, err)
 	t.Cleanup(func() { must(t, d.Close()) })
 	return d
@@ -94,14 +94,14 @@ func openDatapath(t *testing.T) *bpf.Datapath {
 
 // watchedTable tells when something was written.
 type watchedTable struct {
-	Table
+	bpf.LoadBalancerTable
 	changed chan struct{}
 }
 
-func watched(t Table) *watchedTable { return &watchedTable{t, make(chan struct{}, 1)} }
+func watched(t bpf.LoadBalancerTable) *watchedTable { return &watchedTable{t, make(chan struct{}, 1)} }
 
 func (w *watchedTable) ReplaceAll(want map[string][]bpf.LoadBalancer) (bpf.Changes, map[string]error) {
-	c, errs := w.Table.ReplaceAll(want)
+	c, errs := w.LoadBalancerTable.ReplaceAll(want)
 	select {
 	case w.changed <- struct{}{}:
 	default:
@@ -120,7 +120,7 @@ type running struct {
 }
 
 // start runs a proxy, and returns when all changes from now on will reach it.
-func start(t *testing.T, client *fake.Clientset, table Table, node Node) *running {
+func start(t *testing.T, client *fake.Clientset, table bpf.LoadBalancerTable, node Node) *running {
 	t.Helper()
 	opened := make(chan struct{}, 16)
 	var mu sync.Mutex

@@ -20,6 +20,7 @@ import (
 	"github.com/strake-io/strake/bpf"
 	"github.com/strake-io/strake/cmd/strake/layout"
 	"github.com/strake-io/strake/cmd/strake/ready"
+	"github.com/strake-io/strake/cmd/strake/services"
 	"github.com/strake-io/strake/cni"
 	"github.com/strake-io/strake/dns"
 	"github.com/strake-io/strake/kubelet"
@@ -42,6 +43,8 @@ type Config struct {
 	AllowLinkLocal    []netip.Prefix // link-local destinations that pods reach
 	Native            bool           // routes lead to the other nodes' pods, else the tunnel
 	TunnelPort        int
+	NodePortAddrs     []netip.Prefix      // where NodePorts answer; none: NodeAddrs
+	Healthz, Metrics  string              // where Services tell how they are, as services.Config has it
 	Uplinks           []string            // interfaces that lead to other nodes besides those that have the node's addresses
 	Certificates      certificates.Config // by which the API server knows the node, and the node is known
 }
@@ -116,9 +119,10 @@ func Run(ctx context.Context, cfg Config) error {
 	if err := nodes.Follow(f); err != nil {
 		return err
 	}
-	px, err := proxy.New(proxy.Config{Informers: f, Table: d.LoadBalancers(), Node: proxy.Node{
-		Name: cfg.NodeName, Addrs: cfg.NodeAddrs, Local: cfg.DNSAddrs,
-	}})
+	svc, err := services.New(services.Config{
+		Client: netClient, Informers: f, Datapath: d, Node: proxy.Node{Name: cfg.NodeName, Addrs: cfg.NodeAddrs, Local: cfg.DNSAddrs},
+		NodePorts: cfg.NodePortAddrs, Healthz: cfg.Healthz, Metrics: cfg.Metrics,
+	})
 	if err != nil {
 		return err
 	}
@@ -147,7 +151,7 @@ func Run(ctx context.Context, cfg Config) error {
 	g.Go(func() error { return id.Run(ctx) })
 	g.Go(func() error { return server.Run(ctx) })
 	g.Go(func() error { return nodes.Run(ctx) })
-	g.Go(func() error { return px.Run(ctx) })
+	g.Go(func() error { return svc.Run(ctx) })
 	g.Go(func() error { return names.Run(ctx) })
 	g.Go(func() error { return resolver.Run(ctx) })
 	g.Go(func() error {

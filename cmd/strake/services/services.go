@@ -1,0 +1,111 @@
+// Package services runs the Services of a node, with what tells of them: Events, metrics, and whether the node is well.
+package services
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"strings"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/kubernetes/scheme"
+	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
+	"k8s.io/client-go/tools/record"
+	"k8s.io/component-base/metrics"
+
+	"github.com/strake-io/strake/bpf"
+	"github.com/strake-io/strake/proxy"
+)
+
+// Config says whose Services they are, and where the node is asked about them.
+type Config struct {
+	Client    kubernetes.Interface // for Events
+	Informers informers.SharedInformerFactory
+	Datapath  *bpf.Datapath
+	Node      proxy.Node     // with its primary addresses
+	NodePorts []netip.Prefix // ranges of the node's addresses where NodePorts answer; none: the primary ones
+	// Healthz and Metrics are where /healthz and /livez, and /metrics are served, as proxy.BindAddrs reads it. Load balancers ask for the
+	// former: it is on the node's primary addresses and on loopback. The latter is on loopback.
+	Healthz, Metrics string
+}
+
+// Services are those of one node.
+type Services struct {
+	cfg              Config
+	proxy            *proxy.Proxy
+	events           record.EventBroadcaster
+	registry         metrics.KubeRegistry
+	healthz, metrics []netip.AddrPort
+}
+
+// loopback of the families that addresses have.
+func loopback(addrs []netip.Addr) []netip.Addr {
+	out := []netip.Addr{netip.MustParseAddr("127.0.0.1")}
+	for _, a := range addrs {
+		if a.Is6() {
+			return append(out, netip.IPv6Loopback())
+		}
+	}
+	return out
+}
+
+// New registers with the informers; start them afterwards.
+func New(cfg Config) (*Services, error) {
+	s := &Services{cfg: cfg, events: record.NewBroadcaster(), registry: metrics.NewKubeRegistry()}
+	var err error
+	lo := loopback(cfg.Node.Addrs)
+	if s.healthz, err = proxy.BindAddrs(cfg.Healthz, append(lo, cfg.Node.Addrs...), proxy.HealthzPort); err != nil {
+		return nil, fmt.Errorf("health of Services: %w", err)
+	}
+	if s.metrics, err = proxy.BindAddrs(cfg.Metrics, lo, proxy.MetricsPort); err != nil {
+		return nil, fmt.Errorf("metrics: %w", err)
+	}
+	s.registry.RawMustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), drops{cfg.Datapath})
+	s.proxy, err = proxy.New(proxy.Config{
+		Informers: cfg.Informers, Table: cfg.Datapath.LoadBalancers(), Node: cfg.Node, Registry: s.registry,
+		Recorder: s.events.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "strake-proxy", Host: cfg.Node.Name}),
+	})
+	return s, err
+}
+
+// Run serves until ctx ends. What is in the kernel stays.
+func (s *Services) Run(ctx context.Context) error {
+	s.events.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: s.cfg.Client.CoreV1().Events("")})
+	defer s.events.Shutdown()
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return s.proxy.Run(ctx) })
+	g.Go(func() error { return s.proxy.FollowInterfaces(ctx, s.cfg.NodePorts) })
+	g.Go(func() error { proxy.Serve(ctx, s.healthz, s.proxy.HealthHandler()); return nil })
+	mux := http.NewServeMux()
+	mux.Handle("/metrics", proxy.MetricsHandler(s.registry))
+	mux.HandleFunc("/proxyMode", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "ebpf") })
+	mux.Handle("/", s.proxy.HealthHandler())
+	g.Go(func() error { proxy.Serve(ctx, s.metrics, mux); return nil })
+	return g.Wait()
+}
+
+// drops are the packets that the programs did not let pass, by reason.
+type drops struct{ datapath *bpf.Datapath }
+
+var dropped = prometheus.NewDesc("strake_drops_total", "Packets dropped by the node's programs, by reason", []string{"reason"}, nil)
+
+func (drops) Describe(to chan<- *prometheus.Desc) { to <- dropped }
+
+func (d drops) Collect(to chan<- prometheus.Metric) {
+	counters, err := d.datapath.Counters()
+	if err != nil {
+		to <- prometheus.NewInvalidMetric(dropped, err)
+		return
+	}
+	for reason, n := range counters {
+		if name, ok := strings.CutPrefix(reason, "drop_"); ok {
+			to <- prometheus.MustNewConstMetric(dropped, prometheus.CounterValue, float64(n), name)
+		}
+	}
+}
