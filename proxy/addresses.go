@@ -31,8 +31,8 @@ func NodePortAddrs(ranges []netip.Prefix, primary, interfaces, served []netip.Ad
 	return slices.Compact(out)
 }
 
-// interfaceAddrs are the addresses on the interfaces of our network namespace.
-func interfaceAddrs() ([]netip.Addr, error) {
+// InterfaceAddrs are the addresses on the interfaces of our network namespace.
+func InterfaceAddrs() ([]netip.Addr, error) {
 	list, err := net.InterfaceAddrs()
 	if err != nil {
 		return nil, fmt.Errorf("proxy: addresses of interfaces: %w", err)
@@ -57,7 +57,7 @@ func (p *Proxy) FollowInterfaces(ctx context.Context, ranges []netip.Prefix) err
 	primary := p.cfg.Node.Addrs
 	var have []netip.Addr
 	apply := func() error {
-		all, err := interfaceAddrs()
+		all, err := InterfaceAddrs()
 		if err != nil {
 			return err
 		}

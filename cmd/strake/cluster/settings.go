@@ -16,6 +16,7 @@ import (
 
 	"github.com/strake-io/strake/cmd/strake/agent"
 	"github.com/strake-io/strake/cmd/strake/layout"
+	"github.com/strake-io/strake/proxy"
 )
 
 // Settings are what `up` or `join` was told; they stay with the data folder. Lists of addresses and ranges have one of each
@@ -24,6 +25,8 @@ type Settings struct {
 	NodeName   string       `json:"nodeName"`
 	NodeAddrs  []netip.Addr `json:"nodeAddrs"`
 	ResolvConf string       `json:"resolvConf"`
+	Healthz    string       `json:"healthzBindAddress,omitempty"` // as proxy.BindAddrs reads it
+	Metrics    string       `json:"metricsBindAddress,omitempty"`
 	Shared
 
 	// Of the control plane's node.
@@ -48,6 +51,8 @@ type Shared struct {
 	NoMasquerade []netip.Prefix `json:"nonMasqueradeCIDRs,omitempty"` // where pods are known by their own addresses, besides the pod ranges
 	// AllowLinkLocal are services on nodes' links that pods may reach; none by default.
 	AllowLinkLocal []netip.Prefix `json:"allowLinkLocal,omitempty"`
+	// NodePortAddrs are ranges of nodes' addresses where NodePorts answer; without any it is the nodes' InternalIPs.
+	NodePortAddrs []netip.Prefix `json:"nodePortAddresses,omitempty"`
 }
 
 // How packets come from node to node.
@@ -79,6 +84,9 @@ const (
 	FlagResolvConf   = "resolv-conf"
 	FlagNoMasquerade = "non-masquerade-cidr"
 	FlagLinkLocal    = "allow-link-local"
+	FlagNodePorts    = "nodeport-addresses"
+	FlagHealthz      = "healthz-bind-address"
+	FlagMetrics      = "metrics-bind-address"
 )
 
 // UnmarshalJSON reads the form of before there were two families as well.
@@ -179,6 +187,15 @@ func settle(l layout.Layout, flags Settings, given func(flag string) bool) (Sett
 	if given(FlagLinkLocal) {
 		s.AllowLinkLocal = flags.AllowLinkLocal
 	}
+	if given(FlagNodePorts) {
+		s.NodePortAddrs = flags.NodePortAddrs
+	}
+	if given(FlagHealthz) {
+		s.Healthz = flags.Healthz
+	}
+	if given(FlagMetrics) {
+		s.Metrics = flags.Metrics
+	}
 	if given(FlagResolvConf) {
 		s.ResolvConf = flags.ResolvConf
 	}
@@ -216,6 +233,11 @@ func (s Settings) check() error {
 	}
 	if s.Routing != RoutingVXLAN && s.Routing != RoutingNative {
 		return fmt.Errorf("--%s %q is neither %s nor %s", FlagRouting, s.Routing, RoutingVXLAN, RoutingNative)
+	}
+	for flag, text := range map[string]string{FlagHealthz: s.Healthz, FlagMetrics: s.Metrics} {
+		if _, err := proxy.BindAddrs(text, s.NodeAddrs, 1); err != nil {
+			return fmt.Errorf("--%s: %w", flag, err)
+		}
 	}
 	if s.TunnelPort < 1 || s.TunnelPort > 65535 {
 		return fmt.Errorf("--%s %d is not a port: 1 to 65535", FlagTunnelPort, s.TunnelPort)

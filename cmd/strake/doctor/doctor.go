@@ -25,8 +25,9 @@ import (
 type Node struct {
 	Layout       layout.Layout
 	Name         string
-	Addrs        []netip.Addr // InternalIPs
-	DNSAddrs     []netip.Addr // cluster DNS
+	Addrs        []netip.Addr   // InternalIPs
+	NodePorts    []netip.Prefix // ranges of the addresses where NodePorts answer; none: Addrs
+	DNSAddrs     []netip.Addr   // cluster DNS
 	Zone         string
 	Native       bool // no tunnel between the nodes
 	TunnelPort   int

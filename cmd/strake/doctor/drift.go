@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/vishvananda/netlink"
+	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 
 	"github.com/strake-io/strake/bpf"
@@ -29,13 +30,18 @@ func (e *examination) compare(o *objects, have bpf.Rows) []comparison {
 	ofPod := func(lb bpf.LoadBalancer) bool { return strings.HasPrefix(lb.Owner, bpf.HostPortOwner) }
 	ofService := func(lb bpf.LoadBalancer) bool { return !ofPod(lb) }
 	pods, ports, err := cni.Desired(e.Layout.CNIState(), indexOfInterface)
-	want := withoutTaken(append(e.wantedServices(o), ports...), have.LoadBalancers)
+	wanted, wantedErr := e.wantedServices(o)
+	want := withoutTaken(append(wanted, ports...), have.LoadBalancers)
 	services := func(name string, drop func(bpf.LoadBalancer) bool) comparison {
 		have, want := slices.DeleteFunc(slices.Clone(have.LoadBalancers), drop), slices.DeleteFunc(slices.Clone(want), drop)
 		return comparison{table: name, rows: len(have), drift: differences(flattenServices(want), flattenServices(have))}
 	}
+	ofServices := services("table of Services", ofPod)
+	if wantedErr != nil {
+		ofServices = comparison{table: ofServices.table, err: wantedErr}
+	}
 	out := []comparison{
-		services("table of Services", ofPod),
+		ofServices,
 		{table: "table of names", rows: len(have.Names), drift: differences(flattenNames(e.wantedNames(o)), flattenNames(have.Names))},
 	}
 	routing := cni.VXLAN
@@ -64,15 +70,27 @@ func slicesByService(list []discoveryv1.EndpointSlice) map[string][]*discoveryv1
 	return out
 }
 
-func (e *examination) wantedServices(o *objects) []bpf.LoadBalancer {
+func (e *examination) wantedServices(o *objects) ([]bpf.LoadBalancer, error) {
 	by := slicesByService(o.slices)
 	node := proxy.Node{Name: e.Name, Addrs: e.Addrs, Local: e.DNSAddrs}
+	if len(e.NodePorts) > 0 {
+		have, err := proxy.InterfaceAddrs()
+		if err != nil {
+			return nil, err
+		}
+		node.Addrs = proxy.NodePortAddrs(e.NodePorts, e.Addrs, have, e.DNSAddrs)
+	}
+	for i := range o.nodes {
+		if o.nodes[i].Name == e.Name {
+			node.Zone = o.nodes[i].Labels[corev1.LabelTopologyZone]
+		}
+	}
 	var out []bpf.LoadBalancer
 	for i := range o.services {
 		s := &o.services[i]
 		out = append(out, proxy.Desired(s, by[s.Namespace+"/"+s.Name], node)...)
 	}
-	return out
+	return out, nil
 }
 
 func (e *examination) wantedNames(o *objects) []bpf.Name {
