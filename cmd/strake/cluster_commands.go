@@ -76,16 +76,7 @@ The cluster is up. Try:
 		flags.AllowLinkLocal = append(flags.AllowLinkLocal, r)
 		return err
 	})
-	f.Func(cluster.FlagNodePorts, "ranges of the nodes' addresses where NodePorts answer, with commas between, such as 0.0.0.0/0 for all but loopback, which 127.0.0.0/8 adds (the nodes' InternalIPs); may change at every start", func(v string) error {
-		for text := range strings.SplitSeq(v, ",") {
-			r, err := netip.ParsePrefix(strings.TrimSpace(text))
-			if err != nil {
-				return err
-			}
-			flags.NodePortAddrs = append(flags.NodePortAddrs, r.Masked())
-		}
-		return nil
-	})
+	f.Func(cluster.FlagNodePorts, "ranges of the nodes' addresses where NodePorts answer, with commas between, such as 0.0.0.0/0 for all but loopback, which 127.0.0.0/8 adds (the nodes' InternalIPs); may change at every start", ranges(&flags.NodePortAddrs))
 	f.IntVar(&flags.Port, cluster.FlagPort, flags.Port, "port of the API server")
 	f.IntVar(&flags.EtcdPort, cluster.FlagEtcdPort, flags.EtcdPort, "port of etcd on loopback; the next one is its peers'")
 	return cmd
@@ -98,6 +89,20 @@ func nodeFlags(f *pflag.FlagSet, flags *cluster.Settings) {
 	f.StringVar(&flags.ResolvConf, cluster.FlagResolvConf, flags.ResolvConf, "the node's resolv.conf: who is asked for names outside of the cluster; may change at every start")
 	f.StringVar(&flags.Healthz, cluster.FlagHealthz, "", "where load balancers ask for the node's health: IP:port, :port, or none (port 10256 of the node's addresses and of loopback); may change at every start")
 	f.StringVar(&flags.Metrics, cluster.FlagMetrics, "", "where metrics of the node's network are served: IP:port, :port for loopback, or none (port 10249 of loopback); may change at every start")
+}
+
+// ranges is a flag of prefixes with commas between.
+func ranges(to *[]netip.Prefix) func(string) error {
+	return func(v string) error {
+		for text := range strings.SplitSeq(v, ",") {
+			r, err := netip.ParsePrefix(strings.TrimSpace(text))
+			if err != nil {
+				return err
+			}
+			*to = append(*to, r.Masked())
+		}
+		return nil
+	}
 }
 
 // into is a flag whose value a parser reads.

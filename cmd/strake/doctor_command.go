@@ -9,6 +9,7 @@ import (
 
 	"github.com/strake-io/strake/cmd/strake/cluster"
 	"github.com/strake-io/strake/cmd/strake/doctor"
+	"github.com/strake-io/strake/cmd/strake/kubeproxy"
 	"github.com/strake-io/strake/cmd/strake/layout"
 )
 
@@ -53,6 +54,13 @@ Exit code: 0 if nothing failed (warnings are no failure), 1 if something failed,
 func examined(l layout.Layout) (doctor.Node, error) {
 	if os.Geteuid() != 0 {
 		return doctor.Node{}, errors.New("looking at a node needs root: run it with sudo")
+	}
+	if p, alone, err := kubeproxy.Load(l); err != nil || alone {
+		n := doctor.Node{Layout: l, Name: p.NodeName, Addrs: p.Addrs, ProxyOnly: true, Cgroup: p.Cgroup, NodePorts: p.NodePorts}
+		if p.Kubeconfig != "" {
+			n.Kubeconfigs = []string{p.Kubeconfig}
+		}
+		return n, err
 	}
 	s, saved, err := cluster.Load(l)
 	if err == nil && !saved {

@@ -28,7 +28,9 @@ func (e *examination) api(ctx context.Context, g group, o *objects, listErr erro
 		g.ok("API server", "%s answers", e.url)
 		g.judgeNode(o.nodes, e.Name)
 	}
-	e.runtime(ctx, g)
+	if !e.ProxyOnly {
+		e.runtime(ctx, g)
+	}
 	e.certificates(g)
 }
 

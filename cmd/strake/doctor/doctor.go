@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -33,6 +34,8 @@ type Node struct {
 	TunnelPort   int
 	Kubeconfigs  []string // ways to the API, the first that is there is used
 	Certificates []string // folders and files that hold the node's certificates
+	ProxyOnly    bool     // Services are all that Strake serves here: pods, names and ways to other nodes are somebody else's
+	Cgroup       string   // folder of the cgroup2 tree whose processes are the node's, if it isn't the Layout's
 }
 
 // examination is what the checks share.
@@ -51,16 +54,21 @@ type examination struct {
 func Examine(ctx context.Context, n Node) Report {
 	r := Report{Node: n.Name, OK: true}
 	e := &examination{Node: n, report: &r, began: time.Now()}
-	e.cgroupRoot, _ = cgroups.UnifiedPath(n.Layout.Cgroup())
+	e.Cgroup = cmp.Or(n.Cgroup, n.Layout.Cgroup())
+	e.cgroupRoot, _ = cgroups.UnifiedPath(e.Cgroup)
 	if s, err := bpf.ReadStatus(n.Layout.BPF()); err == nil {
 		e.before = s.Counters
 	}
 	apiErr := e.connect()
 	e.kernel(e.in(groupKernel))
 	e.mounts(e.in(groupMounts))
-	e.sysctls(e.in(groupSysctls))
+	if !e.ProxyOnly {
+		e.sysctls(e.in(groupSysctls))
+	}
 	objects, err := e.list(ctx, apiErr)
-	e.uplink(ctx, e.in(groupUplink), objects)
+	if !e.ProxyOnly {
+		e.uplink(ctx, e.in(groupUplink), objects)
+	}
 	e.clock(ctx, e.in(groupClock), apiErr)
 	e.leftovers(e.in(groupLeftovers))
 	e.network(ctx, e.in(groupNetwork), objects)
@@ -72,13 +80,9 @@ func (e *examination) in(name string) group { return group{name, e.report} }
 
 // connect finds a way to the API.
 func (e *examination) connect() error {
-	path, err := Kubeconfig(e.Kubeconfigs)
+	rc, err := e.REST()
 	if err != nil {
 		return err
-	}
-	rc, err := clientcmd.BuildConfigFromFlags("", path)
-	if err != nil {
-		return fmt.Errorf("kubeconfig %s: %w", path, err)
 	}
 	rc.Timeout = 10 * time.Second
 	e.url = rc.Host
@@ -87,6 +91,26 @@ func (e *examination) connect() error {
 	}
 	e.client, err = kubernetes.NewForConfig(rc)
 	return err
+}
+
+// REST is the way to the API server.
+func (n Node) REST() (*rest.Config, error) {
+	if n.ProxyOnly && len(n.Kubeconfigs) == 0 {
+		rc, err := rest.InClusterConfig()
+		if err != nil {
+			return nil, fmt.Errorf("the agent asks the API server as a pod does, which this process can't: run the command in its container: %w", err)
+		}
+		return rc, nil
+	}
+	path, err := Kubeconfig(n.Kubeconfigs)
+	if err != nil {
+		return nil, err
+	}
+	rc, err := clientcmd.BuildConfigFromFlags("", path)
+	if err != nil {
+		return nil, fmt.Errorf("kubeconfig %s: %w", path, err)
+	}
+	return rc, nil
 }
 
 // Kubeconfig is the first of several that is there.

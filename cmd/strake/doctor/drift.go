@@ -29,7 +29,12 @@ type comparison struct {
 func (e *examination) compare(o *objects, have bpf.Rows) []comparison {
 	ofPod := func(lb bpf.LoadBalancer) bool { return strings.HasPrefix(lb.Owner, bpf.HostPortOwner) }
 	ofService := func(lb bpf.LoadBalancer) bool { return !ofPod(lb) }
-	pods, ports, err := cni.Desired(e.Layout.CNIState(), indexOfInterface)
+	var pods []bpf.Endpoint
+	var ports []bpf.LoadBalancer
+	var err error
+	if !e.ProxyOnly {
+		pods, ports, err = cni.Desired(e.Layout.CNIState(), indexOfInterface)
+	}
 	wanted, wantedErr := e.wantedServices(o)
 	want := withoutTaken(append(wanted, ports...), have.LoadBalancers)
 	services := func(name string, drop func(bpf.LoadBalancer) bool) comparison {
@@ -40,10 +45,11 @@ func (e *examination) compare(o *objects, have bpf.Rows) []comparison {
 	if wantedErr != nil {
 		ofServices = comparison{table: ofServices.table, err: wantedErr}
 	}
-	out := []comparison{
-		ofServices,
-		{table: "table of names", rows: len(have.Names), drift: differences(flattenNames(e.wantedNames(o)), flattenNames(have.Names))},
+	out := []comparison{ofServices}
+	if e.ProxyOnly {
+		return out
 	}
+	out = append(out, comparison{table: "table of names", rows: len(have.Names), drift: differences(flattenNames(e.wantedNames(o)), flattenNames(have.Names))})
 	routing := cni.VXLAN
 	if e.Native {
 		routing = cni.Native

@@ -31,7 +31,7 @@ func (e *examination) mounts(g group) {
 	pins := fsType("bpffs", e.Layout.BPF(), unix.BPF_FS_MAGIC, "bpffs", "the agent mounts it when it starts: is it running? (`strake status`)")
 	root := fsType("cgroup2", e.cgroupRoot, unix.CGROUP2_SUPER_MAGIC, "cgroup2 mount", "mount -t cgroup2 none /sys/fs/cgroup/unified")
 	if root {
-		dir := filepath.Join(e.cgroupRoot, e.Layout.Cgroup())
+		dir := filepath.Join(e.cgroupRoot, e.Cgroup)
 		fsType("node cgroup", dir, unix.CGROUP2_SUPER_MAGIC, "cgroup2 folder", restartAgent)
 	}
 	if !pins || !root {

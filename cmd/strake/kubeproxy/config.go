@@ -29,6 +29,9 @@ type Config struct {
 	Devices []string
 	// Cgroup is a folder of the cgroup2 tree, as a path below its mount: processes of the node, pods' included, are in it. "/" is the whole machine.
 	Cgroup string
+	// NodePorts are ranges of the node's addresses where NodePorts answer; Healthz and Metrics where it tells how it is: as services.Config has them.
+	NodePorts        []netip.Prefix
+	Healthz, Metrics string
 }
 
 // Settings are what a running agent leaves for the commands that look at it.
@@ -37,6 +40,8 @@ type Settings struct {
 	Addrs      []netip.Addr `json:"addrs"`
 	Kubeconfig string       `json:"kubeconfig,omitempty"`
 	Cgroup     string       `json:"cgroup"`
+
+	NodePorts []netip.Prefix `json:"nodePorts,omitempty"`
 }
 
 func settingsFile(l layout.Layout) string { return filepath.Join(l.Data, "proxy.json") }

@@ -19,6 +19,7 @@ import (
 
 	"github.com/strake-io/strake/bpf"
 	"github.com/strake-io/strake/cmd/strake/layout"
+	"github.com/strake-io/strake/cmd/strake/services"
 	"github.com/strake-io/strake/proxy"
 )
 
@@ -57,11 +58,13 @@ func Run(ctx context.Context, l layout.Layout, c Config) error {
 		return err
 	}
 	defer d.Close()
-	if err := (Settings{NodeName: c.NodeName, Addrs: c.Addrs, Kubeconfig: c.Kubeconfig, Cgroup: c.Cgroup}).save(l); err != nil {
+	if err := (Settings{NodeName: c.NodeName, Addrs: c.Addrs, Kubeconfig: c.Kubeconfig, Cgroup: c.Cgroup, NodePorts: c.NodePorts}).save(l); err != nil {
 		return err
 	}
 	f := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(dropManagedFields))
-	px, err := proxy.New(proxy.Config{Informers: f, Table: d.LoadBalancers(), Node: proxy.Node{Name: c.NodeName, Addrs: c.Addrs}})
+	served, err := services.New(services.Config{
+		Client: client, Informers: f, Datapath: d, Node: proxy.Node{Name: c.NodeName, Addrs: c.Addrs}, NodePorts: c.NodePorts, Healthz: c.Healthz, Metrics: c.Metrics,
+	})
 	if err != nil {
 		return err
 	}
@@ -72,7 +75,7 @@ func Run(ctx context.Context, l layout.Layout, c Config) error {
 	g, ctx := errgroup.WithContext(ctx)
 	defer f.Shutdown()
 	f.Start(ctx.Done())
-	g.Go(func() error { return px.Run(ctx) })
+	g.Go(func() error { return served.Run(ctx) })
 	g.Go(func() error { return devices.run(ctx) })
 	if !given {
 		g.Go(func() error { return watchAddrs(ctx, client, c.NodeName, c.Addrs) })

@@ -1,0 +1,213 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/strake-io/strake/bpf"
+	"github.com/strake-io/strake/cmd/strake/doctor"
+	"github.com/strake-io/strake/cmd/strake/serviceview"
+)
+
+// drifting is the exit code of a Service that the kernel does not serve as the API says, as the doctor has it.
+const drifting = 1
+
+func serviceCommand(place places) *cobra.Command {
+	service := &cobra.Command{
+		Use:     "service",
+		Aliases: []string{"services", "svc"},
+		Short:   "Show what this node's kernel holds of Services, beside what the API says",
+		Long: `Shows Services as the tables in this node's kernel have them: under which addresses they are asked, which backends they have, and how
+often each was chosen. They are compared with what the API says: a difference that lasts is told.
+
+Exit code: 0 if all is as it should be, 1 if something differs, 2 if something could not be looked at.`,
+	}
+	var namespace, output string
+	var all bool
+	flags := func(cmd *cobra.Command) {
+		f := cmd.Flags()
+		f.StringVarP(&namespace, "namespace", "n", "", "of this namespace (default)")
+		f.StringVarP(&output, "output", "o", "", `"json" for machines, "wide" for more`)
+		_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"json", "wide"}, cobra.ShellCompDirectiveNoFileComp)) // fails for unknown flags only
+		_ = cmd.RegisterFlagCompletionFunc("namespace", completeServices(place, func(s serviceview.Service) string { return s.Namespace }))
+	}
+	list := &cobra.Command{
+		Use:     "list",
+		Aliases: []string{"ls"},
+		Short:   "A line for each Service",
+		Long:    service.Long,
+		Example: "  strake service list -A\n  strake service list -n demo -o wide\n  strake service list -A -o json | jq '.[] | select(.drift)'\n  strake service list -A --data-dir /var/lib/strake/nodes/2",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := checkServiceOutput(output); err != nil {
+				return err
+			}
+			if namespace == "" {
+				namespace = "default"
+			}
+			found, err := readServices(cmd.Context(), place, func(s serviceview.Service) bool { return all || s.Namespace == namespace })
+			if err != nil {
+				return exitError{2, err}
+			}
+			if output == "json" {
+				err = writeJSON(cmd, found)
+			} else {
+				serviceview.PrintList(cmd.OutOrStdout(), found, output == "wide")
+			}
+			return verdict(found, err)
+		},
+	}
+	flags(list)
+	list.Flags().BoolVarP(&all, "all-namespaces", "A", false, "of all namespaces")
+	list.MarkFlagsMutuallyExclusive("all-namespaces", "namespace")
+	get := &cobra.Command{
+		Use:     "get [NAMESPACE/]NAME",
+		Short:   "All of one Service: frontends, backends, choices",
+		Long:    service.Long,
+		Example: "  strake service get echo -n demo\n  strake service get demo/echo -o json",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := checkServiceOutput(output); err != nil {
+				return err
+			}
+			space, name, ok := strings.Cut(args[0], "/")
+			if !ok {
+				space, name = namespace, args[0]
+				if space == "" {
+					space = "default"
+				}
+			} else if namespace != "" && namespace != space {
+				return fmt.Errorf("%s is not in namespace %s", args[0], namespace)
+			}
+			found, err := readServices(cmd.Context(), place, func(s serviceview.Service) bool { return s.Namespace == space && s.Name == name })
+			if err != nil {
+				return exitError{2, err}
+			}
+			if len(found) == 0 {
+				return exitError{2, fmt.Errorf("neither the API nor the kernel has a Service %s/%s", space, name)}
+			}
+			if output == "json" {
+				err = writeJSON(cmd, found[0])
+			} else {
+				for _, s := range found { // more than one while a Service is deleted and made anew
+					serviceview.PrintOne(cmd.OutOrStdout(), s)
+				}
+			}
+			return verdict(found, err)
+		},
+		ValidArgsFunction: completeServices(place, func(s serviceview.Service) string {
+			if s.Namespace == "default" {
+				return s.Name
+			}
+			return s.Namespace + "/" + s.Name
+		}),
+	}
+	flags(get)
+	service.AddCommand(list, get)
+	return service
+}
+
+func checkServiceOutput(output string) error {
+	if !slices.Contains([]string{"", "json", "wide"}, output) {
+		return fmt.Errorf("-o %s: this command knows json and wide", output)
+	}
+	return nil
+}
+
+func writeJSON(cmd *cobra.Command, v any) error {
+	e := json.NewEncoder(cmd.OutOrStdout())
+	e.SetIndent("", "  ")
+	return e.Encode(v)
+}
+
+func verdict(found []serviceview.Service, err error) error {
+	if err == nil && serviceview.Drifted(found) {
+		return exitError{code: drifting}
+	}
+	return err
+}
+
+// settle is how long a difference may last: the cluster changes while it is looked at.
+const settle = 3 * time.Second
+
+// readServices looks at the Services that are chosen until they are as they should be, or have differed for long enough.
+func readServices(ctx context.Context, place places, choose func(serviceview.Service) bool) ([]serviceview.Service, error) {
+	if os.Geteuid() != 0 {
+		return nil, errors.New("looking at a node needs root: run it with sudo")
+	}
+	l, err := place()
+	if err != nil {
+		return nil, err
+	}
+	node, err := examined(l)
+	if err != nil {
+		return nil, err
+	}
+	if err := enterNode(l); err != nil {
+		return nil, err
+	}
+	for deadline := time.Now().Add(settle); ; {
+		found, err := lookAtServices(ctx, node)
+		if err != nil {
+			return nil, err
+		}
+		found = slices.DeleteFunc(found, func(s serviceview.Service) bool { return !choose(s) })
+		if !serviceview.Drifted(found) || time.Now().After(deadline) {
+			return found, nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(settle / 10):
+		}
+	}
+}
+
+func lookAtServices(ctx context.Context, node doctor.Node) ([]serviceview.Service, error) {
+	api, err := node.Services(ctx)
+	if err != nil {
+		return nil, err
+	}
+	rows, err := bpf.ReadServices(node.Layout.BPF())
+	if err != nil {
+		return nil, err
+	}
+	have := make([]bpf.LoadBalancer, len(rows))
+	for i, r := range rows {
+		have[i] = r.LoadBalancer
+	}
+	return serviceview.Collect(rows, api.Services, api.Slices, api.Want(have)), nil
+}
+
+// completeServices offers what the API's and the kernel's Services say.
+func completeServices(place places, word func(serviceview.Service) string) cobra.CompletionFunc {
+	return func(cmd *cobra.Command, _ []string, begun string) ([]string, cobra.ShellCompDirective) {
+		l, err := place()
+		if err != nil {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		node, err := examined(l)
+		if err != nil || enterNode(l) != nil {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		found, err := lookAtServices(cmd.Context(), node)
+		if err != nil {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		var out []string
+		for _, s := range found {
+			if w := word(s); strings.HasPrefix(w, begun) && !slices.Contains(out, w) {
+				out = append(out, w)
+			}
+		}
+		return out, cobra.ShellCompDirectiveNoFileComp
+	}
+}
