@@ -100,7 +100,7 @@ func (s Service) state() string {
 	return "ok"
 }
 
-// PrintOne shows all of a Service; wide adds the states and nodes of backends.
+// PrintOne shows all of a Service.
 func PrintOne(w io.Writer, s Service) {
 	fmt.Fprintf(w, "%s/%s  %s  uid %s\n", s.Namespace, s.Name, or(s.Type), s.UID)
 	if s.Note != "" {
@@ -117,6 +117,7 @@ func PrintOne(w io.Writer, s Service) {
 		for _, f := range p.Frontends {
 			fmt.Fprintf(t, "  %s\t%s\t%s\t%s\t%s\n", f.Address, f.Kind, f.Inside, f.Outside, or(strings.Join(f.Sources, ",")))
 		}
+		t.Flush()
 		fmt.Fprintln(t, "  BACKEND\tPOD\tNODE\tSTATE\tSETS\tWEIGHT\tHITS")
 		for _, b := range p.Backends {
 			fmt.Fprintf(t, "  %s\t%s\t%s\t%s\t%s\t%d\t%d\n", b.Address, or(b.Pod), or(b.Node), b.State, b.sets(), b.Weight, b.Hits)
