@@ -263,7 +263,7 @@ static __always_inline int lb_again(const struct frontend *fe, const struct affi
 	struct affinity *a = bpf_map_lookup_elem(&lb_affinity, key);
 	struct member *m;
 
-	if (!a || now - a->last > (__u64)fe->affinity * 1000000000)
+	if (!a || (__s64)(now - a->last) > (__s64)fe->affinity * 1000000000) /* another processor may just have written a later time */
 		return 0;
 	to->addr = a->addr;
 	to->port = a->port;
