@@ -20,6 +20,7 @@ var reasons = []string{
 	"drop_not_ip", "drop_neighbour", "drop_link_local", "drop_link_local_source", "drop_source_route", "neighbour_answered", "link_ignored",
 	"uplink_to_remote", "remote_to_uplink",
 	"drop_bandwidth", "drop_no_local_backend",
+	"drop_source_range", "drop_backend_gone", "pod_to_service", "service_to_pod", "uplink_to_node", "node_to_uplink",
 }
 
 // Reasons are the names of all counters.

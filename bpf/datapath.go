@@ -70,6 +70,7 @@ var cgroupHooks = map[string]ebpf.AttachType{
 // Names of the tc programs, and of the pins of their links: link_<program>_<ifindex>.
 const (
 	podProgram    = "strake_pod"
+	toPodProgram  = "strake_to_pod"
 	uplinkProgram = "strake_uplink"
 	egressProgram = "strake_egress"
 	tunnelIn      = "strake_tunnel_in"
@@ -283,30 +284,47 @@ func linkPin(pinDir, program string, ifindex int) string {
 	return filepath.Join(pinDir, linkPrefix+program+"_"+strconv.Itoa(ifindex))
 }
 
-// AttachPod puts the pod program on a host-side veth, or brings the one that is there up to date.
+// podPrograms are those on a host-side veth. The one for what the pod gets is first: an answer must find its way back from the first packet on.
+var podPrograms = []string{toPodProgram, podProgram}
+
+// AttachPod puts the pod programs on a host-side veth, or brings those that are there up to date.
 func (d *Datapath) AttachPod(ifindex int) error {
-	if err := d.attach(podProgram, ifindex); err != nil {
+	for _, program := range podPrograms {
+		if err := d.attachPod(program, ifindex); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (d *Datapath) attachPod(program string, ifindex int) error {
+	if err := d.attach(program, ifindex); err != nil {
 		return err
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if _, err := os.Stat(linkPin(d.pinDir, podProgram, ifindex)); err != nil {
+	if _, err := os.Stat(linkPin(d.pinDir, program, ifindex)); err != nil {
 		return nil // there are no links: it is the filter
 	}
-	if _, err := os.Stat(filterPin(d.pinDir, podProgram, ifindex)); err != nil {
+	if _, err := os.Stat(filterPin(d.pinDir, program, ifindex)); err != nil {
 		return nil
 	}
-	return detachClsact(d.pinDir, ifindex, podProgram)
+	return detachClsact(d.pinDir, ifindex, program)
 }
 
 // AttachNewPod is AttachPod for a new interface, and quick: to make a link the kernel waits for a grace period of RCU, some 10 ms, with
-// the lock of all interfaces held, so that pods would start one after the other. The program stands there as a filter, which costs
-// packets some 100 ns more, until AttachPod makes a link of it. No packet is lost then: the link is first, and whom it does not pass on
+// the lock of all interfaces held, so that pods would start one after the other. The programs stand there as filters, which costs
+// packets some 100 ns more, until AttachPod makes links of them. No packet is lost then: the link is first, and whom it does not pass on
 // the filter does not see.
 func (d *Datapath) AttachNewPod(ifindex int) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return attachClsact(d.pinDir, ifindex, podProgram, d.net.Programs[podProgram])
+	for _, program := range podPrograms {
+		if err := attachClsact(d.pinDir, ifindex, program, d.net.Programs[program]); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // AttachUplink puts the uplink's programs on an interface. The one for what comes in is first: an answer must find its way back from the
@@ -335,7 +353,9 @@ func (d *Datapath) AttachTunnel(ifindex, mtu int) error {
 }
 
 // leaves tells which programs see what an interface sends.
-func leaves(program string) bool { return program == egressProgram || program == tunnelOut }
+func leaves(program string) bool {
+	return program == toPodProgram || program == egressProgram || program == tunnelOut
+}
 
 func (d *Datapath) attach(program string, ifindex int) error {
 	d.mu.Lock()
@@ -366,8 +386,10 @@ func (d *Datapath) attach(program string, ifindex int) error {
 	return nil
 }
 
-// DetachPod takes the pod program and its pin away; an interface that is gone is no error.
-func (d *Datapath) DetachPod(ifindex int) error { return d.detach(podProgram, ifindex) }
+// DetachPod takes the pod programs and their pins away; an interface that is gone is no error.
+func (d *Datapath) DetachPod(ifindex int) error {
+	return errors.Join(d.detach(podProgram, ifindex), d.detach(toPodProgram, ifindex))
+}
 
 // DetachUplink undoes AttachUplink; an interface that is gone is no error.
 func (d *Datapath) DetachUplink(ifindex int) error {

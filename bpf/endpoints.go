@@ -24,11 +24,30 @@ type endpointTable struct {
 const (
 	endpointQueued  = 1
 	endpointLimited = 2
+	endpointAsks    = 4
+	endpointQuiet   = 8
+	endpointOwn     = endpointAsks | endpointQuiet // the programs keep these
 )
 
 func openEndpoints(maps map[string]*ebpf.Map) (*endpointTable, error) {
 	t, err := openOwned[netAddr](maps["endpoints"], "endpoint", func(v netEndpoint) string { return textOf(v.Owner[:]) })
-	return &endpointTable{t, maps["limits"]}, err
+	if err != nil {
+		return nil, err
+	}
+	for k, v := range t.rows {
+		v.Flags &^= endpointOwn
+		t.rows[k] = v
+	}
+	t.living = func(k netAddr, v netEndpoint) netEndpoint {
+		var have netEndpoint
+		if err := t.m.Lookup(k, &have); err == nil && have.Ifindex == v.Ifindex {
+			v.Flags |= have.Flags & endpointOwn
+		} else {
+			v.Flags |= endpointQuiet
+		}
+		return v
+	}
+	return &endpointTable{t, maps["limits"]}, nil
 }
 
 func showAddr(k netAddr) string { return addrOf(k).String() }

@@ -2,6 +2,7 @@ package bpf
 
 import (
 	"encoding/binary"
+	"hash/crc32"
 	"net"
 	"net/netip"
 	"testing"
@@ -61,11 +62,15 @@ func ipHeader(proto byte, src, dst netip.Addr, payload int) []byte {
 	return append(b, ip...)
 }
 
-// frame builds an Ethernet frame with an IP packet: TCP (a SYN), UDP, or another protocol with eight bytes of zeroes before the payload.
+// frame builds an Ethernet frame with an IP packet: TCP (a SYN), UDP, SCTP (with the payload for chunks), or another protocol with eight bytes
+// of zeroes before the payload.
 func frame(proto byte, src, dst netip.AddrPort, payload []byte) []byte {
 	l4 := 8
-	if proto == 6 {
+	switch proto {
+	case 6:
 		l4 = 20
+	case 132:
+		l4 = 12
 	}
 	t := make([]byte, l4+len(payload))
 	binary.BigEndian.PutUint16(t, src.Port())
@@ -76,6 +81,8 @@ func frame(proto byte, src, dst netip.AddrPort, payload []byte) []byte {
 		t[12], t[13] = 0x50, 0x02
 	case 17:
 		binary.BigEndian.PutUint16(t[4:], uint16(len(t)))
+	case 132:
+		binary.LittleEndian.PutUint32(t[8:], crc32.Checksum(t, crc32.MakeTable(crc32.Castagnoli)))
 	}
 	if at := sumAt(proto); at >= 0 {
 		binary.BigEndian.PutUint16(t[at:], ^sum(t, pseudo(proto, src.Addr(), dst.Addr(), len(t))))
@@ -249,6 +256,14 @@ func checkSums(t *testing.T, b []byte) {
 	if proto == 17 && binary.BigEndian.Uint16(l4[6:]) == 0 {
 		if isV6(b) {
 			t.Error("UDP over IPv6 without a checksum")
+		}
+		return
+	}
+	if proto == 132 {
+		whole := append([]byte(nil), l4...)
+		clear(whole[8:12])
+		if want := crc32.Checksum(whole, crc32.MakeTable(crc32.Castagnoli)); binary.LittleEndian.Uint32(l4[8:]) != want {
+			t.Errorf("SCTP checksum %x, want %08x", l4[8:12], want)
 		}
 		return
 	}

@@ -16,18 +16,16 @@
 #include "lib/masq.h"
 #include "lib/nat.h"
 #include "lib/neighbour.h"
-#include "lib/nodeport.h"
 #include "lib/parse.h"
+#include "lib/service.h"
 #include "lib/tunnel.h"
 #include "lib/verdict.h"
 
 char _license[] SEC("license") = "Dual BSD/GPL";
 
 /* Why a pod's packet goes nowhere, or 0. */
-static __always_inline int pod_refused(struct __sk_buff *skb, const struct packet *p)
+static __always_inline int pod_refused(struct __sk_buff *skb, const struct packet *p, const struct endpoint *ep)
 {
-	const struct endpoint *ep = endpoint_of(skb, &p->saddr, p->smac);
-
 	if (!ep)
 		return drop(skb, p->v6 && is_link_local(&p->saddr, 1) ? DROP_LINK_LOCAL_SOURCE : DROP_SPOOFED);
 	if (p->routed)
@@ -44,7 +42,7 @@ SEC("tc")
 int strake_pod(struct __sk_buff *skb)
 {
 	struct scratch *s = scratch();
-	struct endpoint *ep;
+	struct endpoint *own, *ep;
 	struct packet *p;
 	struct remote *r;
 	int verdict;
@@ -67,8 +65,9 @@ int strake_pod(struct __sk_buff *skb)
 		if (verdict >= 0)
 			return verdict;
 	}
-	verdict = pod_refused(skb, p);
-	if (verdict)
+	own = endpoint_of(skb, &p->saddr, p->smac);
+	verdict = pod_refused(skb, p, own);
+	if (verdict || !own)
 		return verdict;
 
 	if (is_dns(p)) {
@@ -78,24 +77,40 @@ int strake_pod(struct __sk_buff *skb)
 		note(skb, DNS_PASSED);
 		return TC_ACT_OK;
 	}
-	if (p->ports) {
-		flow_key_of(p, &s->key, 1);
-		if (flow_get(skb) && flow_rewrites(s)) {
-			if (flow_step(skb))
-				return drop(skb, DROP_CONNTRACK_FULL);
-			if (flow_rewrite(skb))
-				return drop(skb, DROP_REWRITE);
-			note(skb, POD_TO_UPLINK);
-			return nodeport_answer(skb, &s->flow.daddr, s->flow.ifindex);
-		}
+	if (is_icmp(p->proto, p->v6)) {
+		verdict = service_error(skb, 1, ASKER_POD);
+		if (verdict != SERVICE_NONE)
+			return verdict;
 	}
+	if (!(own->flags & ENDPOINT_QUIET) && service_answers(skb, s))
+		return service_answer(skb);
 	ep = bpf_map_lookup_elem(&endpoints, &p->daddr);
 	if (ep) {
 		note(skb, POD_TO_POD);
 		return endpoint_redirect(skb, ep);
 	}
 	r = remote_of(&p->daddr);
+	if (!r || r->is_node) {
+		verdict = service_of_pod(skb, own);
+		if (verdict != SERVICE_NONE)
+			return verdict;
+	}
 	return r ? remote_send(skb, p, r) : TC_ACT_OK;
+}
+
+/* At the host's side of a pod's veth: what goes to the pod by the interface. Most does not. */
+SEC("tc")
+int strake_to_pod(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch();
+	struct endpoint *ep;
+
+	if (!s || parse_fresh(skb, &s->p) != PARSED)
+		return TC_ACT_OK;
+	ep = bpf_map_lookup_elem(&endpoints, &s->p.daddr);
+	if (ep && ep->flags & ENDPOINT_ASKS && service_untranslate(skb, 0, SERVICE_TO_POD) == TC_ACT_SHOT)
+		return TC_ACT_SHOT;
+	return TC_ACT_OK;
 }
 
 /* What comes in at the uplink by a pod's own address: from a pod or node where routing is native, else from outside. */
@@ -127,7 +142,7 @@ int strake_uplink(struct __sk_buff *skb)
 
 	if (!s || parse_fresh(skb, &s->p) != PARSED)
 		return TC_ACT_OK;
-	verdict = nodeport_in(skb);
+	verdict = service_in(skb);
 	return verdict < 0 ? direct(skb, &s->p) : verdict;
 }
 
@@ -139,15 +154,23 @@ int strake_egress(struct __sk_buff *skb)
 	enum parsed parsed;
 	struct addr node;
 	struct remote *r;
+	__u32 *leave;
+	int verdict;
 
 	if (!s)
 		return drop(skb, DROP_REWRITE);
 	parsed = parse_fresh(skb, &s->p);
+	leave = answers_leave_now();
+	if (parsed == PARSED && leave && *leave) {
+		verdict = service_untranslate(skb, 1, NODE_TO_UPLINK);
+		if (verdict != SERVICE_NONE)
+			return verdict;
+	}
 	if (parsed == NOT_IP || !masq_is_on(s->p.v6))
 		return TC_ACT_OK;
 	node = node_of(s->p.v6);
 	if (addr_eq(&s->p.saddr, &node)) {
-		if (parsed == PARSED && !skb->ingress_ifindex) /* not what nodeport.h sends in the node's name */
+		if (parsed == PARSED && !skb->ingress_ifindex) /* not what service.h sends in the node's name */
 			masq_own(skb);
 		return TC_ACT_OK;
 	}
@@ -212,7 +235,7 @@ int strake_tunnel_in(struct __sk_buff *skb)
 	node = node_of(s->p.v6);
 	if (!addr_eq(&s->p.daddr, &node))
 		return drop(skb, DROP_NO_POD);
-	verdict = nodeport_in(skb);
+	verdict = service_in(skb);
 	if (verdict >= 0)
 		return verdict;
 	note(skb, TUNNEL_TO_NODE);

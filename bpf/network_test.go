@@ -351,8 +351,8 @@ func TestAttachments(t *testing.T) {
 		return out
 	}
 	must(t, l.d.Close())
-	if got := names(); len(got) != len(cgroupHooks)+4 {
-		t.Errorf("links %v, want all of sockets, 2 of pods, 2 of the uplink", got)
+	if got := names(); len(got) != len(cgroupHooks)+6 {
+		t.Errorf("links %v, want all of sockets, 4 of pods, 2 of the uplink", got)
 	}
 	must(t, netlink.LinkDel(device(t, "pod0")))
 	l.d = open(t, l.config)
@@ -385,7 +385,7 @@ func TestWithoutTCX(t *testing.T) {
 	l := newLab(t)
 	node := l.nodeIP + ":30080"
 	l.service(t, node)
-	for _, pin := range []string{linkPin(l.config.PinDir, podProgram, l.veths[0]), linkPin(l.config.PinDir, podProgram, l.veths[1]), linkPin(l.config.PinDir, uplinkProgram, l.uplink), linkPin(l.config.PinDir, egressProgram, l.uplink)} {
+	for _, pin := range []string{linkPin(l.config.PinDir, podProgram, l.veths[0]), linkPin(l.config.PinDir, podProgram, l.veths[1]), linkPin(l.config.PinDir, toPodProgram, l.veths[0]), linkPin(l.config.PinDir, toPodProgram, l.veths[1]), linkPin(l.config.PinDir, uplinkProgram, l.uplink), linkPin(l.config.PinDir, egressProgram, l.uplink)} {
 		if _, err := os.Stat(pin); os.IsNotExist(err) {
 			if version, err := features.LinuxVersionCode(); err != nil || version >= 6<<16|6<<8 {
 				t.Fatalf("%s is missing on a kernel that has tcx (%#x, %v)", pin, version, err)
@@ -417,7 +417,7 @@ func TestWithoutTCX(t *testing.T) {
 	}
 	s, err := ReadStatus(l.config.PinDir)
 	must(t, err)
-	if len(s.Links) != len(cgroupHooks)+4 {
+	if len(s.Links) != len(cgroupHooks)+6 {
 		t.Errorf("links %+v", s.Links)
 	}
 	must(t, l.d.DetachPod(l.veths[0]))

@@ -14,6 +14,7 @@ type ownedMap[K comparable, V comparable] struct {
 	m       *ebpf.Map
 	what    string
 	ownerOf func(V) string
+	living  func(K, V) V // puts what the programs themselves keep in a row into it; nil: they keep nothing
 
 	mu   sync.Mutex
 	rows map[K]V
@@ -68,7 +69,11 @@ func (t *ownedMap[K, V]) replace(owner string, want map[K]V, show func(K) string
 		if ok && have == v {
 			continue
 		}
-		if err := t.m.Put(k, v); err != nil {
+		row := v
+		if t.living != nil {
+			row = t.living(k, v)
+		}
+		if err := t.m.Put(k, row); err != nil {
 			return c, fmt.Errorf("bpf: write %s %s of %s: %w", t.what, show(k), owner, explain(err))
 		}
 		t.note(k, v)

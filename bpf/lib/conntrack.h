@@ -38,6 +38,7 @@ enum {
 
 enum {
 	FLOW_MASQUERADED = 1, /* the source became the node's */
+	FLOW_HERE = 2,        /* the backend is a pod of this node */
 };
 
 struct flow {

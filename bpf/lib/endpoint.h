@@ -13,6 +13,9 @@
 enum {
 	ENDPOINT_QUEUED = 1,  /* what goes to the pod is limited: it passes the interface's queue */
 	ENDPOINT_LIMITED = 2, /* so is what it sends, see bandwidth.h */
+	/* The programs' own, see service.h. A row begins with the second alone. */
+	ENDPOINT_ASKS = 4,  /* the pod sent packets to frontends: what comes to it passes strake_to_pod, where answers are translated back */
+	ENDPOINT_QUIET = 8, /* the pod got no packet of a frontend: what it sends answers none */
 };
 
 struct endpoint {
@@ -41,7 +44,7 @@ static __always_inline int endpoint_redirect(struct __sk_buff *skb, const struct
 	__builtin_memcpy(macs + 6, ep->host_mac, 6);
 	if (bpf_skb_store_bytes(skb, 0, macs, sizeof(macs), 0))
 		return 2; /* TC_ACT_SHOT */
-	if (ep->flags & ENDPOINT_QUEUED)
+	if (ep->flags & (ENDPOINT_QUEUED | ENDPOINT_ASKS))
 		return bpf_redirect(ep->ifindex, 0);
 	return bpf_redirect_peer(ep->ifindex, 0);
 }

@@ -19,6 +19,7 @@
 #include "verdict.h"
 #include "conntrack.h"
 #include "endpoint.h"
+#include "fragment.h"
 #include "lb.h"
 #include "nat.h"
 #include "parse.h"
@@ -31,12 +32,6 @@
 const volatile struct addr node_addr4, node_addr6; /* 0: nothing of the family is masqueraded */
 const volatile __u32 masq_first, masq_last;
 const volatile __u32 local_first, local_last; /* ip_local_port_range */
-
-struct fragment_key {
-	struct addr saddr, daddr;
-	__be32 id;
-	__u32 proto; /* IPv4 */
-};
 
 /* What became of a first fragment: those that follow have no ports. As it came from outside: the pod that it went to. As a pod sent it to
  * who called it by its own address: the pod itself. Only fragments in order find their first one. */
@@ -114,7 +109,7 @@ static __always_inline enum l4 l4_at(struct __sk_buff *skb, __u32 off, __u8 prot
 	__u8 type;
 
 	*sport = *dport = 0;
-	if (proto != IPPROTO_TCP && proto != IPPROTO_UDP && !is_icmp(proto, v6))
+	if (proto != IPPROTO_TCP && proto != IPPROTO_UDP && proto != IPPROTO_SCTP && !is_icmp(proto, v6))
 		return L4_OTHER;
 	if (bpf_skb_load_bytes(skb, off, h, sizeof(h)))
 		return L4_SHORT;
@@ -143,14 +138,6 @@ static __always_inline enum l4 l4_of(struct __sk_buff *skb, struct packet *p)
 	if (p->proto == IPPROTO_TCP && p->more)
 		bpf_skb_load_bytes(skb, p->l4 + 13, &p->tcp, 1);
 	return l4_at(skb, p->l4, p->proto, p->v6, &p->sport, &p->dport);
-}
-
-static __always_inline void fragment_key_of(const struct packet *p, struct fragment_key *key)
-{
-	key->saddr = p->saddr;
-	key->daddr = p->daddr;
-	key->id = p->id;
-	key->proto = p->v6 ? 0 : p->proto; /* RFC 8200 4.5: identified without it */
 }
 
 /* The fragments that follow this one go to an address, too. */
@@ -198,8 +185,8 @@ int __attribute__((noinline)) masq_take(struct __sk_buff *skb)
 
 	if (!skb || !s)
 		return -1;
-	if ((s->back.proto == IPPROTO_TCP || s->back.proto == IPPROTO_UDP) &&
-	    (lb_frontend(&s->back.daddr, s->back.dport, s->back.proto) || masq_node_socket(skb, &s->back)))
+	if (lb_frontend(&s->back.daddr, s->back.dport, s->back.proto) ||
+	    ((s->back.proto == IPPROTO_TCP || s->back.proto == IPPROTO_UDP) && masq_node_socket(skb, &s->back)))
 		return -1;
 	return flow_take(skb);
 }
@@ -294,9 +281,14 @@ static __always_inline int quoted_at(struct __sk_buff *skb, __u32 at, int v6, st
 
 /* An ICMP error about a packet that a flow made: it becomes one about the packet that there was before, for who sent that. s->flow is then the
  * row of what answers it. The quoted transport checksum stays: as often as not it is cut off, and nobody checks it. Returns -1 if the error is
- * about no flow, or not from its other end (ours) or for the end that sent (not ours); -2 if it can't be rewritten. */
-int __attribute__((noinline)) flow_error(struct __sk_buff *skb, __u32 ours)
+ * about no flow (with ERROR_OF_SERVICE: none to a frontend), or not from its other end (ERROR_OURS) or for the end that sent (without); -2 if it
+ * can't be rewritten. */
+#define ERROR_OURS 1
+#define ERROR_OF_SERVICE 2
+
+int __attribute__((noinline)) flow_error(struct __sk_buff *skb, __u32 which)
 {
+	__u32 ours = which & ERROR_OURS, of_service = which & ERROR_OF_SERVICE;
 	struct scratch *s = scratch();
 	struct quoted q;
 	__be16 was[2], is[2]; /* ports */
@@ -321,9 +313,9 @@ int __attribute__((noinline)) flow_error(struct __sk_buff *skb, __u32 ours)
 	s->key.proto = q.proto;
 	s->key.pad = 0;
 	s->key.reply = !ours;
-	if (!flow_get(skb)) {
+	if (!flow_get(skb) || (of_service && !s->flow.service)) {
 		s->key.reply = ours;
-		if (!flow_get(skb))
+		if (!flow_get(skb) || (of_service && !s->flow.service))
 			return -1;
 	}
 	is[0] = s->flow.dport;

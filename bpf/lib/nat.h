@@ -9,7 +9,9 @@
 #include <stddef.h>
 #include "addr.h"
 #include "conntrack.h"
+#include "fragment.h"
 #include "parse.h"
+#include "sctp.h"
 
 /* How a checksum over IPv6 addresses is to be changed with them. What the network card summed up (CHECKSUM_COMPLETE) is of the whole
  * packet, and stays: IPv6 has no checksum of its own that would make up for the address, the transport's does. To a sum that is still to
@@ -42,6 +44,8 @@ static __always_inline int nat(struct __sk_buff *skb, const struct packet *p, in
 	__u32 port_off = p->l4 + (source ? 0 : 2), sum_off = p->l4 + 6; /* UDP */
 	__u64 mangled = 0;
 
+	if (p->proto == IPPROTO_SCTP)
+		return nat_address(skb, ETH_HLEN, p->v6, source, old, addr) || sctp_port(skb, p, source, port) ? -1 : 0;
 	if (p->proto == IPPROTO_UDP) {
 		mangled = BPF_F_MARK_MANGLED_0;
 	} else if (p->proto == IPPROTO_TCP) {
@@ -69,7 +73,7 @@ static __always_inline int flow_rewrites(const struct scratch *s)
 	return !addr_eq(&s->p.saddr, &s->flow.saddr) || !addr_eq(&s->p.daddr, &s->flow.daddr) || s->p.sport != s->flow.sport || s->p.dport != s->flow.dport;
 }
 
-/* Makes of the packet at hand what s->flow says. */
+/* Makes of the packet at hand what s->flow says. Of one in fragments, the later ones have addresses alone. */
 int __attribute__((noinline)) flow_rewrite(struct __sk_buff *skb)
 {
 	struct scratch *s = scratch();
@@ -78,6 +82,10 @@ int __attribute__((noinline)) flow_rewrite(struct __sk_buff *skb)
 	if (!skb || !s)
 		return -1;
 	p = &s->p;
+	if (p->later)
+		return nat_address(skb, ETH_HLEN, p->v6, 0, &p->daddr, &s->flow.daddr) || nat_address(skb, ETH_HLEN, p->v6, 1, &p->saddr, &s->flow.saddr) ? -1 : 0;
+	if (p->more && s->flow.service)
+		fragment_note(s);
 	if ((!addr_eq(&p->daddr, &s->flow.daddr) || p->dport != s->flow.dport) && nat(skb, p, 0, &s->flow.daddr, s->flow.dport))
 		return -1;
 	if ((!addr_eq(&p->saddr, &s->flow.saddr) || p->sport != s->flow.sport) && nat(skb, p, 1, &s->flow.saddr, s->flow.sport))

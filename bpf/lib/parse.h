@@ -25,7 +25,7 @@ struct packet {
 	__be16 sport, dport;
 	__u8 proto;     /* of the transport header; of a later fragment, of what follows */
 	__u8 v6;
-	__u8 ports;     /* sport and dport are there: TCP or UDP, no fragment */
+	__u8 ports;     /* sport and dport are there: TCP, UDP or SCTP, no fragment */
 	__u8 tcp;       /* TCP, no fragment: flags */
 	__u8 more;      /* a fragment that others follow */
 	__u8 later;     /* a fragment that is not the first: it has no transport header */
@@ -224,7 +224,7 @@ static __always_inline enum parsed parse(struct __sk_buff *skb, struct packet *p
 		return r;
 	if (p->end > skb->len)
 		return MALFORMED;
-	need = p->proto == IPPROTO_TCP ? 20 : p->proto == IPPROTO_UDP || p->proto == IPPROTO_ICMP || p->proto == IPPROTO_ICMP6 ? 8 : 0;
+	need = p->proto == IPPROTO_TCP ? 20 : p->proto == IPPROTO_SCTP ? 12 : p->proto == IPPROTO_UDP || p->proto == IPPROTO_ICMP || p->proto == IPPROTO_ICMP6 ? 8 : 0;
 	if (p->later) {
 		/* Neither may a fragment write over what is checked in the first one (RFC 1858, RFC 3128). */
 		return p->l4 > p->end || (p->second && p->proto == IPPROTO_TCP) ? MALFORMED : PARSED;
@@ -237,7 +237,7 @@ static __always_inline enum parsed parse(struct __sk_buff *skb, struct packet *p
 		if (bpf_skb_load_bytes(skb, p->l4, &h, 14))
 			return MALFORMED;
 		p->tcp = h.flags;
-	} else if (p->proto == IPPROTO_UDP) {
+	} else if (p->proto == IPPROTO_UDP || p->proto == IPPROTO_SCTP) {
 		if (bpf_skb_load_bytes(skb, p->l4, &h, 4))
 			return MALFORMED;
 	} else {
@@ -247,6 +247,12 @@ static __always_inline enum parsed parse(struct __sk_buff *skb, struct packet *p
 	p->dport = h.dport;
 	p->ports = 1;
 	return PARSED;
+}
+
+static __always_inline enum parsed parse_fresh(struct __sk_buff *skb, struct packet *p)
+{
+	__builtin_memset(p, 0, sizeof(*p));
+	return parse(skb, p);
 }
 
 /* Neither options nor extension headers before the transport's. */

@@ -16,6 +16,7 @@
 #include <linux/types.h>
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
+#include "conntrack.h"
 #include "parse.h"
 #include "tunnel.h"
 #include "verdict.h"
@@ -185,13 +186,16 @@ int __attribute__((noinline)) refuse_datagram(struct __sk_buff *skb)
 
 /* Refuses the packet at hand, as it came in, for a reason: the answer goes back where it came from, and nothing else happens. What has more
  * headers than it must, or is no whole packet, gets none. */
-static __always_inline int refuse(struct __sk_buff *skb, __u32 reason)
+int __attribute__((noinline)) refuse(struct __sk_buff *skb, __u32 reason)
 {
-	int dropped = drop(skb, reason); /* seen before it changes */
 	struct scratch *s = scratch();
 	struct path *way = path_now();
 	struct remote *r;
+	int dropped;
 
+	if (!skb)
+		return 2; /* TC_ACT_SHOT */
+	dropped = drop(skb, reason); /* seen before it changes */
 	if (!s || !way || !is_plain(&s->p) || s->p.later)
 		return dropped;
 	if (s->p.proto == IPPROTO_TCP ? s->p.more || refuse_tcp(skb) : refuse_datagram(skb))

@@ -87,7 +87,7 @@ func podAddr(n *Node, family, pod int) netip.Addr {
 func service(l *Lab, n *Node) []bpf.LoadBalancer {
 	var all []bpf.LoadBalancer
 	for family := range 2 {
-		for _, protocol := range []uint8{unix.IPPROTO_TCP, unix.IPPROTO_UDP} {
+		for _, protocol := range []uint8{unix.IPPROTO_TCP, unix.IPPROTO_UDP, unix.IPPROTO_SCTP} {
 			lb := bpf.LoadBalancer{Owner: "svc", Name: fmt.Sprintf("default/svc:%d-%d", family, protocol), Protocol: protocol,
 				Frontends: []bpf.Frontend{{Addr: netip.AddrPortFrom(clusterIPs[family], servicePort)}, {Addr: netip.AddrPortFrom(n.Addrs[family], nodePort), Kind: bpf.NodePort}}}
 			for _, backend := range l.Nodes {

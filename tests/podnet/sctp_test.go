@@ -1,17 +1,14 @@
 package podnet
 
 import (
-	"errors"
 	"fmt"
 	"net/netip"
-	"os"
 	"testing"
 
 	"github.com/strake-io/strake/cni"
 )
 
-// TestSCTP: associations between pods of one node and of two, and between pods and nodes. There is none to the outside, for none is
-// masqueraded: that is counted.
+// TestSCTP: associations between pods of one node and of two, between pods and nodes, with Services, and with the outside both ways.
 func TestSCTP(t *testing.T) {
 	if !HasSCTP() {
 		t.Skip("NOT TESTED: this kernel has no SCTP; make test-kernels runs it on some that do")
@@ -36,19 +33,14 @@ func associations(t *testing.T, c *cluster) {
 				out, err = n.Ask(network, netip.AddrPortFrom(from.Addrs[family], serverPort), 1)
 				answered(t, out, err, from.ID+" "+n.Addrs[family].String(), network, node, from.ID)
 			}
+			out, err := from.Ask(network, netip.AddrPortFrom(OutsideIPs[family], serverPort), 1)
+			answered(t, out, err, "outside "+from.Node.Addrs[family].String(), network, from.ID, "outside")
+			out, err = from.Ask(network, netip.AddrPortFrom(clusterIPs[family], servicePort), 40)
+			c.spread(t, out, err, network, from.ID, "Service")
 		}
-		before := c.Nodes[0].counter(t, "drop_not_masqueraded")
-		var f *os.File
-		must(t, c.pods[0].In(func() (err error) {
-			f, err = dialSCTP(netip.AddrPortFrom(OutsideIPs[family], serverPort))
-			return err
-		}))
-		await(t, network+" to the outside", func() error {
-			if c.Nodes[0].counter(t, "drop_not_masqueraded") == before {
-				return errors.New("drop_not_masqueraded counts nothing")
-			}
-			return nil
-		})
-		must(t, f.Close())
+		for i, n := range c.Nodes {
+			out, err := c.AskOutside(network, netip.AddrPortFrom(n.Addrs[family], nodePort), 40)
+			c.spread(t, out, err, network, "outside", fmt.Sprintf("node%d's NodePort", i+1))
+		}
 	}
 }

@@ -1,0 +1,375 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Services at the packet, for whom no socket hook serves: clients outside, pods of other nodes that ask this one, and pods whose sockets are left
+ * alone (raw ones, those of virtual machines, and where it is switched off). All come to service_in; what a backend answers, to service_answer.
+ *
+ * A backend gets the packet with its client's address, but where its answer would not come back by this node, or it would not take the packet:
+ * - one on another node that was asked from outside, or one outside of the cluster;
+ * - a pod that got itself.
+ * Those get it from this node's address and a port of it.
+ *
+ * The answer is translated back
+ * - at the backend's veth, of pods of this node (ENDPOINT_QUIET spares those that never were asked this way);
+ * - where it comes in, if it is for the node's address and such a port;
+ * - at the client's veth, for a pod here that asked a backend anywhere else (ENDPOINT_ASKS);
+ * - at the uplink on its way out, of processes on this node that were asked from outside (answers_leave). */
+#ifndef STRAKE_SERVICE_H
+#define STRAKE_SERVICE_H
+
+#include <linux/bpf.h>
+#include <linux/pkt_cls.h>
+#include <linux/types.h>
+#include <bpf/bpf_helpers.h>
+#include "addr.h"
+#include "conntrack.h"
+#include "endpoint.h"
+#include "fragment.h"
+#include "lb.h"
+#include "masq.h"
+#include "nat.h"
+#include "parse.h"
+#include "refuse.h"
+#include "tunnel.h"
+#include "verdict.h"
+
+/* Who asks. */
+enum asker { ASKER_POD, ASKER_OUTSIDE };
+
+/* Verdicts that are none yet. */
+#define SERVICE_NONE -1 /* no frontend, no flow */
+#define SERVICE_NEW -2
+#define SERVICE_SEND -3   /* s->flow says to where, in the question's direction */
+#define SERVICE_ANSWER -4 /* the same in the other one */
+#define SERVICE_REFUSED -5
+#define SERVICE_GONE -6
+
+/* Whether what this node sends has answers of backends in it. It is set with the first flow of which the answers leave so. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} answers_leave SEC(".maps");
+
+static __always_inline __u32 *answers_leave_now(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&answers_leave, &zero);
+}
+
+static __always_inline int is_node(const struct addr *addr, int v6)
+{
+	struct addr node = node_of(v6);
+
+	return addr_eq(addr, &node);
+}
+
+/* Whether the packet at hand has ports; those of a first fragment are read. */
+static __always_inline int has_ports(struct __sk_buff *skb, struct packet *p)
+{
+	return p->ports || (p->more && !p->later && l4_of(skb, p) == L4_PORTS);
+}
+
+/* Whether the backend of s->flow is gone. It is looked for once after a backend of any service went. */
+static __always_inline int service_backend_gone(struct scratch *s)
+{
+	__u32 now = lb_generation();
+
+	if (s->flow.flags & FLOW_HERE && !bpf_map_lookup_elem(&endpoints, &s->flow.daddr))
+		return 1;
+	if (!s->flow.service || s->flow.generation == now)
+		return 0;
+	if (!lb_member(s->flow.service, &s->flow.daddr, s->flow.dport))
+		return 1;
+	s->flow.generation = now;
+	return 0;
+}
+
+/* What is known of the packet at hand, by its flow and the frontend that it asks. ended: also flows of frontends that are no more are looked for. */
+int __attribute__((noinline)) service_known(struct __sk_buff *skb, __u32 ended)
+{
+	struct scratch *s = scratch();
+	struct frontend *fe;
+	struct packet *p;
+
+	if (!skb || !s)
+		return SERVICE_NONE;
+	p = &s->p;
+	if (p->later)
+		return !fragment_get(s) ? SERVICE_NONE : s->key.reply ? SERVICE_ANSWER : SERVICE_SEND;
+	if (!has_ports(skb, p))
+		return SERVICE_NONE;
+	fe = lb_frontend(&p->daddr, p->dport, p->proto);
+	if (!fe && !ended)
+		return SERVICE_NONE;
+	flow_key_of(p, &s->key, 0);
+	if (!flow_get(skb) || (!fe && !s->flow.service))
+		return fe ? SERVICE_NEW : SERVICE_NONE;
+	if (flow_is_reused(s))
+		return SERVICE_NEW;
+	if (service_backend_gone(s)) {
+		flow_end(skb);
+		return fe && (p->proto != IPPROTO_TCP || tcp_opens(p->tcp)) ? SERVICE_NEW : SERVICE_GONE;
+	}
+	return flow_step(skb) ? drop(skb, DROP_CONNTRACK_FULL) : SERVICE_SEND;
+}
+
+/* Begins a flow to a frontend. */
+int __attribute__((noinline)) service_begin(struct __sk_buff *skb, __u32 asker)
+{
+	struct scratch *s = scratch();
+	struct backend be = {};
+	struct frontend *fe;
+	struct endpoint *ep;
+	struct member *m;
+	struct packet *p;
+	int masquerade, begun;
+
+	if (!skb || !s)
+		return SERVICE_NONE;
+	p = &s->p;
+	fe = lb_frontend(&p->daddr, p->dport, p->proto);
+	if (!fe)
+		return SERVICE_NONE;
+	if (fe->flags & FE_SOURCES && !lb_may_ask(fe, &p->saddr))
+		return drop(skb, DROP_SOURCE_RANGE);
+	switch (lb_choose(fe, asker == ASKER_OUTSIDE, &p->saddr, lb_hash(&p->saddr, p->sport, &p->daddr, p->dport, p->proto), &be)) {
+	case LB_NO_BACKEND:
+		return SERVICE_REFUSED;
+	case LB_NOT_HERE:
+		return drop(skb, DROP_NO_LOCAL_BACKEND);
+	case LB_CHOSEN:
+		break;
+	}
+	flow_key_of(p, &s->key, 0);
+	s->flow.saddr = p->saddr;
+	s->flow.sport = p->sport;
+	s->flow.daddr = be.addr;
+	s->flow.dport = be.port;
+	s->flow.service = fe->service;
+	s->flow.generation = lb_generation();
+	s->flow.flags = 0;
+	ep = bpf_map_lookup_elem(&endpoints, &be.addr);
+	if (ep) {
+		s->flow.flags = FLOW_HERE;
+		masquerade = asker == ASKER_POD && ep->ifindex == skb->ifindex;
+	} else if (asker == ASKER_POD || is_node(&be.addr, p->v6)) {
+		masquerade = 0;
+	} else { /* a pod that another plugin made is of this node if its Service says so */
+		m = lb_member(fe->service, &be.addr, be.port);
+		masquerade = !m || !(m->flags & M_LOCAL) || remote_of(&be.addr);
+	}
+	if (masquerade && !masq_is_on(p->v6))
+		return drop(skb, DROP_NOT_MASQUERADED);
+	begun = masquerade ? masq_begin(skb) : flow_begin(skb);
+	if (begun)
+		return drop(skb, begun == FLOW_NO_PORT ? DROP_NO_PORT : DROP_CONNTRACK_FULL);
+	return SERVICE_SEND;
+}
+
+/* A flag of an endpoint's row that the programs keep themselves. */
+static __always_inline void endpoint_mark(struct endpoint *ep, __u32 set, __u32 clear)
+{
+	__u32 flags = (ep->flags | set) & ~clear;
+
+	if (ep->flags != flags)
+		ep->flags = flags;
+}
+
+/* The packet at hand, which is what s->flow says, to its backend. */
+int __attribute__((noinline)) service_forward(struct __sk_buff *skb, __u32 asker)
+{
+	struct scratch *s = scratch();
+	struct path *way = path_now();
+	struct endpoint *ep;
+	struct packet *p;
+	struct remote *r;
+	__u32 *leave;
+
+	if (!skb || !s || !way)
+		return drop(skb, DROP_NO_REMOTE);
+	p = &s->p;
+	ep = bpf_map_lookup_elem(&endpoints, &s->flow.daddr);
+	if (ep) {
+		endpoint_mark(ep, 0, ENDPOINT_QUIET);
+		note(skb, asker == ASKER_POD ? POD_TO_SERVICE : UPLINK_TO_POD);
+		return endpoint_redirect(skb, ep);
+	}
+	p->saddr = s->flow.saddr;
+	p->daddr = s->flow.daddr;
+	r = remote_of(&p->daddr);
+	if (asker == ASKER_POD) {
+		if (r)
+			return remote_send(skb, p, r);
+		note(skb, POD_TO_SERVICE);
+		return TC_ACT_OK;
+	}
+	if (r || s->flow.flags & FLOW_MASQUERADED) {
+		note(skb, UPLINK_TO_REMOTE);
+		return r && !remote_is_native(r) ? tunnel_send(skb, r, way) : native_send(skb, p, skb->ifindex);
+	}
+	leave = answers_leave_now();
+	if (leave && !*leave)
+		*leave = 1;
+	note(skb, UPLINK_TO_NODE);
+	return TC_ACT_OK;
+}
+
+/* The packet at hand becomes what s->flow says, and goes to its backend. */
+int __attribute__((noinline)) service_send(struct __sk_buff *skb, __u32 asker)
+{
+	struct scratch *s = scratch();
+	struct endpoint *ep;
+
+	if (!skb || !s || flow_rewrite(skb))
+		return drop(skb, DROP_REWRITE);
+	ep = asker == ASKER_POD ? bpf_map_lookup_elem(&endpoints, &s->p.saddr) : 0;
+	if (ep)
+		endpoint_mark(ep, ENDPOINT_ASKS, 0);
+	return service_forward(skb, asker);
+}
+
+/* To where the question came from, past the host's stack: its own address as a source would be a martian there. */
+static __always_inline int service_back(struct __sk_buff *skb, const struct addr *client, __u32 ifindex)
+{
+	struct endpoint *ep = bpf_map_lookup_elem(&endpoints, client);
+	struct path *to = path_now();
+	struct remote *r;
+
+	if (ep)
+		return endpoint_redirect(skb, ep);
+	if (!to || to->tunnel != ifindex)
+		return bpf_redirect_neigh(ifindex, 0, 0, 0);
+	r = remote_of(client);
+	if (!r || remote_is_native(r))
+		return drop(skb, DROP_NO_REMOTE);
+	return tunnel_send(skb, r, to);
+}
+
+/* What a backend answers: s->key, s->flow are of its direction. */
+int __attribute__((noinline)) service_answer(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch();
+
+	if (!skb || !s)
+		return drop(skb, DROP_NO_BACKEND);
+	if (!s->p.later && flow_step(skb))
+		return drop(skb, DROP_CONNTRACK_FULL);
+	if (flow_rewrite(skb))
+		return drop(skb, DROP_REWRITE);
+	note(skb, s->flow.flags & FLOW_HERE ? POD_TO_UPLINK : REMOTE_TO_UPLINK);
+	return service_back(skb, &s->flow.daddr, s->flow.ifindex);
+}
+
+/* Whether the packet at hand is an answer of a backend. */
+static __always_inline int service_answers(struct __sk_buff *skb, struct scratch *s)
+{
+	if (s->p.later)
+		return fragment_get(s) && s->key.reply;
+	if (!has_ports(skb, &s->p))
+		return 0;
+	flow_key_of(&s->p, &s->key, 1);
+	return flow_get(skb) && flow_rewrites(s);
+}
+
+/* Another source for an ICMP error: of a router, whom other nodes would not believe in their tunnel. */
+static __always_inline int error_source(struct __sk_buff *skb, const struct packet *p, const struct addr *addr)
+{
+	return (p->v6 && bpf_l4_csum_replace(skb, p->l4 + ICMP_CHECKSUM, 0, addr_diff(&p->saddr, addr), pseudo6(skb))) ||
+	       nat_address(skb, ETH_HLEN, p->v6, 1, &p->saddr, addr);
+}
+
+/* An ICMP error about a packet of a flow to a frontend, from this side of the translation or the other (ours): it goes where that packet came
+ * from. SERVICE_NONE: it is none. */
+int __attribute__((noinline)) service_error(struct __sk_buff *skb, __u32 ours, __u32 asker)
+{
+	struct scratch *s = scratch();
+	int failed;
+
+	if (!skb || !s || s->p.later || l4_of(skb, &s->p) != L4_ERROR)
+		return SERVICE_NONE;
+	failed = flow_error(skb, ERROR_OF_SERVICE | (ours ? ERROR_OURS : 0));
+	if (failed)
+		return failed == -1 ? SERVICE_NONE : drop(skb, DROP_REWRITE);
+	if (s->key.reply)
+		return service_back(skb, &s->flow.daddr, s->flow.ifindex);
+	if (s->flow.flags & FLOW_MASQUERADED && !addr_eq(&s->p.saddr, &s->key.saddr) && error_source(skb, &s->p, &s->flow.saddr))
+		return drop(skb, DROP_REWRITE);
+	return service_forward(skb, asker);
+}
+
+/* An answer, or an error, that is on its right way already: its addresses change, and it goes on. SERVICE_NONE: it is none. */
+int __attribute__((noinline)) service_untranslate(struct __sk_buff *skb, __u32 ours, __u32 reason)
+{
+	struct scratch *s = scratch();
+	int failed;
+
+	if (!skb || !s)
+		return SERVICE_NONE;
+	if (is_icmp(s->p.proto, s->p.v6)) {
+		if (s->p.later || l4_of(skb, &s->p) != L4_ERROR)
+			return SERVICE_NONE;
+		failed = flow_error(skb, ERROR_OF_SERVICE | (ours ? ERROR_OURS : 0));
+		return failed == -1 ? SERVICE_NONE : failed ? drop(skb, DROP_REWRITE) : TC_ACT_OK;
+	}
+	if (!service_answers(skb, s))
+		return SERVICE_NONE;
+	if (!s->p.later && flow_step(skb))
+		return drop(skb, DROP_CONNTRACK_FULL);
+	if (flow_rewrite(skb))
+		return drop(skb, DROP_REWRITE);
+	note(skb, reason);
+	return TC_ACT_OK;
+}
+
+static __always_inline int service_verdict(struct __sk_buff *skb, int found, __u32 asker)
+{
+	switch (found) {
+	case SERVICE_SEND:
+		return service_send(skb, asker);
+	case SERVICE_ANSWER:
+		return service_answer(skb);
+	case SERVICE_REFUSED:
+	case SERVICE_GONE:
+		return refuse(skb, found == SERVICE_GONE ? DROP_BACKEND_GONE : DROP_NO_BACKEND);
+	}
+	return found;
+}
+
+/* What a pod sends to where no pod is: -1 if it is for no frontend. */
+static __always_inline int service_of_pod(struct __sk_buff *skb, const struct endpoint *own)
+{
+	int found = service_known(skb, own->flags & ENDPOINT_ASKS);
+
+	if (found == SERVICE_NEW)
+		found = service_begin(skb, ASKER_POD);
+	return service_verdict(skb, found, ASKER_POD);
+}
+
+/* What comes to the node: -1 if it is for no frontend and answers nobody for whom the node sent something. */
+static __always_inline int service_in(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch();
+	int found, verdict;
+
+	if (!s)
+		return SERVICE_NONE;
+	if (is_icmp(s->p.proto, s->p.v6)) {
+		verdict = service_error(skb, 0, ASKER_OUTSIDE);
+		return verdict == SERVICE_NONE ? masq_in(skb) : verdict;
+	}
+	found = service_known(skb, 0);
+	if (found == SERVICE_NONE || found == SERVICE_NEW) { /* a pod may have had the port before it became a NodePort */
+		verdict = masq_in(skb);
+		if (verdict == MASQ_FORWARDED)
+			return service_answer(skb);
+		if (verdict != -1)
+			return verdict;
+	}
+	if (found == SERVICE_NEW)
+		found = service_begin(skb, ASKER_OUTSIDE);
+	return service_verdict(skb, found, ASKER_OUTSIDE);
+}
+
+#endif

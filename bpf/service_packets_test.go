@@ -1,0 +1,347 @@
+package bpf
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"testing"
+
+	"github.com/cilium/ebpf"
+	"github.com/vishvananda/netlink"
+)
+
+// serviceLab is a node of which packets are told from which interface they come. Nothing moves: its interfaces are there for their numbers.
+type serviceLab struct {
+	d                                  *Datapath
+	uplink, podVeth, otherVeth, tunnel int
+}
+
+const (
+	remote  = "10.244.1.7" // a pod of another node
+	remote6 = "fd00:10:244:1::7"
+)
+
+// peer is another node, remote a pod there.
+func (f family) peer() string   { return f.of("192.0.2.20", "2001:db8::20") }
+func (f family) remote() string { return f.of(remote, remote6) }
+func (f family) vip() string    { return f.of("203.0.113.50", "2001:db8:fe::50") }
+
+func newServiceLab(t testing.TB) *serviceLab {
+	t.Helper()
+	d := masqueraded(t, 62000, 62063)
+	for i := range 2 {
+		must(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: fmt.Sprint("a", i)}, PeerName: fmt.Sprint("b", i)}))
+	}
+	l := &serviceLab{d: d, uplink: 1, podVeth: device(t, "a0").Attrs().Index, otherVeth: device(t, "b0").Attrs().Index, tunnel: device(t, "a1").Attrs().Index}
+	for _, f := range families {
+		for owner, row := range map[string]Endpoint{f.pod: {Ifindex: l.podVeth}, f.other: {Ifindex: l.otherVeth}} {
+			row.Addr, row.PodMAC, row.HostMAC = netip.MustParseAddr(owner), podMAC, hostMAC
+			_, err := d.Endpoints().Prune(func(o string) bool { return o != pod && o != other })
+			must(t, err)
+			_, err = d.Endpoints().Replace("lab "+owner, []Endpoint{row})
+			must(t, err)
+		}
+		node := netip.MustParseAddr(f.peer())
+		_, err := d.Remotes().Replace("b"+f.name, []Remote{
+			{Prefix: netip.PrefixFrom(netip.MustParseAddr(f.remote()), f.of32(24, 64)).Masked(), Node: netip.MustParseAddr("192.0.2.20")},
+			{Prefix: netip.PrefixFrom(node, node.BitLen()), Node: netip.MustParseAddr("192.0.2.20")},
+		})
+		must(t, err)
+	}
+	must(t, d.net.Maps["path"].Put(uint32(0), netPath{Tunnel: uint32(l.tunnel), Mtu: 1400}))
+	return l
+}
+
+func (f family) of32(v4, v6 int) int {
+	if f.name == "IPv6" {
+		return v6
+	}
+	return v4
+}
+
+// at puts a frame through a program at an interface and tells the verdict, the frame, and what was counted.
+func (l *serviceLab) at(t testing.TB, program string, ifindex int, in []byte) (verdict uint32, out []byte, counted string) {
+	t.Helper()
+	before, err := l.d.Status()
+	must(t, err)
+	context := make([]byte, 192) // struct __sk_buff
+	binary.NativeEndian.PutUint32(context[40:], uint32(ifindex))
+	out = make([]byte, len(in)+512)
+	verdict, err = l.d.net.Programs[program].Run(&ebpf.RunOptions{Data: in, DataOut: out, Context: context})
+	must(t, err)
+	after, err := l.d.Status()
+	must(t, err)
+	for name, n := range after.Counters {
+		if n != before.Counters[name] {
+			counted += name
+		}
+	}
+	return verdict, out, counted
+}
+
+func (l *serviceLab) service(t testing.TB, lbs ...LoadBalancer) {
+	t.Helper()
+	_, err := l.d.LoadBalancers().Replace("u", lbs)
+	must(t, err)
+}
+
+// step wants a frame to come out between two ends, with all its checksums right, and to be counted as one thing.
+func (l *serviceLab) step(t testing.TB, what, program string, ifindex int, in []byte, verdict uint32, counted string, src, dst netip.AddrPort) []byte {
+	t.Helper()
+	got, out, reason := l.at(t, program, ifindex, in)
+	out = out[:len(in)]
+	s, d := ends(out)
+	if got != verdict || reason != counted || (src.IsValid() && (s != src || d != dst)) {
+		t.Errorf("%s: verdict %d, %q, from %s to %s; want %d, %q, from %s to %s", what, got, reason, s, d, verdict, counted, src, dst)
+	}
+	if tt, ok := t.(*testing.T); ok && got != actShot {
+		checkSums(tt, out)
+	}
+	return out
+}
+
+// reply is what who gets a packet answers.
+func reply(b []byte) []byte {
+	proto, _, _ := transport(b)
+	src, dst := ends(b)
+	out := frame(proto, dst, src, []byte("answers!"))
+	if proto == 6 {
+		_, l4, _ := transport(out)
+		out[l4+13] = 0x12 // SYN, ACK
+		binary.BigEndian.PutUint16(out[l4+16:], binary.BigEndian.Uint16(out[l4+16:])-0x10)
+	}
+	return out
+}
+
+var protocols = map[string]byte{"TCP": 6, "UDP": 17, "SCTP": 132}
+
+// A pod that no socket hook serves asks backends wherever they are, and the answers come from the Service.
+func TestServiceOfAPod(t *testing.T) {
+	l := newServiceLab(t)
+	for _, f := range families {
+		for name, proto := range protocols {
+			t.Run(f.name+" "+name, func(t *testing.T) {
+				for i, c := range []struct {
+					what, backend, counted string
+					verdict                uint32
+					answerAt               string // program
+					answerIf               int
+					masqueraded            bool
+				}{
+					{"another pod", f.other, "pod_to_service", actRedirect, podProgram, l.otherVeth, false},
+					{"the pod itself", f.pod, "pod_to_service", actRedirect, podProgram, l.podVeth, true},
+					{"a pod of another node", f.remote(), "pod_to_remote", actRedirect, toPodProgram, l.podVeth, false},
+					{"another node", f.peer(), "pod_to_remote", actRedirect, toPodProgram, l.podVeth, false},
+					{"the node", f.node, "pod_to_service", actOK, toPodProgram, l.podVeth, false},
+					{"outside of the cluster", f.far, "pod_to_service", actOK, toPodProgram, l.podVeth, false},
+				} {
+					t.Run(c.what, func(t *testing.T) {
+						client, front := at(f.pod, uint16(5000+i)), at(f.service, 80)
+						l.service(t, LoadBalancer{Name: "ns/web:http", Protocol: proto, Frontends: fronts(ClusterIP, front), Backends: backs(at(c.backend, 8080))})
+						from := client
+						if c.masqueraded { // the pod's own port, or one of the range
+							from = at(f.node, client.Port())
+						}
+						out := l.step(t, "the question", podProgram, l.podVeth, frame(proto, client, front, []byte("question")), c.verdict, c.counted, from, at(c.backend, 8080))
+						verdict, counted := uint32(actRedirect), "pod_to_uplink"
+						if c.answerAt == toPodProgram {
+							verdict, counted = actOK, "service_to_pod"
+						}
+						l.step(t, "the answer", c.answerAt, c.answerIf, reply(out), verdict, counted, front, client)
+						l.step(t, "the next question", podProgram, l.podVeth, frame(proto, client, front, nil), c.verdict, c.counted, from, at(c.backend, 8080))
+					})
+				}
+			})
+		}
+	}
+}
+
+// Clients outside get backends wherever they are. Those of this node know the client by its address.
+func TestServiceFromOutside(t *testing.T) {
+	l := newServiceLab(t)
+	for _, f := range families {
+		for name, proto := range protocols {
+			for k, front := range []netip.AddrPort{at(f.node, 30080), at(f.vip(), 80)} {
+				t.Run(fmt.Sprint(f.name, " ", name, " ", front), func(t *testing.T) {
+					for i, c := range []struct {
+						what, backend, counted string
+						verdict                uint32
+						answerAt               string
+						answerIf               int
+						answered               string
+						masqueraded            bool
+					}{
+						{"a pod", f.pod, "uplink_to_pod", actRedirect, podProgram, l.podVeth, "pod_to_uplink", false},
+						{"a pod of another node", f.remote(), "uplink_to_remote", actRedirect, uplinkProgram, l.uplink, "remote_to_uplink", true},
+						{"the node", f.node, "uplink_to_node", actOK, egressProgram, l.uplink, "node_to_uplink", false},
+						{"outside of the cluster", f.hop, "uplink_to_remote", actRedirect, uplinkProgram, l.uplink, "remote_to_uplink", true},
+					} {
+						t.Run(c.what, func(t *testing.T) {
+							client := at(f.far, uint16(5000+10*k+i))
+							l.service(t, LoadBalancer{Name: "ns/web:http", Protocol: proto, Frontends: fronts(NodePort, front), Backends: backs(at(c.backend, 8080))})
+							from := client
+							if c.masqueraded {
+								from = at(f.node, client.Port())
+							}
+							out := l.step(t, "the question", uplinkProgram, l.uplink, frame(proto, client, front, []byte("question")), c.verdict, c.counted, from, at(c.backend, 8080))
+							verdict := uint32(actRedirect)
+							if c.answerAt == egressProgram {
+								verdict = actOK
+							}
+							l.step(t, "the answer", c.answerAt, c.answerIf, reply(out), verdict, c.answered, front, client)
+						})
+					}
+				})
+			}
+		}
+	}
+}
+
+// A client that asks two frontends from one port, and gets one backend by both: no answer comes from the other one.
+func TestTwoFrontendsOneClientPort(t *testing.T) {
+	l := newServiceLab(t)
+	for _, f := range families {
+		for name, proto := range protocols {
+			t.Run(f.name+" "+name, func(t *testing.T) {
+				for program, c := range map[string]struct {
+					ifindex int
+					client  netip.AddrPort
+					backend string
+				}{
+					podProgram: {l.podVeth, at(f.pod, 4000), f.other}, uplinkProgram: {l.uplink, at(f.far, 4000), f.other},
+				} {
+					fronts := []Frontend{{Addr: at(f.vip(), 80)}, {Addr: at(f.vip(), 81)}}
+					l.service(t, LoadBalancer{Name: "ns/web:http", Protocol: proto, Frontends: fronts, Backends: backs(at(c.backend, 8080))})
+					var sources []netip.AddrPort
+					for range 2 { // the second time as known flows
+						for i, front := range fronts {
+							_, out, _ := l.at(t, program, c.ifindex, frame(proto, c.client, front.Addr, nil))
+							src, dst := ends(out)
+							if src.Addr() != c.client.Addr() || dst != at(c.backend, 8080) {
+								t.Fatalf("from %s to %s", src, dst)
+							}
+							if sources = append(sources, src); len(sources) > 2 && sources[i] != src {
+								t.Errorf("from %s, before from %s", src, sources[i])
+							}
+							l.step(t, "the answer", podProgram, l.otherVeth, reply(out[:len(frame(proto, c.client, front.Addr, nil))]), actRedirect, "pod_to_uplink", front.Addr, c.client)
+						}
+					}
+					if sources[0] == sources[1] {
+						t.Errorf("both come from %s", sources[0])
+					}
+				}
+			})
+		}
+	}
+}
+
+// Who may ask, and for whom there are backends.
+func TestWhomAFrontendServes(t *testing.T) {
+	l := newServiceLab(t)
+	for _, f := range families {
+		front, there := at(f.vip(), 80), at(f.remote(), 8080)
+		inside := frame(6, at(f.pod, 4000), front, nil)
+		outside := frame(6, at(f.far, 4000), front, nil)
+		here := Backend{Addr: at(f.other, 8080), All: true, Local: true, Weight: 1}
+		elsewhere := Backend{Addr: there, All: true, Weight: 1}
+		far := netip.PrefixFrom(netip.MustParseAddr(f.far), netip.MustParseAddr(f.far).BitLen())
+		pods := netip.PrefixFrom(netip.MustParseAddr(f.pod), f.of32(24, 64)).Masked()
+		for name, c := range map[string]struct {
+			front           Frontend
+			backends        []Backend
+			inside, outside string
+		}{
+			"all":                           {Frontend{}, []Backend{elsewhere}, "pod_to_remote", "uplink_to_remote"},
+			"outside local":                 {Frontend{Outside: Local}, []Backend{here, elsewhere}, "", "uplink_to_pod"},
+			"outside local, but none":       {Frontend{Outside: Local}, []Backend{elsewhere}, "pod_to_remote", "drop_no_local_backend"},
+			"inside local":                  {Frontend{Inside: Local}, []Backend{here, elsewhere}, "pod_to_service", ""},
+			"inside local, but none":        {Frontend{Inside: Local}, []Backend{elsewhere}, "drop_no_local_backend", "uplink_to_remote"},
+			"local, and none at all":        {Frontend{Inside: Local, Outside: Local}, nil, "drop_no_backend", "drop_no_backend"},
+			"sources":                       {Frontend{Sources: []netip.Prefix{far}}, []Backend{here}, "drop_source_range", "uplink_to_pod"},
+			"sources of others":             {Frontend{Sources: []netip.Prefix{pods}}, []Backend{here}, "pod_to_service", "drop_source_range"},
+			"sources, and no backend there": {Frontend{Sources: []netip.Prefix{pods}}, nil, "drop_no_backend", "drop_source_range"},
+		} {
+			c.front.Addr, c.front.Kind = front, LoadBalancerIP
+			for _, flow := range []struct {
+				program string
+				ifindex int
+				in      []byte
+				want    string
+			}{{podProgram, l.podVeth, inside, c.inside}, {uplinkProgram, l.uplink, outside, c.outside}} {
+				if flow.want == "" {
+					continue
+				}
+				l.service(t)
+				l.service(t, LoadBalancer{Name: "ns/web:" + name, Protocol: 6, Frontends: []Frontend{c.front}, Backends: c.backends})
+				if _, _, got := l.at(t, flow.program, flow.ifindex, flow.in); got != flow.want {
+					t.Errorf("%s, %s: %s, want %s", f.name, name, got, flow.want)
+				}
+			}
+		}
+	}
+}
+
+// What becomes of flows when their backend goes: connections end at once, datagrams go elsewhere, and one that drains is left in peace.
+func TestBackendsThatGo(t *testing.T) {
+	l := newServiceLab(t)
+	for _, f := range families {
+		for name, proto := range protocols {
+			for program, c := range map[string]struct {
+				ifindex int
+				client  string
+			}{podProgram: {l.podVeth, f.pod}, uplinkProgram: {l.uplink, f.far}} {
+				t.Run(fmt.Sprint(f.name, " ", name, " ", program), func(t *testing.T) {
+					front := at(f.vip(), 80)
+					set := func(backends ...Backend) {
+						t.Helper()
+						l.service(t, LoadBalancer{Name: "ns/web:http", Protocol: proto, Frontends: []Frontend{{Addr: front}}, Backends: backends})
+					}
+					first, second := Backend{Addr: at(f.other, 8080), All: true}, Backend{Addr: at(f.remote(), 8080), All: true}
+					question := frame(proto, at(c.client, 4000), front, []byte("question"))
+					more := question
+					if proto == 6 {
+						more = edited(question, func(b []byte) {
+							_, l4, _ := transport(b)
+							b[l4+13] = 0x10
+							binary.BigEndian.PutUint16(b[l4+16:], binary.BigEndian.Uint16(b[l4+16:])-0x0e)
+						})
+					}
+					to := func(what string, in []byte) netip.AddrPort {
+						t.Helper()
+						verdict, out, counted := l.at(t, program, c.ifindex, in)
+						if _, dst := ends(out); verdict == actRedirect && counted != "drop_backend_gone" {
+							return dst
+						}
+						return netip.AddrPort{}
+					}
+					set(first)
+					if got := to("the question", question); got != first.Addr {
+						t.Fatalf("to %s", got)
+					}
+					draining := first
+					draining.All = false
+					set(draining, second)
+					if got := to("while it drains", more); got != first.Addr {
+						t.Errorf("from a backend that drains to %s", got)
+					}
+					set(second)
+					verdict, out, counted := l.at(t, program, c.ifindex, more)
+					src, dst := ends(out)
+					_, l4, _ := transport(out)
+					if proto == 6 {
+						if verdict != actRedirect || counted != "drop_backend_gone" || src != front || dst != at(c.client, 4000) || out[l4+13] != 0x04 {
+							t.Errorf("verdict %d, %s, from %s to %s, flags %x; want a reset", verdict, counted, src, dst, out[l4+13])
+						}
+						if got := to("a new connection", question); got != second.Addr {
+							t.Errorf("a new connection goes to %s", got)
+						}
+					} else if dst != second.Addr {
+						t.Errorf("to %s from a backend that is gone", dst)
+					}
+					set()
+					l.service(t) // the Service itself goes
+				})
+			}
+		}
+	}
+}
