@@ -58,12 +58,22 @@ func exchangeSCTP(addr string) (string, error) {
 		return "", err
 	}
 	defer f.Close()
-	if err := f.SetDeadline(time.Now().Add(patience)); err != nil {
+	end := time.Now().Add(patience)
+	if err := f.SetDeadline(end); err != nil {
 		return "", err
 	}
-	// The message waits for the association.
-	if _, err := f.WriteString("hello\n"); err != nil {
-		return "", err
+	for {
+		_, err := f.WriteString("hello\n")
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, unix.EPIPE) || time.Now().After(end) {
+			return "", err
+		}
+		if err := refused(f); err != nil {
+			return "", err
+		}
+		time.Sleep(time.Millisecond) // there is no association yet, and no event tells of it but by notifications between the messages
 	}
 	line, err := bufio.NewReader(f).ReadString('\n')
 	return strings.TrimSpace(line), err
@@ -80,6 +90,22 @@ func dialSCTP(to netip.AddrPort) (*os.File, error) {
 		return nil, errors.Join(&os.PathError{Op: "connect", Path: f.Name(), Err: err}, f.Close())
 	}
 	return f, nil
+}
+
+// refused tells why there will be no association, if that is known.
+func refused(f *os.File) error {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	failed := 0
+	if cerr := raw.Control(func(fd uintptr) { failed, err = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR) }); cerr != nil {
+		return cerr
+	}
+	if err == nil && failed != 0 {
+		err = &os.PathError{Op: "connect", Path: f.Name(), Err: unix.Errno(failed)}
+	}
+	return err
 }
 
 // listenSCTP makes a socket that associations to every address of a family and a port come to.
