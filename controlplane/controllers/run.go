@@ -23,6 +23,7 @@ import (
 	"github.com/strake-io/strake/controlplane/controllers/certificates"
 	"github.com/strake-io/strake/controlplane/controllers/deployment"
 	"github.com/strake-io/strake/controlplane/controllers/endpointslice"
+	"github.com/strake-io/strake/controlplane/controllers/endpointslicemirror"
 	"github.com/strake-io/strake/controlplane/controllers/garbage"
 	"github.com/strake-io/strake/controlplane/controllers/job"
 	"github.com/strake-io/strake/controlplane/controllers/namespace"
@@ -81,6 +82,9 @@ func Run(ctx context.Context, cfg Config) error {
 		func() (func(context.Context), error) { return job.Setup(cfg.Client, f, recorder("job-controller")) },
 		func() (func(context.Context), error) {
 			return endpointslice.Setup(cfg.Client, f, recorder("endpoint-slice-controller"))
+		},
+		func() (func(context.Context), error) {
+			return endpointslicemirror.Setup(cfg.Client, f, recorder("endpoint-slice-mirroring-controller"))
 		},
 		func() (func(context.Context), error) { return garbage.Setup(cfg.Client, cfg.Metadata), nil },
 	} {

@@ -6,10 +6,11 @@ package endpointslice
 import (
 	"context"
 	"fmt"
-	"time"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	apiequality "k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/util/sets"
@@ -20,6 +21,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
 	"k8s.io/endpointslice"
+	"k8s.io/endpointslice/topologycache"
 	sliceutil "k8s.io/endpointslice/util"
 	"k8s.io/klog/v2"
 
@@ -34,8 +36,11 @@ const (
 type controller struct {
 	services   corelisters.ServiceLister
 	pods       corelisters.PodLister
+	nodes      corelisters.NodeLister
 	slices     discoverylisters.EndpointSliceLister
 	tracker    *sliceutil.EndpointSliceTracker
+	triggers   *sliceutil.TriggerTimeTracker // when pods changed, for who measures how long it takes until clients know
+	topology   *topologycache.TopologyCache  // zones and their processors, for Services with topology-mode Auto
 	reconciler *endpointslice.Reconciler
 	queue      *queue.Queue
 }
@@ -44,10 +49,10 @@ type controller struct {
 func Setup(client kubernetes.Interface, f informers.SharedInformerFactory, recorder record.EventRecorder) (func(context.Context), error) {
 	services, pods, nodes, slices := f.Core().V1().Services(), f.Core().V1().Pods(), f.Core().V1().Nodes(), f.Discovery().V1().EndpointSlices()
 	c := &controller{
-		services: services.Lister(), pods: pods.Lister(), slices: slices.Lister(),
-		tracker: sliceutil.NewEndpointSliceTracker(), queue: queue.New("endpointslice"),
+		services: services.Lister(), pods: pods.Lister(), nodes: nodes.Lister(), slices: slices.Lister(),
+		tracker: sliceutil.NewEndpointSliceTracker(), triggers: sliceutil.NewTriggerTimeTracker(), topology: topologycache.NewTopologyCache(), queue: queue.New("endpointslice"),
 	}
-	c.reconciler = endpointslice.NewReconciler(client, nodes.Lister(), maxEndpoints, c.tracker, nil, recorder, managedBy)
+	c.reconciler = endpointslice.NewReconciler(client, nodes.Lister(), maxEndpoints, c.tracker, c.topology, recorder, managedBy, endpointslice.WithPreferSameTrafficDistributionEnabled(true))
 	if _, err := services.Informer().AddEventHandler(c.queue.Handlers()); err != nil {
 		return nil, fmt.Errorf("endpointslice controller: %w", err)
 	}
@@ -57,6 +62,28 @@ func Setup(client kubernetes.Interface, f informers.SharedInformerFactory, recor
 		DeleteFunc: func(obj any) {
 			if p, ok := queue.Object[*corev1.Pod](obj); ok {
 				c.podChanged(nil, p)
+			}
+		},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("endpointslice controller: %w", err)
+	}
+	_, err = nodes.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc: func(obj any) {
+			if n, ok := obj.(*corev1.Node); ok {
+				c.nodeChanged(&corev1.Node{}, n)
+			}
+		},
+		UpdateFunc: func(old, obj any) {
+			o, ok1 := old.(*corev1.Node)
+			n, ok2 := obj.(*corev1.Node)
+			if ok1 && ok2 {
+				c.nodeChanged(o, n)
+			}
+		},
+		DeleteFunc: func(obj any) {
+			if n, ok := queue.Object[*corev1.Node](obj); ok {
+				c.nodeChanged(n, &corev1.Node{})
 			}
 		},
 	})
@@ -111,12 +138,47 @@ func (c *controller) podChanged(old, obj any) {
 	}
 }
 
+// nodeChanged has slices made anew that depend on nodes: by the zones of their endpoints, or by the share of each zone in all processors.
+func (c *controller) nodeChanged(old, now *corev1.Node) {
+	zone := func(n *corev1.Node) string { return n.Labels[corev1.LabelTopologyZone] }
+	moved := zone(old) != zone(now)
+	if !moved && nodeReady(old) == nodeReady(now) && apiequality.Semantic.DeepEqual(old.Labels, now.Labels) && old.Status.Allocatable.Cpu().Equal(*now.Status.Allocatable.Cpu()) {
+		return
+	}
+	nodes, err := c.nodes.List(labels.Everything())
+	if err != nil {
+		klog.ErrorS(err, "Nodes of the cluster")
+		return
+	}
+	c.topology.SetNodes(klog.Background(), nodes)
+	services, err := c.services.List(labels.Everything())
+	if err != nil {
+		klog.ErrorS(err, "Services of a changed node")
+		return
+	}
+	for _, s := range services {
+		if moved || strings.EqualFold(s.Annotations[corev1.AnnotationTopologyMode], "auto") {
+			c.queue.AddObject(s)
+		}
+	}
+}
+
+func nodeReady(n *corev1.Node) bool {
+	for _, c := range n.Status.Conditions {
+		if c.Type == corev1.NodeReady {
+			return c.Status == corev1.ConditionTrue
+		}
+	}
+	return false
+}
+
 func (c *controller) reconcile(_ context.Context, namespace, name string) error {
 	svc, err := c.services.Services(namespace).Get(name)
 	if apierrors.IsNotFound(err) {
 		// Its slices go with it by their owner reference.
 		c.reconciler.DeleteService(namespace, name)
 		c.tracker.DeleteService(namespace, name)
+		c.triggers.DeleteService(namespace, name)
 		return nil
 	}
 	if err != nil || svc.Spec.Type == corev1.ServiceTypeExternalName || svc.Spec.Selector == nil {
@@ -139,5 +201,5 @@ func (c *controller) reconcile(_ context.Context, namespace, name string) error 
 	if c.tracker.StaleSlices(svc, live) {
 		return fmt.Errorf("the cache of EndpointSlices of Service %s/%s lags", namespace, name)
 	}
-	return c.reconciler.Reconcile(klog.Background(), svc, pods, live, time.Time{})
+	return c.reconciler.Reconcile(klog.Background(), svc, pods, live, c.triggers.ComputeEndpointLastChangeTriggerTime(namespace, svc, pods))
 }

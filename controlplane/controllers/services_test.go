@@ -1,0 +1,196 @@
+package controllers_test
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+// endpoints waits until what is known of a Service's endpoints, one line each and sorted, is want.
+func (c *cluster) endpoints(ns, service string, tell func(discoveryv1.EndpointSlice, discoveryv1.Endpoint) string, want ...string) {
+	c.Helper()
+	c.eventually(fmt.Sprintf("endpoints of %s: %q", service, want), func() error {
+		l, err := c.client.DiscoveryV1().EndpointSlices(ns).List(c.Context(), metav1.ListOptions{LabelSelector: "kubernetes.io/service-name=" + service})
+		if err != nil {
+			return err
+		}
+		var got []string
+		for _, s := range l.Items {
+			for _, e := range s.Endpoints {
+				got = append(got, tell(s, e))
+			}
+		}
+		slices.Sort(got)
+		if !slices.Equal(got, want) {
+			return fmt.Errorf("%q", got)
+		}
+		return nil
+	})
+}
+
+func (c *cluster) service(ns string, change func(*corev1.Service)) {
+	c.Helper()
+	s := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: "web"}, Spec: corev1.ServiceSpec{Selector: map[string]string{"app": "web"}, Ports: []corev1.ServicePort{{Name: "http", Port: 80}}}}
+	change(s)
+	if _, err := c.client.CoreV1().Services(ns).Create(c.Context(), s, metav1.CreateOptions{}); err != nil {
+		c.Fatal(err)
+	}
+}
+
+func (c *cluster) patchService(ns, patch string) {
+	c.Helper()
+	if _, err := c.client.CoreV1().Services(ns).Patch(c.Context(), "web", types.MergePatchType, []byte(patch), metav1.PatchOptions{}); err != nil {
+		c.Fatal(err)
+	}
+}
+
+// testTrafficDistribution: endpoints say for whom they are, as the Service asks, and follow the zones of nodes.
+func testTrafficDistribution(t *testing.T, c *cluster) {
+	ns := c.namespace(t, "distribution")
+	c.podOn(ns, "web-1", nodeName, func(p *corev1.Pod) { p.Labels = map[string]string{"app": "web"} })
+	c.service(ns, func(s *corev1.Service) {
+		s.Spec.TrafficDistribution = new(string)
+		*s.Spec.TrafficDistribution = corev1.ServiceTrafficDistributionPreferSameNode
+	})
+	hints := func(_ discoveryv1.EndpointSlice, e discoveryv1.Endpoint) string {
+		text := "zone"
+		if e.Zone != nil {
+			text += " " + *e.Zone
+		}
+		if e.Hints != nil {
+			for _, z := range e.Hints.ForZones {
+				text += ", for zone " + z.Name
+			}
+			for _, n := range e.Hints.ForNodes {
+				text += ", for node " + n.Name
+			}
+		}
+		return text
+	}
+	c.endpoints(ns, "web", hints, "zone, for node "+nodeName)
+	zone := func(name string) {
+		t.Helper()
+		patch := `{"metadata":{"labels":{"topology.kubernetes.io/zone":` + name + `}}}`
+		if _, err := c.client.CoreV1().Nodes().Patch(t.Context(), nodeName, types.MergePatchType, []byte(patch), metav1.PatchOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	zone(`"za"`)
+	c.endpoints(ns, "web", hints, "zone za, for zone za, for node "+nodeName)
+	for _, d := range []string{corev1.ServiceTrafficDistributionPreferSameZone, corev1.ServiceTrafficDistributionPreferClose} {
+		c.patchService(ns, fmt.Sprintf(`{"spec":{"trafficDistribution":%q}}`, d))
+		c.endpoints(ns, "web", hints, "zone za, for zone za")
+	}
+	zone(`"zb"`)
+	c.endpoints(ns, "web", hints, "zone zb, for zone zb")
+	c.patchService(ns, `{"spec":{"trafficDistribution":null}}`)
+	c.endpoints(ns, "web", hints, "zone zb")
+	zone("null")
+	c.endpoints(ns, "web", hints, "zone")
+}
+
+// testConditions: what endpoints say of pods that are not ready, that are published all the same, and that terminate. The slices tell when
+// that changed.
+func testConditions(t *testing.T, c *cluster) {
+	ns := c.namespace(t, "conditions")
+	c.silentNode("silent-conditions")
+	c.podOn(ns, "web-1", nodeName, func(p *corev1.Pod) { p.Labels = map[string]string{"app": "web", unready: "true"} })
+	c.podOn(ns, "web-2", "silent-conditions", func(p *corev1.Pod) { p.Labels = map[string]string{"app": "web"} })
+	two, err := c.client.CoreV1().Pods(ns).Get(t.Context(), "web-2", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	two.Status.Phase, two.Status.PodIP, two.Status.PodIPs = corev1.PodRunning, "10.244.9.9", []corev1.PodIP{{IP: "10.244.9.9"}}
+	two.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue, LastTransitionTime: metav1.Now()}}
+	if _, err := c.client.CoreV1().Pods(ns).UpdateStatus(t.Context(), two, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	c.service(ns, func(*corev1.Service) {})
+	tell := func(s discoveryv1.EndpointSlice, e discoveryv1.Endpoint) string {
+		if s.Annotations[corev1.EndpointsLastChangeTriggerTime] == "" {
+			return "a slice that does not tell when it changed"
+		}
+		return fmt.Sprintf("%s ready %t serving %t terminating %t", e.TargetRef.Name, *e.Conditions.Ready, *e.Conditions.Serving, *e.Conditions.Terminating)
+	}
+	c.endpoints(ns, "web", tell, "web-1 ready false serving false terminating false", "web-2 ready true serving true terminating false")
+	c.patchService(ns, `{"spec":{"publishNotReadyAddresses":true}}`)
+	c.endpoints(ns, "web", tell, "web-1 ready true serving false terminating false", "web-2 ready true serving true terminating false")
+	c.patchService(ns, `{"spec":{"publishNotReadyAddresses":false}}`)
+	if err := c.client.CoreV1().Pods(ns).Delete(t.Context(), "web-2", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	c.endpoints(ns, "web", tell, "web-1 ready false serving false terminating false", "web-2 ready false serving true terminating true")
+}
+
+// testMirror: Endpoints that a user writes become EndpointSlices, and go on as such.
+func testMirror(t *testing.T, c *cluster) {
+	ns := c.namespace(t, "mirror")
+	c.service(ns, func(s *corev1.Service) { s.Spec.Selector = nil })
+	api := c.client.CoreV1().Endpoints(ns)                  //nolint:staticcheck // still served
+	made, err := api.Create(t.Context(), &corev1.Endpoints{ //nolint:staticcheck // still served
+		ObjectMeta: metav1.ObjectMeta{Name: "web", Labels: map[string]string{"mine": "yes"}, Annotations: map[string]string{"told": "too"}},
+		Subsets: []corev1.EndpointSubset{{ //nolint:staticcheck // still served
+			Addresses:         []corev1.EndpointAddress{{IP: "198.51.100.1", Hostname: "one"}, {IP: "2001:db8::1"}},
+			NotReadyAddresses: []corev1.EndpointAddress{{IP: "198.51.100.2"}},
+			Ports:             []corev1.EndpointPort{{Name: "http", Port: 8080}, {Name: "dns", Port: 53, Protocol: corev1.ProtocolUDP}},
+		}},
+	}, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	tell := func(s discoveryv1.EndpointSlice, e discoveryv1.Endpoint) string {
+		var ports []string
+		for _, p := range s.Ports {
+			ports = append(ports, fmt.Sprintf("%s %s/%d", *p.Name, *p.Protocol, *p.Port))
+		}
+		if o := metav1.GetControllerOf(&s); o == nil || o.Kind != "Endpoints" || o.UID != made.UID || s.Labels["mine"] != "yes" || s.Annotations["told"] != "too" ||
+			s.Labels[discoveryv1.LabelManagedBy] != "endpointslicemirroring-controller.k8s.io" || !strings.HasPrefix(s.Name, "web-") {
+			return fmt.Sprintf("a slice of %+v", s.ObjectMeta)
+		}
+		text := fmt.Sprintf("%s %s ready %t at %s", s.AddressType, e.Addresses, *e.Conditions.Ready, strings.Join(ports, " "))
+		if e.Hostname != nil {
+			text += " as " + *e.Hostname
+		}
+		return text
+	}
+	const both = "dns UDP/53 http TCP/8080"
+	c.endpoints(ns, "web", tell, "IPv4 [198.51.100.1] ready true at "+both+" as one", "IPv4 [198.51.100.2] ready false at "+both, "IPv6 [2001:db8::1] ready true at "+both)
+	made.Subsets = []corev1.EndpointSubset{ //nolint:staticcheck // still served
+		{Addresses: []corev1.EndpointAddress{{IP: "198.51.100.1"}}, Ports: []corev1.EndpointPort{{Name: "http", Port: 8080}}},
+		{Addresses: []corev1.EndpointAddress{{IP: "198.51.100.3"}}, Ports: []corev1.EndpointPort{{Name: "http", Port: 9090}}},
+	}
+	if made, err = api.Update(t.Context(), made, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	c.endpoints(ns, "web", tell, "IPv4 [198.51.100.1] ready true at http TCP/8080", "IPv4 [198.51.100.3] ready true at http TCP/9090")
+	// What somebody takes away or changes comes back.
+	slices := c.client.DiscoveryV1().EndpointSlices(ns)
+	l, err := slices.List(t.Context(), metav1.ListOptions{})
+	if err != nil || len(l.Items) != 2 {
+		t.Fatalf("%d slices, %v", len(l.Items), err)
+	}
+	l.Items[0].Endpoints = nil
+	if _, err := slices.Update(t.Context(), &l.Items[0], metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := slices.Delete(t.Context(), l.Items[1].Name, metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	c.endpoints(ns, "web", tell, "IPv4 [198.51.100.1] ready true at http TCP/8080", "IPv4 [198.51.100.3] ready true at http TCP/9090")
+	// Neither for a Service with a selector, nor if they ask to be left alone.
+	c.patchService(ns, `{"spec":{"selector":{"app":"nobody"}}}`)
+	c.endpoints(ns, "web", tell)
+	c.patchService(ns, `{"spec":{"selector":null}}`)
+	c.endpoints(ns, "web", tell, "IPv4 [198.51.100.1] ready true at http TCP/8080", "IPv4 [198.51.100.3] ready true at http TCP/9090")
+	made.Labels[discoveryv1.LabelSkipMirror] = "true"
+	if _, err := api.Update(t.Context(), made, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	c.endpoints(ns, "web", tell)
+}
