@@ -16,6 +16,7 @@ const (
 	maxSliceEndpoints = 1000
 	maxSliceAddresses = 100
 	maxSlicePorts     = 20000
+	maxHints          = 8
 )
 
 func validateSlicePorts(ports []discoveryv1.EndpointPort, p *field.Path) field.ErrorList {
@@ -47,6 +48,39 @@ func validateSlicePorts(ports []discoveryv1.EndpointPort, p *field.Path) field.E
 			errs = append(errs, invalidIf(validation.IsQualifiedName(*a), pp.Child("appProtocol"), *a)...)
 		}
 	}
+	return errs
+}
+
+// validateHints checks for which zones and nodes an endpoint is said to be.
+func validateHints(h *discoveryv1.EndpointHints, p *field.Path) field.ErrorList {
+	if h == nil {
+		return nil
+	}
+	var errs field.ErrorList
+	check := func(names []string, p *field.Path, valid func(string) []string) {
+		if len(names) > maxHints {
+			errs = append(errs, field.TooMany(p, len(names), maxHints))
+			return
+		}
+		seen := sets.New[string]()
+		for i, name := range names {
+			at := p.Index(i).Child("name")
+			if seen.Has(name) {
+				errs = append(errs, field.Duplicate(at, name))
+			}
+			seen.Insert(name)
+			errs = append(errs, invalidIf(valid(name), at, name)...)
+		}
+	}
+	var zones, nodes []string
+	for _, z := range h.ForZones {
+		zones = append(zones, z.Name)
+	}
+	for _, n := range h.ForNodes {
+		nodes = append(nodes, n.Name)
+	}
+	check(zones, p.Child("forZones"), validation.IsValidLabelValue)
+	check(nodes, p.Child("forNodes"), subdomain)
 	return errs
 }
 

@@ -40,6 +40,10 @@ func discovery() []*descriptor.Resource {
 				if h := e.Hostname; h != nil {
 					errs = append(errs, invalidIf(validation.IsDNS1123Label(*h), field.NewPath("endpoints").Index(i).Child("hostname"), *h)...)
 				}
+				if n := e.NodeName; n != nil {
+					errs = append(errs, invalidIf(subdomain(*n), field.NewPath("endpoints").Index(i).Child("nodeName"), *n)...)
+				}
+				errs = append(errs, validateHints(e.Hints, field.NewPath("endpoints").Index(i).Child("hints"))...)
 				if len(e.Addresses) == 0 {
 					errs = append(errs, field.Required(p, "must contain at least 1 endpoint"))
 				}

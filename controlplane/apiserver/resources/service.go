@@ -30,12 +30,23 @@ func services() *descriptor.Resource {
 			if errs := validateFamiliesUpdate(s, old); len(errs) > 0 {
 				return errs
 			}
+			var errs field.ErrorList
 			if s.Spec.Type == corev1.ServiceTypeLoadBalancer && old.Spec.Type == corev1.ServiceTypeLoadBalancer && !apiequality.Semantic.DeepEqual(s.Spec.LoadBalancerClass, old.Spec.LoadBalancerClass) {
-				return field.ErrorList{field.Invalid(field.NewPath("spec", "loadBalancerClass"), s.Spec.LoadBalancerClass, "may not change once set")}
+				errs = append(errs, field.Invalid(field.NewPath("spec", "loadBalancerClass"), s.Spec.LoadBalancerClass, "may not change once set"))
 			}
-			return nil
+			if asksHealth(&s.Spec) && asksHealth(&old.Spec) && s.Spec.HealthCheckNodePort != old.Spec.HealthCheckNodePort {
+				errs = append(errs, field.Forbidden(field.NewPath("spec", "healthCheckNodePort"), "field is immutable"))
+			}
+			return errs
 		}),
 		Status: true,
+		PrepareUpdate: descriptor.PrepareChange(func(s, _ *corev1.Service) {
+			// What a load balancer wrote is nothing any more without one.
+			if s.Spec.Type != corev1.ServiceTypeLoadBalancer {
+				s.Status.LoadBalancer = corev1.LoadBalancerStatus{}
+			}
+		}),
+		ValidateStatus: descriptor.CheckUpdate(func(s, _ *corev1.Service) field.ErrorList { return validateBalancerStatus(s) }),
 		Selectable: func(o runtime.Object) fields.Set {
 			s := o.(*corev1.Service)
 			return fields.Set{"spec.type": string(s.Spec.Type), "spec.clusterIP": s.Spec.ClusterIP}
@@ -74,6 +85,11 @@ func defaultService(s *corev1.Service) {
 	}
 	if s.Spec.Type == corev1.ServiceTypeLoadBalancer {
 		set(&s.Spec.AllocateLoadBalancerNodePorts, true)
+		for i := range s.Status.LoadBalancer.Ingress {
+			if in := &s.Status.LoadBalancer.Ingress[i]; in.IP != "" {
+				set(&in.IPMode, corev1.LoadBalancerIPModeVIP)
+			}
+		}
 	}
 	if s.Spec.Type != corev1.ServiceTypeExternalName {
 		set(&s.Spec.InternalTrafficPolicy, corev1.ServiceInternalTrafficPolicyCluster)
@@ -152,7 +168,42 @@ func validateService(s *corev1.Service) field.ErrorList {
 			errs = append(errs, field.Invalid(p.Child("sessionAffinityConfig", "clientIP", "timeoutSeconds"), t, "must be greater than 0 and less than 86400"))
 		}
 	}
-	return append(errs, validateTrafficPolicies(&s.Spec, p)...)
+	return append(errs, validateTrafficPolicies(s, p)...)
+}
+
+// asksHealth tells whether load balancers ask each node for endpoints of the Service.
+func asksHealth(s *corev1.ServiceSpec) bool {
+	return s.Type == corev1.ServiceTypeLoadBalancer && s.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal
+}
+
+// validateBalancerStatus checks what a load balancer says of itself.
+func validateBalancerStatus(s *corev1.Service) field.ErrorList {
+	var errs field.ErrorList
+	p := field.NewPath("status", "loadBalancer", "ingress")
+	if len(s.Status.LoadBalancer.Ingress) > 0 && s.Spec.Type != corev1.ServiceTypeLoadBalancer {
+		return field.ErrorList{field.Forbidden(p, "may only be used when `spec.type` is LoadBalancer")}
+	}
+	for i, in := range s.Status.LoadBalancer.Ingress {
+		ip := p.Index(i)
+		if in.IP != "" {
+			errs = append(errs, validation.IsValidIPForLegacyField(ip.Child("ip"), in.IP, true, nil)...)
+		}
+		switch {
+		case in.IPMode == nil && in.IP != "":
+			errs = append(errs, field.Required(ip.Child("ipMode"), "must be specified when `ip` is set"))
+		case in.IPMode != nil && in.IP == "":
+			errs = append(errs, field.Forbidden(ip.Child("ipMode"), "may not be specified when `ip` is not set"))
+		case in.IPMode != nil:
+			errs = append(errs, oneOf(*in.IPMode, ip.Child("ipMode"), corev1.LoadBalancerIPModeVIP, corev1.LoadBalancerIPModeProxy)...)
+		}
+		if in.Hostname != "" {
+			errs = append(errs, invalidIf(validation.IsDNS1123Subdomain(in.Hostname), ip.Child("hostname"), in.Hostname)...)
+			if _, err := netip.ParseAddr(in.Hostname); err == nil {
+				errs = append(errs, field.Invalid(ip.Child("hostname"), in.Hostname, "must be a DNS name, not an IP address"))
+			}
+		}
+	}
+	return errs
 }
 
 // validateOrdinaryIP refuses addresses that mean something else on every host.
@@ -175,8 +226,9 @@ func validateOrdinaryIP(ip string, p *field.Path) field.ErrorList {
 }
 
 // validateTrafficPolicies checks what only some types of Services may have.
-func validateTrafficPolicies(s *corev1.ServiceSpec, p *field.Path) field.ErrorList {
+func validateTrafficPolicies(svc *corev1.Service, p *field.Path) field.ErrorList {
 	var errs field.ErrorList
+	s := &svc.Spec
 	balanced := s.Type == corev1.ServiceTypeLoadBalancer
 	if external := p.Child("externalTrafficPolicy"); balanced || s.Type == corev1.ServiceTypeNodePort || s.Type == corev1.ServiceTypeClusterIP && len(s.ExternalIPs) > 0 {
 		errs = append(errs, oneOf(s.ExternalTrafficPolicy, external, corev1.ServiceExternalTrafficPolicyCluster, corev1.ServiceExternalTrafficPolicyLocal)...)
@@ -186,7 +238,7 @@ func validateTrafficPolicies(s *corev1.ServiceSpec, p *field.Path) field.ErrorLi
 	if i := s.InternalTrafficPolicy; i != nil {
 		errs = append(errs, oneOf(*i, p.Child("internalTrafficPolicy"), corev1.ServiceInternalTrafficPolicyCluster, corev1.ServiceInternalTrafficPolicyLocal)...)
 	}
-	if s.HealthCheckNodePort != 0 && !(balanced && s.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal) {
+	if s.HealthCheckNodePort != 0 && !asksHealth(s) {
 		errs = append(errs, field.Invalid(p.Child("healthCheckNodePort"), s.HealthCheckNodePort, "may only be set when `type` is 'LoadBalancer' and `externalTrafficPolicy` is 'Local'"))
 	}
 	if d := s.TrafficDistribution; d != nil {
@@ -196,7 +248,11 @@ func validateTrafficPolicies(s *corev1.ServiceSpec, p *field.Path) field.ErrorLi
 	for i, r := range s.LoadBalancerSourceRanges {
 		errs = append(errs, validation.IsValidCIDRForLegacyField(ranges.Index(i), strings.TrimSpace(r), true, nil)...)
 	}
+	errs = append(errs, validateSourceAnnotation(svc)...)
 	if balanced {
+		if c := s.LoadBalancerClass; c != nil {
+			errs = append(errs, invalidIf(validation.IsQualifiedName(*c), p.Child("loadBalancerClass"), *c)...)
+		}
 		return errs
 	}
 	for name, set := range map[string]bool{
@@ -205,6 +261,26 @@ func validateTrafficPolicies(s *corev1.ServiceSpec, p *field.Path) field.ErrorLi
 		if set {
 			errs = append(errs, field.Forbidden(p.Child(name), "may only be used when `type` is 'LoadBalancer'"))
 		}
+	}
+	return errs
+}
+
+// validateSourceAnnotation checks the form that source ranges had before the field, which counts where both are there.
+func validateSourceAnnotation(s *corev1.Service) field.ErrorList {
+	text, ok := s.Annotations[corev1.AnnotationLoadBalancerSourceRangesKey]
+	if !ok || len(s.Spec.LoadBalancerSourceRanges) > 0 {
+		return nil
+	}
+	var errs field.ErrorList
+	p := field.NewPath("metadata", "annotations").Key(corev1.AnnotationLoadBalancerSourceRangesKey)
+	if s.Spec.Type != corev1.ServiceTypeLoadBalancer {
+		errs = append(errs, field.Forbidden(p, "may only be used when `type` is 'LoadBalancer'"))
+	}
+	if text = strings.TrimSpace(text); text == "" {
+		return errs
+	}
+	for r := range strings.SplitSeq(text, ",") {
+		errs = append(errs, validation.IsValidCIDRForLegacyField(p, strings.TrimSpace(r), true, nil)...)
 	}
 	return errs
 }

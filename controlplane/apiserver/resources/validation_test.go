@@ -362,6 +362,17 @@ func TestServices(t *testing.T) {
 		"affinity": {func(s *corev1.ServiceSpec) {
 			s.SessionAffinity, s.SessionAffinityConfig = "ClientIP", &corev1.SessionAffinityConfig{ClientIP: &corev1.ClientIPConfig{TimeoutSeconds: ptr(int32(86401))}}
 		}, []string{"spec.sessionAffinityConfig.clientIP.timeoutSeconds: Invalid value"}},
+		"affinity without a timeout": {func(s *corev1.ServiceSpec) {
+			s.SessionAffinity, s.SessionAffinityConfig = "ClientIP", &corev1.SessionAffinityConfig{}
+		}, nil},
+		"affinity of no seconds": {func(s *corev1.ServiceSpec) {
+			s.SessionAffinity, s.SessionAffinityConfig = "ClientIP", &corev1.SessionAffinityConfig{ClientIP: &corev1.ClientIPConfig{TimeoutSeconds: ptr(int32(0))}}
+		}, []string{"spec.sessionAffinityConfig.clientIP.timeoutSeconds: Invalid value"}},
+		"a balancer's class":  {func(s *corev1.ServiceSpec) { s.Type, s.LoadBalancerClass = "LoadBalancer", ptr("a b") }, []string{"spec.loadBalancerClass: Invalid value"}},
+		"a balancer's health": {func(s *corev1.ServiceSpec) { s.Type, s.HealthCheckNodePort = "LoadBalancer", 30001 }, []string{"spec.healthCheckNodePort: Invalid value"}},
+		"SCTP, near": {func(s *corev1.ServiceSpec) {
+			s.Ports[0].Protocol, s.TrafficDistribution = "SCTP", ptr(corev1.ServiceTrafficDistributionPreferSameNode)
+		}, nil},
 		"selector": {func(s *corev1.ServiceSpec) { s.Selector = map[string]string{"a": "b c"} }, []string{"spec.selector: Invalid value"}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -370,6 +381,76 @@ func TestServices(t *testing.T) {
 			refused(t, s, test.want...)
 		})
 	}
+}
+
+// TestServicesOfBalancers: what a load balancer may say, and what of a Service stays.
+func TestServicesOfBalancers(t *testing.T) {
+	balanced := func(change func(*corev1.Service)) *corev1.Service {
+		s := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: "s"}, Spec: corev1.ServiceSpec{Type: "LoadBalancer", ExternalTrafficPolicy: "Local", HealthCheckNodePort: 30001, Ports: []corev1.ServicePort{{Port: 80}}}}
+		change(s)
+		of(t, s).Default(s)
+		return s
+	}
+	old := balanced(func(*corev1.Service) {})
+	for name, test := range map[string]struct {
+		change func(*corev1.Service)
+		want   []string
+	}{
+		"good": {func(s *corev1.Service) {
+			s.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: "203.0.113.1"}, {Hostname: "lb.example"}}
+		}, nil},
+		"addresses": {func(s *corev1.Service) {
+			s.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: "203.0.113"}, {Hostname: "203.0.113.1"}, {Hostname: "-"}}
+		}, []string{"status.loadBalancer.ingress[0].ip: Invalid value", "status.loadBalancer.ingress[1].hostname: Invalid value", "status.loadBalancer.ingress[2].hostname: Invalid value"}},
+		"modes": {func(s *corev1.Service) {
+			s.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: "203.0.113.1", IPMode: ptr(corev1.LoadBalancerIPMode("Odd"))}, {Hostname: "lb.example", IPMode: ptr(corev1.LoadBalancerIPModeVIP)}}
+		}, []string{"status.loadBalancer.ingress[0].ipMode: Unsupported value", "status.loadBalancer.ingress[1].ipMode: Forbidden"}},
+		"of none": {func(s *corev1.Service) {
+			s.Spec.Type, s.Status.LoadBalancer.Ingress = "ClusterIP", []corev1.LoadBalancerIngress{{IP: "203.0.113.1"}}
+		}, []string{"status.loadBalancer.ingress: Forbidden"}},
+	} {
+		t.Run("status, "+name, func(t *testing.T) {
+			s := balanced(test.change)
+			if got := told(of(t, s).ValidateStatus(s, old)); !slices.Equal(got, test.want) {
+				t.Errorf("got %q, want %q", got, test.want)
+			}
+			if in := s.Status.LoadBalancer.Ingress; name == "good" && (in[0].IPMode == nil || *in[0].IPMode != corev1.LoadBalancerIPModeVIP || in[1].IPMode != nil) {
+				t.Errorf("ipMode %+v", in)
+			}
+		})
+	}
+	for name, test := range map[string]struct {
+		change func(*corev1.Service)
+		want   []string
+	}{
+		"nothing":     {func(*corev1.Service) {}, nil},
+		"health port": {func(s *corev1.Service) { s.Spec.HealthCheckNodePort = 30002 }, []string{"spec.healthCheckNodePort: Forbidden"}},
+		"class":       {func(s *corev1.Service) { s.Spec.LoadBalancerClass = ptr("a/b") }, []string{"spec.loadBalancerClass: Invalid value"}},
+		"policy":      {func(s *corev1.Service) { s.Spec.ExternalTrafficPolicy, s.Spec.HealthCheckNodePort = "Cluster", 0 }, nil},
+	} {
+		t.Run("update, "+name, func(t *testing.T) {
+			s := balanced(test.change)
+			if got := told(of(t, s).ValidateUpdate(s, old)); !slices.Equal(got, test.want) {
+				t.Errorf("got %q, want %q", got, test.want)
+			}
+		})
+	}
+	s := balanced(func(s *corev1.Service) {
+		s.Spec.Type, s.Status.LoadBalancer.Ingress = "NodePort", []corev1.LoadBalancerIngress{{IP: "203.0.113.1"}}
+	})
+	if of(t, s).PrepareUpdate(t.Context(), s, old); len(s.Status.LoadBalancer.Ingress) > 0 {
+		t.Errorf("a balancer's status stays with a NodePort Service: %+v", s.Status)
+	}
+	const key = corev1.AnnotationLoadBalancerSourceRangesKey
+	annotated := func(value string, change func(*corev1.Service)) *corev1.Service {
+		return balanced(func(s *corev1.Service) { s.Annotations = map[string]string{key: value}; change(s) })
+	}
+	refused(t, annotated(" 10.0.0.0/8, fd00::/8 ", func(*corev1.Service) {}))
+	refused(t, annotated("10.0.0.0", func(*corev1.Service) {}), "metadata.annotations["+key+"]: Invalid value")
+	refused(t, annotated("rubbish", func(s *corev1.Service) { s.Spec.LoadBalancerSourceRanges = []string{"10.0.0.0/8"} }))
+	refused(t, annotated("10.0.0.0/8", func(s *corev1.Service) {
+		s.Spec.Type, s.Spec.HealthCheckNodePort, s.Spec.AllocateLoadBalancerNodePorts = "NodePort", 0, nil
+	}), "metadata.annotations["+key+"]: Forbidden")
 }
 
 func TestOthers(t *testing.T) {
@@ -395,6 +476,13 @@ func TestOthers(t *testing.T) {
 			[]string{"endpoints[0].addresses: Required value", "endpoints[1].addresses[0]: Invalid value"}},
 		"ports of a slice": {&discoveryv1.EndpointSlice{AddressType: "IPv4", Ports: []discoveryv1.EndpointPort{{Name: ptr("A"), Port: ptr(int32(0))}, {}, {Protocol: ptr(corev1.Protocol("X"))}}},
 			[]string{"ports[0].name: Invalid value", "ports[0].port: Invalid value", "ports[2].name: Duplicate value", "ports[2].protocol: Unsupported value"}},
+		"hints": {&discoveryv1.EndpointSlice{AddressType: "IPv4", Endpoints: []discoveryv1.Endpoint{
+			{Addresses: []string{"10.0.0.1"}, NodeName: ptr("A"), Hints: &discoveryv1.EndpointHints{ForZones: []discoveryv1.ForZone{{Name: "a"}, {Name: "a"}, {Name: "b c"}}, ForNodes: []discoveryv1.ForNode{{Name: "N"}}}},
+			{Addresses: []string{"10.0.0.2"}, Hints: &discoveryv1.EndpointHints{ForZones: make([]discoveryv1.ForZone, 9)}},
+		}}, []string{
+			"endpoints[0].nodeName: Invalid value", "endpoints[0].hints.forZones[1].name: Duplicate value", "endpoints[0].hints.forZones[2].name: Invalid value", "endpoints[0].hints.forNodes[0].name: Invalid value",
+			"endpoints[1].hints.forZones: Too many",
+		}},
 		"addresses that lead nowhere": {&discoveryv1.EndpointSlice{AddressType: "IPv4", Endpoints: []discoveryv1.Endpoint{{Addresses: []string{"127.0.0.1"}}, {Addresses: []string{"fd00::1"}}, {Addresses: []string{"10.0.0.1"}, Hostname: ptr("A.b")}}},
 			[]string{"endpoints[0].addresses[0]: Invalid value", "endpoints[1].addresses[0]: Invalid value", "endpoints[2].hostname: Invalid value"}},
 		"Endpoints": {&corev1.Endpoints{Subsets: []corev1.EndpointSubset{{}, {NotReadyAddresses: []corev1.EndpointAddress{{IP: "x"}, {IP: "169.254.1.1"}}, Ports: []corev1.EndpointPort{{}, {Name: "a", Port: 1, Protocol: "X"}}}}}, //nolint:staticcheck // still served
