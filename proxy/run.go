@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/netip"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"time"
@@ -14,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
 	"k8s.io/client-go/util/workqueue"
@@ -25,7 +27,8 @@ import (
 
 // Config says what to follow and where to write.
 type Config struct {
-	Informers informers.SharedInformerFactory
+	Client    kubernetes.Interface            // whose Services and EndpointSlices are followed
+	Informers informers.SharedInformerFactory // of Nodes
 	Table     bpf.LoadBalancerTable
 	Node      Node // its zone is followed
 	// Recorder tells of Services that can't be served as they ask; nil: only the log does.
@@ -36,11 +39,12 @@ type Config struct {
 
 // Proxy follows Services.
 type Proxy struct {
-	cfg              Config
-	services, slices cache.Indexer
-	queue            workqueue.TypedRateLimitingInterface[string]
-	synced           []cache.InformerSynced
-	started          time.Time
+	cfg      Config
+	services *held[corev1.Service, *corev1.Service]
+	slices   *held[discoveryv1.EndpointSlice, *discoveryv1.EndpointSlice]
+	queue    workqueue.TypedRateLimitingInterface[string]
+	nodes    cache.InformerSynced
+	started  time.Time
 
 	changes *changes
 	metrics *instruments
@@ -53,9 +57,6 @@ type Proxy struct {
 	gone map[string][]string // by Service key: UIDs of Services that are no more, whose rows are to go
 }
 
-// byService is the index of EndpointSlices by the key of their Service.
-const byService = "proxy-service"
-
 // serviceOf is the key of the Service that a slice belongs to, or empty.
 func serviceOf(s *discoveryv1.EndpointSlice) string {
 	if name := s.Labels[discoveryv1.LabelServiceName]; name != "" {
@@ -66,17 +67,8 @@ func serviceOf(s *discoveryv1.EndpointSlice) string {
 
 func keyOf(s *corev1.Service) string { return s.Namespace + "/" + s.Name }
 
-// New registers with the informers; start them afterwards.
+// New registers with the informers; start them afterwards. Services are followed from Run on.
 func New(cfg Config) (*Proxy, error) {
-	svc, sl, nodes := cfg.Informers.Core().V1().Services().Informer(), cfg.Informers.Discovery().V1().EndpointSlices().Informer(), cfg.Informers.Core().V1().Nodes().Informer()
-	if err := sl.AddIndexers(cache.Indexers{byService: func(obj any) ([]string, error) {
-		if s, ok := obj.(*discoveryv1.EndpointSlice); ok && serviceOf(s) != "" {
-			return []string{serviceOf(s)}, nil
-		}
-		return nil, nil
-	}}); err != nil {
-		return nil, fmt.Errorf("proxy: %w", err)
-	}
 	if cfg.Recorder == nil {
 		cfg.Recorder = &record.FakeRecorder{} // without a channel it says nothing
 	}
@@ -86,50 +78,36 @@ func New(cfg Config) (*Proxy, error) {
 	m := newInstruments()
 	m.register(cfg.Registry)
 	p := &Proxy{
-		cfg: cfg, services: svc.GetIndexer(), slices: sl.GetIndexer(), started: time.Now(),
+		cfg: cfg, started: time.Now(),
 		changes: newChanges(m), metrics: m, trouble: newTrouble(cfg.Recorder, cfg.Node.Name), node: cfg.Node, gone: map[string][]string{},
 		queue: workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[string](10*time.Millisecond, 30*time.Second)),
 	}
 	p.health = newHealth(p.changes, m)
 	p.checks = newHealthChecks(cfg.Node.Addrs, p.health.healthy)
-	for informer, handler := range map[cache.SharedIndexInformer]cache.ResourceEventHandler{
-		svc:   handlers(p.serviceChanged),
-		sl:    handlers(p.sliceChanged),
-		nodes: handlers(p.nodeChanged),
-	} {
-		registration, err := informer.AddEventHandler(handler)
-		if err != nil {
-			return nil, fmt.Errorf("proxy: %w", err)
-		}
-		p.synced = append(p.synced, registration.HasSynced)
+	p.services = &held[corev1.Service, *corev1.Service]{
+		keep: keptService, service: keyOf, listed: func(*corev1.Service) {}, changed: p.serviceChanged,
+		added:   func(key string) { p.note(key, 1, 0, time.Time{}) },
+		objects: map[string]string{}, synced: make(chan struct{}),
 	}
-	return p, nil
-}
-
-// handlers makes one function of three: old is nil for what is new, and now for what is gone.
-func handlers[T any](changed func(old, now *T)) cache.ResourceEventHandler {
-	return cache.ResourceEventHandlerFuncs{
-		AddFunc: func(obj any) {
-			if now, ok := obj.(*T); ok {
-				changed(nil, now)
-			}
-		},
-		UpdateFunc: func(before, obj any) {
-			old, ok1 := before.(*T)
-			now, ok2 := obj.(*T)
-			if ok1 && ok2 {
-				changed(old, now)
-			}
-		},
+	p.slices = &held[discoveryv1.EndpointSlice, *discoveryv1.EndpointSlice]{
+		keep: keptSlice(cfg.Node.Name), service: serviceOf, listed: p.weigh, changed: p.sliceChanged,
+		added:   func(key string) { p.note(key, 0, 1, time.Time{}) },
+		objects: map[string]string{}, of: map[string][]string{}, synced: make(chan struct{}),
+	}
+	nodes, err := cfg.Informers.Core().V1().Nodes().Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc:    p.nodeChanged,
+		UpdateFunc: func(_, now any) { p.nodeChanged(now) },
 		DeleteFunc: func(obj any) {
-			if t, ok := obj.(cache.DeletedFinalStateUnknown); ok {
-				obj = t.Obj
-			}
-			if old, ok := obj.(*T); ok {
-				changed(old, nil)
+			if key, err := cache.DeletionHandlingMetaNamespaceKeyFunc(obj); err == nil && key == cfg.Node.Name {
+				p.health.leaving.Store(true)
 			}
 		},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("proxy: %w", err)
 	}
+	p.nodes = nodes.HasSynced
+	return p, nil
 }
 
 // serviceChanged notes that a Service's rows are to be looked at. A Service that was deleted and made anew between two lists comes
@@ -145,7 +123,15 @@ func (p *Proxy) serviceChanged(old, now *corev1.Service) {
 		p.gone[key] = append(p.gone[key], string(old.UID))
 		p.mu.Unlock()
 	}
-	p.changes.note(key, 1, 0, time.Time{})
+	p.note(key, 1, 0, time.Time{})
+}
+
+// note has the rows of a Service looked at, if the key is of one.
+func (p *Proxy) note(key string, services, endpoints int, trigger time.Time) {
+	if key == "" {
+		return
+	}
+	p.changes.note(key, services, endpoints, trigger)
 	p.queue.Add(key)
 }
 
@@ -163,29 +149,27 @@ func (p *Proxy) sliceChanged(old, now *discoveryv1.EndpointSlice) {
 				trigger = t
 			}
 		}
-		if _, err := weightOf(now); err != nil && (old == nil || now.Annotations[AnnotationWeight] != weight) {
-			p.trouble.slice(now, err)
+		if old == nil || now.Annotations[AnnotationWeight] != weight {
+			p.weigh(now)
 		}
 	}
-	if before != "" && before != after {
-		p.changes.note(before, 0, 1, time.Time{})
-		p.queue.Add(before)
+	if before != after {
+		p.note(before, 0, 1, time.Time{})
 	}
-	if after != "" {
-		p.changes.note(after, 0, 1, trigger)
-		p.queue.Add(after)
+	p.note(after, 0, 1, trigger)
+}
+
+// weigh tells of a slice whose weight can't be read.
+func (p *Proxy) weigh(s *discoveryv1.EndpointSlice) {
+	if _, err := weightOf(s); err != nil {
+		p.trouble.slice(s, err)
 	}
 }
 
 // nodeChanged follows the zone of our node, and whether it is to stay.
-func (p *Proxy) nodeChanged(old, n *corev1.Node) {
-	if n == nil {
-		if old.Name == p.cfg.Node.Name {
-			p.health.leaving.Store(true)
-		}
-		return
-	}
-	if n.Name != p.cfg.Node.Name {
+func (p *Proxy) nodeChanged(obj any) {
+	n, ok := obj.(*corev1.Node)
+	if !ok || n.Name != p.cfg.Node.Name {
 		return
 	}
 	p.health.follow(n)
@@ -212,7 +196,7 @@ func (p *Proxy) SetAddrs(addrs []netip.Addr) {
 
 // all has the rows of every Service looked at again.
 func (p *Proxy) all() {
-	for _, key := range p.services.ListKeys() {
+	for _, key := range p.services.keys() {
 		p.queue.Add(key)
 	}
 }
@@ -221,7 +205,19 @@ func (p *Proxy) all() {
 func (p *Proxy) Run(ctx context.Context) error {
 	defer p.queue.ShutDown()
 	defer p.checks.close()
-	if !cache.WaitForCacheSync(ctx.Done(), p.synced...) {
+	var following sync.WaitGroup
+	defer following.Wait()
+	for _, r := range reflectors(p.cfg.Client, p.services, p.slices) {
+		following.Go(func() { r.RunWithContext(ctx) })
+	}
+	for _, synced := range []chan struct{}{p.services.synced, p.slices.synced} {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-synced:
+		}
+	}
+	if !cache.WaitForCacheSync(ctx.Done(), p.nodes) {
 		return nil
 	}
 	backoff := wait.Backoff{Duration: 10 * time.Millisecond, Factor: 2, Steps: 12, Cap: 30 * time.Second}
@@ -233,12 +229,16 @@ func (p *Proxy) Run(ctx context.Context) error {
 		}
 	}
 	defer context.AfterFunc(ctx, p.queue.ShutDown)()
-	for {
+	for first := true; ; {
 		keys := p.next()
 		if len(keys) == 0 {
 			return nil
 		}
 		p.sync(keys)
+		if first && p.queue.Len() == 0 {
+			first = false
+			go debug.FreeOSMemory() // the first lists took what is not needed any more
+		}
 	}
 }
 
@@ -262,8 +262,8 @@ func (p *Proxy) next() []string {
 // frontend that moved from a deleted Service to a new one is free.
 func (p *Proxy) prune() error {
 	live := map[string]bool{}
-	for _, obj := range p.services.List() {
-		if s, ok := obj.(*corev1.Service); ok {
+	for _, key := range p.services.keys() {
+		if s := p.services.get(key); s != nil {
 			live[string(s.UID)] = true
 		}
 	}
@@ -329,17 +329,10 @@ func (p *Proxy) job(key string, node Node) *job {
 	p.mu.Lock()
 	j.gone = p.gone[key]
 	p.mu.Unlock()
-	obj, exists, err := p.services.GetByKey(key)
-	if err != nil || !exists {
-		return j // the index answers by key only, and that never fails
+	if j.service = p.services.get(key); j.service == nil {
+		return j
 	}
-	j.service, _ = obj.(*corev1.Service)
-	list, _ := p.slices.ByIndex(byService, key) // fails for an index that is not there
-	for _, o := range list {
-		if s, ok := o.(*discoveryv1.EndpointSlice); ok {
-			j.slices = append(j.slices, s)
-		}
-	}
+	j.slices = p.slices.ofService(key)
 	j.rows = Desired(j.service, j.slices, node)
 	return j
 }

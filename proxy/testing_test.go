@@ -141,11 +141,11 @@ func start(t *testing.T, client *fake.Clientset, table bpf.LoadBalancerTable, no
 	f := informers.NewSharedInformerFactory(client, 0)
 	r := &running{table: watched(table), registry: metrics.NewKubeRegistry(), events: record.NewFakeRecorder(10000), done: make(chan error, 1)}
 	var err error
-	r.Proxy, err = New(Config{Informers: f, Table: r.table, Node: node, Recorder: r.events, Registry: r.registry})
+	r.Proxy, err = New(Config{Client: client, Informers: f, Table: r.table, Node: node, Recorder: r.events, Registry: r.registry})
 	must(t, err)
 	f.Start(ctx.Done())
 	go func() { r.done <- r.Run(ctx) }()
-	for range f.WaitForCacheSync(ctx.Done()) {
+	for range 3 { // of Services, of EndpointSlices, of Nodes
 		<-opened
 	}
 	mu.Lock()

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"runtime/debug"
 	"sync"
 	"syscall"
 	"time"
@@ -138,6 +139,7 @@ func runAgent() {
 }
 
 func (s agentSpec) run(ctx context.Context, out io.Writer) error {
+	debug.SetGCPercent(50) // as the agent does
 	pins := filepath.Join(s.Dir, "bpf")
 	if err := bpf.MountBPFFS(pins); err != nil {
 		return err
@@ -162,7 +164,7 @@ func (s agentSpec) run(ctx context.Context, out io.Writer) error {
 		return err
 	}
 	f := informers.NewSharedInformerFactory(client, 0)
-	p, err := proxy.New(proxy.Config{Informers: f, Table: &toldTable{Table: d.LoadBalancers(), tell: tell, missing: s.Services}, Node: proxy.Node{Name: "bench", Addrs: []netip.Addr{s.NodeAddr}}})
+	p, err := proxy.New(proxy.Config{Client: client, Informers: f, Table: &toldTable{LoadBalancerTable: d.LoadBalancers(), tell: tell, missing: s.Services}, Node: proxy.Node{Name: "bench", Addrs: []netip.Addr{s.NodeAddr}}})
 	if err != nil {
 		return err
 	}
@@ -175,26 +177,31 @@ func (s agentSpec) run(ctx context.Context, out io.Writer) error {
 
 // toldTable tells of what has been written.
 type toldTable struct {
-	bpf.Table[bpf.LoadBalancer]
+	bpf.LoadBalancerTable
 	mu      sync.Mutex
 	tell    *gob.Encoder
 	missing int // Services that have not been written yet
 }
 
-// Replace implements bpf.Table.
-func (t *toldTable) Replace(owner string, want []bpf.LoadBalancer) (bpf.Changes, error) {
-	c, err := t.Table.Replace(owner, want)
-	if err != nil {
-		return c, err
-	}
-	now := monotonic()
+// ReplaceAll implements bpf.LoadBalancerTable.
+func (t *toldTable) ReplaceAll(want map[string][]bpf.LoadBalancer) (bpf.Changes, map[string]error) {
+	c, errs := t.LoadBalancerTable.ReplaceAll(want)
+	w := written{At: monotonic()}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.missing > 0 {
-		if t.missing--; t.missing > 0 {
-			return c, nil
+	started := t.missing <= 0
+	for owner := range want {
+		if errs[owner] != nil {
+			continue
 		}
-		return c, t.tell.Encode(written{At: now})
+		if t.missing--; started {
+			w.Owners = append(w.Owners, owner)
+		}
 	}
-	return c, t.tell.Encode(written{[]string{owner}, now})
+	if started == (len(w.Owners) > 0) && t.missing <= 0 {
+		if err := t.tell.Encode(w); err != nil {
+			fmt.Fprintln(os.Stderr, "agent:", err)
+		}
+	}
+	return c, errs
 }

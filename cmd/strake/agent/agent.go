@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"runtime/debug"
 	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
@@ -78,8 +79,15 @@ func CNI(l layout.Layout, d *bpf.Datapath, nodeAddrs []netip.Addr, mtu func() in
 	})
 }
 
+// gcPercent makes the heap grow by half between collections rather than to the double: most of what an agent of a large cluster
+// holds stays, and what it allocates is little.
+const gcPercent = 50
+
 // Run runs the node until ctx ends. Pods and their network go on without it.
 func Run(ctx context.Context, cfg Config) error {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(gcPercent)
+	}
 	l := cfg.Layout
 	d, err := OpenDatapath(cfg)
 	if err != nil {
@@ -151,7 +159,12 @@ func Run(ctx context.Context, cfg Config) error {
 	g.Go(func() error { return id.Run(ctx) })
 	g.Go(func() error { return server.Run(ctx) })
 	g.Go(func() error { return nodes.Run(ctx) })
-	g.Go(func() error { return svc.Run(ctx) })
+	g.Go(func() error {
+		if ready.API(ctx, netClient.Discovery().RESTClient()) != nil {
+			return nil // ctx ended
+		}
+		return svc.Run(ctx)
+	})
 	g.Go(func() error { return names.Run(ctx) })
 	g.Go(func() error { return resolver.Run(ctx) })
 	g.Go(func() error {

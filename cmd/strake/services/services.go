@@ -68,7 +68,7 @@ func New(cfg Config) (*Services, error) {
 	}
 	s.registry.RawMustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), drops{cfg.Datapath})
 	s.proxy, err = proxy.New(proxy.Config{
-		Informers: cfg.Informers, Table: cfg.Datapath.LoadBalancers(), Node: cfg.Node, Registry: s.registry,
+		Client: cfg.Client, Informers: cfg.Informers, Table: cfg.Datapath.LoadBalancers(), Node: cfg.Node, Registry: s.registry,
 		Recorder: s.events.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "strake-proxy", Host: cfg.Node.Name}),
 	})
 	return s, err
