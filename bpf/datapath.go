@@ -43,6 +43,10 @@ type Config struct {
 	// address (169.254.20.10 by custom) lists that.
 	AllowLinkLocal []netip.Prefix
 
+	// Flows is how many connections the node follows at a time, and as many flows of all other kinds; zero: DefaultFlows. Each takes some 300
+	// bytes of kernel memory.
+	Flows int
+
 	noSetRetval bool      // tests: as on Linux before 6.1
 	masqPorts   portRange // tests: instead of those that the kernel leaves
 }
@@ -94,17 +98,25 @@ func Open(c Config) (*Datapath, error) {
 	if err := errors.Join(resizeCounters(c.PinDir), resizeTables(c.PinDir)); err != nil {
 		return nil, err
 	}
+	if err := c.growFlows(); err != nil {
+		return nil, err
+	}
 	d := &Datapath{pinDir: c.PinDir}
-	if err := d.load(c); err != nil {
+	if err := d.load(c, nil); err != nil {
 		return nil, errors.Join(err, d.Close())
 	}
-	var err error
-	if d.loadBalancers, err = openLoadBalancers(d.net.Maps); err == nil {
-		if d.endpoints, err = openEndpoints(d.net.Maps); err == nil {
-			if d.names, err = openNames(d.net.Maps); err == nil {
-				d.remotes, err = openRemotes(d.net.Maps)
-			}
-		}
+	err := d.takeOldFlows()
+	if err == nil {
+		d.loadBalancers, err = openLoadBalancers(d.net.Maps)
+	}
+	if err == nil {
+		d.endpoints, err = openEndpoints(d.net.Maps)
+	}
+	if err == nil {
+		d.names, err = openNames(d.net.Maps)
+	}
+	if err == nil {
+		d.remotes, err = openRemotes(d.net.Maps)
 	}
 	if err == nil {
 		err = d.sweep()
@@ -149,8 +161,9 @@ func ofEachFamily(what string, addrs []netip.Addr) error {
 	return nil
 }
 
-// load brings both objects into the kernel, with their constants set.
-func (d *Datapath) load(c Config) error {
+// load brings both objects into the kernel, with their constants set. before are tables of flows from which the programs take what is not in
+// theirs.
+func (d *Datapath) load(c Config, before map[string]*ebpf.Map) error {
 	cookie, err := netnsCookie(c.CgroupRoot)
 	if err != nil {
 		return err
@@ -179,12 +192,23 @@ func (d *Datapath) load(c Config) error {
 		if err != nil {
 			return nil, fmt.Errorf("bpf: object: %w", err)
 		}
+		replaced := map[string]*ebpf.Map{}
+		for _, name := range flowTables {
+			if s.Maps[name] == nil {
+				continue
+			}
+			s.Maps[name].MaxEntries = c.flowRows()
+			if before[name] != nil {
+				s.Maps[name+beforeSuffix].MaxEntries = before[name].MaxEntries()
+				replaced[name+beforeSuffix] = before[name]
+			}
+		}
 		for name, v := range constants {
 			if err := s.Variables[name].Set(v); err != nil {
 				return nil, fmt.Errorf("bpf: constant %s: %w", name, err)
 			}
 		}
-		coll, err := ebpf.NewCollectionWithOptions(s, ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: c.PinDir}})
+		coll, err := ebpf.NewCollectionWithOptions(s, ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: c.PinDir}, MapReplacements: replaced})
 		if err != nil {
 			return nil, fmt.Errorf("bpf: load (the kernel must be Linux 5.10 or newer, with BPF): %w", err)
 		}
@@ -200,6 +224,7 @@ func (d *Datapath) load(c Config) error {
 	dns4, dns6 := constantsOf(c.DNSAddrs)
 	constants := map[string]any{
 		"dns_addr4": dns4, "dns_addr6": dns6, "dns_ttl": c.DNSTTL, "dns_zone": wire, "dns_zone_len": uint32(len(zone)), "dns_zone_labels": uint32(labels),
+		"flows_have_before": before != nil,
 	}
 	if err := c.masquerade(constants); err != nil {
 		return err
@@ -215,6 +240,32 @@ func (d *Datapath) load(c Config) error {
 		fillRanges(d.net.Maps["masq_sources"], "to be masqueraded", c.MasqueradeSources),
 		fillRanges(d.net.Maps["link_local_allowed"], "link-local for pods", c.AllowLinkLocal),
 	)
+}
+
+// switchLinks brings the programs that stand on interfaces up to date.
+func (d *Datapath) switchLinks() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	entries, err := os.ReadDir(d.pinDir)
+	if err != nil {
+		return fmt.Errorf("bpf: %w", err)
+	}
+	for _, e := range entries {
+		if program, ifindex, ok := filterOf(e.Name()); ok && d.net.Programs[program] != nil {
+			if err := attachClsact(d.pinDir, ifindex, program, d.net.Programs[program]); err != nil {
+				return err
+			}
+		}
+		rest, ok := strings.CutPrefix(e.Name(), linkPrefix)
+		i := strings.LastIndexByte(rest, '_')
+		if !ok || i < 0 || d.net.Programs[rest[:i]] == nil {
+			continue
+		}
+		if _, err := updatePinned(filepath.Join(d.pinDir, e.Name()), d.net.Programs[rest[:i]]); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // levelOf is how far a folder of the cgroup tree is below its root.

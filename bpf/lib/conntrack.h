@@ -70,6 +70,25 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } flows_passing SEC(".maps");
 
+/* The tables before these, while tables of another size take over: what is not here yet is there. Set at load, and only until all programs
+ * know the new ones. */
+const volatile __u8 flows_have_before;
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct flow_key);
+	__type(value, struct flow);
+} flows_open_before SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1);
+	__type(key, struct flow_key);
+	__type(value, struct flow);
+} flows_passing_before SEC(".maps");
+
 /* When flows_open had no room last: monotonic clock, seconds; 0: it has. No connection begins then, until the agent has made room; without an
  * agent, it is tried again after a while. */
 #define FULL_FOR 2
@@ -198,6 +217,23 @@ static __always_inline struct flow *flow_row(const struct flow_key *key)
 	return f ? f : bpf_map_lookup_elem(&flows_passing, key);
 }
 
+/* Takes the row of a key over from the tables before. */
+static __always_inline void flow_fetch(struct scratch *s, const struct flow_key *key)
+{
+	struct flow *f = bpf_map_lookup_elem(&flows_open_before, key);
+
+	if (f) {
+		s->other = *f;
+		bpf_map_update_elem(&flows_open, key, &s->other, BPF_NOEXIST);
+		return;
+	}
+	f = bpf_map_lookup_elem(&flows_passing_before, key);
+	if (f) {
+		s->other = *f;
+		bpf_map_update_elem(&flows_passing, key, &s->other, BPF_NOEXIST);
+	}
+}
+
 /* Whether the flow of s->key is there and alive: then its row is copied to s->flow. */
 int __attribute__((noinline)) flow_get(struct __sk_buff *skb)
 {
@@ -212,6 +248,10 @@ int __attribute__((noinline)) flow_get(struct __sk_buff *skb)
 		s->flow.state |= FLOW_OPEN;
 	} else {
 		f = bpf_map_lookup_elem(&flows_passing, &s->key);
+		if (!f && flows_have_before) {
+			flow_fetch(s, &s->key);
+			f = flow_row(&s->key);
+		}
 		if (!f)
 			return 0;
 		s->flow = *f;
@@ -295,6 +335,8 @@ int __attribute__((noinline)) flow_take(struct __sk_buff *skb)
 	if (!skb || !s)
 		return -1;
 	f = flow_row(&s->back);
+	if (!f && flows_have_before && (bpf_map_lookup_elem(&flows_open_before, &s->back) || bpf_map_lookup_elem(&flows_passing_before, &s->back)))
+		return -1;
 	if (f) {
 		if (flow_alive(f, s->back.proto, s->flow.seen))
 			return -1;
