@@ -52,8 +52,12 @@ func Downgrade(pinDir string, layout uint32) error {
 		return err
 	}
 	defer version.Close()
-	if have == layout { // one that was killed; or there is nothing to do, and this does nothing that lasts
-		if err := migrate(pinDir, have); err != nil {
+	if have == layout { // a call that was killed, or nothing is to be done
+		done, err := isLayout2(pinDir)
+		if err == nil && done {
+			return unpinNewer(pinDir)
+		}
+		if err = errors.Join(err, migrate(pinDir, have)); err != nil {
 			return err
 		}
 	} else if have != layoutVersion {
@@ -105,7 +109,7 @@ func mapsOfLayout2(pinDir string) (map[string]*ebpf.Map, error) {
 		return out, err
 	}
 	flows := flowsIn(pinDir)
-	for _, name := range []string{"lb_services", "lb_frontends", "lb_backends", "endpoints", oldFlows, oldMasq} {
+	for _, name := range converted2 {
 		if flows == nil && (name == oldFlows || name == oldMasq) {
 			continue
 		}
@@ -280,6 +284,35 @@ func unpinNewer(pinDir string) error {
 	return nil
 }
 
+// converted2 are the maps whose rows have another form in layout 2.
+var converted2 = []string{"lb_services", "lb_frontends", "lb_backends", "endpoints", oldFlows, oldMasq}
+
+// isLayout2 tells whether all of them have that form.
+func isLayout2(pinDir string) (bool, error) {
+	for _, name := range converted2 {
+		m, err := ebpf.LoadPinnedMap(filepath.Join(pinDir, name), nil)
+		if errors.Is(err, os.ErrNotExist) {
+			if flowsIn(pinDir) != nil {
+				return false, nil
+			}
+			continue
+		}
+		if err != nil {
+			return false, fmt.Errorf("bpf: %s: %w", name, err)
+		}
+		is := hasForm(m, layout2[name])
+		m.Close()
+		if !is {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
+func hasForm(m *ebpf.Map, want ebpf.MapSpec) bool {
+	return m.Type() == want.Type && m.KeySize() == want.KeySize && m.ValueSize() == want.ValueSize && (want.MaxEntries == 0 || m.MaxEntries() == want.MaxEntries)
+}
+
 // unpinUnless unpins a map of another form than that wanted. Its rows are no loss: those that matter have been written anew.
 func unpinUnless(pin string, want ebpf.MapSpec) error {
 	m, err := ebpf.LoadPinnedMap(pin, nil)
@@ -287,7 +320,7 @@ func unpinUnless(pin string, want ebpf.MapSpec) error {
 		return err
 	}
 	defer m.Close()
-	if m.Type() == want.Type && m.KeySize() == want.KeySize && m.ValueSize() == want.ValueSize && (want.MaxEntries == 0 || m.MaxEntries() == want.MaxEntries) {
+	if hasForm(m, want) {
 		return nil
 	}
 	return os.Remove(pin)
