@@ -108,6 +108,17 @@ type netFlowKey struct {
 	Pad   uint16
 }
 
+type netFragment struct {
+	_       structs.HostLayout
+	Saddr   netAddr
+	Daddr   netAddr
+	Ifindex uint32
+	Service uint32
+	Reply   uint8
+	Flags   uint8
+	Pad     [3]uint16
+}
+
 type netFragmentKey struct {
 	_     structs.HostLayout
 	Saddr netAddr
@@ -278,11 +289,13 @@ type netWatch struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	netMapAnswersLeave       = "answers_leave"
 	netMapCounters           = "counters"
 	netMapDnsScratch         = "dns_scratch"
 	netMapEndpoints          = "endpoints"
 	netMapEvents             = "events"
 	netMapEventsLost         = "events_lost"
+	netMapFlowFragments      = "flow_fragments"
 	netMapFlowsEvents        = "flows_events"
 	netMapFlowsFull          = "flows_full"
 	netMapFlowsOpen          = "flows_open"
@@ -310,6 +323,7 @@ const (
 	netMapScratches          = "scratches"
 	netProgStrakeEgress      = "strake_egress"
 	netProgStrakePod         = "strake_pod"
+	netProgStrakeToPod       = "strake_to_pod"
 	netProgStrakeTunnelIn    = "strake_tunnel_in"
 	netProgStrakeTunnelOut   = "strake_tunnel_out"
 	netProgStrakeUplink      = "strake_uplink"
@@ -373,6 +387,7 @@ type netSpecs struct {
 type netProgramSpecs struct {
 	StrakeEgress    *ebpf.ProgramSpec `ebpf:"strake_egress"`
 	StrakePod       *ebpf.ProgramSpec `ebpf:"strake_pod"`
+	StrakeToPod     *ebpf.ProgramSpec `ebpf:"strake_to_pod"`
 	StrakeTunnelIn  *ebpf.ProgramSpec `ebpf:"strake_tunnel_in"`
 	StrakeTunnelOut *ebpf.ProgramSpec `ebpf:"strake_tunnel_out"`
 	StrakeUplink    *ebpf.ProgramSpec `ebpf:"strake_uplink"`
@@ -382,11 +397,13 @@ type netProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type netMapSpecs struct {
+	AnswersLeave       *ebpf.MapSpec `ebpf:"answers_leave"`
 	Counters           *ebpf.MapSpec `ebpf:"counters"`
 	DnsScratch         *ebpf.MapSpec `ebpf:"dns_scratch"`
 	Endpoints          *ebpf.MapSpec `ebpf:"endpoints"`
 	Events             *ebpf.MapSpec `ebpf:"events"`
 	EventsLost         *ebpf.MapSpec `ebpf:"events_lost"`
+	FlowFragments      *ebpf.MapSpec `ebpf:"flow_fragments"`
 	FlowsEvents        *ebpf.MapSpec `ebpf:"flows_events"`
 	FlowsFull          *ebpf.MapSpec `ebpf:"flows_full"`
 	FlowsOpen          *ebpf.MapSpec `ebpf:"flows_open"`
@@ -454,11 +471,13 @@ func (o *netObjects) Close() error {
 //
 // It can be passed to loadNetObjects or ebpf.CollectionSpec.LoadAndAssign.
 type netMaps struct {
+	AnswersLeave       *ebpf.Map `ebpf:"answers_leave"`
 	Counters           *ebpf.Map `ebpf:"counters"`
 	DnsScratch         *ebpf.Map `ebpf:"dns_scratch"`
 	Endpoints          *ebpf.Map `ebpf:"endpoints"`
 	Events             *ebpf.Map `ebpf:"events"`
 	EventsLost         *ebpf.Map `ebpf:"events_lost"`
+	FlowFragments      *ebpf.Map `ebpf:"flow_fragments"`
 	FlowsEvents        *ebpf.Map `ebpf:"flows_events"`
 	FlowsFull          *ebpf.Map `ebpf:"flows_full"`
 	FlowsOpen          *ebpf.Map `ebpf:"flows_open"`
@@ -488,11 +507,13 @@ type netMaps struct {
 
 func (m *netMaps) Close() error {
 	return _NetClose(
+		m.AnswersLeave,
 		m.Counters,
 		m.DnsScratch,
 		m.Endpoints,
 		m.Events,
 		m.EventsLost,
+		m.FlowFragments,
 		m.FlowsEvents,
 		m.FlowsFull,
 		m.FlowsOpen,
@@ -547,6 +568,7 @@ type netVariables struct {
 type netPrograms struct {
 	StrakeEgress    *ebpf.Program `ebpf:"strake_egress"`
 	StrakePod       *ebpf.Program `ebpf:"strake_pod"`
+	StrakeToPod     *ebpf.Program `ebpf:"strake_to_pod"`
 	StrakeTunnelIn  *ebpf.Program `ebpf:"strake_tunnel_in"`
 	StrakeTunnelOut *ebpf.Program `ebpf:"strake_tunnel_out"`
 	StrakeUplink    *ebpf.Program `ebpf:"strake_uplink"`
@@ -556,6 +578,7 @@ func (p *netPrograms) Close() error {
 	return _NetClose(
 		p.StrakeEgress,
 		p.StrakePod,
+		p.StrakeToPod,
 		p.StrakeTunnelIn,
 		p.StrakeTunnelOut,
 		p.StrakeUplink,
