@@ -32,8 +32,11 @@ const (
 	flowAgreed
 )
 
-// flowMasqueraded is FLOW_MASQUERADED in lib/conntrack.h.
-const flowMasqueraded = 1
+// Flags of a flow, as in lib/conntrack.h.
+const (
+	flowMasqueraded = 1
+	flowHere        = 2
+)
 
 // flowRows is how many rows each table of flows has: two for a flow.
 func (c Config) flowRows() uint32 {

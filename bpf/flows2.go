@@ -124,7 +124,7 @@ func newFlows(flows map[netFlowKey]oldFlow, masq map[netFlowKey]oldMasqFlow, ser
 		}
 		// The answer goes from the backend to the client, or to this node if the backend is on another one.
 		key := netFlowKey{Saddr: back.Daddr, Sport: back.Dport, Daddr: f.Addr, Dport: f.Port, Proto: back.Proto}
-		row := netFlow{Saddr: back.Daddr, Sport: back.Dport, Daddr: back.Saddr, Dport: back.Sport, Ifindex: f.Ifindex, State: flowReplied, Seen: now}
+		row := netFlow{Saddr: back.Daddr, Sport: back.Dport, Daddr: back.Saddr, Dport: back.Sport, Ifindex: f.Ifindex, State: flowReplied, Flags: flowHere, Seen: now}
 		if m, ok := masq[back]; ok && m.State&oldForwarded != 0 {
 			key.Saddr, key.Sport = m.Addr, m.Port
 			row.Flags, row.State, row.Seen = flowMasqueraded, m.State&^oldForwarded, m.Seen
