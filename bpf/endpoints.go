@@ -11,7 +11,7 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-func isFull(err error) bool { return errors.Is(err, syscall.E2BIG) }
+func isFull(err error) bool { return errors.Is(err, syscall.E2BIG) || errors.Is(err, syscall.ENOSPC) } // the latter of tries
 
 // endpointTable implements Table[Endpoint]. A limit is a row of its own, by the interface: it is there before an endpoint's row asks for
 // it, and goes after. So an interface is to be of one owner.

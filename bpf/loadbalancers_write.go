@@ -103,6 +103,9 @@ func (c *change) forms() []*service {
 // fresh tells whether nothing of the service can be relied on to be in the kernel.
 func (c *change) fresh() bool { return c.have == nil || c.have.torn }
 
+// beforeWrite is called before each row is written or deleted, and there is one at a time then. Tests set it.
+var beforeWrite func()
+
 // batch collects rows of one map, of many changes.
 type batch[K comparable, V any] struct {
 	m      *ebpf.Map
@@ -125,8 +128,8 @@ func (b *batch[K, V]) write(failed func(c *change, k K, err error)) {
 	b.done = make([]bool, len(b.keys))
 	bad := map[*change]bool{}
 	b.each(func(i int) (int, error) {
-		if len(b.keys)-i == 1 {
-			return 0, b.m.Put(b.keys[i], b.values[i])
+		if len(b.keys)-i == 1 || beforeWrite != nil {
+			return one(b.m.Put(b.keys[i], b.values[i]))
 		}
 		return b.m.BatchUpdate(b.keys[i:], b.values[i:], nil)
 	}, func(i int) bool { return bad[b.of[i]] }, func(i int, err error) {
@@ -141,8 +144,8 @@ func (b *batch[K, V]) write(failed func(c *change, k K, err error)) {
 func (b *batch[K, V]) delete(what string) {
 	b.done = make([]bool, len(b.keys))
 	b.each(func(i int) (int, error) {
-		if len(b.keys)-i == 1 {
-			return 0, b.m.Delete(b.keys[i])
+		if len(b.keys)-i == 1 || beforeWrite != nil {
+			return one(b.m.Delete(b.keys[i]))
 		}
 		return b.m.BatchDelete(b.keys[i:], nil)
 	}, func(int) bool { return false }, func(i int, err error) {
@@ -152,6 +155,14 @@ func (b *batch[K, V]) delete(what string) {
 	})
 }
 
+// one is what an operation on a single row has done.
+func one(err error) (int, error) {
+	if err != nil {
+		return 0, err
+	}
+	return 1, nil
+}
+
 // each carries out an operation on all rows from i on, again and again: it tells how many it has done before it met with an error.
 func (b *batch[K, V]) each(do func(i int) (int, error), skip func(i int) bool, failed func(i int, err error)) {
 	for i := 0; i < len(b.keys); {
@@ -159,11 +170,11 @@ func (b *batch[K, V]) each(do func(i int) (int, error), skip func(i int) bool, f
 			i++
 			continue
 		}
-		n, err := do(i)
-		if err == nil {
-			n = len(b.keys) - i
+		if beforeWrite != nil {
+			beforeWrite()
 		}
-		for range min(n, len(b.keys)-i) {
+		n, err := do(i)
+		for range n {
 			b.done[i] = true
 			i++
 		}
@@ -241,6 +252,9 @@ func (t *loadBalancers) putSources(all []*change) {
 			continue
 		}
 		for _, p := range c.want.sources {
+			if beforeWrite != nil {
+				beforeWrite()
+			}
 			if err := t.sources.Put(c.want.source(p), uint8(1)); err != nil {
 				c.err = fmt.Errorf("bpf: write source %s of service %s: %w", p, c.want.name, explain(err))
 				break

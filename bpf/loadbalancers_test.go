@@ -1,0 +1,501 @@
+package bpf
+
+import (
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"net/netip"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+)
+
+// raw is what the maps hold, as the programs read it.
+type raw struct {
+	services  map[uint32]netService
+	frontends map[netFrontendKey]netFrontend
+	slots     map[netSlotKey]netBackend
+	members   map[netMemberKey]netMember
+	maglev    map[netMaglevKey]netMaglev
+	sources   map[netSourceKey]uint8
+}
+
+func rawOf(t testing.TB, m lbMaps) raw {
+	t.Helper()
+	r := raw{map[uint32]netService{}, map[netFrontendKey]netFrontend{}, map[netSlotKey]netBackend{}, map[netMemberKey]netMember{}, map[netMaglevKey]netMaglev{}, map[netSourceKey]uint8{}}
+	fill(t, m.services, r.services)
+	fill(t, m.frontends, r.frontends)
+	fill(t, m.backends, r.slots)
+	fill(t, m.members, r.members)
+	fill(t, m.maglev, r.maglev)
+	fill(t, m.sources, r.sources)
+	return r
+}
+
+func fill[K comparable, V any](t testing.TB, m *ebpf.Map, into map[K]V) {
+	t.Helper()
+	var k K
+	var v V
+	it := m.Iterate()
+	for it.Next(&k, &v) {
+		into[k] = v
+	}
+	must(t, it.Err())
+}
+
+// choices are the backends that lb_choose can come to, of a hash too. A hole is the zero address.
+func (r raw) choices(fe netFrontend, outside bool) map[netBackend]bool {
+	n, set, size := fe.All, uint32(0), fe.MaglevAll
+	if (outside && fe.Flags&flagOutsideLocal != 0) || (!outside && fe.Flags&flagInsideLocal != 0) {
+		n, set, size = fe.Local, localSlot, fe.MaglevLocal
+	}
+	out := map[netBackend]bool{}
+	slot := func(i uint32) {
+		b, ok := r.slots[netSlotKey{Service: fe.Service, Slot: set | i}]
+		if !ok {
+			b = r.slots[netSlotKey{Service: fe.Service, Slot: set}]
+		}
+		out[b] = true
+	}
+	if n == 0 {
+		return out
+	}
+	if !outside || size == 0 {
+		for i := range n {
+			slot(i)
+		}
+		return out
+	}
+	for at := range size {
+		chunk, ok := r.maglev[netMaglevKey{Service: fe.Service, Chunk: set | size<<10 | at/maglevChunk}]
+		if !ok {
+			for i := range n { // hash % n
+				slot(i)
+			}
+			continue
+		}
+		slot(uint32(chunk.Slots[at%maglevChunk]))
+	}
+	return out
+}
+
+// seen is what a packet to a frontend may come to.
+type seen struct {
+	service         uint32
+	flags           uint16
+	inside, outside map[netBackend]bool
+	affinity        uint32
+	sources         string
+}
+
+func (r raw) seen() map[netFrontendKey]seen {
+	out := map[netFrontendKey]seen{}
+	for k, fe := range r.frontends {
+		s := seen{service: fe.Service, flags: fe.Flags, inside: r.choices(fe, false), outside: r.choices(fe, true), affinity: fe.Affinity}
+		if fe.Flags&flagSources != 0 {
+			var list []string
+			for src := range r.sources {
+				if src.Service == fe.Service {
+					list = append(list, fmt.Sprint(src.Prefixlen, addrOf(src.Addr)))
+				}
+			}
+			slices.Sort(list)
+			s.sources = strings.Join(list, " ")
+		}
+		out[k] = s
+	}
+	return out
+}
+
+// rounded checks that no row is there that no service needs, and none missing.
+func (r raw) rounded() error {
+	members, slots, chunks := 0, 0, 0
+	byService := map[uint32]netFrontend{}
+	for k, fe := range r.frontends {
+		if other, ok := byService[fe.Service]; ok && (other.All != fe.All || other.Local != fe.Local || other.MaglevAll != fe.MaglevAll || other.MaglevLocal != fe.MaglevLocal) {
+			return fmt.Errorf("frontends of service %d disagree: %v", fe.Service, frontendOf(k))
+		}
+		byService[fe.Service] = fe
+	}
+	for id, fe := range byService {
+		if _, ok := r.services[id]; !ok {
+			return fmt.Errorf("service %d has no name", id)
+		}
+		slots += int(fe.All + fe.Local)
+		for _, size := range []uint32{fe.MaglevAll, fe.MaglevLocal} {
+			chunks += int(size+maglevChunk-1) / maglevChunk
+		}
+	}
+	for k, m := range r.members {
+		if _, ok := byService[k.Service]; !ok {
+			return fmt.Errorf("a backend of service %d, which has no frontend", k.Service)
+		}
+		members++
+		held := map[uint32]int{}
+		for s, b := range r.slots {
+			if s.Service == k.Service && b.Addr == k.Addr && b.Port == k.Port {
+				held[s.Slot>>31]++
+			}
+		}
+		for set := range uint32(sets) {
+			want := 0
+			if uint8(m.Flags)&memberBit[set] != 0 {
+				want = 1
+			}
+			if held[set] != want {
+				return fmt.Errorf("%v of service %d has %d slots of set %d, want %d", addrOf(k.Addr), k.Service, held[set], set, want)
+			}
+		}
+	}
+	if len(r.slots) != slots || len(r.maglev) != chunks {
+		return fmt.Errorf("%d slots and %d chunks, want %d and %d", len(r.slots), len(r.maglev), slots, chunks)
+	}
+	return nil
+}
+
+// randomService makes one of few that differ in all that a LoadBalancer can.
+func randomService(rng *rand.Rand, owner string, i int) LoadBalancer {
+	lb := LoadBalancer{Owner: owner, Name: fmt.Sprintf("ns/%s:%d", owner, i), Protocol: []uint8{6, 17, 132}[rng.IntN(3)], Affinity: []time.Duration{0, time.Second, 3 * time.Hour}[rng.IntN(3)]}
+	var sources []netip.Prefix
+	for range rng.IntN(3) {
+		sources = append(sources, netip.PrefixFrom(netip.AddrFrom4([4]byte{198, 51, byte(rng.IntN(4)), 0}), 8+rng.IntN(24)))
+	}
+	for f := range rng.IntN(4) {
+		fe := Frontend{Addr: ap(fmt.Sprintf("10.96.%s.%d:%d", owner[4:], i+1, 80+f)), Kind: FrontendKind(rng.IntN(len(kinds))), Inside: Scope(rng.IntN(2)), Outside: Scope(rng.IntN(2))}
+		if rng.IntN(2) == 0 {
+			fe.Sources = sources
+		}
+		lb.Frontends = append(lb.Frontends, fe)
+	}
+	for range rng.IntN(8) {
+		lb.Backends = append(lb.Backends, Backend{Addr: ap(fmt.Sprintf("10.244.0.%d:8080", 2+rng.IntN(10))), All: rng.IntN(3) > 0, Local: rng.IntN(3) > 0, Weight: uint16(rng.IntN(3))})
+	}
+	return lb
+}
+
+// Any agent may be killed between any two writes. No packet then, or in between, sees half a change: what it comes to is what there was before
+// or will be after. The next agent's Replace makes it right.
+func TestKilledBetweenAnyTwoWrites(t *testing.T) {
+	c := testConfig(t)
+	d := open(t, c)
+	m := d.loadBalancers.lbMaps
+	rng := rand.New(rand.NewPCG(3, 4))
+	t.Cleanup(func() { beforeWrite = nil })
+	var was map[netFrontendKey]seen
+	kills := 0
+	for step := range 150 {
+		want := []LoadBalancer{randomService(rng, "uid-1", 0), randomService(rng, "uid-1", 1)}[:1+rng.IntN(2)]
+		was = rawOf(t, m).seen()
+		for i := range want {
+			want[i].Protocol = 6 // so that frontends pass from one service to the other
+			for k := range want[i].Frontends {
+				want[i].Frontends[k].Addr = ap(fmt.Sprintf("10.96.1.1:%d", 80+2*k+i))
+			}
+		}
+		if rng.IntN(2) == 0 {
+			slices.Reverse(want)
+		}
+		// What is to be, in maps of its own.
+		table := openTable(t, m)
+		writes := 0
+		var during []raw
+		stop := rng.IntN(25)
+		beforeWrite = func() {
+			if writes++; writes == stop {
+				panic("killed")
+			}
+			during = append(during, rawOf(t, m))
+		}
+		killed := func() (killed bool) {
+			defer func() {
+				if p := recover(); p != nil {
+					killed = true
+				}
+			}()
+			_, err := table.Replace("uid-1", want)
+			must(t, err)
+			return false
+		}()
+		beforeWrite = nil
+		if killed {
+			kills++
+			during = append(during, rawOf(t, m))
+		}
+		table = openTable(t, m)
+		_, err := table.Replace("uid-1", want)
+		must(t, err)
+		now := rawOf(t, m)
+		if err := now.rounded(); err != nil {
+			t.Fatalf("step %d: %v\nwant %+v", step, err, want)
+		}
+		will := now.seen()
+		for i, r := range during {
+			for k, s := range r.seen() {
+				var left uint32 // its service, which it is to leave, may have changed already
+				if was[k].service != will[k].service || was[k].flags != will[k].flags {
+					left = was[k].service
+				}
+				if err := between(s, was[k], will[k], now.of(left)); err != nil {
+					t.Fatalf("step %d, before write %d of %d: %v: %v", step, i, len(during), frontendOf(k), err)
+				}
+			}
+			for k := range was {
+				if _, ok := will[k]; !ok {
+					continue
+				}
+				if _, ok := r.frontends[k]; !ok {
+					t.Fatalf("step %d, before write %d of %d: %v is gone", step, i, len(during), frontendOf(k))
+				}
+			}
+		}
+		have := dumped(t, table, func(lb LoadBalancer) string { return lb.Name })
+		for _, lb := range want {
+			normal, err := NormalLoadBalancer(lb)
+			must(t, err)
+			if !reflect.DeepEqual(have[lb.Name], normal) {
+				t.Fatalf("step %d: have %+v, want %+v", step, have[lb.Name], normal)
+			}
+		}
+		if len(have) != len(want) {
+			t.Fatalf("step %d: %d services, want %d", step, len(have), len(want))
+		}
+	}
+	if kills < 20 {
+		t.Errorf("killed %d times only", kills)
+	}
+}
+
+// between tells whether what is seen on the way can be of what was and what will be.
+func between(s, was, will seen, other map[netBackend]bool) error {
+	for name, sets := range map[string][3]map[netBackend]bool{"inside": {s.inside, was.inside, will.inside}, "outside": {s.outside, was.outside, will.outside}} {
+		now, before, after := sets[0], sets[1], sets[2]
+		for b := range now {
+			if !before[b] && !after[b] && !other[b] && b != (netBackend{}) {
+				return fmt.Errorf("%s: %v is neither a former nor a coming backend", name, addrOf(b.Addr))
+			}
+		}
+		if len(before) > 0 && len(after) > 0 && (len(now) == 0 || now[netBackend{}]) {
+			return fmt.Errorf("%s: no backend", name)
+		}
+	}
+	return nil
+}
+
+// of are all backends of a service.
+func (r raw) of(service uint32) map[netBackend]bool {
+	out := map[netBackend]bool{}
+	for k, b := range r.slots {
+		if k.Service == service {
+			out[b] = true
+		}
+	}
+	return out
+}
+
+func openTable(t testing.TB, m lbMaps) *loadBalancers {
+	t.Helper()
+	table, err := openLoadBalancers(map[string]*ebpf.Map{
+		"lb_services": m.services, "lb_frontends": m.frontends, "lb_backends": m.backends, "lb_members": m.members, "lb_maglev": m.maglev, "lb_sources": m.sources, "lb_changes": m.changes,
+	})
+	must(t, err)
+	return table
+}
+
+// One backend that goes moves one other at most, and a write touches what differs.
+func TestSlotsStay(t *testing.T) {
+	d := open(t, testConfig(t))
+	m := d.loadBalancers.lbMaps
+	lb := LoadBalancer{Name: "ns/a:http", Protocol: 6, Frontends: fronts(NodePort, ap("192.0.2.1:30080"))}
+	for i := range 20 {
+		lb.Backends = append(lb.Backends, Backend{Addr: ap(fmt.Sprintf("10.244.0.%d:80", i+2)), All: true, Local: i%2 == 0})
+	}
+	replace := func() {
+		t.Helper()
+		_, err := d.LoadBalancers().Replace("u", []LoadBalancer{lb})
+		must(t, err)
+	}
+	replace()
+	rng := rand.New(rand.NewPCG(5, 6))
+	for range 30 {
+		was := rawOf(t, m)
+		if i := rng.IntN(len(lb.Backends) + 1); i < len(lb.Backends) && len(lb.Backends) > 5 {
+			lb.Backends = slices.Delete(lb.Backends, i, i+1)
+		} else {
+			lb.Backends = append(lb.Backends, Backend{Addr: ap(fmt.Sprintf("10.244.1.%d:80", rng.IntN(250)+2)), All: true, Local: true})
+		}
+		replace()
+		now := rawOf(t, m)
+		must(t, now.rounded())
+		moved := map[uint32]int{}
+		for k, b := range now.slots {
+			if other, ok := was.slots[k]; ok && other != b {
+				moved[k.Slot>>31]++
+			}
+		}
+		if moved[0] > 1 || moved[1] > 1 {
+			t.Fatalf("slots that hold another backend now: %v", moved)
+		}
+	}
+}
+
+// A change of a backend's state keeps count of how often it was chosen.
+func TestHitsStay(t *testing.T) {
+	d := open(t, testConfig(t))
+	lb := LoadBalancer{Name: "ns/a:http", Protocol: 6, Frontends: fronts(ClusterIP, ap("10.96.0.5:80")), Backends: backs(ap("10.244.0.2:80"))}
+	_, err := d.LoadBalancers().Replace("u", []LoadBalancer{lb})
+	must(t, err)
+	m := d.loadBalancers.members
+	var k netMemberKey
+	var v netMember
+	it := m.Iterate()
+	for it.Next(&k, &v) {
+		v.Hits = 7
+		must(t, m.Put(k, v))
+	}
+	lb.Backends[0].All = false
+	_, err = d.LoadBalancers().Replace("u", []LoadBalancer{lb})
+	must(t, err)
+	must(t, m.Lookup(k, &v))
+	if v.Hits != 7 || v.Flags != 0 {
+		t.Errorf("%+v", v)
+	}
+}
+
+// Programs look for their backends again when one went, and not before.
+func TestGenerations(t *testing.T) {
+	d := open(t, testConfig(t))
+	lb := LoadBalancer{Name: "ns/a:http", Protocol: 6, Frontends: fronts(ClusterIP, ap("10.96.0.5:80")), Backends: backs(ap("10.244.0.2:80"))}
+	set := func(backends ...Backend) uint32 {
+		t.Helper()
+		lb.Backends = backends
+		_, err := d.LoadBalancers().Replace("u", []LoadBalancer{lb})
+		must(t, err)
+		var n uint32
+		must(t, d.loadBalancers.changes.Lookup(uint32(0), &n))
+		return n
+	}
+	first := set(backs(ap("10.244.0.2:80"))...)
+	if n := set(backs(ap("10.244.0.2:80"), ap("10.244.0.3:80"))...); n != first {
+		t.Error("a new backend")
+	}
+	if n := set(backs(ap("10.244.0.2:80"))[0], Backend{Addr: ap("10.244.0.3:80")}); n != first {
+		t.Error("a draining backend")
+	}
+	if n := set(backs(ap("10.244.0.2:80"))...); n == first {
+		t.Error("a backend went, and nobody is told")
+	}
+}
+
+// What meets with a full table is told with its name, the other owners' rows are written, and all is right when there is room.
+func TestFullTables(t *testing.T) {
+	for name, small := range map[string]func(*ebpf.CollectionSpec){
+		"lb_backends":  func(s *ebpf.CollectionSpec) { s.Maps["lb_backends"].MaxEntries = 8 },
+		"lb_members":   func(s *ebpf.CollectionSpec) { s.Maps["lb_members"].MaxEntries = 8 },
+		"lb_frontends": func(s *ebpf.CollectionSpec) { s.Maps["lb_frontends"].MaxEntries = 2 },
+		"lb_services":  func(s *ebpf.CollectionSpec) { s.Maps["lb_services"].MaxEntries = 2 },
+		"lb_sources":   func(s *ebpf.CollectionSpec) { s.Maps["lb_sources"].MaxEntries = 2 },
+		"lb_maglev":    func(s *ebpf.CollectionSpec) { s.Maps["lb_maglev"].MaxEntries = 10 },
+	} {
+		t.Run(name, func(t *testing.T) {
+			spec, err := loadNet()
+			must(t, err)
+			small(spec)
+			m := map[string]*ebpf.Map{}
+			for _, pin := range lbPins {
+				spec.Maps[pin].Pinning = ebpf.PinNone
+				m[pin], err = ebpf.NewMap(spec.Maps[pin])
+				must(t, err)
+				defer m[pin].Close()
+			}
+			table, err := openLoadBalancers(m)
+			must(t, err)
+			rows := func(owner byte, backends int) []LoadBalancer {
+				lb := LoadBalancer{Name: fmt.Sprintf("ns/%c:http", owner), Protocol: 6, Frontends: []Frontend{{
+					Addr: ap(fmt.Sprintf("192.0.2.%d:80", owner)), Kind: LoadBalancerIP, Sources: []netip.Prefix{netip.MustParsePrefix(fmt.Sprintf("198.51.%d.0/24", owner))},
+				}}}
+				for i := range backends {
+					lb.Backends = append(lb.Backends, backs(ap(fmt.Sprintf("10.244.0.%d:80", i+2)))...)
+				}
+				return []LoadBalancer{lb}
+			}
+			want := map[string][]LoadBalancer{"a": rows('a', 3), "b": rows('b', 5), "c": rows('c', 3)}
+			_, errs := table.ReplaceAll(want)
+			if len(errs) != 1 {
+				t.Fatalf("errors of %d owners, want one: %v", len(errs), errs)
+			}
+			for owner, err := range errs {
+				if !strings.Contains(err.Error(), "ns/"+owner+":http") || !strings.Contains(err.Error(), "full") {
+					t.Errorf("of %s: %v", owner, err)
+				}
+			}
+			failed := slices.Collect(maps.Keys(errs))[0]
+			if _, err := table.Replace(failed, want[failed]); err == nil {
+				t.Error("there is no room still")
+			}
+			served := rawOf(t, table.lbMaps).seen()
+			for owner := range want {
+				if _, failed := errs[owner]; failed && name != "lb_maglev" {
+					continue
+				}
+				k := netFrontendKey{Addr: addr16(want[owner][0].Frontends[0].Addr.Addr()), Port: port16(80), Proto: 6}
+				if len(served[k].outside) < 3 || served[k].outside[netBackend{}] {
+					t.Errorf("%s is served by %v", owner, served[k].outside)
+				}
+			}
+			// Room is made: by one that goes.
+			for owner := range want {
+				if owner != failed {
+					_, err := table.Replace(owner, nil)
+					must(t, err)
+				}
+			}
+			_, err = table.Replace(failed, want[failed])
+			must(t, err)
+			now := rawOf(t, table.lbMaps)
+			must(t, now.rounded())
+			if len(now.services) != 1 {
+				t.Errorf("%d services", len(now.services))
+			}
+			_, err = table.Replace(failed, nil)
+			must(t, err)
+			if now = rawOf(t, table.lbMaps); len(now.services)+len(now.frontends)+len(now.slots)+len(now.members)+len(now.maglev)+len(now.sources) != 0 {
+				t.Errorf("left behind: %+v", now)
+			}
+		})
+	}
+}
+
+// All owners at once come to the same as one by one, two that want one frontend included.
+func TestReplaceAll(t *testing.T) {
+	d := open(t, testConfig(t))
+	want := map[string][]LoadBalancer{}
+	for i := range 3000 {
+		want[fmt.Sprintf("uid-%d", i)] = []LoadBalancer{{
+			Name: fmt.Sprint("ns/s:", i), Protocol: 6, Frontends: fronts(ClusterIP, netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 96, byte(i >> 8), byte(i)}), 80)), Backends: backs(ap("10.244.0.2:80"), ap("10.244.0.3:80")),
+		}}
+	}
+	want["uid-7"][0].Frontends = want["uid-8"][0].Frontends
+	c, errs := d.loadBalancers.ReplaceAll(want)
+	if c.Added != 3000 || len(errs) != 1 || errs["uid-8"] == nil {
+		t.Errorf("%+v, %v", c, errs)
+	}
+	r := rawOf(t, d.loadBalancers.lbMaps)
+	must(t, r.rounded())
+	if len(r.frontends) != 2999 || len(r.members) != 2999*2 {
+		t.Errorf("%d frontends, %d members", len(r.frontends), len(r.members))
+	}
+	// The two swap what they have.
+	first, second := want["uid-1"][0].Frontends, want["uid-2900"][0].Frontends
+	want["uid-1"][0].Frontends, want["uid-2900"][0].Frontends = second, first
+	delete(want, "uid-8")
+	for range 2 {
+		c, errs = d.loadBalancers.ReplaceAll(want)
+	}
+	if len(errs) != 0 {
+		t.Errorf("%v", errs)
+	}
+}
