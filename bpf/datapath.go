@@ -61,6 +61,9 @@ type Datapath struct {
 	remotes       *remoteTable
 	mu            sync.Mutex // of attachments
 	noTCX         bool       // tests: as on Linux before 6.6
+	netns         uint64     // cookie of the node's namespace
+	cgroupRoot    string
+	stopReaper    func()
 }
 
 // cgroupHooks are the programs at the root of the cgroup2 tree.
@@ -69,6 +72,7 @@ var cgroupHooks = map[string]ebpf.AttachType{
 	"strake_recvmsg4": ebpf.AttachCGroupUDP4Recvmsg, "strake_getpeername4": ebpf.AttachCgroupInet4GetPeername,
 	"strake_connect6": ebpf.AttachCGroupInet6Connect, "strake_sendmsg6": ebpf.AttachCGroupUDP6Sendmsg,
 	"strake_recvmsg6": ebpf.AttachCGroupUDP6Recvmsg, "strake_getpeername6": ebpf.AttachCgroupInet6GetPeername,
+	"strake_bind4": ebpf.AttachCGroupInet4Bind, "strake_bind6": ebpf.AttachCGroupInet6Bind,
 }
 
 // Names of the tc programs, and of the pins of their links: link_<program>_<ifindex>.
@@ -214,6 +218,7 @@ func (d *Datapath) load(c Config, before map[string]*ebpf.Map) error {
 		}
 		return coll, nil
 	}
+	d.netns, d.cgroupRoot = cookie, c.CgroupRoot
 	d.sock, err = load(loadSock, map[string]any{
 		"node_netns": cookie, "node_cgroup": st.Ino, "node_level": levelOf(rel),
 		"has_set_retval": !c.noSetRetval && features.HaveProgramHelper(ebpf.CGroupSockAddr, asm.FnSetRetval) == nil,
@@ -521,6 +526,10 @@ func (d *Datapath) sweep() error {
 
 // Close closes file descriptors only: everything pinned goes on working.
 func (d *Datapath) Close() error {
+	if d.stopReaper != nil {
+		d.stopReaper()
+		d.stopReaper = nil
+	}
 	for _, c := range []*ebpf.Collection{d.sock, d.net} {
 		if c != nil {
 			c.Close()

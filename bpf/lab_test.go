@@ -31,6 +31,10 @@ func TestMain(m *testing.M) {
 // client asks address over network n times and prints each reply with who gave it. "udp-open" is UDP by sendmsg, without connect; with
 // "mapped-" before it the socket is an IPv6 one and the address an IPv4-mapped one, which package net never does.
 func client(args []string) {
+	if args[0] == "hold" {
+		hold(args[1], args[2])
+		return
+	}
 	network, addr := args[0], args[1]
 	var n int
 	fmt.Sscan(args[2], &n)

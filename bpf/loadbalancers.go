@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math/rand/v2"
 	"slices"
 	"sync"
 
@@ -19,17 +20,19 @@ type loadBalancers struct {
 	byID    map[uint32]*service
 	byOwner map[string][]*service
 	owner   map[netFrontendKey]uint32 // frontend → service that has it
+	kept    map[netPortKey]int        // ports of the node → how many frontends have them
 	nextID  uint32
+	onGone  func() // called after backends went
 }
 
 // lbMaps are the maps of the load balancer.
-type lbMaps struct{ services, frontends, backends, members, maglev, sources, changes *ebpf.Map }
+type lbMaps struct{ services, frontends, backends, members, maglev, sources, changes, ports *ebpf.Map }
 
 // lbPins are their pins.
-var lbPins = []string{"lb_services", "lb_frontends", "lb_backends", "lb_members", "lb_maglev", "lb_sources", "lb_changes"}
+var lbPins = []string{"lb_services", "lb_frontends", "lb_backends", "lb_members", "lb_maglev", "lb_sources", "lb_changes", "lb_ports"}
 
 func lbMapsOf(m map[string]*ebpf.Map) lbMaps {
-	return lbMaps{m["lb_services"], m["lb_frontends"], m["lb_backends"], m["lb_members"], m["lb_maglev"], m["lb_sources"], m["lb_changes"]}
+	return lbMaps{m["lb_services"], m["lb_frontends"], m["lb_backends"], m["lb_members"], m["lb_maglev"], m["lb_sources"], m["lb_changes"], m["lb_ports"]}
 }
 
 // openLoadBalancers takes over what an agent before us left. One that was killed between two writes may have left rows that nothing names,
@@ -40,7 +43,11 @@ func openLoadBalancers(maps map[string]*ebpf.Map) (*loadBalancers, error) {
 	if err != nil {
 		return nil, err
 	}
+	t.nextID = rand.Uint32() // sockets and flows remember services by their numbers, also deleted ones
 	if err := lost.delete(t.lbMaps); err != nil {
+		return nil, err
+	}
+	if err := t.keepPorts(); err != nil {
 		return nil, err
 	}
 	return t, t.backendsWent() // it may have been killed between the two
@@ -59,7 +66,6 @@ func (t *loadBalancers) find(owner, name string, protocol uint8) *service {
 func (t *loadBalancers) add(s *service) {
 	t.byID[s.id] = s
 	t.byOwner[s.owner] = append(t.byOwner[s.owner], s)
-	t.nextID = max(t.nextID, s.id+1)
 }
 
 func (t *loadBalancers) drop(s *service) {
@@ -258,5 +264,15 @@ func (t *loadBalancers) backendsWent() error {
 	if err != nil {
 		return fmt.Errorf("bpf: tell that backends went: %w", err)
 	}
+	if t.onGone != nil {
+		t.onGone()
+	}
 	return nil
+}
+
+// went has do called whenever backends went. It must not wait.
+func (t *loadBalancers) went(do func()) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.onGone = do
 }

@@ -299,7 +299,7 @@ func (r raw) of(service uint32) map[netBackend]bool {
 func openTable(t testing.TB, m lbMaps) *loadBalancers {
 	t.Helper()
 	table, err := openLoadBalancers(map[string]*ebpf.Map{
-		"lb_services": m.services, "lb_frontends": m.frontends, "lb_backends": m.backends, "lb_members": m.members, "lb_maglev": m.maglev, "lb_sources": m.sources, "lb_changes": m.changes,
+		"lb_services": m.services, "lb_frontends": m.frontends, "lb_backends": m.backends, "lb_members": m.members, "lb_maglev": m.maglev, "lb_sources": m.sources, "lb_changes": m.changes, "lb_ports": m.ports,
 	})
 	must(t, err)
 	return table

@@ -50,6 +50,9 @@ func (t *loadBalancers) write(all []*change, n *Changes) map[string]error {
 		stop()
 	}
 	for _, c := range all {
+		if err := t.movePorts(c); err != nil && c.partly == nil {
+			c.partly = err
+		}
 		switch {
 		case c.want == nil:
 			n.Deleted++

@@ -14,14 +14,15 @@ import (
 // Layout 1 had IPv4 addresses of four bytes; layout 2 has those of both families, of 16. Layout 3 has two sets of backends for each service, and
 // a table of them by their addresses.
 
-// piece is a part of a row: bytes that stay, zeroes that are new, or an address that grows.
+// piece is a part of a row: bytes that stay, that go, zeroes that are new, or an address that grows.
 type piece struct {
-	keep, zero int
-	addr       bool
+	keep, gone, zero int
+	addr             bool
 }
 
-func keep(n int) piece { return piece{keep: n} }
-func zero(n int) piece { return piece{zero: n} }
+func keep(n int) piece    { return piece{keep: n} }
+func without(n int) piece { return piece{gone: n} }
+func zero(n int) piece    { return piece{zero: n} }
 
 var grown = piece{addr: true}
 
@@ -40,13 +41,14 @@ var nextLayout = map[uint32]map[string]shape{
 	},
 	2: {
 		"lb_frontends": {[]piece{keep(24)}, []piece{keep(8), zero(20)}},
+		"sock_reverse": {[]piece{keep(32)}, []piece{keep(18), without(6), zero(14)}},
 	},
 }
 
 // oldSize is how many bytes pieces had, and newSize how many they have.
 func oldSize(pieces []piece) (n int) {
 	for _, p := range pieces {
-		n += p.keep
+		n += p.keep + p.gone
 		if p.addr {
 			n += 4
 		}
@@ -72,7 +74,7 @@ func converted(pieces []piece, old []byte) []byte {
 			old = old[4:]
 		}
 		out = append(append(out, old[:p.keep]...), make([]byte, p.zero)...)
-		old = old[p.keep:]
+		old = old[p.keep+p.gone:]
 	}
 	return out
 }

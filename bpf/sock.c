@@ -31,12 +31,13 @@ struct socket_key {
 struct peer {
 	struct addr addr;
 	__be16 port;
-	__u16 pad;
+	__u16 proto;
 	__u32 service;
+	__u64 netns; /* of the socket */
 };
 
 /* What is known of a socket. ROW_REVERSE: the frontend that it asked for, by the backend that it got.
- * ROW_CHOICE: the backend that its datagrams to a frontend go to. */
+ * ROW_CHOICE: the backend that its datagrams to a frontend go to. Go reads the former when a backend went, see sockets.go. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, LB_REVERSE);
@@ -45,6 +46,20 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } sock_reverse SEC(".maps");
 
+/* Network namespaces of pods whose sockets are left alone: the packets tell what they ask for. */
+struct sockets_off {
+	__u8 owner[64]; /* sandbox */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4096);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u64);
+	__type(value, struct sockets_off);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} sockets_off SEC(".maps");
+
 static __always_inline int of_node(struct bpf_sock_addr *ctx)
 {
 	return bpf_get_netns_cookie(ctx) == node_netns;
@@ -52,7 +67,11 @@ static __always_inline int of_node(struct bpf_sock_addr *ctx)
 
 static __always_inline int ours(struct bpf_sock_addr *ctx)
 {
-	return of_node(ctx) || bpf_get_current_ancestor_cgroup_id(node_level) == node_cgroup;
+	__u64 netns = bpf_get_netns_cookie(ctx);
+
+	if (netns == node_netns)
+		return 1;
+	return bpf_get_current_ancestor_cgroup_id(node_level) == node_cgroup && !bpf_map_lookup_elem(&sockets_off, &netns);
 }
 
 /* An address that refuses at once, in whatever namespace the socket is: nobody can listen on port 0. */
@@ -68,6 +87,38 @@ static __always_inline struct peer *chosen(const struct frontend *fe, const stru
 	struct peer *was = bpf_map_lookup_elem(&sock_reverse, key);
 
 	return was && was->service == fe->service && lb_member(fe->service, &was->addr, was->port) ? was : 0;
+}
+
+/* How many other slots are tried. */
+#define ASIDE 4
+
+/* An unconnected socket that asks two frontends needs a backend for each: an answer tells by nothing else which of them it is of. If the one
+ * that was chosen answers for another frontend already, the next ones are tried; where there is none left, answers come from the frontend that
+ * was asked last. */
+static __always_inline void step_aside(const struct frontend *fe, struct socket_key *key, const struct peer *asked, struct backend *be)
+{
+	__u32 set = fe->flags & FE_INSIDE_LOCAL ? LB_LOCAL : 0, n = set ? fe->local : fe->all, start = bpf_get_prandom_u32();
+	struct backend *next = be;
+
+	if (n < 2)
+		return;
+	key->row = ROW_REVERSE;
+#pragma unroll
+	for (int i = 0; i <= ASIDE; i++) {
+		struct peer *row;
+
+		key->addr = next->addr;
+		key->port = next->port;
+		row = bpf_map_lookup_elem(&sock_reverse, key);
+		if (!row || (addr_eq(&row->addr, &asked->addr) && row->port == asked->port)) {
+			if (next != be)
+				*be = *next;
+			return;
+		}
+		next = lb_slot(fe, set | (start + i) % n);
+		if (!next)
+			return;
+	}
 }
 
 /* A connection or datagram that is not made, counted and told to who watches. */
@@ -118,7 +169,7 @@ static __always_inline enum fate forward(struct bpf_sock_addr *ctx, const struct
 {
 	__be16 port = ctx->user_port;
 	struct socket_key key = { .addr = *addr, .port = port, .row = ROW_CHOICE };
-	struct peer asked = { .addr = *addr, .port = port };
+	struct peer asked = { .addr = *addr, .port = port, .proto = ctx->protocol };
 	struct backend be = {};
 	struct frontend *fe;
 	struct addr client;
@@ -134,13 +185,14 @@ static __always_inline enum fate forward(struct bpf_sock_addr *ctx, const struct
 	if (fe->flags & FE_SOURCES && !of_node(ctx)) /* who asks is judged by the packet's source */
 		return PASS;
 	asked.service = fe->service;
+	asked.netns = bpf_get_netns_cookie(ctx);
 	key.cookie = bpf_get_socket_cookie(ctx);
 	was = ctx->protocol == IPPROTO_UDP ? chosen(fe, &key) : 0;
 	if (was) {
 		*to = *was;
 		goto found;
 	}
-	client = affinity_netns(bpf_get_netns_cookie(ctx));
+	client = affinity_netns(asked.netns);
 	switch (lb_choose(fe, 0, &client, 0, &be)) {
 	case LB_NO_BACKEND:
 		return refuse(ctx, addr, to);
@@ -150,15 +202,26 @@ static __always_inline enum fate forward(struct bpf_sock_addr *ctx, const struct
 	case LB_CHOSEN:
 		break;
 	}
+	if (ctx->protocol == IPPROTO_UDP && !fe->affinity)
+		step_aside(fe, &key, &asked, &be);
 	to->addr = be.addr;
 	to->port = be.port;
 	to->service = fe->service;
-	if (ctx->protocol == IPPROTO_UDP) /* without a row the next datagram may go elsewhere, but it goes */
+	to->proto = ctx->protocol;
+	to->netns = asked.netns;
+	if (ctx->protocol == IPPROTO_UDP) { /* without a row the next datagram may go elsewhere, but it goes */
+		key.addr = *addr;
+		key.port = port;
+		key.row = ROW_CHOICE;
 		bpf_map_update_elem(&sock_reverse, &key, to, BPF_ANY);
+	}
 found:
 	key.addr = to->addr;
 	key.port = to->port;
 	key.row = ROW_REVERSE;
+	was = bpf_map_lookup_elem(&sock_reverse, &key);
+	if (was && addr_eq(&was->addr, addr) && was->port == port && was->service == asked.service)
+		return TRANSLATE;
 	/* Without the reverse row a reply would come from a stranger: refuse rather than mislead. */
 	if (bpf_map_update_elem(&sock_reverse, &key, &asked, BPF_ANY)) {
 		refused(ctx, addr, DROP_CONNTRACK_FULL);
@@ -309,4 +372,53 @@ SEC("cgroup/getpeername6")
 int strake_getpeername6(struct bpf_sock_addr *ctx)
 {
 	return reverse6(ctx);
+}
+
+#define EADDRINUSE 98
+
+/* Ports of the node that lead to Services and pods are no other's: who listens there would hear nothing from outside, by no fault that it could
+ * see. Loopback addresses are never such a frontend's and stay free. Whether a socket of IPv6 for all addresses takes IPv4 as well is not to be
+ * seen yet; most do. Returns 0 to make the call fail: with EPERM, unless a return value is set. */
+static __always_inline int bind_at(struct bpf_sock_addr *ctx, const struct addr *addr, int any)
+{
+	struct port_key key = { .port = ctx->user_port, .proto = ctx->protocol };
+	struct frontend *fe;
+	int kept;
+
+	if (!key.port || !of_node(ctx))
+		return 1;
+	if (any) {
+		kept = bpf_map_lookup_elem(&lb_ports, &key) != 0;
+		if (!kept && !addr_mapped(addr)) {
+			key.v6 = 1;
+			kept = bpf_map_lookup_elem(&lb_ports, &key) != 0;
+		}
+	} else {
+		fe = lb_frontend(addr, key.port, key.proto);
+		kept = fe && (fe->kind == KIND_NODE_PORT || fe->kind == KIND_HOST_PORT);
+	}
+	if (!kept)
+		return 1;
+	refused(ctx, addr, DROP_PORT_KEPT);
+	if (has_set_retval)
+		bpf_set_retval(-EADDRINUSE);
+	return 0;
+}
+
+SEC("cgroup/bind4")
+int strake_bind4(struct bpf_sock_addr *ctx)
+{
+	struct addr addr;
+
+	addr_v4(&addr, ctx->user_ip4);
+	return bind_at(ctx, &addr, !addr.w[3]);
+}
+
+SEC("cgroup/bind6")
+int strake_bind6(struct bpf_sock_addr *ctx)
+{
+	struct addr addr;
+
+	addr_get(ctx, &addr);
+	return bind_at(ctx, &addr, addr_mapped(&addr) ? !addr.w[3] : !(addr.d[0] | addr.d[1]));
 }

@@ -104,8 +104,16 @@ type sockPeer struct {
 		B [16]uint8
 	}
 	Port    uint16
-	Pad     uint16
+	Proto   uint16
 	Service uint32
+	Netns   uint64
+}
+
+type sockPortKey struct {
+	_     structs.HostLayout
+	Port  uint16
+	Proto uint8
+	V6    uint8
 }
 
 type sockService struct {
@@ -132,6 +140,11 @@ type sockSocketKey struct {
 	Port uint16
 	Row  uint16
 	Pad  uint32
+}
+
+type sockSocketsOff struct {
+	_     structs.HostLayout
+	Owner [64]uint8
 }
 
 type sockSourceKey struct {
@@ -164,10 +177,14 @@ const (
 	sockMapLbFrontends         = "lb_frontends"
 	sockMapLbMaglev            = "lb_maglev"
 	sockMapLbMembers           = "lb_members"
+	sockMapLbPorts             = "lb_ports"
 	sockMapLbServices          = "lb_services"
 	sockMapLbSources           = "lb_sources"
 	sockMapMonitor             = "monitor"
 	sockMapSockReverse         = "sock_reverse"
+	sockMapSocketsOff          = "sockets_off"
+	sockProgStrakeBind4        = "strake_bind4"
+	sockProgStrakeBind6        = "strake_bind6"
 	sockProgStrakeConnect4     = "strake_connect4"
 	sockProgStrakeConnect6     = "strake_connect6"
 	sockProgStrakeGetpeername4 = "strake_getpeername4"
@@ -224,6 +241,8 @@ type sockSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type sockProgramSpecs struct {
+	StrakeBind4        *ebpf.ProgramSpec `ebpf:"strake_bind4"`
+	StrakeBind6        *ebpf.ProgramSpec `ebpf:"strake_bind6"`
 	StrakeConnect4     *ebpf.ProgramSpec `ebpf:"strake_connect4"`
 	StrakeConnect6     *ebpf.ProgramSpec `ebpf:"strake_connect6"`
 	StrakeGetpeername4 *ebpf.ProgramSpec `ebpf:"strake_getpeername4"`
@@ -247,10 +266,12 @@ type sockMapSpecs struct {
 	LbFrontends *ebpf.MapSpec `ebpf:"lb_frontends"`
 	LbMaglev    *ebpf.MapSpec `ebpf:"lb_maglev"`
 	LbMembers   *ebpf.MapSpec `ebpf:"lb_members"`
+	LbPorts     *ebpf.MapSpec `ebpf:"lb_ports"`
 	LbServices  *ebpf.MapSpec `ebpf:"lb_services"`
 	LbSources   *ebpf.MapSpec `ebpf:"lb_sources"`
 	Monitor     *ebpf.MapSpec `ebpf:"monitor"`
 	SockReverse *ebpf.MapSpec `ebpf:"sock_reverse"`
+	SocketsOff  *ebpf.MapSpec `ebpf:"sockets_off"`
 }
 
 // sockVariableSpecs contains global variables before they are loaded into the kernel.
@@ -292,10 +313,12 @@ type sockMaps struct {
 	LbFrontends *ebpf.Map `ebpf:"lb_frontends"`
 	LbMaglev    *ebpf.Map `ebpf:"lb_maglev"`
 	LbMembers   *ebpf.Map `ebpf:"lb_members"`
+	LbPorts     *ebpf.Map `ebpf:"lb_ports"`
 	LbServices  *ebpf.Map `ebpf:"lb_services"`
 	LbSources   *ebpf.Map `ebpf:"lb_sources"`
 	Monitor     *ebpf.Map `ebpf:"monitor"`
 	SockReverse *ebpf.Map `ebpf:"sock_reverse"`
+	SocketsOff  *ebpf.Map `ebpf:"sockets_off"`
 }
 
 func (m *sockMaps) Close() error {
@@ -309,10 +332,12 @@ func (m *sockMaps) Close() error {
 		m.LbFrontends,
 		m.LbMaglev,
 		m.LbMembers,
+		m.LbPorts,
 		m.LbServices,
 		m.LbSources,
 		m.Monitor,
 		m.SockReverse,
+		m.SocketsOff,
 	)
 }
 
@@ -330,6 +355,8 @@ type sockVariables struct {
 //
 // It can be passed to loadSockObjects or ebpf.CollectionSpec.LoadAndAssign.
 type sockPrograms struct {
+	StrakeBind4        *ebpf.Program `ebpf:"strake_bind4"`
+	StrakeBind6        *ebpf.Program `ebpf:"strake_bind6"`
 	StrakeConnect4     *ebpf.Program `ebpf:"strake_connect4"`
 	StrakeConnect6     *ebpf.Program `ebpf:"strake_connect6"`
 	StrakeGetpeername4 *ebpf.Program `ebpf:"strake_getpeername4"`
@@ -342,6 +369,8 @@ type sockPrograms struct {
 
 func (p *sockPrograms) Close() error {
 	return _SockClose(
+		p.StrakeBind4,
+		p.StrakeBind6,
 		p.StrakeConnect4,
 		p.StrakeConnect6,
 		p.StrakeGetpeername4,

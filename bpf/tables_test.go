@@ -258,11 +258,12 @@ func TestTornRowsAreRepaired(t *testing.T) {
 		t.Fatal(err)
 	}
 	frontends, backends := d.net.Maps["lb_frontends"], d.net.Maps["lb_backends"]
+	id := d.loadBalancers.find("u", row.Name, 6).id
 	for _, err := range []error{
-		frontends.Put(frontendKey(row.Frontends[0].Addr, 6), netFrontend{Service: 1, All: 1}), // disagrees with its twin
-		frontends.Put(frontendKey(ap("10.96.0.7:80"), 6), netFrontend{Service: 9, All: 1}),
-		backends.Put(netSlotKey{Service: 1, Slot: 2}, netBackend{}),
-		backends.Put(netSlotKey{Service: 9}, netBackend{}),
+		frontends.Put(frontendKey(row.Frontends[0].Addr, 6), netFrontend{Service: id, All: 1}), // disagrees with its twin
+		frontends.Put(frontendKey(ap("10.96.0.7:80"), 6), netFrontend{Service: id + 1, All: 1}),
+		backends.Put(netSlotKey{Service: id, Slot: 2}, netBackend{}),
+		backends.Put(netSlotKey{Service: id + 1}, netBackend{}),
 	} {
 		if err != nil {
 			t.Fatal(err)
@@ -344,7 +345,7 @@ func TestLayout1IsMigrated(t *testing.T) {
 		}
 		backend, frontend := addr16(netip.MustParseAddr(pod)).B, addr16(netip.MustParseAddr("10.96.0.5")).B
 		peer, err := d.sock.Maps["sock_reverse"].LookupBytes(slices.Concat([]byte{1, 2, 3, 4, 5, 6, 7, 8}, backend[:], []byte{0x1f, 0x90, 1, 0, 0, 0, 0, 0}))
-		if err != nil || string(peer) != string(slices.Concat(frontend[:], []byte{0, 80, 4, 0, 0, 0, 0, 0})) {
+		if err != nil || string(peer) != string(slices.Concat(frontend[:], []byte{0, 80}, make([]byte, 14))) {
 			t.Errorf("%x, %v", peer, err)
 		}
 		must(t, d.Close())

@@ -17,6 +17,7 @@
 #define LB_SOURCES 65536
 #define LB_AFFINITY 65536
 #define LB_REVERSE 262144
+#define LB_PORTS 65536
 
 struct frontend_key {
 	struct addr addr;
@@ -29,6 +30,9 @@ struct frontend_key {
 #define FE_INSIDE_LOCAL 1  /* clients of the cluster get backends of this node alone */
 #define FE_OUTSIDE_LOCAL 2 /* clients from outside do */
 #define FE_SOURCES 4       /* lb_sources says who may ask from outside of this node */
+
+#define KIND_NODE_PORT 1
+#define KIND_HOST_PORT 4
 
 struct frontend {
 	__u32 service;
@@ -171,6 +175,22 @@ struct service {
 	__u8 proto;
 	__u8 pad[7];
 };
+
+/* Ports of the node on some of its addresses that NodePorts and host ports have: no process of the node gets them on all addresses. */
+struct port_key {
+	__be16 port;
+	__u8 proto;
+	__u8 v6;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, LB_PORTS);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct port_key);
+	__type(value, __u8);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} lb_ports SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);

@@ -1,0 +1,409 @@
+package bpf
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"runtime"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+)
+
+// A socket that was translated to a backend keeps it for life. If the backend is deleted, nothing may ever answer or say so: the socket is
+// aborted then, and its owner learns at once (ECONNABORTED). One whose backend is draining is left alone, and so is one whose Service is
+// deleted: its backend may well be alive.
+
+// socketReaper aborts such sockets, in the background.
+type socketReaper struct {
+	d          *Datapath
+	spaces     func() []string // paths of the network namespaces of pods
+	home       *os.File        // the node's own namespace
+	node       uint64          // its cookie
+	cgroupRoot string
+	wake       chan struct{}
+	aborted    func(n int, err error)
+
+	cookies map[string]spaceCookie // of namespaces, by path
+}
+
+type spaceCookie struct {
+	inode  uint64
+	cookie uint64
+}
+
+// AbortSockets starts to abort the sockets of the node and its pods whose backend goes, and does so for those that went while nobody looked.
+// spaces lists the paths of pods' network namespaces; done is told how many sockets were aborted, or what went wrong. It ends with Close.
+// It is to be called in the node's network namespace.
+func (d *Datapath) AbortSockets(spaces func() []string, done func(n int, err error)) error {
+	home, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		return fmt.Errorf("bpf: sockets: %w", err)
+	}
+	r := &socketReaper{
+		d: d, spaces: spaces, home: home, node: d.netns, cgroupRoot: d.cgroupRoot, wake: make(chan struct{}, 1), aborted: done, cookies: map[string]spaceCookie{},
+	}
+	stop, ended := make(chan struct{}), make(chan struct{})
+	d.stopReaper = func() { close(stop); <-ended }
+	d.loadBalancers.went(r.poke)
+	r.poke()
+	go func() {
+		defer close(ended)
+		defer home.Close()
+		r.run(stop)
+	}()
+	return nil
+}
+
+func (r *socketReaper) poke() {
+	select {
+	case r.wake <- struct{}{}:
+	default:
+	}
+}
+
+// again is how long after a pass the next one looks for sockets that were being made during the first.
+const again = time.Second
+
+func (r *socketReaper) run(stop <-chan struct{}) {
+	for {
+		select {
+		case <-stop:
+			return
+		case <-r.wake:
+		}
+		n, left, err := r.pass(false)
+		r.aborted(n, err)
+		if !left {
+			continue
+		}
+		select { // who chose a backend just before it went may not have been a connection yet
+		case <-stop:
+			return
+		case <-time.After(again):
+		}
+		n, _, err = r.pass(true)
+		r.aborted(n, err)
+	}
+}
+
+// victim is a socket by its rows.
+type victim struct {
+	key sockSocketKey
+	row sockPeer
+}
+
+// pass aborts the sockets whose backend is gone. left tells whether some were not found: they are closed, or not made yet. The last pass
+// forgets them.
+func (r *socketReaper) pass(last bool) (n int, left bool, err error) {
+	gone, err := r.victims()
+	if err != nil || len(gone) == 0 {
+		return 0, false, err
+	}
+	paths := r.paths(gone)
+	var errs []error
+	for space, list := range gone {
+		fates := map[uint64]socketFate{}
+		if path, ok := paths[space]; ok {
+			fates, err = r.abortIn(path, list)
+			errs = append(errs, err)
+		}
+		for _, v := range list {
+			switch fates[v.key.Cookie] {
+			case goesOn:
+				continue
+			case aborted:
+				n++
+			case unknown:
+				left = true
+			}
+			if last || fates[v.key.Cookie] == aborted {
+				if err := r.d.sock.Maps["sock_reverse"].Delete(v.key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+					errs = append(errs, fmt.Errorf("bpf: forget a socket: %w", err))
+				}
+			}
+		}
+	}
+	return n, left, errors.Join(errs...)
+}
+
+// victims are the sockets whose backend is gone, by their namespace.
+func (r *socketReaper) victims() (map[uint64][]victim, error) {
+	out := map[uint64][]victim{}
+	type backend struct {
+		service uint32
+		addr    netAddr
+		port    uint16
+	}
+	known := map[backend]bool{} // gone or not
+	isGone := func(b backend) (bool, error) {
+		var m netMember
+		err := r.d.loadBalancers.members.Lookup(netMemberKey{Service: b.service, Port: b.port, Addr: b.addr}, &m)
+		if !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return false, err
+		}
+		var s netService
+		if err = r.d.loadBalancers.services.Lookup(b.service, &s); errors.Is(err, ebpf.ErrKeyNotExist) {
+			return false, nil
+		}
+		return err == nil, err
+	}
+	var failed error
+	err := eachRow(r.d.sock.Maps["sock_reverse"], "sockets", func(k sockSocketKey, v sockPeer) {
+		if k.Row != rowReverse || v.Service == 0 { // 0: of a release before this, which did not note it
+			return
+		}
+		b := backend{v.Service, netAddr(k.Addr), k.Port}
+		if _, ok := known[b]; !ok {
+			var err error
+			if known[b], err = isGone(b); err != nil {
+				failed = fmt.Errorf("bpf: backend of a socket: %w", err)
+			}
+		}
+		if known[b] {
+			out[v.Netns] = append(out[v.Netns], victim{k, v})
+		}
+	})
+	return out, errors.Join(err, failed)
+}
+
+const rowReverse = 0 // ROW_REVERSE in sock.c
+
+// paths finds the namespaces of victims; the node's own is the path "".
+func (r *socketReaper) paths(gone map[uint64][]victim) map[uint64]string {
+	out := map[uint64]string{}
+	missing := 0
+	for space := range gone {
+		if space == r.node {
+			out[space] = ""
+		} else {
+			missing++
+		}
+	}
+	if missing == 0 {
+		return out
+	}
+	fresh := map[string]spaceCookie{}
+	for _, path := range r.spaces() {
+		var st unix.Stat_t
+		if unix.Stat(path, &st) != nil {
+			continue // its pod has gone
+		}
+		known, ok := r.cookies[path]
+		if !ok || known.inode != st.Ino {
+			cookie, err := NetnsCookie(path, r.cgroupRoot)
+			if err != nil {
+				continue // as above
+			}
+			known = spaceCookie{st.Ino, cookie}
+		}
+		fresh[path] = known
+		if _, ok := gone[known.cookie]; ok {
+			out[known.cookie] = path
+		}
+	}
+	r.cookies = fresh
+	return out
+}
+
+// NetnsCookie names the network namespace at a path, as the socket hooks know it.
+func NetnsCookie(path, cgroupRoot string) (cookie uint64, err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return 0, fmt.Errorf("bpf: network namespace: %w", err)
+	}
+	defer f.Close()
+	err = inSpace(f, func() error {
+		cookie, err = netnsCookie(cgroupRoot)
+		return err
+	})
+	return cookie, err
+}
+
+// inSpace runs do on a thread in a network namespace. The thread ends with it.
+func inSpace(space *os.File, do func() error) error {
+	result := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		if err := unix.Setns(int(space.Fd()), unix.CLONE_NEWNET); err != nil {
+			result <- fmt.Errorf("bpf: enter network namespace %s: %w", space.Name(), err)
+			return
+		}
+		result <- do()
+	}()
+	return <-result
+}
+
+// socketFate is what becomes of a socket.
+type socketFate int
+
+const (
+	unknown socketFate = iota // it is not there
+	goesOn              // it is not connected to that backend
+	aborted
+)
+
+// abortIn aborts sockets of one namespace, and tells the fate of each by its cookie.
+func (r *socketReaper) abortIn(path string, list []victim) (map[uint64]socketFate, error) {
+	space := r.home
+	if path != "" {
+		var err error
+		if space, err = os.Open(path); err != nil {
+			return nil, nil // gone with its sockets
+		}
+		defer space.Close()
+	}
+	fates := map[uint64]socketFate{}
+	err := inSpace(space, func() error {
+		fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_SOCK_DIAG)
+		if err != nil {
+			return fmt.Errorf("bpf: sockets: %w", err)
+		}
+		defer unix.Close(fd)
+		var errs []error
+		for _, proto := range []uint8{unix.IPPROTO_TCP, unix.IPPROTO_UDP} {
+			want := map[uint64]victim{}
+			for _, v := range list {
+				if v.row.Proto == uint16(proto) {
+					want[v.key.Cookie] = v
+				}
+			}
+			for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
+				if len(want) == 0 {
+					continue
+				}
+				socks, err := diagSockets(fd, family, proto)
+				if err != nil {
+					errs = append(errs, err)
+					continue
+				}
+				for _, s := range socks {
+					v, ok := want[s.cookie]
+					if !ok {
+						continue
+					}
+					fates[s.cookie] = goesOn
+					if s.remote.Port() != port16(v.key.Port) || addr16(s.remote.Addr().Unmap()) != netAddr(v.key.Addr) {
+						continue // unconnected, or connected to something else since
+					}
+					switch err := diagDestroy(fd, family, proto, s); {
+					case err == nil:
+						fates[s.cookie] = aborted
+					case errors.Is(err, unix.ENOENT): // closed meanwhile
+					default:
+						errs = append(errs, fmt.Errorf("bpf: abort the socket %s → %s, whose backend is gone: %w", s.local, s.remote, err))
+					}
+				}
+			}
+		}
+		return errors.Join(errs...)
+	})
+	return fates, err
+}
+
+// diagSocket is a socket as the kernel tells of it (struct inet_diag_msg of linux/inet_diag.h).
+type diagSocket struct {
+	local, remote netip.AddrPort
+	id            [48]byte // struct inet_diag_sockid
+	cookie        uint64
+}
+
+const (
+	sockDiagByFamily = 20 // SOCK_DIAG_BY_FAMILY of linux/sock_diag.h
+	sockDestroy      = 21 // SOCK_DESTROY
+	diagRequestLen   = 56 // struct inet_diag_req_v2
+	anyState         = 0xffffffff
+)
+
+func diagRequest(kind uint16, flags uint16, family, proto uint8, id [48]byte) []byte {
+	b := make([]byte, unix.NLMSG_HDRLEN, unix.NLMSG_HDRLEN+diagRequestLen)
+	binary.NativeEndian.PutUint32(b, uint32(cap(b)))
+	binary.NativeEndian.PutUint16(b[4:], kind)
+	binary.NativeEndian.PutUint16(b[6:], unix.NLM_F_REQUEST|flags)
+	b = append(b, family, proto, 0, 0)
+	b = binary.NativeEndian.AppendUint32(b, anyState)
+	return append(b, id[:]...)
+}
+
+// diagSockets lists the sockets of the namespace in which fd was made.
+func diagSockets(fd int, family, proto uint8) ([]diagSocket, error) {
+	var out []diagSocket
+	err := diag(fd, diagRequest(sockDiagByFamily, unix.NLM_F_DUMP, family, proto, [48]byte{}), func(b []byte) {
+		if s, ok := diagSocketOf(b); ok {
+			out = append(out, s)
+		}
+	})
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINVAL) {
+		return nil, fmt.Errorf("bpf: list sockets: the kernel has no inet_diag for protocol %d: %w", proto, err)
+	}
+	return out, err
+}
+
+func diagSocketOf(b []byte) (diagSocket, bool) {
+	var s diagSocket
+	if len(b) < 4+len(s.id) {
+		return s, false
+	}
+	copy(s.id[:], b[4:])
+	addr := func(at []byte) netip.Addr {
+		if b[0] == unix.AF_INET {
+			return netip.AddrFrom4([4]byte(at))
+		}
+		return netip.AddrFrom16([16]byte(at))
+	}
+	s.local = netip.AddrPortFrom(addr(s.id[4:20]), binary.BigEndian.Uint16(s.id[:]))
+	s.remote = netip.AddrPortFrom(addr(s.id[20:36]), binary.BigEndian.Uint16(s.id[2:]))
+	s.cookie = uint64(binary.NativeEndian.Uint32(s.id[40:])) | uint64(binary.NativeEndian.Uint32(s.id[44:]))<<32
+	return s, true
+}
+
+// diagDestroy aborts one (CONFIG_INET_DIAG_DESTROY).
+func diagDestroy(fd int, family, proto uint8, s diagSocket) error {
+	err := diag(fd, diagRequest(sockDestroy, unix.NLM_F_ACK, family, proto, s.id), func([]byte) {})
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		return fmt.Errorf("the kernel was built without INET_DIAG_DESTROY: %w", err)
+	}
+	return err
+}
+
+// diag sends a request and calls each with what is answered, until the end.
+func diag(fd int, request []byte, each func([]byte)) error {
+	if err := unix.Sendto(fd, request, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return fmt.Errorf("bpf: sockets: %w", err)
+	}
+	b := make([]byte, 1<<16)
+	for {
+		n, _, err := unix.Recvfrom(fd, b, 0)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("bpf: sockets: %w", err)
+		}
+		for rest := b[:n]; len(rest) >= unix.NLMSG_HDRLEN; {
+			size := int(binary.NativeEndian.Uint32(rest))
+			if size < unix.NLMSG_HDRLEN || size > len(rest) {
+				return errors.New("bpf: sockets: a message that is longer than it is")
+			}
+			body := rest[unix.NLMSG_HDRLEN:size]
+			switch binary.NativeEndian.Uint16(rest[4:]) {
+			case unix.NLMSG_DONE:
+				return nil
+			case unix.NLMSG_ERROR:
+				if len(body) < 4 {
+					return errors.New("bpf: sockets: an error that is cut off")
+				}
+				if code := int32(binary.NativeEndian.Uint32(body)); code != 0 {
+					return unix.Errno(-code)
+				}
+				return nil
+			default:
+				each(body)
+			}
+			rest = rest[min((size+unix.NLMSG_ALIGNTO-1)&^(unix.NLMSG_ALIGNTO-1), len(rest)):]
+		}
+	}
+}

@@ -1,0 +1,210 @@
+package bpf
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// hold connects and tells what becomes of the connection while nobody says anything.
+func hold(network, addr string) {
+	c, err := net.DialTimeout(network, addr, 5*time.Second)
+	if err == nil {
+		_, err = exchange(c, "hello")
+	}
+	if err != nil {
+		fmt.Println("error:", err)
+		return
+	}
+	c.SetDeadline(time.Time{})
+	fmt.Println("up", c.RemoteAddr())
+	_, err = c.Read(make([]byte, 1))
+	fmt.Println(err)
+}
+
+// reaped runs AbortSockets, and returns a channel of what each pass has done.
+func (l *lab) reaped(t testing.TB, spaces ...space) <-chan int {
+	t.Helper()
+	passes := make(chan int, 100)
+	var paths []string
+	for _, s := range spaces {
+		paths = append(paths, fmt.Sprint("/proc/self/fd/", s.f.Fd()))
+	}
+	must(t, l.d.AbortSockets(func() []string { return paths }, func(n int, err error) {
+		if err != nil {
+			t.Error(err)
+		}
+		passes <- n
+	}))
+	return passes
+}
+
+// lost waits for the end of a connection.
+func lost(t *testing.T, c net.Conn) {
+	t.Helper()
+	must(t, c.SetDeadline(time.Now().Add(30*time.Second)))
+	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, unix.ECONNABORTED) && !errors.Is(err, unix.ECONNRESET) {
+		t.Errorf("%s → %s: %v", c.LocalAddr(), c.RemoteAddr(), err)
+	}
+}
+
+// Connections that were translated to a backend end when it is deleted, of processes of the node and of pods. Those to the same address by
+// another Service go on, those to a draining backend too, and sockets that are not connected.
+func TestSocketsOfABackendThatGoes(t *testing.T) {
+	l := newLab(t)
+	for _, f := range families {
+		for i := range 2 {
+			if f.name == "IPv4" {
+				l.pods[i].serve(t, fmt.Sprint("pod", i), 8080)
+			}
+		}
+	}
+	l.node.serve(t, "node", 8081)
+	passes := l.reaped(t, l.pods[0], l.pods[1])
+	if n := <-passes; n != 0 {
+		t.Errorf("%d sockets aborted at the start", n)
+	}
+	for _, f := range families {
+		t.Run(f.name, func(t *testing.T) {
+			first, second := ap(f.of("10.96.0.5:80", "[fd00:10:96::5]:80")), ap(f.of("10.96.0.6:80", "[fd00:10:96::6]:80"))
+			set := func(owner string, front netip.AddrPort, backends ...Backend) {
+				t.Helper()
+				var rows []LoadBalancer
+				for _, proto := range []uint8{6, 17} {
+					rows = append(rows, LoadBalancer{Name: fmt.Sprint("ns/", owner, proto), Protocol: proto, Frontends: fronts(ClusterIP, front), Backends: backends})
+				}
+				_, err := l.d.LoadBalancers().Replace(owner, rows)
+				must(t, err)
+			}
+			old := at(f.pod, 8080)
+			set("first", first, backs(old)...)
+			set("second", second, backs(old)...)
+			mine, other := l.node.dial(t, "tcp", first.String()), l.node.dial(t, "tcp", second.String())
+			datagrams := l.node.dial(t, "udp", first.String())
+			var open *net.UDPConn
+			l.node.within(t, func() (err error) { open, err = net.ListenUDP("udp", nil); return err })
+			defer open.Close()
+			_, err := open.WriteToUDPAddrPort([]byte("x"), first)
+			must(t, err)
+			for _, c := range []net.Conn{mine, other, datagrams} {
+				_, err := exchange(c, "hello")
+				must(t, err)
+			}
+			inPod, ended := l.holding(t, l.pods[1], "tcp", first.String())
+
+			set("first", first, Backend{Addr: old}, backs(at(f.pod, 8088))[0])
+			for _, c := range []net.Conn{mine, other, datagrams} {
+				if _, err := exchange(c, "draining"); err != nil {
+					t.Errorf("%s → %s: %v", c.LocalAddr(), c.RemoteAddr(), err)
+				}
+			}
+
+			set("first", first, backs(at(f.pod, 8088))...)
+			lost(t, mine)
+			lost(t, datagrams)
+			select {
+			case line := <-ended:
+				if !strings.Contains(line, "abort") && !strings.Contains(line, "reset") {
+					t.Errorf("in a pod, connected to %s: %s", inPod, line)
+				}
+			case <-time.After(30 * time.Second):
+				t.Fatal("a pod's connection hangs")
+			}
+			if inPod != first.String() {
+				t.Errorf("the peer is %s", inPod)
+			}
+			if _, err := exchange(other, "still"); err != nil {
+				t.Errorf("the other Service's connection: %v", err)
+			}
+			must(t, open.SetDeadline(time.Now().Add(5*time.Second)))
+			b := make([]byte, 100)
+			if _, from, err := open.ReadFromUDPAddrPort(b); err != nil || netip.AddrPortFrom(from.Addr().Unmap(), from.Port()) != first { // what came before
+				t.Errorf("an unconnected socket: %v from %v", err, from)
+			}
+			for total := 0; total < 3; {
+				select {
+				case n := <-passes:
+					total += n
+				case <-time.After(30 * time.Second):
+					t.Fatalf("%d sockets are said to be aborted", total)
+				}
+			}
+			// The Service goes, its backend does not: nor do its connections.
+			_, err = l.d.LoadBalancers().Replace("second", nil)
+			must(t, err)
+			<-passes
+			if _, err := exchange(other, "after"); err != nil {
+				t.Errorf("a deleted Service's connection: %v", err)
+			}
+		})
+	}
+}
+
+// holding runs a client in a namespace as a process of the node; it returns its peer and a channel of the error that ends its connection.
+func (l *lab) holding(t *testing.T, s space, network, addr string) (peer string, ended <-chan string) {
+	t.Helper()
+	self, err := os.Executable()
+	must(t, err)
+	dir, err := os.Open(l.config.NodeCgroup)
+	must(t, err)
+	defer dir.Close()
+	c := exec.Command(self, "hold", network, addr)
+	c.Env = append(os.Environ(), "STRAKE_TEST_CLIENT=1")
+	c.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
+	out, err := c.StdoutPipe()
+	must(t, err)
+	s.within(t, c.Start)
+	t.Cleanup(func() { c.Process.Kill(); c.Wait() })
+	lines := bufio.NewScanner(out)
+	if !lines.Scan() {
+		t.Fatal("the client says nothing")
+	}
+	peer, ok := strings.CutPrefix(lines.Text(), "up ")
+	if !ok {
+		t.Fatal(lines.Text())
+	}
+	ch := make(chan string, 1)
+	go func() {
+		lines.Scan()
+		ch <- lines.Text()
+		io.Copy(io.Discard, out)
+	}()
+	return peer, ch
+}
+
+// Sockets whose backend went while no agent ran are found by the next one.
+func TestSocketsOfABackendThatWentUnseen(t *testing.T) {
+	l := newLab(t)
+	l.pods[0].serve(t, "pod0", 8080)
+	row := LoadBalancer{Name: "ns/a", Protocol: 6, Frontends: fronts(ClusterIP, ap("10.96.0.5:80")), Backends: backs(at(pod, 8080))}
+	set := func() {
+		t.Helper()
+		_, err := l.d.LoadBalancers().Replace("u", []LoadBalancer{row})
+		must(t, err)
+	}
+	set()
+	c := l.node.dial(t, "tcp", "10.96.0.5:80")
+	if _, err := exchange(c, "hello"); err != nil {
+		t.Fatal(err)
+	}
+	row.Backends = backs(at(other, 8080))
+	set()
+	must(t, l.d.Close())
+	l.d = open(t, l.config)
+	passes := l.reaped(t)
+	lost(t, c)
+	if n := <-passes; n != 1 {
+		t.Errorf("%d sockets aborted", n)
+	}
+}
