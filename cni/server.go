@@ -64,6 +64,17 @@ type Server struct {
 	fresh chan Allocation // attached by AttachNewPod
 }
 
+// Namespaces are the paths of the pods' network namespaces.
+func (s *Server) Namespaces() []string {
+	var out []string
+	for _, a := range s.ipam.list() {
+		if a.Netns != "" {
+			out = append(out, a.Netns)
+		}
+	}
+	return out
+}
+
 // New reads the state of a former run and brings the kernel in line with it. Call it in the node's network namespace.
 func New(cfg Config) (*Server, error) {
 	p, err := openIPAM(cfg.StateDir)

@@ -17,6 +17,7 @@ import (
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
+	"k8s.io/klog/v2"
 
 	"github.com/strake-io/strake/bpf"
 	"github.com/strake-io/strake/cmd/strake/layout"
@@ -83,6 +84,18 @@ func CNI(l layout.Layout, d *bpf.Datapath, nodeAddrs []netip.Addr, mtu func() in
 // holds stays, and what it allocates is little.
 const gcPercent = 50
 
+// AbortSockets has connections of the node and its pods end when their backend is deleted. spaces lists the paths of the pods' network namespaces.
+func AbortSockets(d *bpf.Datapath, spaces func() []string) error {
+	return d.AbortSockets(spaces, func(n int, err error) {
+		if n > 0 {
+			klog.V(2).InfoS("Sockets were aborted: their Service's backend is deleted", "sockets", n)
+		}
+		if err != nil {
+			klog.ErrorS(err, "Connections to deleted backends may hang")
+		}
+	})
+}
+
 // Run runs the node until ctx ends. Pods and their network go on without it.
 func Run(ctx context.Context, cfg Config) error {
 	if os.Getenv("GOGC") == "" {
@@ -117,6 +130,9 @@ func Run(ctx context.Context, cfg Config) error {
 		return nil, false
 	})
 	if err != nil {
+		return err
+	}
+	if err := AbortSockets(d, server.Namespaces); err != nil {
 		return err
 	}
 	f := informers.NewSharedInformerFactoryWithOptions(netClient, 0, informers.WithTransform(dropManagedFields))
