@@ -60,7 +60,8 @@ bench-podnet: build
 bench-services: build
 	$(call install,iproute2 iptables nftables)
 	$(GO) build -trimpath -ldflags "-s -w" -o bin/bench ./tests/bench
-	bin/bench -services -json bin/bench-services.json $(ARGS)
+	$(GO) test -c -trimpath -o bin/bpf.test ./bpf
+	bin/bench -services -json bin/bench-services.json -svg bin/bench-services.svg $(ARGS)
 
 kernel-packages:
 	$(call install,qemu-system-x86 busybox-static,--no-install-recommends)

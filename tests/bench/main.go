@@ -36,6 +36,8 @@ func main() {
 	flag.StringVar(&o.format, "o", "table", "what to print: table or json")
 	flag.StringVar(&o.only, "only", "", "measure only these: "+strings.Join(names(clusterParts), ",")+"; with -podnet "+strings.Join(names(podnetParts), ",")+"; with -services "+strings.Join(names(servicesParts), ",")+" (a comma between)")
 	flag.BoolVar(&o.podnet, "podnet", false, "measure the node network alone, without a cluster")
+	flag.StringVar(&o.svg, "svg", "", "with -services: draw what was measured into this file")
+	flag.StringVar(&o.bpfTests, "bpf-tests", "bin/bpf.test", "the tests of ./bpf, for the programs' costs")
 	flag.BoolVar(&o.services, "services", false, "measure Services at growing numbers of them, against kube-proxy's rulesets")
 	flag.Float64Var(&o.effort, "effort", 1, "how much to measure: 0.2 is a quick look")
 	flag.BoolFunc("quick", "the same as -effort 0.3", func(string) error { o.effort = 0.3; return nil })
@@ -48,6 +50,7 @@ func main() {
 
 type options struct {
 	strake, load, json, format, only string
+	svg, bpfTests                    string
 	effort                           float64
 	podnet, services                 bool
 }
@@ -61,6 +64,7 @@ type bench struct {
 	cluster *lab.Cluster
 	client  kubernetes.Interface
 	report  *Report
+	charts  []*chart
 }
 
 // part is a measurement.
@@ -136,6 +140,11 @@ func run(ctx context.Context, o options) error {
 	}
 	if o.json != "" {
 		if err := b.report.save(o.json); err != nil {
+			return err
+		}
+	}
+	if o.svg != "" && len(b.charts) > 0 {
+		if err := b.saveCharts(o.svg); err != nil {
 			return err
 		}
 	}

@@ -105,6 +105,13 @@ func (r *Report) latencies(name string, c comparison) {
 		Row{Name: name + ", p95", Value: c.A.P95, Unit: "µs", Rival: c.B.P95, Ratio: c.A.P95 / c.B.P95})
 }
 
+// tails adds the rows of a comparison's median and 99th percentile.
+func (r *Report) tails(name string, c comparison) {
+	r.Rows = append(r.Rows,
+		Row{Name: name + ", median", Value: c.A.Median, Unit: "µs", Rival: c.B.Median, Ratio: c.A.Median / c.B.Median},
+		Row{Name: name + ", p99", Value: c.A.P99, Unit: "µs", Rival: c.B.P99, Ratio: c.A.P99 / c.B.P99})
+}
+
 func meets(value float64, bound string, target float64) *bool {
 	met := value <= target
 	if bound == atLeast {
@@ -154,6 +161,20 @@ func (r *Report) print(w io.Writer, format string) error {
 	}
 	if err := t.Flush(); err != nil {
 		return err
+	}
+	met, missed := 0, []string(nil)
+	for _, row := range r.Rows {
+		if row.Met != nil && *row.Met {
+			met++
+		} else if row.Met != nil {
+			missed = append(missed, fmt.Sprintf("  %s: %s\n", row.Name, row.Target))
+		}
+	}
+	if met+len(missed) > 0 {
+		fmt.Fprintf(&b, "\n%d of %d targets are met.\n", met, met+len(missed))
+	}
+	if len(missed) > 0 {
+		fmt.Fprintf(&b, "Missed:\n%s", strings.Join(missed, ""))
 	}
 	_, err := w.Write(b.Bytes())
 	return err

@@ -5,7 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"slices"
+	"os"
+	"os/exec"
+	"regexp"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/strake-io/strake/tests/bench/turns"
@@ -16,6 +20,7 @@ var servicesParts = []part{
 	{"clusterip", (*bench).clusterIP},
 	{"nodeport", (*bench).nodePort},
 	{"api", (*bench).follow},
+	{"programs", (*bench).programs},
 }
 
 // count writes a number of Services with its unit.
@@ -31,15 +36,27 @@ type measure struct {
 	name   string
 	mode   string
 	atOnce int
-	unit   string
-	perAsk float64
 	turn   time.Duration
 	rounds int
-	// least ratios, 0: no target
-	direct, rival float64
+	least  leasts
 }
 
-// servicesLab is made by the first part that wants it.
+// leasts are the least ratios to reach; 0: none.
+type leasts struct{ direct, one, iptables, nftables, nftablesAt10k float64 }
+
+func (l leasts) against(kind string, size int) float64 {
+	switch {
+	case kind == kindDirect:
+		return l.direct
+	case size == 10_000 && l.nftablesAt10k != 0:
+		return l.nftablesAt10k
+	case kind == kindIPTables:
+		return l.iptables
+	}
+	return l.nftables
+}
+
+// withServices makes the lab for a part.
 func (b *bench) withServices(ctx context.Context, f func(*servicesLab) error) (err error) {
 	l, err := newServicesLab(ctx, sizes)
 	if err != nil {
@@ -49,17 +66,18 @@ func (b *bench) withServices(ctx context.Context, f func(*servicesLab) error) (e
 	return f(l)
 }
 
-// clusterIP compares a pod's ways to a Service with its way to the Service's endpoint, with the rivals' ways, and with its own way
+// clusterIP compares a pod's ways to a Service with its way to the Service's endpoints, with the rivals' ways, and with its own way
 // when there is one Service.
 func (b *bench) clusterIP(ctx context.Context) error {
+	connections := leasts{direct: 0.98, one: 0.97, iptables: 1, nftables: 1, nftablesAt10k: 1.3}
 	return b.withServices(ctx, func(l *servicesLab) error {
 		for _, m := range []measure{
-			{"connect+request", modeConnect, 1, "1/s", 1, 10 * time.Millisecond, 100, 0.98, 1},
-			{"connect+request, 8 at a time", modeConnect, 8, "1/s", 1, 10 * time.Millisecond, 60, 0.98, 1},
-			{"TCP_RR", modeRequest, 1, "1/s", 1, 5 * time.Millisecond, 60, 0, 0},
-			{"TCP stream", modeStream, 1, "Gbit/s", 8 * blockSize / 1e9, 20 * time.Millisecond, 30, 0, 0},
+			{"connect+request", modeConnect, 1, 10 * time.Millisecond, 120, connections},
+			{"connect+request, 8 at a time", modeConnect, 8, 10 * time.Millisecond, 80, connections},
+			{"TCP_RR", modeRequest, 1, 5 * time.Millisecond, 80, leasts{}},
+			{"TCP stream", modeStream, 1, 20 * time.Millisecond, 40, leasts{}},
 		} {
-			if err := b.rotate(ctx, l, "pod → ClusterIP, "+m.name, m, func(p *place) *worker { return p.client }, func(p *place) netip.AddrPort { return p.service }); err != nil {
+			if err := b.rotate(ctx, l, "pod → ClusterIP, "+m.name, m, true); err != nil {
 				return err
 			}
 		}
@@ -71,12 +89,12 @@ func (b *bench) clusterIP(ctx context.Context) error {
 func (b *bench) nodePort(ctx context.Context) error {
 	return b.withServices(ctx, func(l *servicesLab) error {
 		for _, m := range []measure{
-			{"connect+request", modeConnect, 1, "1/s", 1, 10 * time.Millisecond, 100, 0, 0},
-			{"connections, 8 at a time", modeConnect, 8, "1/s", 1, 10 * time.Millisecond, 100, 0, 1.5},
-			{"TCP_RR", modeRequest, 1, "1/s", 1, 5 * time.Millisecond, 60, 0, 0},
-			{"TCP stream", modeStream, 1, "Gbit/s", 8 * blockSize / 1e9, 20 * time.Millisecond, 30, 0, 0},
+			{"connect+request", modeConnect, 1, 10 * time.Millisecond, 120, leasts{}},
+			{"connections, 8 at a time", modeConnect, 8, 10 * time.Millisecond, 120, leasts{nftables: 1.5}},
+			{"TCP_RR", modeRequest, 1, 5 * time.Millisecond, 80, leasts{}},
+			{"TCP stream", modeStream, 1, 20 * time.Millisecond, 40, leasts{}},
 		} {
-			if err := b.rotate(ctx, l, "outside → NodePort, "+m.name, m, func(p *place) *worker { return p.outside }, func(p *place) netip.AddrPort { return p.nodePort }); err != nil {
+			if err := b.rotate(ctx, l, "outside → NodePort, "+m.name, m, false); err != nil {
 				return err
 			}
 		}
@@ -85,69 +103,106 @@ func (b *bench) nodePort(ctx context.Context) error {
 }
 
 // rotate asks over all ways in turns, of all sizes and kinds, and adds the rows.
-func (b *bench) rotate(ctx context.Context, l *servicesLab, what string, m measure, from func(*place) *worker, to func(*place) netip.AddrPort) error {
+func (b *bench) rotate(ctx context.Context, l *servicesLab, what string, m measure, inside bool) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
 	var ways []turns.Way
-	index := map[string]int{}
-	add := func(kind string, size int, w *worker, addr netip.AddrPort, ports int) {
-		name := kind + ", " + count(size)
-		index[name] = len(ways)
-		ways = append(ways, w.way(what+", "+name, order{Mode: m.mode, To: addr, Ports: ports, AtOnce: m.atOnce}))
+	type key struct {
+		kind string
+		size int
 	}
-	kinds := []string{kindIPTables, kindNFTables}
-	inside := from(l.places[kindStrake][sizes[0]]) == l.places[kindStrake][sizes[0]].client
+	index := map[key]int{}
+	add := func(kind string, p *place, w *worker, to netip.AddrPort, ports int) {
+		index[key{kind, p.size}] = len(ways)
+		ways = append(ways, w.way(fmt.Sprintf("%s, %s, %s", what, kind, count(p.size)), order{Mode: m.mode, To: to, Ports: ports, AtOnce: m.atOnce}))
+	}
 	for _, size := range sizes {
-		p := l.places[kindStrake][size]
-		if inside {
-			add("direct", size, p.client, p.direct, endpointsEach)
+		for _, kind := range []string{kindDirect, kindStrake, kindIPTables, kindNFTables} {
+			switch p := l.places[kind][size]; {
+			case kind == kindDirect && inside:
+				p = l.places[kindStrake][size]
+				add(kind, p, p.client, p.direct, endpointsEach)
+			case kind == kindDirect:
+			case inside:
+				add(kind, p, p.client, p.service, 1)
+			default:
+				add(kind, p, p.outside, p.nodePort, 1)
+			}
 		}
-		for _, kind := range slices.Concat([]string{kindStrake}, kinds) {
-			p := l.places[kind][size]
-			add(kind, size, from(p), to(p), 1)
-		}
-	}
-	if inside {
-		kinds = slices.Concat([]string{"direct"}, kinds)
 	}
 	series, err := turns.Rotate(ways, m.turn, b.times(m.rounds))
 	if err != nil {
 		return err
 	}
-	of := func(kind string, size int) turns.Series {
-		return series[index[kind+", "+count(size)]]
+	unit, perAsk := "1/s", 1.0
+	if m.mode == modeStream {
+		unit, perAsk = "Gbit/s", 8*blockSize/1e9
+	}
+	compare := func(name string, ours, rival turns.Series, least float64) {
+		r := ours.Against(rival)
+		c := comparison{A: side(r.A), B: side(r.B), Ratio: r.Ratio, Low: r.Low, High: r.High}
+		b.report.rates(name, c, unit, perAsk, least)
+		if m.atOnce == 1 && m.mode != modeStream {
+			b.report.tails(name, c)
+		}
 	}
 	for _, size := range sizes {
-		ours := of(kindStrake, size)
-		for _, kind := range kinds {
-			target := m.rival
-			if kind == "direct" {
-				target = m.direct
+		ours := series[index[key{kindStrake, size}]]
+		for _, kind := range []string{kindStrake, kindDirect, kindIPTables, kindNFTables} {
+			i, ok := index[key{kind, size}]
+			if !ok {
+				continue
 			}
-			if kind == kindIPTables && m.rival > 1 {
-				target = 0
-			}
-			if inside && m.rival != 0 && size == 10_000 && kind != "direct" {
-				target = 1.3
-			}
-			r := ours.Against(of(kind, size))
-			c := comparison{A: side(r.A), B: side(r.B), Ratio: r.Ratio, Low: r.Low, High: r.High}
-			name := fmt.Sprintf("%s, %s, against %s", what, count(size), kind)
-			b.report.rates(name, c, m.unit, m.perAsk, target)
-			if m.atOnce == 1 && m.mode != modeStream {
-				b.report.latencies(name, c)
+			b.draw(what, unit, kind, size, series[i].Rate*perAsk)
+			if kind != kindStrake {
+				compare(fmt.Sprintf("%s, %s, against %s", what, count(size), kind), ours, series[i], m.least.against(kind, size))
 			}
 		}
 		if size != sizes[0] {
-			r := ours.Against(of(kindStrake, sizes[0]))
-			c := comparison{A: side(r.A), B: side(r.B), Ratio: r.Ratio, Low: r.Low, High: r.High}
-			target := 0.0
-			if m.direct != 0 && size == sizes[len(sizes)-1] {
-				target = 0.97
+			least := 0.0
+			if size == sizes[len(sizes)-1] {
+				least = m.least.one
 			}
-			b.report.rates(fmt.Sprintf("%s, %s, against 1 Service", what, count(size)), c, m.unit, m.perAsk, target)
+			compare(fmt.Sprintf("%s, %s, against 1 Service", what, count(size)), ours, series[index[key{kindStrake, sizes[0]}]], least)
 		}
+	}
+	return nil
+}
+
+// costLine is what the tests of ./bpf print of a program.
+var costLine = regexp.MustCompile(`cost of TestProgramCosts/(\S+): (strake_\w+): (\d+) ns`)
+
+// programs takes the time of each program for a packet; tests/kernel does so on other kernels.
+func (b *bench) programs(ctx context.Context) error {
+	best := map[string]float64{}
+	var names []string
+	for range b.times(10) {
+		c := exec.CommandContext(ctx, b.bpfTests, "-test.run", "^TestProgramCosts$", "-test.v")
+		c.Env = append(os.Environ(), "TMPDIR="+os.TempDir())
+		out, err := c.CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("%s (`make bench-services` builds it): %w\n%s", b.bpfTests, err, out)
+		}
+		for _, m := range costLine.FindAllStringSubmatch(string(out), -1) {
+			name := fmt.Sprintf("%s for a packet: %s", m[2], strings.ReplaceAll(m[1], "_", " "))
+			ns, err := strconv.ParseFloat(m[3], 64)
+			if err != nil {
+				return err
+			}
+			if was, ok := best[name]; !ok {
+				names = append(names, name)
+				best[name] = ns
+			} else {
+				best[name] = min(was, ns)
+			}
+		}
+	}
+	if len(names) == 0 {
+		return fmt.Errorf("%s told no costs", b.bpfTests)
+	}
+	for _, name := range names {
+		b.report.figure(name, best[name], "ns")
 	}
 	return nil
 }

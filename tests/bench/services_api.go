@@ -133,6 +133,7 @@ func (b *bench) followed(ctx context.Context, c *lab.Cluster, client kubernetes.
 		b.report.figure(what+"full sync from empty, median", quantile(synced, 0.5), "s")
 	}
 	b.report.figure(what+"full sync from empty, from the agent's exec", quantile(started, 0.5), "s")
+	b.draw("Full sync from empty", "s", kindStrake, size, quantile(synced, 0.5))
 	if err := b.changes(ctx, a, client, what, size); err != nil {
 		return err
 	}
@@ -206,6 +207,7 @@ func (b *bench) changes(ctx context.Context, a *agent, client kubernetes.Interfa
 		b.report.figure(name, quantile(whole, 0.99), "ms")
 	}
 	b.report.figure(what+"API answer → map write, p99", quantile(rest, 0.99), "ms")
+	b.draw("API call → map write, p99", "ms", kindStrake, size, quantile(whole, 0.99))
 	return nil
 }
 
@@ -344,6 +346,7 @@ func (b *bench) agentCost(ctx context.Context, a *agent, client kubernetes.Inter
 	} else {
 		b.report.figure(what+"agent at rest, RSS", rest.rss, "MiB")
 	}
+	b.draw("Agent at rest, RSS", "MiB", kindStrake, size, rest.rss)
 	b.report.figure(what+"agent at rest, anonymous", rest.anon, "MiB")
 	b.report.figure(fmt.Sprintf("%sagent while %d endpoints change in a second, CPU", what, churn), busy, "% of a CPU")
 	b.report.figure(fmt.Sprintf("%sagent while %d endpoints change in a second, RSS", what, churn), after.rss, "MiB")

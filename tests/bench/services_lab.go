@@ -85,6 +85,7 @@ type place struct {
 
 const (
 	kindStrake   = "strake"
+	kindDirect   = "direct" // ours without a Service: pod to pod
 	kindIPTables = "iptables"
 	kindNFTables = "nftables"
 )
