@@ -12,6 +12,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/strake-io/strake/cmd/strake/leftovers"
+
 	"github.com/strake-io/strake/cni"
 )
 
@@ -43,10 +45,19 @@ func pick(patterns, names []string) []string {
 }
 
 func (e *examination) leftovers(g group) {
+	links, chains, tables, sets := foreignLinks, foreignChains, foreignTables, foreignSets
+	if e.ProxyOnly { // another plugin's network is what this node has
+		links, tables, sets = []string{leftovers.IPVSDevice}, []string{"kube-proxy"}, leftovers.Sets
+	}
 	judge := func(name, hint string, patterns []string, found []string, err error) {
 		if err != nil {
 			g.unknown(name, err, "")
 			return
+		}
+		if e.ProxyOnly { // a kubelet's chains are no leftovers, nor are another plugin's
+			found = slices.DeleteFunc(found, func(n string) bool {
+				return strings.Contains(name, "tables") && strings.HasPrefix(n, "KUBE-") && !leftovers.OfKubeProxy("", n)
+			})
 		}
 		if left := pick(patterns, found); len(left) > 0 {
 			g.fail(name, hint, "%s", shorten(left))
@@ -54,23 +65,28 @@ func (e *examination) leftovers(g group) {
 		}
 		g.ok(name, "none")
 	}
-	links, err := linkNames()
-	judge("interfaces", "remove that plugin, then its interfaces with `ip link del NAME`", foreignLinks, links, err)
-	const flush = "stop kube-proxy or that plugin and remove its rules (`kube-proxy --cleanup`, or `nft delete table`); they work on the same packets"
-	tables, chains, err := nftNames()
-	judge("nftables tables", flush, foreignTables, tables, err)
-	judge("nftables chains", flush, foreignChains, chains, err)
+	if e.ProxyOnly {
+		chains = []string{"KUBE-*"}
+	}
+	have, err := linkNames()
+	judge("interfaces", "remove that plugin, then its interfaces with `ip link del NAME`", links, have, err)
+	const flush = "stop kube-proxy or that plugin and remove its rules (`strake agent --only proxy --clean-kube-proxy`, `kube-proxy --cleanup`, or `nft delete table`); they work on the same packets"
+	haveTables, haveChains, err := leftovers.NFTNames()
+	judge("nftables tables", flush, tables, haveTables, err)
+	judge("nftables chains", flush, chains, haveChains, err)
 	for _, f := range []struct {
 		name, proc string
 		family     int
-	}{{"iptables (legacy)", "/proc/thread-self/net/ip_tables_names", unix.AF_INET}, {"ip6tables (legacy)", "/proc/thread-self/net/ip6_tables_names", unix.AF_INET6}} {
-		found, err := legacyChains(f.proc, f.family)
-		judge(f.name, flush, foreignChains, found, err)
+	}{{"iptables (legacy)", leftovers.Legacy4, unix.AF_INET}, {"ip6tables (legacy)", leftovers.Legacy6, unix.AF_INET6}} {
+		found, err := leftovers.LegacyChains(f.proc, f.family)
+		judge(f.name, flush, chains, found, err)
 	}
-	sets, err := setNames()
-	judge("ipsets", "remove them with `ipset destroy NAME`", foreignSets, sets, err)
+	haveSets, err := leftovers.SetNames()
+	judge("ipsets", "remove them with `ipset destroy NAME`", sets, haveSets, err)
 	e.ipvs(g)
-	e.cniConfigs(g)
+	if !e.ProxyOnly {
+		e.cniConfigs(g)
+	}
 }
 
 // shorten names some of a long list.
@@ -90,22 +106,6 @@ func linkNames() ([]string, error) {
 	var out []string
 	for _, l := range links {
 		out = append(out, l.Attrs().Name)
-	}
-	return out, nil
-}
-
-// setNames lists ipsets; a kernel without them has none.
-func setNames() ([]string, error) {
-	sets, err := netlink.IpsetListAll()
-	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EPROTONOSUPPORT) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("ipset: %w", err)
-	}
-	var out []string
-	for _, s := range sets {
-		out = append(out, s.SetName)
 	}
 	return out, nil
 }

@@ -1,4 +1,4 @@
-package doctor
+package leftovers
 
 import (
 	"bytes"
@@ -13,32 +13,45 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// nftNames lists the names of nftables' tables and chains of this network namespace, in all families; those of iptables-nft are among
+// NFTNames lists the names of nftables' tables and chains of this network namespace, in all families; those of iptables-nft are among
 // them. A kernel without nftables has none.
-func nftNames() (tables, chains []string, err error) {
-	for _, q := range []struct {
-		get  int
-		attr uint16 // of the name
-		out  *[]string
-	}{{unix.NFT_MSG_GETTABLE, unix.NFTA_TABLE_NAME, &tables}, {unix.NFT_MSG_GETCHAIN, unix.NFTA_CHAIN_NAME, &chains}} {
-		req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|q.get, unix.NLM_F_DUMP)
-		req.AddData(&nl.Nfgenmsg{NfgenFamily: unix.AF_UNSPEC, Version: nl.NFNETLINK_V0})
-		msgs, err := req.Execute(unix.NETLINK_NETFILTER, 0)
-		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EPROTONOSUPPORT) {
-			return nil, nil, nil
-		}
-		if err != nil {
-			return nil, nil, fmt.Errorf("nftables: %w", err)
-		}
-		for _, m := range msgs {
-			name, err := nftName(m, q.attr)
-			if err != nil {
-				return nil, nil, err
-			}
-			*q.out = append(*q.out, name)
-		}
+func NFTNames() (tables, chains []string, err error) {
+	t, err := nftDump(unix.NFT_MSG_GETTABLE, unix.NFTA_TABLE_NAME)
+	if err != nil {
+		return nil, nil, err
 	}
-	return tables, chains, nil
+	c, err := nftDump(unix.NFT_MSG_GETCHAIN, unix.NFTA_CHAIN_NAME)
+	for _, n := range t {
+		tables = append(tables, n[0])
+	}
+	for _, n := range c {
+		chains = append(chains, n[0])
+	}
+	return tables, chains, err
+}
+
+// nftDump lists some attributes of each object of a kind.
+func nftDump(get int, attrs ...uint16) ([][]string, error) {
+	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|get, unix.NLM_F_DUMP)
+	req.AddData(&nl.Nfgenmsg{NfgenFamily: unix.AF_UNSPEC, Version: nl.NFNETLINK_V0})
+	msgs, err := req.Execute(unix.NETLINK_NETFILTER, 0)
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EPROTONOSUPPORT) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("nftables: %w", err)
+	}
+	var out [][]string
+	for _, m := range msgs {
+		row := make([]string, len(attrs))
+		for i, attr := range attrs {
+			if row[i], err = nftName(m, attr); err != nil {
+				return nil, err
+			}
+		}
+		out = append(out, row)
+	}
+	return out, nil
 }
 
 // nftName finds the attribute with the name in a message: struct nfgenmsg, then attributes.
@@ -68,9 +81,9 @@ const (
 	entriesHead   = 40 // struct ipt_get_entries up to its entries
 )
 
-// legacyChains lists the names of user-defined chains of iptables' older kernel half. Only tables that are there already are asked
+// LegacyChains lists the names of user-defined chains of iptables' older kernel half. Only tables that are there already are asked
 // for: to ask for another one would make it.
-func legacyChains(proc string, family int) ([]string, error) {
+func LegacyChains(proc string, family int) ([]string, error) {
 	b, err := os.ReadFile(proc)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, nil // the kernel has no such tables, or nobody has used them
