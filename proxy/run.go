@@ -185,6 +185,18 @@ func (p *Proxy) nodeChanged(obj any) {
 // HealthHandler serves /healthz and /livez, as kube-proxy does on port 10256.
 func (p *Proxy) HealthHandler() http.Handler { return p.health.handler() }
 
+// Settled tells whether all that the API has said of Services is in the kernel.
+func (p *Proxy) Settled() bool {
+	for _, synced := range []chan struct{}{p.services.synced, p.slices.synced} {
+		select {
+		case <-synced:
+		default:
+			return false
+		}
+	}
+	return p.queue.Len() == 0 && p.changes.oldest().IsZero()
+}
+
 // SetAddrs says where NodePorts and health checks answer from now on.
 func (p *Proxy) SetAddrs(addrs []netip.Addr) {
 	p.mu.Lock()

@@ -34,6 +34,7 @@ when it ends, and --cleanup takes it away. Flags that kube-proxy has too are cal
 		Example: `  strake agent --data-dir /var/lib/strake
   strake agent --only proxy --kubeconfig /etc/kubernetes/kube-proxy.kubeconfig
   strake agent --only proxy --kubeconfig proxy.kubeconfig --devices 'eth0,en*' --hostname-override node-1
+  strake agent --only proxy --kubeconfig proxy.kubeconfig --clean-kube-proxy
   strake agent --only proxy --cleanup`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -95,6 +96,7 @@ when it ends, and --cleanup takes it away. Flags that kube-proxy has too are cal
 	f.Func(cluster.FlagNodePorts, "ranges of the node's addresses where NodePorts answer, with commas between, such as 0.0.0.0/0 for all but loopback (the node's InternalIPs)", ranges(&c.NodePorts))
 	f.StringVar(&c.Healthz, cluster.FlagHealthz, "", "where load balancers ask for the node's health: IP:port, :port, or none (port 10256 of the node's addresses and of loopback)")
 	f.StringVar(&c.Metrics, cluster.FlagMetrics, "", "where metrics are served: IP:port, :port for loopback, or none (port 10249 of loopback)")
+	f.BoolVar(&c.Clean, "clean-kube-proxy", false, "remove the rules that kube-proxy has left, once Services are served: its own and nobody else's. Connections that they have translated go on")
 	f.BoolVar(&cleanup, "cleanup", false, "take away what --only proxy has loaded, and end")
 	f.VisitAll(func(flag *pflag.Flag) { flag.Annotations = map[string][]string{roleProxy: {"true"}} })
 	cmd.Flags().AddFlagSet(f)

@@ -1,6 +1,7 @@
 package kubeproxy
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/strake-io/strake/bpf"
 	"github.com/strake-io/strake/cmd/strake/layout"
+	"github.com/strake-io/strake/cmd/strake/leftovers"
 	"github.com/strake-io/strake/cmd/strake/supervisor"
 	"github.com/strake-io/strake/kubelet/cgroups"
 )
@@ -32,6 +34,8 @@ type Config struct {
 	// NodePorts are ranges of the node's addresses where NodePorts answer; Healthz and Metrics where it tells how it is: as services.Config has them.
 	NodePorts        []netip.Prefix
 	Healthz, Metrics string
+	// Clean removes what kube-proxy has left, once Services are served without it.
+	Clean bool
 }
 
 // Settings are what a running agent leaves for the commands that look at it.
@@ -114,7 +118,7 @@ func Cleanup(l layout.Layout) error {
 	if !l.Ours() {
 		return fmt.Errorf("data folder %s was not made by strake: it is not removed", l.Data)
 	}
-	return errors.Join(bpf.Remove(l.BPF()), bpf.UnmountBPFFS(l.BPF()), os.RemoveAll(l.Run()), os.RemoveAll(l.Data))
+	return errors.Join(leftovers.DropFlows(context.Background()), bpf.Remove(l.BPF()), bpf.UnmountBPFFS(l.BPF()), os.RemoveAll(l.Run()), os.RemoveAll(l.Data))
 }
 
 // cgroup gives the mount of the cgroup2 tree and the node's folder in it.

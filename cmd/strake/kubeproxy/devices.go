@@ -13,6 +13,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
+
+	"github.com/strake-io/strake/cni"
 )
 
 // Device is an interface of the node, as far as it matters whether packets for Services come in there.
@@ -62,15 +64,15 @@ func checkPatterns(patterns []string) error {
 
 // Devices reads the interfaces of the calling thread's network namespace.
 func Devices(node []netip.Addr) ([]Device, error) {
-	links, err := whole(netlink.LinkList)
+	links, err := cni.Whole(netlink.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("interfaces: %w", err)
 	}
-	addrs, err := whole(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_ALL) })
+	addrs, err := cni.Whole(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return nil, fmt.Errorf("addresses: %w", err)
 	}
-	routes, err := whole(func() ([]netlink.Route, error) { return netlink.RouteList(nil, netlink.FAMILY_ALL) })
+	routes, err := cni.Whole(func() ([]netlink.Route, error) { return netlink.RouteList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return nil, fmt.Errorf("routes: %w", err)
 	}
@@ -106,16 +108,6 @@ func Devices(node []netip.Addr) ([]Device, error) {
 		}
 	}
 	return out, nil
-}
-
-// whole repeats a list that changed while it was read.
-func whole[T any](list func() ([]T, error)) ([]T, error) {
-	for {
-		l, err := list()
-		if !errors.Is(err, netlink.ErrDumpInterrupted) {
-			return l, err
-		}
-	}
 }
 
 // attacher is what the devices need of a datapath.

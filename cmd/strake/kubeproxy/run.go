@@ -77,6 +77,7 @@ func Run(ctx context.Context, l layout.Layout, c Config) error {
 	f.Start(ctx.Done())
 	g.Go(func() error { return served.Run(ctx) })
 	g.Go(func() error { return devices.run(ctx) })
+	g.Go(func() error { return kubeProxy(ctx, c.Clean, served.Settled) })
 	if !given {
 		g.Go(func() error { return watchAddrs(ctx, client, c.NodeName, c.Addrs) })
 	}

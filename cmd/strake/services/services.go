@@ -90,6 +90,9 @@ func (s *Services) Run(ctx context.Context) error {
 	return g.Wait()
 }
 
+// Settled tells whether all that the API has said of Services is in the kernel.
+func (s *Services) Settled() bool { return s.proxy.Settled() }
+
 // drops are the packets that the programs did not let pass, by reason.
 type drops struct{ datapath *bpf.Datapath }
 
