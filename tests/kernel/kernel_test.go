@@ -31,6 +31,20 @@ func TestNewestKernel(t *testing.T) {
 	}
 }
 
+func TestChosenSuites(t *testing.T) {
+	all := []suite{{folder: "a"}, {folder: "b"}, {folder: "c"}}
+	for folders, want := range map[string]string{"": "abc", "b": "b", "c,a": "ca", "b,d": ""} {
+		list, err := chosen(all, folders)
+		got := ""
+		for _, s := range list {
+			got += s.folder
+		}
+		if got != want || (err != nil) != (want == "") {
+			t.Errorf("%q: %q (%v), want %q", folders, got, err, want)
+		}
+	}
+}
+
 func TestSources(t *testing.T) {
 	got := sources("Other http://other.example/x/\nDebian http://mirror.example/debian/\nDebian http://mirror.example/debian/\nDebian-Security http://sec.example/s/\n")
 	for _, want := range []string{"deb http://mirror.example/debian/ bullseye main\n", "deb http://mirror.example/debian/ bookworm-backports main\n", "deb http://sec.example/s/ bookworm-security main\n"} {

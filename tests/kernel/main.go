@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 )
@@ -53,6 +54,7 @@ func main() {
 func run(ctx context.Context) error {
 	series := flag.String("kernels", "5.10,6.1,6.12", "series of kernels, as Debian 11, Debian 12 and its backports have them")
 	pattern := flag.String("run", "", "only tests that match, as in go test -run")
+	folders := flag.String("suites", "", "only the tests of these folders, such as bpf,tests/podnet")
 	timeout := flag.Duration("timeout", 40*time.Minute, "for one kernel")
 	update := flag.Bool("update", false, "write "+verifierTable+" anew")
 	allowMissing := flag.Bool("allow-missing", false, "a kernel that can't be had is told, and no failure")
@@ -62,6 +64,9 @@ func run(ctx context.Context) error {
 	}
 	table, err := readTable(verifierTable)
 	if err != nil {
+		return err
+	}
+	if suites, err = chosen(suites, *folders); err != nil {
 		return err
 	}
 	guest, err := build(ctx, *pattern)
@@ -109,6 +114,22 @@ func run(ctx context.Context) error {
 		return err
 	}
 	return summary(os.Stdout, results, *allowMissing)
+}
+
+// chosen are the suites of the folders named; all, if none is.
+func chosen(all []suite, folders string) ([]suite, error) {
+	if folders == "" {
+		return all, nil
+	}
+	var out []suite
+	for folder := range strings.SplitSeq(folders, ",") {
+		i := slices.IndexFunc(all, func(s suite) bool { return s.folder == folder })
+		if i < 0 {
+			return nil, fmt.Errorf("-suites: %q has no tests for other kernels", folder)
+		}
+		out = append(out, all[i])
+	}
+	return out, nil
 }
 
 // build makes the binaries that go into every guest.
