@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"testing"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
@@ -341,6 +342,156 @@ func TestBackendsThatGo(t *testing.T) {
 					set()
 					l.service(t) // the Service itself goes
 				})
+			}
+		}
+	}
+}
+
+// about is an ICMP error that quotes a packet as its receiver got it.
+func (f family) about(src, dst string, quoted []byte) []byte {
+	return icmp(src, dst, f.unreachable, 4, 1300, quoted[14:])
+}
+
+// quote reads the ends of the packet that an error is about.
+func quote(b []byte) (src, dst netip.AddrPort) {
+	_, l4, _ := transport(b)
+	return ends(append(append([]byte(nil), b[:14]...), b[l4+8:]...))
+}
+
+// Errors about questions and about answers get to who sent those, and are about what he sent: from the other end, and from a router.
+func TestErrorsAboutServices(t *testing.T) {
+	l := newServiceLab(t)
+	for _, f := range families {
+		for name, proto := range protocols {
+			for i, c := range []struct {
+				what, program  string
+				ifindex        int
+				client         string
+				backend        string
+				errorAt        string // about a question: where it comes in
+				errorIf        int
+				verdict        uint32
+				aboutAnswer    uint32 // verdict on one that comes from where the client is
+				fromRouterIsOf string // whom a router's error about an answer comes from in the end
+			}{
+				{"a pod to another", podProgram, l.podVeth, f.pod, f.other, podProgram, l.otherVeth, actRedirect, actRedirect, ""},
+				{"a pod to itself", podProgram, l.podVeth, f.pod, f.pod, podProgram, l.podVeth, actRedirect, actRedirect, ""},
+				{"a pod to another node's", podProgram, l.podVeth, f.pod, f.remote(), toPodProgram, l.podVeth, actOK, actRedirect, ""},
+				{"a pod to the node", podProgram, l.podVeth, f.pod, f.node, toPodProgram, l.podVeth, actOK, actOK, ""},
+				{"outside to a pod", uplinkProgram, l.uplink, f.far, f.pod, podProgram, l.podVeth, actRedirect, actRedirect, f.hop},
+				{"outside to another node's", uplinkProgram, l.uplink, f.far, f.remote(), uplinkProgram, l.uplink, actRedirect, actRedirect, f.node},
+				{"outside to the node", uplinkProgram, l.uplink, f.far, f.node, egressProgram, l.uplink, actOK, actOK, f.hop},
+			} {
+				t.Run(fmt.Sprint(f.name, " ", name, " ", c.what), func(t *testing.T) {
+					front, client := at(f.vip(), 80), at(c.client, uint16(4000+i))
+					l.service(t, LoadBalancer{Name: "ns/web:http", Protocol: proto, Frontends: []Frontend{{Addr: front}}, Backends: backs(at(c.backend, 8080))})
+					question := frame(proto, client, front, nil)
+					_, got, _ := l.at(t, c.program, c.ifindex, question)
+					got = got[:len(question)]
+					from, to := ends(got)
+					want := func(what string, verdict uint32, out []byte, wantVerdict uint32, src, dst string, wantFrom, wantTo netip.AddrPort) {
+						t.Helper()
+						s, d := addrs(out)
+						qs, qd := quote(out)
+						if verdict != wantVerdict || s.String() != src || d.String() != dst || qs != wantFrom || qd != wantTo {
+							t.Errorf("%s: verdict %d, from %s to %s about a packet from %s to %s; want %d, from %s to %s about one from %s to %s",
+								what, verdict, s, d, qs, qd, wantVerdict, src, dst, wantFrom, wantTo)
+						}
+						checkSums(t, out)
+					}
+					in := f.about(to.Addr().String(), from.Addr().String(), got)
+					verdict, out, _ := l.at(t, c.errorAt, c.errorIf, in)
+					want("about a question", verdict, out[:len(in)], c.verdict, f.vip(), c.client, client, front)
+					answer := frame(proto, front, client, nil) // as the client got it
+					in = f.about(c.client, f.vip(), answer)
+					verdict, out, _ = l.at(t, c.program, c.ifindex, in)
+					want("about an answer", verdict, out[:len(in)], c.aboutAnswer, from.Addr().String(), c.backend, to, from)
+					if c.fromRouterIsOf != "" {
+						in = f.about(f.hop, f.vip(), answer)
+						verdict, out, _ = l.at(t, c.program, c.ifindex, in)
+						want("about an answer, from a router", verdict, out[:len(in)], c.aboutAnswer, c.fromRouterIsOf, c.backend, to, from)
+						in = f.about(f.vip(), f.far, frame(proto, front, at(f.far, 9), nil))
+						if verdict, out, _ := l.at(t, c.program, c.ifindex, edited(in, func(b []byte) {})); verdict != actOK || string(out[:len(in)]) != string(in) {
+							t.Errorf("about no flow: verdict %d", verdict)
+						}
+					}
+				})
+			}
+		}
+	}
+}
+
+// All fragments of a datagram go where the first one goes, both ways and to backends of all kinds.
+func TestFragmentsToServices(t *testing.T) {
+	l := newServiceLab(t)
+	for _, f := range families {
+		for i, c := range []struct {
+			what, program, client, backend string
+			ifindex                        int
+			answerAt                       string
+			answerIf                       int
+		}{
+			{"a pod to another", podProgram, f.pod, f.other, l.podVeth, podProgram, l.otherVeth},
+			{"a pod to itself", podProgram, f.pod, f.pod, l.podVeth, podProgram, l.podVeth},
+			{"a pod to another node's", podProgram, f.pod, f.remote(), l.podVeth, toPodProgram, l.podVeth},
+			{"outside to a pod", uplinkProgram, f.far, f.pod, l.uplink, podProgram, l.podVeth},
+			{"outside to another node's", uplinkProgram, f.far, f.remote(), l.uplink, uplinkProgram, l.uplink},
+			{"outside to the node", uplinkProgram, f.far, f.node, l.uplink, egressProgram, l.uplink},
+		} {
+			t.Run(f.name+" "+c.what, func(t *testing.T) {
+				front, client := at(f.vip(), 80), at(c.client, uint16(4000+i))
+				id := uint16(100 + i)
+				l.service(t, LoadBalancer{Name: "ns/web:http", Protocol: 17, Frontends: []Frontend{{Addr: front}}, Backends: backs(at(c.backend, 8080))})
+				first := frame(17, client, front, make([]byte, 8))
+				both := func(what, program string, ifindex int, packet []byte, from, to netip.AddrPort) (src, dst netip.AddrPort) {
+					t.Helper()
+					in := cut(packet, id, 0, true)
+					_, out, _ := l.at(t, program, ifindex, in)
+					sa, da := addrs(out)
+					at := len(in) - len(packet) + 34
+					if isV6(out) {
+						at += 20
+					}
+					src, dst = netip.AddrPortFrom(sa, binary.BigEndian.Uint16(out[at:])), netip.AddrPortFrom(da, binary.BigEndian.Uint16(out[at+2:]))
+					if (from.IsValid() && src != from) || dst != to {
+						t.Errorf("%s: the first one from %s to %s, want from %s to %s", what, src, dst, from, to)
+					}
+					s, d := addrs(packet)
+					_, out, counted := l.at(t, program, ifindex, later(17, s.String(), d.String(), id, 16))
+					if s, d := addrs(out); s != src.Addr() || d != dst.Addr() || counted == "" {
+						t.Errorf("%s: the last one from %s to %s, %s; the first one from %s to %s", what, s, d, counted, src, dst)
+					}
+					return src, dst
+				}
+				from, to := both("a question", c.program, c.ifindex, first, netip.AddrPort{}, at(c.backend, 8080))
+				both("the answer", c.answerAt, c.answerIf, frame(17, to, from, make([]byte, 8)), front, client)
+			})
+		}
+	}
+}
+
+// A client keeps its backend for as long as the Service says, from whatever port it asks.
+func TestAffinityOfClients(t *testing.T) {
+	l := newServiceLab(t)
+	for _, f := range families {
+		front := at(f.vip(), 80)
+		var list []Backend
+		for i := range 20 {
+			list = append(list, Backend{Addr: at(f.remote(), uint16(8000+i)), All: true})
+		}
+		l.service(t, LoadBalancer{Name: "ns/web:http", Protocol: 17, Frontends: []Frontend{{Addr: front}}, Backends: list, Affinity: time.Hour})
+		for program, c := range map[string]struct {
+			ifindex int
+			client  string
+		}{podProgram: {l.podVeth, f.pod}, uplinkProgram: {l.uplink, f.far}} {
+			seen := map[netip.AddrPort]bool{}
+			for port := range uint16(20) {
+				_, out, _ := l.at(t, program, c.ifindex, frame(17, at(c.client, 4000+port), front, nil))
+				_, dst := ends(out)
+				seen[dst] = true
+			}
+			if len(seen) != 1 {
+				t.Errorf("%s, %s: backends %v", f.name, program, seen)
 			}
 		}
 	}
