@@ -16,7 +16,7 @@ const (
 
 var (
 	podMAC  = net.HardwareAddr{2, 0, 0, 0, 0, 1}
-	hostMAC = net.HardwareAddr{2, 0, 0, 0, 0, 2}
+	hostMAC = net.HardwareAddr{0, 0, 0, 0, 0, 0} // the loopback device's, at which test packets arrive
 )
 
 // family has the addresses of the tests' node in one family.

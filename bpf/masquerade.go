@@ -23,6 +23,14 @@ func masqRange(local portRange) portRange {
 	return portRange{min(local.last+1, 65536-minMasqPorts), 65535}
 }
 
+// spareRange are the ports below the kernel's that need no privilege; none if there are none.
+func spareRange(local portRange) portRange {
+	if local.first <= 1024 {
+		return portRange{}
+	}
+	return portRange{1024, local.first - 1}
+}
+
 func readLocalPorts() (portRange, error) {
 	var r portRange
 	b, err := os.ReadFile(localPortRange)
@@ -41,12 +49,13 @@ func (c Config) masquerade(constants map[string]any) error {
 	if err != nil {
 		return err
 	}
-	ports := c.masqPorts
+	ports, spare := c.masqPorts, portRange{}
 	if ports == (portRange{}) {
-		ports = masqRange(local)
+		ports, spare = masqRange(local), spareRange(local)
 	}
 	constants["node_addr4"], constants["node_addr6"] = constantsOf(c.NodeAddrs)
 	constants["masq_first"], constants["masq_last"] = ports.first, ports.last
+	constants["spare_first"], constants["spare_last"] = spare.first, spare.last
 	constants["local_first"], constants["local_last"] = local.first, local.last
 	return nil
 }

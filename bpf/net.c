@@ -140,7 +140,8 @@ int strake_uplink(struct __sk_buff *skb)
 	struct scratch *s = scratch();
 	int verdict;
 
-	if (!s || parse_fresh(skb, &s->p) != PARSED)
+	/* What another machine is to get may be seen here, too; it has the same Services. */
+	if (!s || skb->pkt_type != PACKET_HOST || parse_fresh(skb, &s->p) != PARSED)
 		return TC_ACT_OK;
 	verdict = service_in(skb);
 	return verdict < 0 ? direct(skb, &s->p) : verdict;

@@ -339,8 +339,14 @@ func TestBackendsThatGo(t *testing.T) {
 					} else if dst != second.Addr {
 						t.Errorf("to %s from a backend that is gone", dst)
 					}
-					set()
 					l.service(t) // the Service itself goes
+					if verdict, out, counted := l.at(t, program, c.ifindex, more); verdict != actRedirect || counted != "drop_backend_gone" {
+						src, dst := ends(out)
+						t.Errorf("without the Service: verdict %d, %q, from %s to %s", verdict, counted, src, dst)
+					}
+					if verdict, out, _ := l.at(t, program, c.ifindex, more); verdict != actOK || string(out[:len(more)]) != string(more) {
+						t.Errorf("without the Service and a flow: verdict %d", verdict)
+					}
 				})
 			}
 		}
@@ -494,5 +500,83 @@ func TestAffinityOfClients(t *testing.T) {
 				t.Errorf("%s, %s: backends %v", f.name, program, seen)
 			}
 		}
+	}
+}
+
+// A backend that another plugin's pod is: neither an endpoint of ours nor of another node of ours. One of this node is known by its Service.
+func TestBackendsOfOtherPlugins(t *testing.T) {
+	l := newServiceLab(t)
+	for _, f := range families {
+		for name, proto := range protocols {
+			front, client, stranger := at(f.node, 30080), at(f.far, 4000), at(f.of("10.88.0.5", "fd00:10:88::5"), 8080)
+			for _, c := range []struct {
+				what              string
+				backend           Backend
+				scope             Scope
+				from              netip.AddrPort
+				verdict           uint32
+				program           string
+				counted, answered string
+				answer            uint32
+			}{
+				{"elsewhere", Backend{Addr: stranger, All: true}, All, at(f.node, 4000), actRedirect, uplinkProgram, "uplink_to_remote", "remote_to_uplink", actRedirect},
+				{"of this node", Backend{Addr: stranger, All: true, Local: true}, Local, client, actOK, egressProgram, "uplink_to_node", "node_to_uplink", actOK},
+			} {
+				t.Run(fmt.Sprint(f.name, " ", name, " ", c.what), func(t *testing.T) {
+					l.service(t, LoadBalancer{Name: "ns/web:http", Protocol: proto, Frontends: []Frontend{{Addr: front, Kind: NodePort, Outside: c.scope}}, Backends: []Backend{c.backend}})
+					out := l.step(t, "the question", uplinkProgram, l.uplink, frame(proto, client, front, nil), c.verdict, c.counted, c.from, stranger)
+					l.step(t, "the answer", c.program, l.uplink, reply(out), c.answer, c.answered, front, client)
+					l.service(t)
+					must(t, clearFlows(l.d))
+				})
+			}
+		}
+	}
+}
+
+func clearFlows(d *Datapath) error {
+	for _, name := range []string{"flows_open", "flows_passing"} {
+		var k netFlowKey
+		var v netFlow
+		var all []netFlowKey
+		it := d.net.Maps[name].Iterate()
+		for it.Next(&k, &v) {
+			all = append(all, k)
+		}
+		for _, k := range all {
+			if err := d.net.Maps[name].Delete(k); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// A backend on another node has as many clients at once as there are ports outside of the kernel's range.
+func TestManyClientsOfOneBackend(t *testing.T) {
+	d := withPods(t, func(c *Config) { c.NodeAddrs = []netip.Addr{netip.MustParseAddr(nodeIP)} })
+	_, err := d.Remotes().Replace("b", []Remote{{Prefix: netip.MustParsePrefix("10.244.1.0/24"), Node: netip.MustParseAddr("192.0.2.20")}})
+	must(t, err)
+	must(t, d.net.Maps["path"].Put(uint32(0), netPath{Tunnel: 1, Mtu: 1400}))
+	_, err = d.LoadBalancers().Replace("u", []LoadBalancer{{Name: "ns/web:http", Protocol: 17, Frontends: fronts(NodePort, at(nodeIP, 30080)), Backends: backs(at(remote, 8080))}})
+	must(t, err)
+	local, err := readLocalPorts()
+	must(t, err)
+	seen := map[uint16]netip.Addr{}
+	client := netip.MustParseAddr("198.51.100.1")
+	for range 9000 { // twice as many as there are above the kernel's range
+		client = client.Next()
+		verdict, out := run(t, d.net.Programs[uplinkProgram], frame(17, netip.AddrPortFrom(client, uint16(local.first)), at(nodeIP, 30080), nil))
+		src, _ := ends(out)
+		if verdict != actRedirect || src.Addr().String() != nodeIP {
+			t.Fatalf("%s: verdict %d, from %s; %d clients before", client, verdict, src, len(seen))
+		}
+		if other, taken := seen[src.Port()]; taken {
+			t.Fatalf("port %d is that of %s and of %s", src.Port(), other, client)
+		}
+		if p := uint32(src.Port()); p < 1024 || (p >= local.first && p <= local.last) || p == 30080 {
+			t.Fatalf("port %d", p)
+		}
+		seen[src.Port()] = client
 	}
 }

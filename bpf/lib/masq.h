@@ -3,7 +3,8 @@
  *
  * Ports. The node's own sockets and the pods share one address in each family, so no two flows to one destination may have one port:
  * - the kernel chooses ports for the node's clients from ip_local_port_range, at any time and unseen by us: pods get none of these.
- *   A pod's own port is kept if it lies outside of that range, else one is looked for above it;
+ *   A pod's own port is kept if it lies outside of that range, else one is looked for above it. Clients of Services, who all have the few
+ *   backends for destinations, get those below it as well;
  * - a port on which the node has a socket that would take the answers (bpf_skc_lookup_tcp, bpf_sk_lookup_udp), or that is a NodePort,
  *   is not given to pods;
  * - what the node sends from a port that it bound by itself meanwhile takes the port over: the node wins, the pod's flow gets another. */
@@ -31,6 +32,7 @@
 /* Set at load. Ports in host order, both ends included. */
 const volatile struct addr node_addr4, node_addr6; /* 0: nothing of the family is masqueraded */
 const volatile __u32 masq_first, masq_last;
+const volatile __u32 spare_first, spare_last; /* more of them, towards backends of Services; 0: none */
 const volatile __u32 local_first, local_last; /* ip_local_port_range */
 
 /* What became of a first fragment: those that follow have no ports. As it came from outside: the pod that it went to. As a pod sent it to
@@ -194,8 +196,11 @@ int __attribute__((noinline)) masq_take(struct __sk_buff *skb)
 /* Finds a port for the flow of s->key, s->other and leaves it in s->back; hint is what it had before, if not 0. */
 static __always_inline int masq_pick(struct __sk_buff *skb, struct scratch *s, __be16 hint)
 {
-	__u32 own = bpf_ntohs(s->key.sport), n = masq_last - masq_first + 1, start = bpf_get_prandom_u32() % n;
+	__u32 own = bpf_ntohs(s->key.sport), upper = masq_last - masq_first + 1, n = upper, start, at;
 
+	if (s->flow.service && spare_first)
+		n += spare_last - spare_first + 1;
+	start = bpf_get_prandom_u32() % n;
 	if (hint) {
 		s->back.dport = hint;
 		if (!masq_take(skb))
@@ -209,7 +214,8 @@ static __always_inline int masq_pick(struct __sk_buff *skb, struct scratch *s, _
 	for (__u32 i = 0; i < MASQ_PROBES; i++) {
 		if (i >= n)
 			break;
-		s->back.dport = bpf_htons(masq_first + (start + i) % n);
+		at = (start + i) % n;
+		s->back.dport = bpf_htons(at < upper ? masq_first + at : spare_first + at - upper);
 		if (!masq_take(skb))
 			return 0;
 	}

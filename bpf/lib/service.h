@@ -351,7 +351,7 @@ static __always_inline int service_of_pod(struct __sk_buff *skb, const struct en
 static __always_inline int service_in(struct __sk_buff *skb)
 {
 	struct scratch *s = scratch();
-	int found, verdict;
+	int found, verdict, ended;
 
 	if (!s)
 		return SERVICE_NONE;
@@ -359,7 +359,9 @@ static __always_inline int service_in(struct __sk_buff *skb)
 		verdict = service_error(skb, 0, ASKER_OUTSIDE);
 		return verdict == SERVICE_NONE ? masq_in(skb) : verdict;
 	}
-	found = service_known(skb, 0);
+	/* To an address that is not of here: it may have been a frontend's. On the node's own, the host's stack refuses. */
+	ended = !is_node(&s->p.daddr, s->p.v6) && !bpf_map_lookup_elem(&endpoints, &s->p.daddr);
+	found = service_known(skb, ended);
 	if (found == SERVICE_NONE || found == SERVICE_NEW) { /* a pod may have had the port before it became a NodePort */
 		verdict = masq_in(skb);
 		if (verdict == MASQ_FORWARDED)
