@@ -289,57 +289,60 @@ type netWatch struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	netMapAnswersLeave     = "answers_leave"
-	netMapCounters         = "counters"
-	netMapDnsScratch       = "dns_scratch"
-	netMapEndpoints        = "endpoints"
-	netMapEvents           = "events"
-	netMapEventsLost       = "events_lost"
-	netMapFlowFragments    = "flow_fragments"
-	netMapFlowsEvents      = "flows_events"
-	netMapFlowsFull        = "flows_full"
-	netMapFlowsOpen        = "flows_open"
-	netMapFlowsPassing     = "flows_passing"
-	netMapLbAffinity       = "lb_affinity"
-	netMapLbBackends       = "lb_backends"
-	netMapLbChanges        = "lb_changes"
-	netMapLbFrontends      = "lb_frontends"
-	netMapLbMaglev         = "lb_maglev"
-	netMapLbMembers        = "lb_members"
-	netMapLbServices       = "lb_services"
-	netMapLbSources        = "lb_sources"
-	netMapLimits           = "limits"
-	netMapLinkLocalAllowed = "link_local_allowed"
-	netMapMasqExempt       = "masq_exempt"
-	netMapMasqFragments    = "masq_fragments"
-	netMapMasqSources      = "masq_sources"
-	netMapMonitor          = "monitor"
-	netMapNames            = "names"
-	netMapPath             = "path"
-	netMapRefusals         = "refusals"
-	netMapRemotes          = "remotes"
-	netMapScratches        = "scratches"
-	netProgStrakeEgress    = "strake_egress"
-	netProgStrakePod       = "strake_pod"
-	netProgStrakeToPod     = "strake_to_pod"
-	netProgStrakeTunnelIn  = "strake_tunnel_in"
-	netProgStrakeTunnelOut = "strake_tunnel_out"
-	netProgStrakeUplink    = "strake_uplink"
-	netVarDnsAddr4         = "dns_addr4"
-	netVarDnsAddr6         = "dns_addr6"
-	netVarDnsTtl           = "dns_ttl"
-	netVarDnsZone          = "dns_zone"
-	netVarDnsZoneLabels    = "dns_zone_labels"
-	netVarDnsZoneLen       = "dns_zone_len"
-	netVarLocalFirst       = "local_first"
-	netVarLocalLast        = "local_last"
-	netVarMasqFirst        = "masq_first"
-	netVarMasqLast         = "masq_last"
-	netVarNodeAddr4        = "node_addr4"
-	netVarNodeAddr6        = "node_addr6"
-	netVarSpareFirst       = "spare_first"
-	netVarSpareLast        = "spare_last"
-	netVarTunnelHasLocal   = "tunnel_has_local"
+	netMapAnswersLeave       = "answers_leave"
+	netMapCounters           = "counters"
+	netMapDnsScratch         = "dns_scratch"
+	netMapEndpoints          = "endpoints"
+	netMapEvents             = "events"
+	netMapEventsLost         = "events_lost"
+	netMapFlowFragments      = "flow_fragments"
+	netMapFlowsEvents        = "flows_events"
+	netMapFlowsFull          = "flows_full"
+	netMapFlowsOpen          = "flows_open"
+	netMapFlowsOpenBefore    = "flows_open_before"
+	netMapFlowsPassing       = "flows_passing"
+	netMapFlowsPassingBefore = "flows_passing_before"
+	netMapLbAffinity         = "lb_affinity"
+	netMapLbBackends         = "lb_backends"
+	netMapLbChanges          = "lb_changes"
+	netMapLbFrontends        = "lb_frontends"
+	netMapLbMaglev           = "lb_maglev"
+	netMapLbMembers          = "lb_members"
+	netMapLbServices         = "lb_services"
+	netMapLbSources          = "lb_sources"
+	netMapLimits             = "limits"
+	netMapLinkLocalAllowed   = "link_local_allowed"
+	netMapMasqExempt         = "masq_exempt"
+	netMapMasqFragments      = "masq_fragments"
+	netMapMasqSources        = "masq_sources"
+	netMapMonitor            = "monitor"
+	netMapNames              = "names"
+	netMapPath               = "path"
+	netMapRefusals           = "refusals"
+	netMapRemotes            = "remotes"
+	netMapScratches          = "scratches"
+	netProgStrakeEgress      = "strake_egress"
+	netProgStrakePod         = "strake_pod"
+	netProgStrakeToPod       = "strake_to_pod"
+	netProgStrakeTunnelIn    = "strake_tunnel_in"
+	netProgStrakeTunnelOut   = "strake_tunnel_out"
+	netProgStrakeUplink      = "strake_uplink"
+	netVarDnsAddr4           = "dns_addr4"
+	netVarDnsAddr6           = "dns_addr6"
+	netVarDnsTtl             = "dns_ttl"
+	netVarDnsZone            = "dns_zone"
+	netVarDnsZoneLabels      = "dns_zone_labels"
+	netVarDnsZoneLen         = "dns_zone_len"
+	netVarFlowsHaveBefore    = "flows_have_before"
+	netVarLocalFirst         = "local_first"
+	netVarLocalLast          = "local_last"
+	netVarMasqFirst          = "masq_first"
+	netVarMasqLast           = "masq_last"
+	netVarNodeAddr4          = "node_addr4"
+	netVarNodeAddr6          = "node_addr6"
+	netVarSpareFirst         = "spare_first"
+	netVarSpareLast          = "spare_last"
+	netVarTunnelHasLocal     = "tunnel_has_local"
 )
 
 // loadNet returns the embedded CollectionSpec for net.
@@ -396,57 +399,60 @@ type netProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type netMapSpecs struct {
-	AnswersLeave     *ebpf.MapSpec `ebpf:"answers_leave"`
-	Counters         *ebpf.MapSpec `ebpf:"counters"`
-	DnsScratch       *ebpf.MapSpec `ebpf:"dns_scratch"`
-	Endpoints        *ebpf.MapSpec `ebpf:"endpoints"`
-	Events           *ebpf.MapSpec `ebpf:"events"`
-	EventsLost       *ebpf.MapSpec `ebpf:"events_lost"`
-	FlowFragments    *ebpf.MapSpec `ebpf:"flow_fragments"`
-	FlowsEvents      *ebpf.MapSpec `ebpf:"flows_events"`
-	FlowsFull        *ebpf.MapSpec `ebpf:"flows_full"`
-	FlowsOpen        *ebpf.MapSpec `ebpf:"flows_open"`
-	FlowsPassing     *ebpf.MapSpec `ebpf:"flows_passing"`
-	LbAffinity       *ebpf.MapSpec `ebpf:"lb_affinity"`
-	LbBackends       *ebpf.MapSpec `ebpf:"lb_backends"`
-	LbChanges        *ebpf.MapSpec `ebpf:"lb_changes"`
-	LbFrontends      *ebpf.MapSpec `ebpf:"lb_frontends"`
-	LbMaglev         *ebpf.MapSpec `ebpf:"lb_maglev"`
-	LbMembers        *ebpf.MapSpec `ebpf:"lb_members"`
-	LbServices       *ebpf.MapSpec `ebpf:"lb_services"`
-	LbSources        *ebpf.MapSpec `ebpf:"lb_sources"`
-	Limits           *ebpf.MapSpec `ebpf:"limits"`
-	LinkLocalAllowed *ebpf.MapSpec `ebpf:"link_local_allowed"`
-	MasqExempt       *ebpf.MapSpec `ebpf:"masq_exempt"`
-	MasqFragments    *ebpf.MapSpec `ebpf:"masq_fragments"`
-	MasqSources      *ebpf.MapSpec `ebpf:"masq_sources"`
-	Monitor          *ebpf.MapSpec `ebpf:"monitor"`
-	Names            *ebpf.MapSpec `ebpf:"names"`
-	Path             *ebpf.MapSpec `ebpf:"path"`
-	Refusals         *ebpf.MapSpec `ebpf:"refusals"`
-	Remotes          *ebpf.MapSpec `ebpf:"remotes"`
-	Scratches        *ebpf.MapSpec `ebpf:"scratches"`
+	AnswersLeave       *ebpf.MapSpec `ebpf:"answers_leave"`
+	Counters           *ebpf.MapSpec `ebpf:"counters"`
+	DnsScratch         *ebpf.MapSpec `ebpf:"dns_scratch"`
+	Endpoints          *ebpf.MapSpec `ebpf:"endpoints"`
+	Events             *ebpf.MapSpec `ebpf:"events"`
+	EventsLost         *ebpf.MapSpec `ebpf:"events_lost"`
+	FlowFragments      *ebpf.MapSpec `ebpf:"flow_fragments"`
+	FlowsEvents        *ebpf.MapSpec `ebpf:"flows_events"`
+	FlowsFull          *ebpf.MapSpec `ebpf:"flows_full"`
+	FlowsOpen          *ebpf.MapSpec `ebpf:"flows_open"`
+	FlowsOpenBefore    *ebpf.MapSpec `ebpf:"flows_open_before"`
+	FlowsPassing       *ebpf.MapSpec `ebpf:"flows_passing"`
+	FlowsPassingBefore *ebpf.MapSpec `ebpf:"flows_passing_before"`
+	LbAffinity         *ebpf.MapSpec `ebpf:"lb_affinity"`
+	LbBackends         *ebpf.MapSpec `ebpf:"lb_backends"`
+	LbChanges          *ebpf.MapSpec `ebpf:"lb_changes"`
+	LbFrontends        *ebpf.MapSpec `ebpf:"lb_frontends"`
+	LbMaglev           *ebpf.MapSpec `ebpf:"lb_maglev"`
+	LbMembers          *ebpf.MapSpec `ebpf:"lb_members"`
+	LbServices         *ebpf.MapSpec `ebpf:"lb_services"`
+	LbSources          *ebpf.MapSpec `ebpf:"lb_sources"`
+	Limits             *ebpf.MapSpec `ebpf:"limits"`
+	LinkLocalAllowed   *ebpf.MapSpec `ebpf:"link_local_allowed"`
+	MasqExempt         *ebpf.MapSpec `ebpf:"masq_exempt"`
+	MasqFragments      *ebpf.MapSpec `ebpf:"masq_fragments"`
+	MasqSources        *ebpf.MapSpec `ebpf:"masq_sources"`
+	Monitor            *ebpf.MapSpec `ebpf:"monitor"`
+	Names              *ebpf.MapSpec `ebpf:"names"`
+	Path               *ebpf.MapSpec `ebpf:"path"`
+	Refusals           *ebpf.MapSpec `ebpf:"refusals"`
+	Remotes            *ebpf.MapSpec `ebpf:"remotes"`
+	Scratches          *ebpf.MapSpec `ebpf:"scratches"`
 }
 
 // netVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type netVariableSpecs struct {
-	DnsAddr4       *ebpf.VariableSpec `ebpf:"dns_addr4"`
-	DnsAddr6       *ebpf.VariableSpec `ebpf:"dns_addr6"`
-	DnsTtl         *ebpf.VariableSpec `ebpf:"dns_ttl"`
-	DnsZone        *ebpf.VariableSpec `ebpf:"dns_zone"`
-	DnsZoneLabels  *ebpf.VariableSpec `ebpf:"dns_zone_labels"`
-	DnsZoneLen     *ebpf.VariableSpec `ebpf:"dns_zone_len"`
-	LocalFirst     *ebpf.VariableSpec `ebpf:"local_first"`
-	LocalLast      *ebpf.VariableSpec `ebpf:"local_last"`
-	MasqFirst      *ebpf.VariableSpec `ebpf:"masq_first"`
-	MasqLast       *ebpf.VariableSpec `ebpf:"masq_last"`
-	NodeAddr4      *ebpf.VariableSpec `ebpf:"node_addr4"`
-	NodeAddr6      *ebpf.VariableSpec `ebpf:"node_addr6"`
-	SpareFirst     *ebpf.VariableSpec `ebpf:"spare_first"`
-	SpareLast      *ebpf.VariableSpec `ebpf:"spare_last"`
-	TunnelHasLocal *ebpf.VariableSpec `ebpf:"tunnel_has_local"`
+	DnsAddr4        *ebpf.VariableSpec `ebpf:"dns_addr4"`
+	DnsAddr6        *ebpf.VariableSpec `ebpf:"dns_addr6"`
+	DnsTtl          *ebpf.VariableSpec `ebpf:"dns_ttl"`
+	DnsZone         *ebpf.VariableSpec `ebpf:"dns_zone"`
+	DnsZoneLabels   *ebpf.VariableSpec `ebpf:"dns_zone_labels"`
+	DnsZoneLen      *ebpf.VariableSpec `ebpf:"dns_zone_len"`
+	FlowsHaveBefore *ebpf.VariableSpec `ebpf:"flows_have_before"`
+	LocalFirst      *ebpf.VariableSpec `ebpf:"local_first"`
+	LocalLast       *ebpf.VariableSpec `ebpf:"local_last"`
+	MasqFirst       *ebpf.VariableSpec `ebpf:"masq_first"`
+	MasqLast        *ebpf.VariableSpec `ebpf:"masq_last"`
+	NodeAddr4       *ebpf.VariableSpec `ebpf:"node_addr4"`
+	NodeAddr6       *ebpf.VariableSpec `ebpf:"node_addr6"`
+	SpareFirst      *ebpf.VariableSpec `ebpf:"spare_first"`
+	SpareLast       *ebpf.VariableSpec `ebpf:"spare_last"`
+	TunnelHasLocal  *ebpf.VariableSpec `ebpf:"tunnel_has_local"`
 }
 
 // netObjects contains all objects after they have been loaded into the kernel.
@@ -469,36 +475,38 @@ func (o *netObjects) Close() error {
 //
 // It can be passed to loadNetObjects or ebpf.CollectionSpec.LoadAndAssign.
 type netMaps struct {
-	AnswersLeave     *ebpf.Map `ebpf:"answers_leave"`
-	Counters         *ebpf.Map `ebpf:"counters"`
-	DnsScratch       *ebpf.Map `ebpf:"dns_scratch"`
-	Endpoints        *ebpf.Map `ebpf:"endpoints"`
-	Events           *ebpf.Map `ebpf:"events"`
-	EventsLost       *ebpf.Map `ebpf:"events_lost"`
-	FlowFragments    *ebpf.Map `ebpf:"flow_fragments"`
-	FlowsEvents      *ebpf.Map `ebpf:"flows_events"`
-	FlowsFull        *ebpf.Map `ebpf:"flows_full"`
-	FlowsOpen        *ebpf.Map `ebpf:"flows_open"`
-	FlowsPassing     *ebpf.Map `ebpf:"flows_passing"`
-	LbAffinity       *ebpf.Map `ebpf:"lb_affinity"`
-	LbBackends       *ebpf.Map `ebpf:"lb_backends"`
-	LbChanges        *ebpf.Map `ebpf:"lb_changes"`
-	LbFrontends      *ebpf.Map `ebpf:"lb_frontends"`
-	LbMaglev         *ebpf.Map `ebpf:"lb_maglev"`
-	LbMembers        *ebpf.Map `ebpf:"lb_members"`
-	LbServices       *ebpf.Map `ebpf:"lb_services"`
-	LbSources        *ebpf.Map `ebpf:"lb_sources"`
-	Limits           *ebpf.Map `ebpf:"limits"`
-	LinkLocalAllowed *ebpf.Map `ebpf:"link_local_allowed"`
-	MasqExempt       *ebpf.Map `ebpf:"masq_exempt"`
-	MasqFragments    *ebpf.Map `ebpf:"masq_fragments"`
-	MasqSources      *ebpf.Map `ebpf:"masq_sources"`
-	Monitor          *ebpf.Map `ebpf:"monitor"`
-	Names            *ebpf.Map `ebpf:"names"`
-	Path             *ebpf.Map `ebpf:"path"`
-	Refusals         *ebpf.Map `ebpf:"refusals"`
-	Remotes          *ebpf.Map `ebpf:"remotes"`
-	Scratches        *ebpf.Map `ebpf:"scratches"`
+	AnswersLeave       *ebpf.Map `ebpf:"answers_leave"`
+	Counters           *ebpf.Map `ebpf:"counters"`
+	DnsScratch         *ebpf.Map `ebpf:"dns_scratch"`
+	Endpoints          *ebpf.Map `ebpf:"endpoints"`
+	Events             *ebpf.Map `ebpf:"events"`
+	EventsLost         *ebpf.Map `ebpf:"events_lost"`
+	FlowFragments      *ebpf.Map `ebpf:"flow_fragments"`
+	FlowsEvents        *ebpf.Map `ebpf:"flows_events"`
+	FlowsFull          *ebpf.Map `ebpf:"flows_full"`
+	FlowsOpen          *ebpf.Map `ebpf:"flows_open"`
+	FlowsOpenBefore    *ebpf.Map `ebpf:"flows_open_before"`
+	FlowsPassing       *ebpf.Map `ebpf:"flows_passing"`
+	FlowsPassingBefore *ebpf.Map `ebpf:"flows_passing_before"`
+	LbAffinity         *ebpf.Map `ebpf:"lb_affinity"`
+	LbBackends         *ebpf.Map `ebpf:"lb_backends"`
+	LbChanges          *ebpf.Map `ebpf:"lb_changes"`
+	LbFrontends        *ebpf.Map `ebpf:"lb_frontends"`
+	LbMaglev           *ebpf.Map `ebpf:"lb_maglev"`
+	LbMembers          *ebpf.Map `ebpf:"lb_members"`
+	LbServices         *ebpf.Map `ebpf:"lb_services"`
+	LbSources          *ebpf.Map `ebpf:"lb_sources"`
+	Limits             *ebpf.Map `ebpf:"limits"`
+	LinkLocalAllowed   *ebpf.Map `ebpf:"link_local_allowed"`
+	MasqExempt         *ebpf.Map `ebpf:"masq_exempt"`
+	MasqFragments      *ebpf.Map `ebpf:"masq_fragments"`
+	MasqSources        *ebpf.Map `ebpf:"masq_sources"`
+	Monitor            *ebpf.Map `ebpf:"monitor"`
+	Names              *ebpf.Map `ebpf:"names"`
+	Path               *ebpf.Map `ebpf:"path"`
+	Refusals           *ebpf.Map `ebpf:"refusals"`
+	Remotes            *ebpf.Map `ebpf:"remotes"`
+	Scratches          *ebpf.Map `ebpf:"scratches"`
 }
 
 func (m *netMaps) Close() error {
@@ -513,7 +521,9 @@ func (m *netMaps) Close() error {
 		m.FlowsEvents,
 		m.FlowsFull,
 		m.FlowsOpen,
+		m.FlowsOpenBefore,
 		m.FlowsPassing,
+		m.FlowsPassingBefore,
 		m.LbAffinity,
 		m.LbBackends,
 		m.LbChanges,
@@ -540,21 +550,22 @@ func (m *netMaps) Close() error {
 //
 // It can be passed to loadNetObjects or ebpf.CollectionSpec.LoadAndAssign.
 type netVariables struct {
-	DnsAddr4       *ebpf.Variable `ebpf:"dns_addr4"`
-	DnsAddr6       *ebpf.Variable `ebpf:"dns_addr6"`
-	DnsTtl         *ebpf.Variable `ebpf:"dns_ttl"`
-	DnsZone        *ebpf.Variable `ebpf:"dns_zone"`
-	DnsZoneLabels  *ebpf.Variable `ebpf:"dns_zone_labels"`
-	DnsZoneLen     *ebpf.Variable `ebpf:"dns_zone_len"`
-	LocalFirst     *ebpf.Variable `ebpf:"local_first"`
-	LocalLast      *ebpf.Variable `ebpf:"local_last"`
-	MasqFirst      *ebpf.Variable `ebpf:"masq_first"`
-	MasqLast       *ebpf.Variable `ebpf:"masq_last"`
-	NodeAddr4      *ebpf.Variable `ebpf:"node_addr4"`
-	NodeAddr6      *ebpf.Variable `ebpf:"node_addr6"`
-	SpareFirst     *ebpf.Variable `ebpf:"spare_first"`
-	SpareLast      *ebpf.Variable `ebpf:"spare_last"`
-	TunnelHasLocal *ebpf.Variable `ebpf:"tunnel_has_local"`
+	DnsAddr4        *ebpf.Variable `ebpf:"dns_addr4"`
+	DnsAddr6        *ebpf.Variable `ebpf:"dns_addr6"`
+	DnsTtl          *ebpf.Variable `ebpf:"dns_ttl"`
+	DnsZone         *ebpf.Variable `ebpf:"dns_zone"`
+	DnsZoneLabels   *ebpf.Variable `ebpf:"dns_zone_labels"`
+	DnsZoneLen      *ebpf.Variable `ebpf:"dns_zone_len"`
+	FlowsHaveBefore *ebpf.Variable `ebpf:"flows_have_before"`
+	LocalFirst      *ebpf.Variable `ebpf:"local_first"`
+	LocalLast       *ebpf.Variable `ebpf:"local_last"`
+	MasqFirst       *ebpf.Variable `ebpf:"masq_first"`
+	MasqLast        *ebpf.Variable `ebpf:"masq_last"`
+	NodeAddr4       *ebpf.Variable `ebpf:"node_addr4"`
+	NodeAddr6       *ebpf.Variable `ebpf:"node_addr6"`
+	SpareFirst      *ebpf.Variable `ebpf:"spare_first"`
+	SpareLast       *ebpf.Variable `ebpf:"spare_last"`
+	TunnelHasLocal  *ebpf.Variable `ebpf:"tunnel_has_local"`
 }
 
 // netPrograms contains all programs after they have been loaded into the kernel.
