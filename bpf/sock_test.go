@@ -67,7 +67,7 @@ func TestSocketTranslation(t *testing.T) {
 	script := `echo $$ > ` + filepath.Join(cg, "cgroup.procs") + `
 ip link set lo up
 (echo hello | busybox nc -l -p 8080) &
-for i in $(seq 100); do busybox nc -w 2 10.96.0.1 80 </dev/null && break; sleep 0.1; done
+for i in $(seq 100); do sleep 1 | busybox nc -w 2 10.96.0.1 80 && break; sleep 0.1; done # who hangs up first may hear nothing
 busybox nc -w 2 10.96.0.2 80 </dev/null 2>&1
 kill $! 2>/dev/null; wait`
 	out, _ := exec.Command("unshare", "-n", "sh", "-c", script).CombinedOutput()
