@@ -209,6 +209,13 @@ type netPath struct {
 	Mtu    uint32
 }
 
+type netPortKey struct {
+	_     structs.HostLayout
+	Port  uint16
+	Proto uint8
+	V6    uint8
+}
+
 type netPrefix struct {
 	_    structs.HostLayout
 	Len  uint32
@@ -308,6 +315,7 @@ const (
 	netMapLbFrontends        = "lb_frontends"
 	netMapLbMaglev           = "lb_maglev"
 	netMapLbMembers          = "lb_members"
+	netMapLbPorts            = "lb_ports"
 	netMapLbServices         = "lb_services"
 	netMapLbSources          = "lb_sources"
 	netMapLimits             = "limits"
@@ -418,6 +426,7 @@ type netMapSpecs struct {
 	LbFrontends        *ebpf.MapSpec `ebpf:"lb_frontends"`
 	LbMaglev           *ebpf.MapSpec `ebpf:"lb_maglev"`
 	LbMembers          *ebpf.MapSpec `ebpf:"lb_members"`
+	LbPorts            *ebpf.MapSpec `ebpf:"lb_ports"`
 	LbServices         *ebpf.MapSpec `ebpf:"lb_services"`
 	LbSources          *ebpf.MapSpec `ebpf:"lb_sources"`
 	Limits             *ebpf.MapSpec `ebpf:"limits"`
@@ -494,6 +503,7 @@ type netMaps struct {
 	LbFrontends        *ebpf.Map `ebpf:"lb_frontends"`
 	LbMaglev           *ebpf.Map `ebpf:"lb_maglev"`
 	LbMembers          *ebpf.Map `ebpf:"lb_members"`
+	LbPorts            *ebpf.Map `ebpf:"lb_ports"`
 	LbServices         *ebpf.Map `ebpf:"lb_services"`
 	LbSources          *ebpf.Map `ebpf:"lb_sources"`
 	Limits             *ebpf.Map `ebpf:"limits"`
@@ -530,6 +540,7 @@ func (m *netMaps) Close() error {
 		m.LbFrontends,
 		m.LbMaglev,
 		m.LbMembers,
+		m.LbPorts,
 		m.LbServices,
 		m.LbSources,
 		m.Limits,
