@@ -59,6 +59,7 @@ type Datapath struct {
 	endpoints     *endpointTable
 	names         *nameTable
 	remotes       *remoteTable
+	socketsOff    *socketsOffTable
 	mu            sync.Mutex // of attachments
 	noTCX         bool       // tests: as on Linux before 6.6
 	netns         uint64     // cookie of the node's namespace
@@ -121,6 +122,9 @@ func Open(c Config) (*Datapath, error) {
 	}
 	if err == nil {
 		d.remotes, err = openRemotes(d.net.Maps)
+	}
+	if err == nil {
+		d.socketsOff, err = openSocketsOff(d.sock.Maps)
 	}
 	if err == nil {
 		err = d.sweep()

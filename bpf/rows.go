@@ -121,6 +121,12 @@ type Limit struct {
 	Ahead time.Duration // how far ahead of the rate it may be: bursts are no more than that, and a packet
 }
 
+// SocketsOff is a network namespace whose sockets are left alone: what its processes ask of Services is translated at their packets.
+type SocketsOff struct {
+	Owner string // sandbox id
+	Netns uint64 // cookie, see Datapath.NetnsCookie
+}
+
 // Name is a DNS name that the kernel answers.
 type Name struct {
 	Owner string       // Service UID

@@ -242,7 +242,7 @@ type socketFate int
 
 const (
 	unknown socketFate = iota // it is not there
-	goesOn              // it is not connected to that backend
+	goesOn                    // it is not connected to that backend
 	aborted
 )
 

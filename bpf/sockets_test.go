@@ -208,3 +208,44 @@ func TestSocketsOfABackendThatWentUnseen(t *testing.T) {
 		t.Errorf("%d sockets aborted", n)
 	}
 }
+
+// What a pod whose sockets are left alone asks of a Service is translated at its packets, with the same result.
+func TestSocketsLeftAlone(t *testing.T) {
+	l := newLab(t)
+	l.service(t, "10.96.0.5:80", "[fd00:10:96::5]:80")
+	cookie, err := l.d.NetnsCookie(fmt.Sprint("/proc/self/fd/", l.pods[0].f.Fd()))
+	must(t, err)
+	ask := func(addr string) bool {
+		t.Helper()
+		before := l.counter(t, "pod_to_service")
+		for _, network := range []string{"tcp", "udp", "udp-open"} {
+			out, err := l.client(t, l.pods[0], true, network, addr, 3)
+			if err != nil || strings.Count(out, addr+" pod") != 3 {
+				t.Errorf("%s %s: %s, %v", network, addr, out, err)
+			}
+		}
+		return l.counter(t, "pod_to_service") != before
+	}
+	for _, addr := range []string{"10.96.0.5:80", "[fd00:10:96::5]:80"} {
+		if ask(addr) {
+			t.Error("translated at the packet")
+		}
+	}
+	_, err = l.d.SocketsOff().Replace("box", []SocketsOff{{Netns: cookie}})
+	must(t, err)
+	must(t, l.d.Close())
+	l.d = open(t, l.config)
+	if rows, err := l.d.SocketsOff().Dump(); err != nil || len(rows) != 1 || rows[0] != (SocketsOff{Owner: "box", Netns: cookie}) {
+		t.Errorf("%+v, %v", rows, err)
+	}
+	for _, addr := range []string{"10.96.0.5:80", "[fd00:10:96::5]:80"} {
+		if !ask(addr) {
+			t.Error("translated at the socket")
+		}
+	}
+	_, err = l.d.SocketsOff().Prune(func(string) bool { return false })
+	must(t, err)
+	if ask("10.96.0.5:80") {
+		t.Error("translated at the packet again")
+	}
+}

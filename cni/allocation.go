@@ -19,6 +19,7 @@ type Allocation struct {
 	Addrs       []netip.Addr `json:"addrs"`           // at most one of each family, in the order of the node's ranges
 	Host        string       `json:"host"`            // name of the host's side of the veth
 	Netns       string       `json:"netns,omitempty"` // path of the pod's network namespace
+	Pod         string       `json:"pod,omitempty"`   // namespace/name
 	Ports       []HostPort   `json:"ports,omitempty"`
 
 	Bandwidth plugin.Bandwidth `json:"bandwidth,omitzero"`

@@ -28,6 +28,8 @@ import (
 type Datapath interface {
 	Endpoints() bpf.Table[bpf.Endpoint]
 	LoadBalancers() bpf.LoadBalancerTable
+	SocketsOff() bpf.Table[bpf.SocketsOff]
+	NetnsCookie(path string) (uint64, error)
 	AttachPod(ifindex int) error
 	AttachNewPod(ifindex int) error // quick, for the time until AttachPod
 	DetachPod(ifindex int) error
@@ -50,6 +52,8 @@ type Config struct {
 	// Sandboxes lists the ids of the runtime's. What others have is released after a time (leaks.go); without it, only what goes with
 	// its network namespace is.
 	Sandboxes func(context.Context) ([]string, error)
+	// LeavesSockets tells whether the sockets of a pod, named namespace/name, are to be left alone, and whether that is known; nil: of none.
+	LeavesSockets func(pod string) (off, known bool)
 }
 
 // Server answers the plugin.
@@ -107,7 +111,10 @@ func (s *Server) reconcile() error {
 	}
 	live := map[string]bool{}
 	for _, a := range s.ipam.list() {
-		live[owner(a.ContainerID, a.Ifname)] = true
+		live[owner(a.ContainerID, a.Ifname)], live[socketsOwner(a.ContainerID)] = true, true
+	}
+	if _, err := s.cfg.Datapath.SocketsOff().Prune(func(owner string) bool { return live[owner] }); err != nil {
+		return err
 	}
 	if _, err := s.cfg.Datapath.Endpoints().Prune(func(owner string) bool { return live[owner] }); err != nil {
 		return err
@@ -163,6 +170,9 @@ func (s *Server) attach(a Allocation, ifindex int, program func(ifindex int) err
 		return err
 	}
 	if _, err := s.cfg.Datapath.Endpoints().Replace(owner(a.ContainerID, a.Ifname), endpoints(a, ifindex)); err != nil {
+		return err
+	}
+	if err := s.switchSockets(a); err != nil {
 		return err
 	}
 	return s.openPorts(a)

@@ -65,15 +65,24 @@ type fakeDatapath struct {
 	fail     error        // of AttachPod
 	hold     func()       // called by AttachPod
 	ports    *fakePorts
+	off      *fakeSockets
 }
 
 func newFake() *fakeDatapath {
-	return &fakeDatapath{rows: map[netip.Addr]bpf.Endpoint{}, attached: map[int]bool{}, quick: map[int]bool{}, ports: &fakePorts{rows: map[string][]bpf.LoadBalancer{}}}
+	return &fakeDatapath{rows: map[netip.Addr]bpf.Endpoint{}, attached: map[int]bool{}, quick: map[int]bool{}, ports: &fakePorts{rows: map[string][]bpf.LoadBalancer{}}, off: &fakeSockets{rows: map[string][]bpf.SocketsOff{}}}
 }
 
 func (f *fakeDatapath) Endpoints() bpf.Table[bpf.Endpoint] { return f }
 
 func (f *fakeDatapath) LoadBalancers() bpf.LoadBalancerTable { return f.ports }
+
+func (f *fakeDatapath) SocketsOff() bpf.Table[bpf.SocketsOff] { return f.off }
+
+func (f *fakeDatapath) NetnsCookie(path string) (uint64, error) {
+	var st unix.Stat_t
+	err := unix.Stat(path, &st)
+	return st.Ino, err
+}
 
 func (f *fakeDatapath) AttachPod(i int) error {
 	if f.hold != nil {

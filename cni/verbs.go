@@ -146,7 +146,7 @@ func (s *Server) add(r plugin.Request) (*types100.Result, error) {
 		return nil, err
 	}
 	defer p.close()
-	a, err := s.ipam.allocate(ranges, Allocation{ContainerID: r.ContainerID, Ifname: r.Ifname, Host: hostName(r.ContainerID, r.Ifname), Netns: r.Netns, Ports: ports, Bandwidth: r.Bandwidth})
+	a, err := s.ipam.allocate(ranges, Allocation{ContainerID: r.ContainerID, Ifname: r.Ifname, Host: hostName(r.ContainerID, r.Ifname), Netns: r.Netns, Pod: podOf(r), Ports: ports, Bandwidth: r.Bandwidth})
 	if err != nil {
 		return nil, err
 	}
@@ -221,7 +221,8 @@ func (s *Server) del(container, ifname string) error {
 	// The row goes before the interface: a packet is dropped rather than sent to a stranger with the same index.
 	err := s.closePorts(container, ifname)
 	_, rerr := s.cfg.Datapath.Endpoints().Replace(owner(container, ifname), nil)
-	err = errors.Join(err, rerr)
+	_, serr := s.cfg.Datapath.SocketsOff().Replace(socketsOwner(container), nil)
+	err = errors.Join(err, rerr, serr)
 	if attached {
 		err = errors.Join(err, s.cfg.Datapath.DetachPod(ifindex))
 	}

@@ -73,10 +73,10 @@ func OpenDatapath(cfg Config) (*bpf.Datapath, error) {
 }
 
 // CNI returns the CNI server over a datapath. mtu tells that of pods' interfaces.
-func CNI(l layout.Layout, d *bpf.Datapath, nodeAddrs []netip.Addr, mtu func() int, podCIDRs func() ([]netip.Prefix, bool)) (*cni.Server, error) {
+func CNI(l layout.Layout, d *bpf.Datapath, nodeAddrs []netip.Addr, mtu func() int, podCIDRs func() ([]netip.Prefix, bool), leavesSockets func(pod string) (off, known bool)) (*cni.Server, error) {
 	return cni.New(cni.Config{
 		Socket: l.CNISocket(), StateDir: l.CNIState(), ConfDir: l.CNIConf(), Alias: "strake-" + l.ID, NodeAddrs: nodeAddrs, MTU: mtu, Datapath: d, PodCIDRs: podCIDRs,
-		Sandboxes: func(ctx context.Context) ([]string, error) { return sandboxes(ctx, l) },
+		Sandboxes: func(ctx context.Context) ([]string, error) { return sandboxes(ctx, l) }, LeavesSockets: leavesSockets,
 	})
 }
 
@@ -121,6 +121,7 @@ func Run(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return err
 	}
+	pods := newLocalPods(netClient, cfg.NodeName)
 	var podCIDRs atomic.Pointer[[]netip.Prefix]
 	var links underlay
 	server, err := CNI(l, d, cfg.NodeAddrs, links.mtu, func() ([]netip.Prefix, bool) {
@@ -128,7 +129,7 @@ func Run(ctx context.Context, cfg Config) error {
 			return *p, true
 		}
 		return nil, false
-	})
+	}, pods.leavesSockets)
 	if err != nil {
 		return err
 	}
@@ -174,6 +175,12 @@ func Run(ctx context.Context, cfg Config) error {
 	})
 	g.Go(func() error { return id.Run(ctx) })
 	g.Go(func() error { return server.Run(ctx) })
+	g.Go(func() error {
+		if ready.API(ctx, netClient.Discovery().RESTClient()) != nil {
+			return nil // ctx ended
+		}
+		return pods.run(ctx, server.PodSeen)
+	})
 	g.Go(func() error { return nodes.Run(ctx) })
 	g.Go(func() error {
 		if ready.API(ctx, netClient.Discovery().RESTClient()) != nil {
