@@ -8,9 +8,9 @@ import (
 	"github.com/strake-io/strake/bpf"
 )
 
-// Desired returns the rows that the allocations in a Server's state folder ask for: addresses of pods, and their host ports. indexOf is the
+// Desired returns the rows that the allocations in a Server's state folder ask for, on a node with those addresses: addresses of pods, and their host ports. indexOf is the
 // index of an interface of the node by its name. It changes nothing.
-func Desired(stateDir string, indexOf func(host string) int) ([]bpf.Endpoint, []bpf.LoadBalancer, error) {
+func Desired(stateDir string, nodeAddrs []netip.Addr, indexOf func(host string) int) ([]bpf.Endpoint, []bpf.LoadBalancer, error) {
 	allocations, err := readAllocations(stateDir)
 	if err != nil {
 		return nil, nil, err
@@ -19,7 +19,7 @@ func Desired(stateDir string, indexOf func(host string) int) ([]bpf.Endpoint, []
 	var ports []bpf.LoadBalancer
 	for _, a := range allocations {
 		pods = append(pods, endpoints(a, indexOf(a.Host))...)
-		ports = append(ports, portRows(a)...)
+		ports = append(ports, portRows(a, nodeAddrs)...)
 	}
 	return pods, ports, nil
 }

@@ -18,7 +18,8 @@ import (
 // HostPort is a port of the node that leads to a pod (containers[].ports[].hostPort). Such a port is a row of the load balancer
 // with one backend, so it is served where NodePorts are: at the sockets of the node and its pods, and at the uplink.
 type HostPort struct {
-	Addr      netip.Addr `json:"addr"` // of the node
+	Addr      netip.Addr `json:"addr"`          // of the node
+	Any       bool       `json:"any,omitempty"` // nobody asked for that address: it is whatever the node has of its family
 	Port      uint16     `json:"port"`
 	Container uint16     `json:"container"` // the pod's port
 	Protocol  uint8      `json:"protocol"`  // IPPROTO_TCP or IPPROTO_UDP
@@ -74,6 +75,7 @@ func hostPorts(mappings []plugin.PortMapping, nodeAddrs []netip.Addr, ranges []n
 			out = append(out, p)
 			continue
 		}
+		p.Any = true
 		for _, p.Addr = range nodeAddrs {
 			if podHas(p.Addr.Is4()) && (!only.IsValid() || only.Is4() == p.Addr.Is4()) {
 				out = append(out, p)
@@ -94,9 +96,16 @@ func portOwner(container, ifname string) string {
 }
 
 // portRows are the rows of a pod's host ports.
-func portRows(a Allocation) []bpf.LoadBalancer {
+func portRows(a Allocation, nodeAddrs []netip.Addr) []bpf.LoadBalancer {
 	var rows []bpf.LoadBalancer
 	for _, p := range a.Ports {
+		if p.Any {
+			now, ok := ofFamily(nodeAddrs, p.Addr.Is4())
+			if !ok {
+				continue
+			}
+			p.Addr = now
+		}
 		to, ok := a.addr(p.Addr.Is4())
 		if !ok {
 			continue
@@ -112,7 +121,7 @@ func portRows(a Allocation) []bpf.LoadBalancer {
 
 // openPorts makes the host ports of a pod live.
 func (s *Server) openPorts(a Allocation) error {
-	if _, err := s.cfg.Datapath.LoadBalancers().Replace(portOwner(a.ContainerID, a.Ifname), portRows(a)); err != nil {
+	if _, err := s.cfg.Datapath.LoadBalancers().Replace(portOwner(a.ContainerID, a.Ifname), portRows(a, s.cfg.NodeAddrs)); err != nil {
 		return fmt.Errorf("host ports: %w", err)
 	}
 	return nil

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -60,7 +61,7 @@ func TestHostPorts(t *testing.T) {
 	port := func(addr string, port, container uint16, protocol uint8) []HostPort {
 		var out []HostPort
 		for _, a := range strings.Fields(addr) {
-			out = append(out, HostPort{netip.MustParseAddr(a), port, container, protocol})
+			out = append(out, HostPort{Addr: netip.MustParseAddr(a), Any: !strings.HasSuffix(a, "9"), Port: port, Container: container, Protocol: protocol})
 		}
 		return out
 	}
@@ -153,4 +154,21 @@ func TestHostPortsLiveWithTheirPod(t *testing.T) {
 	n.del(t, id, ns)
 	delete(want, portOwner(id, "eth0"))
 	equal("after DEL")
+}
+
+// A port that nobody asked for on one address follows the node's; one that somebody did stays.
+func TestHostPortsFollowTheNode(t *testing.T) {
+	addr := netip.MustParseAddr
+	a := Allocation{ContainerID: "a", Ifname: "eth0", Addrs: []netip.Addr{addr("10.244.0.2"), addr("fd00::2")}, Ports: []HostPort{
+		{Addr: addr("192.0.2.1"), Any: true, Port: 80, Container: 80, Protocol: unix.IPPROTO_TCP},
+		{Addr: addr("2001:db8::1"), Any: true, Port: 80, Container: 80, Protocol: unix.IPPROTO_TCP},
+		{Addr: addr("192.0.2.1"), Port: 81, Container: 80, Protocol: unix.IPPROTO_TCP},
+	}}
+	var got []string
+	for _, row := range portRows(a, []netip.Addr{addr("192.0.2.7")}) {
+		got = append(got, row.Frontends[0].String()+" "+row.Backends[0].String())
+	}
+	if want := []string{"192.0.2.7:80 10.244.0.2:80", "192.0.2.1:81 10.244.0.2:80"}; !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
+	}
 }

@@ -11,7 +11,6 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
-	"github.com/strake-io/strake/cmd/strake/agent"
 	"github.com/strake-io/strake/cmd/strake/cluster"
 	"github.com/strake-io/strake/cmd/strake/kubeproxy"
 )
@@ -57,8 +56,7 @@ when it ends, and --cleanup takes it away. Flags that kube-proxy has too are cal
 				if err != nil {
 					return err
 				}
-				s = cluster.Refresh(cmd.Context(), l, s)
-				return agent.Run(cmd.Context(), s.Agent(l))
+				return cluster.RunAgent(cmd.Context(), l, s)
 			}
 			l, err := place()
 			if err != nil {

@@ -216,6 +216,8 @@ func TestJoin(t *testing.T) {
 		c.kubectl("wait", "--for=condition=Ready", "pod/on-"+joined, "--timeout=90s")
 		everyWay(t, c, names)
 	})
+	t.Run("it gets another address", func(t *testing.T) { otherAddress(t, c.in(t), m.in(t), names) })
+	t.Run("the cluster changes what its nodes share", func(t *testing.T) { otherSettings(t, c.in(t), m.in(t), joined) })
 	t.Run("leaving", func(t *testing.T) {
 		c, m := c.in(t), m.in(t)
 		c.kubectl("delete", "pod", "on-"+joined)
@@ -230,6 +232,79 @@ func TestJoin(t *testing.T) {
 			t.Errorf("nodes are left:\n%s", out)
 		}
 	})
+}
+
+// otherAddress gives a machine that has joined another address, as a DHCP server may: it is followed, by the node and by the others, and nobody
+// starts anything anew.
+func otherAddress(t *testing.T, c, m *cluster, names []string) {
+	joined := names[1]
+	before := agentOf(t, m)
+	const now = "198.18.1.77"
+	for _, args := range []string{"addr del 198.18.1.2/24 dev up0", "addr add " + now + "/24 dev up0", "route add default via 198.18.1.1"} {
+		if out, err := exec.Command("ip", append([]string{"-n", m.Net}, strings.Fields(args)...)...).CombinedOutput(); err != nil {
+			t.Fatalf("ip %s: %v\n%s", args, err, out)
+		}
+	}
+	eventually(t, 60*time.Second, func() string {
+		out, err := c.try("get", "node", joined, "-o", "jsonpath={.status.addresses[?(@.type==\"InternalIP\")].address} {.status.conditions[?(@.type==\"Ready\")].status}")
+		if err != nil || strings.TrimSpace(out) != now+" True" {
+			return fmt.Sprintf("%q, %v", out, err)
+		}
+		return ""
+	})
+	eventually(t, 60*time.Second, func() string { // the kubelet's certificate names the address
+		out, err := c.try("exec", "on-"+joined, "--", "true")
+		if err != nil {
+			return out
+		}
+		return ""
+	})
+	everyWay(t, c, names)
+	if after := agentOf(t, m); after != before {
+		t.Errorf("the agent is process %d now, it was %d", after, before)
+	}
+}
+
+func agentOf(t *testing.T, m *cluster) int {
+	t.Helper()
+	for _, p := range status(t, m.Cluster).Components {
+		if p.Name == "agent" {
+			return p.PID
+		}
+	}
+	t.Fatal("no agent")
+	return 0
+}
+
+// otherSettings changes a setting on the first machine: the node that has joined takes it over while it runs. The outside knows no way to pods:
+// what leaves with a pod's own address gets no answer.
+func otherSettings(t *testing.T, c, m *cluster, joined string) {
+	const outside = "198.18.200.1"
+	if out, err := exec.Command("ip", "-n", m.Outside, "addr", "add", outside+"/32", "dev", "lo").CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	ask := func() string {
+		out, _ := c.try("exec", "on-"+joined, "--", "timeout", "3", "wget", "-O", "-", "http://"+outside+":9/")
+		return out
+	}
+	eventually(t, 60*time.Second, func() string {
+		if out := ask(); !strings.Contains(out, "refused") {
+			return "as the node: " + out
+		}
+		return ""
+	})
+	if out, err := c.Strake("up", "--non-masquerade-cidr", outside+"/32"); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	eventually(t, 60*time.Second, func() string {
+		if out := ask(); strings.Contains(out, "refused") {
+			return "still as the node: " + out
+		}
+		return ""
+	})
+	if data, err := os.ReadFile(filepath.Join(m.Data, "settings.json")); err != nil || !strings.Contains(string(data), outside) {
+		t.Errorf("what the node keeps: %v\n%s", err, data)
+	}
 }
 
 // onEach runs a pod on each of the nodes: on-NAME, which serves its node's name.

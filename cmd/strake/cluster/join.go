@@ -6,12 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/netip"
-	"net/url"
 	"os"
 	"reflect"
-	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -109,18 +106,11 @@ func (u *joinStart) findAddress() error {
 	if len(u.s.NodeAddrs) > 0 {
 		return nil
 	}
-	server, err := url.Parse(u.s.APIServer)
-	if err != nil || server.Scheme != "https" || server.Port() == "" {
-		return fmt.Errorf("API server %q: not a URL such as https://192.0.2.1:6443", u.s.APIServer)
-	}
-	c, err := net.Dial("udp", server.Host) // sends nothing
+	a, err := u.s.addrToServer()
 	if err != nil {
-		return fmt.Errorf("there is no way to the API server %s: %w", u.s.APIServer, err)
+		return err
 	}
-	defer c.Close()
-	if a, ok := c.LocalAddr().(*net.UDPAddr); ok {
-		u.s.NodeAddrs = []netip.Addr{a.AddrPort().Addr().Unmap()}
-	}
+	u.s.NodeAddrs, u.s.FoundAddrs = []netip.Addr{a}, true
 	return nil
 }
 
@@ -155,38 +145,22 @@ func (u *joinStart) learn(ctx context.Context) error {
 		return err
 	}
 	// A control plane that has just come up may not have written it yet.
-	if err := u.poll(ctx, func() (err error) {
-		u.s.Shared, err = fetchShared(ctx, u.client)
+	if err := u.poll(ctx, func() error {
+		m, err := fetchShared(ctx, u.client)
+		if err == nil {
+			u.s.Shared, err = readShared(m)
+		}
 		return err
 	}); err != nil {
 		return err
 	}
-	if err := u.completeFamilies(); err != nil {
+	if err := u.s.completeFamilies(); err != nil {
 		return err
 	}
 	if err := u.s.check(); err != nil {
 		return err
 	}
 	return u.s.Save(u.l)
-}
-
-// completeFamilies finds the addresses of the families that the cluster has and that are not known yet.
-func (u *joinStart) completeFamilies() error {
-	known := u.s.NodeAddrs
-	u.s.NodeAddrs = nil
-	for _, v6 := range areV6(u.s.PodCIDRs) {
-		i := slices.IndexFunc(known, func(a netip.Addr) bool { return a.Is6() == v6 })
-		if i >= 0 {
-			u.s.NodeAddrs = append(u.s.NodeAddrs, known[i])
-			continue
-		}
-		a, err := nodeAddr(families[v6])
-		if err != nil {
-			return err
-		}
-		u.s.NodeAddrs = append(u.s.NodeAddrs, a)
-	}
-	return nil
 }
 
 // maxSkew is how many minor releases a node may be behind its API server (Kubernetes' version skew policy).
@@ -207,26 +181,20 @@ func compatible(node, server string) error {
 	return nil
 }
 
-func fetchShared(ctx context.Context, c kubernetes.Interface) (Shared, error) {
-	var s Shared
+// fetchShared asks the control plane for what all nodes share.
+func fetchShared(ctx context.Context, c kubernetes.Interface) (*corev1.ConfigMap, error) {
 	m, err := c.CoreV1().ConfigMaps(metav1.NamespaceSystem).Get(ctx, SettingsConfigMap, metav1.GetOptions{})
-	if err == nil {
-		err = json.Unmarshal([]byte(m.Data[settingsKey]), &s)
-	}
 	if err != nil {
-		return s, fmt.Errorf("ConfigMap %s/%s, which the control plane of the same release writes: %w", metav1.NamespaceSystem, SettingsConfigMap, err)
+		return nil, fmt.Errorf("ConfigMap %s/%s, which the control plane of the same release writes: %w", metav1.NamespaceSystem, SettingsConfigMap, err)
 	}
-	return s, nil
+	return m, nil
 }
 
 // refreshWithin bounds what the start of an agent waits for the API server, without which the node works as well.
 const refreshWithin = 2 * time.Second
 
-// Refresh returns a node's settings with what the cluster has changed of them since the node's last start, as far as it can be asked.
-func Refresh(ctx context.Context, l layout.Layout, s Settings) Settings {
-	if !s.Joined() {
-		return s
-	}
+// refresh returns a node's settings with what the cluster has changed of them since the node's last start, as far as it can be asked.
+func refresh(ctx context.Context, l layout.Layout, s Settings) Settings {
 	ctx, cancel := context.WithTimeout(ctx, refreshWithin)
 	defer cancel()
 	now := s
@@ -239,13 +207,11 @@ func Refresh(ctx context.Context, l layout.Layout, s Settings) Settings {
 		if err != nil {
 			return err
 		}
-		if now.Shared, err = fetchShared(ctx, c); err != nil {
+		m, err := fetchShared(ctx, c)
+		if err != nil {
 			return err
 		}
-		if now.Zone != s.Zone {
-			return fmt.Errorf("the cluster's zone is %s, the node has joined one with %s: join it anew", now.Zone, s.Zone)
-		}
-		if err := now.check(); err != nil {
+		if now, err = s.withShared(m); err != nil {
 			return err
 		}
 		if reflect.DeepEqual(now, s) {

@@ -24,6 +24,7 @@ import (
 type Settings struct {
 	NodeName   string       `json:"nodeName"`
 	NodeAddrs  []netip.Addr `json:"nodeAddrs"`
+	FoundAddrs bool         `json:"foundAddrs,omitempty"` // nobody named them: a node that has joined follows what its links have
 	ResolvConf string       `json:"resolvConf"`
 	Healthz    string       `json:"healthzBindAddress,omitempty"` // as proxy.BindAddrs reads it
 	Metrics    string       `json:"metricsBindAddress,omitempty"`

@@ -33,7 +33,7 @@ func (e *examination) compare(o *objects, have bpf.Rows) []comparison {
 	var ports []bpf.LoadBalancer
 	var err error
 	if !e.ProxyOnly {
-		pods, ports, err = cni.Desired(e.Layout.CNIState(), indexOfInterface)
+		pods, ports, err = cni.Desired(e.Layout.CNIState(), e.Addrs, indexOfInterface)
 	}
 	wanted, wantedErr := e.wantedServices(o)
 	want := withoutTaken(append(wanted, ports...), have.LoadBalancers)

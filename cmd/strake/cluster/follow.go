@@ -1,0 +1,280 @@
+package cluster
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/netip"
+	"net/url"
+	"os"
+	"reflect"
+	"slices"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/klog/v2"
+
+	"github.com/strake-io/strake/cmd/strake/agent"
+	"github.com/strake-io/strake/cmd/strake/layout"
+	"github.com/strake-io/strake/cmd/strake/ready"
+	"github.com/strake-io/strake/cni"
+)
+
+// RunAgent runs a node until ctx ends. A node that has joined follows what may change while it runs: its own addresses, if they were found
+// and not named, and what all nodes share. For that the process begins anew with the new settings, as after an upgrade of the agent: the
+// kernel carries on meanwhile, and no packet is lost.
+func RunAgent(ctx context.Context, l layout.Layout, s Settings) error {
+	if !s.Joined() {
+		return agent.Run(ctx, s.Agent(l))
+	}
+	s = refresh(ctx, l, s)
+	if now, err := s.withAddresses(); err != nil {
+		klog.InfoS("The node's address is looked for again when its links change", "addresses", s.NodeAddrs, "err", err)
+	} else if !slices.Equal(now.NodeAddrs, s.NodeAddrs) {
+		if err := now.Save(l); err != nil {
+			return err
+		}
+		s = now
+	}
+	running, stop := context.WithCancel(ctx)
+	defer stop()
+	changed := make(chan struct{})
+	go func() {
+		defer close(changed)
+		now, err := follow(running, l, s)
+		if err == nil {
+			err = now.Save(l)
+		}
+		if err != nil {
+			if ctx.Err() == nil && running.Err() == nil {
+				klog.ErrorS(err, "Changes of the node's settings are not followed")
+			}
+			<-running.Done()
+			return
+		}
+		klog.InfoS("Beginning anew with other settings", "addresses", now.NodeAddrs)
+		stop()
+	}()
+	ended := make(chan error, 1)
+	go func() { ended <- agent.Run(running, s.Agent(l)) }()
+	select {
+	case err := <-ended:
+		return err
+	case <-changed:
+	}
+	if ctx.Err() != nil {
+		return <-ended
+	}
+	select {
+	case err := <-ended:
+		if err != nil {
+			klog.ErrorS(err, "The agent did not end as it should")
+		}
+	case <-time.After(endWithin): // it may be killed at any time: so it may be here
+	}
+	return fmt.Errorf("begin anew: %w", unix.Exec("/proc/self/exe", os.Args, os.Environ()))
+}
+
+// endWithin bounds what calls that have begun may take until the agent begins anew.
+const endWithin = 10 * time.Second
+
+// follow returns the settings that are to be instead of s, as soon as there are some.
+func follow(ctx context.Context, l layout.Layout, s Settings) (Settings, error) {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	found := make(chan Settings, 2)
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return followShared(ctx, l, s, found) })
+	if s.FoundAddrs {
+		g.Go(func() error { return followAddresses(ctx, s, found) })
+	}
+	failed := make(chan error, 1)
+	go func() { failed <- g.Wait() }()
+	select {
+	case now := <-found:
+		return now, nil
+	case err := <-failed:
+		if err == nil {
+			err = ctx.Err()
+		}
+		return s, err
+	}
+}
+
+// followShared watches what the control plane tells the nodes.
+func followShared(ctx context.Context, l layout.Layout, s Settings, found chan<- Settings) error {
+	rc, err := clientcmd.BuildConfigFromFlags("", l.Kubeconfig("node-network"))
+	if err != nil {
+		return err
+	}
+	c, err := kubernetes.NewForConfig(rc)
+	if err != nil {
+		return err
+	}
+	if ready.API(ctx, c.Discovery().RESTClient()) != nil {
+		return nil // ctx ended
+	}
+	f := informers.NewSharedInformerFactoryWithOptions(c, 0, informers.WithNamespace(metav1.NamespaceSystem), informers.WithTweakListOptions(func(o *metav1.ListOptions) {
+		o.FieldSelector = fields.OneTermEqualSelector("metadata.name", SettingsConfigMap).String()
+	}))
+	seen := func(obj any) {
+		m, ok := obj.(*corev1.ConfigMap)
+		if !ok {
+			return
+		}
+		now, err := s.withShared(m)
+		if err != nil {
+			klog.ErrorS(err, "What the cluster tells its nodes is not taken")
+		} else if !reflect.DeepEqual(now, s) {
+			select {
+			case found <- now:
+			default:
+			}
+		}
+	}
+	if _, err := f.Core().V1().ConfigMaps().Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: seen, UpdateFunc: func(_, obj any) { seen(obj) }}); err != nil {
+		return err
+	}
+	f.Start(ctx.Done())
+	defer f.Shutdown()
+	<-ctx.Done()
+	return nil
+}
+
+// withShared are the settings with what a ConfigMap of the control plane says.
+func (s Settings) withShared(m *corev1.ConfigMap) (Settings, error) {
+	now := s
+	var err error
+	if now.Shared, err = readShared(m); err != nil {
+		return s, err
+	}
+	if now.Zone != s.Zone {
+		return s, fmt.Errorf("the cluster's zone is %s, the node has joined one with %s: join it anew", now.Zone, s.Zone)
+	}
+	return now, now.check()
+}
+
+func readShared(m *corev1.ConfigMap) (s Shared, err error) {
+	if err := json.Unmarshal([]byte(m.Data[settingsKey]), &s); err != nil {
+		return s, fmt.Errorf("ConfigMap %s/%s, which the control plane of the same release writes: %w", m.Namespace, m.Name, err)
+	}
+	return s, nil
+}
+
+// calm is how long nothing has changed of the node's links before an address that is gone is believed to be: who renews one may take it away
+// for a moment.
+const calm = time.Second
+
+// followAddresses watches the node's links.
+func followAddresses(ctx context.Context, s Settings, found chan<- Settings) error {
+	addrs, routes := make(chan netlink.AddrUpdate, 64), make(chan netlink.RouteUpdate, 64)
+	lost := func(error) {} // the channel is closed then
+	if err := netlink.AddrSubscribeWithOptions(addrs, ctx.Done(), netlink.AddrSubscribeOptions{ErrorCallback: lost}); err != nil {
+		return fmt.Errorf("watch addresses: %w", err)
+	}
+	if err := netlink.RouteSubscribeWithOptions(routes, ctx.Done(), netlink.RouteSubscribeOptions{ErrorCallback: lost}); err != nil {
+		return fmt.Errorf("watch routes: %w", err)
+	}
+	timer := time.NewTimer(calm) // something may have changed before
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case _, ok := <-addrs:
+			if !ok {
+				return followAddresses(ctx, s, found) // events were lost
+			}
+			timer.Reset(calm)
+		case _, ok := <-routes:
+			if !ok {
+				return followAddresses(ctx, s, found)
+			}
+			timer.Reset(calm)
+		case <-timer.C:
+			now, err := s.withAddresses()
+			if err != nil {
+				klog.InfoS("An address of the node is gone, and no other is there", "addresses", s.NodeAddrs, "err", err)
+			} else if !slices.Equal(now.NodeAddrs, s.NodeAddrs) {
+				found <- now
+				return nil
+			}
+		}
+	}
+}
+
+// withAddresses are the settings with the addresses that the node has: those of before that an interface has, and in the place of others what
+// a first start would find. What the user named stays.
+func (s Settings) withAddresses() (Settings, error) {
+	if !s.FoundAddrs {
+		return s, nil
+	}
+	list, err := cni.Whole(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_ALL) })
+	if err != nil {
+		return s, fmt.Errorf("addresses: %w", err)
+	}
+	has := func(want netip.Addr) bool {
+		return slices.ContainsFunc(list, func(a netlink.Addr) bool {
+			have, _ := netip.AddrFromSlice(a.IP)
+			return have.Unmap() == want
+		})
+	}
+	now := s
+	now.NodeAddrs = slices.DeleteFunc(slices.Clone(s.NodeAddrs), func(a netip.Addr) bool { return !has(a) })
+	if len(now.NodeAddrs) == len(s.NodeAddrs) {
+		return s, nil
+	}
+	if way, err := s.addrToServer(); err == nil && !slices.ContainsFunc(now.NodeAddrs, func(a netip.Addr) bool { return a.Is4() == way.Is4() }) {
+		now.NodeAddrs = append(now.NodeAddrs, way)
+	}
+	if err := now.completeFamilies(); err != nil {
+		return s, err
+	}
+	return now, now.check()
+}
+
+// addrToServer is the machine's address on the way to the API server.
+func (s Settings) addrToServer() (netip.Addr, error) {
+	server, err := url.Parse(s.APIServer)
+	if err != nil || server.Scheme != "https" || server.Port() == "" {
+		return netip.Addr{}, fmt.Errorf("API server %q: not a URL such as https://192.0.2.1:6443", s.APIServer)
+	}
+	c, err := net.Dial("udp", server.Host) // sends nothing
+	if err != nil {
+		return netip.Addr{}, fmt.Errorf("there is no way to the API server %s: %w", s.APIServer, err)
+	}
+	defer c.Close()
+	at, err := netip.ParseAddrPort(c.LocalAddr().String())
+	if err != nil {
+		return netip.Addr{}, fmt.Errorf("the way to the API server %s: %w", s.APIServer, err)
+	}
+	return at.Addr().Unmap().WithZone(""), nil
+}
+
+// completeFamilies finds the addresses of the families that the cluster has and that are not known yet.
+func (s *Settings) completeFamilies() error {
+	known := s.NodeAddrs
+	s.NodeAddrs = nil
+	for _, v6 := range areV6(s.PodCIDRs) {
+		i := slices.IndexFunc(known, func(a netip.Addr) bool { return a.Is6() == v6 })
+		if i >= 0 {
+			s.NodeAddrs = append(s.NodeAddrs, known[i])
+			continue
+		}
+		a, err := nodeAddr(families[v6])
+		if err != nil {
+			return err
+		}
+		s.NodeAddrs = append(s.NodeAddrs, a)
+	}
+	return nil
+}
