@@ -166,7 +166,7 @@ func (c *cluster) busybox() {
 	dir := c.t.TempDir()
 	sh := func(cmd string) { c.t.Helper(); c.must(exec.Command("sh", "-ec", cmd)) }
 	// The form that `docker save` writes: a layer, a configuration, a manifest.
-	sh(fmt.Sprintf(`cd %s; mkdir -p root/bin root/tmp; cp /bin/busybox root/bin/; for a in sh wget nslookup cat sleep echo env httpd ls true kill test nc stty tty seq wc timeout tar date dd id hostname; do ln -s busybox root/bin/$a; done
+	sh(fmt.Sprintf(`cd %s; mkdir -p root/bin root/tmp; cp /bin/busybox root/bin/; for a in sh wget rm mkdir nslookup cat sleep echo env httpd ls true kill test nc stty tty seq wc timeout tar date dd id hostname; do ln -s busybox root/bin/$a; done
 tar -C root -cf layer.tar .; sum=$(sha256sum layer.tar | cut -d' ' -f1)
 printf '{"architecture":"amd64","os":"linux","config":{},"rootfs":{"type":"layers","diff_ids":["sha256:%%s"]}}' $sum > config.json
 printf '[{"Config":"config.json","RepoTags":["strake.io/busybox:1"],"Layers":["layer.tar"]}]' > manifest.json

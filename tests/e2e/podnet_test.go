@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"net"
@@ -13,6 +14,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/strake-io/strake/tests/lab"
 	"github.com/strake-io/strake/tests/podnet"
@@ -123,6 +126,8 @@ func TestPodNetwork(t *testing.T) {
 		{"pods can't be others", spoofs},
 		{"the MTU follows the uplink's", followMTU},
 		{"agents are killed under traffic", killAgents},
+		{"agents of two nodes are killed, and each packet is counted", countPackets},
+		{"a pod with limits", limitedPod},
 		{"no address is left on a node", exhaust},
 		{"a node is removed", removeNode},
 	} {
@@ -263,22 +268,43 @@ func uplinkOf(t *testing.T, c *threeNodes, n labNode) string {
 	return name
 }
 
-// followMTU makes a node's uplink smaller: what pods may send shrinks with it, those that run too, and large transfers go on in both directions.
+// followMTU makes a node's uplink smaller and larger again: what pods may send follows it, those that run too, and large transfers go on in both
+// directions, in both families.
 func followMTU(t *testing.T, c *threeNodes) {
 	n := c.nodes[2]
 	up := uplinkOf(t, c, n)
 	mtu := func() string {
 		return strings.TrimSpace(c.kubectl("exec", "resident-2", "-c", "shell", "--", "cat", "/sys/class/net/eth0/mtu"))
 	}
-	before := mtu()
-	c.must(n.command(t, "ip", "link", "set", up, "mtu", "1400"))
-	defer c.must(n.command(t, "ip", "link", "set", up, "mtu", "1500"))
-	eventually(t, 60*time.Second, func() string {
-		if now := mtu(); now == before || len(now) != 4 || now > "1400" {
-			return "the pod's MTU is " + now + ", and was " + before
+	const size = 64 << 20
+	for _, pod := range []string{"resident-0", "resident-2"} {
+		c.kubectl("exec", pod, "-c", "shell", "--", "sh", "-c", fmt.Sprintf("mkdir -p /tmp/w; dd if=/dev/zero of=/tmp/w/big bs=1 count=0 seek=%d; httpd -p 9100 -h /tmp/w", size))
+	}
+	moving, stop := context.WithCancel(t.Context())
+	defer stop()
+	var g errgroup.Group
+	for from, to := range map[string]string{"resident-0": "resident-2", "resident-2": "resident-0"} {
+		for _, addr := range c.podAddrs(to) {
+			g.Go(func() error { return c.transfer(moving, from, addr, size) })
 		}
-		return ""
-	})
+	}
+	before := mtu()
+	for _, set := range []string{"1400", "1500", "1400", "1500"} {
+		c.must(n.command(t, "ip", "link", "set", up, "mtu", set))
+		eventually(t, 60*time.Second, func() string {
+			if now := mtu(); (now == before) != (set == "1500") || len(now) != 4 || now > set {
+				return "the pod's MTU is " + now + " behind an uplink of " + set + ", and was " + before
+			}
+			return ""
+		})
+	}
+	stop()
+	if err := g.Wait(); err != nil {
+		t.Error(err)
+	}
+	for _, pod := range []string{"resident-0", "resident-2"} {
+		c.kubectl("exec", pod, "-c", "shell", "--", "rm", "/tmp/w/big")
+	}
 }
 
 // killAgents kills each node's agent while a client calls a Service and pods of all nodes answer. No call fails.
