@@ -1,8 +1,11 @@
 package cni
 
 import (
+	"fmt"
 	"net/netip"
+	"slices"
 
+	"github.com/vishvananda/netlink"
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/strake-io/strake/bpf"
@@ -38,4 +41,48 @@ func DesiredRemotes(self string, addrs []netip.Addr, routing Routing, nodes []co
 		}
 	}
 	return out
+}
+
+// CompareRoutes tells how many routes to nodes' pods the kernel has, and how they differ from what a node should have, a line each. It changes
+// nothing.
+func CompareRoutes(self string, addrs []netip.Addr, uplinks []string, routing Routing, nodes []corev1.Node) (have int, drift []string, err error) {
+	links, err := readUnderlay(addrs, uplinks)
+	if err != nil {
+		return 0, nil, err
+	}
+	tunnel := 0
+	if l, err := netlink.LinkByName(TunnelDevice); err == nil {
+		tunnel = l.Attrs().Index
+	}
+	list, err := ourRoutes()
+	if err != nil {
+		return 0, nil, err
+	}
+	d := newDirectory(self, addrs, routing)
+	for i := range nodes {
+		info, _ := ReadNode(&nodes[i])
+		d.set(info.Name, &info)
+	}
+	missing := map[netip.Prefix]nodeRoute{}
+	for i := range nodes {
+		for _, r := range links.withoutMissing(d.desired(nodes[i].Name, links.onLinks).routes) {
+			missing[r.Dst] = r
+		}
+	}
+	for i := range list {
+		r := routeOf(&list[i], tunnel)
+		want, wanted := missing[r.Dst]
+		switch {
+		case !wanted:
+			drift = append(drift, fmt.Sprintf("the route to %s is of no node, or there twice", r.Dst))
+		case want != r:
+			drift = append(drift, fmt.Sprintf("the route to %s leads elsewhere: %s", r.Dst, list[i]))
+		}
+		delete(missing, r.Dst)
+	}
+	for dst := range missing {
+		drift = append(drift, fmt.Sprintf("the route to %s is missing", dst))
+	}
+	slices.Sort(drift)
+	return len(list), drift, nil
 }

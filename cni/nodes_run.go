@@ -381,11 +381,7 @@ func (n *Nodes) look() (map[string]want, error) {
 	wants := map[string]want{}
 	for name := range n.dirty {
 		w := n.dir.desired(name, n.underlay.onLinks)
-		for i, r := range w.routes {
-			if slices.Contains(n.underlay.missing, r.Src) {
-				w.routes[i].Src = netip.Addr{} // the kernel takes no route with it; the source is whatever there is
-			}
-		}
+		w.routes = n.underlay.withoutMissing(w.routes)
 		wants[name] = w
 		n.tell(name, "wants", w.problems)
 		delete(n.over6, name)

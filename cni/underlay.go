@@ -78,3 +78,13 @@ func readUnderlay(addrs []netip.Addr, names []string) (Underlay, error) {
 func (u Underlay) equal(o Underlay) bool {
 	return u.mtu == o.mtu && slices.Equal(u.Uplinks, o.Uplinks) && slices.Equal(u.onLinks, o.onLinks) && slices.Equal(u.missing, o.missing)
 }
+
+// withoutMissing are routes without sources that no interface has: the kernel takes none with it, and the source is whatever there is.
+func (u Underlay) withoutMissing(routes []nodeRoute) []nodeRoute {
+	for i, r := range routes {
+		if slices.Contains(u.missing, r.Src) {
+			routes[i].Src = netip.Addr{}
+		}
+	}
+	return routes
+}

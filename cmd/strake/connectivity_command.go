@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 
@@ -52,6 +54,11 @@ Exit code: 0 if every path works, 1 if one does not or the test could not be mad
 					return fmt.Errorf("--families %s: there are ipv4 and ipv6", f)
 				}
 			}
+			if c.Outside != "" {
+				if host, port, err := net.SplitHostPort(c.Outside); err != nil || host == "" || !isPort(port) {
+					return fmt.Errorf("--outside %s: name a host and a port, such as example.com:443 or [2001:db8::1]:443", c.Outside)
+				}
+			}
 			l, err := place()
 			if err != nil {
 				return err
@@ -91,6 +98,11 @@ Exit code: 0 if every path works, 1 if one does not or the test could not be mad
 	_ = cmd.RegisterFlagCompletionFunc("families", cobra.FixedCompletions([]string{"ipv4", "ipv6"}, cobra.ShellCompDirectiveNoFileComp)) // fails for unknown flags only
 	outputFlag(cmd, &output)
 	return cmd
+}
+
+func isPort(text string) bool {
+	n, err := strconv.ParseUint(text, 10, 16)
+	return err == nil && n > 0
 }
 
 func serveCommand() *cobra.Command {

@@ -32,6 +32,7 @@ type Node struct {
 	Zone         string
 	Native       bool // no tunnel between the nodes
 	TunnelPort   int
+	Uplinks      []string // interfaces that lead to other nodes besides those that have the node's addresses
 	Kubeconfigs  []string // ways to the API, the first that is there is used
 	Certificates []string // folders and files that hold the node's certificates
 	ProxyOnly    bool     // Services are all that Strake serves here: pods, names and ways to other nodes are somebody else's

@@ -56,6 +56,8 @@ func (e *examination) compare(o *objects, have bpf.Rows) []comparison {
 	}
 	out = append(out, comparison{table: "table of other nodes", rows: len(have.Remotes),
 		drift: differences(flattenRemotes(cni.DesiredRemotes(e.Name, e.Addrs, routing, o.nodes)), flattenRemotes(have.Remotes))})
+	routes, drift, routesErr := cni.CompareRoutes(e.Name, e.Addrs, e.Uplinks, routing, o.nodes)
+	out = append(out, comparison{table: "routes to pods of nodes", rows: routes, drift: drift, err: routesErr})
 	if err != nil {
 		return append(out, comparison{table: "table of pods", err: err})
 	}

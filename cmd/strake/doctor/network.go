@@ -114,7 +114,7 @@ func (e *examination) drift(ctx context.Context, g group, o *objects) {
 		case len(c.drift) > 0:
 			g.fail(c.table, "restart the agent, which writes what is missing; if it comes back, agent.log tells why", "%s", strings.Join(firstOf(c.drift, 10), "\n"))
 		default:
-			g.ok(c.table, "%d rows, as they should be", c.rows)
+			g.ok(c.table, "%d, as they should be", c.rows)
 		}
 	}
 }

@@ -32,7 +32,7 @@ func (n Node) Services(ctx context.Context) (Services, error) {
 		return Services{}, err
 	}
 	if !n.ProxyOnly {
-		if _, ports, err := cni.Desired(n.Layout.CNIState(), indexOfInterface); err == nil { // else a Service may seem to lack what a host port has
+		if _, ports, err := cni.Desired(n.Layout.CNIState(), n.Addrs, indexOfInterface); err == nil { // else a Service may seem to lack what a host port has
 			want = append(want, ports...)
 		}
 	}
