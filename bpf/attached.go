@@ -9,18 +9,31 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// PodAttached tells what is wrong if the pod program does not stand at an interface, or if it is one that a former agent loaded.
+// PodAttached tells what is wrong if a pod program does not stand at an interface, or if it is one that a former agent loaded.
 func (d *Datapath) PodAttached(ifindex int) error {
-	info, err := d.net.Programs[podProgram].Info()
+	for _, program := range podPrograms {
+		if err := d.attached(program, ifindex); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (d *Datapath) attached(program string, ifindex int) error {
+	at, parent := ebpf.AttachTCXIngress, uint32(netlink.HANDLE_MIN_INGRESS)
+	if leaves(program) {
+		at, parent = ebpf.AttachTCXEgress, netlink.HANDLE_MIN_EGRESS
+	}
+	info, err := d.net.Programs[program].Info()
 	if err != nil {
-		return fmt.Errorf("bpf: program %s: %w", podProgram, err)
+		return fmt.Errorf("bpf: program %s: %w", program, err)
 	}
 	want, ok := info.ID()
 	if !ok {
 		return errors.New("bpf: the kernel tells no ids of programs")
 	}
 	// Linux before 6.6 has no such list, and a filter instead.
-	if found, err := link.QueryPrograms(link.QueryOptions{Target: ifindex, Attach: ebpf.AttachTCXIngress}); err == nil {
+	if found, err := link.QueryPrograms(link.QueryOptions{Target: ifindex, Attach: at}); err == nil {
 		for _, p := range found.Programs {
 			if p.ID == want {
 				return nil
@@ -31,7 +44,7 @@ func (d *Datapath) PodAttached(ifindex int) error {
 	if err != nil {
 		return fmt.Errorf("bpf: interface %d: %w", ifindex, err)
 	}
-	filters, err := netlink.FilterList(l, netlink.HANDLE_MIN_INGRESS)
+	filters, err := netlink.FilterList(l, parent)
 	if err != nil {
 		return fmt.Errorf("bpf: filters of interface %d: %w", ifindex, err)
 	}
@@ -40,5 +53,5 @@ func (d *Datapath) PodAttached(ifindex int) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("bpf: program %s is not attached to interface %d", podProgram, ifindex)
+	return fmt.Errorf("bpf: program %s is not attached to interface %d", program, ifindex)
 }

@@ -27,6 +27,7 @@ type Hook struct {
 // Names of the tc programs in a Hook.
 const (
 	HookPod    = podProgram
+	HookToPod  = toPodProgram
 	HookUplink = uplinkProgram
 	HookEgress = egressProgram
 )

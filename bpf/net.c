@@ -153,6 +153,7 @@ int strake_egress(struct __sk_buff *skb)
 {
 	struct scratch *s = scratch();
 	enum parsed parsed;
+	struct endpoint *own;
 	struct addr node;
 	struct remote *r;
 	__u32 *leave;
@@ -169,13 +170,20 @@ int strake_egress(struct __sk_buff *skb)
 	}
 	if (parsed == NOT_IP || !masq_is_on(s->p.v6))
 		return TC_ACT_OK;
+	own = bpf_map_lookup_elem(&endpoints, &s->p.saddr);
+	/* Sockets of the node itself are translated already, but for those of SCTP. */
+	if (!own && parsed == PARSED && (skb->ingress_ifindex || s->p.proto == IPPROTO_SCTP)) {
+		verdict = service_of_node(skb);
+		if (verdict != SERVICE_NONE)
+			return verdict;
+	}
 	node = node_of(s->p.v6);
 	if (addr_eq(&s->p.saddr, &node)) {
 		if (parsed == PARSED && !skb->ingress_ifindex) /* not what service.h sends in the node's name */
 			masq_own(skb);
 		return TC_ACT_OK;
 	}
-	if ((!bpf_map_lookup_elem(&endpoints, &s->p.saddr) && !masq_is_source(&s->p.saddr)) || masq_is_exempt(&s->p.daddr))
+	if ((!own && !masq_is_source(&s->p.saddr)) || masq_is_exempt(&s->p.daddr))
 		return TC_ACT_OK;
 	r = remote_of(&s->p.daddr);
 	if (r && remote_is_native(r)) /* another node: it has a way back to the pod */

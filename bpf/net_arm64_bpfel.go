@@ -329,6 +329,7 @@ const (
 	netMapRefusals           = "refusals"
 	netMapRemotes            = "remotes"
 	netMapScratches          = "scratches"
+	netMapUplinkMacs         = "uplink_macs"
 	netProgStrakeEgress      = "strake_egress"
 	netProgStrakePod         = "strake_pod"
 	netProgStrakeToPod       = "strake_to_pod"
@@ -440,6 +441,7 @@ type netMapSpecs struct {
 	Refusals           *ebpf.MapSpec `ebpf:"refusals"`
 	Remotes            *ebpf.MapSpec `ebpf:"remotes"`
 	Scratches          *ebpf.MapSpec `ebpf:"scratches"`
+	UplinkMacs         *ebpf.MapSpec `ebpf:"uplink_macs"`
 }
 
 // netVariableSpecs contains global variables before they are loaded into the kernel.
@@ -517,6 +519,7 @@ type netMaps struct {
 	Refusals           *ebpf.Map `ebpf:"refusals"`
 	Remotes            *ebpf.Map `ebpf:"remotes"`
 	Scratches          *ebpf.Map `ebpf:"scratches"`
+	UplinkMacs         *ebpf.Map `ebpf:"uplink_macs"`
 }
 
 func (m *netMaps) Close() error {
@@ -554,6 +557,7 @@ func (m *netMaps) Close() error {
 		m.Refusals,
 		m.Remotes,
 		m.Scratches,
+		m.UplinkMacs,
 	)
 }
 

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -578,5 +579,76 @@ func TestManyClientsOfOneBackend(t *testing.T) {
 			t.Fatalf("port %d", p)
 		}
 		seen[src.Port()] = client
+	}
+}
+
+// What SCTP sockets of the node itself ask leaves its uplink: no hook sees those.
+func TestServiceOfTheNode(t *testing.T) {
+	l := newServiceLab(t)
+	for _, f := range families {
+		for i, c := range []struct {
+			what, backend, counted string
+			verdict                uint32
+			answerAt               string
+			answerIf               int
+			answer                 uint32
+			answered               string
+		}{
+			{"a pod", f.pod, "uplink_to_pod", actRedirect, podProgram, l.podVeth, actRedirect, "pod_to_uplink"},
+			{"a pod of another node", f.remote(), "uplink_to_remote", actRedirect, uplinkProgram, l.uplink, actOK, "remote_to_uplink"},
+			{"outside of the cluster", f.hop, "uplink_to_remote", actRedirect, uplinkProgram, l.uplink, actOK, "remote_to_uplink"},
+		} {
+			t.Run(f.name+" "+c.what, func(t *testing.T) {
+				client, front := at(f.node, uint16(4000+i)), at(f.vip(), 80)
+				set := func(backends ...Backend) {
+					l.service(t, LoadBalancer{Name: "ns/web:sctp", Protocol: 132, Frontends: []Frontend{{Addr: front}}, Backends: backends})
+				}
+				set(backs(at(c.backend, 8080))...)
+				out := l.step(t, "the question", egressProgram, l.uplink, frame(132, client, front, []byte("question")), c.verdict, c.counted, client, at(c.backend, 8080))
+				l.step(t, "the answer", c.answerAt, c.answerIf, reply(out), c.answer, c.answered, front, client)
+				set()
+				l.step(t, "without a backend", egressProgram, l.uplink, frame(132, client, front, nil), actShot, "drop_no_backend", netip.AddrPort{}, netip.AddrPort{})
+			})
+		}
+	}
+}
+
+// Machines behind the node, such as somebody else's containers on it, have the Services where the node's routes lead there by the uplink.
+func TestServicesForMachinesBehindTheNode(t *testing.T) {
+	l := newLab(t)
+	behind := newSpace(t)
+	l.pair(t, "behind", behind)
+	address(t, "behind", "172.31.7.1/24")
+	address(t, "behind", "fd00:172:31:7::1/64")
+	behind.within(t, func() error {
+		up(t, "lo")
+		address(t, "eth0", "172.31.7.2/24")
+		address(t, "eth0", "fd00:172:31:7::2/64")
+		return nil
+	})
+	behind.route(t, "0.0.0.0/0", "172.31.7.1")
+	behind.route(t, "::/0", "fd00:172:31:7::1")
+	for _, f := range families {
+		l.node.route(t, f.of("0.0.0.0/0", "::/0"), f.outside())
+	}
+	l.service(t, "10.96.0.5:80", "[fd00:10:96::5]:80")
+	for _, f := range families {
+		for _, network := range []string{"tcp", "udp"} {
+			seen := map[string]int{}
+			for i := range 30 {
+				c := behind.dial(t, network, at(f.service, 80).String())
+				for range 2 {
+					got, err := exchange(c, fmt.Sprint(i))
+					name, echoed, _ := strings.Cut(got, " ")
+					if err != nil || echoed != fmt.Sprint(i) {
+						t.Fatalf("%s %s: %q, %v", f.name, network, got, err)
+					}
+					seen[name]++
+				}
+			}
+			if seen["pod0"] == 0 || seen["pod1"] == 0 {
+				t.Errorf("%s %s: backends %v", f.name, network, seen)
+			}
+		}
 	}
 }

@@ -39,6 +39,7 @@ enum {
 enum {
 	FLOW_MASQUERADED = 1, /* the source became the node's */
 	FLOW_HERE = 2,        /* the backend is a pod of this node */
+	FLOW_OWN = 4,         /* who asks is behind the host's stack */
 };
 
 struct flow {

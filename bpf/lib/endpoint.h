@@ -35,8 +35,9 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } endpoints SEC(".maps");
 
-/* Straight into the pod's namespace: no host stack, and no queue but one that limits the pod. The time to live is left as it is, as on a bridge. */
-static __always_inline int endpoint_redirect(struct __sk_buff *skb, const struct endpoint *ep)
+/* Straight into the pod's namespace: no host stack, and no queue but one that limits the pod. The time to live is left as it is, as on a bridge.
+ * What leaves another interface (egress) can go by the pod's interface alone. */
+static __always_inline int endpoint_send(struct __sk_buff *skb, const struct endpoint *ep, int egress)
 {
 	__u8 macs[12];
 
@@ -44,9 +45,14 @@ static __always_inline int endpoint_redirect(struct __sk_buff *skb, const struct
 	__builtin_memcpy(macs + 6, ep->host_mac, 6);
 	if (bpf_skb_store_bytes(skb, 0, macs, sizeof(macs), 0))
 		return 2; /* TC_ACT_SHOT */
-	if (ep->flags & (ENDPOINT_QUEUED | ENDPOINT_ASKS))
+	if (egress || ep->flags & (ENDPOINT_QUEUED | ENDPOINT_ASKS))
 		return bpf_redirect(ep->ifindex, 0);
 	return bpf_redirect_peer(ep->ifindex, 0);
+}
+
+static __always_inline int endpoint_redirect(struct __sk_buff *skb, const struct endpoint *ep)
+{
+	return endpoint_send(skb, ep, 0);
 }
 
 #endif

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Services at the packet, for whom no socket hook serves: clients outside, pods of other nodes that ask this one, and pods whose sockets are left
- * alone (raw ones, those of virtual machines, and where it is switched off). All come to service_in; what a backend answers, to service_answer.
+/* Services at the packet, for whom no socket hook serves: clients outside, pods of other nodes that ask this one, pods whose sockets are left
+ * alone (raw ones, those of virtual machines, and where it is switched off), and what the host's stack forwards of others on this machine. All come to service_in; what a backend answers, to service_answer.
  *
  * A backend gets the packet with its client's address, but where its answer would not come back by this node, or it would not take the packet:
  * - one on another node that was asked from outside, or one outside of the cluster;
- * - a pod that got itself.
+ * - a pod that got itself;
+ * - any that is asked from the host's stack.
  * Those get it from this node's address and a port of it.
  *
  * The answer is translated back
@@ -32,7 +33,7 @@
 #include "verdict.h"
 
 /* Who asks. */
-enum asker { ASKER_POD, ASKER_OUTSIDE };
+enum asker { ASKER_POD, ASKER_OUTSIDE, ASKER_NODE };
 
 /* Verdicts that are none yet. */
 #define SERVICE_NONE -1 /* no frontend, no flow */
@@ -57,6 +58,15 @@ static __always_inline __u32 *answers_leave_now(void)
 
 	return bpf_map_lookup_elem(&answers_leave, &zero);
 }
+
+/* MAC addresses of uplinks by which questions left, for answers that are to come in there. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 64);
+	__type(key, __u32); /* ifindex */
+	__type(value, __u64);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} uplink_macs SEC(".maps");
 
 static __always_inline int is_node(const struct addr *addr, int v6)
 {
@@ -115,16 +125,15 @@ int __attribute__((noinline)) service_known(struct __sk_buff *skb, __u32 ended)
 	return flow_step(skb) ? drop(skb, DROP_CONNTRACK_FULL) : SERVICE_SEND;
 }
 
-/* Begins a flow to a frontend. */
-int __attribute__((noinline)) service_begin(struct __sk_buff *skb, __u32 asker)
+#define SERVICE_CHOSEN -7
+
+/* Chooses a backend for the packet at hand, to s->flow. With a stack of its own. */
+int __attribute__((noinline)) service_choose(struct __sk_buff *skb, __u32 asker)
 {
 	struct scratch *s = scratch();
 	struct backend be = {};
 	struct frontend *fe;
-	struct endpoint *ep;
-	struct member *m;
 	struct packet *p;
-	int masquerade, begun;
 
 	if (!skb || !s)
 		return SERVICE_NONE;
@@ -132,7 +141,7 @@ int __attribute__((noinline)) service_begin(struct __sk_buff *skb, __u32 asker)
 	fe = lb_frontend(&p->daddr, p->dport, p->proto);
 	if (!fe)
 		return SERVICE_NONE;
-	if (fe->flags & FE_SOURCES && !lb_may_ask(fe, &p->saddr))
+	if (fe->flags & FE_SOURCES && asker != ASKER_NODE && !lb_may_ask(fe, &p->saddr))
 		return drop(skb, DROP_SOURCE_RANGE);
 	switch (lb_choose(fe, asker == ASKER_OUTSIDE, &p->saddr, lb_hash(&p->saddr, p->sport, &p->daddr, p->dport, p->proto), &be)) {
 	case LB_NO_BACKEND:
@@ -142,7 +151,6 @@ int __attribute__((noinline)) service_begin(struct __sk_buff *skb, __u32 asker)
 	case LB_CHOSEN:
 		break;
 	}
-	flow_key_of(p, &s->key, 0);
 	s->flow.saddr = p->saddr;
 	s->flow.sport = p->sport;
 	s->flow.daddr = be.addr;
@@ -150,17 +158,40 @@ int __attribute__((noinline)) service_begin(struct __sk_buff *skb, __u32 asker)
 	s->flow.service = fe->service;
 	s->flow.generation = lb_generation();
 	s->flow.flags = 0;
-	ep = bpf_map_lookup_elem(&endpoints, &be.addr);
-	if (ep) {
+	return SERVICE_CHOSEN;
+}
+
+/* Begins a flow to a frontend. */
+int __attribute__((noinline)) service_begin(struct __sk_buff *skb, __u32 asker)
+{
+	struct scratch *s = scratch();
+	struct endpoint *ep;
+	struct member *m;
+	int masquerade, begun;
+
+	if (!skb || !s)
+		return SERVICE_NONE;
+	begun = service_choose(skb, asker);
+	if (begun != SERVICE_CHOSEN)
+		return begun;
+	flow_key_of(&s->p, &s->key, 0);
+	ep = bpf_map_lookup_elem(&endpoints, &s->flow.daddr);
+	if (ep)
 		s->flow.flags = FLOW_HERE;
+	if (asker == ASKER_NODE) {
+		if (is_node(&s->flow.daddr, s->p.v6)) /* who would believe it? */
+			return drop(skb, DROP_NOT_MASQUERADED);
+		s->flow.flags |= FLOW_OWN;
+		masquerade = 1;
+	} else if (ep) {
 		masquerade = asker == ASKER_POD && ep->ifindex == skb->ifindex;
-	} else if (asker == ASKER_POD || is_node(&be.addr, p->v6)) {
+	} else if (asker == ASKER_POD || is_node(&s->flow.daddr, s->p.v6)) {
 		masquerade = 0;
 	} else { /* a pod that another plugin made is of this node if its Service says so */
-		m = lb_member(fe->service, &be.addr, be.port);
-		masquerade = !m || !(m->flags & M_LOCAL) || remote_of(&be.addr);
+		m = lb_member(s->flow.service, &s->flow.daddr, s->flow.dport);
+		masquerade = !m || !(m->flags & M_LOCAL) || remote_of(&s->flow.daddr);
 	}
-	if (masquerade && !masq_is_on(p->v6))
+	if (masquerade && !masq_is_on(s->p.v6))
 		return drop(skb, DROP_NOT_MASQUERADED);
 	begun = masquerade ? masq_begin(skb) : flow_begin(skb);
 	if (begun)
@@ -194,7 +225,7 @@ int __attribute__((noinline)) service_forward(struct __sk_buff *skb, __u32 asker
 	if (ep) {
 		endpoint_mark(ep, 0, ENDPOINT_QUIET);
 		note(skb, asker == ASKER_POD ? POD_TO_SERVICE : UPLINK_TO_POD);
-		return endpoint_redirect(skb, ep);
+		return endpoint_send(skb, ep, asker == ASKER_NODE);
 	}
 	p->saddr = s->flow.saddr;
 	p->daddr = s->flow.daddr;
@@ -230,13 +261,29 @@ int __attribute__((noinline)) service_send(struct __sk_buff *skb, __u32 asker)
 	return service_forward(skb, asker);
 }
 
-/* To where the question came from, past the host's stack: its own address as a source would be a martian there. */
-static __always_inline int service_back(struct __sk_buff *skb, const struct addr *client, __u32 ifindex)
+/* Up to the host's stack, as what came in by the uplink: there it expects the answers to what it sent out there. */
+static __always_inline int service_up(struct __sk_buff *skb, __u32 ifindex)
 {
+	__u64 *mac = bpf_map_lookup_elem(&uplink_macs, &ifindex);
+
+	if (skb->ifindex == ifindex)
+		return TC_ACT_OK;
+	if (!mac || bpf_skb_store_bytes(skb, 0, mac, 6, 0))
+		return drop(skb, DROP_REWRITE);
+	return bpf_redirect(ifindex, BPF_F_INGRESS);
+}
+
+/* To where the question came from, past the host's stack: its own address as a source would be a martian there. */
+static __always_inline int service_back(struct __sk_buff *skb, const struct scratch *s)
+{
+	const struct addr *client = &s->flow.daddr;
 	struct endpoint *ep = bpf_map_lookup_elem(&endpoints, client);
+	__u32 ifindex = s->flow.ifindex;
 	struct path *to = path_now();
 	struct remote *r;
 
+	if (s->flow.flags & FLOW_OWN)
+		return service_up(skb, ifindex);
 	if (ep)
 		return endpoint_redirect(skb, ep);
 	if (!to || to->tunnel != ifindex)
@@ -259,7 +306,7 @@ int __attribute__((noinline)) service_answer(struct __sk_buff *skb)
 	if (flow_rewrite(skb))
 		return drop(skb, DROP_REWRITE);
 	note(skb, s->flow.flags & FLOW_HERE ? POD_TO_UPLINK : REMOTE_TO_UPLINK);
-	return service_back(skb, &s->flow.daddr, s->flow.ifindex);
+	return service_back(skb, s);
 }
 
 /* Whether the packet at hand is an answer of a backend. */
@@ -293,7 +340,7 @@ int __attribute__((noinline)) service_error(struct __sk_buff *skb, __u32 ours, _
 	if (failed)
 		return failed == -1 ? SERVICE_NONE : drop(skb, DROP_REWRITE);
 	if (s->key.reply)
-		return service_back(skb, &s->flow.daddr, s->flow.ifindex);
+		return service_back(skb, s);
 	if (s->flow.flags & FLOW_MASQUERADED && !addr_eq(&s->p.saddr, &s->key.saddr) && error_source(skb, &s->p, &s->flow.saddr))
 		return drop(skb, DROP_REWRITE);
 	return service_forward(skb, asker);
@@ -345,6 +392,23 @@ static __always_inline int service_of_pod(struct __sk_buff *skb, const struct en
 	if (found == SERVICE_NEW)
 		found = service_begin(skb, ASKER_POD);
 	return service_verdict(skb, found, ASKER_POD);
+}
+
+/* What the host's stack sends out of the uplink: SERVICE_NONE if it is for no frontend. */
+static __always_inline int service_of_node(struct __sk_buff *skb)
+{
+	int found = service_known(skb, 0);
+	__u32 ifindex = skb->ifindex;
+	__u64 mac = 0;
+
+	if (found == SERVICE_NEW) {
+		if (bpf_skb_load_bytes(skb, 6, &mac, 6) || bpf_map_update_elem(&uplink_macs, &ifindex, &mac, BPF_ANY))
+			return drop(skb, DROP_REWRITE);
+		found = service_begin(skb, ASKER_NODE);
+	}
+	if (found == SERVICE_REFUSED || found == SERVICE_GONE) /* it has no way back from here */
+		return drop(skb, found == SERVICE_GONE ? DROP_BACKEND_GONE : DROP_NO_BACKEND);
+	return service_verdict(skb, found, ASKER_NODE);
 }
 
 /* What comes to the node: -1 if it is for no frontend and answers nobody for whom the node sent something. */

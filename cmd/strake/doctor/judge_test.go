@@ -96,7 +96,7 @@ func TestHooks(t *testing.T) {
 	names := func(i int) string { return map[int]string{2: "up0", 5: "stk5", 6: "stk6"}[i] }
 	whole := []bpf.Hook{
 		{Program: "strake_connect4", Attached: true}, {Program: bpf.HookPod, Ifindex: 5, Attached: true},
-		{Program: bpf.HookUplink, Ifindex: 2, Attached: true}, {Program: bpf.HookEgress, Ifindex: 2, Attached: true},
+		{Program: bpf.HookUplink, Ifindex: 2, Attached: true}, {Program: bpf.HookToPod, Ifindex: 5, Attached: true}, {Program: bpf.HookEgress, Ifindex: 2, Attached: true},
 	}
 	pod := []bpf.Endpoint{{Addr: netip.MustParseAddr("10.0.0.1"), Ifindex: 5}}
 	change := func(i int, f func(*bpf.Hook)) []bpf.Hook {
@@ -113,9 +113,9 @@ func TestHooks(t *testing.T) {
 		"all there":               {whole, pod, "", ""},
 		"a cgroup hook":           {change(0, func(h *bpf.Hook) { h.Attached = false }), pod, "strake_connect4 at the cgroup root", ""},
 		"a detached pod":          {change(1, func(h *bpf.Hook) { h.Attached = false }), pod, "strake_pod at stk5", ""},
-		"a pod that never had it": {whole, append(pod, bpf.Endpoint{Addr: netip.MustParseAddr("10.0.0.2"), Ifindex: 6}), "strake_pod at stk6, the interface of the pod with 10.0.0.2", ""},
+		"a pod that never had it": {whole, append(pod, bpf.Endpoint{Addr: netip.MustParseAddr("10.0.0.2"), Ifindex: 6}), "strake_pod at stk6, the interface of the pod with 10.0.0.2; strake_to_pod at stk6, the interface of the pod with 10.0.0.2", ""},
 		"a gone interface's pin":  {append(change(0, func(*bpf.Hook) {}), bpf.Hook{Program: bpf.HookPod, Ifindex: 9}), pod, "", ""},
-		"no pin at the uplink":    {whole[:3], pod, "strake_egress at up0", ""},
+		"no pin at the uplink":    {whole[:4], pod, "strake_egress at up0", ""},
 		"a foreign program":       {change(2, func(h *bpf.Hook) { h.Others = []string{"cil_from_netdev"} }), pod, "", "cil_from_netdev beside strake_uplink at up0"},
 	} {
 		t.Run(name, func(t *testing.T) {

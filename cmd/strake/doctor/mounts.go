@@ -83,11 +83,15 @@ func (g group) hooks(hooks []bpf.Hook, endpoints []bpf.Endpoint, uplinks []strin
 			pods[h.Ifindex] = true
 		}
 	}
-	known := map[int]bool{}
+	type atPod struct {
+		program string
+		ifindex int
+	}
+	known := map[atPod]bool{}
 	atUplink := map[string]bool{}
 	for _, h := range hooks {
-		if h.Program == bpf.HookPod {
-			known[h.Ifindex] = true
+		if h.Program == bpf.HookPod || h.Program == bpf.HookToPod {
+			known[atPod{h.Program, h.Ifindex}] = true
 		} else if h.Ifindex != 0 {
 			atUplink[h.Program+" at "+nameOf(h.Ifindex)] = true
 		}
@@ -100,11 +104,12 @@ func (g group) hooks(hooks []bpf.Hook, endpoints []bpf.Endpoint, uplinks []strin
 		}
 	}
 	for _, ep := range endpoints {
-		if known[ep.Ifindex] {
-			continue
+		for _, program := range []string{bpf.HookPod, bpf.HookToPod} {
+			if at := (atPod{program, ep.Ifindex}); !known[at] {
+				known[at] = true
+				missing = append(missing, fmt.Sprintf("%s at %s, the interface of the pod with %s", program, or(nameOf(ep.Ifindex), fmt.Sprintf("interface %d (gone)", ep.Ifindex)), ep.Addr))
+			}
 		}
-		known[ep.Ifindex] = true
-		missing = append(missing, fmt.Sprintf("%s at %s, the interface of the pod with %s", bpf.HookPod, or(nameOf(ep.Ifindex), fmt.Sprintf("interface %d (gone)", ep.Ifindex)), ep.Addr))
 	}
 	if len(missing) > 0 {
 		slices.Sort(missing)
