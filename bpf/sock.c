@@ -182,7 +182,8 @@ static __always_inline enum fate forward(struct bpf_sock_addr *ctx, const struct
 	fe = lb_frontend(addr, port, ctx->protocol);
 	if (!fe)
 		return PASS;
-	if (fe->flags & FE_SOURCES && !of_node(ctx)) /* who asks is judged by the packet's source */
+	/* Who asks where there are source ranges is judged by the packet's source; a loopback address is each namespace's own. */
+	if ((fe->flags & FE_SOURCES || addr_loopback(addr)) && !of_node(ctx))
 		return PASS;
 	asked.service = fe->service;
 	asked.netns = bpf_get_netns_cookie(ctx);

@@ -64,15 +64,22 @@ func TestSocketTranslation(t *testing.T) {
 	put(o.LbFrontends, slices.Concat(mapped, []byte{10, 96, 0, 1, 0, 80, 6, 0, 0, 0, 0, 0}), append([]byte{7, 0, 0, 0, 1, 0, 0, 0}, make([]byte, 20)...))
 	put(o.LbFrontends, slices.Concat(mapped, []byte{10, 96, 0, 2, 0, 80, 6, 0, 0, 0, 0, 0}), append([]byte{8, 0, 0, 0}, make([]byte, 24)...))
 	put(o.LbBackends, []byte{7, 0, 0, 0, 0, 0, 0, 0}, slices.Concat(mapped, []byte{127, 0, 0, 1, 0x1f, 0x90, 0, 0, 0, 0, 0, 0}))
+	// A pod's loopback is its own, also where the node's has a NodePort.
+	put(o.LbFrontends, slices.Concat(mapped, []byte{127, 0, 0, 1, 0, 81, 6, 0, 0, 0, 0, 0}), append([]byte{7, 0, 0, 0, 1, 0, 0, 0}, make([]byte, 20)...))
 	script := `echo $$ > ` + filepath.Join(cg, "cgroup.procs") + `
 ip link set lo up
 (echo hello | busybox nc -l -p 8080) &
 for i in $(seq 100); do sleep 1 | busybox nc -w 2 10.96.0.1 80 && break; sleep 0.1; done # who hangs up first may hear nothing
 busybox nc -w 2 10.96.0.2 80 </dev/null 2>&1
+(echo my own | busybox nc -l -p 81) &
+for i in $(seq 100); do busybox nc -w 2 127.0.0.1 81 </dev/null && break; sleep 0.1; done
 kill $! 2>/dev/null; wait`
 	out, _ := exec.Command("unshare", "-n", "sh", "-c", script).CombinedOutput()
 	if !strings.Contains(string(out), "hello") {
 		t.Errorf("the backend was not reached: %s", out)
+	}
+	if !strings.Contains(string(out), "my own") {
+		t.Errorf("a pod's loopback address was translated: %s", out)
 	}
 	if !strings.Contains(string(out), "efused") {
 		t.Errorf("a frontend without backends was not refused: %s", out)

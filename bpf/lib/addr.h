@@ -27,6 +27,14 @@ static __always_inline void addr_v4(struct addr *a, __be32 v4)
 	a->w[3] = v4;
 }
 
+/* 127.0.0.0/8 or ::1. */
+static __always_inline int addr_loopback(const struct addr *a)
+{
+	if (a->d[0])
+		return 0;
+	return a->d[1] == bpf_cpu_to_be64(1) || (a->d[1] & bpf_cpu_to_be64(0xffffffffff000000ULL)) == bpf_cpu_to_be64(0xffff7f000000ULL);
+}
+
 /* Whether it is an IPv4 address. */
 static __always_inline int addr_mapped(const struct addr *a)
 {
