@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -39,7 +40,7 @@ type semantics struct {
 	*cluster
 	v6    bool
 	pods  map[string]string // name → address
-	count int
+	zone  *sync.Mutex       // of the node: both families give it one
 }
 
 // at is an address of the family in a URL.
@@ -90,7 +91,6 @@ type end struct {
 
 // slice has endpoints of a Service.
 func (s *semantics) slice(svc *corev1.Service, ends ...end) *discoveryv1.EndpointSlice {
-	s.count++
 	sl := &discoveryv1.EndpointSlice{TypeMeta: metav1.TypeMeta{APIVersion: "discovery.k8s.io/v1", Kind: "EndpointSlice"}, ObjectMeta: metav1.ObjectMeta{Name: svc.Name, Labels: map[string]string{discoveryv1.LabelServiceName: svc.Name}}}
 	sl.AddressType = discoveryv1.AddressType(s.family())
 	for _, p := range svc.Spec.Ports {
@@ -198,8 +198,9 @@ func TestServiceSemantics(t *testing.T) {
 	for _, args := range []string{"-n " + c.Outside + " route add 203.0.113.0/24 via " + lab.NodeIP, "-n " + c.Outside + " route add 2001:db8:113::/64 via " + lab.NodeIP6} {
 		c.must(exec.Command("ip", strings.Fields(args)...))
 	}
+	var zone sync.Mutex
 	for _, v6 := range []bool{false, true} {
-		s := &semantics{cluster: c, v6: v6, pods: map[string]string{}}
+		s := &semantics{cluster: c, v6: v6, pods: map[string]string{}, zone: &zone}
 		for _, name := range []string{"one", "two", "three"} {
 			for ip := range strings.FieldsSeq(c.kubectl("get", "pod", name, "-o", "jsonpath={.status.podIPs[*].ip}")) {
 				if a, err := netip.ParseAddr(ip); err == nil && a.Is6() == v6 {
@@ -207,19 +208,23 @@ func TestServiceSemantics(t *testing.T) {
 				}
 			}
 		}
-		for _, part := range []struct {
+		parts := []struct {
 			name string
 			test func(*semantics)
 		}{
 			{"policies", (*semantics).policies}, {"addresses", (*semantics).addresses}, {"endpoints", (*semantics).endpoints}, {"who may ask", (*semantics).sources},
 			{"labels and mirrors", (*semantics).labels}, {"health", (*semantics).health},
-		} {
-			t.Run(fmt.Sprintf("%s, %s", s.family(), part.name), func(t *testing.T) {
-				inner := *s
-				inner.cluster = c.in(t)
-				part.test(&inner)
-			})
 		}
+		t.Run(string(s.family()), func(t *testing.T) {
+			t.Parallel()
+			for _, part := range parts {
+				t.Run(part.name, func(t *testing.T) {
+					inner := *s
+					inner.cluster = c.in(t)
+					part.test(&inner)
+				})
+			}
+		})
 	}
 }
 
@@ -316,6 +321,8 @@ func (s *semantics) endpoints() {
 	s.write(s.slice(svc, end{pod: "one", unready: true}))
 	s.reach(fromPod, url)
 	// Hints count only where each endpoint has one and one is for this node's zone.
+	s.zone.Lock()
+	defer s.zone.Unlock()
 	s.kubectl("label", "node", nodeName, "--overwrite", corev1.LabelTopologyZone+"=here")
 	s.write(s.slice(svc, end{pod: "one", zone: "here"}, end{pod: "two", zone: "there"}))
 	s.reach(fromPod, url, "one")
