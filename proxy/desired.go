@@ -21,6 +21,9 @@ type Node struct {
 	Zone  string       // by its label topology.kubernetes.io/zone, or empty
 	Addrs []netip.Addr // where NodePorts answer, each those of its family
 	Local []netip.Addr // addresses that the node serves itself (cluster DNS): no Service has them here
+	// OtherPods says that another plugin makes the pods. Only what the rows say tells the programs which backends are on this node, whether a
+	// policy asks for these or not.
+	OtherPods bool
 }
 
 // Desired returns the rows of one Service: pure, and the same for the same input. A port has one row of each of the

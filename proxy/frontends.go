@@ -14,7 +14,7 @@ type addresses struct {
 	cluster, external, balancer, node []netip.Addr
 	sources                           []netip.Prefix // who may ask at a load balancer's address; none: everybody
 	internal, outside                 bpf.Scope      // by internalTrafficPolicy and externalTrafficPolicy
-	local                             bool           // one of them is Local
+	local                             bool           // one of them is Local, or the node's backends are to be known all the same
 }
 
 // frontendKey tells frontends apart.
@@ -42,7 +42,7 @@ func (f family) addresses(svc *corev1.Service, node Node) (at addresses, ok bool
 	}
 	at.node = f.of(node.Addrs)
 	at.sources = f.sources(svc)
-	at.internal, at.outside = bpf.All, bpf.All
+	at.internal, at.outside, at.local = bpf.All, bpf.All, node.OtherPods
 	if p := svc.Spec.InternalTrafficPolicy; p != nil && *p == corev1.ServiceInternalTrafficPolicyLocal {
 		at.internal, at.local = bpf.Local, true
 	}

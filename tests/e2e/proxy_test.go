@@ -10,6 +10,8 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+
+	"github.com/strake-io/strake/tests/lab"
 )
 
 // TestProxyAlone runs `strake agent --only proxy` on two nodes whose pods have the network of Debian's ptp and bridge plugins.
@@ -24,7 +26,7 @@ func TestProxyAlone(t *testing.T) {
 	both := l.service("both", 30100, nil, a, b)
 	here := l.service("here", 30101, nil, a)
 	there := l.service("there", 30102, nil, b)
-	l.service("local", 30103, func(s *corev1.Service) { s.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyLocal }, a, b)
+	local := l.service("local", 30103, func(s *corev1.Service) { s.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyLocal }, a, b)
 	none := l.service("none", 30104, nil)
 
 	url := func(scheme, host string, port int) string {
@@ -75,6 +77,22 @@ func TestProxyAlone(t *testing.T) {
 					out, err := one.ask(url(scheme, both.Spec.ClusterIPs[f], 80), 30)
 					answers(t, out, err, 30, "a", "b")
 				})
+				for _, n := range l.nodes {
+					for s, want := range map[*corev1.Service][]string{both: {"a", "b"}, here: {"a"}, there: {"b"}} {
+						t.Run("outside to the NodePort of "+s.Name+" at "+n.name, func(t *testing.T) {
+							out, err := l.askOutside(url(scheme, n.addrs[f], int(s.Spec.Ports[0].NodePort)), 12)
+							answers(t, out, err, 12, want...)
+						})
+					}
+					t.Run("outside to the NodePort of a Service with local traffic policy at "+n.name, func(t *testing.T) {
+						out, err := l.askOutside(url(scheme, n.addrs[f], int(local.Spec.Ports[0].NodePort)), 5)
+						clients := answers(t, out, err, 5, map[*proxyNode]string{one: "a", two: "b"}[n])
+						outside := map[*proxyNode][2]string{one: {lab.OutsideIP, lab.OutsideIP6}, two: {"198.18.1.1", "2001:db8:1::1"}}[n][f]
+						if !clients[outside] || len(clients) != 1 {
+							t.Errorf("the pod saw %v, not %s", clients, outside)
+						}
+					})
+				}
 			})
 		}
 	}
@@ -89,6 +107,10 @@ func TestProxyAlone(t *testing.T) {
 				case <-stop:
 					return
 				default:
+				}
+				if out, err := l.askOutside(url("http", one.addrs[0], 30101), 5); err != nil || strings.Contains(out, "error") {
+					failed <- out
+					return
 				}
 				if out, err := a.ask(url("http", both.Spec.ClusterIPs[0], 80), 5); err != nil || strings.Contains(out, "error") {
 					failed <- out

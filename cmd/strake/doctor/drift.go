@@ -80,7 +80,7 @@ func slicesByService(list []discoveryv1.EndpointSlice) map[string][]*discoveryv1
 
 func (e *examination) wantedServices(o *objects) ([]bpf.LoadBalancer, error) {
 	by := slicesByService(o.slices)
-	node := proxy.Node{Name: e.Name, Addrs: e.Addrs, Local: e.DNSAddrs}
+	node := proxy.Node{Name: e.Name, Addrs: e.Addrs, Local: e.DNSAddrs, OtherPods: e.ProxyOnly}
 	if len(e.NodePorts) > 0 {
 		have, err := proxy.InterfaceAddrs()
 		if err != nil {

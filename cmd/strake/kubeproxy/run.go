@@ -63,7 +63,7 @@ func Run(ctx context.Context, l layout.Layout, c Config) error {
 	}
 	f := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(dropManagedFields))
 	served, err := services.New(services.Config{
-		Client: client, Informers: f, Datapath: d, Node: proxy.Node{Name: c.NodeName, Addrs: c.Addrs}, NodePorts: c.NodePorts, Healthz: c.Healthz, Metrics: c.Metrics,
+		Client: client, Informers: f, Datapath: d, Node: proxy.Node{Name: c.NodeName, Addrs: c.Addrs, OtherPods: true}, NodePorts: c.NodePorts, Healthz: c.Healthz, Metrics: c.Metrics,
 	})
 	if err != nil {
 		return err
