@@ -53,6 +53,7 @@ type Config struct {
 
 // Datapath is the loaded and attached node network.
 type Datapath struct {
+	sources       []netip.Prefix
 	pinDir        string
 	sock, net     *ebpf.Collection
 	loadBalancers *loadBalancers
@@ -106,7 +107,7 @@ func Open(c Config) (*Datapath, error) {
 	if err := c.growFlows(); err != nil {
 		return nil, err
 	}
-	d := &Datapath{pinDir: c.PinDir}
+	d := &Datapath{pinDir: c.PinDir, sources: c.MasqueradeSources}
 	if err := d.load(c, nil); err != nil {
 		return nil, errors.Join(err, d.Close())
 	}

@@ -88,6 +88,17 @@ func (t *endpointTable) Replace(owner string, want []Endpoint) (Changes, error) 
 	return c, err
 }
 
+// addrs are all addresses that have a row.
+func (t *endpointTable) addrs() map[netAddr]bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	out := make(map[netAddr]bool, len(t.rows))
+	for k := range t.rows {
+		out[k] = true
+	}
+	return out
+}
+
 // limited are the interfaces of an owner that have a limit.
 func (t *endpointTable) limited(owner string) map[uint32]bool {
 	t.mu.Lock()

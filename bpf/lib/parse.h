@@ -26,7 +26,7 @@ struct packet {
 	__u8 proto;     /* of the transport header; of a later fragment, of what follows */
 	__u8 v6;
 	__u8 ports;     /* sport and dport are there: TCP, UDP or SCTP, no fragment */
-	__u8 tcp;       /* TCP, no fragment: flags */
+	__u8 tcp;       /* TCP, no fragment: flags; SCTP: those that TCP would have */
 	__u8 more;      /* a fragment that others follow */
 	__u8 later;     /* a fragment that is not the first: it has no transport header */
 	__u8 routed;    /* the sender names hops that it is to take: the destination is not where it ends */
@@ -43,6 +43,24 @@ struct packet {
 static __always_inline int tcp_opens(__u8 flags)
 {
 	return (flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+}
+
+/* What a chunk of SCTP is to a connection, as flags of TCP (RFC 9260 3.2): INIT, INIT ACK, ABORT, and what each side says when it ends. */
+static __always_inline __u8 sctp_flags(__u8 chunk)
+{
+	switch (chunk) {
+	case 1:
+		return TCP_SYN;
+	case 2:
+		return TCP_SYN | TCP_ACK;
+	case 6:
+		return TCP_RST;
+	case 7: /* SHUTDOWN, and SHUTDOWN COMPLETE of the same side */
+	case 14:
+	case 8: /* SHUTDOWN ACK */
+		return TCP_FIN | TCP_ACK;
+	}
+	return TCP_ACK;
 }
 
 /* The Internet checksum (RFC 1071) of what bpf_csum_diff added up. */
@@ -240,6 +258,8 @@ static __always_inline enum parsed parse(struct __sk_buff *skb, struct packet *p
 	} else if (p->proto == IPPROTO_UDP || p->proto == IPPROTO_SCTP) {
 		if (bpf_skb_load_bytes(skb, p->l4, &h, 4))
 			return MALFORMED;
+		if (p->proto == IPPROTO_SCTP)
+			p->tcp = bpf_skb_load_bytes(skb, p->l4 + 12, &h.off, 1) ? TCP_ACK : sctp_flags(h.off);
 	} else {
 		return PARSED;
 	}

@@ -4,8 +4,10 @@ package services
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/netip"
+	"strconv"
 	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -66,7 +68,7 @@ func New(cfg Config) (*Services, error) {
 	if s.metrics, err = proxy.BindAddrs(cfg.Metrics, lo, proxy.MetricsPort); err != nil {
 		return nil, fmt.Errorf("metrics: %w", err)
 	}
-	s.registry.RawMustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), drops{cfg.Datapath})
+	s.registry.RawMustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), drops{cfg.Datapath}, flows{cfg.Datapath})
 	s.proxy, err = proxy.New(proxy.Config{
 		Client: cfg.Client, Informers: cfg.Informers, Table: cfg.Datapath.LoadBalancers(), Node: cfg.Node, Registry: s.registry,
 		Recorder: s.events.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "strake-proxy", Host: cfg.Node.Name}),
@@ -80,6 +82,7 @@ func (s *Services) Run(ctx context.Context) error {
 	defer s.events.Shutdown()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.proxy.Run(ctx) })
+	g.Go(func() error { return s.cfg.Datapath.KeepFlows(ctx, tellFlows) })
 	g.Go(func() error { return s.proxy.FollowInterfaces(ctx, s.cfg.NodePorts) })
 	g.Go(func() error { proxy.Serve(ctx, s.healthz, s.proxy.HealthHandler()); return nil })
 	mux := http.NewServeMux()
@@ -92,6 +95,41 @@ func (s *Services) Run(ctx context.Context) error {
 
 // Settled tells whether all that the API has said of Services is in the kernel.
 func (s *Services) Settled() bool { return s.proxy.Settled() }
+
+// tellFlows logs what came of a search for connections that are over. Where all is well there is nothing to tell.
+func tellFlows(swept bpf.SweptFlows, err error) {
+	if err != nil {
+		slog.Error("connections that are over could not be looked for", "err", err)
+	} else if swept.Full {
+		slog.Warn("no more connections can be followed, and new ones are dropped (drop_conntrack_full) until some end", "ended", swept.Deleted/2, "left", swept.Left/2)
+	}
+}
+
+// flows are those that the node's programs follow.
+type flows struct{ datapath *bpf.Datapath }
+
+var (
+	flowCount = prometheus.NewDesc("strake_flows", "Flows that the node's programs follow, by protocol number and state", []string{"protocol", "state"}, nil)
+	flowRows  = prometheus.NewDesc("strake_flow_rows", "Rows of the tables of flows, two for a flow", []string{"table"}, nil)
+	flowRoom  = prometheus.NewDesc("strake_flow_rows_max", "Rows that the tables of flows have room for", []string{"table"}, nil)
+)
+
+func (flows) Describe(to chan<- *prometheus.Desc) { to <- flowCount; to <- flowRows; to <- flowRoom }
+
+func (f flows) Collect(to chan<- prometheus.Metric) {
+	stats, err := f.datapath.FlowStats()
+	if err != nil {
+		to <- prometheus.NewInvalidMetric(flowCount, err)
+		return
+	}
+	for _, c := range stats.Counts {
+		to <- prometheus.MustNewConstMetric(flowCount, prometheus.GaugeValue, float64(c.Flows), strconv.Itoa(int(c.Protocol)), c.State)
+	}
+	for _, t := range []bpf.MapStatus{stats.Open, stats.Passing} {
+		to <- prometheus.MustNewConstMetric(flowRows, prometheus.GaugeValue, float64(t.Rows), t.Name)
+		to <- prometheus.MustNewConstMetric(flowRoom, prometheus.GaugeValue, float64(t.Max), t.Name)
+	}
+}
 
 // drops are the packets that the programs did not let pass, by reason.
 type drops struct{ datapath *bpf.Datapath }
