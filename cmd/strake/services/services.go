@@ -4,7 +4,6 @@ package services
 import (
 	"context"
 	"fmt"
-	"log/slog"
 	"net/http"
 	"net/netip"
 	"strconv"
@@ -20,6 +19,7 @@ import (
 	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/tools/record"
 	"k8s.io/component-base/metrics"
+	"k8s.io/klog/v2"
 
 	"github.com/strake-io/strake/bpf"
 	"github.com/strake-io/strake/proxy"
@@ -99,9 +99,9 @@ func (s *Services) Settled() bool { return s.proxy.Settled() }
 // tellFlows logs what came of a search for connections that are over. Where all is well there is nothing to tell.
 func tellFlows(swept bpf.SweptFlows, err error) {
 	if err != nil {
-		slog.Error("connections that are over could not be looked for", "err", err)
+		klog.ErrorS(err, "Connections that are over could not be looked for")
 	} else if swept.Full {
-		slog.Warn("no more connections can be followed, and new ones are dropped (drop_conntrack_full) until some end", "ended", swept.Deleted/2, "left", swept.Left/2)
+		klog.InfoS("There is no room for more connections: new ones are dropped (drop_conntrack_full) until some end", "ended", swept.Deleted/2, "left", swept.Left/2)
 	}
 }
 
