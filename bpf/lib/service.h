@@ -120,7 +120,7 @@ int __attribute__((noinline)) service_known(struct __sk_buff *skb, __u32 ended)
 		return SERVICE_NEW;
 	if (service_backend_gone(s)) {
 		flow_end(skb);
-		return fe && (!flow_has_connection(p->proto) || tcp_opens(p->tcp)) ? SERVICE_NEW : SERVICE_GONE;
+		return fe && (p->proto != IPPROTO_TCP || tcp_opens(p->tcp)) ? SERVICE_NEW : SERVICE_GONE;
 	}
 	return flow_step(skb) ? drop(skb, DROP_CONNTRACK_FULL) : SERVICE_SEND;
 }
