@@ -143,6 +143,9 @@ func (c Config) check() error {
 	if err := errors.Join(ofEachFamily("DNSAddrs", c.DNSAddrs), ofEachFamily("NodeAddrs", c.NodeAddrs)); err != nil {
 		return err
 	}
+	if err := CheckFlows(c.Flows); err != nil {
+		return fmt.Errorf("bpf: %w", err)
+	}
 	if c.Zone == "" && len(c.DNSAddrs) > 0 {
 		return errors.New("bpf: Zone is empty")
 	}

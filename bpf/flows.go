@@ -38,6 +38,15 @@ const (
 	flowHere        = 2
 )
 
+// CheckFlows tells whether Config.Flows can be n.
+func CheckFlows(n int) error {
+	const least, most = 16, 16 << 20
+	if n != 0 && (n < least || n > most) {
+		return fmt.Errorf("%d flows: there can be %d to %d", n, least, most)
+	}
+	return nil
+}
+
 // flowRows is how many rows each table of flows has: two for a flow.
 func (c Config) flowRows() uint32 {
 	if c.Flows == 0 {

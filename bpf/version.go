@@ -21,7 +21,7 @@ type LayoutError struct {
 }
 
 func (e *LayoutError) Error() string {
-	return fmt.Sprintf("bpf: maps in %s have layout %d, this release knows %d: run the release that made them, or remove them with `strake down --purge`", e.PinDir, e.Have, e.Want)
+	return fmt.Sprintf("bpf: maps in %s have layout %d, this release knows %d: run the release that made them, let it prepare them for this one (`strake migrate --to-layout %d`), or remove them with `strake down --purge`", e.PinDir, e.Have, e.Want, e.Want)
 }
 
 // checkVersion compares the version that is pinned beside the maps, and pins ours where there is none. The maps of an older release are

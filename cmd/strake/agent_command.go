@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/strake-io/strake/bpf"
 	"github.com/strake-io/strake/cmd/strake/cluster"
 	"github.com/strake-io/strake/cmd/strake/kubeproxy"
 )
@@ -93,6 +94,7 @@ when it ends, and --cleanup takes it away. Flags that kube-proxy has too are cal
 	f.StringVar(&c.Cgroup, "cgroup", c.Cgroup, "folder of the cgroup2 tree, below its mount, whose processes are served besides those in the node's network namespace: pods' and the node's")
 	f.Func(cluster.FlagNodePorts, "ranges of the node's addresses where NodePorts answer, with commas between, such as 0.0.0.0/0 for all but loopback (the node's InternalIPs)", ranges(&c.NodePorts))
 	f.StringVar(&c.Healthz, cluster.FlagHealthz, "", "where load balancers ask for the node's health: IP:port, :port, or none (port 10256 of the node's addresses and of loopback)")
+	f.IntVar(&c.Flows, cluster.FlagFlows, 0, fmt.Sprintf("how many connections the node can follow at a time, and as many other flows (%d)", bpf.DefaultFlows))
 	f.StringVar(&c.Metrics, cluster.FlagMetrics, "", "where metrics are served: IP:port, :port for loopback, or none (port 10249 of loopback)")
 	f.BoolVar(&c.Clean, "clean-kube-proxy", false, "remove the rules that kube-proxy has left, once Services are served: its own and nobody else's. Connections that they have translated go on")
 	f.BoolVar(&cleanup, "cleanup", false, "take away what --only proxy has loaded, and end")

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/pflag"
 	"k8s.io/component-base/version"
 
+	"github.com/strake-io/strake/bpf"
 	"github.com/strake-io/strake/cmd/strake/cluster"
 	"github.com/strake-io/strake/cmd/strake/containerd"
 	"github.com/strake-io/strake/cmd/strake/demo"
@@ -88,6 +89,7 @@ func nodeFlags(f *pflag.FlagSet, flags *cluster.Settings) {
 	f.Func(cluster.FlagNodeIP, "address of the node, or two of different families with a comma between (those of the way to the default route, or to the API server)", into(&flags.NodeAddrs, cluster.ParseAddrs))
 	f.StringVar(&flags.ResolvConf, cluster.FlagResolvConf, flags.ResolvConf, "the node's resolv.conf: who is asked for names outside of the cluster; may change at every start")
 	f.StringVar(&flags.Healthz, cluster.FlagHealthz, "", "where load balancers ask for the node's health: IP:port, :port, or none (port 10256 of the node's addresses and of loopback); may change at every start")
+	f.IntVar(&flags.Flows, cluster.FlagFlows, 0, fmt.Sprintf("how many connections the node can follow at a time, such as 500000, and as many other flows; some 300 bytes of kernel memory each (%d); may change at every start, and those that there are live on", bpf.DefaultFlows))
 	f.StringVar(&flags.Metrics, cluster.FlagMetrics, "", "where metrics of the node's network are served: IP:port, :port for loopback, or none (port 10249 of loopback); may change at every start")
 }
 

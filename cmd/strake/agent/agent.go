@@ -46,6 +46,7 @@ type Config struct {
 	Native            bool           // routes lead to the other nodes' pods, else the tunnel
 	TunnelPort        int
 	NodePortAddrs     []netip.Prefix      // where NodePorts answer; none: NodeAddrs
+	Flows             int                 // how many connections the node follows at a time, as bpf.Config has it
 	Healthz, Metrics  string              // where Services tell how they are, as services.Config has it
 	Uplinks           []string            // interfaces that lead to other nodes besides those that have the node's addresses
 	Certificates      certificates.Config // by which the API server knows the node, and the node is known
@@ -69,6 +70,7 @@ func OpenDatapath(cfg Config) (*bpf.Datapath, error) {
 	return bpf.Open(bpf.Config{
 		PinDir: l.BPF(), CgroupRoot: root, NodeCgroup: dir, DNSAddrs: cfg.DNSAddrs, Zone: cfg.Zone, DNSTTL: dnsTTL,
 		NodeAddrs: cfg.NodeAddrs, NoMasquerade: cfg.NoMasquerade, MasqueradeSources: cfg.MasqueradeSources, AllowLinkLocal: cfg.AllowLinkLocal,
+		Flows: cfg.Flows,
 	})
 }
 

@@ -14,6 +14,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/util/validation"
 
+	"github.com/strake-io/strake/bpf"
 	"github.com/strake-io/strake/cmd/strake/agent"
 	"github.com/strake-io/strake/cmd/strake/layout"
 	"github.com/strake-io/strake/proxy"
@@ -28,6 +29,7 @@ type Settings struct {
 	ResolvConf string       `json:"resolvConf"`
 	Healthz    string       `json:"healthzBindAddress,omitempty"` // as proxy.BindAddrs reads it
 	Metrics    string       `json:"metricsBindAddress,omitempty"`
+	Flows      int          `json:"flows,omitempty"` // as bpf.Config has it
 	Shared
 
 	// Of the control plane's node.
@@ -88,6 +90,7 @@ const (
 	FlagNodePorts    = "nodeport-addresses"
 	FlagHealthz      = "healthz-bind-address"
 	FlagMetrics      = "metrics-bind-address"
+	FlagFlows        = "flows"
 )
 
 // UnmarshalJSON reads the form of before there were two families as well.
@@ -197,6 +200,9 @@ func settle(l layout.Layout, flags Settings, given func(flag string) bool) (Sett
 	if given(FlagMetrics) {
 		s.Metrics = flags.Metrics
 	}
+	if given(FlagFlows) {
+		s.Flows = flags.Flows
+	}
 	if given(FlagResolvConf) {
 		s.ResolvConf = flags.ResolvConf
 	}
@@ -234,6 +240,9 @@ func (s Settings) check() error {
 	}
 	if s.Routing != RoutingVXLAN && s.Routing != RoutingNative {
 		return fmt.Errorf("--%s %q is neither %s nor %s", FlagRouting, s.Routing, RoutingVXLAN, RoutingNative)
+	}
+	if err := bpf.CheckFlows(s.Flows); err != nil {
+		return fmt.Errorf("--%s: %w", FlagFlows, err)
 	}
 	for flag, text := range map[string]string{FlagHealthz: s.Healthz, FlagMetrics: s.Metrics} {
 		if _, err := proxy.BindAddrs(text, s.NodeAddrs, 1); err != nil {

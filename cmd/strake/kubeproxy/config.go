@@ -34,6 +34,7 @@ type Config struct {
 	// NodePorts are ranges of the node's addresses where NodePorts answer; Healthz and Metrics where it tells how it is: as services.Config has them.
 	NodePorts        []netip.Prefix
 	Healthz, Metrics string
+	Flows            int // how many connections the node follows at a time, as bpf.Config has it
 	// Clean removes what kube-proxy has left, once Services are served without it.
 	Clean bool
 }

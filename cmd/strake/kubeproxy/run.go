@@ -53,7 +53,7 @@ func Run(ctx context.Context, l layout.Layout, c Config) error {
 	if err := bpf.MountBPFFS(l.BPF()); err != nil {
 		return err
 	}
-	d, err := bpf.Open(bpf.Config{PinDir: l.BPF(), CgroupRoot: mount, NodeCgroup: dir, NodeAddrs: c.Addrs})
+	d, err := bpf.Open(bpf.Config{PinDir: l.BPF(), CgroupRoot: mount, NodeCgroup: dir, NodeAddrs: c.Addrs, Flows: c.Flows})
 	if err != nil {
 		return err
 	}
