@@ -287,6 +287,11 @@ func TestFullTable(t *testing.T) {
 	if n, _ := counterOf(t, d, "drop_conntrack_full"); n != 1 {
 		t.Errorf("%d drops are counted", n)
 	}
+	var since uint32
+	if err := d.net.Maps["flows_full"].Lookup(uint32(0), &since); err != nil || since == 0 {
+		t.Errorf("the table is full since %d, %v", since, err)
+	}
+	must(t, d.net.Maps["flows_full"].Put(uint32(0), monotonic(t))) // however long it took until here
 	if verdict, _ := run(t, d.net.Programs[uplinkProgram], segment(numbered(5000), at(nodeIP, 30080), syn)); verdict != actShot {
 		t.Errorf("a SYN while the table is full: verdict %d", verdict)
 	}
