@@ -254,10 +254,10 @@ static __always_inline __u32 lb_mix_addr(__u32 h, const struct addr *a)
 	return lb_mix(h, a->w[3]);
 }
 
-/* A number of a flow that is the same on every node. */
-static __always_inline __u32 lb_hash(const struct addr *client, __be16 sport, const struct addr *front, __be16 dport, __u8 proto)
+/* A number of a flow that is the same on every node. It has nothing of the frontend's address: a node port has another one on each. */
+static __always_inline __u32 lb_hash(const struct addr *client, __be16 sport, __be16 dport, __u8 proto)
 {
-	__u32 h = lb_mix_addr(lb_mix_addr(proto, client), front);
+	__u32 h = lb_mix_addr(proto, client);
 
 	h = lb_mix(h, (__u32)sport << 16 | dport);
 	return lb_mix(h, 0x85ebca6b);
@@ -324,7 +324,7 @@ static __always_inline enum lb_choice lb_choose(const struct frontend *fe, int o
 		now = bpf_ktime_get_ns();
 		if (lb_again(fe, &key, local ? M_LOCAL : M_ALL, now, to))
 			return LB_CHOSEN;
-		hash = lb_mix(lb_mix_addr(fe->service, client), 0x85ebca6b); /* of the client alone */
+		hash = lb_mix(lb_mix_addr(0, client), 0x85ebca6b); /* of the client alone: numbers of services are each node's own */
 	}
 	if (outside && size)
 		slot = lb_maglev_slot(fe, set, n, size, hash);

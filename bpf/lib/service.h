@@ -143,7 +143,7 @@ int __attribute__((noinline)) service_choose(struct __sk_buff *skb, __u32 asker)
 		return SERVICE_NONE;
 	if (fe->flags & FE_SOURCES && asker != ASKER_NODE && !lb_may_ask(fe, &p->saddr))
 		return drop(skb, DROP_SOURCE_RANGE);
-	switch (lb_choose(fe, asker == ASKER_OUTSIDE, &p->saddr, lb_hash(&p->saddr, p->sport, &p->daddr, p->dport, p->proto), &be)) {
+	switch (lb_choose(fe, asker == ASKER_OUTSIDE, &p->saddr, lb_hash(&p->saddr, p->sport, p->dport, p->proto), &be)) {
 	case LB_NO_BACKEND:
 		return SERVICE_REFUSED;
 	case LB_NOT_HERE:

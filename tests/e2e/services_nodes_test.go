@@ -91,8 +91,32 @@ func (m neighbour) route(to netip.Prefix, gateway netip.Addr) error {
 	})
 }
 
+// unconnected are datagrams of a socket that names their receiver with each. One that is connected can't be given another backend: it
+// gets an error when its backend goes.
+const unconnected = "unconnected udp"
+
+// sender is such a socket.
+type sender struct {
+	*net.UDPConn
+	to netip.AddrPort
+}
+
+// Write implements net.Conn.
+func (s sender) Write(b []byte) (int, error) { return s.WriteToUDPAddrPort(b, s.to) }
+
 // dial connects from a namespace; from port 0 the kernel chooses.
 func dial(s podnet.Space, network string, port int, to netip.AddrPort, patience time.Duration) (c net.Conn, err error) {
+	if network == unconnected {
+		err := s.In(func() error {
+			l, err := net.ListenUDP("udp4", nil)
+			c = sender{l, to}
+			return err
+		})
+		if err == nil {
+			err = c.SetDeadline(time.Now().Add(patience))
+		}
+		return c, err
+	}
 	d := net.Dialer{Timeout: patience, FallbackDelay: -1}
 	if port != 0 && network == "udp" {
 		d.LocalAddr = &net.UDPAddr{Port: port}
@@ -485,7 +509,11 @@ func backendGoes(t *testing.T, c *threeNodes, m neighbour) {
 		space podnet.Space
 		addr  netip.AddrPort
 	}{{"inside", node, inside}, {"outside", m.Space, outside}} {
-		for _, network := range []string{"tcp", "udp"} {
+		networks := []string{"tcp", "udp"}
+		if to.what == "inside" {
+			networks[1] = unconnected
+		}
+		for _, network := range networks {
 			var k client
 			eventually(t, 20*time.Second, func() string {
 				conn, err := dial(to.space, network, 0, to.addr, 60*time.Second)
