@@ -1,6 +1,7 @@
 package cni
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -8,6 +9,9 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/vishvananda/netlink"
+	"k8s.io/klog/v2"
 
 	"github.com/strake-io/strake/cni/plugin"
 )
@@ -114,12 +118,9 @@ func writeFile(path string, data []byte) error {
 		return err
 	}
 	defer os.Remove(tmp.Name())
-	_, err = tmp.Write(data)
-	if err == nil {
+	defer tmp.Close()
+	if _, err = tmp.Write(data); err == nil {
 		err = tmp.Sync()
-	}
-	if cerr := tmp.Close(); err == nil {
-		err = cerr
 	}
 	if err == nil {
 		err = os.Rename(tmp.Name(), path)
@@ -127,10 +128,55 @@ func writeFile(path string, data []byte) error {
 	if err != nil {
 		return err
 	}
-	dir, err := os.Open(filepath.Dir(path))
+	return syncFolder(filepath.Dir(path))
+}
+
+// syncFolder makes the names in a folder durable.
+func syncFolder(path string) error {
+	dir, err := os.Open(path)
 	if err != nil {
 		return err
 	}
 	defer dir.Close()
-	return dir.Sync() // the name, too
+	return dir.Sync()
+}
+
+// placeFile is atomic for whoever looks, and durable when the function that it returns has: the disk works meanwhile. If the power fails before,
+// there may be a file with nothing in it.
+func placeFile(path string, data []byte) (durable func() error, err error) {
+	tmp, err := os.CreateTemp(filepath.Dir(path), unfinished+"*")
+	if err != nil {
+		return nil, err
+	}
+	if _, err = tmp.Write(data); err == nil {
+		err = os.Rename(tmp.Name(), path)
+	}
+	if err != nil {
+		return nil, errors.Join(err, tmp.Close(), os.Remove(tmp.Name()))
+	}
+	done := make(chan error, 1)
+	go func() { done <- errors.Join(tmp.Sync(), tmp.Close(), syncFolder(filepath.Dir(path))) }()
+	return func() error { return <-done }, nil
+}
+
+// removeTorn clears away the allocations that were under way when the power failed: the files are there, what was written is not (a file system
+// gives a block whole or not at all), and no interface of theirs is.
+func removeTorn(dir string) error {
+	files, err := filepath.Glob(filepath.Join(dir, "*"+allocationSuffix))
+	for _, path := range files {
+		data, rerr := os.ReadFile(path)
+		if rerr != nil {
+			err = errors.Join(err, rerr)
+			continue
+		}
+		container, ifname, ok := strings.Cut(strings.TrimSuffix(filepath.Base(path), allocationSuffix), ",")
+		if !ok || len(bytes.Trim(data, "\x00")) > 0 {
+			continue
+		}
+		if _, lerr := netlink.LinkByName(hostName(container, ifname)); errors.As(lerr, new(netlink.LinkNotFoundError)) {
+			klog.InfoS("Removing an allocation that was not finished when the power failed", "container", container)
+			err = errors.Join(err, os.Remove(path))
+		}
+	}
+	return err
 }

@@ -46,7 +46,7 @@ func openIPAM(dir string) (*ipam, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("cni: allocations: %w", err)
 	}
-	if err := removeUnfinished(dir); err != nil {
+	if err := errors.Join(removeUnfinished(dir), removeTorn(dir)); err != nil {
 		return nil, fmt.Errorf("cni: allocations: %w", err)
 	}
 	p := &ipam{dir: dir, now: time.Now, byKey: map[string]Allocation{}, taken: map[netip.Addr]string{}, resting: map[netip.Addr]time.Time{}, last: map[bool]netip.Addr{}}
@@ -91,10 +91,11 @@ func (p *ipam) list() []Allocation {
 	return out
 }
 
-// allocate completes an allocation with an address of each range and notes it. Ranges are one, or two of different families.
-func (p *ipam) allocate(ranges []netip.Prefix, a Allocation) (Allocation, error) {
+// allocate completes an allocation with an address of each range and notes it. Ranges are one, or two of different families. It is on disk
+// when the function that comes with it has returned, which is to be called.
+func (p *ipam) allocate(ranges []netip.Prefix, a Allocation) (Allocation, func() error, error) {
 	if len(ranges) == 0 || len(ranges) > 2 || len(ranges) == 2 && ranges[0].Addr().Is4() == ranges[1].Addr().Is4() {
-		return a, fmt.Errorf("the node's pod ranges %s are not one, or two of different families", ranges)
+		return a, nil, fmt.Errorf("the node's pod ranges %s are not one, or two of different families", ranges)
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -102,7 +103,7 @@ func (p *ipam) allocate(ranges []netip.Prefix, a Allocation) (Allocation, error)
 	for _, r := range ranges {
 		addr, err := p.next(r.Masked())
 		if err != nil {
-			return a, err
+			return a, nil, err
 		}
 		a.Addrs = append(a.Addrs, addr)
 	}
@@ -191,14 +192,14 @@ func nth(p netip.Prefix, n uint64) netip.Addr {
 	return a
 }
 
-func (p *ipam) take(a Allocation) (Allocation, error) {
+func (p *ipam) take(a Allocation) (Allocation, func() error, error) {
 	data, err := json.Marshal(a)
 	if err != nil {
-		return a, err
+		return a, nil, err
 	}
-	if err := writeFile(allocationFile(p.dir, a), data); err != nil {
-		os.Remove(allocationFile(p.dir, a)) // it may be there, with only its durability in doubt
-		return a, fmt.Errorf("allocation of %s: %w", a.Addrs, err)
+	durable, err := placeFile(allocationFile(p.dir, a), data)
+	if err != nil {
+		return a, nil, fmt.Errorf("allocation of %s: %w", a.Addrs, err)
 	}
 	p.byKey[a.key()] = a
 	for _, addr := range a.Addrs {
@@ -210,9 +211,14 @@ func (p *ipam) take(a Allocation) (Allocation, error) {
 		last = append(last, addr.String())
 	}
 	if err := os.WriteFile(filepath.Join(p.dir, lastFile), []byte(strings.Join(last, "\n")), 0o600); err != nil {
-		return a, errors.Join(fmt.Errorf("allocation of %s: %w", a.Addrs, err), p.drop(a))
+		return a, nil, errors.Join(fmt.Errorf("allocation of %s: %w", a.Addrs, err), durable(), p.drop(a))
 	}
-	return a, nil
+	return a, func() error {
+		if err := durable(); err != nil {
+			return fmt.Errorf("allocation of %s: %w", a.Addrs, err)
+		}
+		return nil
+	}, nil
 }
 
 // release gives addresses back; what is not held is no error.

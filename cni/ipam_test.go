@@ -3,6 +3,7 @@ package cni
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -10,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/vishvananda/netlink"
 )
 
 func newIPAM(t *testing.T, dir string) (*ipam, *time.Time) {
@@ -27,7 +30,10 @@ func (p *ipam) give(id, ifname string, ranges ...string) ([]netip.Addr, error) {
 	for _, r := range ranges {
 		list = append(list, netip.MustParsePrefix(r))
 	}
-	a, err := p.allocate(list, Allocation{ContainerID: id, Ifname: ifname, Host: "h"})
+	a, durable, err := p.allocate(list, Allocation{ContainerID: id, Ifname: ifname, Host: "h"})
+	if err == nil {
+		err = durable()
+	}
 	return a.Addrs, err
 }
 
@@ -207,5 +213,31 @@ func TestDamagedAllocationsAreAnError(t *testing.T) {
 				t.Errorf("error %v, want one that names the place", err)
 			}
 		})
+	}
+}
+
+// What a power failure left unfinished is nobody's; but what belongs to an interface that is there has to be read.
+func TestTornAllocations(t *testing.T) {
+	dir := t.TempDir()
+	torn := func(id string) string {
+		path := allocationFile(dir, Allocation{ContainerID: id, Ifname: "eth0"})
+		must(t, os.WriteFile(path, make([]byte, 100), 0o600))
+		return path
+	}
+	gone := torn("gone")
+	p, err := openIPAM(dir)
+	must(t, err)
+	if _, err := os.Stat(gone); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the file of a pod that never was: %v", err)
+	}
+	if _, err := p.give("gone", "eth0", "10.244.0.0/24"); err != nil {
+		t.Error(err)
+	}
+	here := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: hostName("here", "eth0")}, PeerName: "torn0"}
+	must(t, netlink.LinkAdd(here))
+	t.Cleanup(func() { must(t, netlink.LinkDel(here)) })
+	torn("here")
+	if _, err := openIPAM(dir); err == nil || !strings.Contains(err.Error(), "here,eth0.json is corrupt") {
+		t.Errorf("the file of a pod that is there: %v", err)
 	}
 }

@@ -195,8 +195,9 @@ func TestAddAfterACrashInTheMiddle(t *testing.T) {
 	n := newNode(t, "10.244.0.0/24")
 	ns := newNetns(t)
 	// An allocation, and no interface.
-	_, err := n.ipam.allocate([]netip.Prefix{netip.MustParsePrefix("10.244.0.0/24")}, Allocation{ContainerID: "a", Ifname: "eth0", Host: hostName("a", "eth0")})
+	_, durable, err := n.ipam.allocate([]netip.Prefix{netip.MustParsePrefix("10.244.0.0/24")}, Allocation{ContainerID: "a", Ifname: "eth0", Host: hostName("a", "eth0")})
 	must(t, err)
+	must(t, durable())
 	n.add(t, "a", ns)
 	must(t, n.check("a", ns))
 }

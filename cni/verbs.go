@@ -146,11 +146,14 @@ func (s *Server) add(r plugin.Request) (*types100.Result, error) {
 		return nil, err
 	}
 	defer p.close()
-	a, err := s.ipam.allocate(ranges, Allocation{ContainerID: r.ContainerID, Ifname: r.Ifname, Host: hostName(r.ContainerID, r.Ifname), Netns: r.Netns, Pod: podOf(r), Ports: ports, Bandwidth: r.Bandwidth})
+	a, durable, err := s.ipam.allocate(ranges, Allocation{ContainerID: r.ContainerID, Ifname: r.Ifname, Host: hostName(r.ContainerID, r.Ifname), Netns: r.Netns, Pod: podOf(r), Ports: ports, Bandwidth: r.Bandwidth})
 	if err != nil {
 		return nil, err
 	}
 	mtu, err := s.connect(p, a)
+	if derr := durable(); err == nil {
+		err = derr
+	}
 	if errors.Is(err, errExists) {
 		return nil, errors.Join(err, s.ipam.release(r.ContainerID, r.Ifname))
 	}

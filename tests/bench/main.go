@@ -80,6 +80,7 @@ var clusterParts = []part{
 	{"pods", (*bench).podStart},
 	{"services", (*bench).services},
 	{"dns", (*bench).dns},
+	{"join", (*bench).nodeJoin},
 }
 
 // parts are those to choose from.
