@@ -160,8 +160,12 @@ func AddLocalAddress(a netip.Addr) error {
 	if err == nil {
 		err = netlink.LinkSetUp(lo)
 	}
+	addr := &netlink.Addr{IPNet: ipNet(a)}
+	if !a.Is4() {
+		addr.Flags = unix.IFA_F_NODAD // of use at once: even on lo the kernel gets to its test later
+	}
 	if err == nil {
-		err = netlink.AddrAdd(lo, &netlink.Addr{IPNet: ipNet(a)})
+		err = netlink.AddrAdd(lo, addr)
 	}
 	if err != nil && !errors.Is(err, unix.EEXIST) {
 		return fmt.Errorf("cni: address %s on lo: %w", a, err)

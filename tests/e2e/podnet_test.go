@@ -68,7 +68,7 @@ func (c *threeNodes) refresh() string {
 	for i := range st.Nodes {
 		n := &st.Nodes[i]
 		if n.DataDir == "" || n.Name == nodeName {
-			n.Components = st.Components
+			n.Components, n.DataDir = st.Components, c.Data
 		}
 		if !n.Ready || n.agent() == 0 {
 			return fmt.Sprintf("node %s is not Ready\n%s", n.Name, out)
