@@ -66,11 +66,7 @@ func (l *serviceLab) at(t testing.TB, program string, ifindex int, in []byte) (v
 	t.Helper()
 	before, err := l.d.Status()
 	must(t, err)
-	context := make([]byte, 192) // struct __sk_buff
-	binary.NativeEndian.PutUint32(context[40:], uint32(ifindex))
-	out = make([]byte, len(in)+512)
-	verdict, err = l.d.net.Programs[program].Run(&ebpf.RunOptions{Data: in, DataOut: out, Context: context})
-	must(t, err)
+	verdict, out = l.run(t, program, ifindex, in)
 	after, err := l.d.Status()
 	must(t, err)
 	for name, n := range after.Counters {
@@ -79,6 +75,16 @@ func (l *serviceLab) at(t testing.TB, program string, ifindex int, in []byte) (v
 		}
 	}
 	return verdict, out, counted
+}
+
+func (l *serviceLab) run(t testing.TB, program string, ifindex int, in []byte) (verdict uint32, out []byte) {
+	t.Helper()
+	context := make([]byte, 192) // struct __sk_buff
+	binary.NativeEndian.PutUint32(context[40:], uint32(ifindex))
+	out = make([]byte, len(in)+512)
+	verdict, err := l.d.net.Programs[program].Run(&ebpf.RunOptions{Data: in, DataOut: out, Context: context})
+	must(t, err)
+	return verdict, out
 }
 
 func (l *serviceLab) service(t testing.TB, lbs ...LoadBalancer) {
@@ -648,6 +654,68 @@ func TestServicesForMachinesBehindTheNode(t *testing.T) {
 			}
 			if seen["pod0"] == 0 || seen["pod1"] == 0 {
 				t.Errorf("%s %s: backends %v", f.name, network, seen)
+			}
+		}
+	}
+}
+
+// What a pod asked and answered is known of it when its row is written again, and by the next agent; another pod begins anew.
+func TestEndpointsKeepWhatTheyDid(t *testing.T) {
+	l := newServiceLab(t)
+	front := at("203.0.113.50", 80)
+	l.service(t, LoadBalancer{Name: "ns/web:http", Protocol: 17, Frontends: []Frontend{{Addr: front}}, Backends: backs(at(other, 8080))})
+	l.at(t, podProgram, l.podVeth, frame(17, at(pod, 4000), front, nil))
+	flags := func(addr string) uint32 {
+		t.Helper()
+		var row netEndpoint
+		must(t, l.d.net.Maps["endpoints"].Lookup(addr16(netip.MustParseAddr(addr)), &row))
+		return row.Flags
+	}
+	write := func(owner, addr string, ifindex int, queued bool) {
+		t.Helper()
+		_, err := l.d.Endpoints().Replace(owner, []Endpoint{{Addr: netip.MustParseAddr(addr), Ifindex: ifindex, PodMAC: podMAC, HostMAC: hostMAC, Queued: queued}})
+		must(t, err)
+	}
+	const asked, answers = endpointAsks | endpointQuiet, 0
+	if flags(pod) != asked || flags(other) != answers {
+		t.Fatalf("flags %x and %x", flags(pod), flags(other))
+	}
+	write("lab "+pod, pod, l.podVeth, true)
+	write("lab "+other, other, l.otherVeth, true)
+	if flags(pod) != asked|endpointQueued || flags(other) != answers|endpointQueued {
+		t.Errorf("written again: flags %x and %x", flags(pod), flags(other))
+	}
+	again, err := openEndpoints(l.d.net.Maps)
+	must(t, err)
+	if c, err := again.Replace("lab "+pod, []Endpoint{{Addr: netip.MustParseAddr(pod), Ifindex: l.podVeth, PodMAC: podMAC, HostMAC: hostMAC, Queued: true}}); err != nil || c != (Changes{}) {
+		t.Errorf("the next agent: %+v, %v", c, err)
+	}
+	write("lab "+pod, pod, l.tunnel, true)
+	if flags(pod) != endpointQuiet|endpointQueued {
+		t.Errorf("another pod: flags %x", flags(pod))
+	}
+}
+
+// A packet to a Service, or an error about one, that ends anywhere is judged and harms nothing.
+func TestTruncatedPacketsToServices(t *testing.T) {
+	l := newServiceLab(t)
+	for _, f := range families {
+		front := at(f.vip(), 80)
+		for _, proto := range protocols {
+			l.service(t, LoadBalancer{Name: "ns/web:http", Protocol: proto, Frontends: []Frontend{{Addr: front}}, Backends: backs(at(f.pod, 8080))})
+			for _, full := range [][]byte{
+				frame(proto, at(f.far, 4000), front, []byte("question")), frame(proto, at(f.pod, 8080), at(f.far, 4000), []byte("answer")),
+				frame(proto, at(f.pod, 4000), front, []byte("question")), cut(frame(proto, at(f.far, 4000), front, []byte("question")), 7, 0, true),
+				f.about(f.far, f.vip(), frame(proto, front, at(f.far, 4000), nil)), f.about(f.pod, f.far, frame(proto, at(f.far, 4000), at(f.pod, 8080), nil)),
+			} {
+				for n := shortest(full); n <= len(full); n++ {
+					for program, ifindex := range map[string]int{podProgram: l.podVeth, toPodProgram: l.podVeth, uplinkProgram: l.uplink, egressProgram: l.uplink} {
+						verdict, _ := l.run(t, program, ifindex, full[:n])
+						if n < len(full) && program == podProgram && verdict != actShot {
+							t.Errorf("%d of %x: verdict %d", n, full, verdict)
+						}
+					}
+				}
 			}
 		}
 	}
