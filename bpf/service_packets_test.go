@@ -4,16 +4,19 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // serviceLab is a node of which packets are told from which interface they come. Nothing moves: its interfaces are there for their numbers.
 type serviceLab struct {
+	do                                 chan func() // runs what it gets in the node's namespace: subtests have threads of their own
 	d                                  *Datapath
 	uplink, podVeth, otherVeth, tunnel int
 }
@@ -34,7 +37,17 @@ func newServiceLab(t testing.TB) *serviceLab {
 	for i := range 2 {
 		must(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: fmt.Sprint("a", i)}, PeerName: fmt.Sprint("b", i)}))
 	}
-	l := &serviceLab{d: d, uplink: 1, podVeth: device(t, "a0").Attrs().Index, otherVeth: device(t, "b0").Attrs().Index, tunnel: device(t, "a1").Attrs().Index}
+	l := &serviceLab{do: make(chan func()), d: d, uplink: 1, podVeth: device(t, "a0").Attrs().Index, otherVeth: device(t, "b0").Attrs().Index, tunnel: device(t, "a1").Attrs().Index}
+	node, ready := currentSpace(t), make(chan error)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
+		ready <- unix.Setns(int(node.f.Fd()), unix.CLONE_NEWNET)
+		for f := range l.do {
+			f()
+		}
+	}()
+	must(t, <-ready)
+	t.Cleanup(func() { close(l.do) })
 	for _, f := range families {
 		for owner, row := range map[string]Endpoint{f.pod: {Ifindex: l.podVeth}, f.other: {Ifindex: l.otherVeth}} {
 			row.Addr, row.PodMAC, row.HostMAC = netip.MustParseAddr(owner), podMAC, hostMAC
@@ -82,8 +95,13 @@ func (l *serviceLab) run(t testing.TB, program string, ifindex int, in []byte) (
 	context := make([]byte, 192) // struct __sk_buff
 	binary.NativeEndian.PutUint32(context[40:], uint32(ifindex))
 	out = make([]byte, len(in)+512)
-	verdict, err := l.d.net.Programs[program].Run(&ebpf.RunOptions{Data: in, DataOut: out, Context: context})
-	must(t, err)
+	result := make(chan error)
+	l.do <- func() {
+		var err error
+		verdict, err = l.d.net.Programs[program].Run(&ebpf.RunOptions{Data: in, DataOut: out, Context: context})
+		result <- err
+	}
+	must(t, <-result)
 	return verdict, out
 }
 
