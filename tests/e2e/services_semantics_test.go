@@ -38,9 +38,9 @@ spec:
 // semantics is the scene of one IP family.
 type semantics struct {
 	*cluster
-	v6    bool
-	pods  map[string]string // name → address
-	zone  *sync.Mutex       // of the node: both families give it one
+	v6   bool
+	pods map[string]string // name → address
+	zone *sync.Mutex       // of the node: both families give it one
 }
 
 // at is an address of the family in a URL.
