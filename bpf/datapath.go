@@ -47,6 +47,10 @@ type Config struct {
 	// bytes of kernel memory.
 	Flows int
 
+	// MaxFrontends and MaxBackends bound the tables of Services: addresses with a port that are asked, and those that answer (one that is both of
+	// this node's set and of all counts twice). 0: DefaultMaxFrontends, DefaultMaxBackends. Tables that are there get another size with their rows.
+	MaxFrontends, MaxBackends int
+
 	noSetRetval bool      // tests: as on Linux before 6.1
 	masqPorts   portRange // tests: instead of those that the kernel leaves
 }
@@ -101,7 +105,7 @@ func Open(c Config) (*Datapath, error) {
 	if err := checkVersion(c.PinDir); err != nil {
 		return nil, err
 	}
-	if err := errors.Join(resizeCounters(c.PinDir), resizeTables(c.PinDir)); err != nil {
+	if err := errors.Join(resizeCounters(c.PinDir), resizeTables(c.PinDir, c.sizes())); err != nil {
 		return nil, err
 	}
 	if err := c.growFlows(); err != nil {
@@ -145,6 +149,9 @@ func (c Config) check() error {
 	}
 	if err := CheckFlows(c.Flows); err != nil {
 		return fmt.Errorf("bpf: %w", err)
+	}
+	if c.MaxFrontends < 0 || c.MaxBackends < 0 || c.MaxFrontends > maxRows || c.MaxBackends > maxRows {
+		return fmt.Errorf("bpf: tables of %d frontends and %d backends: each is 0 to %d", c.MaxFrontends, c.MaxBackends, maxRows)
 	}
 	if c.Zone == "" && len(c.DNSAddrs) > 0 {
 		return errors.New("bpf: Zone is empty")
@@ -213,6 +220,11 @@ func (d *Datapath) load(c Config, before map[string]*ebpf.Map) error {
 			if before[name] != nil {
 				s.Maps[name+beforeSuffix].MaxEntries = before[name].MaxEntries()
 				replaced[name+beforeSuffix] = before[name]
+			}
+		}
+		for name, size := range c.sizes() {
+			if m := s.Maps[name]; m != nil {
+				m.MaxEntries = size
 			}
 		}
 		for name, v := range constants {

@@ -35,6 +35,40 @@ func lbMapsOf(m map[string]*ebpf.Map) lbMaps {
 	return lbMaps{m["lb_services"], m["lb_frontends"], m["lb_backends"], m["lb_members"], m["lb_maglev"], m["lb_sources"], m["lb_changes"], m["lb_ports"]}
 }
 
+// What the tables of Services hold unless Config says otherwise (LB_FRONTENDS and LB_BACKENDS of lib/lb.h).
+const (
+	DefaultMaxFrontends = 262144
+	DefaultMaxBackends  = 524288
+
+	maxRows = 1 << 24
+)
+
+// Flags of the agent that make tables larger: errors name them.
+const (
+	FlagMaxFrontends = "max-service-frontends"
+	FlagMaxBackends  = "max-service-backends"
+)
+
+// sizes are those of the tables that Config sizes.
+func (c Config) sizes() map[string]uint32 {
+	frontends, backends := uint32(c.MaxFrontends), uint32(c.MaxBackends)
+	if frontends == 0 {
+		frontends = DefaultMaxFrontends
+	}
+	if backends == 0 {
+		backends = DefaultMaxBackends
+	}
+	return map[string]uint32{"lb_frontends": frontends, "lb_services": frontends, "lb_backends": backends, "lb_members": backends, "lb_maglev": max(backends/2, 1)}
+}
+
+// roomier says which flag makes room in a full table.
+func roomier(m *ebpf.Map, flag string, err error) error {
+	if !isFull(err) {
+		return err
+	}
+	return fmt.Errorf("the table of %d rows is full, a larger --%s makes room: %w", m.MaxEntries(), flag, err)
+}
+
 // openLoadBalancers takes over what an agent before us left. One that was killed between two writes may have left rows that nothing names,
 // or a service that is half one thing and half another: the former are deleted, the latter is written anew by the next Replace.
 func openLoadBalancers(maps map[string]*ebpf.Map) (*loadBalancers, error) {

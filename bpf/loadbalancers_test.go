@@ -428,7 +428,7 @@ func TestFullTables(t *testing.T) {
 				t.Fatalf("errors of %d owners, want one: %v", len(errs), errs)
 			}
 			for owner, err := range errs {
-				if !strings.Contains(err.Error(), "ns/"+owner+":http") || !strings.Contains(err.Error(), "full") {
+				if !strings.Contains(err.Error(), "ns/"+owner+":http") || !strings.Contains(err.Error(), "full") || name != "lb_sources" && !strings.Contains(err.Error(), "--max-service-") {
 					t.Errorf("of %s: %v", owner, err)
 				}
 			}
@@ -497,5 +497,35 @@ func TestReplaceAll(t *testing.T) {
 	}
 	if len(errs) != 0 {
 		t.Errorf("%v", errs)
+	}
+}
+
+// Another size keeps the rows; one that is too small is refused and changes nothing.
+func TestTablesOfAnotherSize(t *testing.T) {
+	c := testConfig(t)
+	d := open(t, c)
+	lb := LoadBalancer{Owner: "u", Name: "ns/a:http", Protocol: 6, Frontends: fronts(NodePort, ap("192.0.2.1:30080")), Backends: backs(ap("10.244.0.2:80"), ap("10.244.0.3:80"))}
+	_, err := d.LoadBalancers().Replace("u", []LoadBalancer{lb})
+	must(t, err)
+	for _, size := range []int{100, DefaultMaxBackends, 2, 7} {
+		must(t, d.Close())
+		c.MaxFrontends, c.MaxBackends = size, size*4
+		d = open(t, c)
+		if n := d.net.Maps["lb_members"].MaxEntries(); int(n) != size*4 {
+			t.Errorf("%d rows, want %d", n, size*4)
+		}
+		if rows, err := d.LoadBalancers().Dump(); err != nil || !reflect.DeepEqual(rows, []LoadBalancer{lb}) {
+			t.Fatalf("%d: %+v, %v", size, rows, err)
+		}
+	}
+	must(t, d.Close())
+	c.MaxBackends = 1
+	if _, err := Open(c); err == nil || !strings.Contains(err.Error(), "lb_") {
+		t.Errorf("error %v", err)
+	}
+	c.MaxBackends = 0
+	d = open(t, c)
+	if rows, err := d.LoadBalancers().Dump(); err != nil || !reflect.DeepEqual(rows, []LoadBalancer{lb}) {
+		t.Errorf("%+v, %v", rows, err)
 	}
 }

@@ -112,6 +112,7 @@ var beforeWrite func()
 // batch collects rows of one map, of many changes.
 type batch[K comparable, V any] struct {
 	m      *ebpf.Map
+	flag   string // that makes the map larger
 	keys   []K
 	values []V
 	of     []*change
@@ -138,7 +139,7 @@ func (b *batch[K, V]) write(failed func(c *change, k K, err error)) {
 	}, func(i int) bool { return bad[b.of[i]] }, func(i int, err error) {
 		if !bad[b.of[i]] {
 			bad[b.of[i]] = true
-			failed(b.of[i], b.keys[i], explain(err))
+			failed(b.of[i], b.keys[i], roomier(b.m, b.flag, err))
 		}
 	})
 }
@@ -196,7 +197,7 @@ func unwritten[K any](what string) func(*change, K, error) {
 }
 
 func (t *loadBalancers) putServices(all []*change) {
-	b := batch[uint32, netService]{m: t.services}
+	b := batch[uint32, netService]{m: t.services, flag: FlagMaxFrontends}
 	for _, c := range all {
 		if c.want == nil || !c.fresh() {
 			continue
@@ -210,7 +211,7 @@ func (t *loadBalancers) putServices(all []*change) {
 }
 
 func (t *loadBalancers) putMembers(all []*change) {
-	b := batch[netMemberKey, netMember]{m: t.members}
+	b := batch[netMemberKey, netMember]{m: t.members, flag: FlagMaxBackends}
 	for _, c := range all {
 		if c.want == nil {
 			continue
@@ -278,7 +279,7 @@ func (s *service) slotsOf(do func(k netSlotKey, m *memberRow)) {
 }
 
 func (t *loadBalancers) putSlots(all []*change) {
-	b := batch[netSlotKey, netBackend]{m: t.backends}
+	b := batch[netSlotKey, netBackend]{m: t.backends, flag: FlagMaxBackends}
 	for _, c := range all {
 		if c.want == nil {
 			continue
@@ -297,7 +298,7 @@ func (t *loadBalancers) putSlots(all []*change) {
 }
 
 func (t *loadBalancers) putFrontends(all []*change) {
-	b := batch[netFrontendKey, netFrontend]{m: t.frontends}
+	b := batch[netFrontendKey, netFrontend]{m: t.frontends, flag: FlagMaxFrontends}
 	for _, c := range all {
 		if c.want == nil {
 			continue
@@ -323,7 +324,7 @@ func (t *loadBalancers) putFrontends(all []*change) {
 
 // deleteFrontends deletes those that no other service took over.
 func (t *loadBalancers) deleteFrontends(all []*change) {
-	b := batch[netFrontendKey, netFrontend]{m: t.frontends}
+	b := batch[netFrontendKey, netFrontend]{m: t.frontends, flag: FlagMaxFrontends}
 	for _, c := range all {
 		for _, s := range c.forms() {
 			for _, f := range s.frontends {
@@ -347,7 +348,7 @@ func (c *change) asks(f frontendRow) bool {
 }
 
 func (t *loadBalancers) deleteSlots(all []*change) {
-	b := batch[netSlotKey, netBackend]{m: t.backends}
+	b := batch[netSlotKey, netBackend]{m: t.backends, flag: FlagMaxBackends}
 	for _, c := range all {
 		var keep [sets]uint32
 		if c.want != nil {
@@ -382,7 +383,7 @@ func (t *loadBalancers) deleteSources(all []*change) {
 }
 
 func (t *loadBalancers) deleteMembers(all []*change) {
-	b := batch[netMemberKey, netMember]{m: t.members}
+	b := batch[netMemberKey, netMember]{m: t.members, flag: FlagMaxBackends}
 	for _, c := range all {
 		for _, s := range c.forms() {
 			for _, m := range s.members {
@@ -407,7 +408,7 @@ func (t *loadBalancers) deleteMembers(all []*change) {
 }
 
 func (t *loadBalancers) deleteServices(all []*change) {
-	b := batch[uint32, netService]{m: t.services}
+	b := batch[uint32, netService]{m: t.services, flag: FlagMaxFrontends}
 	for _, c := range all {
 		if c.want == nil {
 			b.remove(c, c.have.id)

@@ -107,7 +107,7 @@ func (s *service) chunksOf(set Scope, do func(netMaglevKey, netMaglev)) {
 
 // putMaglev writes the chunks that differ. If there is no room for them the service is served all the same, each node choosing by itself.
 func (t *loadBalancers) putMaglev(all []*change) {
-	b := batch[netMaglevKey, netMaglev]{m: t.maglev}
+	b := batch[netMaglevKey, netMaglev]{m: t.maglev, flag: FlagMaxBackends}
 	for _, c := range all {
 		if c.want == nil {
 			continue
@@ -134,7 +134,7 @@ func (t *loadBalancers) putMaglev(all []*change) {
 
 // deleteMaglev deletes tables of sizes that are not those any more.
 func (t *loadBalancers) deleteMaglev(all []*change) {
-	b := batch[netMaglevKey, netMaglev]{m: t.maglev}
+	b := batch[netMaglevKey, netMaglev]{m: t.maglev, flag: FlagMaxBackends}
 	for _, c := range all {
 		for set := range Scope(sets) {
 			var gone []uint32

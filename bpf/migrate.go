@@ -124,14 +124,18 @@ func mapSpecs() (map[string]*ebpf.MapSpec, error) {
 }
 
 // resizeTables gives the load balancer's tables the sizes that they are to have, with their rows. No program writes them, so none is lost.
-func resizeTables(pinDir string) error {
+func resizeTables(pinDir string, sizes map[string]uint32) error {
 	specs, err := mapSpecs()
 	if err != nil {
 		return err
 	}
 	for _, name := range lbPins {
-		if err := resizeMap(filepath.Join(pinDir, name), specs[name]); err != nil {
-			return fmt.Errorf("bpf: make %s one of %d rows: %w", name, specs[name].MaxEntries, err)
+		spec := specs[name]
+		if n := sizes[name]; n != 0 {
+			spec.MaxEntries = n
+		}
+		if err := resizeMap(filepath.Join(pinDir, name), spec); err != nil {
+			return fmt.Errorf("bpf: make %s one of %d rows: %w", name, spec.MaxEntries, err)
 		}
 	}
 	return nil

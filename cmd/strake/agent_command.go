@@ -93,6 +93,7 @@ when it ends, and --cleanup takes it away. Flags that kube-proxy has too are cal
 	f.StringSliceVar(&c.Devices, "devices", nil, "devices where packets for Services come in, by name or shell pattern (those that have an address and are no pod's)")
 	f.StringVar(&c.Cgroup, "cgroup", c.Cgroup, "folder of the cgroup2 tree, below its mount, whose processes are served besides those in the node's network namespace: pods' and the node's")
 	f.Func(cluster.FlagNodePorts, "ranges of the node's addresses where NodePorts answer, with commas between, such as 0.0.0.0/0 for all but loopback (the node's InternalIPs)", ranges(&c.NodePorts))
+	sizeFlags(f, &c.MaxFrontends, &c.MaxBackends, "")
 	f.StringVar(&c.Healthz, cluster.FlagHealthz, "", "where load balancers ask for the node's health: IP:port, :port, or none (port 10256 of the node's addresses and of loopback)")
 	f.IntVar(&c.Flows, cluster.FlagFlows, 0, fmt.Sprintf("how many connections the node can follow at a time, and as many other flows (%d)", bpf.DefaultFlows))
 	f.StringVar(&c.Metrics, cluster.FlagMetrics, "", "where metrics are served: IP:port, :port for loopback, or none (port 10249 of loopback)")

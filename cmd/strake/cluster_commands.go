@@ -83,11 +83,18 @@ The cluster is up. Try:
 	return cmd
 }
 
+// sizeFlags are those of the tables of Services.
+func sizeFlags(f *pflag.FlagSet, frontends, backends *int, more string) {
+	f.IntVar(frontends, bpf.FlagMaxFrontends, 0, fmt.Sprintf("how many addresses and ports of Services a node holds: each ClusterIP, NodePort and external one of each Service port (%d)%s", bpf.DefaultMaxFrontends, more))
+	f.IntVar(backends, bpf.FlagMaxBackends, 0, fmt.Sprintf("how many backends of Services a node holds; those of its own pods count twice (%d)%s", bpf.DefaultMaxBackends, more))
+}
+
 // nodeFlags are those of a single node.
 func nodeFlags(f *pflag.FlagSet, flags *cluster.Settings) {
 	f.StringVar(&flags.NodeName, cluster.FlagNodeName, "", "name of the node (the host's)")
 	f.Func(cluster.FlagNodeIP, "address of the node, or two of different families with a comma between (those of the way to the default route, or to the API server)", into(&flags.NodeAddrs, cluster.ParseAddrs))
 	f.StringVar(&flags.ResolvConf, cluster.FlagResolvConf, flags.ResolvConf, "the node's resolv.conf: who is asked for names outside of the cluster; may change at every start")
+	sizeFlags(f, &flags.MaxFrontends, &flags.MaxBackends, "; may change at every start")
 	f.StringVar(&flags.Healthz, cluster.FlagHealthz, "", "where load balancers ask for the node's health: IP:port, :port, or none (port 10256 of the node's addresses and of loopback); may change at every start")
 	f.IntVar(&flags.Flows, cluster.FlagFlows, 0, fmt.Sprintf("how many connections the node can follow at a time, such as 500000, and as many other flows; some 300 bytes of kernel memory each (%d); may change at every start, and those that there are live on", bpf.DefaultFlows))
 	f.StringVar(&flags.Metrics, cluster.FlagMetrics, "", "where metrics of the node's network are served: IP:port, :port for loopback, or none (port 10249 of loopback); may change at every start")

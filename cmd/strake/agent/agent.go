@@ -17,7 +17,6 @@ import (
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
-	"k8s.io/klog/v2"
 
 	"github.com/strake-io/strake/bpf"
 	"github.com/strake-io/strake/cmd/strake/layout"
@@ -45,6 +44,8 @@ type Config struct {
 	AllowLinkLocal    []netip.Prefix // link-local destinations that pods reach
 	Native            bool           // routes lead to the other nodes' pods, else the tunnel
 	TunnelPort        int
+	MaxFrontends      int // sizes of the tables of Services; 0: as bpf.Config has them
+	MaxBackends       int
 	NodePortAddrs     []netip.Prefix      // where NodePorts answer; none: NodeAddrs
 	Flows             int                 // how many connections the node follows at a time, as bpf.Config has it
 	Healthz, Metrics  string              // where Services tell how they are, as services.Config has it
@@ -70,7 +71,8 @@ func OpenDatapath(cfg Config) (*bpf.Datapath, error) {
 	return bpf.Open(bpf.Config{
 		PinDir: l.BPF(), CgroupRoot: root, NodeCgroup: dir, DNSAddrs: cfg.DNSAddrs, Zone: cfg.Zone, DNSTTL: dnsTTL,
 		NodeAddrs: cfg.NodeAddrs, NoMasquerade: cfg.NoMasquerade, MasqueradeSources: cfg.MasqueradeSources, AllowLinkLocal: cfg.AllowLinkLocal,
-		Flows: cfg.Flows,
+		Flows:        cfg.Flows,
+		MaxFrontends: cfg.MaxFrontends, MaxBackends: cfg.MaxBackends,
 	})
 }
 
@@ -85,18 +87,6 @@ func CNI(l layout.Layout, d *bpf.Datapath, nodeAddrs []netip.Addr, mtu func() in
 // gcPercent makes the heap grow by half between collections rather than to the double: most of what an agent of a large cluster
 // holds stays, and what it allocates is little.
 const gcPercent = 50
-
-// AbortSockets has connections of the node and its pods end when their backend is deleted. spaces lists the paths of the pods' network namespaces.
-func AbortSockets(d *bpf.Datapath, spaces func() []string) error {
-	return d.AbortSockets(spaces, func(n int, err error) {
-		if n > 0 {
-			klog.V(2).InfoS("Sockets were aborted: their Service's backend is deleted", "sockets", n)
-		}
-		if err != nil {
-			klog.ErrorS(err, "Connections to deleted backends may hang")
-		}
-	})
-}
 
 // Run runs the node until ctx ends. Pods and their network go on without it.
 func Run(ctx context.Context, cfg Config) error {
@@ -135,9 +125,6 @@ func Run(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return err
 	}
-	if err := AbortSockets(d, server.Namespaces); err != nil {
-		return err
-	}
 	f := informers.NewSharedInformerFactoryWithOptions(netClient, 0, informers.WithTransform(dropManagedFields))
 	nodes, err := links.nodes(cfg, d, server)
 	if err != nil {
@@ -148,7 +135,7 @@ func Run(ctx context.Context, cfg Config) error {
 	}
 	svc, err := services.New(services.Config{
 		Client: netClient, Informers: f, Datapath: d, Node: proxy.Node{Name: cfg.NodeName, Addrs: cfg.NodeAddrs, Local: cfg.DNSAddrs},
-		NodePorts: cfg.NodePortAddrs, Healthz: cfg.Healthz, Metrics: cfg.Metrics,
+		NodePorts: cfg.NodePortAddrs, Healthz: cfg.Healthz, Metrics: cfg.Metrics, Namespaces: server.Namespaces,
 	})
 	if err != nil {
 		return err

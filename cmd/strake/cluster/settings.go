@@ -41,6 +41,10 @@ type Settings struct {
 	// APIServer is the URL of the API server that the node has joined; it is empty on the control plane's node.
 	APIServer string `json:"server,omitempty"`
 
+	// MaxFrontends and MaxBackends are the sizes of the tables of Services; 0 is the default.
+	MaxFrontends int `json:"maxServiceFrontends,omitempty"`
+	MaxBackends  int `json:"maxServiceBackends,omitempty"`
+
 	IPFamily IPFamily `json:"-"` // chooses the default ranges of a new cluster
 }
 
@@ -193,6 +197,12 @@ func settle(l layout.Layout, flags Settings, given func(flag string) bool) (Sett
 	}
 	if given(FlagNodePorts) {
 		s.NodePortAddrs = flags.NodePortAddrs
+	}
+	if given(bpf.FlagMaxFrontends) {
+		s.MaxFrontends = flags.MaxFrontends
+	}
+	if given(bpf.FlagMaxBackends) {
+		s.MaxBackends = flags.MaxBackends
 	}
 	if given(FlagHealthz) {
 		s.Healthz = flags.Healthz

@@ -35,6 +35,8 @@ type Config struct {
 	NodePorts        []netip.Prefix
 	Healthz, Metrics string
 	Flows            int // how many connections the node follows at a time, as bpf.Config has it
+	// MaxFrontends and MaxBackends are the sizes of the tables, as bpf.Config has them.
+	MaxFrontends, MaxBackends int
 	// Clean removes what kube-proxy has left, once Services are served without it.
 	Clean bool
 }

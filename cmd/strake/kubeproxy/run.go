@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"path/filepath"
 	"slices"
 	"time"
 
@@ -53,7 +54,7 @@ func Run(ctx context.Context, l layout.Layout, c Config) error {
 	if err := bpf.MountBPFFS(l.BPF()); err != nil {
 		return err
 	}
-	d, err := bpf.Open(bpf.Config{PinDir: l.BPF(), CgroupRoot: mount, NodeCgroup: dir, NodeAddrs: c.Addrs, Flows: c.Flows})
+	d, err := bpf.Open(bpf.Config{PinDir: l.BPF(), CgroupRoot: mount, NodeCgroup: dir, NodeAddrs: c.Addrs, MaxFrontends: c.MaxFrontends, MaxBackends: c.MaxBackends, Flows: c.Flows})
 	if err != nil {
 		return err
 	}
@@ -63,7 +64,7 @@ func Run(ctx context.Context, l layout.Layout, c Config) error {
 	}
 	f := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(dropManagedFields))
 	served, err := services.New(services.Config{
-		Client: client, Informers: f, Datapath: d, Node: proxy.Node{Name: c.NodeName, Addrs: c.Addrs, OtherPods: true}, NodePorts: c.NodePorts, Healthz: c.Healthz, Metrics: c.Metrics,
+		Client: client, Informers: f, Datapath: d, Node: proxy.Node{Name: c.NodeName, Addrs: c.Addrs, OtherPods: true}, NodePorts: c.NodePorts, Healthz: c.Healthz, Metrics: c.Metrics, Namespaces: podNamespaces,
 	})
 	if err != nil {
 		return err
@@ -82,6 +83,12 @@ func Run(ctx context.Context, l layout.Layout, c Config) error {
 		g.Go(func() error { return watchAddrs(ctx, client, c.NodeName, c.Addrs) })
 	}
 	return g.Wait()
+}
+
+// podNamespaces are the paths of pods' network namespaces, where runtimes keep them.
+func podNamespaces() []string {
+	paths, _ := filepath.Glob("/run/netns/*") // the pattern is right
+	return paths
 }
 
 func dropManagedFields(obj any) (any, error) {

@@ -35,6 +35,8 @@ type Config struct {
 	// Healthz and Metrics are where /healthz and /livez, and /metrics are served, as proxy.BindAddrs reads it. Load balancers ask for the
 	// former: it is on the node's primary addresses and on loopback. The latter is on loopback.
 	Healthz, Metrics string
+	// Namespaces are the paths of pods' network namespaces: connections in them end when their backend is deleted.
+	Namespaces func() []string
 }
 
 // Services are those of one node.
@@ -68,7 +70,16 @@ func New(cfg Config) (*Services, error) {
 	if s.metrics, err = proxy.BindAddrs(cfg.Metrics, lo, proxy.MetricsPort); err != nil {
 		return nil, fmt.Errorf("metrics: %w", err)
 	}
-	s.registry.RawMustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), drops{cfg.Datapath}, flows{cfg.Datapath})
+	aborted := prometheus.NewCounter(prometheus.CounterOpts{Name: "strake_sockets_aborted_total", Help: "Connections of the node and its pods that ended because their Service's backend was deleted"})
+	if err := cfg.Datapath.AbortSockets(cfg.Namespaces, func(n int, err error) {
+		aborted.Add(float64(n))
+		if err != nil {
+			klog.ErrorS(err, "Connections to deleted backends may hang")
+		}
+	}); err != nil {
+		return nil, err
+	}
+	s.registry.RawMustRegister(aborted, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), drops{cfg.Datapath}, flows{cfg.Datapath})
 	s.proxy, err = proxy.New(proxy.Config{
 		Client: cfg.Client, Informers: cfg.Informers, Table: cfg.Datapath.LoadBalancers(), Node: cfg.Node, Registry: s.registry,
 		Recorder: s.events.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "strake-proxy", Host: cfg.Node.Name}),
