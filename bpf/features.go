@@ -26,7 +26,8 @@ var optional = []struct {
 }{
 	{requirement{"tcx links (Linux 6.6)", haveTCX}, "clsact filters: programs are replaced filter by filter"},
 	{requirement{"bpf_set_retval (Linux 6.1)", func() error { return features.HaveProgramHelper(ebpf.CGroupSockAddr, asm.FnSetRetval) }},
-		"UDP to a Service without endpoints fails with EPERM, not ECONNREFUSED"},
+		"UDP to a Service without endpoints fails with EPERM, not ECONNREFUSED, and who binds a NodePort gets EPERM, not EADDRINUSE"},
+	{requirement{"SOCK_DESTROY (INET_DIAG_DESTROY)", haveDestroy}, "connections that were made to a backend hang when that is deleted, until they time out"},
 	{requirement{"SO_NETNS_COOKIE (Linux 5.14)", haveCookie}, "a program at the cgroup root tells the cookie when the agent starts"},
 }
 

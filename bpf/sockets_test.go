@@ -183,6 +183,23 @@ func (l *lab) holding(t *testing.T, s space, network, addr string) (peer string,
 	return peer, ch
 }
 
+// The kernel's messages are read whatever is in them.
+func FuzzDiagSocket(f *testing.F) {
+	f.Add([]byte{})
+	f.Add(append([]byte{unix.AF_INET, 1, 0, 0}, make([]byte, 48)...))
+	f.Add(append([]byte{unix.AF_INET6, 1, 0, 0}, make([]byte, 100)...))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		s, ok := diagSocketOf(b)
+		if ok != (len(b) >= 52) || ok && (!s.local.IsValid() || !s.remote.IsValid()) {
+			t.Errorf("%+v, %v of %d bytes", s, ok, len(b))
+		}
+	})
+}
+
+func TestSocketsCanBeDestroyed(t *testing.T) {
+	must(t, haveDestroy())
+}
+
 // Sockets whose backend went while no agent ran are found by the next one.
 func TestSocketsOfABackendThatWentUnseen(t *testing.T) {
 	l := newLab(t)
