@@ -36,7 +36,7 @@ type spaceCookie struct {
 }
 
 // AbortSockets starts to abort the sockets of the node and its pods whose backend goes, and does so for those that went while nobody looked.
-// spaces lists the paths of pods' network namespaces; done is told how many sockets were aborted, or what went wrong. It ends with Close.
+// spaces lists the paths of pods' network namespaces, nil is the node alone; done is told how many sockets were aborted, or what went wrong. It ends with Close.
 // It is to be called in the node's network namespace.
 func (d *Datapath) AbortSockets(spaces func() []string, done func(n int, err error)) error {
 	home, err := os.Open("/proc/thread-self/ns/net")
@@ -200,7 +200,11 @@ func (r *socketReaper) paths(gone map[uint64][]victim) map[uint64]string {
 		return out
 	}
 	fresh := map[string]spaceCookie{}
-	for _, path := range r.spaces() {
+	var list []string
+	if r.spaces != nil {
+		list = r.spaces()
+	}
+	for _, path := range list {
 		var st unix.Stat_t
 		if unix.Stat(path, &st) != nil {
 			continue // its pod has gone
