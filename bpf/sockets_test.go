@@ -147,8 +147,29 @@ func TestSocketsOfABackendThatGoes(t *testing.T) {
 			if _, err := exchange(other, "after"); err != nil {
 				t.Errorf("a deleted Service's connection: %v", err)
 			}
+			if peer := peerOf(t, other); peer != second {
+				t.Errorf("its peer is %v", peer)
+			}
 		})
 	}
+}
+
+// peerOf asks the kernel, not package net, which remembers.
+func peerOf(t *testing.T, c net.Conn) (peer netip.AddrPort) {
+	t.Helper()
+	raw, err := c.(*net.TCPConn).SyscallConn()
+	must(t, err)
+	must(t, raw.Control(func(fd uintptr) {
+		sa, err := unix.Getpeername(int(fd))
+		must(t, err)
+		switch a := sa.(type) {
+		case *unix.SockaddrInet4:
+			peer = netip.AddrPortFrom(netip.AddrFrom4(a.Addr), uint16(a.Port))
+		case *unix.SockaddrInet6:
+			peer = netip.AddrPortFrom(netip.AddrFrom16(a.Addr).Unmap(), uint16(a.Port))
+		}
+	}))
+	return peer
 }
 
 // holding runs a client in a namespace as a process of the node; it returns its peer and a channel of the error that ends its connection.
