@@ -119,3 +119,22 @@ func ReadAffinity(pinDir string) ([]AffinityRow, error) {
 	})
 	return out, err
 }
+
+// ReadSocketsOff reads the cookies of the network namespaces whose sockets are left alone.
+func ReadSocketsOff(pinDir string) ([]uint64, error) {
+	maps, done, err := openPins(pinDir, []string{"sockets_off"})
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	t, err := openSocketsOff(maps)
+	if err != nil {
+		return nil, err
+	}
+	rows, err := t.Dump()
+	var out []uint64
+	for _, r := range rows {
+		out = append(out, r.Netns)
+	}
+	return out, err
+}

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -74,6 +75,20 @@ func readAllocations(dir string) ([]Allocation, error) {
 		out = append(out, a)
 	}
 	return out, nil
+}
+
+// NetnsOf finds the path of the network namespace of the pod with an address, by the allocations in a Server's state folder.
+func NetnsOf(stateDir string, addr netip.Addr) (string, bool) {
+	list, err := readAllocations(stateDir)
+	if err != nil {
+		return "", false
+	}
+	for _, a := range list {
+		if slices.Contains(a.Addrs, addr) && a.Netns != "" {
+			return a.Netns, true
+		}
+	}
+	return "", false
 }
 
 func parseAllocation(data []byte) (Allocation, error) {

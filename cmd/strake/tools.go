@@ -14,7 +14,9 @@ import (
 
 // toolCommands look at what the cluster does.
 func toolCommands(place places) []*cobra.Command {
-	return []*cobra.Command{doctorCommand(place), monitorCommand(place), connectivityCommand(place), bundleCommand(place), serviceCommand(place), migrateCommand(place)}
+	return []*cobra.Command{
+		doctorCommand(place), monitorCommand(place), connectivityCommand(place), bundleCommand(place), serviceCommand(place), traceCommand(place), migrateCommand(place),
+	}
 }
 
 // exitError ends the command with a code of its own; without an error nothing more is said.

@@ -1,0 +1,252 @@
+// Package trace tells what would happen to a connection, from the rows in the kernel's tables: which Service is asked, which backends can be
+// chosen and by which rule, and how the packets go.
+package trace
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/strake-io/strake/bpf"
+)
+
+// Client is who would connect.
+type Client struct {
+	Kind  string     `json:"kind"` // pod, node or outside
+	Name  string     `json:"name,omitempty"`
+	Addr  netip.Addr `json:"address"`
+	Netns uint64     `json:"-"` // cookie of a pod's network namespace; 0: not known
+}
+
+// Kinds of clients.
+const (
+	Pod     = "pod"
+	Node    = "node"
+	Outside = "outside"
+)
+
+// Question is a connection.
+type Question struct {
+	From     Client         `json:"from"`
+	To       netip.AddrPort `json:"to"`
+	Protocol uint8          `json:"protocol"`
+}
+
+// State is what the node's tables hold.
+type State struct {
+	Services   []bpf.ServiceRows
+	Affinity   []bpf.AffinityRow
+	Endpoints  []bpf.Endpoint
+	Remotes    []bpf.Remote
+	SocketsOff []uint64     // cookies of network namespaces whose sockets are left alone
+	NodeAddrs  []netip.Addr // by which the node's packets are known
+	Exempt     []netip.Prefix
+	Who        func(netip.Addr) string // names an address; nil: nobody
+	OtherPods  bool                    // another plugin makes the pods
+}
+
+// Answer is what would happen.
+type Answer struct {
+	Question
+	Service  string   `json:"service,omitempty"`  // namespace/name:port
+	Frontend string   `json:"frontend,omitempty"` // as it is written in the kernel
+	Place    string   `json:"place"`              // where it is decided: socket, packet, or nowhere
+	Rule     string   `json:"rule"`               // by which a backend is chosen
+	Backends []Choice `json:"backends,omitempty"` // that it can be
+	Verdict  string   `json:"verdict"`            // delivered, refused or dropped
+	Reason   string   `json:"reason,omitempty"`   // the counter of a drop, and why
+}
+
+// Choice is a backend, and the way to it.
+type Choice struct {
+	Address string  `json:"address"`
+	Name    string  `json:"name,omitempty"`
+	Chance  float64 `json:"chance"`
+	Path    string  `json:"path"`
+	Source  string  `json:"source"` // as whom the backend sees the client
+}
+
+// Verdicts.
+const (
+	Delivered = "delivered"
+	Refused   = "refused"
+	Dropped   = "dropped"
+)
+
+// Decide is pure.
+func Decide(q Question, s State) Answer {
+	a := Answer{Question: q, Verdict: Delivered}
+	row, front := s.frontend(q)
+	if row == nil {
+		a.Place, a.Rule = "none", "no Service has this address and port: the packet goes where it says"
+		a.Backends = []Choice{s.way(q, q.To, false, false)}
+		return a
+	}
+	a.Service, a.Frontend = row.Name, front.String()
+	socket := s.atSocket(q, front)
+	a.Place = "packet"
+	if socket {
+		a.Place = "socket"
+	}
+	if !socket && len(front.Sources) > 0 && !slices.ContainsFunc(front.Sources, func(p netip.Prefix) bool { return p.Contains(q.From.Addr) }) {
+		return a.drop("drop_source_range", "loadBalancerSourceRanges don't hold %s", q.From.Addr)
+	}
+	set := front.Inside
+	if q.From.Kind == Outside {
+		set = front.Outside
+	}
+	slots := row.Slots[set]
+	if len(slots) == 0 {
+		if set == bpf.Local && len(row.Slots[bpf.All]) > 0 {
+			return a.drop("drop_no_local_backend", "the policy is Local and all %d backends are on other nodes", len(row.Slots[bpf.All]))
+		}
+		a.Verdict, a.Reason, a.Rule = Refused, "drop_no_backend: no endpoint is ready", "no backend"
+		return a
+	}
+	if kept, ok := s.kept(q, row, set, socket); ok {
+		a.Rule = fmt.Sprintf("session affinity: this client chose it %s ago and keeps it for %s", kept.Ago.Round(time.Second), row.Affinity)
+		a.Backends = []Choice{s.way(q, kept.Backend, true, s.here(row, kept.Backend))}
+		a.Backends[0].Chance = 1
+		return a
+	}
+	chance := map[netip.AddrPort]float64{}
+	if table := row.Maglev[set]; q.From.Kind == Outside && len(table) > 0 {
+		for _, slot := range table {
+			if int(slot) < len(slots) {
+				chance[slots[slot]] += 1 / float64(len(table))
+			}
+		}
+		a.Rule = fmt.Sprintf("consistent hashing of the client's address and port: a table of %d entries, the same on every node", len(table))
+		if row.Affinity > 0 {
+			a.Rule = fmt.Sprintf("consistent hashing of the client's address: a table of %d entries, the same on every node", len(table))
+		}
+	} else {
+		for _, b := range slots {
+			chance[b] += 1 / float64(len(slots))
+		}
+		a.Rule = fmt.Sprintf("one of %d by chance", len(slots))
+		if len(slots) == 1 {
+			a.Rule = "the only one"
+		}
+	}
+	if row.Affinity > 0 {
+		a.Rule += fmt.Sprintf(", then kept for %s after its last use (session affinity)", row.Affinity)
+		if socket && q.From.Kind == Pod && q.From.Netns == 0 {
+			a.Rule += "; whether this pod keeps one already is not known here"
+		}
+	}
+	for _, b := range slices.SortedFunc(slices.Values(slots), netip.AddrPort.Compare) {
+		c := s.way(q, b, true, s.here(row, b))
+		c.Chance = chance[b]
+		a.Backends = append(a.Backends, c)
+	}
+	return a
+}
+
+func (a Answer) drop(reason, why string, args ...any) Answer {
+	a.Verdict, a.Reason, a.Rule = Dropped, reason+": "+fmt.Sprintf(why, args...), "none is chosen"
+	return a
+}
+
+func (s State) frontend(q Question) (*bpf.ServiceRows, bpf.Frontend) {
+	for i := range s.Services {
+		if r := &s.Services[i]; r.Protocol == q.Protocol {
+			for _, f := range r.Frontends {
+				if f.Addr == q.To {
+					return r, f
+				}
+			}
+		}
+	}
+	return nil, bpf.Frontend{}
+}
+
+// atSocket tells whether the socket hooks choose: for TCP and UDP of this node's processes, pods' unless their sockets are left alone or the
+// packet's source is to be judged.
+func (s State) atSocket(q Question, f bpf.Frontend) bool {
+	switch {
+	case q.From.Kind == Outside || q.Protocol != 6 && q.Protocol != 17:
+		return false
+	case q.From.Kind == Node:
+		return true
+	}
+	return len(f.Sources) == 0 && (q.From.Netns == 0 || !slices.Contains(s.SocketsOff, q.From.Netns))
+}
+
+// kept is the backend that the client may have again.
+func (s State) kept(q Question, row *bpf.ServiceRows, set bpf.Scope, socket bool) (bpf.AffinityRow, bool) {
+	if row.Affinity == 0 {
+		return bpf.AffinityRow{}, false
+	}
+	i := slices.IndexFunc(s.Affinity, func(r bpf.AffinityRow) bool {
+		mine := r.Client == q.From.Addr
+		if socket {
+			mine = r.Netns != 0 && r.Netns == q.From.Netns
+		}
+		return mine && r.Service == row.ID && r.Ago <= row.Affinity && slices.Contains(row.Slots[set], r.Backend)
+	})
+	if i < 0 {
+		return bpf.AffinityRow{}, false
+	}
+	return s.Affinity[i], true
+}
+
+// here tells whether the row says that a backend is on this node.
+func (s State) here(row *bpf.ServiceRows, b netip.AddrPort) bool {
+	return slices.ContainsFunc(row.Backends, func(v bpf.Backend) bool { return v.Addr == b && v.Local })
+}
+
+// way is how packets come to an address: translated ones, or those that went there by themselves. local: the Service says that it is here.
+func (s State) way(q Question, to netip.AddrPort, translated, local bool) Choice {
+	c := Choice{Address: to.String(), Chance: 1, Source: q.From.Addr.String()}
+	addr := to.Addr()
+	if s.Who != nil {
+		c.Name = s.Who(addr)
+	}
+	node := netip.Addr{}
+	for _, a := range s.NodeAddrs {
+		if a.Is4() == addr.Is4() {
+			node = a
+		}
+	}
+	var remote *bpf.Remote
+	for i := range s.Remotes {
+		if r := &s.Remotes[i]; r.Prefix.Contains(addr) && (remote == nil || r.Prefix.Bits() > remote.Prefix.Bits()) {
+			remote = r
+		}
+	}
+	switch {
+	case slices.ContainsFunc(s.Endpoints, func(e bpf.Endpoint) bool { return e.Addr == addr }):
+		c.Path = "a pod of this node: redirected into its namespace"
+		if translated && addr == q.From.Addr {
+			c.Path = "the client itself"
+		}
+	case addr == node:
+		c.Path = "this node's own processes"
+	case remote != nil && remote.Node.IsValid():
+		c.Path = "by the tunnel to the node " + remote.Node.String()
+		if translated && q.From.Kind == Outside {
+			c.Source = node.String() + " (masqueraded, so that the answer comes back here)"
+		}
+	case remote != nil:
+		c.Path = "by native routing to another node"
+		if translated && q.From.Kind == Outside {
+			c.Source = node.String() + " (masqueraded, so that the answer comes back here)"
+		}
+	case s.OtherPods && local:
+		c.Path = "on this node, by the host's routes"
+	case translated && q.From.Kind == Outside:
+		c.Path = "by the host's routes"
+		c.Source = node.String() + " (masqueraded, so that the answer comes back here)"
+	case s.OtherPods:
+		c.Path, c.Source = "by the host's routes", c.Source+" (or as the CNI plugin of this node has it)"
+	default:
+		c.Path = "out of the cluster by the host's routes"
+		exempt := slices.ContainsFunc(s.Exempt, func(p netip.Prefix) bool { return p.Contains(addr) })
+		if q.From.Kind == Pod && node.IsValid() && !exempt {
+			c.Source = node.String() + " (masqueraded)"
+		}
+	}
+	return c
+}

@@ -1,0 +1,241 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/strake-io/strake/bpf"
+	"github.com/strake-io/strake/cmd/strake/doctor"
+	"github.com/strake-io/strake/cmd/strake/trace"
+	"github.com/strake-io/strake/cni"
+	"github.com/strake-io/strake/kubelet/cgroups"
+)
+
+// protocols that Services have.
+var protocols = map[string]uint8{"tcp": 6, "udp": 17, "sctp": 132}
+
+func traceCommand(place places) *cobra.Command {
+	var from, to, proto, namespace, output string
+	cmd := &cobra.Command{
+		Use:   "trace --from POD|IP|node --to HOST:PORT",
+		Short: "Tell what would happen to a connection on this node, and why",
+		Long: `Tells what this node would do with a new connection, from the tables in its kernel: which Service is asked, which backends can be chosen
+and by which rule, how the packets go and as whom the backend sees the client. Nothing is sent. The client is a pod of this node,
+the node itself ("node"), or an address outside of the cluster.
+
+Names of Services are resolved as cluster DNS does. There is no policy engine yet, so no policy is told.`,
+		Example: "  strake trace --from demo/client --to echo:80\n  strake trace --from 198.51.100.7 --to 192.0.2.10:30080 --proto udp\n  strake trace --from node --to kubernetes.default:443 -o json",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			number, ok := protocols[strings.ToLower(proto)]
+			if !ok {
+				return fmt.Errorf("--proto %s is none of tcp, udp and sctp", proto)
+			}
+			if os.Geteuid() != 0 {
+				return errors.New("strake trace needs root: run it with sudo")
+			}
+			l, err := place()
+			if err != nil {
+				return err
+			}
+			node, err := examined(l)
+			if err != nil {
+				return err
+			}
+			if err := enterNode(l); err != nil {
+				return err
+			}
+			answers, err := traceAll(cmd.Context(), node, from, namespace, to, number)
+			if err != nil {
+				return err
+			}
+			return show(cmd.OutOrStdout(), output, answers, func(w io.Writer) {
+				for _, a := range answers {
+					printTrace(w, a, proto)
+				}
+			})
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&from, "from", "", "who connects: [NAMESPACE/]POD, an IP address, or node")
+	f.StringVar(&to, "to", "", "to where: a name or an address, and a port")
+	f.StringVar(&proto, "proto", "tcp", "tcp, udp or sctp")
+	f.StringVarP(&namespace, "namespace", "n", "default", "of the pod, and of short names that the node or an address asks for")
+	_ = cmd.MarkFlagRequired("from") // fails for unknown flags only
+	_ = cmd.MarkFlagRequired("to")
+	_ = cmd.RegisterFlagCompletionFunc("proto", cobra.FixedCompletions([]string{"tcp", "udp", "sctp"}, cobra.ShellCompDirectiveNoFileComp))
+	outputFlag(cmd, &output)
+	return cmd
+}
+
+// traceAll answers for each address that the name has.
+func traceAll(ctx context.Context, node doctor.Node, from, namespace, to string, proto uint8) ([]trace.Answer, error) {
+	host, portText, err := net.SplitHostPort(to)
+	if err != nil {
+		return nil, fmt.Errorf("--to %s: %w", to, err)
+	}
+	port, err := net.LookupPort("tcp", portText)
+	if err != nil || port == 0 {
+		return nil, fmt.Errorf("--to %s has no port", to)
+	}
+	api, err := node.Services(ctx)
+	if err != nil {
+		return nil, err
+	}
+	s, names, err := traceState(node, api)
+	if err != nil {
+		return nil, err
+	}
+	if p, rest, ok := strings.Cut(from, "/"); ok {
+		namespace, from = p, rest
+	}
+	clients, err := clientsOf(node, api, from, namespace)
+	if err != nil {
+		return nil, err
+	}
+	addrs, err := trace.Resolve(host, namespace, node.Zone, names)
+	if err != nil {
+		return nil, err
+	}
+	var out []trace.Answer
+	for _, a := range addrs {
+		i := slices.IndexFunc(clients, func(c trace.Client) bool { return c.Addr.Is4() == a.Is4() })
+		if i < 0 {
+			continue // the client has no address of this family
+		}
+		out = append(out, trace.Decide(trace.Question{From: clients[i], To: netip.AddrPortFrom(a, uint16(port)), Protocol: proto}, s))
+	}
+	if len(out) == 0 {
+		return nil, fmt.Errorf("%s has no address of a family of the client's: %v", host, addrs)
+	}
+	return out, nil
+}
+
+func traceState(node doctor.Node, api doctor.Services) (trace.State, []bpf.Name, error) {
+	s := trace.State{NodeAddrs: node.Addrs, OtherPods: node.ProxyOnly}
+	pins := node.Layout.BPF()
+	var err error
+	if s.Services, err = bpf.ReadServices(pins); err != nil {
+		return s, nil, err
+	}
+	if s.Affinity, err = bpf.ReadAffinity(pins); err != nil {
+		return s, nil, err
+	}
+	if s.SocketsOff, err = bpf.ReadSocketsOff(pins); err != nil {
+		return s, nil, err
+	}
+	rows, err := bpf.ReadRows(pins)
+	if err != nil {
+		return s, nil, err
+	}
+	s.Endpoints, s.Remotes = rows.Endpoints, rows.Remotes
+	who := map[netip.Addr]string{}
+	for _, p := range api.Pods {
+		for _, ip := range p.Status.PodIPs {
+			if a, err := netip.ParseAddr(ip.IP); err == nil && !p.Spec.HostNetwork {
+				who[a] = p.Namespace + "/" + p.Name
+			}
+		}
+	}
+	for _, n := range api.Nodes {
+		for _, v := range n.Status.Addresses {
+			if a, err := netip.ParseAddr(v.Address); err == nil {
+				who[a] = "node " + n.Name
+			}
+		}
+	}
+	s.Who = func(a netip.Addr) string { return who[a] }
+	return s, rows.Names, nil
+}
+
+// clientsOf are the client's addresses, of each family one.
+func clientsOf(node doctor.Node, api doctor.Services, from, namespace string) ([]trace.Client, error) {
+	if from == trace.Node {
+		var out []trace.Client
+		for _, a := range node.Addrs {
+			out = append(out, trace.Client{Kind: trace.Node, Name: node.Name, Addr: a})
+		}
+		return out, nil
+	}
+	addr, _ := netip.ParseAddr(from)
+	if slices.Contains(node.Addrs, addr) {
+		return []trace.Client{{Kind: trace.Node, Name: node.Name, Addr: addr}}, nil
+	}
+	i := slices.IndexFunc(api.Pods, func(p corev1.Pod) bool {
+		if addr.IsValid() {
+			return !p.Spec.HostNetwork && slices.ContainsFunc(p.Status.PodIPs, func(ip corev1.PodIP) bool { return ip.IP == addr.String() })
+		}
+		return p.Namespace == namespace && p.Name == from
+	})
+	if i < 0 && addr.IsValid() {
+		return []trace.Client{{Kind: trace.Outside, Addr: addr}}, nil
+	}
+	if i < 0 {
+		return nil, fmt.Errorf("there is no pod %s/%s that this node may read", namespace, from)
+	}
+	p := &api.Pods[i]
+	if p.Spec.NodeName != node.Name {
+		return nil, fmt.Errorf("pod %s/%s is on node %s, which decides for it: ask there", p.Namespace, p.Name, p.Spec.NodeName)
+	}
+	kind := trace.Pod
+	if p.Spec.HostNetwork {
+		kind = trace.Node
+	}
+	var out []trace.Client
+	for _, ip := range p.Status.PodIPs {
+		a, err := netip.ParseAddr(ip.IP)
+		if err != nil {
+			continue
+		}
+		c := trace.Client{Kind: kind, Name: p.Namespace + "/" + p.Name, Addr: a}
+		if path, ok := cni.NetnsOf(node.Layout.CNIState(), a); ok && kind == trace.Pod {
+			root, _ := cgroups.UnifiedPath("/")
+			if cookie, err := bpf.NetnsCookie(path, root); err == nil { // else a pod of which this is not known
+				c.Netns = cookie
+			}
+		}
+		out = append(out, c)
+	}
+	if len(out) == 0 {
+		return nil, fmt.Errorf("pod %s/%s has no address yet", p.Namespace, p.Name)
+	}
+	return out, nil
+}
+
+func printTrace(w io.Writer, a trace.Answer, proto string) {
+	from := a.From.Addr.String()
+	if a.From.Name != "" {
+		from = a.From.Name + " (" + from + ")"
+	}
+	fmt.Fprintf(w, "%s %s → %s, %s\n", a.From.Kind, from, a.To, proto)
+	if a.Service != "" {
+		fmt.Fprintf(w, "  service   %s\n  frontend  %s\n  decided   at the %s\n", a.Service, a.Frontend, a.Place)
+	}
+	fmt.Fprintf(w, "  rule      %s\n  verdict   %s\n", a.Rule, a.Verdict)
+	if a.Reason != "" {
+		fmt.Fprintf(w, "  reason    %s\n", a.Reason)
+	}
+	if len(a.Backends) > 0 {
+		t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
+		fmt.Fprintln(t, "  TO\tWHO\tCHANCE\tPATH\tSEES THE CLIENT AS")
+		for _, b := range a.Backends {
+			name := b.Name
+			if name == "" {
+				name = "-"
+			}
+			fmt.Fprintf(t, "  %s\t%s\t%.1f %%\t%s\t%s\n", b.Address, name, b.Chance*100, b.Path, b.Source)
+		}
+		t.Flush()
+	}
+}
