@@ -123,7 +123,7 @@ func traceAll(ctx context.Context, node doctor.Node, from, namespace, to string,
 }
 
 func traceState(node doctor.Node, api doctor.Services) (trace.State, []bpf.Name, error) {
-	s := trace.State{NodeAddrs: node.Addrs, OtherPods: node.ProxyOnly}
+	s := trace.State{NodeAddrs: node.Addrs, OtherPods: node.ProxyOnly, Exempt: node.NoMasquerade}
 	pins := node.Layout.BPF()
 	var err error
 	if s.Services, err = bpf.ReadServices(pins); err != nil {

@@ -17,6 +17,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/strake-io/strake/bpf"
+	"github.com/strake-io/strake/cmd/strake/kubeproxy"
 	"github.com/strake-io/strake/cmd/strake/layout"
 	"github.com/strake-io/strake/cmd/strake/supervisor"
 )
@@ -65,6 +66,9 @@ type Pods struct {
 func Inspect(ctx context.Context, l layout.Layout) (Status, error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
+	if p, alone, err := kubeproxy.Load(l); err != nil || alone {
+		return inspectProxy(l, p), err
+	}
 	st := Status{Nodes: []Node{}}
 	s, _, err := Load(l)
 	if err != nil {
@@ -88,6 +92,21 @@ func Inspect(ctx context.Context, l layout.Layout) (Status, error) {
 		st.Ready = st.Ready && n.Ready
 	}
 	return st, nil
+}
+
+// inspectProxy looks at a node of which Strake serves the Services alone: what else it has is somebody else's to tell.
+func inspectProxy(l layout.Layout, s kubeproxy.Settings) Status {
+	st := Status{Nodes: []Node{}, Components: []Component{{Name: "agent"}}}
+	if p, ok := supervisor.Find(l.Pid("agent")); ok {
+		st.Components[0].Running, st.Components[0].PID, st.Ready = true, p.PID, true
+	} else {
+		st.Problem = "the agent of node " + s.NodeName + " does not run: Services are served as they were, until it does"
+	}
+	var err error
+	if st.Datapath, err = bpf.ReadStatus(l.BPF()); err != nil {
+		st.Ready, st.Problem = false, err.Error()
+	}
+	return st
 }
 
 // inspectComponents tells which components of a node run, and whether all do; systemd may be in the supervisor's place.
@@ -234,7 +253,9 @@ func (st Status) Print(w io.Writer) {
 		}
 		fmt.Fprintln(w)
 	}
-	fmt.Fprintf(w, "pods         %d, %d running, %d ready\n", st.Pods.Total, st.Pods.Running, st.Pods.Ready)
+	if len(st.Nodes) > 0 {
+		fmt.Fprintf(w, "pods         %d, %d running, %d ready\n", st.Pods.Total, st.Pods.Running, st.Pods.Ready)
+	}
 	fmt.Fprintf(w, "datapath     %d links attached\n", len(st.Datapath.Links))
 	for _, m := range st.Datapath.Maps {
 		fmt.Fprintf(w, "  %-14s %6d of %d rows\n", m.Name, m.Rows, m.Max)

@@ -36,7 +36,9 @@ type Node struct {
 	Kubeconfigs  []string // ways to the API, the first that is there is used
 	Certificates []string // folders and files that hold the node's certificates
 	ProxyOnly    bool     // Services are all that Strake serves here: pods, names and ways to other nodes are somebody else's
-	Cgroup       string   // folder of the cgroup2 tree whose processes are the node's, if it isn't the Layout's
+	// NoMasquerade are destinations that get pods' packets with the pods' own addresses.
+	NoMasquerade []netip.Prefix
+	Cgroup       string // folder of the cgroup2 tree whose processes are the node's, if it isn't the Layout's
 }
 
 // examination is what the checks share.
