@@ -166,7 +166,7 @@ func TestHostPortsFollowTheNode(t *testing.T) {
 	}}
 	var got []string
 	for _, row := range portRows(a, []netip.Addr{addr("192.0.2.7")}) {
-		got = append(got, row.Frontends[0].String()+" "+row.Backends[0].String())
+		got = append(got, row.Frontends[0].Addr.String()+" "+row.Backends[0].Addr.String())
 	}
 	if want := []string{"192.0.2.7:80 10.244.0.2:80", "192.0.2.1:81 10.244.0.2:80"}; !slices.Equal(got, want) {
 		t.Errorf("%q, want %q", got, want)

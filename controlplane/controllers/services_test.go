@@ -112,13 +112,17 @@ func testConditions(t *testing.T, c *cluster) {
 		t.Fatal(err)
 	}
 	c.service(ns, func(*corev1.Service) {})
-	tell := func(s discoveryv1.EndpointSlice, e discoveryv1.Endpoint) string {
+	tell := func(_ discoveryv1.EndpointSlice, e discoveryv1.Endpoint) string {
+		return fmt.Sprintf("%s ready %t serving %t terminating %t", e.TargetRef.Name, *e.Conditions.Ready, *e.Conditions.Serving, *e.Conditions.Terminating)
+	}
+	// A change of the Service alone takes the time away again: nothing became of a pod.
+	dated := func(s discoveryv1.EndpointSlice, e discoveryv1.Endpoint) string {
 		if s.Annotations[corev1.EndpointsLastChangeTriggerTime] == "" {
 			return "a slice that does not tell when it changed"
 		}
-		return fmt.Sprintf("%s ready %t serving %t terminating %t", e.TargetRef.Name, *e.Conditions.Ready, *e.Conditions.Serving, *e.Conditions.Terminating)
+		return tell(s, e)
 	}
-	c.endpoints(ns, "web", tell, "web-1 ready false serving false terminating false", "web-2 ready true serving true terminating false")
+	c.endpoints(ns, "web", dated, "web-1 ready false serving false terminating false", "web-2 ready true serving true terminating false")
 	c.patchService(ns, `{"spec":{"publishNotReadyAddresses":true}}`)
 	c.endpoints(ns, "web", tell, "web-1 ready true serving false terminating false", "web-2 ready true serving true terminating false")
 	c.patchService(ns, `{"spec":{"publishNotReadyAddresses":false}}`)
