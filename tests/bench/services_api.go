@@ -47,7 +47,9 @@ func (b *bench) follow(ctx context.Context) (err error) {
 	}
 	defer func() {
 		server.Process.Signal(syscall.SIGTERM)
-		server.Wait() // it was asked to end
+		late := time.AfterFunc(20*time.Second, func() { server.Process.Kill() }) // of a run that was interrupted it may wait for its clients
+		server.Wait()                                                            // it was asked to end
+		late.Stop()
 	}()
 	if err := awaitAPI(ctx, c); err != nil {
 		return err
