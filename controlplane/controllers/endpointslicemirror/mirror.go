@@ -14,11 +14,9 @@ import (
 	apiequality "k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	corelisters "k8s.io/client-go/listers/core/v1"
-	discoverylisters "k8s.io/client-go/listers/discovery/v1"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/leaderelection/resourcelock"
 	"k8s.io/client-go/tools/record"
@@ -35,7 +33,7 @@ type controller struct {
 	client    kubernetes.Interface
 	services  corelisters.ServiceLister
 	endpoints corelisters.EndpointsLister //nolint:staticcheck // still served
-	slices    discoverylisters.EndpointSliceLister
+	slices    cache.Indexer
 	recorder  record.EventRecorder
 	queue     *queue.Queue
 }
@@ -44,11 +42,20 @@ type controller struct {
 func Setup(client kubernetes.Interface, f informers.SharedInformerFactory, recorder record.EventRecorder) (func(context.Context), error) {
 	services, endpoints, slices := f.Core().V1().Services(), f.Core().V1().Endpoints(), f.Discovery().V1().EndpointSlices()
 	c := &controller{
-		client: client, services: services.Lister(), endpoints: endpoints.Lister(), slices: slices.Lister(), recorder: recorder, queue: queue.New("endpointslicemirror"),
+		client: client, services: services.Lister(), endpoints: endpoints.Lister(), slices: slices.Informer().GetIndexer(), recorder: recorder, queue: queue.New("endpointslicemirror"),
+	}
+	err := slices.Informer().AddIndexers(cache.Indexers{mirroredIndex: func(obj any) ([]string, error) {
+		if s, ok := obj.(*discoveryv1.EndpointSlice); ok && serviceOf(s) != "" {
+			return []string{serviceOf(s)}, nil
+		}
+		return nil, nil
+	}})
+	if err != nil {
+		return nil, fmt.Errorf("endpointslicemirror controller: %w", err)
 	}
 	ofService := func(obj any) {
-		if s, ok := queue.Object[*discoveryv1.EndpointSlice](obj); ok && s.Labels[discoveryv1.LabelManagedBy] == managedBy && s.Labels[discoveryv1.LabelServiceName] != "" {
-			c.queue.Add(s.Namespace + "/" + s.Labels[discoveryv1.LabelServiceName])
+		if s, ok := queue.Object[*discoveryv1.EndpointSlice](obj); ok && serviceOf(s) != "" {
+			c.queue.Add(serviceOf(s))
 		}
 	}
 	for informer, handler := range map[cache.SharedIndexInformer]cache.ResourceEventHandler{
@@ -65,10 +72,27 @@ func Setup(client kubernetes.Interface, f informers.SharedInformerFactory, recor
 	}, nil
 }
 
+// mirroredIndex is of our slices, by the key of their Service: a search among all of a namespace takes as long as there are Services.
+const mirroredIndex = "endpointslicemirror-service"
+
+// serviceOf is the key of the Service that a slice of ours belongs to, or empty.
+func serviceOf(s *discoveryv1.EndpointSlice) string {
+	if s.Labels[discoveryv1.LabelManagedBy] != managedBy || s.Labels[discoveryv1.LabelServiceName] == "" {
+		return ""
+	}
+	return s.Namespace + "/" + s.Labels[discoveryv1.LabelServiceName]
+}
+
 func (c *controller) reconcile(ctx context.Context, namespace, name string) error {
-	have, err := c.slices.EndpointSlices(namespace).List(labels.SelectorFromSet(labels.Set{discoveryv1.LabelServiceName: name, discoveryv1.LabelManagedBy: managedBy}))
+	objs, err := c.slices.ByIndex(mirroredIndex, namespace+"/"+name)
 	if err != nil {
 		return err
+	}
+	var have []*discoveryv1.EndpointSlice
+	for _, obj := range objs {
+		if s, ok := obj.(*discoveryv1.EndpointSlice); ok {
+			have = append(have, s)
+		}
 	}
 	e, err := c.mirrored(namespace, name)
 	if err != nil {
