@@ -2,8 +2,8 @@ package proxy
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"slices"
 	"time"
@@ -33,35 +33,37 @@ func NodePortAddrs(ranges []netip.Prefix, primary, interfaces, served []netip.Ad
 
 // InterfaceAddrs are the addresses on the interfaces of our network namespace.
 func InterfaceAddrs() ([]netip.Addr, error) {
-	list, err := net.InterfaceAddrs()
-	if err != nil {
-		return nil, fmt.Errorf("proxy: addresses of interfaces: %w", err)
-	}
-	var out []netip.Addr
-	for _, a := range list {
-		if n, ok := a.(*net.IPNet); ok {
-			if addr, ok := netip.AddrFromSlice(n.IP); ok {
+	for {
+		list, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+		if errors.Is(err, netlink.ErrDumpInterrupted) {
+			continue // addresses changed meanwhile: some may be missing
+		}
+		if err != nil {
+			return nil, fmt.Errorf("proxy: addresses of interfaces: %w", err)
+		}
+		var out []netip.Addr
+		for _, a := range list {
+			if addr, ok := netip.AddrFromSlice(a.IP); ok {
 				out = append(out, addr.Unmap())
 			}
 		}
+		return out, nil
 	}
-	return out, nil
 }
 
-// FollowInterfaces sets the proxy's addresses to what ranges hold of those on the node's interfaces, now and whenever they change, until
-// ctx ends. Without ranges there is nothing to follow.
+// FollowInterfaces sets the proxy's addresses to what ranges hold of those on the node's interfaces whenever these change, until ctx ends.
+// Without ranges there is nothing to follow. The proxy begins with what they hold (NodePortAddrs), else its first rows would lack some.
 func (p *Proxy) FollowInterfaces(ctx context.Context, ranges []netip.Prefix) error {
 	if len(ranges) == 0 {
 		return nil
 	}
-	primary := p.cfg.Node.Addrs
-	var have []netip.Addr
+	have := p.cfg.Node.Addrs
 	apply := func() error {
 		all, err := InterfaceAddrs()
 		if err != nil {
 			return err
 		}
-		if now := NodePortAddrs(ranges, primary, all, p.cfg.Node.Local); !slices.Equal(now, have) {
+		if now := NodePortAddrs(ranges, nil, all, p.cfg.Node.Local); !slices.Equal(now, have) {
 			have = now
 			p.SetAddrs(now)
 		}

@@ -220,14 +220,17 @@ func weightOf(s *discoveryv1.EndpointSlice) (uint16, error) {
 	return uint16(n), nil
 }
 
-// localEndpoints counts the endpoints of a Service that are ready on this node: what load balancers ask for. Of two families the one
-// with more counts, since an endpoint of both is one.
+// localEndpoints counts the endpoints of a Service that are ready on this node and get new connections: what load balancers ask for. Of
+// two families the one with more counts, since an endpoint of both is one.
 func localEndpoints(list []*discoveryv1.EndpointSlice, node Node) int {
 	most := 0
 	for _, f := range families {
 		seen := map[netip.Addr]bool{}
 		for _, s := range list {
 			if s.AddressType != f.kind || elsewhere(s.Labels) {
+				continue
+			}
+			if weight, err := weightOf(s); err == nil && weight == 0 {
 				continue
 			}
 			for _, e := range s.Endpoints {

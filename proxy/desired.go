@@ -59,9 +59,12 @@ type family struct {
 	nobody netip.Prefix            // holds the one address that is nobody's
 }
 
+// SuffixIPv6 ends the names of rows of IPv6. No port's name can hold it, and one byte is all that the longest names leave of a row's 192.
+const SuffixIPv6 = "~"
+
 var families = []family{
 	{netip.Addr.Is4, discoveryv1.AddressTypeIPv4, "", netip.MustParsePrefix("0.0.0.0/32")},
-	{netip.Addr.Is6, discoveryv1.AddressTypeIPv6, " (IPv6)", netip.MustParsePrefix("::/128")},
+	{netip.Addr.Is6, discoveryv1.AddressTypeIPv6, SuffixIPv6, netip.MustParsePrefix("::/128")},
 }
 
 // of are the addresses of the family.

@@ -144,7 +144,7 @@ func describe(rows []bpf.LoadBalancer) string {
 	scopes := map[bpf.Scope]string{bpf.All: "all", bpf.Local: "local"}
 	var b strings.Builder
 	for _, lb := range rows {
-		fmt.Fprintf(&b, "%s %d", strings.TrimSuffix(lb.Name, " (IPv6)"), lb.Protocol)
+		fmt.Fprintf(&b, "%s %d", strings.TrimSuffix(lb.Name, SuffixIPv6), lb.Protocol)
 		if lb.Affinity > 0 {
 			fmt.Fprintf(&b, " affinity %s", lb.Affinity)
 		}
@@ -390,7 +390,7 @@ func TestDesired(t *testing.T) {
 					t.Fatalf("got\n%s\nwant\n%s", describe(got), want)
 				}
 				for _, lb := range got {
-					if lb.Owner != "u" || strings.HasSuffix(lb.Name, " (IPv6)") == v4 {
+					if lb.Owner != "u" || strings.HasSuffix(lb.Name, SuffixIPv6) == v4 {
 						t.Errorf("a row of %q with the name %q", lb.Owner, lb.Name)
 					}
 				}
@@ -399,6 +399,24 @@ func TestDesired(t *testing.T) {
 					t.Errorf("with the slices in another order\n%s", again)
 				}
 			})
+		}
+	}
+}
+
+// The longest names that the API allows fit into a row of the kernel, whose names have 192 bytes.
+func TestLongestNames(t *testing.T) {
+	long := strings.Repeat("a", 63)
+	svc := service(func(s *corev1.Service) {
+		s.Namespace, s.Name, s.Spec.Ports[0].Name = long, long, long
+		s.Spec.ClusterIPs = []string{s.Spec.ClusterIP, "fd00::5"}
+	})
+	rows := Desired(svc, nil, testNode)
+	if len(rows) != 2 || rows[0].Name == rows[1].Name {
+		t.Fatalf("%+v, want a row of each family", rows)
+	}
+	for _, lb := range rows {
+		if len(lb.Name) > 192 {
+			t.Errorf("%d bytes: %s", len(lb.Name), lb.Name)
 		}
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -15,6 +16,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes/fake"
 
 	"github.com/strake-io/strake/bpf"
@@ -73,6 +75,18 @@ func TestHealthCheckNodePort(t *testing.T) {
 	}
 	is(four, 31000, 200, 1)
 	is(six, 31000, 200, 1)
+	// One that gets no new connections is none for load balancers either.
+	weigh := func(weight string) {
+		t.Helper()
+		_, err := client.DiscoveryV1().EndpointSlices("ns").Update(t.Context(), slice(func(s *discoveryv1.EndpointSlice) {
+			s.Annotations = map[string]string{AnnotationWeight: weight}
+		}), metav1.UpdateOptions{})
+		must(t, err)
+	}
+	weigh("0")
+	is(four, 31000, 503, 0)
+	weigh("2")
+	is(four, 31000, 200, 1)
 	// Two ports in two slices, and IPv6 beside IPv4: one endpoint each.
 	for i, family := range []discoveryv1.AddressType{discoveryv1.AddressTypeIPv4, discoveryv1.AddressTypeIPv6} {
 		_, err := client.DiscoveryV1().EndpointSlices("ns").Create(t.Context(), slice(func(s *discoveryv1.EndpointSlice) {
@@ -112,6 +126,29 @@ func TestHealthCheckNodePort(t *testing.T) {
 	is("http://192.0.2.2:%d/", 31000, 503, 0)
 	must(t, client.CoreV1().Services("ns").Delete(t.Context(), "web", metav1.DeleteOptions{}))
 	is("http://192.0.2.2:%d/", 31000, 0, 0)
+}
+
+// An address that comes or goes, or is not free, does not end connections to others.
+func TestHealthChecksStay(t *testing.T) {
+	h := newHealthChecks(addrs("192.0.2.1", "192.0.2.2"), func() bool { return true })
+	defer h.close()
+	name := types.NamespacedName{Namespace: "ns", Name: "web"}
+	must(t, h.set(name, 31000, 1))
+	first := h.ports[name].servers[addrs("192.0.2.1")[0]]
+	for _, now := range []string{"192.0.2.1", "192.0.2.1,203.0.113.99", "192.0.2.1,192.0.2.2"} {
+		list := addrs(strings.Split(now, ",")...)
+		h.move(list)
+		err := h.set(name, 31000, 1)
+		if missing := slices.Contains(list, addrs("203.0.113.99")[0]); (err != nil) != missing {
+			t.Errorf("%s: %v", now, err)
+		}
+		if h.ports[name].servers[list[0]] != first {
+			t.Errorf("%s: the server of the first address is another", now)
+		}
+	}
+	if n := len(h.ports[name].servers); n != 2 {
+		t.Errorf("%d servers, want 2", n)
+	}
 }
 
 // statusOf reads an answer of /healthz or /livez.

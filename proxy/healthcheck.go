@@ -31,8 +31,7 @@ type healthChecks struct {
 type healthCheck struct {
 	port    uint16
 	local   int
-	servers []*http.Server
-	serving []netip.Addr
+	servers map[netip.Addr]*http.Server
 }
 
 // healthCheckPort is where load balancers ask for a Service; 0: nowhere.
@@ -65,23 +64,27 @@ func (h *healthChecks) set(name types.NamespacedName, port uint16, local int) er
 		return nil
 	}
 	if c == nil {
-		c = &healthCheck{port: port}
+		c = &healthCheck{port: port, servers: map[netip.Addr]*http.Server{}}
 		h.ports[name] = c
 	}
 	c.local = local
-	if slices.Equal(c.serving, h.addrs) {
-		return nil
+	for a, s := range c.servers {
+		if !slices.Contains(h.addrs, a) {
+			s.Close()
+			delete(c.servers, a)
+		}
 	}
-	c.close()
 	var errs []error
 	for _, a := range h.addrs {
+		if c.servers[a] != nil {
+			continue // who asks there notices nothing of changes elsewhere
+		}
 		l, err := listen(netip.AddrPortFrom(a, port))
 		if err != nil {
 			errs = append(errs, fmt.Errorf("healthCheckNodePort %d of Service %s: %w", port, name, err))
 			continue
 		}
-		c.servers = append(c.servers, serve(l, h.handler(name)))
-		c.serving = append(c.serving, a)
+		c.servers[a] = serve(l, h.handler(name))
 	}
 	return errors.Join(errs...)
 }
@@ -107,7 +110,7 @@ func (c *healthCheck) close() {
 	for _, s := range c.servers {
 		s.Close()
 	}
-	c.servers, c.serving = nil, nil
+	clear(c.servers)
 }
 
 // handler answers as kube-proxy does.

@@ -80,8 +80,17 @@ func New(cfg Config) (*Services, error) {
 		return nil, err
 	}
 	s.registry.RawMustRegister(aborted, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), drops{cfg.Datapath}, flows{cfg.Datapath})
+	// The first rows are already for the addresses that are followed later: a restart takes none away.
+	node := cfg.Node
+	if len(cfg.NodePorts) > 0 {
+		all, err := proxy.InterfaceAddrs()
+		if err != nil {
+			return nil, err
+		}
+		node.Addrs = proxy.NodePortAddrs(cfg.NodePorts, cfg.Node.Addrs, all, cfg.Node.Local)
+	}
 	s.proxy, err = proxy.New(proxy.Config{
-		Client: cfg.Client, Informers: cfg.Informers, Table: cfg.Datapath.LoadBalancers(), Node: cfg.Node, Registry: s.registry,
+		Client: cfg.Client, Informers: cfg.Informers, Table: cfg.Datapath.LoadBalancers(), Node: node, Registry: s.registry,
 		Recorder: s.events.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "strake-proxy", Host: cfg.Node.Name}),
 	})
 	return s, err

@@ -13,6 +13,7 @@ import (
 
 	"github.com/strake-io/strake/bpf"
 	"github.com/strake-io/strake/cmd/strake/doctor"
+	"github.com/strake-io/strake/proxy"
 )
 
 // Service is one Service on this node.
@@ -175,6 +176,9 @@ func portOf(r bpf.ServiceRows, origins map[netip.Addr]origin) Port {
 	_, name, _ := strings.Cut(r.Name, "/")
 	if _, port, ok := strings.Cut(name, ":"); ok {
 		name = port
+	}
+	if port, six := strings.CutSuffix(name, proxy.SuffixIPv6); six {
+		name = port + " (IPv6)"
 	}
 	p := Port{Name: name, Protocol: doctor.ProtocolName(r.Protocol), AffinitySeconds: int(r.Affinity.Seconds()), Frontends: []Frontend{}, Backends: []Backend{}}
 	for _, f := range r.Frontends {
