@@ -100,9 +100,13 @@ func nodeFlags(f *pflag.FlagSet, flags *cluster.Settings) {
 	f.StringVar(&flags.Metrics, cluster.FlagMetrics, "", "where metrics of the node's network are served: IP:port, :port for loopback, or none (port 10249 of loopback); may change at every start")
 }
 
-// ranges is a flag of prefixes with commas between.
+// ranges is a flag of prefixes with commas between. None, or kube-proxy's word primary, stands for the primary addresses.
 func ranges(to *[]netip.Prefix) func(string) error {
 	return func(v string) error {
+		if v == "" || v == "primary" {
+			*to = nil
+			return nil
+		}
 		for text := range strings.SplitSeq(v, ",") {
 			r, err := netip.ParsePrefix(strings.TrimSpace(text))
 			if err != nil {
