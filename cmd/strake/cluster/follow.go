@@ -50,7 +50,6 @@ func RunAgent(ctx context.Context, l layout.Layout, s Settings) error {
 	defer stop()
 	changed := make(chan struct{})
 	go func() {
-		defer close(changed)
 		now, err := follow(running, l, s)
 		if err == nil {
 			err = now.Save(l)
@@ -59,11 +58,10 @@ func RunAgent(ctx context.Context, l layout.Layout, s Settings) error {
 			if ctx.Err() == nil && running.Err() == nil {
 				klog.ErrorS(err, "Changes of the node's settings are not followed")
 			}
-			<-running.Done()
 			return
 		}
 		klog.InfoS("Beginning anew with other settings", "addresses", now.NodeAddrs)
-		stop()
+		close(changed)
 	}()
 	ended := make(chan error, 1)
 	go func() { ended <- agent.Run(running, s.Agent(l)) }()
@@ -71,6 +69,7 @@ func RunAgent(ctx context.Context, l layout.Layout, s Settings) error {
 	case err := <-ended:
 		return err
 	case <-changed:
+		stop() // only now: what ends for this has not ended by itself
 	}
 	if ctx.Err() != nil {
 		return <-ended
@@ -172,44 +171,86 @@ func readShared(m *corev1.ConfigMap) (s Shared, err error) {
 }
 
 // calm is how long nothing has changed of the node's links before an address that is gone is believed to be: who renews one may take it away
-// for a moment.
-const calm = time.Second
+// for a moment. Where there is never calm, it is believed after longest.
+const (
+	calm    = time.Second
+	longest = 10 * time.Second
+)
 
-// followAddresses watches the node's links.
+// followAddresses watches the node's links until there are other settings, or ctx ends.
 func followAddresses(ctx context.Context, s Settings, found chan<- Settings) error {
-	addrs, routes := make(chan netlink.AddrUpdate, 64), make(chan netlink.RouteUpdate, 64)
-	lost := func(error) {} // the channel is closed then
-	if err := netlink.AddrSubscribeWithOptions(addrs, ctx.Done(), netlink.AddrSubscribeOptions{ErrorCallback: lost}); err != nil {
-		return fmt.Errorf("watch addresses: %w", err)
-	}
-	if err := netlink.RouteSubscribeWithOptions(routes, ctx.Done(), netlink.RouteSubscribeOptions{ErrorCallback: lost}); err != nil {
-		return fmt.Errorf("watch routes: %w", err)
-	}
-	timer := time.NewTimer(calm) // something may have changed before
 	for {
+		again, err := followLinks(ctx, s, found)
+		if !again || err != nil {
+			return err
+		}
+		klog.InfoS("The kernel's events were lost, looking anew")
 		select {
 		case <-ctx.Done():
 			return nil
-		case _, ok := <-addrs:
-			if !ok {
-				return followAddresses(ctx, s, found) // events were lost
-			}
-			timer.Reset(calm)
-		case _, ok := <-routes:
-			if !ok {
-				return followAddresses(ctx, s, found)
-			}
-			timer.Reset(calm)
+		case <-time.After(calm):
+		}
+	}
+}
+
+// followLinks is followAddresses until events are lost: then it is to be called again.
+func followLinks(ctx context.Context, s Settings, found chan<- Settings) (again bool, err error) {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	addrs, routes := make(chan netlink.AddrUpdate, 64), make(chan netlink.RouteUpdate, 64)
+	lost := func(error) {} // the channel is closed then
+	if err := netlink.AddrSubscribeWithOptions(addrs, ctx.Done(), netlink.AddrSubscribeOptions{ErrorCallback: lost}); err != nil {
+		return false, fmt.Errorf("watch addresses: %w", err)
+	}
+	defer runDry(addrs)
+	if err := netlink.RouteSubscribeWithOptions(routes, ctx.Done(), netlink.RouteSubscribeOptions{ErrorCallback: lost}); err != nil {
+		return false, fmt.Errorf("watch routes: %w", err)
+	}
+	defer runDry(routes)
+	timer := time.NewTimer(calm) // something may have changed before
+	defer timer.Stop()
+	first := time.Now() // when what was not looked at yet began
+	for {
+		event, ok := false, true
+		select {
+		case <-ctx.Done():
+			return false, nil
+		case _, ok = <-addrs:
+			event = true
+		case _, ok = <-routes:
+			event = true
 		case <-timer.C:
+		}
+		switch {
+		case !ok:
+			return ctx.Err() == nil, nil
+		case event:
+			if first.IsZero() {
+				first = time.Now()
+			}
+			timer.Reset(min(calm, max(0, longest-time.Since(first))))
+		default:
+			first = time.Time{}
 			now, err := s.withAddresses()
 			if err != nil {
 				klog.InfoS("An address of the node is gone, and no other is there", "addresses", s.NodeAddrs, "err", err)
 			} else if !slices.Equal(now.NodeAddrs, s.NodeAddrs) {
-				found <- now
-				return nil
+				select {
+				case found <- now:
+				case <-ctx.Done():
+				}
+				return false, nil
 			}
 		}
 	}
+}
+
+// runDry lets the sender of a subscription that was stopped come to its end: it may be about to send.
+func runDry[T any](from <-chan T) {
+	go func() {
+		for range from {
+		}
+	}()
 }
 
 // withAddresses are the settings with the addresses that the node has: those of before that an interface has, and in the place of others what

@@ -210,6 +210,7 @@ func (d *devices) follow(ctx context.Context) error {
 	go forward(routes, changed)
 	timer := time.NewTimer(0) // what changed before we watched
 	defer timer.Stop()
+	soon := true // the timer runs for an event: more of them don't put it off, there may be no end of them
 	for {
 		select {
 		case <-ctx.Done():
@@ -217,8 +218,12 @@ func (d *devices) follow(ctx context.Context) error {
 		case err := <-failed:
 			return err
 		case <-changed:
-			timer.Reset(settle)
+			if !soon {
+				soon = true
+				timer.Reset(settle)
+			}
 		case <-timer.C:
+			soon = false
 			if err := d.apply(); err != nil {
 				klog.ErrorS(err, "Not all devices serve Services, trying again")
 				timer.Reset(again)
