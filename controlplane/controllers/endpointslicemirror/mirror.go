@@ -26,7 +26,7 @@ import (
 
 const (
 	managedBy    = "endpointslicemirroring-controller.k8s.io"
-	maxEndpoints = 1000 // of a subset; what is more is left out, as the reference does
+	maxEndpoints = 1000 // of a subset: what is more is left out, as the reference does; and of a slice: the API takes no more
 )
 
 type controller struct {
@@ -128,7 +128,7 @@ func (c *controller) mirrored(namespace, name string) (*corev1.Endpoints, error)
 	return e, err
 }
 
-// desired are the slices of Endpoints, one for each family and set of ports, and how many addresses did not fit.
+// desired are the slices of Endpoints, one for each family and set of ports (more if they are full), and how many addresses did not fit.
 func desired(e *corev1.Endpoints) (out []*discoveryv1.EndpointSlice, skipped int) { //nolint:staticcheck // still served
 	for _, subset := range e.Subsets {
 		var ports []discoveryv1.EndpointPort
@@ -152,7 +152,7 @@ func desired(e *corev1.Endpoints) (out []*discoveryv1.EndpointSlice, skipped int
 					kind = discoveryv1.AddressTypeIPv4
 				}
 				i := slices.IndexFunc(out, func(s *discoveryv1.EndpointSlice) bool {
-					return s.AddressType == kind && apiequality.Semantic.DeepEqual(s.Ports, ports)
+					return s.AddressType == kind && len(s.Endpoints) < maxEndpoints && apiequality.Semantic.DeepEqual(s.Ports, ports)
 				})
 				if i < 0 {
 					out, i = append(out, empty(e, kind, ports)), len(out)
@@ -188,15 +188,25 @@ func empty(e *corev1.Endpoints, kind discoveryv1.AddressType, ports []discoveryv
 	return s
 }
 
-// apply makes the slices that are there what they should be. Those with the same ports stay.
+// apply makes the slices that are there what they should be. Those with the same ports stay, and of several with the same ports each has
+// its endpoints still.
 func (c *controller) apply(ctx context.Context, namespace string, have, want []*discoveryv1.EndpointSlice) error {
 	api := c.client.DiscoveryV1().EndpointSlices(namespace)
 	var errs []error
 	left := slices.Clone(have)
+	alike := func(h, w *discoveryv1.EndpointSlice) bool {
+		return h.AddressType == w.AddressType && apiequality.Semantic.DeepEqual(h.Ports, w.Ports)
+	}
+	same := func(h, w *discoveryv1.EndpointSlice) bool {
+		return alike(h, w) && apiequality.Semantic.DeepEqual(h.Endpoints, w.Endpoints)
+	}
 	for _, w := range want {
-		i := slices.IndexFunc(left, func(h *discoveryv1.EndpointSlice) bool {
-			return h.AddressType == w.AddressType && apiequality.Semantic.DeepEqual(h.Ports, w.Ports)
-		})
+		i := slices.IndexFunc(left, func(h *discoveryv1.EndpointSlice) bool { return same(h, w) })
+		if i < 0 {
+			i = slices.IndexFunc(left, func(h *discoveryv1.EndpointSlice) bool {
+				return alike(h, w) && !slices.ContainsFunc(want, func(o *discoveryv1.EndpointSlice) bool { return same(h, o) })
+			})
+		}
 		if i < 0 {
 			i = slices.IndexFunc(left, func(h *discoveryv1.EndpointSlice) bool {
 				return h.AddressType == w.AddressType && !slices.ContainsFunc(want, func(o *discoveryv1.EndpointSlice) bool { return apiequality.Semantic.DeepEqual(h.Ports, o.Ports) })
