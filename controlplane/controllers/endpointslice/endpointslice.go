@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"sync"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -41,6 +42,7 @@ type controller struct {
 	tracker    *sliceutil.EndpointSliceTracker
 	triggers   *sliceutil.TriggerTimeTracker // when pods changed, for who measures how long it takes until clients know
 	topology   *topologycache.TopologyCache  // zones and their processors, for Services with topology-mode Auto
+	reading    sync.Mutex                    // what was read last is what topology has
 	reconciler *endpointslice.Reconciler
 	queue      *queue.Queue
 }
@@ -68,9 +70,10 @@ func Setup(client kubernetes.Interface, f informers.SharedInformerFactory, recor
 	if err != nil {
 		return nil, fmt.Errorf("endpointslice controller: %w", err)
 	}
-	_, err = nodes.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
-		AddFunc: func(obj any) {
-			if n, ok := obj.(*corev1.Node); ok {
+	_, err = nodes.Informer().AddEventHandler(cache.ResourceEventHandlerDetailedFuncs{
+		AddFunc: func(obj any, isInInitialList bool) {
+			// Those of the first list are looked at together before the first reconcile.
+			if n, ok := obj.(*corev1.Node); ok && !isInInitialList {
 				c.nodeChanged(&corev1.Node{}, n)
 			}
 		},
@@ -114,6 +117,10 @@ func Setup(client kubernetes.Interface, f informers.SharedInformerFactory, recor
 		return nil, fmt.Errorf("endpointslice controller: %w", err)
 	}
 	return func(ctx context.Context) {
+		if !cache.WaitForCacheSync(ctx.Done(), nodes.Informer().HasSynced) {
+			return
+		}
+		c.readNodes()
 		c.queue.Run(ctx, 4, c.reconcile, services.Informer().HasSynced, pods.Informer().HasSynced, nodes.Informer().HasSynced, slices.Informer().HasSynced)
 	}, nil
 }
@@ -145,12 +152,7 @@ func (c *controller) nodeChanged(old, now *corev1.Node) {
 	if !moved && nodeReady(old) == nodeReady(now) && apiequality.Semantic.DeepEqual(old.Labels, now.Labels) && old.Status.Allocatable.Cpu().Equal(*now.Status.Allocatable.Cpu()) {
 		return
 	}
-	nodes, err := c.nodes.List(labels.Everything())
-	if err != nil {
-		klog.ErrorS(err, "Nodes of the cluster")
-		return
-	}
-	c.topology.SetNodes(klog.Background(), nodes)
+	c.readNodes()
 	services, err := c.services.List(labels.Everything())
 	if err != nil {
 		klog.ErrorS(err, "Services of a changed node")
@@ -161,6 +163,18 @@ func (c *controller) nodeChanged(old, now *corev1.Node) {
 			c.queue.AddObject(s)
 		}
 	}
+}
+
+// readNodes has the share of each zone reckoned anew.
+func (c *controller) readNodes() {
+	c.reading.Lock()
+	defer c.reading.Unlock()
+	nodes, err := c.nodes.List(labels.Everything())
+	if err != nil {
+		klog.ErrorS(err, "Nodes of the cluster")
+		return
+	}
+	c.topology.SetNodes(klog.Background(), nodes)
 }
 
 func nodeReady(n *corev1.Node) bool {
