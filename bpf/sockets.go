@@ -116,8 +116,8 @@ func (r *socketReaper) pass(last bool) (n int, left bool, err error) {
 	if err != nil || len(gone) == 0 {
 		return 0, false, err
 	}
-	paths := r.paths(gone)
-	var errs []error
+	paths, err := r.paths(gone)
+	errs := []error{err}
 	for space, list := range gone {
 		fates := map[uint64]socketFate{}
 		if path, ok := paths[space]; ok {
@@ -185,8 +185,9 @@ func (r *socketReaper) victims() (map[uint64][]victim, error) {
 
 const rowReverse = 0 // ROW_REVERSE in sock.c
 
-// paths finds the namespaces of victims; the node's own is the path "".
-func (r *socketReaper) paths(gone map[uint64][]victim) map[uint64]string {
+// paths finds the namespaces of victims; the node's own is the path "". What keeps it from looking into one is mostly the same for all: it
+// is told once.
+func (r *socketReaper) paths(gone map[uint64][]victim) (map[uint64]string, error) {
 	out := map[uint64]string{}
 	missing := 0
 	for space := range gone {
@@ -197,8 +198,9 @@ func (r *socketReaper) paths(gone map[uint64][]victim) map[uint64]string {
 		}
 	}
 	if missing == 0 {
-		return out
+		return out, nil
 	}
+	var failed error
 	fresh := map[string]spaceCookie{}
 	var list []string
 	if r.spaces != nil {
@@ -213,7 +215,10 @@ func (r *socketReaper) paths(gone map[uint64][]victim) map[uint64]string {
 		if !ok || known.inode != st.Ino {
 			cookie, err := NetnsCookie(path, r.cgroupRoot)
 			if err != nil {
-				continue // as above
+				if failed == nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.EINVAL) { // those are as above
+					failed = err
+				}
+				continue
 			}
 			known = spaceCookie{st.Ino, cookie}
 		}
@@ -223,7 +228,7 @@ func (r *socketReaper) paths(gone map[uint64][]victim) map[uint64]string {
 		}
 	}
 	r.cookies = fresh
-	return out
+	return out, failed
 }
 
 // NetnsCookie names the network namespace at a path, as the socket hooks know it.
@@ -240,18 +245,33 @@ func NetnsCookie(path, cgroupRoot string) (cookie uint64, err error) {
 	return cookie, err
 }
 
-// inSpace runs do on a thread in a network namespace. The thread ends with it.
+// inSpace runs do on a thread in a network namespace. The thread ends with it, but for one that is in there already: to enter takes
+// CAP_SYS_ADMIN, into one's own namespace too.
 func inSpace(space *os.File, do func() error) error {
 	result := make(chan error)
 	go func() {
 		runtime.LockOSThread()
+		if isIn(space) {
+			defer runtime.UnlockOSThread()
+			result <- do()
+			return
+		}
 		if err := unix.Setns(int(space.Fd()), unix.CLONE_NEWNET); err != nil {
+			if errors.Is(err, unix.EPERM) {
+				err = fmt.Errorf("%w: it takes CAP_SYS_ADMIN", err)
+			}
 			result <- fmt.Errorf("bpf: enter network namespace %s: %w", space.Name(), err)
 			return
 		}
 		result <- do()
 	}()
 	return <-result
+}
+
+// isIn tells whether the calling thread is in a network namespace.
+func isIn(space *os.File) bool {
+	var own, other unix.Stat_t
+	return unix.Stat("/proc/thread-self/ns/net", &own) == nil && unix.Fstat(int(space.Fd()), &other) == nil && own.Dev == other.Dev && own.Ino == other.Ino
 }
 
 // socketFate is what becomes of a socket.

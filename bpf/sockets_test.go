@@ -287,3 +287,25 @@ func TestSocketsLeftAlone(t *testing.T) {
 		t.Error("translated at the packet again")
 	}
 }
+
+// The node's own sockets are aborted without CAP_SYS_ADMIN: its namespace need not be entered.
+func TestOwnNamespaceNeedsNoRights(t *testing.T) {
+	if os.Getenv("STRAKE_NO_SYS_ADMIN") == "" {
+		cmd := exec.Command("setpriv", "--bounding-set=-sys_admin", os.Args[0], "-test.run=^TestOwnNamespaceNeedsNoRights$", "-test.v")
+		cmd.Env = append(os.Environ(), "STRAKE_NO_SYS_ADMIN=1")
+		if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "--- PASS") {
+			t.Errorf("%v\n%s", err, out)
+		}
+		return
+	}
+	own, err := os.Open("/proc/thread-self/ns/net")
+	must(t, err)
+	defer own.Close()
+	ran := false
+	if err := inSpace(own, func() error { ran = true; return nil }); err != nil || !ran {
+		t.Errorf("%v, ran: %v", err, ran)
+	}
+	if err := unix.Setns(int(own.Fd()), unix.CLONE_NEWNET); !errors.Is(err, unix.EPERM) {
+		t.Errorf("the rights are there still: %v", err)
+	}
+}
