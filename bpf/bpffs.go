@@ -21,6 +21,15 @@ func isFS(dir string, magic uint32) (bool, error) {
 	return uint32(st.Type) == magic, nil
 }
 
+// Mounted tells whether a dir is a bpffs, or in one.
+func Mounted(dir string) (bool, error) {
+	ok, err := isFS(dir, bpffsMagic)
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	return ok, err
+}
+
 func wantFS(dir string, magic uint32, kind string) error {
 	ok, err := isFS(dir, magic)
 	if err != nil {
@@ -46,16 +55,12 @@ func MountBPFFS(dir string) error {
 	return nil
 }
 
-// UnmountBPFFS undoes MountBPFFS. A dir that is absent or no bpffs is no error.
+// UnmountBPFFS undoes MountBPFFS. A dir that is absent, no bpffs or a folder inside of one is no error.
 func UnmountBPFFS(dir string) error {
-	ok, err := isFS(dir, bpffsMagic)
-	if errors.Is(err, os.ErrNotExist) || err == nil && !ok {
-		return nil
-	}
-	if err != nil {
+	if ok, err := Mounted(dir); err != nil || !ok {
 		return err
 	}
-	if err := syscall.Unmount(dir, 0); err != nil {
+	if err := syscall.Unmount(dir, 0); err != nil && !errors.Is(err, syscall.EINVAL) { // EINVAL: nothing is mounted just there
 		return fmt.Errorf("bpf: unmount %s: %w", dir, err)
 	}
 	return nil

@@ -333,8 +333,12 @@ func TestWhatTheKernelRefuses(t *testing.T) {
 			} else if !c.ill {
 				r.until(t, func() bool { return r.changes.oldest().IsZero() })
 			}
+			if r.Settled() {
+				t.Error("not all is in the kernel, and it says so")
+			}
 			close(heal)
 			r.until(t, func() bool { rows, _ := r.table.Dump(); return len(rows) > 0 })
+			r.until(t, r.Settled)
 			if len(r.events.Events) > 0 {
 				t.Error("one more event:", <-r.events.Events)
 			}

@@ -194,7 +194,7 @@ func (p *Proxy) Settled() bool {
 			return false
 		}
 	}
-	return p.queue.Len() == 0 && p.changes.oldest().IsZero()
+	return p.queue.Len() == 0 && p.changes.oldest().IsZero() && p.trouble.fits()
 }
 
 // SetAddrs says where NodePorts and health checks answer from now on.

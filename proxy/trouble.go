@@ -22,11 +22,12 @@ type trouble struct {
 	mu    sync.Mutex
 	of    map[string]string // by Service key: what was told last
 	taken map[string]bool   // of them, those that another Service keeps from what they ask
-	full  bool
+	unfit map[string]bool   // of them, those that the tables have no room for
+	full  bool              // there were such: the Node has been told
 }
 
 func newTrouble(r record.EventRecorder, node string) *trouble {
-	return &trouble{recorder: r, node: &corev1.ObjectReference{Kind: "Node", Name: node, UID: types.UID(node)}, of: map[string]string{}, taken: map[string]bool{}}
+	return &trouble{recorder: r, node: &corev1.ObjectReference{Kind: "Node", Name: node, UID: types.UID(node)}, of: map[string]string{}, taken: map[string]bool{}, unfit: map[string]bool{}}
 }
 
 // again says how it goes on with a Service.
@@ -43,6 +44,7 @@ func (t *trouble) note(j *job, rows []error, check error) again {
 	if err == nil {
 		delete(t.of, j.key)
 		delete(t.taken, j.key)
+		delete(t.unfit, j.key)
 		t.full = t.full && len(t.of) > 0
 		return again{}
 	}
@@ -54,6 +56,10 @@ func (t *trouble) note(j *job, rows []error, check error) again {
 	}
 	var errno syscall.Errno
 	full := errors.Is(err, syscall.E2BIG)
+	delete(t.unfit, j.key)
+	if full {
+		t.unfit[j.key] = true
+	}
 	out.broken = len(rows) > 0 && errors.As(errors.Join(rows...), &errno) && !full
 	if t.of[j.key] == err.Error() {
 		return out
@@ -83,6 +89,13 @@ func (t *trouble) refused() []string {
 		out = append(out, key)
 	}
 	return out
+}
+
+// fits tells whether the tables have room for all Services.
+func (t *trouble) fits() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return len(t.unfit) == 0
 }
 
 // slice tells of an EndpointSlice that can't be read in full.

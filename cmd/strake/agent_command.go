@@ -97,7 +97,7 @@ when it ends, and --cleanup takes it away. Flags that kube-proxy has too are cal
 	f.StringVar(&c.Healthz, cluster.FlagHealthz, "", "where load balancers ask for the node's health: IP:port, :port, or none (port 10256 of the node's addresses and of loopback)")
 	f.IntVar(&c.Flows, cluster.FlagFlows, 0, fmt.Sprintf("how many connections the node can follow at a time, and as many other flows (%d)", bpf.DefaultFlows))
 	f.StringVar(&c.Metrics, cluster.FlagMetrics, "", "where metrics are served: IP:port, :port for loopback, or none (port 10249 of loopback)")
-	f.BoolVar(&c.Clean, "clean-kube-proxy", false, "remove the rules that kube-proxy has left, once Services are served: its own and nobody else's. Connections that they have translated go on")
+	f.BoolVar(&c.Clean, "clean-kube-proxy", false, "remove the rules that kube-proxy has left, once Services are served: its own and nobody else's. Connections that they have translated go on if there is nft; those of mode ipvs end")
 	f.BoolVar(&cleanup, "cleanup", false, "take away what --only proxy has loaded, and end")
 	f.VisitAll(func(flag *pflag.Flag) { flag.Annotations = map[string][]string{roleProxy: {"true"}} })
 	cmd.Flags().AddFlagSet(f)

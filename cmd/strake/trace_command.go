@@ -56,7 +56,7 @@ Names of Services are resolved as cluster DNS does. There is no policy engine ye
 			if err := enterNode(l); err != nil {
 				return err
 			}
-			answers, err := traceAll(cmd.Context(), node, from, namespace, to, number)
+			answers, err := traceAll(cmd.Context(), cmd.ErrOrStderr(), node, from, namespace, to, number)
 			if err != nil {
 				return err
 			}
@@ -79,8 +79,8 @@ Names of Services are resolved as cluster DNS does. There is no policy engine ye
 	return cmd
 }
 
-// traceAll answers for each address that the name has.
-func traceAll(ctx context.Context, node doctor.Node, from, namespace, to string, proto uint8) ([]trace.Answer, error) {
+// traceAll answers for each address that the name has. What is uncertain it says to notes.
+func traceAll(ctx context.Context, notes io.Writer, node doctor.Node, from, namespace, to string, proto uint8) ([]trace.Answer, error) {
 	host, portText, err := net.SplitHostPort(to)
 	if err != nil {
 		return nil, fmt.Errorf("--to %s: %w", to, err)
@@ -103,6 +103,9 @@ func traceAll(ctx context.Context, node doctor.Node, from, namespace, to string,
 	clients, err := clientsOf(node, api, from, namespace)
 	if err != nil {
 		return nil, err
+	}
+	if api.Pods == nil && clients[0].Kind == trace.Outside {
+		fmt.Fprintf(notes, "This node may not list pods: whether %s is a pod's is not known, it is taken for an address outside of the cluster\n", from)
 	}
 	addrs, err := trace.Resolve(host, namespace, node.Zone, names)
 	if err != nil {

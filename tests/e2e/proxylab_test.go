@@ -239,7 +239,7 @@ func (l *proxyLab) startServer() {
 	}
 }
 
-// start runs the node's agent as the manifest does: with these capabilities alone, and a bpffs that is there already.
+// start runs the node's agent as the manifest does, but for SYS_ADMIN: with these capabilities alone, and a bpffs that is there already.
 func (n *proxyNode) start(flags ...string) {
 	t := n.lab.t
 	t.Helper()

@@ -149,7 +149,7 @@ func (e *examination) list(ctx context.Context, connectErr error) (*objects, err
 	}
 	o.services, o.slices, o.nodes = svcs.Items, eps.Items, nodes.Items
 	if pods, err := e.client.CoreV1().Pods("").List(ctx, metav1.ListOptions{}); err == nil {
-		o.pods = pods.Items
+		o.pods = append([]corev1.Pod{}, pods.Items...) // not nil if there are none
 	}
 	return &o, nil
 }

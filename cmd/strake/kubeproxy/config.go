@@ -121,6 +121,11 @@ func Cleanup(l layout.Layout) error {
 	if !l.Ours() {
 		return fmt.Errorf("data folder %s was not made by strake: it is not removed", l.Data)
 	}
+	if ok, err := bpf.Mounted(l.BPF()); err != nil {
+		return err
+	} else if !ok && !l.Made() {
+		return fmt.Errorf("there is nothing of strake in %s: name the folder of the agent with --data-dir (of deploy/kube-proxy's it is /sys/fs/bpf/strake)", l.Data)
+	}
 	return errors.Join(leftovers.DropFlows(context.Background()), bpf.Remove(l.BPF()), bpf.UnmountBPFFS(l.BPF()), os.RemoveAll(l.Run()), os.RemoveAll(l.Data))
 }
 

@@ -11,6 +11,7 @@ import (
 
 const (
 	settledPoll  = 200 * time.Millisecond
+	patience     = 30 * time.Second // until it is told that Services are waited for
 	releasePause = time.Minute
 )
 
@@ -25,10 +26,13 @@ func kubeProxy(ctx context.Context, clean bool, settled func() bool) error {
 		klog.InfoS("kube-proxy has left rules, which work on the same packets: start with --clean-kube-proxy, or run `kube-proxy --cleanup`", "found", found.String())
 	}
 	if found.Found() && clean {
+		tell := time.After(patience)
 		for !settled() {
 			select {
 			case <-ctx.Done():
 				return nil
+			case <-tell:
+				klog.InfoS("kube-proxy's rules stay until all Services are served without it: what was logged before tells which are not, and why")
 			case <-time.After(settledPoll):
 			}
 		}

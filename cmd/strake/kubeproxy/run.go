@@ -62,7 +62,7 @@ func Run(ctx context.Context, l layout.Layout, c Config) error {
 	if err := (Settings{NodeName: c.NodeName, Addrs: c.Addrs, Kubeconfig: c.Kubeconfig, Cgroup: c.Cgroup, NodePorts: c.NodePorts}).save(l); err != nil {
 		return err
 	}
-	f := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(dropManagedFields))
+	f := ownNode(client, c.NodeName)
 	served, err := services.New(services.Config{
 		Client: client, Informers: f, Datapath: d, Node: proxy.Node{Name: c.NodeName, Addrs: c.Addrs, OtherPods: true}, NodePorts: c.NodePorts, Healthz: c.Healthz, Metrics: c.Metrics, Namespaces: podNamespaces,
 	})
@@ -89,6 +89,14 @@ func Run(ctx context.Context, l layout.Layout, c Config) error {
 func podNamespaces() []string {
 	paths, _ := filepath.Glob("/run/netns/*") // the pattern is right
 	return paths
+}
+
+// ownNode gives informers of Nodes that have this one alone: of the others nothing is asked, and their heartbeats are many. Other kinds
+// would be cut down to that name too.
+func ownNode(client kubernetes.Interface, name string) informers.SharedInformerFactory {
+	return informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(dropManagedFields), informers.WithTweakListOptions(func(o *metav1.ListOptions) {
+		o.FieldSelector = fields.OneTermEqualSelector("metadata.name", name).String()
+	}))
 }
 
 func dropManagedFields(obj any) (any, error) {
@@ -145,9 +153,7 @@ var errMoved = errors.New("the node's addresses have changed")
 
 // watchAddrs fails once the node has other addresses.
 func watchAddrs(ctx context.Context, client kubernetes.Interface, name string, addrs []netip.Addr) error {
-	f := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(dropManagedFields), informers.WithTweakListOptions(func(o *metav1.ListOptions) {
-		o.FieldSelector = fields.OneTermEqualSelector("metadata.name", name).String()
-	}))
+	f := ownNode(client, name)
 	moved := make(chan error, 1)
 	seen := func(obj any) {
 		n, ok := obj.(*corev1.Node)

@@ -184,9 +184,15 @@ func (l Layout) Check() error {
 	return nil
 }
 
+// Made tells whether Strake has made the data folder.
+func (l Layout) Made() bool {
+	_, err := os.Lstat(l.stampFile())
+	return err == nil
+}
+
 // Ours tells whether all in the data folder may be removed: it is stamped, absent, or has nothing but logs and what BPF leaves.
 func (l Layout) Ours() bool {
-	if _, err := os.Lstat(l.stampFile()); err == nil {
+	if l.Made() {
 		return true
 	}
 	entries, err := os.ReadDir(l.Data)

@@ -27,8 +27,8 @@ type Removed struct {
 }
 
 // CleanKubeProxy removes kube-proxy's rules in the calling thread's network namespace, and nobody else's: with the programs nft, iptables-legacy,
-// ip6tables-legacy and ipvsadm, those of them that there is something for. Each table is changed at once. Connections that are open go on: what
-// the kernel has translated it translates until they end.
+// ip6tables-legacy and ipvsadm, those of them that there is something for. Each table is changed at once. What rules have translated the kernel
+// translates until it ends, with nft there to see to that; connections of virtual servers end with these.
 func CleanKubeProxy(ctx context.Context) (Removed, error) {
 	var r Removed
 	k, err := FindKubeProxy()
@@ -54,6 +54,9 @@ func CleanKubeProxy(ctx context.Context) (Removed, error) {
 	}
 	if k.Device { // before the sets: rules named those
 		errs = append(errs, r.ipvs(ctx))
+		if r.Servers > 0 {
+			r.Unkept = errors.Join(r.Unkept, errIPVS)
+		}
 	}
 	for _, name := range k.Sets {
 		if err := netlink.IpsetDestroy(name); err != nil {
@@ -64,6 +67,8 @@ func CleanKubeProxy(ctx context.Context) (Removed, error) {
 	}
 	return r, errors.Join(errs...)
 }
+
+var errIPVS = errors.New("connections of virtual servers of IPVS end with these")
 
 // run gives a program its input and returns its output.
 func run(ctx context.Context, input string, argv ...string) ([]byte, error) {

@@ -95,7 +95,7 @@ func LegacyChains(proc string, family int) ([]string, error) {
 	if len(tables) == 0 {
 		return nil, nil
 	}
-	fd, err := unix.Socket(family, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
+	fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0) // any will do, and a raw one takes CAP_NET_RAW
 	if err != nil {
 		return nil, fmt.Errorf("iptables: %w", err)
 	}
