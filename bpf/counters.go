@@ -21,7 +21,7 @@ var reasons = []string{
 	"uplink_to_remote", "remote_to_uplink",
 	"drop_bandwidth", "drop_no_local_backend",
 	"drop_source_range", "drop_backend_gone", "pod_to_service", "service_to_pod", "uplink_to_node", "node_to_uplink",
-	"drop_port_kept",
+	"drop_port_kept", "drop_hops",
 }
 
 // Reasons are the names of all counters.

@@ -21,6 +21,7 @@ type loadBalancers struct {
 	byOwner map[string][]*service
 	owner   map[netFrontendKey]uint32 // frontend → service that has it
 	kept    map[netPortKey]int        // ports of the node → how many frontends have them
+	unkept  map[netPortKey]bool       // those of them that could not be written
 	nextID  uint32
 	onGone  func() // called after backends went
 }

@@ -64,7 +64,7 @@ type found struct {
 // read fills the table from its maps and changes none of them.
 func (t *loadBalancers) read() (strays, error) {
 	t.byID, t.byOwner, t.owner = map[uint32]*service{}, map[string][]*service{}, map[netFrontendKey]uint32{}
-	t.kept = map[netPortKey]int{}
+	t.kept, t.unkept = map[netPortKey]int{}, map[netPortKey]bool{}
 	var lost strays
 	more := map[uint32]*found{}
 	err := errors.Join(

@@ -24,7 +24,8 @@ func (c *change) either() *service {
 
 // write carries out the changes, all of each kind at a time. The order keeps every packet on a whole service: backends before the slots that
 // hold them, slots before the Maglev tables and frontends that count them, all new frontends before any old one goes (a renamed port takes its
-// frontend along without a gap); old frontends before the slots that they count, and slots before their backends. What an owner meets with
+// frontend along without a gap); old frontends before the slots that they count, slots before their services, and these before their backends, so that a
+// backend that is missing from a service that is there is one that went. What an owner meets with
 // stops the changes of that owner alone, half way; its services are written whole by the next call. It returns the errors by owner.
 func (t *loadBalancers) write(all []*change, n *Changes) map[string]error {
 	errs := map[string]error{}
@@ -44,7 +45,7 @@ func (t *loadBalancers) write(all []*change, n *Changes) map[string]error {
 	}
 	for _, phase := range []func([]*change){
 		t.putServices, t.putMembers, t.putSources, t.putSlots, t.putMaglev, t.putFrontends,
-		t.deleteFrontends, t.deleteMaglev, t.deleteSlots, t.deleteSources, t.deleteMembers, t.deleteServices,
+		t.deleteFrontends, t.deleteMaglev, t.deleteSlots, t.deleteSources, t.deleteServices, t.deleteMembers,
 	} {
 		phase(all)
 		stop()

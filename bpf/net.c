@@ -197,15 +197,23 @@ int strake_egress(struct __sk_buff *skb)
 SEC("tc")
 int strake_tunnel_out(struct __sk_buff *skb)
 {
-	struct packet p = {};
+	struct scratch *s = scratch();
+	enum parsed parsed;
 	struct remote *r;
 	struct addr node;
+	__u32 *leave;
 
 	if (!tunnel_from(skb, &node))
 		return TC_ACT_OK;
-	if (parse(skb, &p) == NOT_IP)
+	if (!s)
+		return drop(skb, DROP_REWRITE);
+	parsed = parse_fresh(skb, &s->p);
+	if (parsed == NOT_IP)
 		return drop(skb, DROP_NO_REMOTE);
-	r = remote_of(&p.daddr);
+	leave = answers_leave_now();
+	if (parsed == PARSED && leave && *leave && service_untranslate(skb, 1, NODE_TO_UPLINK) == TC_ACT_SHOT)
+		return TC_ACT_SHOT;
+	r = remote_of(&s->p.daddr);
 	if (!r || remote_is_native(r))
 		return drop(skb, DROP_NO_REMOTE);
 	if (tunnel_to(skb, &r->node))

@@ -116,7 +116,8 @@ type netFragment struct {
 	Service uint32
 	Reply   uint8
 	Flags   uint8
-	Pad     [3]uint16
+	Pad     uint16
+	Seen    uint32
 }
 
 type netFragmentKey struct {

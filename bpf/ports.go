@@ -25,10 +25,12 @@ func (t *loadBalancers) movePorts(c *change) error {
 	var errs []error
 	if c.want != nil {
 		c.want.portsOf(func(k netPortKey) {
-			if t.kept[k]++; t.kept[k] > 1 {
+			if t.kept[k]++; t.kept[k] > 1 && !t.unkept[k] {
 				return
 			}
+			delete(t.unkept, k)
 			if err := t.ports.Put(k, uint8(1)); err != nil {
+				t.unkept[k] = true // tried again with the service
 				errs = append(errs, fmt.Errorf("bpf: keep port %d of service %s from other processes: %w", port16(k.Port), c.want.name, explain(err)))
 			}
 		})
@@ -39,6 +41,7 @@ func (t *loadBalancers) movePorts(c *change) error {
 				return
 			}
 			delete(t.kept, k)
+			delete(t.unkept, k)
 			if err := t.ports.Delete(k); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 				errs = append(errs, fmt.Errorf("bpf: free port %d of service %s: %w", port16(k.Port), c.have.name, err))
 			}

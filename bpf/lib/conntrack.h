@@ -253,6 +253,8 @@ int __attribute__((noinline)) flow_get(struct __sk_buff *skb)
 			flow_fetch(s, &s->key);
 			f = flow_row(&s->key);
 		}
+		if (!f) /* another processor may have moved it meanwhile */
+			f = bpf_map_lookup_elem(&flows_open, &s->key);
 		if (!f)
 			return 0;
 		s->flow = *f;

@@ -53,6 +53,7 @@ enum reason {
 	UPLINK_TO_NODE,
 	NODE_TO_UPLINK,
 	DROP_PORT_KEPT,
+	DROP_HOPS,
 	REASONS,
 };
 

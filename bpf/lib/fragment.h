@@ -19,11 +19,14 @@ struct fragment_key {
 	__u32 proto; /* IPv4 */
 };
 
+#define FRAGMENT_LIFE 30 /* seconds, as the kernel's: identifications are used again */
+
 struct fragment {
 	struct addr saddr, daddr; /* what they become */
 	__u32 ifindex, service;
 	__u8 reply, flags; /* of the flow */
-	__u16 pad[3];
+	__u16 pad;
+	__u32 seen; /* monotonic clock, seconds */
 };
 
 struct {
@@ -46,7 +49,7 @@ static __always_inline void fragment_key_of(const struct packet *p, struct fragm
 static __always_inline void fragment_note(struct scratch *s)
 {
 	struct fragment_key key;
-	struct fragment f = { .saddr = s->flow.saddr, .daddr = s->flow.daddr, .ifindex = s->flow.ifindex, .service = s->flow.service, .reply = s->key.reply, .flags = s->flow.flags };
+	struct fragment f = { .saddr = s->flow.saddr, .daddr = s->flow.daddr, .ifindex = s->flow.ifindex, .service = s->flow.service, .reply = s->key.reply, .flags = s->flow.flags, .seen = seconds_now() };
 
 	fragment_key_of(&s->p, &key);
 	bpf_map_update_elem(&flow_fragments, &key, &f, BPF_ANY);
@@ -60,7 +63,7 @@ static __always_inline int fragment_get(struct scratch *s)
 
 	fragment_key_of(&s->p, &key);
 	f = bpf_map_lookup_elem(&flow_fragments, &key);
-	if (!f)
+	if (!f || (__s32)(seconds_now() - f->seen) > FRAGMENT_LIFE)
 		return 0;
 	s->flow.saddr = f->saddr;
 	s->flow.daddr = f->daddr;

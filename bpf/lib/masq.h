@@ -546,7 +546,8 @@ int __attribute__((noinline)) masq_own(struct __sk_buff *skb)
 	s->flow.sport = p->sport;
 	s->flow.dport = p->dport;
 	flow_key_back(&s->key, &s->flow, &s->key);
-	if (flow_get(skb) && !(s->flow.flags & FLOW_MASQUERADED))
+	/* Of the node's SCTP sockets it may be what service.h has just sent: no socket hook serves them. */
+	if (flow_get(skb) && (!(s->flow.flags & FLOW_MASQUERADED) || (p->proto == IPPROTO_SCTP && s->flow.flags & FLOW_OWN)))
 		return echo ? flow_step(skb) : 0;
 	flow_end(skb);
 	if (!echo)

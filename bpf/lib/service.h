@@ -81,8 +81,9 @@ static __always_inline int has_ports(struct __sk_buff *skb, struct packet *p)
 	return p->ports || (p->more && !p->later && l4_of(skb, p) == L4_PORTS);
 }
 
-/* Whether the backend of s->flow is gone. It is looked for once after a backend of any service went. */
-static __always_inline int service_backend_gone(struct scratch *s)
+/* Whether the backend of s->flow is gone, and a connection's also from the frontend that it asks (the Service's port may have another name now). It is looked for
+ * once after a backend of any service went. */
+static __always_inline int service_backend_gone(struct scratch *s, const struct frontend *fe)
 {
 	__u32 now = lb_generation();
 
@@ -90,8 +91,11 @@ static __always_inline int service_backend_gone(struct scratch *s)
 		return 1;
 	if (!s->flow.service || s->flow.generation == now)
 		return 0;
-	if (!lb_member(s->flow.service, &s->flow.daddr, s->flow.dport))
-		return 1;
+	if (!lb_member(s->flow.service, &s->flow.daddr, s->flow.dport)) {
+		if (!fe || s->p.proto != IPPROTO_TCP || tcp_opens(s->p.tcp) || !lb_member(fe->service, &s->flow.daddr, s->flow.dport))
+			return 1;
+		s->flow.service = fe->service;
+	}
 	s->flow.generation = now;
 	return 0;
 }
@@ -116,9 +120,11 @@ int __attribute__((noinline)) service_known(struct __sk_buff *skb, __u32 ended)
 	flow_key_of(p, &s->key, 0);
 	if (!flow_get(skb) || (!fe && !s->flow.service))
 		return fe ? SERVICE_NEW : SERVICE_NONE;
+	if (!s->flow.service && s->flow.dport == p->dport && addr_eq(&s->flow.daddr, &p->daddr)) /* it left the node before there was the frontend */
+		return flow_has_connection(p->proto) && !tcp_opens(p->tcp) ? SERVICE_NONE : SERVICE_NEW;
 	if (flow_is_reused(s))
 		return SERVICE_NEW;
-	if (service_backend_gone(s)) {
+	if (service_backend_gone(s, fe)) {
 		flow_end(skb);
 		return fe && (p->proto != IPPROTO_TCP || tcp_opens(p->tcp)) ? SERVICE_NEW : SERVICE_GONE;
 	}
@@ -208,6 +214,20 @@ static __always_inline void endpoint_mark(struct endpoint *ep, __u32 set, __u32 
 		ep->flags = flags;
 }
 
+/* One hop less for what goes on to another machine, so that frontends that are each other's backends end somewhere. -1: there is none left. */
+static __always_inline int service_hop(struct __sk_buff *skb, int v6)
+{
+	__u32 off = ETH_HLEN + (v6 ? offsetof(struct ipv6hdr, hop_limit) : offsetof(struct iphdr, ttl));
+	__u8 hops;
+
+	if (bpf_skb_load_bytes(skb, off, &hops, 1) || hops <= 1)
+		return -1;
+	if (!v6 && bpf_l3_csum_replace(skb, ETH_HLEN + offsetof(struct iphdr, check), bpf_htons(hops << 8), bpf_htons((hops - 1) << 8), 2))
+		return -1;
+	hops--;
+	return bpf_skb_store_bytes(skb, off, &hops, 1, v6 ? BPF_F_RECOMPUTE_CSUM : 0);
+}
+
 /* The packet at hand, which is what s->flow says, to its backend. */
 int __attribute__((noinline)) service_forward(struct __sk_buff *skb, __u32 asker)
 {
@@ -237,6 +257,8 @@ int __attribute__((noinline)) service_forward(struct __sk_buff *skb, __u32 asker
 		return TC_ACT_OK;
 	}
 	if (r || s->flow.flags & FLOW_MASQUERADED) {
+		if (service_hop(skb, p->v6))
+			return drop(skb, DROP_HOPS);
 		note(skb, UPLINK_TO_REMOTE);
 		return r && !remote_is_native(r) ? tunnel_send(skb, r, way) : native_send(skb, p, skb->ifindex);
 	}

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"fmt"
 	"os/exec"
 	"strings"
 	"testing"
@@ -74,8 +75,11 @@ func TestHostPort(t *testing.T) {
 	if bad := c.kubectl("get", "pod", "rival", "-o", "jsonpath={.status.hostIP}"); bad != lab.NodeIP {
 		t.Errorf("host IP %q", bad)
 	}
-	out, err := exec.CommandContext(t.Context(), "ip", append([]string{"netns", "exec", c.Outside, c.Binary}, client("http://"+lab.NodeIP+":8099")...)...).CombinedOutput()
-	if err != nil || !strings.Contains(string(out), "rival answers") {
-		t.Errorf("%v: %s", err, out)
-	}
+	eventually(t, 20*time.Second, func() string { // without a probe it is Ready before it listens
+		out, err := exec.CommandContext(t.Context(), "ip", append([]string{"netns", "exec", c.Outside, c.Binary}, client("http://"+lab.NodeIP+":8099")...)...).CombinedOutput()
+		if err != nil || !strings.Contains(string(out), "rival answers") {
+			return fmt.Sprintf("%v: %s", err, out)
+		}
+		return ""
+	})
 }

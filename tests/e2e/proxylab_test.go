@@ -22,6 +22,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
@@ -206,10 +207,12 @@ func (l *proxyLab) startServer() {
 		for _, a := range n.addrs {
 			node.Status.Addresses = append(node.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: a})
 		}
-		made, err := l.client.CoreV1().Nodes().Create(l.t.Context(), node, metav1.CreateOptions{})
+		status, err := json.Marshal(map[string]any{"status": map[string]any{"addresses": node.Status.Addresses}})
 		if err == nil {
-			made.Status = node.Status
-			_, err = l.client.CoreV1().Nodes().UpdateStatus(l.t.Context(), made, metav1.UpdateOptions{})
+			_, err = l.client.CoreV1().Nodes().Create(l.t.Context(), node, metav1.CreateOptions{})
+		}
+		if err == nil { // controllers write to it, too
+			_, err = l.client.CoreV1().Nodes().Patch(l.t.Context(), n.name, types.MergePatchType, status, metav1.PatchOptions{}, "status")
 		}
 		if err != nil {
 			l.t.Fatal(err)
