@@ -31,7 +31,7 @@ type healthChecks struct {
 type healthCheck struct {
 	port    uint16
 	local   int
-	servers map[netip.Addr]*http.Server
+	servers map[netip.Addr]*server
 }
 
 // healthCheckPort is where load balancers ask for a Service; 0: nowhere.
@@ -64,7 +64,7 @@ func (h *healthChecks) set(name types.NamespacedName, port uint16, local int) er
 		return nil
 	}
 	if c == nil {
-		c = &healthCheck{port: port, servers: map[netip.Addr]*http.Server{}}
+		c = &healthCheck{port: port, servers: map[netip.Addr]*server{}}
 		h.ports[name] = c
 	}
 	c.local = local
@@ -157,13 +157,25 @@ func listen(at netip.AddrPort) (net.Listener, error) {
 	return (&net.ListenConfig{}).Listen(context.Background(), "tcp", at.String())
 }
 
+// server answers on a listener of its own.
+type server struct {
+	*http.Server
+	listener net.Listener
+}
+
+// Close ends it. Its port is free then, also if it had not begun to answer: the http.Server would not know the listener yet.
+func (s *server) Close() {
+	s.Server.Close()
+	s.listener.Close()
+}
+
 // serve answers on l until it is closed. Whoever sends its request slowly does not get to finish it.
-func serve(l net.Listener, h http.Handler) *http.Server {
+func serve(l net.Listener, h http.Handler) *server {
 	s := &http.Server{Handler: h, ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10}
 	go func() {
 		if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 			klog.ErrorS(err, "No more answers", "address", l.Addr())
 		}
 	}()
-	return s
+	return &server{s, l}
 }
