@@ -1,0 +1,220 @@
+package bpf
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+)
+
+// A backend that another plugin's pod is: neither an endpoint of ours nor of another node of ours. One of this node is known by its Service.
+func TestBackendsOfOtherPlugins(t *testing.T) {
+	l := newServiceLab(t)
+	for _, f := range families {
+		for name, proto := range protocols {
+			front, client, stranger := at(f.node, 30080), at(f.far, 4000), at(f.of("10.88.0.5", "fd00:10:88::5"), 8080)
+			for _, c := range []struct {
+				what              string
+				backend           Backend
+				scope             Scope
+				from              netip.AddrPort
+				verdict           uint32
+				program           string
+				counted, answered string
+				answer            uint32
+			}{
+				{"elsewhere", Backend{Addr: stranger, All: true}, All, at(f.node, 4000), actRedirect, uplinkProgram, "uplink_to_remote", "remote_to_uplink", actRedirect},
+				{"of this node", Backend{Addr: stranger, All: true, Local: true}, Local, client, actOK, egressProgram, "uplink_to_node", "node_to_uplink", actOK},
+			} {
+				t.Run(fmt.Sprint(f.name, " ", name, " ", c.what), func(t *testing.T) {
+					l.service(t, LoadBalancer{Name: "ns/web:http", Protocol: proto, Frontends: []Frontend{{Addr: front, Kind: NodePort, Outside: c.scope}}, Backends: []Backend{c.backend}})
+					out := l.step(t, "the question", uplinkProgram, l.uplink, frame(proto, client, front, nil), c.verdict, c.counted, c.from, stranger)
+					l.step(t, "the answer", c.program, l.uplink, reply(out), c.answer, c.answered, front, client)
+					l.service(t)
+					must(t, clearFlows(l.d))
+				})
+			}
+		}
+	}
+}
+
+func clearFlows(d *Datapath) error {
+	for _, name := range []string{"flows_open", "flows_passing"} {
+		var k netFlowKey
+		var v netFlow
+		var all []netFlowKey
+		it := d.net.Maps[name].Iterate()
+		for it.Next(&k, &v) {
+			all = append(all, k)
+		}
+		for _, k := range all {
+			if err := d.net.Maps[name].Delete(k); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// A backend on another node has as many clients at once as there are ports outside of the kernel's range.
+func TestManyClientsOfOneBackend(t *testing.T) {
+	d := withPods(t, func(c *Config) { c.NodeAddrs = []netip.Addr{netip.MustParseAddr(nodeIP)} })
+	_, err := d.Remotes().Replace("b", []Remote{{Prefix: netip.MustParsePrefix("10.244.1.0/24"), Node: netip.MustParseAddr("192.0.2.20")}})
+	must(t, err)
+	must(t, d.net.Maps["path"].Put(uint32(0), netPath{Tunnel: 1, Mtu: 1400}))
+	_, err = d.LoadBalancers().Replace("u", []LoadBalancer{{Name: "ns/web:http", Protocol: 17, Frontends: fronts(NodePort, at(nodeIP, 30080)), Backends: backs(at(remote, 8080))}})
+	must(t, err)
+	local, err := readLocalPorts()
+	must(t, err)
+	seen := map[uint16]netip.Addr{}
+	client := netip.MustParseAddr("198.51.100.1")
+	for range 9000 { // twice as many as there are above the kernel's range
+		client = client.Next()
+		verdict, out := run(t, d.net.Programs[uplinkProgram], frame(17, netip.AddrPortFrom(client, uint16(local.first)), at(nodeIP, 30080), nil))
+		src, _ := ends(out)
+		if verdict != actRedirect || src.Addr().String() != nodeIP {
+			t.Fatalf("%s: verdict %d, from %s; %d clients before", client, verdict, src, len(seen))
+		}
+		if other, taken := seen[src.Port()]; taken {
+			t.Fatalf("port %d is that of %s and of %s", src.Port(), other, client)
+		}
+		if p := uint32(src.Port()); p < 1024 || (p >= local.first && p <= local.last) || p == 30080 {
+			t.Fatalf("port %d", p)
+		}
+		seen[src.Port()] = client
+	}
+}
+
+// What SCTP sockets of the node itself ask leaves its uplink: no hook sees those.
+func TestServiceOfTheNode(t *testing.T) {
+	l := newServiceLab(t)
+	for _, f := range families {
+		for i, c := range []struct {
+			what, backend, counted string
+			verdict                uint32
+			answerAt               string
+			answerIf               int
+			answer                 uint32
+			answered               string
+		}{
+			{"a pod", f.pod, "uplink_to_pod", actRedirect, podProgram, l.podVeth, actRedirect, "pod_to_uplink"},
+			{"a pod of another node", f.remote(), "uplink_to_remote", actRedirect, uplinkProgram, l.uplink, actOK, "remote_to_uplink"},
+			{"outside of the cluster", f.hop, "uplink_to_remote", actRedirect, uplinkProgram, l.uplink, actOK, "remote_to_uplink"},
+		} {
+			t.Run(f.name+" "+c.what, func(t *testing.T) {
+				client, front := at(f.node, uint16(4000+i)), at(f.vip(), 80)
+				set := func(backends ...Backend) {
+					l.service(t, LoadBalancer{Name: "ns/web:sctp", Protocol: 132, Frontends: []Frontend{{Addr: front}}, Backends: backends})
+				}
+				set(backs(at(c.backend, 8080))...)
+				out := l.step(t, "the question", egressProgram, l.uplink, frame(132, client, front, []byte("question")), c.verdict, c.counted, client, at(c.backend, 8080))
+				l.step(t, "the answer", c.answerAt, c.answerIf, reply(out), c.answer, c.answered, front, client)
+				set()
+				l.step(t, "without a backend", egressProgram, l.uplink, frame(132, client, front, nil), actShot, "drop_no_backend", netip.AddrPort{}, netip.AddrPort{})
+			})
+		}
+	}
+}
+
+// Machines behind the node, such as somebody else's containers on it, have the Services where the node's routes lead there by the uplink.
+func TestServicesForMachinesBehindTheNode(t *testing.T) {
+	l := newLab(t)
+	behind := newSpace(t)
+	l.pair(t, "behind", behind)
+	address(t, "behind", "172.31.7.1/24")
+	address(t, "behind", "fd00:172:31:7::1/64")
+	behind.within(t, func() error {
+		up(t, "lo")
+		address(t, "eth0", "172.31.7.2/24")
+		address(t, "eth0", "fd00:172:31:7::2/64")
+		return nil
+	})
+	behind.route(t, "0.0.0.0/0", "172.31.7.1")
+	behind.route(t, "::/0", "fd00:172:31:7::1")
+	for _, f := range families {
+		l.node.route(t, f.of("0.0.0.0/0", "::/0"), f.outside())
+	}
+	l.service(t, "10.96.0.5:80", "[fd00:10:96::5]:80")
+	for _, f := range families {
+		for _, network := range []string{"tcp", "udp"} {
+			seen := map[string]int{}
+			for i := range 30 {
+				c := behind.dial(t, network, at(f.service, 80).String())
+				for range 2 {
+					got, err := exchange(c, fmt.Sprint(i))
+					name, echoed, _ := strings.Cut(got, " ")
+					if err != nil || echoed != fmt.Sprint(i) {
+						t.Fatalf("%s %s: %q, %v", f.name, network, got, err)
+					}
+					seen[name]++
+				}
+			}
+			if seen["pod0"] == 0 || seen["pod1"] == 0 {
+				t.Errorf("%s %s: backends %v", f.name, network, seen)
+			}
+		}
+	}
+}
+
+// What a pod asked and answered is known of it when its row is written again, and by the next agent; another pod begins anew.
+func TestEndpointsKeepWhatTheyDid(t *testing.T) {
+	l := newServiceLab(t)
+	front := at("203.0.113.50", 80)
+	l.service(t, LoadBalancer{Name: "ns/web:http", Protocol: 17, Frontends: []Frontend{{Addr: front}}, Backends: backs(at(other, 8080))})
+	l.at(t, podProgram, l.podVeth, frame(17, at(pod, 4000), front, nil))
+	flags := func(addr string) uint32 {
+		t.Helper()
+		var row netEndpoint
+		must(t, l.d.net.Maps["endpoints"].Lookup(addr16(netip.MustParseAddr(addr)), &row))
+		return row.Flags
+	}
+	write := func(owner, addr string, ifindex int, queued bool) {
+		t.Helper()
+		_, err := l.d.Endpoints().Replace(owner, []Endpoint{{Addr: netip.MustParseAddr(addr), Ifindex: ifindex, PodMAC: podMAC, HostMAC: hostMAC, Queued: queued}})
+		must(t, err)
+	}
+	const asked, answers = endpointAsks | endpointQuiet, 0
+	if flags(pod) != asked || flags(other) != answers {
+		t.Fatalf("flags %x and %x", flags(pod), flags(other))
+	}
+	write("lab "+pod, pod, l.podVeth, true)
+	write("lab "+other, other, l.otherVeth, true)
+	if flags(pod) != asked|endpointQueued || flags(other) != answers|endpointQueued {
+		t.Errorf("written again: flags %x and %x", flags(pod), flags(other))
+	}
+	again, err := openEndpoints(l.d.net.Maps)
+	must(t, err)
+	if c, err := again.Replace("lab "+pod, []Endpoint{{Addr: netip.MustParseAddr(pod), Ifindex: l.podVeth, PodMAC: podMAC, HostMAC: hostMAC, Queued: true}}); err != nil || c != (Changes{}) {
+		t.Errorf("the next agent: %+v, %v", c, err)
+	}
+	write("lab "+pod, pod, l.tunnel, true)
+	if flags(pod) != endpointQuiet|endpointQueued {
+		t.Errorf("another pod: flags %x", flags(pod))
+	}
+}
+
+// A packet to a Service, or an error about one, that ends anywhere is judged and harms nothing.
+func TestTruncatedPacketsToServices(t *testing.T) {
+	l := newServiceLab(t)
+	for _, f := range families {
+		front := at(f.vip(), 80)
+		for _, proto := range protocols {
+			l.service(t, LoadBalancer{Name: "ns/web:http", Protocol: proto, Frontends: []Frontend{{Addr: front}}, Backends: backs(at(f.pod, 8080))})
+			for _, full := range [][]byte{
+				frame(proto, at(f.far, 4000), front, []byte("question")), frame(proto, at(f.pod, 8080), at(f.far, 4000), []byte("answer")),
+				frame(proto, at(f.pod, 4000), front, []byte("question")), cut(frame(proto, at(f.far, 4000), front, []byte("question")), 7, 0, true),
+				f.about(f.far, f.vip(), frame(proto, front, at(f.far, 4000), nil)), f.about(f.pod, f.far, frame(proto, at(f.far, 4000), at(f.pod, 8080), nil)),
+			} {
+				for n := shortest(full); n <= len(full); n++ {
+					for program, ifindex := range map[string]int{podProgram: l.podVeth, toPodProgram: l.podVeth, uplinkProgram: l.uplink, egressProgram: l.uplink} {
+						verdict, _ := l.run(t, program, ifindex, full[:n])
+						if n < len(full) && program == podProgram && verdict != actShot {
+							t.Errorf("%d of %x: verdict %d", n, full, verdict)
+						}
+					}
+				}
+			}
+		}
+	}
+}
+
