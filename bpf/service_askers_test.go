@@ -217,4 +217,3 @@ func TestTruncatedPacketsToServices(t *testing.T) {
 		}
 	}
 }
-

@@ -138,4 +138,3 @@ func reply(b []byte) []byte {
 }
 
 var protocols = map[string]byte{"TCP": 6, "UDP": 17, "SCTP": 132}
-

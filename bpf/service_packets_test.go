@@ -394,4 +394,3 @@ func TestAffinityOfClients(t *testing.T) {
 		}
 	}
 }
-
