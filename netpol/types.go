@@ -6,6 +6,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	policyv1alpha2 "sigs.k8s.io/network-policy-api/apis/v1alpha2"
 )
@@ -35,6 +36,29 @@ type Flow struct {
 	From, To End
 	Protocol uint8  // of IP: 6 TCP, 17 UDP, 132 SCTP; others have no port
 	Port     uint16 // of To
+	// ICMPType is that of a message of ICMP (protocol 1) or ICMPv6 (58); 0: one that asks, as an echo does. See PassesAlways.
+	ICMPType uint8
+	// ViaService: From asked a Service, and To is the backend that was chosen. It matters where both are the same pod: only such a
+	// flow leaves it.
+	ViaService bool
+	// Forwarded: From is a node's address, but it stands for that of a client elsewhere (a NodePort with externalTrafficPolicy
+	// Cluster). Without it, what comes of an address of the node that To is on, or of a hostNetwork pod there, is that
+	// node's own stack, and not judged on ingress.
+	Forwarded bool
+}
+
+// PassesAlways tells the messages of ICMP that no policy judges: errors, which belong to flows that are judged, and what IPv6 does not work
+// without (RFC 4890, section 4.4.1: neighbour discovery, listeners of multicast, SEND, multicast router discovery). Echo requests
+// are judged in both families.
+func PassesAlways(protocol, icmpType uint8) bool {
+	switch protocol {
+	case ICMP:
+		return icmpType == 3 || icmpType == 11 || icmpType == 12
+	case ICMPv6:
+		return 1 <= icmpType && icmpType <= 4 || 130 <= icmpType && icmpType <= 137 || icmpType == 141 || icmpType == 142 ||
+			icmpType == 143 || icmpType == 148 || icmpType == 149 || 151 <= icmpType && icmpType <= 153
+	}
+	return false
 }
 
 // Direction is that of a policy's rules.
@@ -105,12 +129,26 @@ type Verdict struct {
 	Ingress Side `json:"ingress"`
 }
 
-// Protocols that have ports.
+// Protocols: those that have ports, and those of PassesAlways.
 const (
-	TCP  = 6
-	UDP  = 17
-	SCTP = 132
+	TCP    = 6
+	UDP    = 17
+	SCTP   = 132
+	ICMP   = 1
+	ICMPv6 = 58
 )
+
+// A policy with this annotation and this value is in shadow: it is judged and counted beside what is enforced, and not enforced. Any other value
+// of the annotation leaves the policy enforced.
+const (
+	ModeAnnotation = "strake.io/policy-mode"
+	ModeShadow     = "shadow"
+)
+
+// InShadow tells whether a policy is in shadow.
+func InShadow(policy metav1.Object) bool {
+	return policy.GetAnnotations()[ModeAnnotation] == ModeShadow
+}
 
 // ProtocolNumber is the number of a protocol as the APIs name it.
 func ProtocolNumber(p corev1.Protocol) (uint8, error) {
