@@ -33,7 +33,7 @@ func TestAPI(t *testing.T) {
 		"collections": testCollections, "refusals": testRefusals, "immutable": testImmutable, "status": testStatus, "scale": testScale, "events": testEvents,
 		"storage": testStorage, "system": testSystem, "namespaces": testNamespaces, "services": testServices, "manyServices": testManyServices,
 		"binding": testBinding, "eviction": testEviction, "gracefulDelete": testGracefulDelete, "ephemeral": testEphemeral,
-		"customResources": testCustomResources, "aggregator": testAggregator, "schemas": testSchemas,
+		"customResources": testCustomResources, "clusterNetworkPolicies": testClusterNetworkPolicies, "aggregator": testAggregator, "schemas": testSchemas,
 		"streams": testStreams, "logs": testLogs, "portForward": testPortForward, "nodeProxy": testNodeProxy,
 		"kubelets": testKubelets, "tokens": testTokens, "users": testUsers, "certificates": testCertificates, "bootstrapTokens": testBootstrapTokens,
 	} {

@@ -38,7 +38,7 @@ func (s storages) add(gv schema.GroupVersion, more map[string]rest.Storage) {
 func (b *builder) core(next genericapiserver.DelegationTarget) (*genericapiserver.GenericAPIServer, error) {
 	g := *b.generic
 	for name, hook := range map[string]genericapiserver.PostStartHookFunc{
-		"strake/rbac-defaults": b.rbacHook, "strake/system-objects": b.systemObjectsHook,
+		"strake/rbac-defaults": b.rbacHook, "strake/system-objects": b.systemObjectsHook, "strake/definitions": b.crdHook,
 	} {
 		if err := g.AddPostStartHook(name, hook); err != nil {
 			return nil, err

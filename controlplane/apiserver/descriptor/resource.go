@@ -39,9 +39,12 @@ type Resource struct {
 	// PrepareCreate and PrepareUpdate adjust an object after the general rules: status is reset (kept, on
 	// an update) where Status is set, and metadata.generation follows changes of everything else
 	// but metadata and status where Generation is set.
-	PrepareCreate  func(ctx context.Context, obj runtime.Object)
-	PrepareUpdate  func(ctx context.Context, obj, old runtime.Object)
-	Validate       func(obj runtime.Object) field.ErrorList
+	PrepareCreate func(ctx context.Context, obj runtime.Object)
+	PrepareUpdate func(ctx context.Context, obj, old runtime.Object)
+	Validate      func(obj runtime.Object) field.ErrorList
+	// Revalidate stands for Validate on an update, where what the old object has already is not refused for it; nil: Validate.
+	Revalidate func(obj, old runtime.Object) field.ErrorList
+	// ValidateUpdate tells what may not change.
 	ValidateUpdate func(obj, old runtime.Object) field.ErrorList
 	Warn           func(obj runtime.Object) []string
 
@@ -125,6 +128,11 @@ func Check[T runtime.Object](f func(T) field.ErrorList) func(runtime.Object) fie
 // CheckUpdate adapts a typed validation of an update.
 func CheckUpdate[T runtime.Object](f func(obj, old T) field.ErrorList) func(obj, old runtime.Object) field.ErrorList {
 	return func(o, old runtime.Object) field.ErrorList { return f(o.(T), old.(T)) }
+}
+
+// Warn adapts a typed function of warnings.
+func Warn[T runtime.Object](f func(T) []string) func(runtime.Object) []string {
+	return func(o runtime.Object) []string { return f(o.(T)) }
 }
 
 // Prepare adapts a typed strategy function.

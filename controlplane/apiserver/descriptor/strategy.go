@@ -119,7 +119,9 @@ func validateMetaUpdate(obj, old runtime.Object) field.ErrorList {
 
 func (s strategy) ValidateUpdate(_ context.Context, obj, old runtime.Object) field.ErrorList {
 	errs := append(s.validateMeta(obj), validateMetaUpdate(obj, old)...)
-	if s.r.Validate != nil {
+	if s.r.Revalidate != nil {
+		errs = append(errs, s.r.Revalidate(obj, old)...)
+	} else if s.r.Validate != nil {
 		errs = append(errs, s.r.Validate(obj)...)
 	}
 	if s.r.ValidateUpdate != nil {

@@ -10,7 +10,6 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	apivalidation "k8s.io/apimachinery/pkg/api/validation"
-	metav1validation "k8s.io/apimachinery/pkg/apis/meta/v1/validation"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
@@ -131,8 +130,10 @@ func networking() []*descriptor.Resource {
 	return []*descriptor.Resource{
 		kind[networkingv1.NetworkPolicy, networkingv1.NetworkPolicyList]("NetworkPolicy", descriptor.Resource{
 			GroupVersion: networkingv1.SchemeGroupVersion, Plural: "networkpolicies", ShortNames: []string{"netpol"}, Namespaced: true, Generation: true,
-			Default:  descriptor.Each(defaultNetworkPolicy),
-			Validate: descriptor.Check(validateNetworkPolicy),
+			Default:    descriptor.Each(defaultNetworkPolicy),
+			Validate:   descriptor.Check(validateNetworkPolicy),
+			Revalidate: descriptor.CheckUpdate(revalidateNetworkPolicy),
+			Warn:       descriptor.Warn(warnNetworkPolicy),
 			Columns: []descriptor.Column{
 				{Name: "Pod-Selector", Cell: descriptor.Cell(func(n *networkingv1.NetworkPolicy) string { return selectorCell(&n.Spec.PodSelector) })},
 				descriptor.Age,
@@ -191,95 +192,4 @@ func networking() []*descriptor.Resource {
 			},
 		}),
 	}
-}
-
-func defaultNetworkPolicy(n *networkingv1.NetworkPolicy) {
-	for i := range n.Spec.Ingress {
-		defaultPolicyPorts(n.Spec.Ingress[i].Ports)
-	}
-	for i := range n.Spec.Egress {
-		defaultPolicyPorts(n.Spec.Egress[i].Ports)
-	}
-	if len(n.Spec.PolicyTypes) == 0 {
-		n.Spec.PolicyTypes = []networkingv1.PolicyType{networkingv1.PolicyTypeIngress}
-		if len(n.Spec.Egress) > 0 {
-			n.Spec.PolicyTypes = append(n.Spec.PolicyTypes, networkingv1.PolicyTypeEgress)
-		}
-	}
-}
-
-func defaultPolicyPorts(ports []networkingv1.NetworkPolicyPort) {
-	for i := range ports {
-		set(&ports[i].Protocol, corev1.ProtocolTCP)
-	}
-}
-
-// strictlyWithin tells whether a network is part of another, and not all of it. Of one that can't be read nothing is said.
-func strictlyWithin(part, whole string) bool {
-	p, err := netip.ParsePrefix(part)
-	w, wholeErr := netip.ParsePrefix(whole)
-	return err != nil || wholeErr != nil || w.Contains(p.Addr()) && p.Bits() > w.Bits()
-}
-
-func validateNetworkPolicy(n *networkingv1.NetworkPolicy) field.ErrorList {
-	p := field.NewPath("spec")
-	opts := metav1validation.LabelSelectorValidationOptions{}
-	errs := metav1validation.ValidateLabelSelector(&n.Spec.PodSelector, opts, p.Child("podSelector"))
-	check := func(ports []networkingv1.NetworkPolicyPort, peers []networkingv1.NetworkPolicyPeer, rp *field.Path, peerName string) {
-		for i, port := range ports {
-			pp := rp.Child("ports").Index(i)
-			if port.Protocol != nil {
-				errs = append(errs, oneOf(*port.Protocol, pp.Child("protocol"), corev1.ProtocolTCP, corev1.ProtocolUDP, corev1.ProtocolSCTP)...)
-			}
-			if port.Port != nil {
-				errs = append(errs, validatePortRef(*port.Port, pp.Child("port"))...)
-			}
-			if port.EndPort != nil {
-				switch {
-				case port.Port == nil:
-					errs = append(errs, field.Required(pp.Child("port"), "must be specified when `endPort` is specified"))
-				case port.Port.StrVal != "":
-					errs = append(errs, field.Invalid(pp.Child("endPort"), *port.EndPort, "may not be specified when `port` is non-numeric"))
-				case *port.EndPort < port.Port.IntVal:
-					errs = append(errs, field.Invalid(pp.Child("endPort"), *port.EndPort, "must be greater than or equal to `port`"))
-				}
-			}
-		}
-		for i, peer := range peers {
-			pp := rp.Child(peerName).Index(i)
-			if peer.IPBlock != nil && (peer.PodSelector != nil || peer.NamespaceSelector != nil) {
-				errs = append(errs, field.Forbidden(pp, "may not specify both ipBlock and another peer"))
-			}
-			if peer.IPBlock == nil && peer.PodSelector == nil && peer.NamespaceSelector == nil {
-				errs = append(errs, field.Required(pp, "must specify a peer"))
-			}
-			if peer.PodSelector != nil {
-				errs = append(errs, metav1validation.ValidateLabelSelector(peer.PodSelector, opts, pp.Child("podSelector"))...)
-			}
-			if peer.NamespaceSelector != nil {
-				errs = append(errs, metav1validation.ValidateLabelSelector(peer.NamespaceSelector, opts, pp.Child("namespaceSelector"))...)
-			}
-			if peer.IPBlock != nil {
-				errs = append(errs, validation.IsValidCIDRForLegacyField(pp.Child("ipBlock", "cidr"), peer.IPBlock.CIDR, true, nil)...)
-				for j, e := range peer.IPBlock.Except {
-					ep := pp.Child("ipBlock", "except").Index(j)
-					if bad := validation.IsValidCIDRForLegacyField(ep, e, true, nil); len(bad) > 0 {
-						errs = append(errs, bad...)
-					} else if !strictlyWithin(e, peer.IPBlock.CIDR) {
-						errs = append(errs, field.Invalid(ep, e, "must be a strict subset of `cidr`"))
-					}
-				}
-			}
-		}
-	}
-	for i, r := range n.Spec.Ingress {
-		check(r.Ports, r.From, p.Child("ingress").Index(i), "from")
-	}
-	for i, r := range n.Spec.Egress {
-		check(r.Ports, r.To, p.Child("egress").Index(i), "to")
-	}
-	for i, t := range n.Spec.PolicyTypes {
-		errs = append(errs, oneOf(t, p.Child("policyTypes").Index(i), networkingv1.PolicyTypeIngress, networkingv1.PolicyTypeEgress)...)
-	}
-	return errs
 }

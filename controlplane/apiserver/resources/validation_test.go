@@ -454,7 +454,6 @@ func TestServicesOfBalancers(t *testing.T) {
 }
 
 func TestOthers(t *testing.T) {
-	tcp := corev1.ProtocolTCP
 	for name, test := range map[string]struct {
 		obj  runtime.Object
 		want []string
@@ -516,18 +515,6 @@ func TestOthers(t *testing.T) {
 			return s
 		}()}, []string{"spec.nodeName: Forbidden"}},
 		"no type": {&discoveryv1.EndpointSlice{}, []string{"addressType: Required value"}},
-		"NetworkPolicy": {&networkingv1.NetworkPolicy{Spec: networkingv1.NetworkPolicySpec{
-			Ingress: []networkingv1.NetworkPolicyIngressRule{{
-				Ports: []networkingv1.NetworkPolicyPort{{EndPort: ptr(int32(5))}, {Port: ptr(intstr.FromInt32(9)), EndPort: ptr(int32(5))}, {Port: ptr(intstr.FromString("http")), EndPort: ptr(int32(5)), Protocol: &tcp}, {Port: ptr(intstr.FromInt32(0)), Protocol: ptr(corev1.Protocol("ICMP"))}},
-				From:  []networkingv1.NetworkPolicyPeer{{}, {IPBlock: &networkingv1.IPBlock{CIDR: "10.0.0.0/33", Except: []string{"x"}}}, {IPBlock: &networkingv1.IPBlock{CIDR: "10.0.0.0/8"}, PodSelector: &metav1.LabelSelector{}}},
-			}},
-			Egress:      []networkingv1.NetworkPolicyEgressRule{{To: []networkingv1.NetworkPolicyPeer{{IPBlock: &networkingv1.IPBlock{CIDR: "10.0.0.0/8", Except: []string{"192.168.0.0/16"}}}}}},
-			PolicyTypes: []networkingv1.PolicyType{"Both"},
-		}}, []string{
-			"spec.ingress[0].ports[0].port: Required value", "spec.ingress[0].ports[1].endPort: Invalid value", "spec.ingress[0].ports[2].endPort: Invalid value", "spec.ingress[0].ports[3].port: Invalid value", "spec.ingress[0].ports[3].protocol: Unsupported value",
-			"spec.ingress[0].from[0]: Required value", "spec.ingress[0].from[1].ipBlock.cidr: Invalid value", "spec.ingress[0].from[1].ipBlock.except[0]: Invalid value", "spec.ingress[0].from[2]: Forbidden",
-			"spec.egress[0].to[0].ipBlock.except[0]: Invalid value", "spec.policyTypes[0]: Unsupported value",
-		}},
 		"Role": {&rbacv1.Role{Rules: []rbacv1.PolicyRule{{}, {Verbs: []string{"get"}, NonResourceURLs: []string{"/"}}}},
 			[]string{"rules[0].verbs: Required value", "rules[0].apiGroups: Required value", "rules[0].resources: Required value", "rules[1].nonResourceURLs: Invalid value"}},
 		"RoleBinding":        {&rbacv1.RoleBinding{RoleRef: rbacv1.RoleRef{Kind: "Hat"}, Subjects: []rbacv1.Subject{{Kind: "User"}, {Kind: "Robot", Name: "x"}}}, []string{"roleRef.kind: Unsupported value", "roleRef.name: Required value", "subjects[0].name: Required value", "subjects[1].kind: Unsupported value"}},

@@ -32,9 +32,11 @@ func urls(paths ...string) rbacv1.PolicyRule {
 }
 
 // groups are the API groups that people work with in a namespace, in the order of their rules.
-var groups = []string{"", "apps", "autoscaling", "batch", "discovery.k8s.io", "networking.k8s.io", "policy"}
+var groups = []string{"", "apps", "autoscaling", "batch", "discovery.k8s.io", "networking.k8s.io", "policy", "policy.networking.k8s.io"}
 
 // readable is what the role view shows of each. Secrets are not in it: who reads one can act as whom it belongs to.
+// ClusterNetworkPolicies are, for who is bound in the whole cluster; writing them is for cluster-admin, as they stand above what
+// owners of namespaces allow.
 var readable = map[string][]string{
 	"": {
 		"bindings", "configmaps", "endpoints", "events", "limitranges", "namespaces", "namespaces/status", "persistentvolumeclaims", "persistentvolumeclaims/status",
@@ -50,6 +52,8 @@ var readable = map[string][]string{
 	"discovery.k8s.io":  {"endpointslices"},
 	"networking.k8s.io": {"ingresses", "ingresses/status", "networkpolicies"},
 	"policy":            {"poddisruptionbudgets", "poddisruptionbudgets/status"},
+
+	"policy.networking.k8s.io": {"clusternetworkpolicies", "clusternetworkpolicies/status"},
 }
 
 // writable is what the role edit changes. Endpoints and EndpointSlices are not in it: they could lead a
@@ -151,7 +155,9 @@ func clusterRoles() []rbacv1.ClusterRole {
 		named("strake:node-network",
 			rule(read, "", "nodes", "services", "endpoints", "pods", "namespaces"),
 			rule(read, "discovery.k8s.io", "endpointslices"), rule(read, "networking.k8s.io", "networkpolicies"),
-			rule([]string{"create", "patch", "update"}, "", "events")),
+			rule(read, "policy.networking.k8s.io", "clusternetworkpolicies"),
+			rule([]string{"create", "patch", "update"}, "", "events"),
+			only(rule([]string{"list", "watch"}, "apiextensions.k8s.io", "customresourcedefinitions"), "clusternetworkpolicies.policy.networking.k8s.io")),
 		named("system:kube-scheduler",
 			rule([]string{"create", "patch", "update"}, "", "events"), rule([]string{"create", "patch", "update"}, "events.k8s.io", "events"),
 			rule([]string{"create"}, "coordination.k8s.io", "leases"),

@@ -1,0 +1,4 @@
+package apiserver
+
+// InstallDefinitions is what a server does at its start.
+var InstallDefinitions = installDefinitions
