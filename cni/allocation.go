@@ -25,6 +25,7 @@ type Allocation struct {
 	Host        string       `json:"host"`            // name of the host's side of the veth
 	Netns       string       `json:"netns,omitempty"` // path of the pod's network namespace
 	Pod         string       `json:"pod,omitempty"`   // namespace/name
+	UID         string       `json:"uid,omitempty"`   // the pod's, if the runtime told it
 	Ports       []HostPort   `json:"ports,omitempty"`
 
 	Bandwidth plugin.Bandwidth `json:"bandwidth,omitzero"`

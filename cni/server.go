@@ -54,6 +54,8 @@ type Config struct {
 	Sandboxes func(context.Context) ([]string, error)
 	// LeavesSockets tells whether the sockets of a pod, named namespace/name, are to be left alone, and whether that is known; nil: of none.
 	LeavesSockets func(pod string) (off, known bool)
+	// Guard judges pods' packets; nil: nobody does.
+	Guard Guard
 }
 
 // Server answers the plugin.

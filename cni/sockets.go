@@ -2,13 +2,11 @@ package cni
 
 import (
 	"fmt"
-	"strings"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/klog/v2"
 
 	"github.com/strake-io/strake/bpf"
-	"github.com/strake-io/strake/cni/plugin"
 )
 
 // Services are translated at a pod's sockets, so that its packets carry the backend's address from the first on. Some pods need the packets as
@@ -30,23 +28,6 @@ func LeavesSockets(pod metav1.Object) bool {
 	_, istio := pod.GetAnnotations()["sidecar.istio.io/status"] // written by the sidecar injector
 	_, machine := pod.GetLabels()["kubevirt.io"]                // of virt-launcher pods
 	return istio || machine
-}
-
-// podOf is namespace/name of the pod that a call is for (CNI_ARGS of the kubelet's runtimes), or empty.
-func podOf(r plugin.Request) string {
-	var namespace, name string
-	for arg := range strings.SplitSeq(r.Args, ";") {
-		switch k, v, _ := strings.Cut(arg, "="); k {
-		case "K8S_POD_NAMESPACE":
-			namespace = v
-		case "K8S_POD_NAME":
-			name = v
-		}
-	}
-	if namespace == "" || name == "" {
-		return ""
-	}
-	return namespace + "/" + name
 }
 
 // switchSockets leaves the sockets of a pod alone, or not. Of a pod that is not known yet nothing is changed.

@@ -1,6 +1,7 @@
 package cni
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -146,15 +147,27 @@ func (s *Server) add(r plugin.Request) (*types100.Result, error) {
 		return nil, err
 	}
 	defer p.close()
-	a, durable, err := s.ipam.allocate(ranges, Allocation{ContainerID: r.ContainerID, Ifname: r.Ifname, Host: hostName(r.ContainerID, r.Ifname), Netns: r.Netns, Pod: podOf(r), Ports: ports, Bandwidth: r.Bandwidth})
+	name, uid := podOf(r)
+	a, durable, err := s.ipam.allocate(ranges, Allocation{ContainerID: r.ContainerID, Ifname: r.Ifname, Host: hostName(r.ContainerID, r.Ifname), Netns: r.Netns, Pod: name, UID: uid, Ports: ports, Bandwidth: r.Bandwidth})
 	if err != nil {
 		return nil, err
 	}
+	ctx, cancel := context.WithTimeout(context.Background(), admitTimeout)
+	defer cancel()
+	admitted := make(chan error, 1)
+	go func() { admitted <- s.admit(ctx, a) }() // meanwhile the link is made
 	mtu, err := s.connect(p, a)
 	if derr := durable(); err == nil {
 		err = derr
 	}
+	if err != nil {
+		cancel()
+	}
+	if aerr := <-admitted; err == nil {
+		err = aerr
+	}
 	if errors.Is(err, errExists) {
+		s.release(r.ContainerID, r.Ifname)
 		return nil, errors.Join(err, s.ipam.release(r.ContainerID, r.Ifname))
 	}
 	if err != nil {
@@ -235,7 +248,15 @@ func (s *Server) del(container, ifname string) error {
 	s.mu.Lock()
 	delete(s.ifindex, k)
 	s.mu.Unlock()
+	s.release(container, ifname)
 	return s.ipam.release(container, ifname)
+}
+
+// release has the guard forget an attachment, if there is one.
+func (s *Server) release(container, ifname string) {
+	if a, ok := s.ipam.get(container, ifname); ok && s.cfg.Guard != nil {
+		s.cfg.Guard.Release(a)
+	}
 }
 
 // check reports damage.
