@@ -51,6 +51,13 @@ type Config struct {
 	// this node's set and of all counts twice). 0: DefaultMaxFrontends, DefaultMaxBackends. Tables that are there get another size with their rows.
 	MaxFrontends, MaxBackends int
 
+	// Policy: packets of pods are judged by the rows of Policies, and a pod without a row there sends and gets nothing. Without it no program looks at
+	// them.
+	Policy bool
+	// MaxPolicyPeers bounds the addresses, and the blocks, that policies tell apart, MaxPolicyRules the answers, and the ports, of all rule sets. 0:
+	// DefaultMaxPolicyPeers, DefaultMaxPolicyRules.
+	MaxPolicyPeers, MaxPolicyRules int
+
 	noSetRetval bool      // tests: as on Linux before 6.1
 	masqPorts   portRange // tests: instead of those that the kernel leaves
 }
@@ -65,6 +72,7 @@ type Datapath struct {
 	names         *nameTable
 	remotes       *remoteTable
 	socketsOff    *socketsOffTable
+	policies      *PolicyTables
 	mu            sync.Mutex // of attachments
 	noTCX         bool       // tests: as on Linux before 6.6
 	netns         uint64     // cookie of the node's namespace
@@ -132,6 +140,9 @@ func Open(c Config) (*Datapath, error) {
 		d.socketsOff, err = openSocketsOff(d.sock.Maps)
 	}
 	if err == nil {
+		d.policies, err = openPolicies(d.net.Maps, d.endpoints.addrs())
+	}
+	if err == nil {
 		err = d.sweep()
 	}
 	if err == nil {
@@ -152,6 +163,9 @@ func (c Config) check() error {
 	}
 	if c.MaxFrontends < 0 || c.MaxBackends < 0 || c.MaxFrontends > maxRows || c.MaxBackends > maxRows {
 		return fmt.Errorf("bpf: tables of %d frontends and %d backends: each is 0 to %d", c.MaxFrontends, c.MaxBackends, maxRows)
+	}
+	if c.MaxPolicyPeers < 0 || c.MaxPolicyRules < 0 || c.MaxPolicyPeers > maxRows || c.MaxPolicyRules > maxRows {
+		return fmt.Errorf("bpf: tables of %d peers and %d rules of policies: each is 0 to %d", c.MaxPolicyPeers, c.MaxPolicyRules, maxRows)
 	}
 	if c.Zone == "" && len(c.DNSAddrs) > 0 {
 		return errors.New("bpf: Zone is empty")
@@ -312,6 +326,9 @@ func (d *Datapath) Names() Table[Name] { return d.names }
 
 // Remotes is the table of what other nodes have.
 func (d *Datapath) Remotes() Table[Remote] { return d.remotes }
+
+// Policies are the rows by which packets of pods are judged.
+func (d *Datapath) Policies() *PolicyTables { return d.policies }
 
 // attachCgroup puts the socket hooks on the root of the cgroup2 tree; what they act on is their constants' business.
 func (d *Datapath) attachCgroup(root string) error {

@@ -59,7 +59,9 @@ func (c Config) sizes() map[string]uint32 {
 	if backends == 0 {
 		backends = DefaultMaxBackends
 	}
-	return map[string]uint32{"lb_frontends": frontends, "lb_services": frontends, "lb_backends": backends, "lb_members": backends, "lb_maglev": max(backends/2, 1)}
+	sizes := map[string]uint32{"lb_frontends": frontends, "lb_services": frontends, "lb_backends": backends, "lb_members": backends, "lb_maglev": max(backends/2, 1)}
+	c.policySizes(sizes)
+	return sizes
 }
 
 // roomier says which flag makes room in a full table.

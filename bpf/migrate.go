@@ -123,13 +123,14 @@ func mapSpecs() (map[string]*ebpf.MapSpec, error) {
 	return specs, nil
 }
 
-// resizeTables gives the load balancer's tables the sizes that they are to have, with their rows. No program writes them, so none is lost.
+// resizeTables gives the tables of the load balancer and of policies the sizes that they are to have, with their rows. No program writes them, but
+// hits of policies, so none is lost.
 func resizeTables(pinDir string, sizes map[string]uint32) error {
 	specs, err := mapSpecs()
 	if err != nil {
 		return err
 	}
-	for _, name := range lbPins {
+	for _, name := range slices.Concat(lbPins, policyTables) {
 		spec := specs[name]
 		if n := sizes[name]; n != 0 {
 			spec.MaxEntries = n

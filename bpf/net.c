@@ -17,6 +17,8 @@
 #include "lib/nat.h"
 #include "lib/neighbour.h"
 #include "lib/parse.h"
+#include "lib/policy.h"
+#include "lib/policyhits.h"
 #include "lib/service.h"
 #include "lib/tunnel.h"
 #include "lib/verdict.h"

@@ -210,6 +210,61 @@ type netPath struct {
 	Mtu    uint32
 }
 
+type netPolicyAnswerKey struct {
+	_        structs.HostLayout
+	Rules    uint32
+	Identity uint32
+}
+
+type netPolicyHit struct {
+	_       structs.HostLayout
+	Packets uint64
+	Bytes   uint64
+}
+
+type netPolicyHitKey struct {
+	_         structs.HostLayout
+	Policy    uint32
+	Rule      uint16
+	Direction uint8
+	Flags     uint8
+}
+
+type netPolicyName struct {
+	_         structs.HostLayout
+	Uid       [64]uint8
+	Kind      [32]uint8
+	Namespace [64]uint8
+	Name      [256]uint8
+}
+
+type netPolicyPortKey struct {
+	_     structs.HostLayout
+	Len   uint32
+	Ports uint32
+	Proto uint8
+	Port  [2]uint8
+	Pad   uint8
+}
+
+type netPolicySubject struct {
+	_        structs.HostLayout
+	Identity uint32
+	Rules    [2]uint32
+	Shadow   [2]uint32
+	Flags    uint32
+	Born     uint32
+	Adopts   uint32
+}
+
+type netPolicyVerdict struct {
+	_      structs.HostLayout
+	Policy uint32
+	Rule   uint16
+	Allow  uint8
+	Tier   uint8
+}
+
 type netPortKey struct {
 	_     structs.HostLayout
 	Port  uint16
@@ -327,6 +382,14 @@ const (
 	netMapMonitor            = "monitor"
 	netMapNames              = "names"
 	netMapPath               = "path"
+	netMapPolicyAnswers      = "policy_answers"
+	netMapPolicyBlocks       = "policy_blocks"
+	netMapPolicyHits         = "policy_hits"
+	netMapPolicyNames        = "policy_names"
+	netMapPolicyPeers        = "policy_peers"
+	netMapPolicyPorts        = "policy_ports"
+	netMapPolicyRevision     = "policy_revision"
+	netMapPolicySubjects     = "policy_subjects"
 	netMapRefusals           = "refusals"
 	netMapRemotes            = "remotes"
 	netMapScratches          = "scratches"
@@ -439,6 +502,14 @@ type netMapSpecs struct {
 	Monitor            *ebpf.MapSpec `ebpf:"monitor"`
 	Names              *ebpf.MapSpec `ebpf:"names"`
 	Path               *ebpf.MapSpec `ebpf:"path"`
+	PolicyAnswers      *ebpf.MapSpec `ebpf:"policy_answers"`
+	PolicyBlocks       *ebpf.MapSpec `ebpf:"policy_blocks"`
+	PolicyHits         *ebpf.MapSpec `ebpf:"policy_hits"`
+	PolicyNames        *ebpf.MapSpec `ebpf:"policy_names"`
+	PolicyPeers        *ebpf.MapSpec `ebpf:"policy_peers"`
+	PolicyPorts        *ebpf.MapSpec `ebpf:"policy_ports"`
+	PolicyRevision     *ebpf.MapSpec `ebpf:"policy_revision"`
+	PolicySubjects     *ebpf.MapSpec `ebpf:"policy_subjects"`
 	Refusals           *ebpf.MapSpec `ebpf:"refusals"`
 	Remotes            *ebpf.MapSpec `ebpf:"remotes"`
 	Scratches          *ebpf.MapSpec `ebpf:"scratches"`
@@ -517,6 +588,14 @@ type netMaps struct {
 	Monitor            *ebpf.Map `ebpf:"monitor"`
 	Names              *ebpf.Map `ebpf:"names"`
 	Path               *ebpf.Map `ebpf:"path"`
+	PolicyAnswers      *ebpf.Map `ebpf:"policy_answers"`
+	PolicyBlocks       *ebpf.Map `ebpf:"policy_blocks"`
+	PolicyHits         *ebpf.Map `ebpf:"policy_hits"`
+	PolicyNames        *ebpf.Map `ebpf:"policy_names"`
+	PolicyPeers        *ebpf.Map `ebpf:"policy_peers"`
+	PolicyPorts        *ebpf.Map `ebpf:"policy_ports"`
+	PolicyRevision     *ebpf.Map `ebpf:"policy_revision"`
+	PolicySubjects     *ebpf.Map `ebpf:"policy_subjects"`
 	Refusals           *ebpf.Map `ebpf:"refusals"`
 	Remotes            *ebpf.Map `ebpf:"remotes"`
 	Scratches          *ebpf.Map `ebpf:"scratches"`
@@ -555,6 +634,14 @@ func (m *netMaps) Close() error {
 		m.Monitor,
 		m.Names,
 		m.Path,
+		m.PolicyAnswers,
+		m.PolicyBlocks,
+		m.PolicyHits,
+		m.PolicyNames,
+		m.PolicyPeers,
+		m.PolicyPorts,
+		m.PolicyRevision,
+		m.PolicySubjects,
 		m.Refusals,
 		m.Remotes,
 		m.Scratches,

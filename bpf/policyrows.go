@@ -52,7 +52,20 @@ type PolicyVerdict struct {
 	Allow  bool
 	Policy uint32 // number of the policy, see PolicyName; 0: none had a say
 	Rule   uint16 // its index in the policy's list of the direction; PolicyNoRule: isolation
+	// Tier is that of who decided. What NetworkPolicies deny is allowed all the same where a pod gets itself by a Service: they let a pod
+	// have itself, which no row can say, for an identity is a class of addresses. What other tiers deny stays denied.
+	Tier PolicyTier
 }
+
+// PolicyTier is what is judged before what.
+type PolicyTier uint8
+
+const (
+	PolicyTierNone          PolicyTier = iota // no policy says anything
+	PolicyTierAdmin                           // ClusterNetworkPolicies before NetworkPolicies
+	PolicyTierNetworkPolicy                   // NetworkPolicies
+	PolicyTierBaseline                        // ClusterNetworkPolicies behind them
+)
 
 // PolicyNoRule stands for the rule where isolation decided.
 const PolicyNoRule = 0xffff
