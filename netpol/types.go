@@ -18,6 +18,7 @@ type State struct {
 	Nodes                  []*corev1.Node
 	NetworkPolicies        []*networkingv1.NetworkPolicy
 	ClusterNetworkPolicies []*policyv1alpha2.ClusterNetworkPolicy
+	Services               []*corev1.Service // no part of any verdict: a Service's address is a backend's when policies are asked
 	// DNSAddrs are the addresses of the cluster's DNS where the node network answers it by itself. They count as those of a
 	// pod in kube-system with the label k8s-app=kube-dns and the ports dns (53/UDP) and dns-tcp (53/TCP): that is how
 	// policies name the cluster's DNS.

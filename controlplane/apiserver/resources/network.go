@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/strake-io/strake/controlplane/apiserver/descriptor"
+	policyvalidation "github.com/strake-io/strake/netpol/validation"
 )
 
 func discovery() []*descriptor.Resource {
@@ -131,8 +132,8 @@ func networking() []*descriptor.Resource {
 		kind[networkingv1.NetworkPolicy, networkingv1.NetworkPolicyList]("NetworkPolicy", descriptor.Resource{
 			GroupVersion: networkingv1.SchemeGroupVersion, Plural: "networkpolicies", ShortNames: []string{"netpol"}, Namespaced: true, Generation: true,
 			Default:    descriptor.Each(defaultNetworkPolicy),
-			Validate:   descriptor.Check(validateNetworkPolicy),
-			Revalidate: descriptor.CheckUpdate(revalidateNetworkPolicy),
+			Validate:   descriptor.Check(policyvalidation.NetworkPolicy),
+			Revalidate: descriptor.CheckUpdate(policyvalidation.NetworkPolicyUpdate),
 			Warn:       descriptor.Warn(warnNetworkPolicy),
 			Columns: []descriptor.Column{
 				{Name: "Pod-Selector", Cell: descriptor.Cell(func(n *networkingv1.NetworkPolicy) string { return selectorCell(&n.Spec.PodSelector) })},

@@ -1,0 +1,88 @@
+package policy
+
+import (
+	"fmt"
+	"io"
+
+	"github.com/spf13/cobra"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/clientcmd"
+	policyclient "sigs.k8s.io/network-policy-api/pkg/client/clientset/versioned"
+
+	"github.com/strake-io/strake/netpol"
+	"github.com/strake-io/strake/netpol/manifests"
+)
+
+// source is where a command's State comes from.
+type source struct {
+	files      []string
+	kubeconfig string
+	context    string
+	ignore     bool
+	fallback   string // kubeconfig, if none is named
+}
+
+// flags adds those that choose a source to a command.
+func (s *source) flags(cmd *cobra.Command) {
+	cmd.Flags().StringArrayVarP(&s.files, "filename", "f", nil, "folder (with all below it) or file of manifests, - for the standard input; repeatable (the cluster)")
+	s.liveFlags(cmd)
+}
+
+func (s *source) liveFlags(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.StringVar(&s.kubeconfig, "kubeconfig", "", "way to the cluster (this node's administrator's, or what kubectl takes)")
+	f.StringVar(&s.context, "context", "", "context of the kubeconfig")
+	f.BoolVar(&s.ignore, "ignore-problems", false, "judge what can be read of manifests with problems; an invalid rule admits nothing")
+}
+
+// load reads the State. Problems of manifests are told to the command's standard error, all of them.
+func (s *source) load(cmd *cobra.Command) (netpol.State, error) {
+	if len(s.files) == 0 {
+		return s.live(cmd)
+	}
+	return s.manifests(cmd, s.files...)
+}
+
+func (s *source) manifests(cmd *cobra.Command, paths ...string) (netpol.State, error) {
+	state, problems, err := manifests.LoadWith(cmd.InOrStdin(), paths...)
+	if err != nil {
+		return state, Exit{broken, err}
+	}
+	tell(cmd.ErrOrStderr(), problems)
+	if len(problems) > 0 && !s.ignore {
+		return state, Exit{broken, errProblems}
+	}
+	return state, nil
+}
+
+func tell(w io.Writer, problems []manifests.Problem) {
+	for _, p := range problems {
+		fmt.Fprintln(w, p)
+	}
+}
+
+func (s *source) live(cmd *cobra.Command) (netpol.State, error) {
+	rules := clientcmd.NewDefaultClientConfigLoadingRules()
+	rules.ExplicitPath = s.kubeconfig
+	if s.kubeconfig == "" {
+		rules.ExplicitPath = s.fallback
+	}
+	config, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, &clientcmd.ConfigOverrides{CurrentContext: s.context}).ClientConfig()
+	if err != nil {
+		return netpol.State{}, Exit{broken, fmt.Errorf("no cluster to ask (-f names manifests instead): %w", err)}
+	}
+	config.QPS, config.Burst = -1, -1 // a few lists, in pages
+	kube, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		return netpol.State{}, Exit{broken, err}
+	}
+	policies, err := policyclient.NewForConfig(config)
+	if err != nil {
+		return netpol.State{}, Exit{broken, err}
+	}
+	state, err := manifests.FromAPI(cmd.Context(), kube, policies)
+	if err != nil {
+		return state, Exit{broken, err}
+	}
+	return state, nil
+}

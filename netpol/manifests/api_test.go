@@ -1,0 +1,47 @@
+package manifests
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	kubefake "k8s.io/client-go/kubernetes/fake"
+	kubetesting "k8s.io/client-go/testing"
+	policyv1alpha2 "sigs.k8s.io/network-policy-api/apis/v1alpha2"
+	policyfake "sigs.k8s.io/network-policy-api/pkg/client/clientset/versioned/fake"
+)
+
+func TestFromAPI(t *testing.T) {
+	meta := func(ns, name string) metav1.ObjectMeta { return metav1.ObjectMeta{Namespace: ns, Name: name} }
+	kube := kubefake.NewClientset(
+		&corev1.Namespace{ObjectMeta: meta("", "a")}, &corev1.Node{ObjectMeta: meta("", "n")},
+		&corev1.Pod{ObjectMeta: meta("b", "p")}, &corev1.Pod{ObjectMeta: meta("a", "q")},
+		&corev1.Service{ObjectMeta: meta(metav1.NamespaceSystem, "kube-dns"), Spec: corev1.ServiceSpec{ClusterIP: "10.96.0.10"}},
+		&networkingv1.NetworkPolicy{ObjectMeta: meta("a", "np")},
+	)
+	policies := policyfake.NewClientset(&policyv1alpha2.ClusterNetworkPolicy{ObjectMeta: meta("", "cnp")})
+	s, err := FromAPI(context.Background(), kube, policies)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(s.Namespaces) != 1 || len(s.Nodes) != 1 || len(s.Pods) != 2 || s.Pods[0].Name != "q" || len(s.Services) != 1 || len(s.NetworkPolicies) != 1 || len(s.ClusterNetworkPolicies) != 1 || len(s.DNSAddrs) != 1 {
+		t.Errorf("%+v", s)
+	}
+	policies.PrependReactor("list", "clusternetworkpolicies", func(kubetesting.Action) (bool, runtime.Object, error) {
+		return true, nil, apierrors.NewNotFound(schema.GroupResource{Resource: "clusternetworkpolicies"}, "")
+	})
+	if s, err := FromAPI(context.Background(), kube, policies); err != nil || len(s.ClusterNetworkPolicies) != 0 {
+		t.Errorf("without the CRD: %v, %v", s.ClusterNetworkPolicies, err)
+	}
+	kube.PrependReactor("list", "pods", func(kubetesting.Action) (bool, runtime.Object, error) { return true, nil, errors.New("no") })
+	if _, err := FromAPI(context.Background(), kube, policies); err == nil || !strings.Contains(err.Error(), "pods") {
+		t.Errorf("error %v", err)
+	}
+}
