@@ -24,9 +24,8 @@ type endpointTable struct {
 const (
 	endpointQueued  = 1
 	endpointLimited = 2
-	endpointAsks    = 4
+	endpointAsks    = 4 // this one and the next are what the programs of earlier releases kept
 	endpointQuiet   = 8
-	endpointOwn     = endpointAsks | endpointQuiet // the programs keep these
 )
 
 func openEndpoints(maps map[string]*ebpf.Map) (*endpointTable, error) {
@@ -35,19 +34,27 @@ func openEndpoints(maps map[string]*ebpf.Map) (*endpointTable, error) {
 		return nil, err
 	}
 	for k, v := range t.rows {
-		v.Flags &^= endpointOwn
-		t.rows[k] = v
+		t.rows[k] = v.told()
 	}
 	t.living = func(k netAddr, v netEndpoint) netEndpoint {
 		var have netEndpoint
 		if err := t.m.Lookup(k, &have); err == nil && have.Ifindex == v.Ifindex {
-			v.Flags |= have.Flags & endpointOwn
+			// What a program notes between this and the write is lost; it notes it again with the next packet.
+			v.Flags |= have.Flags & (endpointAsks | endpointQuiet)
+			v.Asks, v.Asked = have.Asks, have.Asked
 		} else {
 			v.Flags |= endpointQuiet
 		}
 		return v
 	}
 	return &endpointTable{t, maps["limits"]}, nil
+}
+
+// told is a row without what the programs keep in it.
+func (v netEndpoint) told() netEndpoint {
+	v.Flags &^= endpointAsks | endpointQuiet
+	v.Asks, v.Asked = 0, 0
+	return v
 }
 
 func showAddr(k netAddr) string { return addrOf(k).String() }

@@ -84,7 +84,7 @@ int strake_pod(struct __sk_buff *skb)
 		if (verdict != SERVICE_NONE)
 			return verdict;
 	}
-	if (!(own->flags & ENDPOINT_QUIET) && service_answers(skb, s))
+	if (!endpoint_is_quiet(own) && service_answers(skb, s))
 		return service_answer(skb);
 	ep = bpf_map_lookup_elem(&endpoints, &p->daddr);
 	if (ep) {
@@ -110,7 +110,7 @@ int strake_to_pod(struct __sk_buff *skb)
 	if (!s || parse_fresh(skb, &s->p) != PARSED)
 		return TC_ACT_OK;
 	ep = bpf_map_lookup_elem(&endpoints, &s->p.daddr);
-	if (ep && ep->flags & ENDPOINT_ASKS && service_untranslate(skb, 0, SERVICE_TO_POD) == TC_ACT_SHOT)
+	if (ep && endpoint_asks(ep) && service_untranslate(skb, 0, SERVICE_TO_POD) == TC_ACT_SHOT)
 		return TC_ACT_SHOT;
 	return TC_ACT_OK;
 }

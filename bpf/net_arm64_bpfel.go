@@ -78,7 +78,10 @@ type netEndpoint struct {
 	Ifindex uint32
 	PodMac  [6]uint8
 	HostMac [6]uint8
-	Flags   uint32
+	Flags   uint8
+	Asks    uint8
+	Asked   uint8
+	Pad     uint8
 	Owner   [64]uint8
 }
 

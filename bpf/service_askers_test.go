@@ -162,33 +162,44 @@ func TestEndpointsKeepWhatTheyDid(t *testing.T) {
 	front := at("203.0.113.50", 80)
 	l.service(t, LoadBalancer{Name: "ns/web:http", Protocol: 17, Frontends: []Frontend{{Addr: front}}, Backends: backs(at(other, 8080))})
 	l.at(t, podProgram, l.podVeth, frame(17, at(pod, 4000), front, nil))
-	flags := func(addr string) uint32 {
+	type kept struct{ flags, asks, asked uint8 }
+	flags := func(addr string) kept {
 		t.Helper()
 		var row netEndpoint
 		must(t, l.d.net.Maps["endpoints"].Lookup(addr16(netip.MustParseAddr(addr)), &row))
-		return row.Flags
+		return kept{row.Flags, row.Asks, row.Asked}
 	}
 	write := func(owner, addr string, ifindex int, queued bool) {
 		t.Helper()
 		_, err := l.d.Endpoints().Replace(owner, []Endpoint{{Addr: netip.MustParseAddr(addr), Ifindex: ifindex, PodMAC: podMAC, HostMAC: hostMAC, Queued: queued}})
 		must(t, err)
 	}
-	const asked, answers = endpointAsks | endpointQuiet, 0
-	if flags(pod) != asked || flags(other) != answers {
+	if flags(pod) != (kept{endpointQuiet, 1, 0}) || flags(other) != (kept{endpointQuiet, 0, 1}) {
 		t.Fatalf("flags %x and %x", flags(pod), flags(other))
 	}
 	write("lab "+pod, pod, l.podVeth, true)
 	write("lab "+other, other, l.otherVeth, true)
-	if flags(pod) != asked|endpointQueued || flags(other) != answers|endpointQueued {
+	if flags(pod) != (kept{endpointQuiet | endpointQueued, 1, 0}) || flags(other) != (kept{endpointQuiet | endpointQueued, 0, 1}) {
 		t.Errorf("written again: flags %x and %x", flags(pod), flags(other))
+	}
+	// Rows of an earlier release have it among the flags.
+	for addr, marks := range map[string]uint8{pod: endpointQuiet | endpointAsks, other: 0} {
+		key, row := addr16(netip.MustParseAddr(addr)), netEndpoint{}
+		must(t, l.d.net.Maps["endpoints"].Lookup(key, &row))
+		row.Flags, row.Asks, row.Asked = marks|endpointQueued, 0, 0
+		must(t, l.d.net.Maps["endpoints"].Put(key, row))
 	}
 	again, err := openEndpoints(l.d.net.Maps)
 	must(t, err)
 	if c, err := again.Replace("lab "+pod, []Endpoint{{Addr: netip.MustParseAddr(pod), Ifindex: l.podVeth, PodMAC: podMAC, HostMAC: hostMAC, Queued: true}}); err != nil || c != (Changes{}) {
 		t.Errorf("the next agent: %+v, %v", c, err)
 	}
+	write("lab "+pod, pod, l.podVeth, false)
+	if flags(pod) != (kept{endpointQuiet | endpointAsks, 0, 0}) {
+		t.Errorf("of an earlier release: flags %x", flags(pod))
+	}
 	write("lab "+pod, pod, l.tunnel, true)
-	if flags(pod) != endpointQuiet|endpointQueued {
+	if flags(pod) != (kept{endpointQuiet | endpointQueued, 0, 0}) {
 		t.Errorf("another pod: flags %x", flags(pod))
 	}
 }

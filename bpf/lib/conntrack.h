@@ -279,6 +279,10 @@ static __always_inline void flow_delete(const struct flow_key *key)
 {
 	if (bpf_map_delete_elem(&flows_open, key))
 		bpf_map_delete_elem(&flows_passing, key);
+	if (flows_have_before) { /* else it would be fetched again */
+		bpf_map_delete_elem(&flows_open_before, key);
+		bpf_map_delete_elem(&flows_passing_before, key);
+	}
 }
 
 /* Takes both rows of the flow of s->key away, if there is one. */
@@ -357,6 +361,34 @@ int __attribute__((noinline)) flow_take(struct __sk_buff *skb)
 	return -1;
 }
 
+/* Whether another processor has begun the flow at hand since flow_get, with another packet of it: then s->flow is what that one chose. A
+ * connection's first packet comes once; but two datagrams may come at a time. */
+static __always_inline int flow_is_begun(struct scratch *s)
+{
+	struct flow *f;
+
+	if (flow_has_connection(s->key.proto))
+		return 0;
+	f = flow_row(&s->key);
+	if (!f || f->service != s->flow.service || f->generation != s->flow.generation || !flow_alive(f, s->key.proto, s->flow.seen))
+		return 0;
+	s->flow = *f;
+	return 1;
+}
+
+/* Writes the row s->flow of a flow whose other row s->back is written. If another processor was first, its row is the flow. */
+static __always_inline int flow_settle(struct scratch *s)
+{
+	if (!bpf_map_update_elem(&flows_passing, &s->key, &s->flow, BPF_NOEXIST))
+		return 0;
+	if (flow_is_begun(s)) {
+		if (!flow_is_back_of(&s->flow, &s->back))
+			bpf_map_delete_elem(&flows_passing, &s->back);
+		return 0;
+	}
+	return bpf_map_update_elem(&flows_passing, &s->key, &s->flow, BPF_ANY) ? FLOW_NO_ROOM : 0;
+}
+
 /* Begins the flow of the packet at hand: s->key has reply 0; of s->flow the ends, service, generation and flags are set. A flow that had the
  * key before goes. Where the answers would be those of another flow (two frontends with one backend, called from one port), the source gets
  * another port. Returns 0, FLOW_NO_ROOM or FLOW_NO_PORT. */
@@ -367,6 +399,8 @@ int __attribute__((noinline)) flow_begin(struct __sk_buff *skb)
 
 	if (!skb || !s || flow_first(skb, s))
 		return FLOW_NO_ROOM;
+	if (flow_is_begun(s))
+		return 0;
 	flow_end(skb);
 	flow_turn(s);
 	for (i = 0; i < FLOW_PROBES; i++) {
@@ -377,7 +411,7 @@ int __attribute__((noinline)) flow_begin(struct __sk_buff *skb)
 	if (i == FLOW_PROBES)
 		return FLOW_NO_PORT;
 	s->flow.sport = s->back.dport;
-	return bpf_map_update_elem(&flows_passing, &s->key, &s->flow, BPF_ANY) ? FLOW_NO_ROOM : 0;
+	return flow_settle(s);
 }
 
 /* Writes what changes with packets into a row: only if it changed, for both directions are often on different processors. */

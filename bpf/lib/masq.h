@@ -231,6 +231,8 @@ int __attribute__((noinline)) masq_begin(struct __sk_buff *skb)
 
 	if (!skb || !s || flow_first(skb, s))
 		return FLOW_NO_ROOM;
+	if (flow_is_begun(s))
+		return 0;
 	s->flow.saddr = node_of(s->p.v6);
 	s->flow.sport = 0;
 	s->flow.flags |= FLOW_MASQUERADED;
@@ -242,7 +244,7 @@ int __attribute__((noinline)) masq_begin(struct __sk_buff *skb)
 	if (masq_pick(skb, s, had))
 		return FLOW_NO_PORT;
 	s->flow.sport = s->back.dport;
-	return bpf_map_update_elem(&flows_passing, &s->key, &s->flow, BPF_ANY) ? FLOW_NO_ROOM : 0;
+	return flow_settle(s);
 }
 
 /* A packet that an error quotes. */

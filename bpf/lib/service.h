@@ -9,9 +9,9 @@
  * Those get it from this node's address and a port of it.
  *
  * The answer is translated back
- * - at the backend's veth, of pods of this node (ENDPOINT_QUIET spares those that never were asked this way);
+ * - at the backend's veth, of pods of this node (endpoint_is_quiet spares those that never were asked this way);
  * - where it comes in, if it is for the node's address and such a port;
- * - at the client's veth, for a pod here that asked a backend anywhere else (ENDPOINT_ASKS);
+ * - at the client's veth, for a pod here that asked a backend anywhere else (endpoint_asks);
  * - at the uplink on its way out, of processes on this node that were asked from outside (answers_leave). */
 #ifndef STRAKE_SERVICE_H
 #define STRAKE_SERVICE_H
@@ -205,15 +205,6 @@ int __attribute__((noinline)) service_begin(struct __sk_buff *skb, __u32 asker)
 	return SERVICE_SEND;
 }
 
-/* A flag of an endpoint's row that the programs keep themselves. */
-static __always_inline void endpoint_mark(struct endpoint *ep, __u32 set, __u32 clear)
-{
-	__u32 flags = (ep->flags | set) & ~clear;
-
-	if (ep->flags != flags)
-		ep->flags = flags;
-}
-
 /* One hop less for what goes on to another machine, so that frontends that are each other's backends end somewhere. -1: there is none left. */
 static __always_inline int service_hop(struct __sk_buff *skb, int v6)
 {
@@ -243,7 +234,8 @@ int __attribute__((noinline)) service_forward(struct __sk_buff *skb, __u32 asker
 	p = &s->p;
 	ep = bpf_map_lookup_elem(&endpoints, &s->flow.daddr);
 	if (ep) {
-		endpoint_mark(ep, 0, ENDPOINT_QUIET);
+		if (!ep->asked)
+			ep->asked = 1;
 		note(skb, asker == ASKER_POD ? POD_TO_SERVICE : UPLINK_TO_POD);
 		return endpoint_send(skb, ep, asker == ASKER_NODE);
 	}
@@ -278,8 +270,8 @@ int __attribute__((noinline)) service_send(struct __sk_buff *skb, __u32 asker)
 	if (!skb || !s || flow_rewrite(skb))
 		return drop(skb, DROP_REWRITE);
 	ep = asker == ASKER_POD ? bpf_map_lookup_elem(&endpoints, &s->p.saddr) : 0;
-	if (ep)
-		endpoint_mark(ep, ENDPOINT_ASKS, 0);
+	if (ep && !ep->asks)
+		ep->asks = 1;
 	return service_forward(skb, asker);
 }
 
@@ -409,7 +401,7 @@ static __always_inline int service_verdict(struct __sk_buff *skb, int found, __u
 /* What a pod sends to where no pod is: -1 if it is for no frontend. */
 static __always_inline int service_of_pod(struct __sk_buff *skb, const struct endpoint *own)
 {
-	int found = service_known(skb, own->flags & ENDPOINT_ASKS);
+	int found = service_known(skb, endpoint_asks(own));
 
 	if (found == SERVICE_NEW)
 		found = service_begin(skb, ASKER_POD);
