@@ -64,8 +64,13 @@ func (c Config) growFlows() error {
 			m.Close()
 		}
 	}()
+	since := map[string]uint32{} // when the first copy of each began: seconds of the monotonic clock; 0: somebody before us made it
 	for _, name := range flowTables {
-		old, err := c.growTable(name)
+		began := uint32(Monotonic().Seconds())
+		old, copied, err := c.growTable(name)
+		if copied {
+			since[name] = began
+		}
 		if err != nil {
 			return fmt.Errorf("bpf: make %s one of %d rows: %w", name, c.flowRows(), err)
 		}
@@ -83,40 +88,40 @@ func (c Config) growFlows() error {
 	}
 	for _, name := range flowTables {
 		if err == nil && before[name] != nil {
-			_, err = copyRows(before[name], both.net.Maps[name])
+			err = followRows(before[name], both.net.Maps[name], both.net.Maps[flowsPassing], since[name])
 		}
 	}
 	return errors.Join(err, both.Close())
 }
 
 // growTable puts a table of another size at a pin, with its rows, and returns the one before, which gets a pin of its own; nil if nothing is to
-// be taken over.
-func (c Config) growTable(name string) (*ebpf.Map, error) {
+// be taken over. copied tells whether it did so now: somebody who was killed may have done it before.
+func (c Config) growTable(name string) (before *ebpf.Map, copied bool, err error) {
 	pin := filepath.Join(c.PinDir, name)
 	now, err := ebpf.LoadPinnedMap(pin, nil)
 	if errors.Is(err, os.ErrNotExist) {
-		return nil, nil
+		return nil, false, nil
 	}
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
-	before, err := ebpf.LoadPinnedMap(pin+beforeSuffix, nil)
+	before, err = ebpf.LoadPinnedMap(pin+beforeSuffix, nil)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, errors.Join(err, now.Close())
+		return nil, false, errors.Join(err, now.Close())
 	}
 	if now.MaxEntries() == c.flowRows() {
-		return before, now.Close() // one that was killed left it
+		return before, false, now.Close() // one that was killed left it
 	}
 	if before != nil { // so, and its size is no more the right one
 		_, err := copyRows(before, now)
 		if err = errors.Join(err, before.Close(), os.Remove(pin+beforeSuffix)); err != nil {
-			return nil, errors.Join(err, now.Close())
+			return nil, false, errors.Join(err, now.Close())
 		}
 	}
 	if err := c.replaceTable(name, now); err != nil {
-		return nil, errors.Join(err, now.Close())
+		return nil, false, errors.Join(err, now.Close())
 	}
-	return now, nil
+	return now, true, nil
 }
 
 func (c Config) replaceTable(name string, old *ebpf.Map) error {
@@ -178,6 +183,20 @@ func copyRows(from, to *ebpf.Map) (int, error) {
 		}
 	})
 	return n, errors.Join(err, failed)
+}
+
+// followRows puts the rows into a table that came into the one before while programs that knew only that were at work. A row that is not in the
+// new table may also be of a flow that has ended meanwhile: it had no packet since the first copy, or stands in passing.
+func followRows(from, to, passing *ebpf.Map, since uint32) error {
+	var failed error
+	err := eachRow(from, "flows", func(k netFlowKey, v netFlow) {
+		var other netFlow
+		if failed != nil || int32(v.Seen-since)+1 < 0 && since != 0 || passing.Lookup(k, &other) == nil {
+			return
+		}
+		failed = putNew(to, k, v)
+	})
+	return errors.Join(err, failed)
 }
 
 // putNew writes a row unless there is one.

@@ -125,7 +125,7 @@ func TestGrowthThatWasKilled(t *testing.T) {
 			end := l.traffic(t)
 			l.config.Flows = 5000
 			for _, table := range flowTables {
-				before, err := l.config.growTable(table)
+				before, _, err := l.config.growTable(table)
 				must(t, err)
 				defer before.Close()
 				late := netFlowKey{Saddr: addr16(ap("198.51.100.1:1").Addr()), Proto: 6}
@@ -142,6 +142,35 @@ func TestGrowthThatWasKilled(t *testing.T) {
 			l.again(t)
 			end()
 		})
+	}
+}
+
+// What ended while a table of another size took over stays ended, and what began follows.
+func TestFlowsThatEndWhileTablesGrow(t *testing.T) {
+	d := open(t, testConfig(t))
+	spec, err := loadNet()
+	must(t, err)
+	table := func(name string) *ebpf.Map {
+		m, err := ebpf.NewMap(flowSpec(spec, name, 64))
+		must(t, err)
+		t.Cleanup(func() { m.Close() })
+		return m
+	}
+	before, now := table(flowsOpen), table(flowsOpen)
+	const began = 1000
+	rows := map[netFlowKey]netFlow{}
+	for i, f := range []netFlow{{Seen: began - 2}, {Seen: began + 1}, {Seen: began + 1}} {
+		k := netFlowKey{Sport: uint16(i), Proto: 6}
+		rows[k] = f
+		must(t, before.Put(k, f))
+	}
+	must(t, d.net.Maps[flowsPassing].Put(netFlowKey{Sport: 2, Proto: 6}, netFlow{State: flowReset, Seen: began + 2}))
+	must(t, followRows(before, now, d.net.Maps[flowsPassing], began))
+	for k := range rows {
+		var f netFlow
+		if got, want := now.Lookup(k, &f) == nil, k.Sport == 1; got != want {
+			t.Errorf("row %d is taken over: %v, want %v", k.Sport, got, want)
+		}
 	}
 }
 

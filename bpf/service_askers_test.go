@@ -1,10 +1,19 @@
 package bpf
 
 import (
+	"encoding/binary"
+	"errors"
 	"fmt"
 	"net/netip"
+	"os"
+	"runtime"
 	"strings"
+	"sync/atomic"
 	"testing"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 )
 
 // A backend that another plugin's pod is: neither an endpoint of ours nor of another node of ours. One of this node is known by its Service.
@@ -202,6 +211,94 @@ func TestEndpointsKeepWhatTheyDid(t *testing.T) {
 	if flags(pod) != (kept{endpointQuiet | endpointQueued, 0, 0}) {
 		t.Errorf("another pod: flags %x", flags(pod))
 	}
+}
+
+// Two first datagrams of a flow that two processors see at one time go to one backend, and leave by one port.
+func TestTwoFirstDatagramsAtATime(t *testing.T) {
+	if runtime.NumCPU() < 2 {
+		t.Skip("takes two processors")
+	}
+	l := newServiceLab(t)
+	front := at("203.0.113.50", 80)
+	var backends []netip.AddrPort
+	for i := range 16 {
+		backends = append(backends, at(other, uint16(8000+i)))
+	}
+	l.service(t, LoadBalancer{Name: "ns/web:http", Protocol: 17, Frontends: []Frontend{{Addr: front}}, Backends: backs(backends...)})
+	for name, c := range map[string]struct {
+		program string
+		ifindex int
+		to      netip.AddrPort
+	}{"to a Service": {podProgram, l.podVeth, front}, "to the outside": {egressProgram, l.uplink, at("198.51.100.1", 53)}} {
+		t.Run(name, func(t *testing.T) {
+			const rounds = 3000
+			type end struct{ src, dst netip.AddrPort }
+			var got [2][rounds]end
+			var arrived [rounds]atomic.Int32
+			var all errgroup.Group
+			for cpu := range 2 {
+				all.Go(func() error {
+					return l.onCPU(cpu, func() error {
+						for i := range rounds {
+							in := frame(17, at(pod, uint16(20000+i)), c.to, nil)
+							out := make([]byte, len(in)+512)
+							context := make([]byte, 192)
+							binary.NativeEndian.PutUint32(context[40:], uint32(c.ifindex))
+							arrived[i].Add(1)
+							for arrived[i].Load() < 2 {
+								runtime.Gosched()
+							}
+							if _, err := l.d.net.Programs[c.program].Run(&ebpf.RunOptions{Data: in, DataOut: out, Context: context}); err != nil {
+								return err
+							}
+							got[cpu][i].src, got[cpu][i].dst = ends(out)
+						}
+						return nil
+					})
+				})
+			}
+			must(t, all.Wait())
+			differ := 0
+			for i := range rounds {
+				if got[0][i] != got[1][i] {
+					differ++
+				}
+			}
+			// A flow that the first packet chose is the flow of the next ones as well.
+			for i := range 100 {
+				_, out := l.run(t, c.program, c.ifindex, frame(17, at(pod, uint16(20000+i)), c.to, nil))
+				if src, dst := ends(out); (end{src, dst}) != got[0][i] {
+					t.Errorf("flow %d goes from %s to %s, its first datagram from %s to %s", i, src, dst, got[0][i].src, got[0][i].dst)
+				}
+			}
+			if differ > 0 {
+				t.Errorf("of %d flows the first two datagrams of %d went two ways", rounds, differ)
+			}
+		})
+	}
+}
+
+// onCPU runs a function on one processor, in the node's namespace.
+func (l *serviceLab) onCPU(cpu int, do func() error) error {
+	var home *os.File
+	opened := make(chan error)
+	l.do <- func() {
+		var err error
+		home, err = os.Open("/proc/thread-self/ns/net")
+		opened <- err
+	}
+	if err := <-opened; err != nil {
+		return err
+	}
+	defer home.Close()
+	result := make(chan error)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
+		var set unix.CPUSet
+		set.Set(cpu)
+		result <- errors.Join(unix.Setns(int(home.Fd()), unix.CLONE_NEWNET), unix.SchedSetaffinity(0, &set), do())
+	}()
+	return <-result
 }
 
 // A packet to a Service, or an error about one, that ends anywhere is judged and harms nothing.

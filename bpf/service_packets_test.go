@@ -174,7 +174,8 @@ func TestWhomAFrontendServes(t *testing.T) {
 	}
 }
 
-// What becomes of flows when their backend goes: connections end at once, datagrams go elsewhere, and one that drains is left in peace.
+// What becomes of flows when their backend goes: connections end at once, datagrams go elsewhere, and one that drains is left in peace. If the whole Service
+// goes, connections go on, as with kube-proxy's rules, as long as their backend is there.
 func TestBackendsThatGo(t *testing.T) {
 	l := newServiceLab(t)
 	for _, f := range families {
@@ -232,6 +233,12 @@ func TestBackendsThatGo(t *testing.T) {
 						t.Errorf("to %s from a backend that is gone", dst)
 					}
 					l.service(t) // the Service itself goes
+					if proto != 17 {
+						if got := to("without the Service", more); got != second.Addr {
+							t.Errorf("a connection without its Service goes to %s", got)
+						}
+						return
+					}
 					if verdict, out, counted := l.at(t, program, c.ifindex, more); verdict != actRedirect || counted != "drop_backend_gone" {
 						src, dst := ends(out)
 						t.Errorf("without the Service: verdict %d, %q, from %s to %s", verdict, counted, src, dst)
@@ -243,6 +250,43 @@ func TestBackendsThatGo(t *testing.T) {
 			}
 		}
 	}
+}
+
+// A connection to a NodePort goes on when its Service is deleted; if its backend goes then, it ends. A new one is the node's own business.
+func TestNodePortOfADeletedService(t *testing.T) {
+	l := newServiceLab(t)
+	for _, f := range families {
+		t.Run(f.name, func(t *testing.T) {
+			front, client, backend := at(f.node, 30080), at(f.far, 4000), at(f.other, 8080)
+			l.service(t, LoadBalancer{Name: "ns/web:http", Protocol: 6, Frontends: fronts(NodePort, front), Backends: backs(backend)})
+			l.step(t, "SYN", uplinkProgram, l.uplink, segment(client, front, syn), actRedirect, "uplink_to_pod", client, backend)
+			l.step(t, "SYN-ACK", podProgram, l.otherVeth, segment(backend, client, syn|ack), actRedirect, "pod_to_uplink", front, client)
+			l.step(t, "ACK", uplinkProgram, l.uplink, segment(client, front, ack), actRedirect, "uplink_to_pod", client, backend)
+			l.service(t)
+			l.step(t, "without the Service", uplinkProgram, l.uplink, segment(client, front, ack), actRedirect, "uplink_to_pod", client, backend)
+			l.step(t, "a stranger", uplinkProgram, l.uplink, segment(at(f.far, 4001), front, ack), actOK, "", netip.AddrPort{}, netip.AddrPort{})
+			l.step(t, "a new one", uplinkProgram, l.uplink, segment(client, front, syn), actOK, "", netip.AddrPort{}, netip.AddrPort{})
+			_, err := l.d.Endpoints().Replace("lab "+f.other, nil)
+			must(t, err)
+			l.step(t, "without its backend", uplinkProgram, l.uplink, segment(client, front, ack), actRedirect, "drop_backend_gone", front, client)
+		})
+	}
+}
+
+// A port of a Service that gets another name is the same to connections; they end if it has their backend no more.
+func TestRenamedPortAtThePacket(t *testing.T) {
+	l := newServiceLab(t)
+	front, client, first, second := at("203.0.113.50", 80), at(families[0].far, 4000), at(other, 8080), at(remote, 8080)
+	set := func(name string, backends ...netip.AddrPort) {
+		t.Helper()
+		l.service(t, LoadBalancer{Name: name, Protocol: 6, Frontends: []Frontend{{Addr: front}}, Backends: backs(backends...)})
+	}
+	set("ns/web:http", first)
+	l.step(t, "SYN", uplinkProgram, l.uplink, segment(client, front, syn), actRedirect, "uplink_to_pod", client, first)
+	set("ns/web:web", first)
+	l.step(t, "renamed", uplinkProgram, l.uplink, segment(client, front, ack), actRedirect, "uplink_to_pod", client, first)
+	set("ns/web:www", second)
+	l.step(t, "renamed, without its backend", uplinkProgram, l.uplink, segment(client, front, ack), actRedirect, "drop_backend_gone", front, client)
 }
 
 // about is an ICMP error that quotes a packet as its receiver got it.

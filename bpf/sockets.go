@@ -15,7 +15,8 @@ import (
 
 // A socket that was translated to a backend keeps it for life. If the backend is deleted, nothing may ever answer or say so: the socket is
 // aborted then, and its owner learns at once (ECONNABORTED). One whose backend is draining is left alone, and so is one whose Service is
-// deleted: its backend may well be alive.
+// deleted: its backend may well be alive. That is how kube-proxy's rules leave it too, and how service_backend_gone of lib/service.h judges
+// connections that are translated at the packet.
 
 // socketReaper aborts such sockets, in the background.
 type socketReaper struct {
@@ -116,16 +117,18 @@ func (r *socketReaper) pass(last bool) (n int, left bool, err error) {
 	if err != nil || len(gone) == 0 {
 		return 0, false, err
 	}
-	paths, err := r.paths(gone)
-	errs := []error{err}
+	paths, unseen := r.paths(gone)
+	errs := []error{unseen}
 	for space, list := range gone {
-		fates := map[uint64]socketFate{}
+		fates := map[sockSocketKey]socketFate{}
 		if path, ok := paths[space]; ok {
 			fates, err = r.abortIn(path, list)
 			errs = append(errs, err)
+		} else if unseen != nil {
+			continue // it may be one of those that could not be looked into
 		}
 		for _, v := range list {
-			switch fates[v.key.Cookie] {
+			switch fates[v.key] {
 			case goesOn:
 				continue
 			case aborted:
@@ -133,7 +136,7 @@ func (r *socketReaper) pass(last bool) (n int, left bool, err error) {
 			case unknown:
 				left = true
 			}
-			if last || fates[v.key.Cookie] == aborted {
+			if last || fates[v.key] == aborted {
 				if err := r.d.sock.Maps["sock_reverse"].Delete(v.key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 					errs = append(errs, fmt.Errorf("bpf: forget a socket: %w", err))
 				}
@@ -150,26 +153,34 @@ func (r *socketReaper) victims() (map[uint64][]victim, error) {
 		service uint32
 		addr    netAddr
 		port    uint16
+		asked   netFrontendKey
 	}
 	known := map[backend]bool{} // gone or not
+	lb := r.d.loadBalancers
 	isGone := func(b backend) (bool, error) {
-		var m netMember
-		err := r.d.loadBalancers.members.Lookup(netMemberKey{Service: b.service, Port: b.port, Addr: b.addr}, &m)
-		if !errors.Is(err, ebpf.ErrKeyNotExist) {
+		member := netMemberKey{Service: b.service, Port: b.port, Addr: b.addr}
+		if yes, err := has[netMember](lb.members, member); yes || err != nil {
 			return false, err
 		}
-		var s netService
-		if err = r.d.loadBalancers.services.Lookup(b.service, &s); errors.Is(err, ebpf.ErrKeyNotExist) {
-			return false, nil
+		// The Service's port may have another name now, and so be another service.
+		var fe netFrontend
+		err := lb.frontends.Lookup(b.asked, &fe)
+		if err == nil && fe.Service != b.service {
+			member.Service = fe.Service
+			yes, err := has[netMember](lb.members, member)
+			return !yes && err == nil, err
 		}
-		return err == nil, err
+		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return false, err
+		}
+		return has[netService](lb.services, b.service)
 	}
 	var failed error
 	err := eachRow(r.d.sock.Maps["sock_reverse"], "sockets", func(k sockSocketKey, v sockPeer) {
 		if k.Row != rowReverse || v.Service == 0 { // 0: of a release before this, which did not note it
 			return
 		}
-		b := backend{v.Service, netAddr(k.Addr), k.Port}
+		b := backend{v.Service, netAddr(k.Addr), k.Port, netFrontendKey{Addr: netAddr(v.Addr), Port: v.Port, Proto: uint8(v.Proto)}}
 		if _, ok := known[b]; !ok {
 			var err error
 			if known[b], err = isGone(b); err != nil {
@@ -181,6 +192,16 @@ func (r *socketReaper) victims() (map[uint64][]victim, error) {
 		}
 	})
 	return out, errors.Join(err, failed)
+}
+
+// has tells whether a map has a row.
+func has[V any](m *ebpf.Map, key any) (bool, error) {
+	var v V
+	err := m.Lookup(key, &v)
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		return false, nil
+	}
+	return err == nil, err
 }
 
 const rowReverse = 0 // ROW_REVERSE in sock.c
@@ -279,21 +300,24 @@ type socketFate int
 
 const (
 	unknown socketFate = iota // it is not there
-	goesOn                    // it is not connected to that backend
+	goesOn                    // it is not connected to that backend, or could not be looked for
 	aborted
 )
 
-// abortIn aborts sockets of one namespace, and tells the fate of each by its cookie.
-func (r *socketReaper) abortIn(path string, list []victim) (map[uint64]socketFate, error) {
+// abortIn aborts sockets of one namespace, and tells the fate of each. One may have been connected to several backends, one after the other.
+func (r *socketReaper) abortIn(path string, list []victim) (map[sockSocketKey]socketFate, error) {
 	space := r.home
+	fates := map[sockSocketKey]socketFate{}
 	if path != "" {
 		var err error
-		if space, err = os.Open(path); err != nil {
+		if space, err = os.Open(path); errors.Is(err, os.ErrNotExist) {
 			return nil, nil // gone with its sockets
+		} else if err != nil {
+			goOn(fates, list, 0)
+			return fates, fmt.Errorf("bpf: sockets: %w", err)
 		}
 		defer space.Close()
 	}
-	fates := map[uint64]socketFate{}
 	err := inSpace(space, func() error {
 		fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_SOCK_DIAG)
 		if err != nil {
@@ -302,43 +326,61 @@ func (r *socketReaper) abortIn(path string, list []victim) (map[uint64]socketFat
 		defer unix.Close(fd)
 		var errs []error
 		for _, proto := range []uint8{unix.IPPROTO_TCP, unix.IPPROTO_UDP} {
-			want := map[uint64]victim{}
-			for _, v := range list {
-				if v.row.Proto == uint16(proto) {
-					want[v.key.Cookie] = v
-				}
-			}
-			for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
-				if len(want) == 0 {
-					continue
-				}
-				socks, err := diagSockets(fd, family, proto)
-				if err != nil {
-					errs = append(errs, err)
-					continue
-				}
-				for _, s := range socks {
-					v, ok := want[s.cookie]
-					if !ok {
-						continue
-					}
-					fates[s.cookie] = goesOn
-					if s.remote.Port() != port16(v.key.Port) || addr16(s.remote.Addr().Unmap()) != netAddr(v.key.Addr) {
-						continue // unconnected, or connected to something else since
-					}
-					switch err := diagDestroy(fd, family, proto, s); {
-					case err == nil:
-						fates[s.cookie] = aborted
-					case errors.Is(err, unix.ENOENT): // closed meanwhile
-					default:
-						errs = append(errs, fmt.Errorf("bpf: abort the socket %s → %s, whose backend is gone: %w", s.local, s.remote, err))
-					}
-				}
-			}
+			errs = append(errs, abortOf(fd, proto, list, fates))
 		}
 		return errors.Join(errs...)
 	})
+	if err != nil && len(fates) == 0 {
+		goOn(fates, list, 0)
+	}
 	return fates, err
+}
+
+// goOn leaves the victims of a protocol, 0: of each, alone, whose fate is not known.
+func goOn(fates map[sockSocketKey]socketFate, list []victim, proto uint8) {
+	for _, v := range list {
+		if (proto == 0 || v.row.Proto == uint16(proto)) && fates[v.key] == unknown {
+			fates[v.key] = goesOn
+		}
+	}
+}
+
+// abortOf aborts the sockets of one protocol, by a socket of the kernel's that tells of those of its namespace.
+func abortOf(fd int, proto uint8, list []victim, fates map[sockSocketKey]socketFate) error {
+	want := map[uint64][]victim{}
+	for _, v := range list {
+		if v.row.Proto == uint16(proto) {
+			want[v.key.Cookie] = append(want[v.key.Cookie], v)
+		}
+	}
+	if len(want) == 0 {
+		return nil
+	}
+	var errs []error
+	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
+		socks, err := diagSockets(fd, family, proto)
+		if err != nil {
+			goOn(fates, list, proto)
+			errs = append(errs, err)
+			continue
+		}
+		for _, s := range socks {
+			for _, v := range want[s.cookie] {
+				fates[v.key] = goesOn
+				if s.remote.Port() != port16(v.key.Port) || addr16(s.remote.Addr().Unmap()) != netAddr(v.key.Addr) {
+					continue // unconnected, or connected to something else since
+				}
+				switch err := diagDestroy(fd, family, proto, s); {
+				case err == nil:
+					fates[v.key] = aborted
+				case errors.Is(err, unix.ENOENT): // closed meanwhile
+				default:
+					errs = append(errs, fmt.Errorf("bpf: abort the socket %s → %s, whose backend is gone: %w", s.local, s.remote, err))
+				}
+			}
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // diagSocket is a socket as the kernel tells of it (struct inet_diag_msg of linux/inet_diag.h).

@@ -154,6 +154,68 @@ func TestSocketsOfABackendThatGoes(t *testing.T) {
 	}
 }
 
+// A socket that was connected to two backends, one after the other, is aborted if both go; one to a Service's port that has
+// another name since, if that has its backend no more.
+func TestSocketsOfMoreThanOneBackend(t *testing.T) {
+	l := newLab(t)
+	l.pods[0].serve(t, "pod", 8080)
+	l.node.serve(t, "node", 8080)
+	passes := l.reaped(t)
+	<-passes
+	front, second := ap("10.96.0.5:80"), ap("10.96.0.6:80")
+	set := func(owner, port string, front netip.AddrPort, backends ...netip.AddrPort) {
+		t.Helper()
+		var rows []LoadBalancer
+		for _, proto := range []uint8{6, 17} {
+			rows = append(rows, LoadBalancer{Name: fmt.Sprint("ns/", owner, ":", port, proto), Protocol: proto, Frontends: fronts(ClusterIP, front), Backends: backs(backends...)})
+		}
+		_, err := l.d.LoadBalancers().Replace(owner, rows)
+		must(t, err)
+	}
+	set("first", "http", front, at(pod, 8080))
+	set("second", "http", second, at(nodeIP, 8080))
+	datagrams := l.node.dial(t, "udp", front.String())
+	raw, err := datagrams.(*net.UDPConn).SyscallConn()
+	must(t, err)
+	must(t, raw.Control(func(fd uintptr) {
+		err = unix.Connect(int(fd), &unix.SockaddrInet4{Addr: second.Addr().As4(), Port: int(second.Port())})
+	}))
+	must(t, err)
+	connection := l.node.dial(t, "tcp", front.String())
+	for _, c := range []net.Conn{datagrams, connection} {
+		_, err := exchange(c, "hello")
+		must(t, err)
+	}
+	set("first", "web", front, at(pod, 8080)) // its name alone
+	if _, err := exchange(connection, "renamed"); err != nil {
+		t.Errorf("a port that was renamed: %v", err)
+	}
+	gone := map[string][]LoadBalancer{}
+	for owner, front := range map[string]netip.AddrPort{"first": front, "second": second} {
+		for _, proto := range []uint8{6, 17} {
+			gone[owner] = append(gone[owner], LoadBalancer{Name: fmt.Sprint("ns/", owner, ":other", proto), Protocol: proto, Frontends: fronts(ClusterIP, front), Backends: backs(at(nodeIP, 8088))})
+		}
+	}
+	if _, errs := l.d.LoadBalancers().ReplaceAll(gone); len(errs) > 0 {
+		t.Fatal(errs)
+	}
+	lost(t, datagrams)
+	lost(t, connection)
+}
+
+// Rows of sockets that could not be looked for are kept.
+func TestSocketsThatCanNotBeLookedInto(t *testing.T) {
+	r := &socketReaper{node: 1}
+	if paths, err := r.paths(map[uint64][]victim{2: nil}); len(paths) > 0 || err != nil {
+		t.Errorf("%v, %v", paths, err)
+	}
+	fates := map[sockSocketKey]socketFate{{Cookie: 1}: aborted}
+	goOn(fates, []victim{{key: sockSocketKey{Cookie: 1}, row: sockPeer{Proto: 6}}, {key: sockSocketKey{Cookie: 2}, row: sockPeer{Proto: 6}}, {key: sockSocketKey{Cookie: 3}, row: sockPeer{Proto: 17}}}, 6)
+	if fates[sockSocketKey{Cookie: 1}] != aborted || fates[sockSocketKey{Cookie: 2}] != goesOn || fates[sockSocketKey{Cookie: 3}] != unknown {
+		t.Error(fates)
+	}
+}
+
 // peerOf asks the kernel, not package net, which remembers.
 func peerOf(t *testing.T, c net.Conn) (peer netip.AddrPort) {
 	t.Helper()

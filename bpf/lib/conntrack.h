@@ -361,19 +361,21 @@ int __attribute__((noinline)) flow_take(struct __sk_buff *skb)
 	return -1;
 }
 
-/* Whether another processor has begun the flow at hand since flow_get, with another packet of it: then s->flow is what that one chose. A
- * connection's first packet comes once; but two datagrams may come at a time. */
-static __always_inline int flow_is_begun(struct scratch *s)
-{
-	struct flow *f;
+enum { FLOW_NO_ROW, FLOW_BEGUN, FLOW_STALE };
 
-	if (flow_has_connection(s->key.proto))
-		return 0;
-	f = flow_row(&s->key);
-	if (!f || f->service != s->flow.service || f->generation != s->flow.generation || !flow_alive(f, s->key.proto, s->flow.seen))
-		return 0;
+/* What stands in the row of the flow at hand, which flow_get did not find or which is to begin anew. FLOW_BEGUN: another processor has begun
+ * it meanwhile, with another packet of it, and s->flow is now what that one chose. A connection's first packet comes once; but two datagrams may
+ * come at a time. */
+static __always_inline int flow_found(struct scratch *s)
+{
+	struct flow *f = flow_row(&s->key);
+
+	if (!f)
+		return FLOW_NO_ROW;
+	if (flow_has_connection(s->key.proto) || f->service != s->flow.service || f->generation != s->flow.generation || !flow_alive(f, s->key.proto, s->flow.seen))
+		return FLOW_STALE;
 	s->flow = *f;
-	return 1;
+	return FLOW_BEGUN;
 }
 
 /* Writes the row s->flow of a flow whose other row s->back is written. If another processor was first, its row is the flow. */
@@ -381,7 +383,7 @@ static __always_inline int flow_settle(struct scratch *s)
 {
 	if (!bpf_map_update_elem(&flows_passing, &s->key, &s->flow, BPF_NOEXIST))
 		return 0;
-	if (flow_is_begun(s)) {
+	if (flow_found(s) == FLOW_BEGUN) {
 		if (!flow_is_back_of(&s->flow, &s->back))
 			bpf_map_delete_elem(&flows_passing, &s->back);
 		return 0;
@@ -395,13 +397,15 @@ static __always_inline int flow_settle(struct scratch *s)
 int __attribute__((noinline)) flow_begin(struct __sk_buff *skb)
 {
 	struct scratch *s = scratch();
-	__u32 i;
+	__u32 i, found;
 
 	if (!skb || !s || flow_first(skb, s))
 		return FLOW_NO_ROOM;
-	if (flow_is_begun(s))
+	found = flow_found(s);
+	if (found == FLOW_BEGUN)
 		return 0;
-	flow_end(skb);
+	if (found == FLOW_STALE)
+		flow_end(skb);
 	flow_turn(s);
 	for (i = 0; i < FLOW_PROBES; i++) {
 		if (!flow_take(skb))

@@ -228,18 +228,22 @@ int __attribute__((noinline)) masq_begin(struct __sk_buff *skb)
 	struct scratch *s = scratch();
 	struct flow *old;
 	__be16 had = 0;
+	__u32 found;
 
 	if (!skb || !s || flow_first(skb, s))
 		return FLOW_NO_ROOM;
-	if (flow_is_begun(s))
+	found = flow_found(s);
+	if (found == FLOW_BEGUN)
 		return 0;
 	s->flow.saddr = node_of(s->p.v6);
 	s->flow.sport = 0;
 	s->flow.flags |= FLOW_MASQUERADED;
-	old = flow_row(&s->key);
-	if (old && old->flags & FLOW_MASQUERADED && addr_eq(&old->daddr, &s->flow.daddr))
-		had = old->sport;
-	flow_end(skb);
+	if (found == FLOW_STALE) {
+		old = flow_row(&s->key);
+		if (old && old->flags & FLOW_MASQUERADED && addr_eq(&old->daddr, &s->flow.daddr))
+			had = old->sport;
+		flow_end(skb);
+	}
 	flow_turn(s);
 	if (masq_pick(skb, s, had))
 		return FLOW_NO_PORT;

@@ -81,20 +81,27 @@ static __always_inline int has_ports(struct __sk_buff *skb, struct packet *p)
 	return p->ports || (p->more && !p->later && l4_of(skb, p) == L4_PORTS);
 }
 
-/* Whether the backend of s->flow is gone, and a connection's also from the frontend that it asks (the Service's port may have another name now). It is looked for
- * once after a backend of any service went. */
+/* Whether the backend of s->flow is gone. It is looked for once after a backend of any service went. A connection asks the frontend again, for
+ * the Service's port may have another name now, and so another number; where there is none any more its Service was deleted, and its backend
+ * may well be alive. kube-proxy leaves connections of such Services alone, and so do we here and at the socket (sockets.go). */
 static __always_inline int service_backend_gone(struct scratch *s, const struct frontend *fe)
 {
-	__u32 now = lb_generation();
+	__u32 now = lb_generation(), service = s->flow.service;
 
 	if (s->flow.flags & FLOW_HERE && !bpf_map_lookup_elem(&endpoints, &s->flow.daddr))
 		return 1;
-	if (!s->flow.service || s->flow.generation == now)
+	if (!service || s->flow.generation == now)
 		return 0;
-	if (!lb_member(s->flow.service, &s->flow.daddr, s->flow.dport)) {
-		if (!fe || s->p.proto != IPPROTO_TCP || tcp_opens(s->p.tcp) || !lb_member(fe->service, &s->flow.daddr, s->flow.dport))
+	if (!lb_member(service, &s->flow.daddr, s->flow.dport)) {
+		if (!flow_has_connection(s->p.proto) || tcp_opens(s->p.tcp))
 			return 1;
-		s->flow.service = fe->service;
+		if (fe && fe->service != service) {
+			if (!lb_member(fe->service, &s->flow.daddr, s->flow.dport))
+				return 1;
+			s->flow.service = fe->service;
+		} else if (fe || bpf_map_lookup_elem(&lb_services, &service)) {
+			return 1;
+		}
 	}
 	s->flow.generation = now;
 	return 0;
@@ -437,8 +444,11 @@ static __always_inline int service_in(struct __sk_buff *skb)
 		verdict = service_error(skb, 0, ASKER_OUTSIDE);
 		return verdict == SERVICE_NONE ? masq_in(skb) : verdict;
 	}
-	/* To an address that is not of here: it may have been a frontend's. On the node's own, the host's stack refuses. */
-	ended = !is_node(&s->p.daddr, s->p.v6) && !bpf_map_lookup_elem(&endpoints, &s->p.daddr);
+	/* It may have been a frontend's. To the node's own address that is asked for connections alone: what else comes there is the node's. */
+	if (is_node(&s->p.daddr, s->p.v6))
+		ended = s->p.proto == IPPROTO_TCP && !tcp_opens(s->p.tcp);
+	else
+		ended = !bpf_map_lookup_elem(&endpoints, &s->p.daddr);
 	found = service_known(skb, ended);
 	if (found == SERVICE_NONE || found == SERVICE_NEW) { /* a pod may have had the port before it became a NodePort */
 		verdict = masq_in(skb);

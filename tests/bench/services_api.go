@@ -68,12 +68,13 @@ func (b *bench) follow(ctx context.Context) (err error) {
 		return err
 	}
 	own, filled := len(first.Items), 0 // the control plane's own Services
+	changes := &changer{client, map[int]int{}}
 	for _, size := range apiSizes {
 		if err := fill(ctx, c, filled, size); err != nil {
 			return err
 		}
 		filled = size
-		if err := b.followed(ctx, c, client, dir, size, own); err != nil {
+		if err := b.followed(ctx, c, changes, dir, size, own); err != nil {
 			return fmt.Errorf("%d Services: %w", size, err)
 		}
 	}
@@ -96,7 +97,7 @@ func awaitAPI(ctx context.Context, c *lab.Cluster) error {
 }
 
 // followed measures one size.
-func (b *bench) followed(ctx context.Context, c *lab.Cluster, client kubernetes.Interface, dir string, size, own int) (err error) {
+func (b *bench) followed(ctx context.Context, c *lab.Cluster, changes *changer, dir string, size, own int) (err error) {
 	var a *agent
 	defer func() {
 		if a != nil {
@@ -136,13 +137,13 @@ func (b *bench) followed(ctx context.Context, c *lab.Cluster, client kubernetes.
 	}
 	b.report.figure(what+"full sync from empty, from the agent's exec", quantile(started, 0.5), "s")
 	b.draw("Full sync from empty", "s", kindStrake, size, quantile(synced, 0.5))
-	if err := b.changes(ctx, a, client, what, size); err != nil {
+	if err := b.changes(ctx, a, changes, what, size); err != nil {
 		return err
 	}
-	if err := b.firstConnection(ctx, c, a, client, what); err != nil {
+	if err := b.firstConnection(ctx, c, a, changes.client, what); err != nil {
 		return err
 	}
-	return b.agentCost(ctx, a, client, what, size)
+	return b.agentCost(ctx, a, changes, what, size)
 }
 
 // next waits for what the agent tells.
@@ -173,22 +174,31 @@ func (a *agent) of(ctx context.Context, i int) (time.Duration, error) {
 	}
 }
 
-// change takes one endpoint of a Service out of service, and the one back that another change took.
-func change(ctx context.Context, client kubernetes.Interface, i, e int) error {
+// changer takes endpoints of Services out of service.
+type changer struct {
+	client kubernetes.Interface
+	out    map[int]int // by Service: how many of its endpoints it took out, one at a time
+}
+
+// change takes the next endpoint of a Service out of service, and the one back that it took before: an update that changed nothing would be
+// none, and wait for ever for the agent to tell of it.
+func (c *changer) change(ctx context.Context, i int) error {
 	_, slice := apiObjects(i)
+	e := c.out[i] % len(slice.Endpoints)
+	c.out[i]++
 	ready := false
 	slice.Endpoints[e].Conditions.Ready = &ready
-	_, err := client.DiscoveryV1().EndpointSlices(apiNamespace).Update(ctx, slice, metav1.UpdateOptions{})
+	_, err := c.client.DiscoveryV1().EndpointSlices(apiNamespace).Update(ctx, slice, metav1.UpdateOptions{})
 	return err
 }
 
 // changes takes the time from an API call to the map write, one change after the other.
-func (b *bench) changes(ctx context.Context, a *agent, client kubernetes.Interface, what string, size int) error {
+func (b *bench) changes(ctx context.Context, a *agent, c *changer, what string, size int) error {
 	var whole, rest []float64
 	for n := range b.times(300) {
 		i := 1 + n*(size-2)/b.times(300)
 		asked := monotonic()
-		if err := change(ctx, client, i, 0); err != nil {
+		if err := c.change(ctx, i); err != nil {
 			return err
 		}
 		answered := monotonic()
@@ -289,7 +299,7 @@ func (b *bench) firstConnection(ctx context.Context, c *lab.Cluster, a *agent, c
 const churn = 100
 
 // agentCost looks at the agent at rest, and while endpoints change.
-func (b *bench) agentCost(ctx context.Context, a *agent, client kubernetes.Interface, what string, size int) error {
+func (b *bench) agentCost(ctx context.Context, a *agent, c *changer, what string, size int) error {
 	pid := a.cmd.Process.Pid
 	if err := pause(ctx, time.Duration(b.effort*float64(settle))); err != nil {
 		return err
@@ -317,7 +327,7 @@ func (b *bench) agentCost(ctx context.Context, a *agent, client kubernetes.Inter
 			}
 			i := 1 + n*step%(size-1)
 			asked[string(apiUID(i))] = monotonic()
-			if err := change(ctx, client, i, 1+n*step/(size-1)); err != nil {
+			if err := c.change(ctx, i); err != nil {
 				return err
 			}
 		}
