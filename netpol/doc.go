@@ -31,5 +31,5 @@
 //     Admin tier if the tier is the fault; it has every pod for its subject if the subject is. Its Accept rules match nothing, and its Pass rules
 //     deny what they match.
 //
-// No label selects the namespace that has no object but kubernetes.io/metadata.name, which every namespace has whatever its object says.
+// Every namespace has the label kubernetes.io/metadata.name, whatever its object says, and without an object it has no other.
 package netpol
