@@ -9,6 +9,8 @@ import (
 
 	authenticationv1 "k8s.io/api/authentication/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
+	autoscalingv1 "k8s.io/api/autoscaling/v1"
+	autoscalingv2 "k8s.io/api/autoscaling/v2"
 	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -84,6 +86,9 @@ func (b *builder) storages() (storages, error) {
 			return nil, err
 		}
 		all.add(r.GroupVersion, s)
+		if r.GroupVersion == autoscalingv2.SchemeGroupVersion {
+			all.add(autoscalingv1.SchemeGroupVersion, s) // the same objects in their old spelling
+		}
 		main[r.GroupResource()] = store
 	}
 	core := func(name string) *descriptor.Store { return main[corev1.Resource(name)] }
@@ -99,6 +104,7 @@ func (b *builder) storages() (storages, error) {
 		"namespaces":          &namespaceStore{core("namespaces")},
 		"namespaces/finalize": newFinalizeREST(core("namespaces")),
 		"pods/binding":        binding,
+		"bindings":            &legacyBindingREST{binding},
 		"pods/eviction":       &evictionREST{core("pods"), main[schema.GroupResource{Group: "policy", Resource: "poddisruptionbudgets"}]},
 		"serviceaccounts/token": &token.REST{
 			Issuer: b.issuer, ServiceAccounts: core("serviceaccounts"), Pods: core("pods"), Secrets: core("secrets"), Nodes: core("nodes"),

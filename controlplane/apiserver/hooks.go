@@ -108,7 +108,7 @@ func (b *builder) keepSystemObjects(ctx context.Context) error {
 		classes := b.client.SchedulingV1().PriorityClasses()
 		errs = append(errs, ensure(ctx, c.Name, classes.Get, classes.Create, &c))
 	}
-	return errors.Join(append(errs, b.keepKubernetesService(ctx), b.keepAuthenticationInfo(ctx))...)
+	return errors.Join(append(errs, b.keepKubernetesService(ctx), b.keepServiceRanges(ctx), b.keepAuthenticationInfo(ctx))...)
 }
 
 // ensure makes an object unless there is one of its name.

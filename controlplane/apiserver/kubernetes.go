@@ -9,7 +9,10 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	apiequality "k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
@@ -62,6 +65,38 @@ func (b *builder) keepKubernetesService(ctx context.Context) error {
 		return changed
 	}, api.Get, api.Create, api.Update)
 	return errors.Join(err, sliceErr, endpointsErr)
+}
+
+// keepServiceRanges keeps the ServiceCIDR that tells of the cluster's ranges of ClusterIPs.
+func (b *builder) keepServiceRanges(ctx context.Context) error {
+	const name = "kubernetes"
+	var cidrs []string
+	for _, p := range b.cfg.ServiceCIDRs {
+		cidrs = append(cidrs, p.Masked().String())
+	}
+	api := b.client.NetworkingV1().ServiceCIDRs()
+	have, err := api.Get(ctx, name, metav1.GetOptions{})
+	if err == nil && len(have.Spec.CIDRs) > 0 && have.Spec.CIDRs[0] != cidrs[0] {
+		// The cluster has other ranges than before, which an object can't follow: another one takes its place.
+		err = api.Delete(ctx, name, metav1.DeleteOptions{Preconditions: metav1.NewUIDPreconditions(string(have.UID))})
+		have = nil
+	}
+	switch {
+	case apierrors.IsNotFound(err), err == nil && have == nil:
+		have, err = api.Create(ctx, &networkingv1.ServiceCIDR{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: networkingv1.ServiceCIDRSpec{CIDRs: cidrs}}, metav1.CreateOptions{})
+	case err == nil && len(have.Spec.CIDRs) < len(cidrs):
+		have.Spec.CIDRs = cidrs
+		have, err = api.Update(ctx, have, metav1.UpdateOptions{})
+	}
+	if err == nil && meta.SetStatusCondition(&have.Status.Conditions, metav1.Condition{
+		Type: networkingv1.ServiceCIDRConditionReady, Status: metav1.ConditionTrue, Reason: "Allocating", Message: "Kubernetes Service CIDR is ready", ObservedGeneration: have.Generation,
+	}) {
+		_, err = api.UpdateStatus(ctx, have, metav1.UpdateOptions{})
+	}
+	if err != nil {
+		return fmt.Errorf("ServiceCIDR %s: %w", name, err)
+	}
+	return nil
 }
 
 // keepAuthenticationInfo keeps the ConfigMap from which extension API servers learn whose certificates count and

@@ -21,8 +21,10 @@ import (
 	nodev1 "k8s.io/api/node/v1"
 	policyv1 "k8s.io/api/policy/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
+	resourcev1 "k8s.io/api/resource/v1"
 	schedulingv1 "k8s.io/api/scheduling/v1"
 	storagev1 "k8s.io/api/storage/v1"
+	storagemigrationv1 "k8s.io/api/storagemigration/v1"
 	metainternalversion "k8s.io/apimachinery/pkg/apis/meta/internalversion"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -39,7 +41,7 @@ func newScheme(all []*descriptor.Resource) (*runtime.Scheme, error) {
 		autoscalingv1.AddToScheme, autoscalingv2.AddToScheme, certificatesv1.AddToScheme, coordinationv1.AddToScheme, discoveryv1.AddToScheme,
 		flowcontrolv1.AddToScheme, networkingv1.AddToScheme, nodev1.AddToScheme, policyv1.AddToScheme, rbacv1.AddToScheme,
 		schedulingv1.AddToScheme, storagev1.AddToScheme, admissionregistrationv1.AddToScheme, metainternalversion.AddToScheme,
-		addOptionConversions, addEvents,
+		resourcev1.AddToScheme, storagemigrationv1.AddToScheme, addOptionConversions, addEvents, addAutoscalers,
 	} {
 		if err := add(scheme); err != nil {
 			return nil, fmt.Errorf("API scheme: %w", err)
@@ -61,7 +63,6 @@ func newScheme(all []*descriptor.Resource) (*runtime.Scheme, error) {
 	}
 	// Kinds that are answered or passed on, never stored.
 	for gv, objs := range map[schema.GroupVersion][]runtime.Object{
-		networkingv1.SchemeGroupVersion:  {&networkingv1.IPAddress{}, &networkingv1.IPAddressList{}},
 		corev1.SchemeGroupVersion:        {&corev1.Binding{}, &corev1.PodAttachOptions{}, &corev1.PodExecOptions{}, &corev1.PodLogOptions{}, &corev1.PodPortForwardOptions{}, &corev1.PodProxyOptions{}, &corev1.NodeProxyOptions{}, &corev1.ServiceProxyOptions{}},
 		autoscalingv1.SchemeGroupVersion: {&autoscalingv1.Scale{}},
 		policyv1.SchemeGroupVersion:      {&policyv1.Eviction{}},

@@ -98,6 +98,28 @@ func (r *bindingREST) Create(ctx context.Context, name string, obj runtime.Objec
 	return &metav1.Status{Status: metav1.StatusSuccess}, nil
 }
 
+// legacyBindingREST takes Bindings as objects of their own, named as the pod.
+type legacyBindingREST struct{ pods *bindingREST }
+
+var (
+	_ rest.Creater              = (*legacyBindingREST)(nil)
+	_ rest.Scoper               = (*legacyBindingREST)(nil)
+	_ rest.SingularNameProvider = (*legacyBindingREST)(nil)
+)
+
+func (r *legacyBindingREST) New() runtime.Object     { return &corev1.Binding{} }
+func (r *legacyBindingREST) Destroy()                {}
+func (r *legacyBindingREST) NamespaceScoped() bool   { return true }
+func (r *legacyBindingREST) GetSingularName() string { return "binding" }
+
+func (r *legacyBindingREST) Create(ctx context.Context, obj runtime.Object, validate rest.ValidateObjectFunc, o *metav1.CreateOptions) (runtime.Object, error) {
+	b, ok := obj.(*corev1.Binding)
+	if !ok {
+		return nil, apierrors.NewBadRequest(fmt.Sprintf("expected a Binding, got %T", obj))
+	}
+	return r.pods.Create(ctx, b.Name, obj, validate, o)
+}
+
 func setPodScheduled(pod *corev1.Pod) {
 	c := corev1.PodCondition{Type: corev1.PodScheduled, Status: corev1.ConditionTrue, LastTransitionTime: metav1.Now()}
 	for i := range pod.Status.Conditions {

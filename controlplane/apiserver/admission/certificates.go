@@ -70,20 +70,59 @@ func (s *signers) Validate(ctx context.Context, a admission.Attributes, _ admiss
 	if !s.touched(c, old) {
 		return nil
 	}
-	name := old.Spec.SignerName
+	return permitted(ctx, s.authz, a, s.verb, old.Spec.SignerName)
+}
+
+// permitted refuses who may not do this in the name of a signer.
+func permitted(ctx context.Context, authz authorizer.Authorizer, a admission.Attributes, verb, name string) error {
 	domain, _, _ := strings.Cut(name, "/")
 	for _, n := range []string{name, domain + "/*"} {
-		decision, _, err := s.authz.Authorize(ctx, authorizer.AttributesRecord{
-			User: a.GetUserInfo(), Verb: s.verb, Name: n, APIGroup: certificatesv1.GroupName, APIVersion: "*", Resource: "signers", ResourceRequest: true,
+		decision, _, err := authz.Authorize(ctx, authorizer.AttributesRecord{
+			User: a.GetUserInfo(), Verb: verb, Name: n, APIGroup: certificatesv1.GroupName, APIVersion: "*", Resource: "signers", ResourceRequest: true,
 		})
 		switch {
 		case decision == authorizer.DecisionAllow:
 			return nil
 		case err != nil:
-			return admission.NewForbidden(a, fmt.Errorf("may %s of signer %q: %w", s.verb, name, err))
+			return admission.NewForbidden(a, fmt.Errorf("may %s of signer %q: %w", verb, name, err))
 		}
 	}
-	return admission.NewForbidden(a, fmt.Errorf("user not permitted to %s requests with signerName %q", s.verb, name))
+	return admission.NewForbidden(a, fmt.Errorf("user not permitted to %s requests with signerName %q", verb, name))
+}
+
+// bundleAttest wants the verb "attest" of who publishes what to trust in the name of a signer.
+type bundleAttest struct {
+	*admission.Handler
+	authz authorizer.Authorizer
+}
+
+var (
+	_ admission.ValidationInterface = (*bundleAttest)(nil)
+	_ initializer.WantsAuthorizer   = (*bundleAttest)(nil)
+)
+
+func newBundleAttest() (admission.Interface, error) {
+	return &bundleAttest{Handler: admission.NewHandler(admission.Create, admission.Update)}, nil
+}
+
+func (b *bundleAttest) SetAuthorizer(a authorizer.Authorizer) { b.authz = a }
+
+func (b *bundleAttest) ValidateInitialization() error {
+	if b.authz == nil {
+		return errors.New("ClusterTrustBundleAttest admission: no authorizer")
+	}
+	return nil
+}
+
+func (b *bundleAttest) Validate(ctx context.Context, a admission.Attributes, _ admission.ObjectInterfaces) error {
+	bundle, ok := a.GetObject().(*certificatesv1.ClusterTrustBundle)
+	if !ok || bundle.Spec.SignerName == "" {
+		return nil
+	}
+	if old, ok := a.GetOldObject().(*certificatesv1.ClusterTrustBundle); ok && apiequality.Semantic.DeepEqual(bundle.Spec, old.Spec) {
+		return nil // finalizers and labels
+	}
+	return permitted(ctx, b.authz, a, "attest", bundle.Spec.SignerName)
 }
 
 // subjectRestriction keeps requests for client certificates from asking for the group that may do everything.

@@ -24,6 +24,7 @@ var plugins = []struct {
 	{"NodeRestriction", newNodeRestriction},
 	{"CertificateApproval", newCertificateApproval},
 	{"CertificateSigning", newCertificateSigning},
+	{"ClusterTrustBundleAttest", newBundleAttest},
 	{"CertificateSubjectRestriction", newSubjectRestriction},
 }
 

@@ -13,9 +13,9 @@ import (
 func All() []*descriptor.Resource {
 	var all []*descriptor.Resource
 	for _, group := range [][]*descriptor.Resource{
-		{pods(), services(), namespaces(), nodes(), configMaps(), secrets(), serviceAccounts(), endpoints(), events()},
+		{pods(), services(), namespaces(), nodes(), configMaps(), secrets(), serviceAccounts(), endpoints(), events(), replicationControllers()},
 		volumes(), quotas(), apps(), batch(), discovery(), coordination(), networking(), rbac(), storage(), scheduling(), policy(),
-		certificates(), admissionRegistration(), flowControl(), autoscaling(), runtimeClasses(),
+		certificates(), trust(), admissionRegistration(), flowControl(), autoscaling(), runtimeClasses(), serviceAddresses(), devices(), storageMigrations(),
 	} {
 		all = append(all, group...)
 	}
