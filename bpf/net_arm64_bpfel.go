@@ -268,6 +268,42 @@ type netPolicyVerdict struct {
 	Tier   uint8
 }
 
+type netPolicyWork struct {
+	_        structs.HostLayout
+	From     netAddr
+	To       netAddr
+	Sport    uint16
+	Dport    uint16
+	Proto    uint8
+	Tcp      uint8
+	High     uint8
+	Asked    uint8
+	Identity [2]uint32
+	Revision uint32
+	Born     uint32
+	Adopts   uint32
+	Verdicts [4]netPolicyVerdict
+	_        [4]byte
+	Key      struct {
+		_        structs.HostLayout
+		Low      netAddr
+		High     netAddr
+		LowPort  uint16
+		HighPort uint16
+		Proto    uint8
+		Pad      [3]uint8
+	}
+	Flow struct {
+		_        structs.HostLayout
+		Seen     uint32
+		Revision uint32
+		Policy   uint32
+		Rule     uint16
+		State    uint8
+		Flags    uint8
+	}
+}
+
 type netPortKey struct {
 	_     structs.HostLayout
 	Port  uint16
@@ -393,6 +429,7 @@ const (
 	netMapPolicyPorts        = "policy_ports"
 	netMapPolicyRevision     = "policy_revision"
 	netMapPolicySubjects     = "policy_subjects"
+	netMapPolicyWorks        = "policy_works"
 	netMapRefusals           = "refusals"
 	netMapRemotes            = "remotes"
 	netMapScratches          = "scratches"
@@ -416,6 +453,7 @@ const (
 	netVarMasqLast           = "masq_last"
 	netVarNodeAddr4          = "node_addr4"
 	netVarNodeAddr6          = "node_addr6"
+	netVarPolicyOn           = "policy_on"
 	netVarSpareFirst         = "spare_first"
 	netVarSpareLast          = "spare_last"
 	netVarTunnelHasLocal     = "tunnel_has_local"
@@ -513,6 +551,7 @@ type netMapSpecs struct {
 	PolicyPorts        *ebpf.MapSpec `ebpf:"policy_ports"`
 	PolicyRevision     *ebpf.MapSpec `ebpf:"policy_revision"`
 	PolicySubjects     *ebpf.MapSpec `ebpf:"policy_subjects"`
+	PolicyWorks        *ebpf.MapSpec `ebpf:"policy_works"`
 	Refusals           *ebpf.MapSpec `ebpf:"refusals"`
 	Remotes            *ebpf.MapSpec `ebpf:"remotes"`
 	Scratches          *ebpf.MapSpec `ebpf:"scratches"`
@@ -536,6 +575,7 @@ type netVariableSpecs struct {
 	MasqLast        *ebpf.VariableSpec `ebpf:"masq_last"`
 	NodeAddr4       *ebpf.VariableSpec `ebpf:"node_addr4"`
 	NodeAddr6       *ebpf.VariableSpec `ebpf:"node_addr6"`
+	PolicyOn        *ebpf.VariableSpec `ebpf:"policy_on"`
 	SpareFirst      *ebpf.VariableSpec `ebpf:"spare_first"`
 	SpareLast       *ebpf.VariableSpec `ebpf:"spare_last"`
 	TunnelHasLocal  *ebpf.VariableSpec `ebpf:"tunnel_has_local"`
@@ -599,6 +639,7 @@ type netMaps struct {
 	PolicyPorts        *ebpf.Map `ebpf:"policy_ports"`
 	PolicyRevision     *ebpf.Map `ebpf:"policy_revision"`
 	PolicySubjects     *ebpf.Map `ebpf:"policy_subjects"`
+	PolicyWorks        *ebpf.Map `ebpf:"policy_works"`
 	Refusals           *ebpf.Map `ebpf:"refusals"`
 	Remotes            *ebpf.Map `ebpf:"remotes"`
 	Scratches          *ebpf.Map `ebpf:"scratches"`
@@ -645,6 +686,7 @@ func (m *netMaps) Close() error {
 		m.PolicyPorts,
 		m.PolicyRevision,
 		m.PolicySubjects,
+		m.PolicyWorks,
 		m.Refusals,
 		m.Remotes,
 		m.Scratches,
@@ -669,6 +711,7 @@ type netVariables struct {
 	MasqLast        *ebpf.Variable `ebpf:"masq_last"`
 	NodeAddr4       *ebpf.Variable `ebpf:"node_addr4"`
 	NodeAddr6       *ebpf.Variable `ebpf:"node_addr6"`
+	PolicyOn        *ebpf.Variable `ebpf:"policy_on"`
 	SpareFirst      *ebpf.Variable `ebpf:"spare_first"`
 	SpareLast       *ebpf.Variable `ebpf:"spare_last"`
 	TunnelHasLocal  *ebpf.Variable `ebpf:"tunnel_has_local"`

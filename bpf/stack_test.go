@@ -12,7 +12,7 @@ import (
 // kernels take steps of 16, so that what does not fit there may fit here.
 func TestStackOfCallsFits(t *testing.T) {
 	const limit, step = 512, 32
-	for name, load := range map[string]func() (*ebpf.CollectionSpec, error){"net": loadNet, "sock": loadSock} {
+	for name, load := range map[string]func() (*ebpf.CollectionSpec, error){"net": loadNet, "sock": loadSock, "judge": loadJudge} {
 		spec, err := load()
 		if err != nil {
 			t.Fatal(name, err)

@@ -6,6 +6,7 @@
 #define STRAKE_POLICY_H
 
 #include <linux/bpf.h>
+#include <linux/in.h>
 #include <linux/types.h>
 #include <bpf/bpf_helpers.h>
 #include "addr.h"
@@ -137,6 +138,178 @@ static __always_inline __u32 policy_revision_now(void)
 	__u32 zero = 0, *n = bpf_map_lookup_elem(&policy_revision, &zero);
 
 	return n ? *(volatile __u32 *)n : 0;
+}
+
+/* Set at load: packets of pods are judged, and a pod without a row sends and gets nothing. */
+const volatile __u8 policy_on;
+
+/* Mark of what was judged, on its way into the queue of a pod's interface: strake_to_pod lets it pass. No other packet can have it there: marks don't cross
+ * namespaces. */
+#define POLICY_MARK 0x53701ce5
+
+/* How a packet, or a flow, is to be judged. */
+#define POLICY_SOURCE 1     /* who sends is a pod of this node: its egress counts */
+#define POLICY_DEST 2       /* who gets it is: its ingress does */
+#define POLICY_TRANSLATED 4 /* s->flow has the ends */
+#define POLICY_ERROR 8      /* so, and the packet is an ICMP error about a packet of that flow, translated already */
+#define POLICY_NODE 16      /* the node's own stack sends it: ingress is not judged */
+#define POLICY_ONCE 32      /* the packet alone: the flow gets no row */
+#define POLICY_JUDGED 64    /* it was judged already: the flow gets its row */
+#define POLICY_AGAIN 128    /* it was allowed once: who keeps flows is not judged */
+
+/* What came of it. */
+#define POLICY_DENIES_EGRESS 1
+#define POLICY_DENIES_INGRESS 2
+#define POLICY_NO_VERDICT 3
+
+#define POLICY_NO_RULE 0xffff
+#define POLICY_SHADOW 2 /* in verdicts: behind those of both directions those of the rule sets in shadow */
+
+struct policy_key {
+	struct addr low, high; /* the ends of a flow, as the pods' interfaces see them */
+	__be16 low_port, high_port;
+	__u8 proto;
+	__u8 pad[3];
+};
+
+struct policy_flow {
+	__u32 seen;     /* the last packet of either direction: monotonic clock, seconds */
+	__u32 revision; /* at which it was judged */
+	__u32 policy;   /* who decided */
+	__u16 rule;
+	__u8 state; /* as in conntrack.h */
+	__u8 flags;
+};
+
+/* Of the flow at hand, as struct scratch is of the packet. */
+struct policy_work {
+	struct addr from, to; /* of the packet; while it is judged, of the flow */
+	__be16 sport, dport;
+	__u8 proto, tcp, high, asked; /* high: the sender is the higher end; asked: which verdicts there are, by bits */
+	__u32 identity[2];            /* of the other end, by direction */
+	__u32 revision;
+	__u32 born, adopts;           /* as in the subjects' rows: the later ones */
+	struct policy_verdict verdicts[4];
+	struct policy_key key;
+	struct policy_flow flow;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct policy_work);
+} policy_works SEC(".maps");
+
+static __always_inline struct policy_work *policy_work(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&policy_works, &zero);
+}
+
+/* The identity of an end of the flow at hand. */
+__u32 __attribute__((noinline)) policy_identity(struct __sk_buff *skb, __u32 of_to)
+{
+	struct policy_work *w = policy_work();
+	struct prefix key = { .len = 128 };
+	struct policy_subject *own;
+	struct addr addr;
+	__u32 *identity;
+
+	if (!skb || !w)
+		return 0;
+	addr = of_to ? w->to : w->from;
+	own = bpf_map_lookup_elem(&policy_subjects, &addr);
+	if (own)
+		return own->identity;
+	identity = bpf_map_lookup_elem(&policy_peers, &addr);
+	if (identity)
+		return *identity;
+	__builtin_memcpy(key.addr, &addr, sizeof(key.addr));
+	identity = bpf_map_lookup_elem(&policy_blocks, &key);
+	return identity ? *identity : 0;
+}
+
+/* What a rule set says of the flow at hand, to one of the verdicts: whether it is allowed. Where rows are missing it is not. */
+int __attribute__((noinline)) policy_ask(struct __sk_buff *skb, __u32 rules, __u32 identity, __u32 slot)
+{
+	struct policy_answer_key answer = { .rules = rules, .identity = identity };
+	struct policy_port_key port = { .len = POLICY_PORT_BITS };
+	struct policy_work *w = policy_work();
+	struct policy_verdict *v = 0, *to;
+	__u32 *ports;
+
+	if (!skb || !w || slot > 3)
+		return 0;
+	to = &w->verdicts[slot];
+	to->policy = 0;
+	to->rule = POLICY_NO_RULE;
+	to->allow = 0;
+	to->tier = TIER_NONE;
+	w->asked |= 1 << slot;
+	ports = bpf_map_lookup_elem(&policy_answers, &answer);
+	if (!ports && identity) {
+		answer.identity = 0;
+		ports = bpf_map_lookup_elem(&policy_answers, &answer);
+	}
+	if (!ports)
+		return 0;
+	port.ports = *ports;
+	port.proto = w->proto;
+	if (w->proto == IPPROTO_TCP || w->proto == IPPROTO_UDP || w->proto == IPPROTO_SCTP)
+		__builtin_memcpy(port.port, &w->dport, 2);
+	v = bpf_map_lookup_elem(&policy_ports, &port);
+	if (!v)
+		return 0;
+	*to = *v;
+	if (v->tier == TIER_NETWORK_POLICY && addr_eq(&w->from, &w->to)) /* a pod that gets itself, by a Service: NetworkPolicies let it */
+		to->allow = 1;
+	return to->allow;
+}
+
+/* One direction of the flow at hand: 0 if it is allowed. */
+static __always_inline int policy_side(struct __sk_buff *skb, struct policy_work *w, __u32 direction, __u32 how)
+{
+	struct policy_subject *own = bpf_map_lookup_elem(&policy_subjects, direction == EGRESS ? &w->from : &w->to);
+	__u32 shadow;
+	int denied = 0;
+
+	if (!own)
+		return POLICY_NO_VERDICT;
+	shadow = own->shadow[direction];
+	if (own->rules[direction] && !(how & POLICY_AGAIN && own->flags & SUBJECT_KEEPS) && !policy_ask(skb, own->rules[direction], w->identity[direction], direction))
+		denied = w->verdicts[direction].policy ? (direction == EGRESS ? POLICY_DENIES_EGRESS : POLICY_DENIES_INGRESS) : POLICY_NO_VERDICT;
+	if (shadow)
+		policy_ask(skb, shadow, w->identity[direction], POLICY_SHADOW + direction);
+	return denied;
+}
+
+/* Judges the flow from w->from to w->to, and w->dport of it: 0 if it is allowed. What changes meanwhile is judged once more, so that no verdict is made
+ * of rows that are gone. */
+int __attribute__((noinline)) policy_judge(struct __sk_buff *skb, __u32 how)
+{
+	struct policy_work *w = policy_work();
+	int egress = 0, ingress = 0;
+
+	if (!skb || !w)
+		return POLICY_NO_VERDICT;
+	for (int i = 0; i < 2; i++) {
+		w->revision = policy_revision_now();
+		w->asked = 0;
+		egress = ingress = 0;
+		if (how & POLICY_SOURCE) {
+			w->identity[EGRESS] = policy_identity(skb, 1);
+			egress = policy_side(skb, w, EGRESS, how);
+		}
+		if (how & POLICY_DEST && !(how & POLICY_NODE)) {
+			w->identity[INGRESS] = policy_identity(skb, 0);
+			ingress = policy_side(skb, w, INGRESS, how);
+		}
+		if (policy_revision_now() == w->revision)
+			break;
+	}
+	return egress ? egress : ingress;
 }
 
 #endif
