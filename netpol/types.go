@@ -115,7 +115,7 @@ type Side struct {
 	// the first policy by name.
 	Policy *PolicyRef `json:"policy,omitempty"`
 	Rule   int        `json:"rule"`
-	// Isolating are all policies that isolate the pod in this direction, by name, where that decided.
+	// Isolating are all policies that isolate the pod in this direction, by name, where that decided. Not to be changed: verdicts share it.
 	Isolating []PolicyRef `json:"isolating,omitempty"`
 	// Why is one line for people: "rule 0 of default/allow-web", "isolated by default/deny-all; nearest: rule 2 of default/allow-web
 	// admits port 8080", "no policy selects it".

@@ -64,7 +64,7 @@ func (p party) nodeOf(nodes labels.Selector) bool {
 
 // guards are the policies that guard a pod, each kind in its order.
 type guards struct {
-	networkPolicies []*networkPolicy
+	isolating       [2][2]isolating // by direction, and by whether policies in shadow take part
 	admin, baseline []*clusterPolicy
 }
 
@@ -73,7 +73,7 @@ func (e *Evaluator) guardsOf(s *pod) *guards {
 	s.once.Do(func() {
 		for _, p := range e.networkPolicies {
 			if p.selects(s) {
-				s.guards.networkPolicies = append(s.guards.networkPolicies, p)
+				s.guards.isolate(p)
 			}
 		}
 		s.guards.admin = clusterGuards(e.admin, s)

@@ -142,7 +142,11 @@ func (e *Evaluator) tiers(d netpol.Direction, subject *pod, peer party, q questi
 		return *side
 	}
 	passed += pass
-	if isolating := isolatingPolicies(guards.networkPolicies, d, q.shadow); len(isolating) > 0 {
+	withShadow := 0
+	if q.shadow {
+		withShadow = 1
+	}
+	if isolating := &guards.isolating[d][withShadow]; len(isolating.policies) > 0 {
 		// CNP: "v1.NetworkPolicy always makes a final decision for selected pods. Further evaluation only happens for Pods not selected by a v1.NetworkPolicy."
 		s := networkPolicyTier(isolating, d, peer, q)
 		s.Why = passed + s.Why
@@ -195,12 +199,9 @@ func clusterTier(tier netpol.Tier, policies []*clusterPolicy, d netpol.Direction
 
 // networkPolicyTier: NP: traffic is allowed "if the traffic matches at least one ingress rule across all of the NetworkPolicy objects whose podSelector matches the
 // pod"; of egress the same.
-func networkPolicyTier(isolating []*networkPolicy, d netpol.Direction, peer party, q question) netpol.Side {
-	side := netpol.Side{Tier: netpol.TierNetworkPolicy, Policy: &isolating[0].ref, Rule: netpol.NoRule}
-	for _, p := range isolating {
-		side.Isolating = append(side.Isolating, p.ref)
-	}
-	for _, p := range isolating {
+func networkPolicyTier(isolating *isolating, d netpol.Direction, peer party, q question) netpol.Side {
+	side := netpol.Side{Tier: netpol.TierNetworkPolicy, Policy: &isolating.policies[0].ref, Rule: netpol.NoRule, Isolating: isolating.refs}
+	for _, p := range isolating.policies {
 		for i := range p.rules[d] {
 			if networkPolicyRule(&p.rules[d][i], peer, q) {
 				side.Allowed, side.Policy, side.Rule, side.Why = true, &p.ref, i, ruleName(p.ref, i, "")
@@ -212,7 +213,7 @@ func networkPolicyTier(isolating []*networkPolicy, d netpol.Direction, peer part
 		side.Allowed, side.Why = true, "itself by way of a Service: NetworkPolicies always allow that"
 		return side
 	}
-	side.Why = isolated(isolating, d, peer, q)
+	side.Why = isolated(isolating.policies, d, peer, q)
 	return side
 }
 

@@ -62,16 +62,27 @@ func (p *networkPolicy) selects(s *pod) bool {
 	return p.pods == nil || p.pods.Matches(s.labels)
 }
 
-// isolatingPolicies are those of policies that isolate in a direction: "policies that contain an egress section are assumed to affect egress, and all policies (whether or
-// not they contain an ingress section) are assumed to affect ingress", unless policyTypes says otherwise.
-func isolatingPolicies(policies []*networkPolicy, d netpol.Direction, shadow bool) []*networkPolicy {
-	var out []*networkPolicy
-	for _, p := range policies {
-		if p.isolates[d] && (shadow || !p.shadow) {
-			out = append(out, p)
+// isolating are the policies that isolate a pod in a direction.
+type isolating struct {
+	policies []*networkPolicy
+	refs     []netpol.PolicyRef
+}
+
+// isolate notes in which directions a policy isolates: "policies that contain an egress section are assumed to affect egress, and all policies (whether or not they contain
+// an ingress section) are assumed to affect ingress", unless policyTypes says otherwise.
+func (g *guards) isolate(p *networkPolicy) {
+	for d := range p.isolates {
+		if !p.isolates[d] {
+			continue
+		}
+		for withShadow := range g.isolating[d] {
+			if p.shadow && withShadow == 0 {
+				continue
+			}
+			i := &g.isolating[d][withShadow]
+			i.policies, i.refs = append(i.policies, p), append(i.refs, p.ref)
 		}
 	}
-	return out
 }
 
 // networkPolicyRule: NP: "The traffic must match both ports and from", or "both ports and to".

@@ -26,7 +26,7 @@ func (e Exit) Unwrap() error { return e.Err }
 
 // Exit codes, as diff(1) has them.
 const (
-	differs = 1 // the answer is no: denied, differences, findings, assertions that fail
+	differs = 1 // the answer is no: differences, findings, assertions that fail
 	broken  = 2 // no answer
 )
 
@@ -39,7 +39,7 @@ func Command(kubeconfig string) *cobra.Command {
 With -f it works on manifests, in folders and files, without any cluster: Namespaces, Pods, workloads (a few pods stand for each), Nodes,
 Services and policies; other kinds are skipped. Without -f it asks the cluster.
 
-Exit code: 0 if all is as asked, 1 if not (denied, differences, findings, an assertion that fails), 2 if there is no answer.`,
+Exit code: 0 if all is as asked, 1 if not (differences, findings, an assertion that fails), 2 if there is no answer. eval has its own, see there.`,
 		Example: "  strake policy eval -f manifests/ --from default/web --to default/db --port 5432/TCP",
 	}
 	s := &source{fallback: kubeconfig}
