@@ -18,7 +18,6 @@ import (
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	corelisters "k8s.io/client-go/listers/core/v1"
-	discoverylisters "k8s.io/client-go/listers/discovery/v1"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
 	"k8s.io/endpointslice"
@@ -35,10 +34,12 @@ const (
 )
 
 type controller struct {
-	services   corelisters.ServiceLister
-	pods       corelisters.PodLister
-	nodes      corelisters.NodeLister
-	slices     discoverylisters.EndpointSliceLister
+	services corelisters.ServiceLister
+	pods     corelisters.PodLister
+	nodes    corelisters.NodeLister
+	// What the listers have, by the indexes of selected.go.
+	serviceIndex, podIndex, sliceIndex cache.Indexer
+
 	tracker    *sliceutil.EndpointSliceTracker
 	triggers   *sliceutil.TriggerTimeTracker // when pods changed, for who measures how long it takes until clients know
 	topology   *topologycache.TopologyCache  // zones and their processors, for Services with topology-mode Auto
@@ -51,10 +52,20 @@ type controller struct {
 func Setup(client kubernetes.Interface, f informers.SharedInformerFactory, recorder record.EventRecorder) (func(context.Context), error) {
 	services, pods, nodes, slices := f.Core().V1().Services(), f.Core().V1().Pods(), f.Core().V1().Nodes(), f.Discovery().V1().EndpointSlices()
 	c := &controller{
-		services: services.Lister(), pods: pods.Lister(), nodes: nodes.Lister(), slices: slices.Lister(),
+		services: services.Lister(), pods: pods.Lister(), nodes: nodes.Lister(),
+		serviceIndex: services.Informer().GetIndexer(), podIndex: pods.Informer().GetIndexer(), sliceIndex: slices.Informer().GetIndexer(),
 		tracker: sliceutil.NewEndpointSliceTracker(), triggers: sliceutil.NewTriggerTimeTracker(), topology: topologycache.NewTopologyCache(), queue: queue.New("endpointslice"),
 	}
 	c.reconciler = endpointslice.NewReconciler(client, nodes.Lister(), maxEndpoints, c.tracker, c.topology, recorder, managedBy, endpointslice.WithPreferSameTrafficDistributionEnabled(true))
+	for _, i := range []struct {
+		in    cache.SharedIndexInformer
+		name  string
+		index cache.IndexFunc
+	}{{pods.Informer(), podsByLabel, podLabels}, {services.Informer(), servicesByLabel, selectedLabel}, {slices.Informer(), slicesByOwner, sliceOwner}} {
+		if err := i.in.AddIndexers(cache.Indexers{i.name: i.index}); err != nil {
+			return nil, fmt.Errorf("endpointslice controller: %w", err)
+		}
+	}
 	if _, err := services.Informer().AddEventHandler(c.queue.Handlers()); err != nil {
 		return nil, fmt.Errorf("endpointslice controller: %w", err)
 	}
@@ -134,8 +145,11 @@ func (c *controller) addOwner(s *discoveryv1.EndpointSlice) {
 func (c *controller) podChanged(old, obj any) {
 	var names sets.Set[string]
 	if key := sliceutil.GetPodUpdateProjectionKey(old, obj); key != nil {
-		var err error
-		if names, err = sliceutil.GetServicesToUpdate(c.services, key); err != nil {
+		few, err := candidatesFor(c.serviceIndex, key)
+		if err == nil {
+			names, err = sliceutil.GetServicesToUpdate(few, key)
+		}
+		if err != nil {
 			klog.ErrorS(err, "Services of a changed pod")
 			return
 		}
@@ -198,11 +212,11 @@ func (c *controller) reconcile(_ context.Context, namespace, name string) error 
 	if err != nil || svc.Spec.Type == corev1.ServiceTypeExternalName || svc.Spec.Selector == nil {
 		return err // without a selector, the endpoints are the user's
 	}
-	pods, err := c.pods.Pods(namespace).List(labels.SelectorFromSet(svc.Spec.Selector))
+	pods, err := selected(c.podIndex, c.pods, namespace, svc.Spec.Selector)
 	if err != nil {
 		return err
 	}
-	have, err := c.slices.EndpointSlices(namespace).List(labels.SelectorFromSet(labels.Set{discoveryv1.LabelServiceName: name, discoveryv1.LabelManagedBy: managedBy}))
+	have, err := indexed[*discoveryv1.EndpointSlice](c.sliceIndex, slicesByOwner, namespace+"/"+name)
 	if err != nil {
 		return err
 	}
