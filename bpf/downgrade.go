@@ -153,9 +153,10 @@ func mapsOfLayout2(pinDir string) (map[string]*ebpf.Map, error) {
 	return out, nil
 }
 
-// flowsIn are the tables of flows that are there.
+// flowsIn are the tables of flows that are there, in the order in which a flow that moves between them while they are read is met: it passes, is
+// open, and passes again when it ends.
 func flowsIn(pinDir string) (names []string) {
-	for _, name := range []string{flowsPassing + beforeSuffix, flowsOpen + beforeSuffix, flowsPassing, flowsOpen} {
+	for _, name := range []string{flowsPassing + beforeSuffix, flowsOpen + beforeSuffix, flowsPassing, flowsOpen, flowsPassing} {
 		if _, err := os.Stat(filepath.Join(pinDir, name)); err == nil {
 			names = append(names, name)
 		}
@@ -203,7 +204,11 @@ func services2(maps map[string]*ebpf.Map, rows []LoadBalancer) error {
 			s := netService{Proto: lb.Protocol}
 			name := lb.Name
 			if local {
-				name += "*" // as they were told from each other
+				// As they were told from each other. The longest names leave no room: such a one is no service's of that release, which writes
+				// its own beside it, and then takes this one away.
+				if name += "*"; len(name) > len(s.Name) {
+					name = lb.Name[:len(s.Name)-1] + "+"
+				}
 			}
 			if err := errors.Join(text(s.Owner[:], lb.Owner, "owner"), text(s.Name[:], name, "name")); err != nil {
 				return err

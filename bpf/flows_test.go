@@ -261,6 +261,18 @@ func TestFlowsGoDownAndUp(t *testing.T) {
 	}
 }
 
+// The longest name of a row of this release finds its place.
+func TestLongestNameGoesDown(t *testing.T) {
+	c := testConfig(t)
+	d := open(t, c)
+	name := strings.Repeat("n", 191) + "~"
+	front := Frontend{Addr: ap("[fd00:10:96::5]:80"), Inside: Local}
+	_, err := d.LoadBalancers().Replace("u", []LoadBalancer{{Name: name, Protocol: 6, Frontends: []Frontend{front}, Backends: []Backend{{Addr: ap("[fd00::1]:80"), All: true, Local: true}}}})
+	must(t, err)
+	must(t, d.Close())
+	must(t, Downgrade(c.PinDir, OldestLayout))
+}
+
 func TestDowngradeRefuses(t *testing.T) {
 	c := testConfig(t)
 	if err := Downgrade(c.PinDir, 2); err == nil {

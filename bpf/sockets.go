@@ -358,7 +358,7 @@ func abortOf(fd int, proto uint8, list []victim, fates map[sockSocketKey]socketF
 	}
 	var errs []error
 	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
-		socks, err := diagSockets(fd, family, proto)
+		socks, err := diagSockets(fd, family, proto, anyState)
 		if err != nil {
 			goOn(fates, list, proto)
 			errs = append(errs, err)
@@ -388,6 +388,7 @@ type diagSocket struct {
 	local, remote netip.AddrPort
 	id            [48]byte // struct inet_diag_sockid
 	cookie        uint64
+	inode         uint32
 }
 
 const (
@@ -397,20 +398,20 @@ const (
 	anyState         = 0xffffffff
 )
 
-func diagRequest(kind uint16, flags uint16, family, proto uint8, id [48]byte) []byte {
+func diagRequest(kind uint16, flags uint16, family, proto uint8, states uint32, id [48]byte) []byte {
 	b := make([]byte, unix.NLMSG_HDRLEN, unix.NLMSG_HDRLEN+diagRequestLen)
 	binary.NativeEndian.PutUint32(b, uint32(cap(b)))
 	binary.NativeEndian.PutUint16(b[4:], kind)
 	binary.NativeEndian.PutUint16(b[6:], unix.NLM_F_REQUEST|flags)
 	b = append(b, family, proto, 0, 0)
-	b = binary.NativeEndian.AppendUint32(b, anyState)
+	b = binary.NativeEndian.AppendUint32(b, states)
 	return append(b, id[:]...)
 }
 
-// diagSockets lists the sockets of the namespace in which fd was made.
-func diagSockets(fd int, family, proto uint8) ([]diagSocket, error) {
+// diagSockets lists the sockets of the namespace in which fd was made that are in some states.
+func diagSockets(fd int, family, proto uint8, states uint32) ([]diagSocket, error) {
 	var out []diagSocket
-	err := diag(fd, diagRequest(sockDiagByFamily, unix.NLM_F_DUMP, family, proto, [48]byte{}), func(b []byte) {
+	err := diag(fd, diagRequest(sockDiagByFamily, unix.NLM_F_DUMP, family, proto, states, [48]byte{}), func(b []byte) {
 		if s, ok := diagSocketOf(b); ok {
 			out = append(out, s)
 		}
@@ -435,6 +436,7 @@ func diagSocketOf(b []byte) (diagSocket, bool) {
 	}
 	s.local = netip.AddrPortFrom(addr(s.id[4:20]), binary.BigEndian.Uint16(s.id[:]))
 	s.remote = netip.AddrPortFrom(addr(s.id[20:36]), binary.BigEndian.Uint16(s.id[2:]))
+	s.inode = inodeOf(b)
 	s.cookie = uint64(binary.NativeEndian.Uint32(s.id[40:])) | uint64(binary.NativeEndian.Uint32(s.id[44:]))<<32
 	return s, true
 }
@@ -460,7 +462,7 @@ func haveDestroy() error {
 
 // diagDestroy aborts one (CONFIG_INET_DIAG_DESTROY).
 func diagDestroy(fd int, family, proto uint8, s diagSocket) error {
-	err := diag(fd, diagRequest(sockDestroy, unix.NLM_F_ACK, family, proto, s.id), func([]byte) {})
+	err := diag(fd, diagRequest(sockDestroy, unix.NLM_F_ACK, family, proto, anyState, s.id), func([]byte) {})
 	if errors.Is(err, unix.EOPNOTSUPP) {
 		return fmt.Errorf("the kernel was built without INET_DIAG_DESTROY: %w", err)
 	}

@@ -33,6 +33,8 @@ type Config struct {
 	Node      Node // its zone is followed
 	// Recorder tells of Services that can't be served as they ask; nil: only the log does.
 	Recorder record.EventRecorder
+	// Held tells which node ports of rows processes have already, see bpf.HeldPorts; nil: nobody looks.
+	Held func([]bpf.LoadBalancer) ([]bpf.HeldPort, error)
 	// Registry gets the metrics; nil: nobody does.
 	Registry metrics.KubeRegistry
 }
@@ -51,6 +53,7 @@ type Proxy struct {
 	health  *health
 	checks  *healthChecks
 	trouble *trouble
+	looked  map[string]map[frontendKey]bool // by Service key: node ports whose holders were looked for; of Run alone
 
 	mu   sync.Mutex
 	node Node
@@ -79,7 +82,7 @@ func New(cfg Config) (*Proxy, error) {
 	m.register(cfg.Registry)
 	p := &Proxy{
 		cfg: cfg, started: time.Now(),
-		changes: newChanges(m), metrics: m, trouble: newTrouble(cfg.Recorder, cfg.Node.Name), node: cfg.Node, gone: map[string][]string{},
+		changes: newChanges(m), metrics: m, trouble: newTrouble(cfg.Recorder, cfg.Node.Name), node: cfg.Node, gone: map[string][]string{}, looked: map[string]map[frontendKey]bool{},
 		queue: workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[string](10*time.Millisecond, 30*time.Second)),
 	}
 	p.health = newHealth(p.changes, m)
@@ -327,6 +330,7 @@ func (p *Proxy) sync(keys []string) {
 		p.finish(j, errs, node)
 		p.metrics.duration.Observe(time.Since(start).Seconds())
 	}
+	p.tellHeld(jobs)
 	// What went may be what another Service was refused.
 	if changes.Deleted+changes.Updated > 0 {
 		for _, key := range p.trouble.refused() {

@@ -15,7 +15,9 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes/fake"
+	"k8s.io/client-go/tools/record"
 
 	"github.com/strake-io/strake/bpf"
 )
@@ -309,4 +311,50 @@ func TestSliceThatChangesItsService(t *testing.T) {
 	_, err = client.DiscoveryV1().EndpointSlices("ns").Update(t.Context(), sl, metav1.UpdateOptions{})
 	must(t, err)
 	r.until(t, func() bool { return count("web") == 0 && count("other") == 2 })
+}
+
+// A node port that a process has already is told once, and again when the Service gets another such port.
+func TestHeldNodePortsAreTold(t *testing.T) {
+	svc := service(func(s *corev1.Service) {
+		s.Spec.Type = corev1.ServiceTypeNodePort
+		s.Spec.Ports[0].NodePort = 30080
+	})
+	client := fake.NewClientset(svc)
+	var asked []uint16
+	events := record.NewFakeRecorder(100)
+	p, err := New(Config{Client: client, Informers: informers.NewSharedInformerFactory(client, 0), Table: newTable(0), Node: testNode, Recorder: events, Held: func(rows []bpf.LoadBalancer) (out []bpf.HeldPort, _ error) {
+		for _, r := range rows {
+			asked = append(asked, r.Frontends[0].Addr.Port())
+			if len(out) == 0 {
+				out = append(out, bpf.HeldPort{Owner: r.Owner, Name: r.Name, Protocol: r.Protocol, Port: r.Frontends[0].Addr.Port(), Process: "nginx (process 7)"})
+			}
+		}
+		return out, nil
+	}})
+	must(t, err)
+	look := func() {
+		t.Helper()
+		j := p.job(keyOf(svc), testNode)
+		j.service, j.rows = svc, Desired(svc, nil, testNode)
+		p.tellHeld([]*job{j})
+	}
+	look()
+	n := len(asked)
+	look()
+	if n == 0 || len(asked) != n {
+		t.Errorf("asked for %v", asked)
+	}
+	svc.Spec.Ports[0].NodePort = 30081
+	look()
+	if len(asked) <= n {
+		t.Errorf("another port is not looked at: %v", asked)
+	}
+	for _, port := range []string{"30080", "30081"} {
+		if e := <-events.Events; !strings.Contains(e, "NodePortHeld") || !strings.Contains(e, port) || !strings.Contains(e, "nginx") {
+			t.Errorf("Event %q", e)
+		}
+	}
+	if len(events.Events) > 0 {
+		t.Errorf("more Events: %s", <-events.Events)
+	}
 }

@@ -184,7 +184,10 @@ func lookAtServices(ctx context.Context, node doctor.Node) ([]serviceview.Servic
 	for i, r := range rows {
 		have[i] = r.LoadBalancer
 	}
-	return serviceview.Collect(rows, api.Services, api.Slices, api.Want(have)), nil
+	found := serviceview.Collect(rows, api.Services, api.Slices, api.Want(have))
+	held, err := bpf.HeldPorts(have)
+	serviceview.AddHeld(found, held)
+	return found, err
 }
 
 // completeServices offers what the API's and the kernel's Services say.

@@ -30,6 +30,7 @@ func (e *examination) network(ctx context.Context, g group, o *objects) {
 		return
 	}
 	g.judgeFill(s.Maps)
+	e.held(g)
 	e.drift(ctx, g, o)
 	if wait := time.Until(e.began.Add(time.Second)); wait > 0 { // a second at least to see counters grow
 		select {
@@ -42,6 +43,29 @@ func (e *examination) network(ctx context.Context, g group, o *objects) {
 		return
 	}
 	g.judgeDrops(e.before, s.Counters, time.Since(e.began))
+}
+
+// held looks for processes on ports of the node that lead to Services and pods.
+func (e *examination) held(g group) {
+	services, err := bpf.ReadServices(e.Layout.BPF())
+	var rows []bpf.LoadBalancer
+	for _, s := range services {
+		rows = append(rows, s.LoadBalancer)
+	}
+	var list []bpf.HeldPort
+	if err == nil {
+		list, err = bpf.HeldPorts(rows)
+	}
+	if err != nil {
+		g.unknown("node ports", err, "")
+		return
+	}
+	if len(list) == 0 {
+		g.ok("node ports", "no process has one that leads to a Service or pod")
+	}
+	for _, h := range list {
+		g.warn("node ports", "have the process listen on another port, or the Service use another one", "%s", h)
+	}
 }
 
 func (g group) judgeFill(tables []bpf.MapStatus) {

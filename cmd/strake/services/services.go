@@ -90,7 +90,7 @@ func New(cfg Config) (*Services, error) {
 		node.Addrs = proxy.NodePortAddrs(cfg.NodePorts, cfg.Node.Addrs, all, cfg.Node.Local)
 	}
 	s.proxy, err = proxy.New(proxy.Config{
-		Client: cfg.Client, Informers: cfg.Informers, Table: cfg.Datapath.LoadBalancers(), Node: node, Registry: s.registry,
+		Client: cfg.Client, Informers: cfg.Informers, Table: cfg.Datapath.LoadBalancers(), Node: node, Registry: s.registry, Held: bpf.HeldPorts,
 		Recorder: s.events.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "strake-proxy", Host: cfg.Node.Name}),
 	})
 	return s, err

@@ -26,6 +26,7 @@ type Service struct {
 	Note       string   `json:"note,omitempty"` // why there is nothing to be served
 	Ports      []Port   `json:"ports"`
 	Hits       uint64   `json:"hits"`            // choices of a backend
+	Held       []string `json:"held,omitempty"`  // its node ports that processes have as well
 	Drift      []string `json:"drift,omitempty"` // where the kernel is not as the API says
 }
 
@@ -129,6 +130,17 @@ func Collect(rows []bpf.ServiceRows, services []corev1.Service, endpoints []disc
 		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name), cmp.Compare(a.UID, b.UID))
 	})
 	return out
+}
+
+// AddHeld tells the Services which of their node ports processes have.
+func AddHeld(found []Service, held []bpf.HeldPort) {
+	for i := range found {
+		for _, h := range held {
+			if h.Owner == found[i].UID {
+				found[i].Held = append(found[i].Held, h.String())
+			}
+		}
+	}
 }
 
 // drift tells each Service where the kernel is not as it should be.

@@ -127,6 +127,9 @@ func PrintOne(w io.Writer, s Service) {
 			fmt.Fprintln(w, "  no backend: connections are refused")
 		}
 	}
+	for _, h := range s.Held {
+		fmt.Fprintf(w, "\n%s\n", h)
+	}
 	for _, d := range s.Drift {
 		fmt.Fprintf(w, "\ndrift: %s\n", d)
 	}
