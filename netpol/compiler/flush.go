@@ -1,0 +1,396 @@
+package compiler
+
+import (
+	"maps"
+	"net/netip"
+	"slices"
+
+	"github.com/strake-io/strake/bpf"
+)
+
+// subjectRow is a subject's row in the tables.
+type subjectRow struct {
+	identity uint32
+	sets     [2][2]uint32
+	keep     bool
+}
+
+func (r subjectRow) of(addr netip.Addr) bpf.PolicySubject {
+	return bpf.PolicySubject{
+		Addr: addr, Identity: r.identity, Egress: r.sets[0][0], Ingress: r.sets[1][0], ShadowEgress: r.sets[0][1], ShadowIngress: r.sets[1][1], KeepFlows: r.keep,
+	}
+}
+
+// Flush gives the writes that make the tables what the objects say, one change after the other: each begins where the one before has been applied.
+// There are none if nothing has changed.
+func (c *Compiler) Flush() []bpf.PolicyChange {
+	var out []bpf.PolicyChange
+	c.stage(&out)
+	if len(c.changedPolicies)+len(c.changedNamespaces) > 0 {
+		for name, change := range c.changedNamespaces {
+			c.applyNamespace(name, *change)
+		}
+		clear(c.changedNamespaces)
+		for key, p := range c.changedPolicies {
+			c.applyPolicy(key, p)
+		}
+		clear(c.changedPolicies)
+		c.stage(&out)
+	}
+	if c.before != nil {
+		out = nil
+		c.emit(&out, c.takeUp())
+	}
+	return out
+}
+
+// stage makes changes of what was touched since the last one.
+func (c *Compiler) stage(out *[]bpf.PolicyChange) {
+	var change bpf.PolicyChange
+	for k := range c.dirtyKinds {
+		c.selectKind(k)
+	}
+	c.activate()
+	c.beginAtoms()
+	c.giveAddrs()
+	for k := range c.dirtyKinds {
+		if len(k.pods) == 0 {
+			delete(c.kinds, k.key)
+			delete(k.namespace.kinds, k)
+			delete(c.dirtySets, k)
+			c.forgetNamespace(k.namespace)
+			c.releaseSets(k)
+			continue
+		}
+		if atoms := c.kindAtoms(k); !slices.Equal(atoms, k.atoms) {
+			c.setAtoms(k, atoms)
+		}
+	}
+	clear(c.dirtyKinds)
+	for k := range c.dirtySets {
+		had := k.sets
+		k.sets = c.setsOf(k)
+		for d := range k.sets {
+			for i, s := range k.sets[d] {
+				if s != nil {
+					s.refs++
+				}
+				if was := had[d][i]; was != nil {
+					if was.refs--; was.refs == 0 {
+						c.idleSets = append(c.idleSets, was)
+					}
+				}
+			}
+		}
+		if k.sets != had {
+			c.dirtySubjects(k)
+		}
+	}
+	clear(c.dirtySets)
+	c.settle(&change)
+	c.nameAll(&change)
+	c.emit(out, change)
+	if c.retire() {
+		change = bpf.PolicyChange{}
+		c.settle(&change)
+		c.emit(out, change)
+	}
+}
+
+func (c *Compiler) emit(out *[]bpf.PolicyChange, change bpf.PolicyChange) {
+	sortChange(&change)
+	if len(change.Names)+len(change.Ports)+len(change.Answers)+len(change.Peers)+len(change.Subjects)+
+		len(change.GoneSubjects)+len(change.GonePeers)+len(change.GoneAnswers)+len(change.GonePorts)+len(change.GoneNames) > 0 {
+		*out = append(*out, change)
+	}
+}
+
+func (c *Compiler) releaseSets(k *kind) {
+	for d := range k.sets {
+		for _, s := range k.sets[d] {
+			if s != nil {
+				if s.refs--; s.refs == 0 {
+					c.idleSets = append(c.idleSets, s)
+				}
+			}
+		}
+	}
+	k.sets = subjectSets{}
+}
+
+// setAtoms gives a kind other atoms.
+func (c *Compiler) setAtoms(k *kind, atoms []*atom) {
+	k.atoms = atoms
+	k.identities = nil
+	for _, p := range k.pods {
+		for _, addr := range p.addrs {
+			c.dirtyAddrs[c.addrs[addr]] = struct{}{}
+		}
+	}
+}
+
+// dirtySubjects lets the rows of a kind's subjects be looked at.
+func (c *Compiler) dirtySubjects(k *kind) {
+	for _, p := range k.pods {
+		if p.local {
+			for _, addr := range p.addrs {
+				c.dirtyAddrs[c.addrs[addr]] = struct{}{}
+			}
+		}
+	}
+}
+
+// beginAtoms lets atoms count that policies begin to ask for.
+func (c *Compiler) beginAtoms() {
+	for _, a := range c.freshAtoms {
+		c.selectors.add(a)
+		seen := map[*kind]struct{}{}
+		for _, s := range a.pods {
+			c.eachKind(s, func(k *kind) {
+				if _, dirty := c.dirtyKinds[k]; dirty {
+					return
+				}
+				if _, again := seen[k]; !again && s.pods.Matches(k.labels) {
+					seen[k] = struct{}{}
+					c.setAtoms(k, insertAtom(k.atoms, a))
+				}
+			})
+		}
+		if len(a.nodes) > 0 {
+			c.nodeAtoms[a] = struct{}{}
+			c.dirtyNodes()
+		}
+		c.touchPlaces(c.places.cover(a))
+	}
+	c.freshAtoms = c.freshAtoms[:0]
+	for _, n := range c.freshNames {
+		for _, k := range c.kinds {
+			if _, dirty := c.dirtyKinds[k]; dirty {
+				continue
+			}
+			for _, p := range k.ports {
+				if p.name == n.name {
+					c.setAtoms(k, insertAtom(k.atoms, n.atom(c, p)))
+				}
+			}
+		}
+	}
+	c.freshNames = c.freshNames[:0]
+}
+
+// eachKind calls f with the kinds of all namespaces that a selector selects.
+func (c *Compiler) eachKind(s podSelector, f func(*kind)) {
+	if s.namespaces == nil {
+		if n := c.namespaces[s.namespace]; n != nil {
+			for k := range n.kinds {
+				f(k)
+			}
+		}
+		return
+	}
+	for _, n := range c.namespaces {
+		if s.namespaces.Matches(n.labels) {
+			for k := range n.kinds {
+				f(k)
+			}
+		}
+	}
+}
+
+func (c *Compiler) dirtyNodes() {
+	for _, n := range c.nodes {
+		for _, addr := range n.addrs {
+			c.dirtyAddrs[c.addrs[addr]] = struct{}{}
+		}
+	}
+}
+
+// touchPlaces lets be looked at what lies in places that are new, gone, or covered otherwise.
+func (c *Compiler) touchPlaces(touched []*place) {
+	for _, at := range touched {
+		c.dirtyPlaces[at.prefix] = at
+		c.places.within(at.prefix, func(a *address) { c.dirtyAddrs[a] = struct{}{} })
+	}
+}
+
+// retire lets atoms go that nobody asks for any more, and tells whether there were any. It comes after the rule sets that asked for them are gone.
+func (c *Compiler) retire() bool {
+	any := false
+	for _, a := range c.idleAtoms {
+		if a.uses > 0 || !a.active {
+			continue
+		}
+		any = true
+		a.active = false
+		c.selectors.remove(a)
+		c.touchPlaces(c.places.uncover(a))
+		if len(a.nodes) > 0 {
+			delete(c.nodeAtoms, a)
+			c.dirtyNodes()
+		}
+	}
+	for _, n := range c.idleNames {
+		if n.uses > 0 || !n.active {
+			continue
+		}
+		any = true
+		n.active = false
+		for _, a := range n.atoms {
+			a.active = false
+		}
+		delete(c.portNames, n.name)
+	}
+	c.idleAtoms, c.idleNames = c.idleAtoms[:0], c.idleNames[:0]
+	if !any {
+		return false
+	}
+	for _, k := range c.kinds {
+		if slices.ContainsFunc(k.atoms, func(a *atom) bool { return !a.active }) {
+			c.setAtoms(k, slices.DeleteFunc(slices.Clone(k.atoms), func(a *atom) bool { return !a.active }))
+		}
+	}
+	return true
+}
+
+// settle gives what was touched its identities and rows.
+func (c *Compiler) settle(change *bpf.PolicyChange) {
+	prefixes := map[netip.Prefix]struct{}{}
+	if len(c.dirtyPlaces) > 0 {
+		touched := newPrefixSet(maps.Keys(c.dirtyPlaces))
+		for prefix := range c.places.byPrefix { // what they stand in has changed
+			if touched.holds(prefix) {
+				prefixes[prefix] = struct{}{}
+			}
+		}
+	}
+	for prefix, at := range c.dirtyPlaces {
+		prefixes[prefix] = struct{}{}
+		was := at.identity
+		if at.uses > 0 {
+			at.identity = c.identity(at.cover.atoms)
+			c.take(at.identity)
+		} else {
+			at.identity = nil
+		}
+		c.drop(was)
+	}
+	clear(c.dirtyPlaces)
+	subjects := map[*address]*subjectRow{}
+	for a := range c.dirtyAddrs {
+		prefixes[netip.PrefixFrom(a.addr, a.addr.BitLen())] = struct{}{}
+		was := a.identity
+		if len(a.pods)+len(a.nodes) > 0 {
+			a.identity = c.identify(a)
+			c.take(a.identity)
+		} else {
+			a.identity = nil
+			delete(c.addrs, a.addr)
+			c.places.remove(a)
+		}
+		c.drop(was)
+		if row := c.subjectRow(a); row != nil || a.subject != nil {
+			subjects[a] = row
+		}
+	}
+	clear(c.dirtyAddrs)
+	c.answerAll(change)
+	for prefix := range prefixes {
+		want, needed := c.peerRow(prefix)
+		have, there := c.peers[prefix]
+		switch {
+		case needed && (!there || have != want):
+			c.peers[prefix] = want
+			change.Peers = append(change.Peers, bpf.PolicyPeer{Prefix: prefix, Identity: want})
+		case !needed && there:
+			delete(c.peers, prefix)
+			change.GonePeers = append(change.GonePeers, prefix)
+		}
+	}
+	for a, row := range subjects {
+		switch {
+		case row == nil:
+			change.GoneSubjects = append(change.GoneSubjects, a.addr)
+		case a.subject == nil || *a.subject != *row:
+			change.Subjects = append(change.Subjects, row.of(a.addr))
+		}
+		a.subject = row
+	}
+	slices.SortFunc(change.Peers, func(a, b bpf.PolicyPeer) int { return a.Prefix.Compare(b.Prefix) })
+	slices.SortFunc(change.GonePeers, netip.Prefix.Compare)
+	slices.SortFunc(change.Subjects, func(a, b bpf.PolicySubject) int { return a.Addr.Compare(b.Addr) })
+	slices.SortFunc(change.GoneSubjects, netip.Addr.Compare)
+	c.sweep(change)
+}
+
+// isSubject tells whether a pod has rows of its own. On a node it has none while its namespace's labels are not known: it is closed.
+func (c *Compiler) isSubject(p *pod) bool {
+	return p != nil && p.local && (p.kind.namespace.known || c.options.NodeName == "")
+}
+
+// subjectRow is the row that a subject's address wants; nil: none.
+func (c *Compiler) subjectRow(a *address) *subjectRow {
+	p := a.owner()
+	if !c.isSubject(p) {
+		return nil
+	}
+	row := &subjectRow{identity: a.identity.number, sets: p.kind.sets.numbers(), keep: c.options.KeepFlows}
+	said := p.keep
+	if said == keepUnsaid {
+		said = p.kind.namespace.keep
+	}
+	if said != keepUnsaid {
+		row.keep = said == keepYes
+	}
+	return row
+}
+
+// peerRow is the row that a range of addresses wants: none if what it stands in says the same already.
+func (c *Compiler) peerRow(prefix netip.Prefix) (number uint32, needed bool) {
+	var id *identity
+	if at := c.places.byPrefix[prefix]; at != nil {
+		id = at.identity
+	}
+	if prefix.IsSingleIP() {
+		if a := c.addrs[prefix.Addr()]; a != nil {
+			if !c.isSubject(a.owner()) {
+				id = a.identity
+			}
+		}
+	}
+	if id == nil {
+		return 0, false
+	}
+	outer := c.stranger
+	if at := c.places.at(prefix.Addr(), prefix.Bits()-1); at != nil {
+		outer = at.identity
+	}
+	return id.number, id != outer
+}
+
+// nameAll gives policies that judge somebody a name in the tables, and takes those of others back.
+func (c *Compiler) nameAll(change *bpf.PolicyChange) {
+	wanted := map[uint32]*policy{}
+	for p := range c.renamed {
+		if p.active && c.policies[policyKey{p.ref.Namespace, p.ref.Name}] == p {
+			wanted[p.number] = p
+		} else if _, is := wanted[p.number]; !is {
+			wanted[p.number] = nil
+		}
+	}
+	clear(c.renamed)
+	for _, number := range slices.Sorted(maps.Keys(wanted)) {
+		p := wanted[number]
+		have, there := c.names[number]
+		switch {
+		case p == nil && there:
+			delete(c.names, number)
+			change.GoneNames = append(change.GoneNames, number)
+		case p != nil:
+			name := bpf.PolicyName{Policy: number, UID: string(p.ref.UID), Kind: p.ref.Kind, Namespace: p.ref.Namespace, Name: p.ref.Name}
+			if !there || have != name {
+				c.names[number] = name
+				change.Names = append(change.Names, name)
+			}
+		}
+	}
+}

@@ -1,0 +1,168 @@
+package compiler
+
+import (
+	"fmt"
+	"net/netip"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/strake-io/strake/bpf"
+	"github.com/strake-io/strake/netpol"
+	"github.com/strake-io/strake/netpol/reference"
+)
+
+// said is what a witness says of one side, in words that all have.
+type said struct {
+	allowed bool
+	policy  string
+	rule    int
+}
+
+func saidBy(s netpol.Side) said {
+	if s.Policy == nil {
+		return said{s.Allowed, "", netpol.NoRule}
+	}
+	return said{s.Allowed, s.Policy.Kind + " " + s.Policy.String() + " " + string(s.Policy.UID), s.Rule}
+}
+
+// saidByRows reads a verdict of rows. itself: the pod asks itself, which NetworkPolicies allow.
+func saidByRows(v *bpf.PolicyVerdict, names *Tables, itself bool) said {
+	if v == nil || v.Policy == 0 && v.Allow {
+		return said{true, "", netpol.NoRule}
+	}
+	out := said{v.Allow || itself && v.Tier == bpf.PolicyTierNetworkPolicy, fmt.Sprint("number ", v.Policy), int(v.Rule)}
+	if ref, is := names.Policy(v.Policy); is {
+		out.policy = ref.Kind + " " + ref.String() + " " + string(ref.UID)
+	}
+	if v.Rule == bpf.PolicyNoRule {
+		out.rule = netpol.NoRule
+	}
+	return out
+}
+
+// trial is a state, and what its witnesses are asked through.
+type trial struct {
+	state     netpol.State
+	node      string
+	evaluator *reference.Evaluator
+	subject   map[netip.Addr]bool // whose direction the rows judge
+	home      map[netip.Addr][]netip.Addr
+}
+
+func newTrial(t testing.TB, s netpol.State, node string) *trial {
+	e, err := reference.New(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := &trial{state: s, node: node, evaluator: e, subject: map[netip.Addr]bool{}, home: map[netip.Addr][]netip.Addr{}}
+	owners := map[netip.Addr]*corev1.Pod{}
+	for _, p := range s.Pods {
+		if p.Spec.HostNetwork || p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed {
+			continue
+		}
+		var addrs []netip.Addr
+		for _, ip := range p.Status.PodIPs {
+			addrs = appendAddr(addrs, ip.IP)
+		}
+		for _, a := range appendAddr(addrs, p.Status.PodIP) {
+			if have := owners[a]; have == nil || have.CreationTimestamp.Before(&p.CreationTimestamp) ||
+				have.CreationTimestamp.Equal(&p.CreationTimestamp) && p.Namespace+"/"+p.Name < have.Namespace+"/"+have.Name {
+				owners[a] = p
+			}
+		}
+	}
+	known := map[string]bool{}
+	for _, n := range s.Namespaces {
+		known[n.Name] = true
+	}
+	for a, p := range owners {
+		out.subject[a] = node == "" || p.Spec.NodeName == node && known[p.Namespace]
+		for _, n := range s.Nodes {
+			if n.Name == p.Spec.NodeName {
+				for _, x := range n.Status.Addresses {
+					out.home[a] = appendAddr(out.home[a], x.Address)
+				}
+			}
+		}
+	}
+	return out
+}
+
+// query is a flow as rows are asked.
+func (tr *trial) query(f netpol.Flow) bpf.PolicyQuery {
+	q := bpf.PolicyQuery{From: f.From.Addr, To: f.To.Addr, Protocol: f.Protocol, Port: f.Port}
+	if _, pod := tr.subject[f.From.Addr]; !f.Forwarded && !pod {
+		for _, a := range tr.home[f.To.Addr] {
+			q.Node = q.Node || a == f.From.Addr
+		}
+	}
+	return q
+}
+
+// expect is what the evaluator says of the sides that the rows judge: egress, ingress, and those with the policies in shadow.
+func (tr *trial) expect(t testing.TB, f netpol.Flow) (sides, shadow [2]said) {
+	v, err := tr.evaluator.Judge(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := tr.evaluator.JudgeShadow(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	unjudged := said{true, "", netpol.NoRule}
+	sides, shadow = [2]said{unjudged, unjudged}, [2]said{unjudged, unjudged}
+	if tr.subject[f.From.Addr] {
+		sides[0], shadow[0] = saidBy(v.Egress), saidBy(w.Egress)
+	}
+	if tr.subject[f.To.Addr] {
+		sides[1], shadow[1] = saidBy(v.Ingress), saidBy(w.Ingress)
+	}
+	return sides, shadow
+}
+
+// got is a decision in the same words.
+func got(q bpf.PolicyQuery, d bpf.PolicyDecision, names *Tables) (sides, shadow [2]said) {
+	itself := q.From == q.To
+	sides = [2]said{saidByRows(d.Egress, names, itself), saidByRows(d.Ingress, names, itself)}
+	shadow = sides
+	if d.ShadowEgress != nil {
+		shadow[0] = saidByRows(d.ShadowEgress, names, itself)
+	}
+	if d.ShadowIngress != nil {
+		shadow[1] = saidByRows(d.ShadowIngress, names, itself)
+	}
+	return sides, shadow
+}
+
+// differs compares a decision with the evaluator's; empty: they agree.
+func (tr *trial) differs(t testing.TB, f netpol.Flow, q bpf.PolicyQuery, d bpf.PolicyDecision, names *Tables) string {
+	want, wantShadow := tr.expect(t, f)
+	have, haveShadow := got(q, d, names)
+	if want != have || wantShadow != haveShadow || d.Allowed != (want[0].allowed && want[1].allowed) || d.NoVerdict {
+		return fmt.Sprintf("%v -> %v protocol %d port %d forwarded %v:\n evaluator: egress %v, ingress %v; with shadow %v, %v\n rows: egress %v, ingress %v; with shadow %v, %v; %+v",
+			f.From.Addr, f.To.Addr, f.Protocol, f.Port, f.Forwarded, want[0], want[1], wantShadow[0], wantShadow[1], have[0], have[1], haveShadow[0], haveShadow[1], d)
+	}
+	return ""
+}
+
+// TestRowsSayWhatTheEvaluatorSays holds compiled rows of random clusters against the evaluator.
+func TestRowsSayWhatTheEvaluatorSays(t *testing.T) {
+	for seed := range uint64(1500) {
+		r := newRandom(seed)
+		node := pick(r, "", "node-0")
+		tr := newTrial(t, r.state(), node)
+		c := New(Options{NodeName: node})
+		c.SetState(tr.state)
+		c.Flush()
+		rows := Interpret(c.Rows())
+		ends := ends(tr.state)
+		for range 200 {
+			f := r.flow(ends)
+			q := tr.query(f)
+			if d := tr.differs(t, f, q, rows.Judge(q), rows); d != "" {
+				t.Fatalf("seed %d: %s", seed, d)
+			}
+		}
+	}
+}
