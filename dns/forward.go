@@ -5,163 +5,87 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/miekg/dns"
 	"golang.org/x/sync/singleflight"
 	"k8s.io/klog/v2"
-	"k8s.io/utils/lru"
 )
 
 const (
-	maxInflight = 1000
-	maxCached   = 10_000
-	maxTTL      = time.Hour
-	attempt     = 2 * time.Second // for one upstream, once over UDP and once over TCP
-	attempts    = 2               // for each upstream that does not answer; a resolver of libc waits 5 s
-	penalty     = 5 * time.Second // for which an upstream that did not answer is the last choice
+	attempt  = 2 * time.Second // for one server, once over UDP and once over TCP
+	patience = time.Second     // after which the next server is asked as well; a resolver of libc waits 5 s for all
+	attempts = 2               // of a server that does not answer
 )
 
-// Forwarder asks the upstream servers of a resolv.conf, and remembers what they said for as long as they allow.
+// Forwarder asks the servers of an Upstream, and remembers what they said for as long as they allow.
 type Forwarder struct {
-	path    string
-	avoid   []netip.Addr // our own addresses: asking them would never end
-	slots   chan struct{}
-	cache   *lru.Cache
+	cfg     Upstream
+	servers *servers
+	slots   *turns
+	cache   *answers
 	flights singleflight.Group // of one question only one is on its way: a loop that is not detected yet meets itself
-
-	mu      sync.Mutex
-	read    fileVersion
-	servers []*upstream
+	metrics *metrics
 }
 
-// fileVersion tells whether a file was written.
-type fileVersion struct {
-	modified time.Time
-	size     int64
+// newForwarder begins to follow its servers; close ends that. avoid are addresses never to ask.
+func newForwarder(cfg Upstream, cache *answers, m *metrics, avoid []netip.AddrPort) *Forwarder {
+	cfg = cfg.withDefaults()
+	return &Forwarder{cfg: cfg, servers: newServers(cfg, avoid, m), slots: newTurns(cfg.MaxConcurrent), cache: cache, metrics: m}
 }
 
-// upstream is a server. Its fields but addr and probe are guarded by the Forwarder's mu.
-type upstream struct {
-	addr   string
-	probe  string // a name that nobody else knows: who asks us for it was sent by this server
-	loops  bool
-	resume time.Time // it failed: until then others go first
-}
+func (f *Forwarder) close() { f.servers.close() }
 
-type cached struct {
-	msg   *dns.Msg
-	since time.Time
-	ttl   time.Duration
-}
-
-// NewForwarder reads upstreams from a resolv.conf, again when it changes. avoid are addresses never to ask.
-func NewForwarder(resolvConf string, avoid ...netip.Addr) *Forwarder {
-	return &Forwarder{path: resolvConf, avoid: avoid, slots: make(chan struct{}, maxInflight), cache: lru.New(maxCached)}
-}
-
-// upstreams returns the servers in the order to ask them, after reading the file again if it changed.
-func (f *Forwarder) upstreams() ([]*upstream, error) {
-	info, err := os.Stat(f.path)
-	if err != nil {
-		return nil, fmt.Errorf("dns: upstreams: %w", err)
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if now := (fileVersion{info.ModTime(), info.Size()}); now != f.read {
-		file, err := os.Open(f.path)
-		if err != nil {
-			return nil, fmt.Errorf("dns: upstreams: %w", err)
-		}
-		defer file.Close()
-		conf, err := dns.ClientConfigFromReader(file)
-		if err != nil {
-			return nil, fmt.Errorf("dns: upstreams: %s: %w", f.path, err)
-		}
-		f.read, f.servers = now, nil
-		for _, addr := range usable(conf.Servers, f.avoid) {
-			u := &upstream{addr: netip.AddrPortFrom(addr, 53).String(), probe: probeName()}
-			f.servers = append(f.servers, u)
-			go f.detectLoop(u)
-		}
-		klog.InfoS("Upstream DNS servers", "file", f.path, "servers", conf.Servers, "used", len(f.servers))
-	}
-	var first, last []*upstream
-	now := time.Now()
-	for _, u := range f.servers {
-		switch {
-		case u.loops:
-		case now.Before(u.resume):
-			last = append(last, u)
-		default:
-			if !u.resume.IsZero() {
-				u.resume = now.Add(penalty) // this query tries it; others wait for what comes of it
-			}
-			first = append(first, u)
-		}
-	}
-	return append(first, last...), nil
-}
-
-// usable are the addresses of a resolv.conf's servers without those to avoid, each once.
-func usable(servers []string, avoid []netip.Addr) []netip.Addr {
-	var out []netip.Addr
-	for _, s := range servers {
-		a, err := netip.ParseAddr(s)
-		if err != nil || slices.Contains(avoid, a.Unmap()) || slices.Contains(out, a) {
-			continue
-		}
-		out = append(out, a)
-	}
-	return out
-}
-
-// judge notes whether a server answered.
-func (f *Forwarder) judge(u *upstream, err error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	u.resume = time.Time{}
-	if err != nil {
-		u.resume = time.Now().Add(penalty)
-	}
-}
-
-// Forward answers a query from the cache or from upstream, without an OPT record. Without an upstream that answers it is
-// a SERVFAIL.
-func (f *Forwarder) Forward(ctx context.Context, q *dns.Msg) *dns.Msg {
+// forward answers a query of a client from the cache or from upstream, without an OPT record. Without a server that answers it is a
+// SERVFAIL, or what was remembered for too long if that is allowed.
+func (f *Forwarder) forward(ctx context.Context, client netip.Addr, q *dns.Msg) *dns.Msg {
 	question := q.Question[0]
-	if f.returned(question.Name) {
+	name := strings.ToLower(question.Name)
+	if slices.ContainsFunc(f.cfg.Except, func(zone string) bool { return dns.IsSubDomain(canonical(zone), name) }) {
 		return reply(q, new(dns.Msg).SetRcode(q, dns.RcodeRefused))
 	}
-	o := q.IsEdns0()
-	key := fmt.Sprintf("%s/%d/%d/%v/%v/%v", strings.ToLower(question.Name), question.Qtype, question.Qclass, q.RecursionDesired, q.CheckingDisabled, o != nil && o.Do())
-	if v, ok := f.cache.Get(key); ok {
-		if m, ok := v.(cached).fresh(); ok {
-			return reply(q, m)
-		}
+	key := f.key(q, name)
+	now := time.Now()
+	old, fresh := f.cache.get(key, now)
+	if fresh {
+		return reply(q, old.at(now))
 	}
-	flight := f.flights.DoChan(key, func() (any, error) {
-		m, err := f.resolve(q)
-		if err == nil {
-			if ttl := lifetime(m); ttl > 0 {
-				f.cache.Add(key, cached{m, time.Now(), ttl})
-			}
+	flight := f.flights.DoChan(fmt.Sprint(key), func() (any, error) {
+		m, err := f.resolve(client, q)
+		if err != nil {
+			return cached{}, err
 		}
-		return m, err
+		return f.cache.add(key, m, time.Now()), nil
 	})
+	if old.msg != nil && !f.cache.verify {
+		return reply(q, old.at(now))
+	}
 	select {
 	case r := <-flight:
-		if m, ok := r.Val.(*dns.Msg); ok && r.Err == nil {
-			return reply(q, m.Copy())
+		if c, ok := r.Val.(cached); ok && r.Err == nil && (c.msg.Rcode != dns.RcodeServerFailure || old.msg == nil) {
+			return reply(q, c.at(c.since))
 		}
 		klog.V(2).InfoS("Not resolved", "name", question.Name, "err", r.Err)
 	case <-ctx.Done():
 	}
+	if old.msg != nil {
+		f.metrics.stale()
+		return reply(q, old.at(time.Now()))
+	}
 	return reply(q, new(dns.Msg).SetRcode(q, dns.RcodeServerFailure))
+}
+
+func (f *Forwarder) key(q *dns.Msg, name string) cacheKey {
+	o := q.IsEdns0()
+	k := cacheKey{upstream: f.servers.id, name: name, qtype: q.Question[0].Qtype, qclass: q.Question[0].Qclass}
+	for i, set := range []bool{q.RecursionDesired, q.CheckingDisabled, q.AuthenticatedData, o != nil && o.Do()} {
+		if set {
+			k.flags |= 1 << i
+		}
+	}
+	return k
 }
 
 // reply makes m the answer to q. What was remembered for another spelling of the name is written as it is asked now.
@@ -176,54 +100,110 @@ func reply(q, m *dns.Msg) *dns.Msg {
 	return m
 }
 
-// resolve asks one server after the other. A server that fails or refuses has answered, and is not asked again.
-func (f *Forwarder) resolve(q *dns.Msg) (*dns.Msg, error) {
-	select {
-	case f.slots <- struct{}{}:
-		defer func() { <-f.slots }()
-	default:
-		return nil, errors.New("dns: too many queries wait for upstream servers")
-	}
-	servers, err := f.upstreams()
-	if err != nil {
-		return nil, err
-	}
-	// A query of our own: what else the client's holds is between it and us (RFC 6891 6.1.1).
+// query is one of our own: what else the client's holds is between it and us (RFC 6891 6.1.1).
+func query(q *dns.Msg) *dns.Msg {
 	up := new(dns.Msg)
-	up.Id, up.Question, up.RecursionDesired, up.CheckingDisabled = dns.Id(), q.Question, q.RecursionDesired, q.CheckingDisabled
+	up.Id, up.Question = dns.Id(), slices.Clone(q.Question)
+	up.RecursionDesired, up.CheckingDisabled, up.AuthenticatedData = q.RecursionDesired, q.CheckingDisabled, q.AuthenticatedData
 	if o := q.IsEdns0(); o != nil {
 		up.SetEdns0(udpSize, o.Do())
 	}
-	failure := fmt.Errorf("dns: %s names no server to ask", f.path)
-	for range attempts {
-		var silent []*upstream
-		for _, u := range servers {
-			m, err := exchange(up, u.addr)
-			f.judge(u, err)
-			if err != nil {
-				failure = fmt.Errorf("dns: server %s: %w", u.addr, err)
-				silent = append(silent, u)
-				continue
-			}
-			if m.Rcode == dns.RcodeServerFailure || m.Rcode == dns.RcodeRefused {
-				failure = fmt.Errorf("dns: server %s says %s", u.addr, dns.RcodeToString[m.Rcode])
-				continue
-			}
-			m.Extra = slices.DeleteFunc(m.Extra, func(rr dns.RR) bool { return rr.Header().Rrtype == dns.TypeOPT })
-			return m, nil
-		}
-		servers = silent
-	}
-	return nil, failure
+	return up
 }
 
-// exchange asks one server, over TCP again if the answer is cut.
-func exchange(q *dns.Msg, server string) (*dns.Msg, error) {
+// resolve asks one server after the other, and does not wait for a slow one before it asks the next. A server that fails or refuses has
+// answered, and is not asked again.
+func (f *Forwarder) resolve(client netip.Addr, q *dns.Msg) (*dns.Msg, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), deadline)
+	defer cancel()
+	if err := f.slots.take(ctx, client); err != nil {
+		f.metrics.rejected()
+		return nil, err
+	}
+	defer f.slots.leave()
+	order, err := f.servers.order()
+	if err != nil {
+		return nil, err
+	}
+	type result struct {
+		u   *server
+		m   *dns.Msg
+		err error
+	}
+	results := make(chan result, attempts*len(order))
+	asked := map[*server]int{}
+	answered := map[*server]bool{}
+	waiting := 0
+	next := func() bool {
+		for n := range attempts {
+			for _, u := range order {
+				if asked[u] == n && !answered[u] {
+					asked[u]++
+					waiting++
+					go func() {
+						m, err := f.servers.ask(query(q), u)
+						results <- result{u, m, err}
+					}()
+					return true
+				}
+			}
+		}
+		return false
+	}
+	failure := fmt.Errorf("dns: no server to ask in %s", strings.Join(f.cfg.Servers, ", "))
+	var worse *dns.Msg // better than nothing
+	if !next() {
+		return nil, failure
+	}
+	more := time.NewTicker(patience)
+	defer more.Stop()
+	for {
+		select {
+		case r := <-results:
+			waiting--
+			switch {
+			case r.err != nil:
+				failure = fmt.Errorf("dns: server %s: %w", r.u.addr, r.err)
+			case r.m.Rcode == dns.RcodeServerFailure || r.m.Rcode == dns.RcodeRefused:
+				answered[r.u] = true
+				failure = fmt.Errorf("dns: server %s says %s", r.u.addr, dns.RcodeToString[r.m.Rcode])
+				if r.m.Rcode == dns.RcodeServerFailure && worse == nil {
+					worse = r.m
+				}
+			case r.m.Truncated: // and there is no way to it over TCP
+				answered[r.u], worse = true, r.m
+			default:
+				return r.m, nil
+			}
+			if !next() && waiting == 0 {
+				if worse != nil {
+					return worse, nil
+				}
+				return nil, failure
+			}
+		case <-more.C:
+			next()
+		case <-ctx.Done():
+			if worse != nil {
+				return worse, nil
+			}
+			return nil, failure
+		}
+	}
+}
+
+// exchange asks one server, over TCP again if the answer is cut. Its OPT record is left out.
+func exchange(q *dns.Msg, addr string, tcp bool) (*dns.Msg, error) {
 	c := &dns.Client{Timeout: attempt, UDPSize: udpSize}
-	m, _, err := c.Exchange(q, server)
-	if err == nil && m.Truncated {
+	if tcp {
 		c.Net = "tcp"
-		m, _, err = c.Exchange(q, server)
+	}
+	m, _, err := c.Exchange(q, addr)
+	if err == nil && m.Truncated && !tcp {
+		c.Net = "tcp"
+		if whole, _, err := c.Exchange(q, addr); err == nil {
+			m = whole
+		}
 	}
 	if err != nil {
 		return nil, err
@@ -231,42 +211,6 @@ func exchange(q *dns.Msg, server string) (*dns.Msg, error) {
 	if len(m.Question) != 1 || !strings.EqualFold(m.Question[0].Name, q.Question[0].Name) || m.Question[0].Qtype != q.Question[0].Qtype {
 		return nil, errors.New("the answer is to another question")
 	}
+	m.Extra = slices.DeleteFunc(m.Extra, func(rr dns.RR) bool { return rr.Header().Rrtype == dns.TypeOPT })
 	return m, nil
-}
-
-// lifetime is the least TTL of an answer; of a denial, that of its SOA, and none without (RFC 2308 5).
-func lifetime(m *dns.Msg) time.Duration {
-	if m.Truncated || m.Rcode != dns.RcodeSuccess && m.Rcode != dns.RcodeNameError {
-		return 0
-	}
-	least := maxTTL
-	known := len(m.Answer) > 0 && m.Rcode == dns.RcodeSuccess
-	for _, rr := range m.Answer {
-		least = min(least, time.Duration(rr.Header().Ttl)*time.Second)
-	}
-	for _, rr := range m.Ns {
-		if soa, ok := rr.(*dns.SOA); ok {
-			known = true
-			least = min(least, time.Duration(min(soa.Hdr.Ttl, soa.Minttl))*time.Second)
-		}
-	}
-	if !known {
-		return 0
-	}
-	return least
-}
-
-// fresh returns a copy of a cached answer, its TTLs counted down.
-func (c cached) fresh() (*dns.Msg, bool) {
-	age := time.Since(c.since)
-	if age >= c.ttl {
-		return nil, false
-	}
-	m := c.msg.Copy()
-	for _, section := range [][]dns.RR{m.Answer, m.Ns, m.Extra} {
-		for _, rr := range section {
-			rr.Header().Ttl -= min(rr.Header().Ttl, uint32(age.Seconds()))
-		}
-	}
-	return m, true
 }

@@ -8,14 +8,16 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/miekg/dns"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 func ask(f *Forwarder, name string, qtype uint16) *dns.Msg {
-	return f.Forward(context.Background(), new(dns.Msg).SetQuestion(name, qtype))
+	return f.forward(context.Background(), netip.Addr{}, new(dns.Msg).SetQuestion(name, qtype))
 }
 
 // says answers A questions with an address.
@@ -54,14 +56,14 @@ func TestForwarderRemembers(t *testing.T) {
 		}
 		return internet(network, q)
 	})
-	f := NewForwarder(resolvConf(t, public))
+	f := forwarder(t, resolvConf(t, public))
 	for _, c := range []struct {
 		name  string
 		qtype uint16
 		asked int // of three
 	}{
 		{"example.com.", dns.TypeA, 1}, {"EXAMPLE.com.", dns.TypeA, 1}, {"none.example.com.", dns.TypeA, 1},
-		{"noSOA.", dns.TypeA, 3}, {"zero.", dns.TypeA, 3}, {"broken.example.com.", dns.TypeA, 3},
+		{"noSOA.", dns.TypeA, 3}, {"zero.", dns.TypeA, 3}, {"broken.example.com.", dns.TypeA, 1},
 	} {
 		for range 3 {
 			ask(f, c.name, c.qtype)
@@ -77,7 +79,7 @@ func TestForwarderRemembers(t *testing.T) {
 	if n := up.count("udp example.com."); n != 2 {
 		t.Errorf("another type was not asked: %d", n)
 	}
-	if got := show(ask(f, "none.example.com.", dns.TypeA)); got != "NXDOMAIN\n! com. 60 SOA ns.com. host.com. 1 2 3 4 20" {
+	if got := show(ask(f, "none.example.com.", dns.TypeA)); got != "NXDOMAIN\n! com. 20 SOA ns.com. host.com. 1 2 3 4 20" {
 		t.Errorf("remembered: %s", got)
 	}
 }
@@ -87,65 +89,253 @@ func TestLifetime(t *testing.T) {
 		rcode      int
 		answer, ns []dns.RR
 		want       time.Duration
+		denial     bool
 	}{
-		{dns.RcodeSuccess, rrs("a. 60 IN CNAME b.", "b. 30 IN A 192.0.2.1"), nil, 30 * time.Second},
-		{dns.RcodeSuccess, rrs("a. 999999 IN A 192.0.2.1"), nil, maxTTL},
-		{dns.RcodeSuccess, nil, nil, 0},
-		{dns.RcodeSuccess, nil, rrs("a. 60 IN SOA b. c. 1 2 3 4 20"), 20 * time.Second},
-		{dns.RcodeNameError, nil, rrs("a. 10 IN SOA b. c. 1 2 3 4 20"), 10 * time.Second},
-		{dns.RcodeNameError, rrs("a. 60 IN CNAME b."), nil, 0},
-		{dns.RcodeNameError, rrs("a. 60 IN CNAME b."), rrs("a. 100 IN SOA b. c. 1 2 3 4 200"), 60 * time.Second},
-		{dns.RcodeServerFailure, nil, rrs("a. 60 IN SOA b. c. 1 2 3 4 20"), 0},
+		{dns.RcodeSuccess, rrs("a. 60 IN CNAME b.", "b. 30 IN A 192.0.2.1"), nil, 30 * time.Second, false},
+		{dns.RcodeSuccess, rrs("a. 999999 IN A 192.0.2.1"), nil, 999999 * time.Second, false},
+		{dns.RcodeSuccess, nil, nil, 0, true},
+		{dns.RcodeSuccess, nil, rrs("a. 60 IN SOA b. c. 1 2 3 4 20"), 20 * time.Second, true},
+		{dns.RcodeSuccess, rrs("a. 60 IN CNAME b."), rrs("a. 60 IN SOA b. c. 1 2 3 4 20"), 20 * time.Second, true},
+		{dns.RcodeNameError, nil, rrs("a. 10 IN SOA b. c. 1 2 3 4 20"), 10 * time.Second, true},
+		{dns.RcodeNameError, rrs("a. 60 IN CNAME b."), nil, 0, true},
+		{dns.RcodeNameError, rrs("a. 60 IN CNAME b."), rrs("a. 100 IN SOA b. c. 1 2 3 4 200"), 60 * time.Second, true},
+		{dns.RcodeServerFailure, nil, rrs("a. 60 IN SOA b. c. 1 2 3 4 20"), 0, false},
 	} {
 		m := &dns.Msg{Answer: c.answer, Ns: c.ns}
 		m.Rcode = c.rcode
-		if got := lifetime(m); got != c.want {
-			t.Errorf("%s: %s, want %s", show(m), got, c.want)
+		if got, denial := lifetime(m); got != c.want || denial != c.denial {
+			t.Errorf("%s: %s, denial %v; want %s", show(m), got, denial, c.want)
 		}
 		m.Truncated = true
-		if got := lifetime(m); got != 0 {
+		if got, _ := lifetime(m); got != 0 {
 			t.Errorf("cut short: %s", got)
 		}
 	}
-	m := &dns.Msg{Answer: rrs("a. 60 IN A 192.0.2.1")}
-	if _, ok := (cached{m, time.Now().Add(-time.Minute), time.Minute}).fresh(); ok {
-		t.Error("out of date, and given")
+}
+
+// What is remembered counts down, within the limits, is gone after its time, and comes back only if that is allowed.
+func TestCache(t *testing.T) {
+	now := time.Now()
+	key := cacheKey{name: "a.", qtype: dns.TypeA}
+	answer := &dns.Msg{Answer: rrs("a. 600 IN A 192.0.2.1", "b. 60 IN A 192.0.2.2")}
+	denial := &dns.Msg{Ns: rrs("a. 600 IN SOA b. c. 1 2 3 4 600")}
+	denial.Rcode = dns.RcodeNameError
+	failure := new(dns.Msg)
+	failure.Rcode = dns.RcodeServerFailure
+	stale := CacheLimits{ServeStale: seconds(30)}
+	for name, c := range map[string]struct {
+		limits CacheLimits
+		m      *dns.Msg
+		after  int // seconds
+		ttl    int // of what is got; -1: nothing
+		fresh  bool
+	}{
+		"at once":                   {CacheLimits{}, answer, 0, 60, true},
+		"counts down":               {CacheLimits{}, answer, 20, 40, true},
+		"gone":                      {CacheLimits{}, answer, 60, -1, false},
+		"limited":                   {CacheLimits{MaxTTL: seconds(10)}, answer, 4, 6, true},
+		"limited, gone":             {CacheLimits{MaxTTL: seconds(10)}, answer, 10, -1, false},
+		"a denial":                  {CacheLimits{MaxTTL: seconds(10)}, denial, 100, 500, true},
+		"a limited denial":          {CacheLimits{MaxDenial: seconds(10)}, denial, 3, 7, true},
+		"a failure":                 {CacheLimits{}, failure, 4, 0, true},
+		"a failure, gone":           {CacheLimits{}, failure, 5, -1, false},
+		"off":                       {CacheLimits{Off: true}, answer, 0, -1, false},
+		"stale":                     {stale, answer, 89, 0, false},
+		"too stale":                 {stale, answer, 90, -1, false},
+		"a failure is never stale":  {stale, failure, 6, -1, false},
+		"a denial can be stale too": {stale, denial, 601, 0, false},
+	} {
+		a := newAnswers(Config{Cache: c.limits}.withDefaults().Cache, newMetrics())
+		a.add(key, c.m, now)
+		at := now.Add(time.Duration(c.after) * time.Second)
+		got, fresh := a.get(key, at)
+		if fresh != c.fresh || (got.msg == nil) != (c.ttl < 0) {
+			t.Errorf("%s: %v, fresh %v", name, got.msg, fresh)
+			continue
+		}
+		if got.msg == nil {
+			continue
+		}
+		for _, rr := range append(got.at(at).Answer, got.at(at).Ns...) {
+			if rr.Header().Ttl != uint32(c.ttl) {
+				t.Errorf("%s: %s", name, rr)
+			}
+		}
 	}
-	got, ok := (cached{m, time.Now().Add(-20 * time.Second), time.Minute}).fresh()
-	if !ok || got.Answer[0].Header().Ttl > 40 || got.Answer[0].Header().Ttl == 0 || m.Answer[0].Header().Ttl != 60 {
-		t.Errorf("counted down: %v, %v", got, ok)
+	if answer.Answer[0].Header().Ttl != 600 {
+		t.Error("what is remembered was changed")
+	}
+	// Of one question there is one answer, whichever kind it is, and a failure does not take the place of what may still be given.
+	a := newAnswers(Config{Cache: stale}.withDefaults().Cache, newMetrics())
+	a.add(key, answer, now)
+	a.add(key, denial, now)
+	if s, d := a.sizes(); s != 0 || d != 1 {
+		t.Errorf("%d answers and %d denials of one question", s, d)
+	}
+	a.add(key, answer, now)
+	a.add(key, failure, now)
+	if got, _ := a.get(key, now); got.msg != answer {
+		t.Errorf("after a failure: %v", got.msg)
 	}
 }
 
-// A server that is silent costs one query its time; the next ones ask those first that answer.
+func seconds(n int) metav1.Duration { return metav1.Duration{Duration: time.Duration(n) * time.Second} }
+
+// Bounded, the least recently used goes first.
+func TestCacheIsBounded(t *testing.T) {
+	a := newAnswers(CacheLimits{Entries: 100, MaxTTL: seconds(60), MaxDenial: seconds(60)}, newMetrics())
+	now := time.Now()
+	for i := range 1000 {
+		a.add(cacheKey{name: fmt.Sprint(i)}, &dns.Msg{Answer: rrs("a. 60 IN A 192.0.2.1")}, now)
+		a.get(cacheKey{name: "0"}, now)
+	}
+	if s, _ := a.sizes(); s != 100 {
+		t.Errorf("%d answers", s)
+	}
+	if _, ok := a.get(cacheKey{name: "0"}, now); !ok {
+		t.Error("the one that is used all the time is gone")
+	}
+}
+
+// A server that is silent costs one query its time; the next ones ask those first that answer, until it does again.
 func TestForwarderFailsOver(t *testing.T) {
 	t.Parallel()
-	dead := newUpstream(t, "127.0.1.1", silent)
+	var well atomic.Bool
+	dead := newUpstream(t, "127.0.1.1", func(network string, q *dns.Msg) *dns.Msg {
+		if !well.Load() {
+			return nil
+		}
+		return says("192.0.2.1")(network, q)
+	})
 	newUpstream(t, "127.0.1.2", says("192.0.2.2"))
-	f := NewForwarder(resolvConf(t, "127.0.1.1", "127.0.1.2"))
+	f := forwarder(t, resolvConf(t, "127.0.1.1", "127.0.1.2"))
+	begin := time.Now()
+	if got := address(ask(f, "a.", dns.TypeA)); got != "192.0.2.2" {
+		t.Fatal(got)
+	}
+	await(t, "the silent server to be known as such", func() bool {
+		order, err := f.servers.order()
+		return err == nil && order[0].addr == "127.0.1.2:53" && len(order) == 2
+	})
+	t.Logf("after %s", time.Since(begin))
 	for i := range 10 {
 		if got := address(ask(f, fmt.Sprint("a", i, "."), dns.TypeA)); got != "192.0.2.2" {
 			t.Fatalf("question %d: %s", i, got)
 		}
 	}
-	if dead.count("udp a0.") != 1 || dead.count("udp a9.") != 0 {
+	if n := dead.count("udp a9."); n != 0 {
 		t.Errorf("the silent server was asked %v", dead.asked)
 	}
-	// When its time is over one query tries it, and its answer brings it back to its place.
-	f.servers[0].resume = time.Now().Add(-time.Second)
-	first, err := f.upstreams()
-	must(t, err)
-	second, err := f.upstreams()
-	must(t, err)
-	if first[0] != f.servers[0] || second[0] != f.servers[1] || len(first) != 2 || len(second) != 2 {
-		t.Error("not one query tries the server again, but none or all")
+	well.Store(true)
+	await(t, "the server to be in its place again", func() bool {
+		order, err := f.servers.order()
+		return err == nil && order[0].addr == "127.0.1.1:53"
+	})
+	if got := address(ask(f, "z.", dns.TypeA)); got != "192.0.2.1" {
+		t.Error(got)
 	}
-	f.judge(f.servers[0], nil)
-	for range 2 {
-		if s, err := f.upstreams(); err != nil || s[0] != f.servers[0] {
-			t.Error("a server that answers again is not in its place")
+}
+
+func await(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(30 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("waited in vain for " + what)
 		}
 	}
+}
+
+// The policies of CoreDNS' forward.
+func TestPolicies(t *testing.T) {
+	list := []string{"127.0.10.1", "127.0.10.2", "127.0.10.3"}
+	for _, a := range list {
+		newUpstream(t, a, says("192.0.2.1"))
+	}
+	for policy, want := range map[string]int{PolicySequential: 1, PolicyRandom: 3, PolicyRoundRobin: 3} {
+		f := forwarderTo(t, Upstream{Servers: list, Policy: policy}, CacheLimits{})
+		first := map[string]int{}
+		for range 300 {
+			order, err := f.servers.order()
+			must(t, err)
+			first[order[0].addr]++
+			if len(order) != 3 {
+				t.Fatalf("%s: %d servers", policy, len(order))
+			}
+		}
+		if len(first) != want || policy == PolicyRoundRobin && first["127.0.10.1:53"] != 100 {
+			t.Errorf("%s: %v", policy, first)
+		}
+	}
+}
+
+// Other ports, TCP alone, and names that are not asked.
+func TestUpstreamSettings(t *testing.T) {
+	up := newUpstream(t, "127.0.11.1", says("192.0.2.1"))
+	f := forwarderTo(t, Upstream{Servers: []string{"127.0.11.1:53"}, TCP: true, Except: []string{"Secret.example"}}, CacheLimits{})
+	if got := address(ask(f, "a.", dns.TypeA)); got != "192.0.2.1" || up.count("tcp a.") != 1 || up.count("udp a.") != 0 {
+		t.Errorf("%s, asked %v", got, up.asked)
+	}
+	if m := ask(f, "b.secret.Example.", dns.TypeA); m.Rcode != dns.RcodeRefused || up.count("tcp b.secret.example.") != 0 {
+		t.Errorf("excepted: %s", show(m))
+	}
+}
+
+// An answer that is over is given where that is allowed, and only if no server has a better one.
+func TestServeStale(t *testing.T) {
+	var mode atomic.Value
+	mode.Store("well")
+	up := newUpstream(t, "127.0.12.1", func(network string, q *dns.Msg) *dns.Msg {
+		m := says("192.0.2.1")(network, q)
+		m.Answer[0].Header().Ttl = 1
+		switch mode.Load() {
+		case "failing":
+			return new(dns.Msg).SetRcode(q, dns.RcodeServerFailure)
+		case "moved":
+			m.Answer = rrs(q.Question[0].Name + " 60 IN A 192.0.2.2")
+		}
+		return m
+	})
+	no := false
+	for name, c := range map[string]struct {
+		limits  CacheLimits
+		failing string
+		moved   string
+	}{
+		"not allowed": {CacheLimits{Failure: seconds(-1)}, "SERVFAIL", "192.0.2.2"},
+		"verify":      {CacheLimits{ServeStale: seconds(60)}, "192.0.2.1", "192.0.2.2"},
+		"immediate":   {CacheLimits{ServeStale: seconds(60), Verify: &no}, "192.0.2.1", "192.0.2.1"},
+	} {
+		mode.Store("well")
+		f := forwarderTo(t, Upstream{Servers: []string{"127.0.12.1"}}, c.limits)
+		ask(f, "a.", dns.TypeA)
+		age(f, "a.", 10*time.Second)
+		mode.Store("failing")
+		m := ask(f, "a.", dns.TypeA)
+		if got := address(m); got != c.failing || len(m.Answer) > 0 && m.Answer[0].Header().Ttl != staleTTL {
+			t.Errorf("%s, server failing: %s", name, show(m))
+		}
+		mode.Store("moved")
+		if got := address(ask(f, "a.", dns.TypeA)); got != c.moved {
+			t.Errorf("%s, answer changed: %s, want %s", name, got, c.moved)
+		}
+		// What is asked behind the client's back comes in the end.
+		await(t, name+": the new answer", func() bool { return address(ask(f, "a.", dns.TypeA)) == "192.0.2.2" })
+	}
+	if up.count("udp a.") < 6 {
+		t.Errorf("asked %v", up.asked)
+	}
+}
+
+// age makes what is remembered of a name older.
+func age(f *Forwarder, name string, by time.Duration) {
+	key := f.key(new(dns.Msg).SetQuestion(name, dns.TypeA), name)
+	v, ok := f.cache.success.Get(key)
+	if !ok {
+		panic(name + " is not remembered")
+	}
+	c := v.(cached)
+	c.since = c.since.Add(-by)
+	f.cache.success.Add(key, c)
 }
 
 func TestForwarderAsksTheNext(t *testing.T) {
@@ -166,13 +356,13 @@ func TestForwarderAsksTheNext(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			newUpstream(t, "127.0.2.1", first)
-			if got := address(ask(NewForwarder(resolvConf(t, "127.0.2.1", "127.0.2.9")), "a.", dns.TypeA)); got != "192.0.2.9" {
+			if got := address(ask(forwarder(t, resolvConf(t, "127.0.2.1", "127.0.2.9")), "a.", dns.TypeA)); got != "192.0.2.9" {
 				t.Error(got)
 			}
 		})
 	}
 	t.Run("nobody listens", func(t *testing.T) {
-		if got := address(ask(NewForwarder(resolvConf(t, "127.0.2.2", "127.0.2.9")), "a.", dns.TypeA)); got != "192.0.2.9" {
+		if got := address(ask(forwarder(t, resolvConf(t, "127.0.2.2", "127.0.2.9")), "a.", dns.TypeA)); got != "192.0.2.9" {
 			t.Error(got)
 		}
 	})
@@ -189,7 +379,7 @@ func TestForwarderTriesTwice(t *testing.T) {
 		}
 		return m
 	})
-	if got := address(ask(NewForwarder(resolvConf(t, "127.0.3.1")), "a.", dns.TypeA)); got != "192.0.2.3" {
+	if got := address(ask(forwarder(t, resolvConf(t, "127.0.3.1")), "a.", dns.TypeA)); got != "192.0.2.3" {
 		t.Error(got)
 	}
 }
@@ -200,10 +390,10 @@ func TestForwarderWithoutServers(t *testing.T) {
 		"no address": resolvConf(t, "dns.example.com"), "nobody listens": resolvConf(t, "127.0.4.1"), "a folder": t.TempDir(),
 	} {
 		q := new(dns.Msg).SetQuestion("A.example.", dns.TypeA)
-		f := NewForwarder(conf, self)
-		m := f.Forward(context.Background(), q)
-		if name == "only ourselves" && len(f.servers) != 0 {
-			t.Errorf("it would ask %v", f.servers)
+		f := forwarder(t, conf, at)
+		m := f.forward(context.Background(), netip.Addr{}, q)
+		if name == "only ourselves" && len(f.servers.list) != 0 {
+			t.Errorf("it would ask %v", f.servers.list)
 		}
 		if m.Rcode != dns.RcodeServerFailure || m.Id != q.Id || !m.Response || len(m.Question) != 1 || m.Question[0] != q.Question[0] {
 			t.Errorf("%s:\n%s", name, m)
@@ -215,7 +405,7 @@ func TestForwarderFollowsResolvConf(t *testing.T) {
 	newUpstream(t, "127.0.5.1", says("192.0.2.1"))
 	newUpstream(t, "127.0.5.2", says("192.0.2.2"))
 	conf := resolvConf(t, "127.0.5.1")
-	f := NewForwarder(conf)
+	f := forwarder(t, conf)
 	for i, c := range []struct {
 		servers []string
 		want    string
@@ -248,7 +438,7 @@ func TestForwarderTakesTCPForWhatIsCut(t *testing.T) {
 		}
 		return m
 	})
-	f := NewForwarder(resolvConf(t, "127.0.6.1"))
+	f := forwarder(t, resolvConf(t, "127.0.6.1"))
 	for range 2 { // the second is remembered
 		if m := ask(f, "big.", dns.TypeA); len(m.Answer) != 100 || m.Truncated {
 			t.Errorf("%d of 100 records, truncated %v", len(m.Answer), m.Truncated)
@@ -271,7 +461,7 @@ func TestForwarderKeepsOPTApart(t *testing.T) {
 		}
 		return m
 	})
-	s := NewServer(newRecords(t), NewForwarder(resolvConf(t, "127.0.7.1")))
+	s := newServer(t, newRecords(t), resolvConf(t, "127.0.7.1"))
 	q := new(dns.Msg).SetQuestion("a.", dns.TypeA)
 	q.SetEdns0(4000, true)
 	q.IsEdns0().Option = []dns.EDNS0{&dns.EDNS0_COOKIE{Code: dns.EDNS0COOKIE, Cookie: "0123456789abcdef"}}
@@ -296,13 +486,13 @@ func TestForwarderKeepsOPTApart(t *testing.T) {
 // The same question of many clients goes upstream once.
 func TestForwarderAsksOnce(t *testing.T) {
 	up := newUpstream(t, "127.0.8.1", says("192.0.2.8"))
-	f := NewForwarder(resolvConf(t, "127.0.8.1"))
+	f := forwarder(t, resolvConf(t, "127.0.8.1"))
 	var wg sync.WaitGroup
 	for i := range 200 {
 		wg.Go(func() {
 			name := strings.Repeat("a", i%2) + strings.Repeat("A", 1-i%2) + "." // two spellings
 			q := new(dns.Msg).SetQuestion(name, dns.TypeA)
-			if m := f.Forward(context.Background(), q); address(m) != "192.0.2.8" || m.Id != q.Id || m.Question[0].Name != name || m.Answer[0].Header().Name != name {
+			if m := f.forward(context.Background(), netip.Addr{}, q); address(m) != "192.0.2.8" || m.Id != q.Id || m.Question[0].Name != name || m.Answer[0].Header().Name != name {
 				t.Errorf("%s:\n%s", name, m)
 			}
 		})
@@ -316,8 +506,9 @@ func TestForwarderAsksOnce(t *testing.T) {
 // A server that forwards to us what we ask it is found out, and not asked again; others are.
 func TestLoop(t *testing.T) {
 	const looping = "127.0.9.1"
-	f := NewForwarder(resolvConf(t, looping, "127.0.9.2"), self)
-	run(t, NewServer(newRecords(t, objects()...), f, netip.AddrPortFrom(self, 53)))
+	s := newServer(t, newRecords(t, objects()...), resolvConf(t, looping, "127.0.9.2"), netip.AddrPortFrom(self, 53))
+	f := s.settings.Load().upstream
+	run(t, s)
 	found := make(chan struct{})
 	loop := newUpstream(t, looping, func(_ string, q *dns.Msg) *dns.Msg {
 		m, err := dns.Exchange(q, net.JoinHostPort(self.String(), "53"))
@@ -345,10 +536,66 @@ func TestLoop(t *testing.T) {
 		}
 	}
 	// Names that only look like a probe hurt nobody.
-	if m := ask(f, "x."+probeZone, dns.TypeA); m.Rcode != dns.RcodeRefused {
+	if m := s.Answer(context.Background(), new(dns.Msg).SetQuestion("x."+probeZone, dns.TypeA)); m.Rcode != dns.RcodeRefused {
 		t.Errorf("%s", m)
 	}
-	if s, err := f.upstreams(); err != nil || len(s) != 1 {
-		t.Errorf("servers %v, %v", s, err)
+	if order, err := f.servers.order(); err != nil || len(order) != 1 {
+		t.Errorf("servers %v, %v", order, err)
+	}
+}
+
+// One client that asks a lot waits for itself: others have their turn.
+func TestTurns(t *testing.T) {
+	a, b, c := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2"), netip.MustParseAddr("10.0.0.3")
+	turns := newTurns(1)
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	must(t, turns.take(ctx, a))
+	came := make(chan netip.Addr)
+	waiting := func(client netip.Addr) int {
+		turns.mu.Lock()
+		defer turns.mu.Unlock()
+		return len(turns.queues[client])
+	}
+	enter := func(client netip.Addr) {
+		n := waiting(client)
+		go func() {
+			if turns.take(ctx, client) == nil {
+				came <- client
+			}
+		}()
+		await(t, "a place in the line", func() bool { return waiting(client) == n+1 })
+	}
+	for range 5 {
+		enter(a)
+	}
+	enter(b)
+	enter(c)
+	enter(c)
+	var order []string
+	for range 8 {
+		turns.leave()
+		order = append(order, (<-came).String())
+	}
+	if got := strings.ReplaceAll(strings.Join(order, " "), "10.0.0.", ""); got != "1 2 3 1 3 1 1 1" {
+		t.Errorf("in turn came %s", got)
+	}
+	for range maxWaiting {
+		enter(b)
+	}
+	if err := turns.take(ctx, b); err == nil {
+		t.Error("one more of a client that has too many was let in")
+	}
+	enter(c) // others are not refused for that
+	over, stop := context.WithCancel(ctx)
+	stop()
+	if err := turns.take(over, a); err == nil || waiting(a) != 0 {
+		t.Errorf("%v; %d wait", err, waiting(a))
+	}
+	cancel()
+	await(t, "all to give up", func() bool { return waiting(b) == 0 && waiting(c) == 0 })
+	turns.leave()
+	if turns.free != 1 || len(turns.clients) != 0 || len(turns.queues) != 0 {
+		t.Errorf("in the end: %d free, %v", turns.free, turns.clients)
 	}
 }

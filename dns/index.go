@@ -12,7 +12,7 @@ import (
 // Names of the indexes that records are found by. They are the informers' own, kept with each event.
 const (
 	byService = "dns-service" // EndpointSlices, by namespace/service
-	byAddress = "dns-address" // Services and EndpointSlices, by IP address
+	byAddress = "dns-address" // Services, EndpointSlices and Pods, by IP address
 )
 
 // addIndex adds an index to an informer that may have it already.
@@ -57,6 +57,21 @@ func serviceAddresses(obj any) ([]string, error) {
 	var out []string
 	for _, a := range clusterIPs(s) {
 		out = append(out, a.String())
+	}
+	return out, nil
+}
+
+// podAddresses are those of a pod that runs and has a network of its own.
+func podAddresses(obj any) ([]string, error) {
+	p, ok := obj.(*corev1.Pod)
+	if !ok || p.Spec.HostNetwork || p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed {
+		return nil, nil
+	}
+	var out []string
+	for _, ip := range p.Status.PodIPs {
+		if a, err := netip.ParseAddr(ip.IP); err == nil {
+			out = append(out, a.String())
+		}
 	}
 	return out, nil
 }

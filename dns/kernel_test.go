@@ -142,7 +142,7 @@ func podAndServer(t *testing.T) (dial func(network string, to netip.AddrPort) ne
 		return m
 	})
 	records := newRecords(t, objects()...)
-	s = NewServer(records, NewForwarder(resolvConf(t, public)), at, at6)
+	s = newServer(t, records, resolvConf(t, public), at, at6)
 	run(t, s)
 	d = openDatapath(t)
 	owners, longest := 0, strings.Repeat("a", 63)
@@ -301,7 +301,7 @@ func TestKernelBeforeTheClusterWasSeen(t *testing.T) {
 	conn := &dns.Conn{Conn: podDial(t, d)("udp", at), UDPSize: 4096}
 	r := newRecords(t) // a server that knows nothing either, but to its name
 	r.synced = append(r.synced, func() bool { return false })
-	run(t, NewServer(r, NewForwarder("/nowhere"), at))
+	run(t, newServer(t, r, "/nowhere", at))
 	for question := range recordCases {
 		name, _, _ := strings.Cut(question, " ")
 		must(t, conn.WriteMsg(new(dns.Msg).SetQuestion(name, dns.TypeA)))

@@ -3,6 +3,7 @@ package dns
 import (
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/miekg/dns"
@@ -21,12 +22,13 @@ type Records struct {
 	ttl                          uint32
 	self                         []netip.Addr // of the name server
 	services, slices, namespaces cache.Indexer
+	pods                         cache.Indexer // by their addresses; nil: pods are not followed
+	podNames                     string        // such as PodsInsecure
 	synced                       []cache.InformerSynced
 }
 
-// NewRecords adds indexes to informers that have not started yet. ttl is in seconds; self are the name server's own
-// addresses, those of ns.dns.<zone>.
-func NewRecords(f informers.SharedInformerFactory, zone string, ttl uint32, self ...netip.Addr) (*Records, error) {
+// NewRecords adds indexes to informers that have not started yet. self are the name server's own addresses, those of ns.dns.<zone>.
+func NewRecords(f informers.SharedInformerFactory, self ...netip.Addr) (*Records, error) {
 	svc, sl, ns := f.Core().V1().Services().Informer(), f.Discovery().V1().EndpointSlices().Informer(), f.Core().V1().Namespaces().Informer()
 	for _, i := range []struct {
 		informer cache.SharedIndexInformer
@@ -38,9 +40,26 @@ func NewRecords(f informers.SharedInformerFactory, zone string, ttl uint32, self
 		}
 	}
 	return &Records{
-		zone: dns.Fqdn(strings.ToLower(zone)), ttl: ttl, self: self, services: svc.GetIndexer(), slices: sl.GetIndexer(), namespaces: ns.GetIndexer(),
+		self: self, services: svc.GetIndexer(), slices: sl.GetIndexer(), namespaces: ns.GetIndexer(),
 		synced: []cache.InformerSynced{svc.HasSynced, sl.HasSynced, ns.HasSynced},
 	}, nil
+}
+
+// FollowPods makes PodsVerified possible, for an informer of all pods that has not started yet.
+func (r *Records) FollowPods(f informers.SharedInformerFactory) error {
+	pods := f.Core().V1().Pods().Informer()
+	if err := addIndex(pods, byAddress, podAddresses); err != nil {
+		return err
+	}
+	r.pods, r.synced = pods.GetIndexer(), append(r.synced, pods.HasSynced)
+	return nil
+}
+
+// of are the records of a zone.
+func (r *Records) of(zone string, cfg Config) *Records {
+	z := *r
+	z.zone, z.ttl, z.podNames = zone, cfg.TTL, cfg.Pods
+	return &z
 }
 
 // ready tells whether all of the cluster has been seen once. Until then an absent name may exist.
@@ -121,8 +140,11 @@ func (r *Records) namespace(name string) bool {
 	return err == nil && ok
 }
 
-// pod answers 10-1-0-1.ns.pod: any address, if the namespace is there.
+// pod answers 10-1-0-1.ns.pod: any address, if the namespace is there, or only those of pods.
 func (r *Records) pod(labels []string, qtype uint16, hdr func(uint16) dns.RR_Header) answer {
+	if r.podNames == PodsDisabled {
+		return answer{}
+	}
 	switch len(labels) {
 	case 0:
 		return answer{exists: true}
@@ -133,10 +155,16 @@ func (r *Records) pod(labels []string, qtype uint16, hdr func(uint16) dns.RR_Hea
 		return answer{}
 	}
 	addr, ok := dashed(labels[0])
-	if !ok || !r.namespace(labels[1]) {
+	if !ok || !r.namespace(labels[1]) || r.podNames == PodsVerified && !r.podWith(labels[1], addr) {
 		return answer{}
 	}
 	return answer{exists: true, rrs: addrRRs(hdr, qtype, addr)}
+}
+
+// podWith tells whether a pod of a namespace has an address.
+func (r *Records) podWith(namespace string, addr netip.Addr) bool {
+	objs, err := r.pods.ByIndex(byAddress, addr.String())
+	return err == nil && slices.ContainsFunc(objs, func(o any) bool { p, ok := o.(*corev1.Pod); return ok && p.Namespace == namespace })
 }
 
 // dashed reads an address with dashes for its dots or colons.

@@ -2,7 +2,6 @@ package dns
 
 import (
 	"context"
-	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -25,7 +24,10 @@ var recordCases = map[string]string{
 	"web.default.svc.cluster.local. A":                           "NOERROR\nweb.default.svc.cluster.local. 30 A 10.96.0.5",
 	"web.default.svc.cluster.local. AAAA":                        noData,
 	"web.default.svc.cluster.local. TXT":                         noData,
-	"web.default.svc.cluster.local. ANY":                         noData,
+	"web.default.svc.cluster.local. ANY":                         "NOERROR\nweb.default.svc.cluster.local. 8482 HINFO \"RFC8482\" \"\"",
+	"ext.default.svc.cluster.local. ANY":                         "NOERROR\next.default.svc.cluster.local. 30 CNAME Example.com.",
+	"nothing.default.svc.cluster.local. ANY":                     noName,
+	"example.com. ANY":                                           "NOERROR\nexample.com. 8482 HINFO \"RFC8482\" \"\"",
 	"WEB.Default.SVC.Cluster.LOCAL. A":                           "NOERROR\nWEB.Default.SVC.Cluster.LOCAL. 30 A 10.96.0.5",
 	"dual.default.svc.cluster.local. A":                          "NOERROR\ndual.default.svc.cluster.local. 30 A 10.96.0.6",
 	"dual.default.svc.cluster.local. AAAA":                       "NOERROR\ndual.default.svc.cluster.local. 30 AAAA fd00:96::6",
@@ -100,7 +102,7 @@ var recordCases = map[string]string{
 
 	// ExternalName.
 	"ext.default.svc.cluster.local. A":         "NOERROR\nExample.com. 300 A 192.0.2.80\next.default.svc.cluster.local. 30 CNAME Example.com.",
-	"ext.default.svc.cluster.local. AAAA":      "NOERROR\next.default.svc.cluster.local. 30 CNAME Example.com.\n! com. 60 SOA ns.com. host.com. 1 2 3 4 20",
+	"ext.default.svc.cluster.local. AAAA":      "NOERROR\next.default.svc.cluster.local. 30 CNAME Example.com.\n! com. 20 SOA ns.com. host.com. 1 2 3 4 20",
 	"ext.default.svc.cluster.local. CNAME":     "NOERROR\next.default.svc.cluster.local. 30 CNAME Example.com.",
 	"a.ext.default.svc.cluster.local. A":       noName,
 	"extaddr.default.svc.cluster.local. A":     noName,
@@ -109,7 +111,7 @@ var recordCases = map[string]string{
 	"extin.default.svc.cluster.local. AAAA":    "NOERROR\nextin.default.svc.cluster.local. 30 CNAME web.default.svc.cluster.local.\n" + soaLine,
 	"exttwice.default.svc.cluster.local. A":    "NOERROR\nextin.default.svc.cluster.local. 30 CNAME web.default.svc.cluster.local.\nexttwice.default.svc.cluster.local. 30 CNAME extin.default.svc.cluster.local.\nweb.default.svc.cluster.local. 30 A 10.96.0.5",
 	"extgone.default.svc.cluster.local. A":     "NXDOMAIN\nextgone.default.svc.cluster.local. 30 CNAME gone.default.svc.cluster.local.\n" + soaLine,
-	"extlost.default.svc.cluster.local. A":     "NXDOMAIN\nextlost.default.svc.cluster.local. 30 CNAME lost.example.com.\n! com. 60 SOA ns.com. host.com. 1 2 3 4 20",
+	"extlost.default.svc.cluster.local. A":     "NXDOMAIN\nextlost.default.svc.cluster.local. 30 CNAME lost.example.com.\n! com. 20 SOA ns.com. host.com. 1 2 3 4 20",
 	"extbroken.default.svc.cluster.local. A":   "SERVFAIL\nextbroken.default.svc.cluster.local. 30 CNAME broken.example.com.",
 	"circle.default.svc.cluster.local. A":      "SERVFAIL",
 	"circle.default.svc.cluster.local. CNAME":  "NOERROR\ncircle.default.svc.cluster.local. 30 CNAME circle.default.svc.cluster.local.",
@@ -156,21 +158,21 @@ var recordCases = map[string]string{
 		"6.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.6.9.0.0.0.0.d.f.ip6.arpa. 30 PTR dual.default.svc.cluster.local.",
 	"2.1.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.4.4.2.0.0.0.d.f.ip6.arpa. PTR": "NOERROR\n" +
 		"2.1.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.4.4.2.0.0.0.d.f.ip6.arpa. 30 PTR two-0.two.default.svc.cluster.local.",
-	"4.0.244.10.in-addr.arpa. PTR": "NXDOMAIN\n! com. 60 SOA ns.com. host.com. 1 2 3 4 20", // not ready: upstream's matter
-	"0.96.10.in-addr.arpa. PTR":    "NXDOMAIN\n! com. 60 SOA ns.com. host.com. 1 2 3 4 20",
+	"4.0.244.10.in-addr.arpa. PTR": "NXDOMAIN\n! com. 20 SOA ns.com. host.com. 1 2 3 4 20", // not ready: upstream's matter
+	"0.96.10.in-addr.arpa. PTR":    "NXDOMAIN\n! com. 20 SOA ns.com. host.com. 1 2 3 4 20",
 
 	// Not ours.
 	"example.com. A":        "NOERROR\nexample.com. 300 A 192.0.2.80",
-	"xcluster.local. A":     "NXDOMAIN\n! com. 60 SOA ns.com. host.com. 1 2 3 4 20",
-	"local. A":              "NXDOMAIN\n! com. 60 SOA ns.com. host.com. 1 2 3 4 20",
-	". NS":                  "NXDOMAIN\n! com. 60 SOA ns.com. host.com. 1 2 3 4 20",
-	"web.default.svc. A":    "NXDOMAIN\n! com. 60 SOA ns.com. host.com. 1 2 3 4 20",
+	"xcluster.local. A":     "NXDOMAIN\n! com. 20 SOA ns.com. host.com. 1 2 3 4 20",
+	"local. A":              "NXDOMAIN\n! com. 20 SOA ns.com. host.com. 1 2 3 4 20",
+	". NS":                  "NXDOMAIN\n! com. 20 SOA ns.com. host.com. 1 2 3 4 20",
+	"web.default.svc. A":    "NXDOMAIN\n! com. 20 SOA ns.com. host.com. 1 2 3 4 20",
 	"broken.example.com. A": "SERVFAIL",
 }
 
 func TestRecords(t *testing.T) {
 	newUpstream(t, public, internet)
-	s := NewServer(newRecords(t, objects()...), NewForwarder(resolvConf(t, public)))
+	s := newServer(t, newRecords(t, objects()...), resolvConf(t, public))
 	for question, want := range recordCases {
 		name, qtype, _ := strings.Cut(question, " ")
 		q := new(dns.Msg).SetQuestion(name, dns.StringToType[qtype])
@@ -195,7 +197,7 @@ func TestRecords(t *testing.T) {
 
 // Answers come in an order of chance, so that clients spread.
 func TestAnswersRotate(t *testing.T) {
-	s := NewServer(newRecords(t, objects()...), NewForwarder("/nowhere"))
+	s := newServer(t, newRecords(t, objects()...), "/nowhere")
 	first := map[string]bool{}
 	for range 200 {
 		m := s.Answer(context.Background(), new(dns.Msg).SetQuestion("db.default.svc.cluster.local.", dns.TypeA))
@@ -209,9 +211,9 @@ func TestAnswersRotate(t *testing.T) {
 // Before the cluster was seen nothing in it is denied; what is outside is forwarded.
 func TestBeforeTheCachesAreSynced(t *testing.T) {
 	newUpstream(t, public, internet)
-	r, err := NewRecords(informers.NewSharedInformerFactory(fake.NewClientset(objects()...), 0), "cluster.local", 30)
+	r, err := NewRecords(informers.NewSharedInformerFactory(fake.NewClientset(objects()...), 0))
 	must(t, err)
-	s := NewServer(r, NewForwarder(resolvConf(t, public)))
+	s := newServer(t, r, resolvConf(t, public))
 	for question, want := range map[string]string{
 		"web.default.svc.cluster.local. A":     "SERVFAIL",
 		"nothing.default.svc.cluster.local. A": "SERVFAIL",
@@ -271,7 +273,7 @@ func FuzzAnswer(f *testing.F) {
 		}
 		f.Add(data)
 	}
-	s := NewServer(newRecords(f, objects()...), NewForwarder("/nowhere", netip.Addr{}))
+	s := newServer(f, newRecords(f, objects()...), "/nowhere")
 	f.Fuzz(func(t *testing.T, data []byte) {
 		var q dns.Msg
 		if q.Unpack(data) != nil {

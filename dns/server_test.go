@@ -54,7 +54,7 @@ func dial(t testing.TB, network string) net.Conn {
 
 func startServer(t testing.TB) {
 	newUpstream(t, public, internet)
-	run(t, NewServer(newRecords(t, objects()...), NewForwarder(resolvConf(t, public)), at))
+	run(t, newServer(t, newRecords(t, objects()...), resolvConf(t, public), at))
 }
 
 func TestSizes(t *testing.T) {
@@ -321,7 +321,7 @@ func TestPipelining(t *testing.T) {
 }
 
 func TestRunEnds(t *testing.T) {
-	s := NewServer(newRecords(t), NewForwarder("/nowhere"), at)
+	s := newServer(t, newRecords(t), "/nowhere", at)
 	for range 20 {
 		ctx, cancel := context.WithCancel(context.Background())
 		done := make(chan error, 1)

@@ -184,13 +184,42 @@ func objects() []apiruntime.Object {
 func newRecords(t testing.TB, objs ...apiruntime.Object) *Records {
 	t.Helper()
 	f := informers.NewSharedInformerFactory(fake.NewClientset(objs...), 0)
-	r, err := NewRecords(f, "Cluster.local", 30, self, self6)
+	r, err := NewRecords(f, self, self6)
 	must(t, err)
+	must(t, r.FollowPods(f))
 	stop := make(chan struct{})
 	f.Start(stop)
 	t.Cleanup(func() { close(stop); f.Shutdown() })
 	f.WaitForCacheSync(stop)
 	return r
+}
+
+// newServer resolves names of Cluster.local, and asks the servers of a resolv.conf for others.
+func newServer(t testing.TB, r *Records, resolvConf string, listen ...netip.AddrPort) *Server {
+	t.Helper()
+	return configured(t, r, Config{Zones: []string{"Cluster.local"}, Upstream: Upstream{Servers: []string{resolvConf}}, Avoid: []netip.AddrPort{at}}, listen...)
+}
+
+func configured(t testing.TB, r *Records, cfg Config, listen ...netip.AddrPort) *Server {
+	t.Helper()
+	s, err := NewServer(r, cfg, listen...)
+	must(t, err)
+	t.Cleanup(func() { s.settings.Load().closeBut(nil) })
+	return s
+}
+
+// forwarder asks the servers of a resolv.conf.
+func forwarder(t testing.TB, resolvConf string, avoid ...netip.AddrPort) *Forwarder {
+	t.Helper()
+	return forwarderTo(t, Upstream{Servers: []string{resolvConf}}, CacheLimits{}, avoid...)
+}
+
+func forwarderTo(t testing.TB, u Upstream, limits CacheLimits, avoid ...netip.AddrPort) *Forwarder {
+	t.Helper()
+	m := newMetrics()
+	f := newForwarder(u, newAnswers(Config{Cache: limits}.withDefaults().Cache, m), m, avoid)
+	t.Cleanup(f.close)
+	return f
 }
 
 // resolvConf writes a resolv.conf of servers.

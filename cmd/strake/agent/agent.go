@@ -144,7 +144,7 @@ func Run(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return err
 	}
-	records, err := dns.NewRecords(f, cfg.Zone, dnsTTL, cfg.DNSAddrs...)
+	records, err := dns.NewRecords(f, cfg.DNSAddrs...)
 	if err != nil {
 		return err
 	}
@@ -152,7 +152,11 @@ func Run(ctx context.Context, cfg Config) error {
 	for _, a := range cfg.DNSAddrs {
 		listen = append(listen, netip.AddrPortFrom(a, 53))
 	}
-	resolver := dns.NewServer(records, dns.NewForwarder(cfg.ResolvConf, cfg.DNSAddrs...), listen...)
+	dnsConfig := dns.Config{Zones: []string{cfg.Zone}, TTL: dnsTTL, Upstream: dns.Upstream{Servers: []string{cfg.ResolvConf}}, Avoid: listen}
+	resolver, err := dns.NewServer(records, dnsConfig, listen...)
+	if err != nil {
+		return err
+	}
 
 	g, ctx := errgroup.WithContext(ctx)
 	defer f.Shutdown()
