@@ -50,9 +50,6 @@ var reference = map[string]map[string]string{
 
 // gaps are served, but not as the reference does it, or with nobody that acts on them.
 var gaps = map[string]string{
-	"apps/v1 statefulsets":                                "no controller acts on them",
-	"apps/v1 daemonsets":                                  "no controller acts on them",
-	"batch/v1 cronjobs":                                   "no controller acts on them",
 	"autoscaling/v1 horizontalpodautoscalers":             "no controller acts on them",
 	"autoscaling/v2 horizontalpodautoscalers":             "no controller acts on them",
 	"policy/v1 poddisruptionbudgets":                      "eviction honours their status, which no controller writes",

@@ -21,6 +21,8 @@ import (
 
 	"github.com/strake-io/strake/controlplane/controllers/bootstraptoken"
 	"github.com/strake-io/strake/controlplane/controllers/certificates"
+	"github.com/strake-io/strake/controlplane/controllers/cronjob"
+	"github.com/strake-io/strake/controlplane/controllers/daemonset"
 	"github.com/strake-io/strake/controlplane/controllers/deployment"
 	"github.com/strake-io/strake/controlplane/controllers/endpointslice"
 	"github.com/strake-io/strake/controlplane/controllers/endpointslicemirror"
@@ -30,6 +32,7 @@ import (
 	"github.com/strake-io/strake/controlplane/controllers/node"
 	"github.com/strake-io/strake/controlplane/controllers/replicaset"
 	"github.com/strake-io/strake/controlplane/controllers/serviceaccount"
+	"github.com/strake-io/strake/controlplane/controllers/statefulset"
 )
 
 // Config says whom the controllers work for.
@@ -79,7 +82,16 @@ func Run(ctx context.Context, cfg Config) error {
 		func() (func(context.Context), error) {
 			return replicaset.Setup(cfg.Client, f, recorder("replicaset-controller"))
 		},
+		func() (func(context.Context), error) {
+			return statefulset.Setup(cfg.Client, f, recorder("statefulset-controller"))
+		},
+		func() (func(context.Context), error) {
+			return daemonset.Setup(cfg.Client, f, recorder("daemonset-controller"))
+		},
 		func() (func(context.Context), error) { return job.Setup(cfg.Client, f, recorder("job-controller")) },
+		func() (func(context.Context), error) {
+			return cronjob.Setup(cfg.Client, f, recorder("cronjob-controller"))
+		},
 		func() (func(context.Context), error) {
 			return endpointslice.Setup(cfg.Client, f, recorder("endpoint-slice-controller"))
 		},

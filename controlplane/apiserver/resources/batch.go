@@ -6,6 +6,7 @@ import (
 	"time"
 	_ "time/tzdata" // zones of CronJobs, on machines that have none
 
+	"github.com/robfig/cron/v3"
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	apivalidation "k8s.io/apimachinery/pkg/api/validation"
@@ -232,9 +233,7 @@ func cronJobs() *descriptor.Resource {
 		Validate: descriptor.Check(func(c *batchv1.CronJob) field.ErrorList {
 			p := field.NewPath("spec")
 			var errs field.ErrorList
-			if c.Spec.Schedule == "" {
-				errs = append(errs, field.Required(p.Child("schedule"), ""))
-			}
+			errs = append(errs, validateSchedule(c.Spec.Schedule, p.Child("schedule"))...)
 			// The Job controller appends eleven characters to make a Job's name.
 			if len(c.Name) > validation.DNS1035LabelMaxLength-11 {
 				errs = append(errs, field.Invalid(field.NewPath("metadata", "name"), c.Name, "must be no more than 52 characters"))
@@ -277,6 +276,20 @@ func cronJobs() *descriptor.Resource {
 			return &s.Template, s.Selector
 		})...),
 	})
+}
+
+// validateSchedule wants what the CronJob controller can read; the time zone has a field of its own.
+func validateSchedule(text string, p *field.Path) field.ErrorList {
+	switch {
+	case text == "":
+		return field.ErrorList{field.Required(p, "")}
+	case strings.Contains(text, "TZ"):
+		return field.ErrorList{field.Invalid(p, text, "cannot use TZ or CRON_TZ in schedule, use timeZone field instead")}
+	}
+	if _, err := cron.ParseStandard(text); err != nil {
+		return field.ErrorList{field.Invalid(p, text, err.Error())}
+	}
+	return nil
 }
 
 func boolTitle(b *bool) string {

@@ -45,6 +45,8 @@ type Control struct {
 	Client   kubernetes.Interface
 	Indexer  cache.Indexer
 	Recorder record.EventRecorder
+	// Fits tells whether an owner may adopt a stray that its selector matches; nil: always.
+	Fits func(owner metav1.Object, p *corev1.Pod) bool
 }
 
 // Owned returns the owner's pods, after adopting strays that the selector matches and letting go of pods that
@@ -79,7 +81,7 @@ func (c *Control) Owned(ctx context.Context, owner metav1.Object, ref metav1.Own
 	}
 	for _, o := range strays {
 		p := o.(*corev1.Pod)
-		if p.DeletionTimestamp != nil || !sel.Matches(labels.Set(p.Labels)) {
+		if p.DeletionTimestamp != nil || !sel.Matches(labels.Set(p.Labels)) || c.Fits != nil && !c.Fits(owner, p) {
 			continue
 		}
 		if !checked {
@@ -132,7 +134,8 @@ func (c *Control) Create(ctx context.Context, owner runtime.Object, namespace, p
 	}
 	made, err := c.Client.CoreV1().Pods(namespace).Create(ctx, pod, metav1.CreateOptions{})
 	if err != nil {
-		if !apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause) {
+		// A pod with a name of its own may be there already, though the cache doesn't show it yet.
+		if !apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause) && !apierrors.IsAlreadyExists(err) {
 			c.Recorder.Eventf(owner, corev1.EventTypeWarning, "FailedCreate", "Error creating: %v", err)
 		}
 		return nil, err
