@@ -119,11 +119,15 @@ func Open(c Config) (*Datapath, error) {
 	if err := c.growFlows(); err != nil {
 		return nil, err
 	}
+	lost, err := c.resizePolicyFlows()
+	if err != nil {
+		return nil, err
+	}
 	d := &Datapath{pinDir: c.PinDir, sources: c.MasqueradeSources}
 	if err := d.load(c, nil); err != nil {
 		return nil, errors.Join(err, d.Close())
 	}
-	err := d.takeOldFlows()
+	err = d.takeOldFlows()
 	if err == nil {
 		d.loadBalancers, err = openLoadBalancers(d.net.Maps)
 	}
@@ -140,7 +144,7 @@ func Open(c Config) (*Datapath, error) {
 		d.socketsOff, err = openSocketsOff(d.sock.Maps)
 	}
 	if err == nil {
-		d.policies, err = openPolicies(d.net.Maps, d.endpoints.addrs())
+		d.policies, err = openPolicies(d.net.Maps, d.endpoints.addrs(), lost)
 	}
 	if err == nil {
 		err = d.sweep()
@@ -263,7 +267,7 @@ func (d *Datapath) load(c Config, before map[string]*ebpf.Map) error {
 	dns4, dns6 := constantsOf(c.DNSAddrs)
 	constants := map[string]any{
 		"dns_addr4": dns4, "dns_addr6": dns6, "dns_ttl": c.DNSTTL, "dns_zone": wire, "dns_zone_len": uint32(len(zone)), "dns_zone_labels": uint32(labels),
-		"flows_have_before": before != nil,
+		"flows_have_before": before != nil, "policy_on": c.Policy,
 	}
 	if err := c.masquerade(constants); err != nil {
 		return err

@@ -54,15 +54,15 @@ func flowIsOver(state uint8) bool {
 // sweepEvery is how often connections that are over by time are looked for while there is room.
 const sweepEvery = 10 * time.Minute
 
-// SweptFlows is what came of a search for rows that flows_open could do without.
+// SweptFlows is what came of a search for rows that the tables of open connections could do without.
 type SweptFlows struct {
-	Full    bool // it was full, and connections could not begin
+	Full    bool // one was full: of flows that are translated no more could begin, those that policies judged were kept where others push them out
 	Deleted int  // rows
 	Left    int
 	Took    time.Duration
 }
 
-// KeepFlows takes rows out of flows_open that are over: at once when it is full, else every ten minutes. tell gets what came of each search;
+// KeepFlows takes rows out of flows_open and policy_flows_open that are over: at once when it is full, else every ten minutes. tell gets what came of each search;
 // an error is of that alone, and the next one follows. It returns when ctx ends.
 func (d *Datapath) KeepFlows(ctx context.Context, tell func(SweptFlows, error)) error {
 	r, err := ringbuf.NewReader(d.net.Maps["flows_events"])
@@ -93,52 +93,86 @@ func (d *Datapath) KeepFlows(ctx context.Context, tell func(SweptFlows, error)) 
 	}
 }
 
-// sweepFlows deletes the rows of connections that had no packet for longer than they live, and of pods that are gone.
-func (d *Datapath) sweepFlows(full bool) (SweptFlows, error) {
+// sweepFlows deletes the rows of connections that had no packet for longer than they live, and of pods that are gone. It does so the
+// more eagerly in tables that had no room.
+func (d *Datapath) sweepFlows(told bool) (SweptFlows, error) {
 	began := time.Now()
-	out := SweptFlows{Full: full}
+	out := SweptFlows{Full: told}
 	now := uint32(Monotonic().Seconds())
 	pods := d.endpoints.addrs()
-	table := d.net.Maps[flowsOpen]
-	var over []netFlowKey
-	err := eachRow(table, flowsOpen, func(k netFlowKey, f netFlow) {
-		if d.isOver(k, f, now, full, pods) {
+	full := func(table string) (bool, error) {
+		var since uint32
+		if err := d.net.Maps[table].Lookup(uint32(0), &since); err != nil {
+			return false, fmt.Errorf("bpf: %s: %w", table, err)
+		}
+		return told && since != 0, nil
+	}
+	ofFlows, err := full("flows_full")
+	if err != nil {
+		return out, err
+	}
+	ofPolicies, err := full("policy_flows_full")
+	if err != nil {
+		return out, err
+	}
+	deleted, err := sweepTable(d.net.Maps[flowsOpen], &out, func(k netFlowKey, f netFlow) bool { return d.isOver(k, f, now, ofFlows, pods) })
+	if err == nil && ofFlows && deleted > 0 {
+		err = d.net.Maps["flows_full"].Put(uint32(0), uint32(0))
+	}
+	if err == nil {
+		_, err = sweepTable(d.net.Maps[policyFlowsOpen], &out, func(k netPolicyKey, f netPolicyFlow) bool { return isOverPolicy(k, f, now, ofPolicies, pods) })
+	}
+	if err == nil && ofPolicies {
+		err = d.net.Maps["policy_flows_full"].Put(uint32(0), uint32(0))
+	}
+	if err != nil {
+		return out, fmt.Errorf("bpf: flows: %w", err)
+	}
+	out.Took = time.Since(began)
+	return out, nil
+}
+
+// sweepTable deletes the rows that are over, and adds to what came of it. It tells how many they were.
+func sweepTable[K, V any](table *ebpf.Map, out *SweptFlows, isOver func(K, V) bool) (deleted int, err error) {
+	var over []K
+	err = eachRow(table, "flows", func(k K, f V) {
+		if isOver(k, f) {
 			over = append(over, k)
 		} else {
 			out.Left++
 		}
 	})
 	if err != nil {
-		return out, err
+		return 0, err
 	}
 	for _, k := range over {
-		var f netFlow
+		var f V
 		if err := table.Lookup(k, &f); errors.Is(err, ebpf.ErrKeyNotExist) {
 			continue
-		} else if err == nil && !d.isOver(k, f, now, full, pods) { // a packet came
+		} else if err == nil && !isOver(k, f) { // a packet came
 			out.Left++
 			continue
 		}
 		if err := table.Delete(k); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-			return out, fmt.Errorf("bpf: %s: %w", flowsOpen, err)
+			return deleted, err
 		}
+		deleted++
 		out.Deleted++
 	}
-	if full && out.Deleted > 0 {
-		if err := d.net.Maps["flows_full"].Put(uint32(0), uint32(0)); err != nil {
-			return out, fmt.Errorf("bpf: flows: %w", err)
-		}
-	}
-	out.Took = time.Since(began)
-	return out, nil
+	return deleted, nil
 }
 
-func (d *Datapath) isOver(k netFlowKey, f netFlow, now uint32, full bool, pods map[netAddr]bool) bool {
-	life := flowLife(f.State, k.Proto)
+// idleTooLong tells whether a flow had no packet for longer than it lives, in seconds; full: or than it must.
+func idleTooLong(state, protocol uint8, idle uint32, full bool) bool {
+	life := flowLife(state, protocol)
 	if full {
 		life = min(life, lifeInNeed)
 	}
-	if idle := int32(now - f.Seen); idle > int32(life) {
+	return int32(idle) > int32(life)
+}
+
+func (d *Datapath) isOver(k netFlowKey, f netFlow, now uint32, full bool, pods map[netAddr]bool) bool {
+	if idleTooLong(f.State, k.Proto, now-f.Seen, full) {
 		return true
 	}
 	pod := f.Daddr // what answers a pod goes to it

@@ -24,6 +24,12 @@ type judgePolicyAnswerKey struct {
 	Identity uint32
 }
 
+type judgePolicyBlock struct {
+	_        structs.HostLayout
+	Identity uint32
+	V6       uint32
+}
+
 type judgePolicyName struct {
 	_         structs.HostLayout
 	Uid       [64]uint8

@@ -24,6 +24,8 @@ type Event struct {
 	From    int           // the interface that the packet came in by; 0: the node sends it
 	Packet  []byte        // its first bytes, the Ethernet header before all; nil for a socket
 	Socket  *Socket       // nil for a packet
+	Policy  uint32        // number of the policy that denies it, see PolicyName; 0: none
+	Rule    uint16        // of that policy, as in PolicyVerdict
 }
 
 // Socket says who wanted to reach what.
@@ -191,7 +193,7 @@ func Monotonic() time.Duration {
 
 // struct event of lib/monitor.h up to its data, and struct socket_event.
 const (
-	eventHead   = 32
+	eventHead   = 40
 	eventData   = 128
 	socketEvent = 16 + 4 + 16
 )
@@ -202,7 +204,7 @@ func decodeEvent(b []byte) (Event, error) {
 		return Event{}, fmt.Errorf("bpf: monitor: an event of %d bytes", len(b))
 	}
 	word := func(at int) int { return int(binary.NativeEndian.Uint32(b[at:])) }
-	e := Event{Time: time.Duration(binary.NativeEndian.Uint64(b)), Length: word(12), Ifindex: word(16), From: word(20)}
+	e := Event{Time: time.Duration(binary.NativeEndian.Uint64(b)), Length: word(12), Ifindex: word(16), From: word(20), Policy: uint32(word(32)), Rule: uint16(word(36))}
 	if reason := word(8); reason < len(reasons) {
 		e.Reason = reasons[reason]
 	} else {

@@ -17,8 +17,7 @@
 #include "lib/nat.h"
 #include "lib/neighbour.h"
 #include "lib/parse.h"
-#include "lib/policy.h"
-#include "lib/policyhits.h"
+#include "lib/policyflow.h"
 #include "lib/service.h"
 #include "lib/tunnel.h"
 #include "lib/verdict.h"
@@ -73,9 +72,13 @@ int strake_pod(struct __sk_buff *skb)
 		return verdict;
 
 	if (is_dns(p)) {
+		if (policy_on && policy_check(skb, POLICY_SOURCE | POLICY_ONCE))
+			return TC_ACT_SHOT;
 		verdict = is_plain(p) ? dns_answer(skb, p->v6) : -1;
 		if (verdict >= 0)
 			return verdict;
+		if (policy_on && policy_check(skb, POLICY_SOURCE | POLICY_JUDGED))
+			return TC_ACT_SHOT;
 		note(skb, DNS_PASSED);
 		return TC_ACT_OK;
 	}
@@ -88,6 +91,8 @@ int strake_pod(struct __sk_buff *skb)
 		return service_answer(skb);
 	ep = bpf_map_lookup_elem(&endpoints, &p->daddr);
 	if (ep) {
+		if (policy_on && ep->ifindex != skb->ifindex && policy_check(skb, POLICY_SOURCE | POLICY_DEST))
+			return TC_ACT_SHOT;
 		note(skb, POD_TO_POD);
 		return endpoint_redirect(skb, ep);
 	}
@@ -97,7 +102,25 @@ int strake_pod(struct __sk_buff *skb)
 		if (verdict != SERVICE_NONE)
 			return verdict;
 	}
+	if (policy_on && policy_check(skb, POLICY_SOURCE))
+		return TC_ACT_SHOT;
 	return r ? remote_send(skb, p, r) : TC_ACT_OK;
+}
+
+/* Whether policies let what goes to a pod by its interface not go there. */
+static __always_inline int to_pod_denied(struct __sk_buff *skb, enum parsed parsed, const struct endpoint *ep)
+{
+	if (skb->mark == POLICY_MARK) { /* judged already */
+		skb->mark = 0;
+		return 0;
+	}
+	if (parsed == NOT_IP || skb->ingress_ifindex == skb->ifindex) /* what the pod is answered by its own program */
+		return 0;
+	if (ep)
+		return policy_check(skb, POLICY_DEST | (skb->ingress_ifindex ? 0 : POLICY_NODE));
+	if (!skb->ingress_ifindex)
+		return 0;
+	return drop(skb, parsed == MALFORMED ? DROP_MALFORMED : DROP_NO_VERDICT);
 }
 
 /* At the host's side of a pod's veth: what goes to the pod by the interface. Most does not. */
@@ -105,11 +128,16 @@ SEC("tc")
 int strake_to_pod(struct __sk_buff *skb)
 {
 	struct scratch *s = scratch();
-	struct endpoint *ep;
+	struct endpoint *ep = 0;
+	enum parsed parsed;
 
-	if (!s || parse_fresh(skb, &s->p) != PARSED)
-		return TC_ACT_OK;
-	ep = bpf_map_lookup_elem(&endpoints, &s->p.daddr);
+	if (!s)
+		return policy_on ? drop(skb, DROP_NO_VERDICT) : TC_ACT_OK;
+	parsed = parse_fresh(skb, &s->p);
+	if (parsed == PARSED)
+		ep = bpf_map_lookup_elem(&endpoints, &s->p.daddr);
+	if (policy_on && to_pod_denied(skb, parsed, ep))
+		return TC_ACT_SHOT;
 	if (ep && endpoint_asks(ep) && service_untranslate(skb, 0, SERVICE_TO_POD) == TC_ACT_SHOT)
 		return TC_ACT_SHOT;
 	return TC_ACT_OK;
@@ -129,6 +157,8 @@ static __always_inline int direct(struct __sk_buff *skb, struct packet *p)
 		return TC_ACT_OK;
 	}
 	if (remote_is_native(r)) {
+		if (policy_on && policy_check(skb, POLICY_DEST))
+			return TC_ACT_SHOT;
 		note(skb, UPLINK_TO_POD);
 		return endpoint_redirect(skb, ep);
 	}
@@ -248,6 +278,8 @@ int strake_tunnel_in(struct __sk_buff *skb)
 	bpf_skb_change_type(skb, PACKET_HOST);
 	ep = bpf_map_lookup_elem(&endpoints, &s->p.daddr);
 	if (ep) {
+		if (policy_on && policy_check(skb, POLICY_DEST))
+			return TC_ACT_SHOT;
 		note(skb, TUNNEL_TO_POD);
 		return endpoint_redirect(skb, ep);
 	}

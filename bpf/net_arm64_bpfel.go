@@ -219,6 +219,22 @@ type netPolicyAnswerKey struct {
 	Identity uint32
 }
 
+type netPolicyBlock struct {
+	_        structs.HostLayout
+	Identity uint32
+	V6       uint32
+}
+
+type netPolicyFlow struct {
+	_        structs.HostLayout
+	Seen     uint32
+	Revision uint32
+	Policy   uint32
+	Rule     uint16
+	State    uint8
+	Flags    uint8
+}
+
 type netPolicyHit struct {
 	_       structs.HostLayout
 	Packets uint64
@@ -231,6 +247,16 @@ type netPolicyHitKey struct {
 	Rule      uint16
 	Direction uint8
 	Flags     uint8
+}
+
+type netPolicyKey struct {
+	_        structs.HostLayout
+	Low      netAddr
+	High     netAddr
+	LowPort  uint16
+	HighPort uint16
+	Proto    uint8
+	Pad      [3]uint8
 }
 
 type netPolicyName struct {
@@ -284,24 +310,8 @@ type netPolicyWork struct {
 	Adopts   uint32
 	Verdicts [4]netPolicyVerdict
 	_        [4]byte
-	Key      struct {
-		_        structs.HostLayout
-		Low      netAddr
-		High     netAddr
-		LowPort  uint16
-		HighPort uint16
-		Proto    uint8
-		Pad      [3]uint8
-	}
-	Flow struct {
-		_        structs.HostLayout
-		Seen     uint32
-		Revision uint32
-		Policy   uint32
-		Rule     uint16
-		State    uint8
-		Flags    uint8
-	}
+	Key      netPolicyKey
+	Flow     netPolicyFlow
 }
 
 type netPortKey struct {
@@ -423,6 +433,10 @@ const (
 	netMapPath               = "path"
 	netMapPolicyAnswers      = "policy_answers"
 	netMapPolicyBlocks       = "policy_blocks"
+	netMapPolicyFlowsFull    = "policy_flows_full"
+	netMapPolicyFlowsOpen    = "policy_flows_open"
+	netMapPolicyFlowsPassing = "policy_flows_passing"
+	netMapPolicyFragments    = "policy_fragments"
 	netMapPolicyHits         = "policy_hits"
 	netMapPolicyNames        = "policy_names"
 	netMapPolicyPeers        = "policy_peers"
@@ -545,6 +559,10 @@ type netMapSpecs struct {
 	Path               *ebpf.MapSpec `ebpf:"path"`
 	PolicyAnswers      *ebpf.MapSpec `ebpf:"policy_answers"`
 	PolicyBlocks       *ebpf.MapSpec `ebpf:"policy_blocks"`
+	PolicyFlowsFull    *ebpf.MapSpec `ebpf:"policy_flows_full"`
+	PolicyFlowsOpen    *ebpf.MapSpec `ebpf:"policy_flows_open"`
+	PolicyFlowsPassing *ebpf.MapSpec `ebpf:"policy_flows_passing"`
+	PolicyFragments    *ebpf.MapSpec `ebpf:"policy_fragments"`
 	PolicyHits         *ebpf.MapSpec `ebpf:"policy_hits"`
 	PolicyNames        *ebpf.MapSpec `ebpf:"policy_names"`
 	PolicyPeers        *ebpf.MapSpec `ebpf:"policy_peers"`
@@ -633,6 +651,10 @@ type netMaps struct {
 	Path               *ebpf.Map `ebpf:"path"`
 	PolicyAnswers      *ebpf.Map `ebpf:"policy_answers"`
 	PolicyBlocks       *ebpf.Map `ebpf:"policy_blocks"`
+	PolicyFlowsFull    *ebpf.Map `ebpf:"policy_flows_full"`
+	PolicyFlowsOpen    *ebpf.Map `ebpf:"policy_flows_open"`
+	PolicyFlowsPassing *ebpf.Map `ebpf:"policy_flows_passing"`
+	PolicyFragments    *ebpf.Map `ebpf:"policy_fragments"`
 	PolicyHits         *ebpf.Map `ebpf:"policy_hits"`
 	PolicyNames        *ebpf.Map `ebpf:"policy_names"`
 	PolicyPeers        *ebpf.Map `ebpf:"policy_peers"`
@@ -680,6 +702,10 @@ func (m *netMaps) Close() error {
 		m.Path,
 		m.PolicyAnswers,
 		m.PolicyBlocks,
+		m.PolicyFlowsFull,
+		m.PolicyFlowsOpen,
+		m.PolicyFlowsPassing,
+		m.PolicyFragments,
 		m.PolicyHits,
 		m.PolicyNames,
 		m.PolicyPeers,

@@ -61,6 +61,15 @@ func (c Config) policySizes(sizes map[string]uint32) {
 	}
 	sizes["policy_peers"], sizes["policy_blocks"] = peers, peers
 	sizes["policy_answers"], sizes["policy_ports"] = rules, rules
+	for _, name := range policyFlowTables {
+		sizes[name] = 1
+		if c.Policy {
+			sizes[name] = c.flowRows() / 2 // a row for a flow
+		}
+	}
+	if !c.Policy {
+		sizes["policy_fragments"] = 1
+	}
 }
 
 // Flags of a subject's row, as in lib/policy.h.
@@ -90,8 +99,9 @@ type portRow struct {
 	bits     uint8
 }
 
-// openPolicies takes over the rows that the maps hold. older are addresses of pods that may have connections from before there were policies.
-func openPolicies(m map[string]*ebpf.Map, older map[netAddr]bool) (*PolicyTables, error) {
+// openPolicies takes over the rows that the maps hold. older are addresses of pods that may have connections from before there were policies, and
+// lost tells that rows of flows may have been lost.
+func openPolicies(m map[string]*ebpf.Map, older map[netAddr]bool, lost bool) (*PolicyTables, error) {
 	t := &PolicyTables{m: map[string]*ebpf.Map{}, subjects: map[netAddr]netPolicySubject{}, lists: map[uint32]map[portRow]bool{}}
 	for _, name := range policyTables {
 		t.m[name] = m[name]
@@ -103,17 +113,16 @@ func openPolicies(m map[string]*ebpf.Map, older map[netAddr]bool) (*PolicyTables
 	if len(t.subjects) == 0 {
 		t.older = older
 	}
-	var identity uint32
-	if err == nil && errors.Is(t.m["policy_blocks"].Lookup(everyIPv4, &identity), ebpf.ErrKeyNotExist) {
-		if err = t.m["policy_blocks"].Put(everyIPv4, uint32(0)); err != nil {
-			err = fmt.Errorf("bpf: policy blocks: %w", err)
+	for k, v := range t.subjects {
+		if v.Adopts = uint32(Monotonic().Seconds()) + adoptFor; err == nil && lost && v.Flags&subjectFollowed != 0 {
+			if err = t.m["policy_subjects"].Put(k, v); err != nil {
+				err = fmt.Errorf("bpf: policy subject %v: %w", addrOf(k), err)
+			}
+			t.subjects[k] = v
 		}
 	}
 	return t, err
 }
-
-// everyIPv4 always has a row, of identity 0 if no policy names it: to the table IPv4 is a part of IPv6, and ::/0 would cover it.
-var everyIPv4 = prefixOf(netip.PrefixFrom(netip.IPv4Unspecified(), 0))
 
 // listed notes that a list has a row.
 func (t *PolicyTables) listed(k netPolicyPortKey) {
@@ -179,7 +188,7 @@ func (t *PolicyTables) write(c PolicyChange, revision uint32) error {
 		answers.add(netPolicyAnswerKey{Rules: a.RuleSet, Identity: a.Identity}, a.Ports)
 	}
 	var peers rowsOf[netAddr, uint32]
-	var blocks rowsOf[netPrefix, uint32]
+	var blocks rowsOf[netPrefix, netPolicyBlock]
 	for _, p := range c.Peers {
 		if !plain(p.Prefix.Addr()) || !p.Prefix.IsValid() {
 			return fmt.Errorf("bpf: policy peer %v is no range of addresses", p.Prefix)
@@ -187,7 +196,7 @@ func (t *PolicyTables) write(c PolicyChange, revision uint32) error {
 		if p.Prefix.IsSingleIP() {
 			peers.add(addr16(p.Prefix.Addr()), p.Identity)
 		} else {
-			blocks.add(prefixOf(p.Prefix), p.Identity)
+			blocks.add(prefixOf(p.Prefix), netPolicyBlock{Identity: p.Identity, V6: uint32(flag(p.Prefix.Addr().Is6()))})
 		}
 	}
 	subjects, err := t.subjectRows(c.Subjects, revision)
@@ -265,12 +274,8 @@ func (t *PolicyTables) delete(c PolicyChange) error {
 	for _, p := range c.GonePeers {
 		if p.IsSingleIP() {
 			gone("policy_peers", addr16(p.Addr()))
-		} else if k := prefixOf(p); k == everyIPv4 {
-			if err := t.m["policy_blocks"].Put(k, uint32(0)); err != nil {
-				errs = append(errs, fmt.Errorf("bpf: policy blocks: %w", err))
-			}
 		} else {
-			gone("policy_blocks", k)
+			gone("policy_blocks", prefixOf(p))
 		}
 	}
 	for _, a := range c.GoneAnswers {

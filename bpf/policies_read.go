@@ -48,10 +48,8 @@ func policyRows(m map[string]*ebpf.Map) (PolicyRows, error) {
 			a := addrOf(k)
 			r.Peers = append(r.Peers, PolicyPeer{Prefix: netip.PrefixFrom(a, a.BitLen()), Identity: v})
 		}),
-		eachPolicyRow(m["policy_blocks"], func(k netPrefix, v uint32) {
-			if k != everyIPv4 || v != 0 {
-				r.Peers = append(r.Peers, PolicyPeer{Prefix: rangeOf(k), Identity: v})
-			}
+		eachPolicyRow(m["policy_blocks"], func(k netPrefix, v netPolicyBlock) {
+			r.Peers = append(r.Peers, PolicyPeer{Prefix: rangeOf(k), Identity: v.Identity})
 		}),
 		eachPolicyRow(m["policy_answers"], func(k netPolicyAnswerKey, v uint32) {
 			r.Answers = append(r.Answers, PolicyAnswer{RuleSet: k.Rules, Identity: k.Identity, Ports: v})

@@ -7,6 +7,7 @@
 #include <linux/types.h>
 #include <bpf/bpf_helpers.h>
 #include "addr.h"
+#include "policy.h"
 
 #define ENDPOINTS 8192 /* a pod has one of each family */
 
@@ -58,8 +59,11 @@ static __always_inline int endpoint_send(struct __sk_buff *skb, const struct end
 	__builtin_memcpy(macs + 6, ep->host_mac, 6);
 	if (bpf_skb_store_bytes(skb, 0, macs, sizeof(macs), 0))
 		return 2; /* TC_ACT_SHOT */
-	if (egress || ep->flags & ENDPOINT_QUEUED || endpoint_asks(ep))
+	if (egress || ep->flags & ENDPOINT_QUEUED || endpoint_asks(ep)) {
+		if (policy_on)
+			skb->mark = POLICY_MARK;
 		return bpf_redirect(ep->ifindex, 0);
+	}
 	return bpf_redirect_peer(ep->ifindex, 0);
 }
 

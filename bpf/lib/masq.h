@@ -24,6 +24,7 @@
 #include "lb.h"
 #include "nat.h"
 #include "parse.h"
+#include "policy.h"
 #include "prefix.h"
 
 #define MASQ_FRAGMENTS 8192
@@ -446,10 +447,13 @@ int __attribute__((noinline)) masq_in(struct __sk_buff *skb)
 		known = bpf_map_lookup_elem(&masq_fragments, &fragment);
 		if (!known)
 			return -1;
+		s->flow.saddr = p->saddr;
 		s->flow.daddr = *known;
 		ep = bpf_map_lookup_elem(&endpoints, &s->flow.daddr);
 		if (!ep && !masq_is_source(&s->flow.daddr))
 			return -1;
+		if (policy_on && ep && policy_check(skb, POLICY_DEST | POLICY_TRANSLATED))
+			return TC_ACT_SHOT;
 		if (nat_address(skb, ETH_HLEN, p->v6, 0, &p->daddr, &s->flow.daddr))
 			return drop(skb, DROP_REWRITE);
 		note(skb, MASQUERADED_IN);
@@ -461,6 +465,8 @@ int __attribute__((noinline)) masq_in(struct __sk_buff *skb)
 		if (failed)
 			return failed == -1 ? -1 : drop(skb, DROP_REWRITE);
 		ep = bpf_map_lookup_elem(&endpoints, &s->flow.daddr);
+		if (policy_on && ep && policy_check(skb, POLICY_DEST | POLICY_ERROR))
+			return TC_ACT_SHOT;
 		if (ep)
 			return endpoint_redirect(skb, ep);
 		return masq_is_source(&s->flow.daddr) || addr_eq(&s->flow.daddr, &node) ? TC_ACT_OK : drop(skb, DROP_NO_BACKEND);
@@ -480,6 +486,8 @@ int __attribute__((noinline)) masq_in(struct __sk_buff *skb)
 		return MASQ_FORWARDED;
 	if (!ep && !masq_is_source(&s->flow.daddr)) /* a pod that is gone */
 		return -1;
+	if (policy_on && ep && policy_check(skb, POLICY_DEST | POLICY_TRANSLATED))
+		return TC_ACT_SHOT;
 	if (flow_step(skb))
 		return drop(skb, DROP_CONNTRACK_FULL);
 	if (p->more)

@@ -22,6 +22,8 @@ struct event {
 	__u32 from;     /* the interface that it came in by; 0: the node itself sends it */
 	__u32 captured; /* bytes of data */
 	__u32 pid;      /* of who asked for a socket; 0: this is a packet */
+	__u32 policy;   /* that denies it; 0: none */
+	__u32 rule;     /* of the policy */
 	__u8 data[CAPTURE];
 };
 
@@ -95,7 +97,7 @@ static __always_inline struct event *event_begin(__u32 reason)
 	}
 	e->time = now;
 	e->reason = reason;
-	e->length = e->ifindex = e->from = e->captured = e->pid = 0;
+	e->length = e->ifindex = e->from = e->captured = e->pid = e->policy = e->rule = 0;
 	return e;
 }
 

@@ -57,12 +57,17 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } policy_peers SEC(".maps");
 
+struct policy_block {
+	__u32 identity;
+	__u32 v6; /* a block of IPv6; to the table IPv4 is a part of that, and ::/0 covers it */
+};
+
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
 	__uint(max_entries, POLICY_BLOCKS);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, struct prefix);
-	__type(value, __u32);
+	__type(value, struct policy_block);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } policy_blocks SEC(".maps");
 
@@ -157,6 +162,9 @@ const volatile __u8 policy_on;
 #define POLICY_JUDGED 64    /* it was judged already: the flow gets its row */
 #define POLICY_AGAIN 128    /* it was allowed once: who keeps flows is not judged */
 
+/* policyflow.h: whether the packet at hand goes nowhere. */
+int policy_check(struct __sk_buff *skb, __u32 how);
+
 /* What came of it. */
 #define POLICY_DENIES_EGRESS 1
 #define POLICY_DENIES_INGRESS 2
@@ -214,6 +222,7 @@ __u32 __attribute__((noinline)) policy_identity(struct __sk_buff *skb, __u32 of_
 	struct policy_work *w = policy_work();
 	struct prefix key = { .len = 128 };
 	struct policy_subject *own;
+	struct policy_block *block;
 	struct addr addr;
 	__u32 *identity;
 
@@ -227,8 +236,8 @@ __u32 __attribute__((noinline)) policy_identity(struct __sk_buff *skb, __u32 of_
 	if (identity)
 		return *identity;
 	__builtin_memcpy(key.addr, &addr, sizeof(key.addr));
-	identity = bpf_map_lookup_elem(&policy_blocks, &key);
-	return identity ? *identity : 0;
+	block = bpf_map_lookup_elem(&policy_blocks, &key);
+	return block && !(block->v6 && addr_mapped(&addr)) ? block->identity : 0;
 }
 
 /* What a rule set says of the flow at hand, to one of the verdicts: whether it is allowed. Where rows are missing it is not. */

@@ -28,6 +28,7 @@
 #include "masq.h"
 #include "nat.h"
 #include "parse.h"
+#include "policyflow.h"
 #include "refuse.h"
 #include "tunnel.h"
 #include "verdict.h"
@@ -268,13 +269,43 @@ int __attribute__((noinline)) service_forward(struct __sk_buff *skb, __u32 asker
 	return TC_ACT_OK;
 }
 
+/* Whether policies let nobody ask the backend of s->flow so. */
+static __always_inline int service_denied(struct __sk_buff *skb, const struct scratch *s, __u32 asker)
+{
+	__u32 how = asker == ASKER_POD ? POLICY_TRANSLATED | POLICY_SOURCE : POLICY_TRANSLATED;
+
+	if (bpf_map_lookup_elem(&endpoints, &s->flow.daddr))
+		how |= POLICY_DEST;
+	if (asker == ASKER_NODE && !skb->ingress_ifindex)
+		how |= POLICY_NODE;
+	return policy_check(skb, how);
+}
+
+/* Whether they let a backend's answer go nowhere, that came from a pod at this interface or is for a pod of this node, or an error that
+ * passes as such an answer. Between pods of this node it belongs to the flow as the backend sees it. */
+static __always_inline int service_answer_denied(struct __sk_buff *skb, const struct scratch *s, __u32 error)
+{
+	struct endpoint *from = bpf_map_lookup_elem(&endpoints, &s->p.saddr);
+	__u32 to = bpf_map_lookup_elem(&endpoints, &s->flow.daddr) ? POLICY_DEST : 0;
+
+	if (!from || from->ifindex != skb->ifindex)
+		return policy_check(skb, to | (error ? POLICY_ERROR : POLICY_TRANSLATED));
+	if (addr_eq(&s->flow.daddr, &s->p.saddr)) /* it asked itself */
+		return 0;
+	return policy_check(skb, POLICY_SOURCE | to | (error ? POLICY_ERROR : 0));
+}
+
 /* The packet at hand becomes what s->flow says, and goes to its backend. */
 int __attribute__((noinline)) service_send(struct __sk_buff *skb, __u32 asker)
 {
 	struct scratch *s = scratch();
 	struct endpoint *ep;
 
-	if (!skb || !s || flow_rewrite(skb))
+	if (!skb || !s)
+		return drop(skb, DROP_REWRITE);
+	if (policy_on && service_denied(skb, s, asker))
+		return TC_ACT_SHOT;
+	if (flow_rewrite(skb))
 		return drop(skb, DROP_REWRITE);
 	ep = asker == ASKER_POD ? bpf_map_lookup_elem(&endpoints, &s->p.saddr) : 0;
 	if (ep && !ep->asks)
@@ -322,6 +353,8 @@ int __attribute__((noinline)) service_answer(struct __sk_buff *skb)
 
 	if (!skb || !s)
 		return drop(skb, DROP_NO_BACKEND);
+	if (policy_on && service_answer_denied(skb, s, 0))
+		return TC_ACT_SHOT;
 	if (!s->p.later && flow_step(skb))
 		return drop(skb, DROP_CONNTRACK_FULL);
 	if (flow_rewrite(skb))
@@ -360,6 +393,8 @@ int __attribute__((noinline)) service_error(struct __sk_buff *skb, __u32 ours, _
 	failed = flow_error(skb, ERROR_OF_SERVICE | (ours ? ERROR_OURS : 0));
 	if (failed)
 		return failed == -1 ? SERVICE_NONE : drop(skb, DROP_REWRITE);
+	if (policy_on && service_answer_denied(skb, s, 1))
+		return TC_ACT_SHOT;
 	if (s->key.reply)
 		return service_back(skb, s);
 	if (s->flow.flags & FLOW_MASQUERADED && !addr_eq(&s->p.saddr, &s->key.saddr) && error_source(skb, &s->p, &s->flow.saddr))

@@ -10,7 +10,7 @@
 #include "monitor.h"
 
 /* Global, so that the verifier walks through it once and not at every place that counts. */
-__noinline int packet_event(struct __sk_buff *skb, __u32 reason)
+__noinline int packet_event(struct __sk_buff *skb, __u32 reason, __u32 policy, __u32 rule)
 {
 	struct event *e = event_begin(reason);
 	__u64 len = skb->len;
@@ -20,6 +20,8 @@ __noinline int packet_event(struct __sk_buff *skb, __u32 reason)
 	e->length = len;
 	e->ifindex = skb->ifindex;
 	e->from = skb->ingress_ifindex;
+	e->policy = policy;
+	e->rule = rule;
 	if (len > CAPTURE)
 		len = CAPTURE;
 	asm volatile("" : "+r"(len));
@@ -35,15 +37,15 @@ static __always_inline void note(struct __sk_buff *skb, __u32 reason)
 {
 	count(reason);
 	if (watched(0))
-		packet_event(skb, reason);
+		packet_event(skb, reason, 0, 0);
 }
 
-/* Every drop goes through here. */
+/* Every drop, but those of policies, goes through here. */
 static __always_inline int drop(struct __sk_buff *skb, __u32 reason)
 {
 	count(reason);
 	if (watched(1))
-		packet_event(skb, reason);
+		packet_event(skb, reason, 0, 0);
 	return 2; /* TC_ACT_SHOT */
 }
 

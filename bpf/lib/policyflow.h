@@ -1,0 +1,489 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Which packets are judged, and what flows they make. Packets are judged where they leave a pod of this node or are on their way to one, once, behind
+ * the translation of Services, by the ends that the pods' interfaces see. These are all ways of a packet to a pod:
+ * - from a pod: straight (strake_pod), to a Service (service_send), as a backend's answer (service_answer), as an error about either (service_error).
+ *   Both pods are judged at once;
+ * - from the uplink, or the tunnel: by the pod's own address (direct, strake_tunnel_in), by a Service (as above), as the answer to what the pod
+ *   sent outside, or an error about that (masq_in);
+ * - from the host's stack, its own packets and those that it forwards: strake_to_pod. Of the ways above, those into the interface's queue pass there,
+ *   too, with POLICY_MARK;
+ * - back to the pod that sent: DNS answers, refusals, neighbours. It is the pod's own packet, and not judged again.
+ *
+ * A flow that is allowed gets a row, if somebody judges a pod of this node that has part in it, and by that row all its packets pass. After each
+ * change of policies it is judged anew, in the direction in which it began. One that is denied then keeps its row, so that nobody makes a new
+ * flow of the other direction's packets. */
+#ifndef STRAKE_POLICYFLOW_H
+#define STRAKE_POLICYFLOW_H
+
+#include <linux/bpf.h>
+#include <linux/pkt_cls.h>
+#include <linux/types.h>
+#include <bpf/bpf_helpers.h>
+#include "addr.h"
+#include "conntrack.h"
+#include "endpoint.h"
+#include "fragment.h"
+#include "masq.h"
+#include "parse.h"
+#include "policy.h"
+#include "policyhits.h"
+#include "verdict.h"
+
+#define POLICY_FLOWS 131072
+#define POLICY_FRAGMENTS 8192
+
+enum {
+	FLOW_HIGH = 1,           /* the higher end began it */
+	FLOW_NODE = 2,           /* the node's own stack did: its ingress is not judged */
+	FLOW_DENIED = 4,         /* it was allowed once, and is no more */
+	FLOW_DENIED_INGRESS = 8, /* in this direction, else by egress */
+};
+
+/* Connections that both sides agreed on; all else. As flows_open and flows_passing are, but with one row for a flow. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, POLICY_FLOWS);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct policy_key);
+	__type(value, struct policy_flow);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} policy_flows_open SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, POLICY_FLOWS);
+	__type(key, struct policy_key);
+	__type(value, struct policy_flow);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} policy_flows_passing SEC(".maps");
+
+/* When policy_flows_open had no room last, as flows_full. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} policy_flows_full SEC(".maps");
+
+/* When a first fragment was let through, by the addresses that it had: monotonic clock, seconds. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, POLICY_FRAGMENTS);
+	__type(key, struct fragment_key);
+	__type(value, __u32);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} policy_fragments SEC(".maps");
+
+/* Counts that one of the verdicts decided. */
+int __attribute__((noinline)) policy_hit(struct __sk_buff *skb, __u32 slot, __u32 flags)
+{
+	struct policy_work *w = policy_work();
+	struct policy_hit_key key = {};
+	struct policy_hit *hit, first;
+
+	if (!skb || !w || slot > 3)
+		return 0;
+	if (!(w->asked >> slot & 1) || !w->verdicts[slot].policy)
+		return 0;
+	key.policy = w->verdicts[slot].policy;
+	key.rule = w->verdicts[slot].rule;
+	key.direction = slot & 1;
+	key.flags = flags;
+	hit = bpf_map_lookup_elem(&policy_hits, &key);
+	if (hit) {
+		hit->packets++;
+		hit->bytes += skb->len;
+		return 0;
+	}
+	first.packets = 1;
+	first.bytes = skb->len;
+	if (bpf_map_update_elem(&policy_hits, &key, &first, BPF_NOEXIST))
+		count(POLICY_HITS_FULL);
+	return 0;
+}
+
+/* Counts what came of a flow that was judged, and what rule sets in shadow would have done. */
+static __always_inline void policy_count(struct __sk_buff *skb, const struct policy_work *w, int denied)
+{
+	for (__u32 direction = EGRESS; direction <= INGRESS; direction++) {
+		__u32 shadow = POLICY_SHADOW + direction;
+		int denies = denied && denied == (direction == EGRESS ? POLICY_DENIES_EGRESS : POLICY_DENIES_INGRESS);
+
+		if (denies || !denied)
+			policy_hit(skb, direction, denies ? 0 : HIT_ALLOWED);
+		if ((w->asked >> shadow & 1) && (denies || !denied) && (w->verdicts[shadow].allow != 0) == denies)
+			policy_hit(skb, shadow, HIT_SHADOW | (denies ? HIT_ALLOWED : 0));
+	}
+}
+
+/* Drops a packet that policies deny, and tells which. */
+static __always_inline int policy_drop(struct __sk_buff *skb, int denied, __u32 policy, __u32 rule)
+{
+	__u32 reason = denied == POLICY_DENIES_EGRESS ? DROP_POLICY_EGRESS : denied == POLICY_DENIES_INGRESS ? DROP_POLICY_INGRESS : DROP_NO_VERDICT;
+
+	count(reason);
+	if (watched(1))
+		packet_event(skb, reason, policy, rule);
+	return TC_ACT_SHOT;
+}
+
+/* By what the verdicts of the flow at hand say. */
+static __always_inline int policy_denied(struct __sk_buff *skb, const struct policy_work *w, int denied)
+{
+	const struct policy_verdict *v = &w->verdicts[denied == POLICY_DENIES_INGRESS ? INGRESS : EGRESS];
+
+	policy_count(skb, w, denied);
+	return denied == POLICY_NO_VERDICT ? policy_drop(skb, denied, 0, POLICY_NO_RULE) : policy_drop(skb, denied, v->policy, v->rule);
+}
+
+/* What a row says of who decided. */
+static __always_inline void policy_decided(struct policy_flow *f, const struct policy_work *w, __u32 direction)
+{
+	f->policy = w->asked >> direction & 1 ? w->verdicts[direction].policy : 0;
+	f->rule = f->policy ? w->verdicts[direction].rule : POLICY_NO_RULE;
+}
+
+/* The other end as who begins the flow at hand. */
+static __always_inline __u32 policy_turn(struct policy_work *w, __u32 how)
+{
+	struct addr from = w->from;
+	__be16 sport = w->sport;
+
+	w->from = w->to;
+	w->to = from;
+	w->sport = w->dport;
+	w->dport = sport;
+	return (how & ~(POLICY_SOURCE | POLICY_DEST)) | (how & POLICY_SOURCE ? POLICY_DEST : 0) | (how & POLICY_DEST ? POLICY_SOURCE : 0);
+}
+
+static __always_inline void policy_key_of(struct policy_key *key, const struct addr *a, __be16 a_port, const struct addr *b, __be16 b_port, __u8 proto, int a_is_low)
+{
+	key->low = a_is_low ? *a : *b;
+	key->high = a_is_low ? *b : *a;
+	key->low_port = a_is_low ? a_port : b_port;
+	key->high_port = a_is_low ? b_port : a_port;
+	key->proto = proto;
+	key->pad[0] = key->pad[1] = key->pad[2] = 0;
+}
+
+static __always_inline int policy_is_low(const struct addr *a, __be16 a_port, const struct addr *b, __be16 b_port)
+{
+	if (a->d[0] != b->d[0])
+		return a->d[0] < b->d[0];
+	if (a->d[1] != b->d[1])
+		return a->d[1] < b->d[1];
+	return a_port <= b_port;
+}
+
+static __always_inline struct policy_flow *policy_flow_row(const struct policy_key *key)
+{
+	struct policy_flow *f = flow_has_connection(key->proto) ? bpf_map_lookup_elem(&policy_flows_open, key) : 0;
+
+	return f ? f : bpf_map_lookup_elem(&policy_flows_passing, key);
+}
+
+static __always_inline int policy_alive(const struct policy_flow *f, __u8 proto, __u32 now)
+{
+	return (__s32)(now - f->seen) <= (__s32)flow_life(f->state, proto);
+}
+
+/* Puts w->flow into the table that its state asks for. Where policy_flows_open is full it stays in the other one, where it may be pushed out and be
+ * judged anew, and the agent is told. */
+int __attribute__((noinline)) policy_put(struct __sk_buff *skb)
+{
+	struct policy_work *w = policy_work();
+	__u32 zero = 0, *full;
+
+	if (!skb || !w)
+		return 0;
+	if (!flow_is_open(w->flow.state, w->key.proto) || w->flow.flags & FLOW_DENIED) {
+		bpf_map_update_elem(&policy_flows_passing, &w->key, &w->flow, BPF_ANY);
+		if (flow_has_connection(w->key.proto))
+			bpf_map_delete_elem(&policy_flows_open, &w->key);
+		return 0;
+	}
+	if (!bpf_map_update_elem(&policy_flows_open, &w->key, &w->flow, BPF_ANY)) {
+		bpf_map_delete_elem(&policy_flows_passing, &w->key);
+		return 0;
+	}
+	bpf_map_update_elem(&policy_flows_passing, &w->key, &w->flow, BPF_ANY);
+	count(POLICY_FLOWS_FULL);
+	full = bpf_map_lookup_elem(&policy_flows_full, &zero);
+	if (full && *full != w->flow.seen) {
+		*full = w->flow.seen;
+		bpf_ringbuf_output(&flows_events, full, sizeof(*full), 0);
+	}
+	return 0;
+}
+
+/* The packet at hand begins a flow, or nobody knows of which it is. */
+int __attribute__((noinline)) policy_begin(struct __sk_buff *skb, __u32 how)
+{
+	struct policy_work *w = policy_work();
+	int denied = 0, reply = 0, middle, adopts;
+	__u32 now = seconds_now();
+
+	if (!skb || !w)
+		return TC_ACT_SHOT;
+	middle = flow_has_connection(w->proto) && !(w->tcp & TCP_SYN);
+	adopts = w->adopts && (__s32)(w->adopts - now) > 0;
+	w->asked = 0;
+	w->flow.flags = w->high ? FLOW_HIGH : 0;
+	if (how & POLICY_NODE) {
+		w->flow.flags |= FLOW_NODE;
+		w->revision = policy_revision_now();
+		if (middle && !adopts) /* it may as well answer: no flow is made of it */
+			return 0;
+	} else if (how & POLICY_JUDGED) {
+		w->revision = policy_revision_now();
+	} else {
+		denied = policy_judge(skb, how);
+		if (denied && middle && adopts) { /* it may answer what began before somebody judged it */
+			__u32 turned = policy_turn(w, how);
+
+			if (!policy_judge(skb, turned)) {
+				denied = 0;
+				reply = 1;
+				w->flow.flags ^= FLOW_HIGH;
+			} else {
+				policy_turn(w, turned);
+				denied = policy_judge(skb, how);
+			}
+		}
+		if (denied)
+			return policy_denied(skb, w, denied);
+		policy_count(skb, w, 0);
+	}
+	if (how & POLICY_ONCE)
+		return 0;
+	w->flow.seen = now;
+	w->flow.revision = w->revision;
+	w->flow.state = flow_next(0, w->tcp, reply);
+	policy_decided(&w->flow, w, w->asked & 1 << INGRESS ? INGRESS : EGRESS);
+	return policy_put(skb);
+}
+
+/* The flow of the packet at hand, w->flow, was judged before the last change. */
+int __attribute__((noinline)) policy_again(struct __sk_buff *skb, __u32 how, __u32 reply)
+{
+	struct policy_work *w = policy_work();
+	int denied = 0;
+
+	if (!skb || !w)
+		return TC_ACT_SHOT;
+	if (reply)
+		how = policy_turn(w, how);
+	how &= ~POLICY_NODE;
+	if (w->flow.flags & FLOW_NODE)
+		how |= POLICY_NODE;
+	if (!(w->flow.flags & FLOW_DENIED))
+		how |= POLICY_AGAIN;
+	denied = policy_judge(skb, how);
+	w->flow.seen = seconds_now();
+	w->flow.revision = w->revision;
+	w->flow.flags &= FLOW_HIGH | FLOW_NODE;
+	if (denied) {
+		w->flow.flags |= FLOW_DENIED | (denied == POLICY_DENIES_INGRESS ? FLOW_DENIED_INGRESS : 0);
+		policy_decided(&w->flow, w, denied == POLICY_DENIES_INGRESS ? INGRESS : EGRESS);
+		policy_put(skb);
+		return policy_denied(skb, w, denied);
+	}
+	policy_count(skb, w, 0);
+	policy_decided(&w->flow, w, w->asked & 1 << INGRESS ? INGRESS : EGRESS);
+	w->flow.state = flow_next(w->flow.state, w->tcp, reply);
+	return policy_put(skb);
+}
+
+/* A packet of a flow that is denied. */
+static __always_inline int policy_still_denied(struct __sk_buff *skb, struct policy_work *w, const struct policy_flow *f)
+{
+	__u32 slot = f->flags & FLOW_DENIED_INGRESS ? INGRESS : EGRESS;
+
+	w->verdicts[slot & 1].policy = f->policy;
+	w->verdicts[slot & 1].rule = f->rule;
+	w->asked = 1 << slot;
+	return policy_denied(skb, w, !f->policy ? POLICY_NO_VERDICT : slot == INGRESS ? POLICY_DENIES_INGRESS : POLICY_DENIES_EGRESS);
+}
+
+/* The packet at hand, of which w has all: 0 if it passes. Most are of a flow that is known, and change nothing, but once a second the time. */
+static __always_inline int policy_follow(struct __sk_buff *skb, struct policy_work *w, __u32 how)
+{
+	__u32 now = seconds_now(), reply;
+	struct policy_flow *f;
+	__u8 state;
+
+	if (how & POLICY_ONCE)
+		return policy_begin(skb, how);
+	f = policy_flow_row(&w->key);
+	if (!f)
+		return policy_begin(skb, how);
+	reply = !(f->flags & FLOW_HIGH) != !w->high;
+	if (!policy_alive(f, w->proto, now) || (__s32)(f->revision - w->born) < 0 || (tcp_opens(w->tcp) && (reply || flow_is_over(f->state))))
+		return policy_begin(skb, how);
+	if (f->revision != policy_revision_now()) {
+		w->flow = *f;
+		return policy_again(skb, how, reply);
+	}
+	if (f->flags & FLOW_DENIED)
+		return policy_still_denied(skb, w, f);
+	state = flow_next(f->state, w->tcp, reply);
+	if (state != f->state && flow_is_open(state, w->proto) != flow_is_open(f->state, w->proto)) {
+		w->flow = *f;
+		w->flow.state = state;
+		w->flow.seen = now;
+		return policy_put(skb);
+	}
+	if (f->state != state)
+		f->state = state;
+	if (f->seen != now)
+		f->seen = now;
+	return 0;
+}
+
+/* Whether the error at hand is about a packet of a flow that passes. */
+int __attribute__((noinline)) policy_knows_error(struct __sk_buff *skb, __u32 how)
+{
+	struct policy_work *w = policy_work();
+	struct scratch *s = scratch();
+	struct policy_flow *f;
+	struct quoted q;
+	__be16 sport, dport;
+	struct packet *p;
+	enum l4 kind;
+
+	if (!skb || !s || !w)
+		return 0;
+	p = &s->p;
+	if (how & POLICY_ERROR) {
+		if (how & POLICY_SOURCE)
+			policy_key_of(&w->key, &s->key.saddr, s->key.sport, &s->key.daddr, s->key.dport, s->key.proto, policy_is_low(&s->key.saddr, s->key.sport, &s->key.daddr, s->key.dport));
+		else
+			policy_key_of(&w->key, &s->flow.saddr, s->flow.sport, &s->flow.daddr, s->flow.dport, s->key.proto, policy_is_low(&s->flow.saddr, s->flow.sport, &s->flow.daddr, s->flow.dport));
+	} else {
+		if (quoted_at(skb, p->l4 + ICMP_HEADER, p->v6, &q))
+			return 0;
+		if (!(how & POLICY_DEST && addr_eq(&q.saddr, &p->daddr)) && !(how & POLICY_SOURCE && addr_eq(&q.daddr, &p->saddr)))
+			return 0;
+		kind = l4_at(skb, q.l4, q.proto, p->v6, &sport, &dport);
+		if (kind == L4_SHORT)
+			return 0;
+		policy_key_of(&w->key, &q.saddr, sport, &q.daddr, dport, q.proto, policy_is_low(&q.saddr, sport, &q.daddr, dport));
+	}
+	f = policy_flow_row(&w->key);
+	return f && policy_alive(f, w->key.proto, seconds_now()) && !(f->flags & FLOW_DENIED);
+}
+
+/* What IPv6 does not work without (RFC 4890 4.4.1) is not for policies, as PassesAlways of netpol says; its errors are those of flows. */
+static __always_inline int policy_spares(struct __sk_buff *skb, const struct packet *p)
+{
+	__u8 type;
+
+	if (p->proto != IPPROTO_ICMP6 || !p->v6 || bpf_skb_load_bytes(skb, p->l4, &type, 1))
+		return 0;
+	return (type >= 130 && type <= 137) || (type >= 141 && type <= 143) || type == 148 || type == 149 || (type >= 151 && type <= 153);
+}
+
+/* Whether the first of the fragments of which this is one was let through. */
+int __attribute__((noinline)) policy_knows_fragment(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch();
+	struct fragment_key key;
+	__u32 *known;
+
+	if (!skb || !s)
+		return 0;
+	fragment_key_of(&s->p, &key);
+	known = bpf_map_lookup_elem(&policy_fragments, &key);
+	return known && (__s32)(seconds_now() - *known) <= FRAGMENT_LIFE;
+}
+
+int __attribute__((noinline)) policy_note_fragment(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch();
+	struct fragment_key key;
+	__u32 now = seconds_now();
+
+	if (!skb || !s)
+		return 0;
+	fragment_key_of(&s->p, &key);
+	return bpf_map_update_elem(&policy_fragments, &key, &now, BPF_ANY);
+}
+
+/* A packet of which a pod's flows are followed: 0 if it passes. */
+int __attribute__((noinline)) policy_packet(struct __sk_buff *skb, __u32 how)
+{
+	struct policy_work *w = policy_work();
+	struct scratch *s = scratch();
+	enum l4 kind = L4_OTHER;
+	struct packet *p;
+	int denied;
+
+	if (!skb || !s || !w)
+		return TC_ACT_SHOT;
+	p = &s->p;
+	if (p->later)
+		return policy_knows_fragment(skb) ? 0 : drop(skb, DROP_POLICY_FRAGMENT);
+	if (!p->ports)
+		kind = l4_of(skb, p);
+	w->proto = p->proto;
+	w->tcp = p->proto == IPPROTO_TCP || p->proto == IPPROTO_SCTP ? p->tcp : 0;
+	w->sport = p->sport;
+	w->dport = p->dport;
+	if (kind == L4_ERROR) {
+		if (policy_knows_error(skb, how))
+			return 0;
+		how |= POLICY_ONCE;
+	} else if (how & POLICY_TRANSLATED && !addr_eq(&w->from, &w->to)) {
+		w->sport = s->flow.sport;
+		w->dport = s->flow.dport;
+	} else if (how & POLICY_TRANSLATED) {
+		w->dport = s->flow.dport;
+	} else if (policy_spares(skb, p)) {
+		return 0;
+	}
+	w->high = !policy_is_low(&w->from, w->sport, &w->to, w->dport);
+	policy_key_of(&w->key, &w->from, w->sport, &w->to, w->dport, w->proto, !w->high);
+	denied = policy_follow(skb, w, how);
+	if (!denied && p->more)
+		policy_note_fragment(skb);
+	return denied;
+}
+
+/* Whether the packet at hand goes nowhere: then the verdict of its drop, else 0. */
+int __attribute__((noinline)) policy_check(struct __sk_buff *skb, __u32 how)
+{
+	struct policy_work *w = policy_work();
+	struct policy_subject *own, *other;
+	struct scratch *s = scratch();
+	__u32 flags = 0;
+
+	if (!skb || !s || !w)
+		return TC_ACT_SHOT;
+	w->from = how & POLICY_TRANSLATED ? s->flow.saddr : s->p.saddr;
+	w->to = how & (POLICY_TRANSLATED | POLICY_ERROR) ? s->flow.daddr : s->p.daddr;
+	if (how & POLICY_TRANSLATED && how & POLICY_SOURCE && addr_eq(&s->flow.daddr, &s->p.saddr)) /* it got itself, as the node's */
+		w->from = s->p.saddr;
+	w->born = w->adopts = 0;
+	if (how & POLICY_SOURCE) {
+		own = bpf_map_lookup_elem(&policy_subjects, &w->from);
+		if (!own)
+			return drop(skb, DROP_NO_VERDICT);
+		flags = own->flags;
+		w->born = own->born;
+		w->adopts = own->adopts;
+	}
+	if (how & POLICY_DEST) {
+		other = bpf_map_lookup_elem(&policy_subjects, &w->to);
+		if (!other)
+			return drop(skb, DROP_NO_VERDICT);
+		flags |= other->flags;
+		if (!(how & POLICY_SOURCE) || (__s32)(other->born - w->born) > 0)
+			w->born = other->born;
+		if (other->adopts > w->adopts)
+			w->adopts = other->adopts;
+	}
+	return flags & SUBJECT_FOLLOWED ? policy_packet(skb, how) : 0;
+}
+
+#endif

@@ -1,0 +1,77 @@
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/cilium/ebpf"
+)
+
+// The tables of lib/policyflow.h, by their pins.
+const (
+	policyFlowsOpen    = "policy_flows_open"
+	policyFlowsPassing = "policy_flows_passing"
+)
+
+var policyFlowTables = []string{policyFlowsOpen, policyFlowsPassing}
+
+// resizePolicyFlows gives the tables of flows that policies judged the size that they are to have, with their rows. The programs go on with the old ones
+// until they are replaced: what they write meanwhile is lost, and what finds no room. It tells whether there may be such rows; they are judged
+// anew.
+func (c Config) resizePolicyFlows() (lost bool, err error) {
+	spec, err := loadNet()
+	if err != nil {
+		return false, fmt.Errorf("bpf: object: %w", err)
+	}
+	sizes := c.sizes()
+	for _, name := range append([]string{"policy_fragments"}, policyFlowTables...) {
+		rows, ok := sizes[name]
+		if !ok {
+			rows = spec.Maps[name].MaxEntries
+		}
+		resized, err := resizePolicyFlow(filepath.Join(c.PinDir, name), flowSpec(spec, name, rows))
+		if err != nil {
+			return false, fmt.Errorf("bpf: make %s one of %d rows: %w", name, rows, err)
+		}
+		lost = lost || resized
+	}
+	return lost, nil
+}
+
+func resizePolicyFlow(pin string, spec *ebpf.MapSpec) (bool, error) {
+	old, err := ebpf.LoadPinnedMap(pin, nil)
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	defer old.Close()
+	if old.MaxEntries() == spec.MaxEntries {
+		return false, nil
+	}
+	fresh, err := ebpf.NewMap(spec)
+	if err != nil {
+		return false, err
+	}
+	defer fresh.Close()
+	if spec.MaxEntries > 1 && spec.Name != "policy_fragments" {
+		var failed error
+		err := eachRow(old, spec.Name, func(k netPolicyKey, v netPolicyFlow) {
+			if failed == nil {
+				failed = fresh.Put(k, v)
+			}
+		})
+		if err != nil || failed != nil && !isFull(failed) {
+			return false, errors.Join(err, failed)
+		}
+	}
+	return true, pinOver(fresh, pin)
+}
+
+// isOverPolicy tells whether a row of policy_flows_open is of no use any more.
+func isOverPolicy(k netPolicyKey, f netPolicyFlow, now uint32, full bool, pods map[netAddr]bool) bool {
+	return idleTooLong(f.State, k.Proto, now-f.Seen, full) || !pods[k.Low] && !pods[k.High]
+}
