@@ -209,29 +209,48 @@ type identity struct {
 	number uint32
 	key    string
 	atoms  []*atom // by number
-	refs   int     // addresses and places
-	gone   bool
+	// was is what the rule sets of generations before take for its atoms; nil: the same.
+	was  []*atom
+	refs int // addresses and places
+	gone bool
 }
 
-func identityKey(atoms []*atom) string {
+// to are the identity's atoms as a rule set sees it.
+func (id *identity) to(s *ruleSet, c *Compiler) []*atom {
+	if id.was != nil && s.generation < c.generation {
+		return id.was
+	}
+	return id.atoms
+}
+
+// all are the atoms that any rule set sees.
+func (id *identity) all() []*atom { return union(id.atoms, id.was) }
+
+func identityKey(atoms, was []*atom) string {
 	b := make([]byte, 0, 4*len(atoms))
 	for _, a := range atoms {
 		b = binary.BigEndian.AppendUint32(b, a.id)
 	}
+	if was != nil {
+		b = append(b, 0)
+		for _, a := range was {
+			b = binary.BigEndian.AppendUint32(b, a.id)
+		}
+	}
 	return string(b)
 }
 
-// identity finds or makes the identity of a set of atoms, which are sorted.
-func (c *Compiler) identity(atoms []*atom) *identity {
-	if len(atoms) == 0 {
+// identity finds or makes the identity of sets of atoms, which are sorted. was is nil where it is the same.
+func (c *Compiler) identity(atoms, was []*atom) *identity {
+	if len(atoms) == 0 && was == nil {
 		return c.stranger
 	}
-	key := identityKey(atoms)
+	key := identityKey(atoms, was)
 	id := c.identities[key]
 	if id == nil {
 		c.lastIdentity++
-		id = &identity{number: c.lastIdentity, key: key, atoms: atoms}
-		for _, a := range atoms {
+		id = &identity{number: c.lastIdentity, key: key, atoms: atoms, was: was}
+		for _, a := range id.all() {
 			a.identities[id] = struct{}{}
 		}
 		c.identities[key] = id
@@ -266,7 +285,7 @@ func (c *Compiler) identify(a *address) *identity {
 		if id := k.identities[covered]; id != nil && !id.gone {
 			return id
 		}
-		id := c.identity(union(k.atoms, covered.atoms))
+		id := c.kindIdentity(k, covered.atoms)
 		if k.identities == nil {
 			k.identities = map[*cover]*identity{}
 		}
@@ -274,9 +293,6 @@ func (c *Compiler) identify(a *address) *identity {
 		return id
 	}
 	atoms := covered.atoms
-	if k != nil {
-		atoms = union(k.atoms, atoms)
-	}
 	for n := range c.nodeAtoms {
 		if slices.ContainsFunc(n.nodes, func(s labels.Selector) bool {
 			return slices.ContainsFunc(a.nodes, func(n *node) bool { return s.Matches(n.labels) })
@@ -284,7 +300,25 @@ func (c *Compiler) identify(a *address) *identity {
 			atoms = insertAtom(atoms, n)
 		}
 	}
-	return c.identity(atoms)
+	if k != nil {
+		return c.kindIdentity(k, atoms)
+	}
+	return c.identity(atoms, nil)
+}
+
+// kindIdentity is that of an address of a kind which has other atoms besides.
+func (c *Compiler) kindIdentity(k *kind, covered []*atom) *identity {
+	atoms := union(k.atoms, covered)
+	if k.was == nil {
+		return c.identity(atoms, nil)
+	}
+	was := union(k.was, covered)
+	if slices.Equal(was, atoms) {
+		was = nil
+	} else if was == nil {
+		was = []*atom{}
+	}
+	return c.identity(atoms, was)
 }
 
 // union is that of two sorted sets.

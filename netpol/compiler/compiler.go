@@ -83,6 +83,8 @@ type Compiler struct {
 	peers      map[netip.Prefix]uint32 // rows
 	names      map[uint32]bpf.PolicyName
 
+	generation uint32 // of rule sets: see transition.go
+
 	lastPolicy, lastSide, lastAtom, lastIdentity, lastSet, lastList uint32
 	mark                                                            uint64
 
@@ -93,12 +95,15 @@ type Compiler struct {
 	renamed           map[*policy]struct{}
 	dirtyKinds        map[*kind]struct{}
 	dirtySets         map[*kind]struct{}
+	relabelled        map[*kind]struct{} // their namespace has other labels
 	dirtyAddrs        map[*address]struct{}
+	movedAddrs        map[*address]struct{} // those of them that are somebody else's now, or somebody's who has changed
 	dirtyPlaces       map[netip.Prefix]*place
 	freshAtoms        []*atom
 	idleAtoms         []*atom
 	freshNames        []*portName
 	idleNames         []*portName
+	finer             bool // some of these are or were fresh in this stage
 	freshIdentities   []*identity
 	idleIdentities    []*identity
 	freshSets         []*ruleSet
@@ -139,7 +144,9 @@ func New(options Options) *Compiler {
 		renamed:           map[*policy]struct{}{},
 		dirtyKinds:        map[*kind]struct{}{},
 		dirtySets:         map[*kind]struct{}{},
+		relabelled:        map[*kind]struct{}{},
 		dirtyAddrs:        map[*address]struct{}{},
+		movedAddrs:        map[*address]struct{}{},
 		dirtyPlaces:       map[netip.Prefix]*place{},
 		homeless:          map[*pod]struct{}{},
 		lastGiven:         [2]netip.Addr{netip.MustParseAddr("240.0.0.0"), netip.MustParseAddr("100::")}, // reserved; discard-only
@@ -192,6 +199,11 @@ func (c *Compiler) SetState(s netpol.State) {
 	}
 	for name, n := range c.namespaces {
 		if n.known && !namespaces[name] {
+			c.DeleteNamespace(name)
+		}
+	}
+	for name := range c.changedNamespaces {
+		if !namespaces[name] {
 			c.DeleteNamespace(name)
 		}
 	}

@@ -80,8 +80,15 @@ func (c *Compiler) takeUp() bpf.PolicyChange {
 	old := c.before
 	c.before = nil
 	tables := Interpret(old.rows)
+	known := map[uint32]bool{}
+	for _, p := range old.rows.Peers {
+		known[p.Identity] = true
+	}
+	for _, s := range old.rows.Subjects {
+		known[s.Identity] = true
+	}
 	c.takeUpIdentities(tables)
-	c.takeUpSets(tables)
+	c.takeUpSets(tables, known)
 	return difference(old.rows, c.Rows())
 }
 
@@ -129,7 +136,7 @@ func (c *Compiler) takeUpIdentities(tables *Tables) {
 }
 
 // takeUpSets: a rule set gets the number of one that its subjects had and that says the same of all identities.
-func (c *Compiler) takeUpSets(tables *Tables) {
+func (c *Compiler) takeUpSets(tables *Tables, known map[uint32]bool) {
 	had := map[*ruleSet]uint32{}
 	for _, a := range c.addrs {
 		row, there := tables.subjects[a.addr]
@@ -148,7 +155,7 @@ func (c *Compiler) takeUpSets(tables *Tables) {
 	}
 	taken := map[uint32]bool{}
 	for _, s := range slices.SortedFunc(maps.Keys(had), func(a, b *ruleSet) int { return cmp.Compare(a.number, b.number) }) {
-		if n := had[s]; n != 0 && !taken[n] && c.saysTheSame(s, n, tables) {
+		if n := had[s]; n != 0 && !taken[n] && c.saysTheSame(s, n, tables, known) {
 			taken[n] = true
 			s.number = n
 		}
@@ -163,8 +170,8 @@ func (c *Compiler) takeUpSets(tables *Tables) {
 	}
 }
 
-// saysTheSame tells whether a rule set of the tables answers for every identity that there is as a set does.
-func (c *Compiler) saysTheSame(s *ruleSet, number uint32, tables *Tables) bool {
+// saysTheSame tells whether a rule set of the tables answers as a set does: for every identity that the tables know, and that there still is.
+func (c *Compiler) saysTheSame(s *ruleSet, number uint32, tables *Tables, known map[uint32]bool) bool {
 	if tables.answers[answerKey{number, 0}] != s.base.number {
 		return false
 	}
@@ -177,7 +184,7 @@ func (c *Compiler) saysTheSame(s *ruleSet, number uint32, tables *Tables) bool {
 		if !there {
 			got = s.base.number
 		}
-		if got != want.number && (there || tables.identities[id.number]) {
+		if got != want.number && (there || known[id.number]) {
 			return false
 		}
 	}

@@ -22,17 +22,18 @@ func (r subjectRow) of(addr netip.Addr) bpf.PolicySubject {
 }
 
 // Flush gives the writes that make the tables what the objects say, one change after the other: each begins where the one before has been applied.
-// There are none if nothing has changed.
+// There are none if nothing has changed. First come changes of pods and nodes, then of namespaces, then of policies: between two of these
+// steps the tables say what the objects said meanwhile.
 func (c *Compiler) Flush() []bpf.PolicyChange {
 	var out []bpf.PolicyChange
 	c.stage(&out)
-	if len(c.changedPolicies)+len(c.changedNamespaces) > 0 {
-		for name, change := range c.changedNamespaces {
-			c.applyNamespace(name, *change)
-		}
-		clear(c.changedNamespaces)
-		for key, p := range c.changedPolicies {
-			c.applyPolicy(key, p)
+	if len(c.changedNamespaces) > 0 {
+		c.applyNamespaces()
+		c.stage(&out)
+	}
+	if len(c.changedPolicies) > 0 {
+		for _, key := range slices.SortedFunc(maps.Keys(c.changedPolicies), policyKey.compare) {
+			c.applyPolicy(key, c.changedPolicies[key])
 		}
 		clear(c.changedPolicies)
 		c.stage(&out)
@@ -53,46 +54,41 @@ func (c *Compiler) stage(out *[]bpf.PolicyChange) {
 	c.activate()
 	c.beginAtoms()
 	c.giveAddrs()
+	was := map[*kind][]*atom{}
 	for k := range c.dirtyKinds {
 		if len(k.pods) == 0 {
 			delete(c.kinds, k.key)
 			delete(k.namespace.kinds, k)
 			delete(c.dirtySets, k)
 			c.forgetNamespace(k.namespace)
-			c.releaseSets(k)
+			c.setSets(k, subjectSets{})
 			continue
 		}
 		if atoms := c.kindAtoms(k); !slices.Equal(atoms, k.atoms) {
+			if _, relabelled := c.relabelled[k]; relabelled {
+				was[k] = k.atoms
+			}
 			c.setAtoms(k, atoms)
 		}
 	}
 	clear(c.dirtyKinds)
+	c.relabel(was)
+	flips := map[*kind]subjectSets{}
 	for k := range c.dirtySets {
 		had := k.sets
-		k.sets = c.setsOf(k)
-		for d := range k.sets {
-			for i, s := range k.sets[d] {
-				if s != nil {
-					s.refs++
-				}
-				if was := had[d][i]; was != nil {
-					if was.refs--; was.refs == 0 {
-						c.idleSets = append(c.idleSets, was)
-					}
-				}
-			}
-		}
+		c.setSets(k, c.setsOf(k))
 		if k.sets != had {
+			flips[k] = had
 			c.dirtySubjects(k)
 		}
 	}
 	clear(c.dirtySets)
-	c.settle(&change)
+	c.settle(&change, flips)
 	c.nameAll(&change)
 	c.emit(out, change)
 	if c.retire() {
 		change = bpf.PolicyChange{}
-		c.settle(&change)
+		c.settle(&change, nil)
 		c.emit(out, change)
 	}
 }
@@ -105,17 +101,21 @@ func (c *Compiler) emit(out *[]bpf.PolicyChange, change bpf.PolicyChange) {
 	}
 }
 
-func (c *Compiler) releaseSets(k *kind) {
-	for d := range k.sets {
-		for _, s := range k.sets[d] {
+// setSets gives a kind other rule sets.
+func (c *Compiler) setSets(k *kind, sets subjectSets) {
+	for d := range sets {
+		for i, s := range sets[d] {
 			if s != nil {
-				if s.refs--; s.refs == 0 {
-					c.idleSets = append(c.idleSets, s)
+				s.refs++
+			}
+			if was := k.sets[d][i]; was != nil {
+				if was.refs--; was.refs == 0 {
+					c.idleSets = append(c.idleSets, was)
 				}
 			}
 		}
 	}
-	k.sets = subjectSets{}
+	k.sets = sets
 }
 
 // setAtoms gives a kind other atoms.
@@ -142,12 +142,13 @@ func (c *Compiler) dirtySubjects(k *kind) {
 
 // beginAtoms lets atoms count that policies begin to ask for.
 func (c *Compiler) beginAtoms() {
+	c.finer = len(c.freshAtoms)+len(c.freshNames) > 0
 	for _, a := range c.freshAtoms {
 		c.selectors.add(a)
 		seen := map[*kind]struct{}{}
 		for _, s := range a.pods {
 			c.eachKind(s, func(k *kind) {
-				if _, dirty := c.dirtyKinds[k]; dirty {
+				if c.looksAnew(k) {
 					return
 				}
 				if _, again := seen[k]; !again && s.pods.Matches(k.labels) {
@@ -165,7 +166,7 @@ func (c *Compiler) beginAtoms() {
 	c.freshAtoms = c.freshAtoms[:0]
 	for _, n := range c.freshNames {
 		for _, k := range c.kinds {
-			if _, dirty := c.dirtyKinds[k]; dirty {
+			if c.looksAnew(k) {
 				continue
 			}
 			for _, p := range k.ports {
@@ -176,6 +177,12 @@ func (c *Compiler) beginAtoms() {
 		}
 	}
 	c.freshNames = c.freshNames[:0]
+}
+
+// looksAnew tells whether all atoms of a kind are looked for later in this stage. For those that have lost their pods they are not: see refined.
+func (c *Compiler) looksAnew(k *kind) bool {
+	_, dirty := c.dirtyKinds[k]
+	return dirty && len(k.pods) > 0
 }
 
 // eachKind calls f with the kinds of all namespaces that a selector selects.
@@ -213,7 +220,8 @@ func (c *Compiler) touchPlaces(touched []*place) {
 	}
 }
 
-// retire lets atoms go that nobody asks for any more, and tells whether there were any. It comes after the rule sets that asked for them are gone.
+// retire lets atoms go that nobody asks for any more, and what relabelled kinds were before; it tells whether there was any. It comes after the rule
+// sets that asked for them are gone.
 func (c *Compiler) retire() bool {
 	any := false
 	for _, a := range c.idleAtoms {
@@ -241,9 +249,16 @@ func (c *Compiler) retire() bool {
 		delete(c.portNames, n.name)
 	}
 	c.idleAtoms, c.idleNames = c.idleAtoms[:0], c.idleNames[:0]
-	if !any {
-		return false
+	for k := range c.relabelled {
+		k.was = nil
+		c.setAtoms(k, k.atoms)
 	}
+	if !any {
+		any = len(c.relabelled) > 0
+		clear(c.relabelled)
+		return any
+	}
+	clear(c.relabelled)
 	for _, k := range c.kinds {
 		if slices.ContainsFunc(k.atoms, func(a *atom) bool { return !a.active }) {
 			c.setAtoms(k, slices.DeleteFunc(slices.Clone(k.atoms), func(a *atom) bool { return !a.active }))
@@ -252,8 +267,8 @@ func (c *Compiler) retire() bool {
 	return true
 }
 
-// settle gives what was touched its identities and rows.
-func (c *Compiler) settle(change *bpf.PolicyChange) {
+// settle gives what was touched its identities and rows. flips are the kinds with other rule sets, and those that they had.
+func (c *Compiler) settle(change *bpf.PolicyChange, flips map[*kind]subjectSets) {
 	prefixes := map[netip.Prefix]struct{}{}
 	if len(c.dirtyPlaces) > 0 {
 		touched := newPrefixSet(maps.Keys(c.dirtyPlaces))
@@ -267,7 +282,7 @@ func (c *Compiler) settle(change *bpf.PolicyChange) {
 		prefixes[prefix] = struct{}{}
 		was := at.identity
 		if at.uses > 0 {
-			at.identity = c.identity(at.cover.atoms)
+			at.identity = c.identity(at.cover.atoms, nil)
 			c.take(at.identity)
 		} else {
 			at.identity = nil
@@ -275,25 +290,31 @@ func (c *Compiler) settle(change *bpf.PolicyChange) {
 		c.drop(was)
 	}
 	clear(c.dirtyPlaces)
-	subjects := map[*address]*subjectRow{}
+	refined := c.refined()
+	subjects := make([]*address, 0, len(c.dirtyAddrs))
 	for a := range c.dirtyAddrs {
 		prefixes[netip.PrefixFrom(a.addr, a.addr.BitLen())] = struct{}{}
 		was := a.identity
+		a.kind = nil
 		if len(a.pods)+len(a.nodes) > 0 {
 			a.identity = c.identify(a)
 			c.take(a.identity)
+			if p := a.owner(); p != nil {
+				a.kind = p.kind
+			}
 		} else {
 			a.identity = nil
 			delete(c.addrs, a.addr)
 			c.places.remove(a)
 		}
 		c.drop(was)
-		if row := c.subjectRow(a); row != nil || a.subject != nil {
-			subjects[a] = row
+		if a.subject != nil || c.isSubject(a.owner()) {
+			subjects = append(subjects, a)
 		}
 	}
-	clear(c.dirtyAddrs)
+	slices.SortFunc(subjects, func(a, b *address) int { return a.addr.Compare(b.addr) })
 	c.answerAll(change)
+	between := c.between(flips, change)
 	for prefix := range prefixes {
 		want, needed := c.peerRow(prefix)
 		have, there := c.peers[prefix]
@@ -306,19 +327,55 @@ func (c *Compiler) settle(change *bpf.PolicyChange) {
 			change.GonePeers = append(change.GonePeers, prefix)
 		}
 	}
-	for a, row := range subjects {
+	slices.SortFunc(change.Peers, func(a, b bpf.PolicyPeer) int { return comparePrefixes(a.Prefix, b.Prefix) })
+	slices.SortFunc(change.GonePeers, comparePrefixes)
+	write := func(a *address, row subjectRow) {
+		if *a.subject != row {
+			change.Subjects = append(change.Subjects, row.of(a.addr))
+			*a.subject = row
+		}
+	}
+	// The finer identities of those that others' new rule sets will ask for: the old ones say the same of them.
+	for _, a := range subjects {
+		if a.subject == nil {
+			continue
+		}
+		row := *a.subject
+		if id := refined[a]; id != nil {
+			row.identity = id.number
+		} else if _, moved := c.movedAddrs[a]; !moved {
+			row.identity = a.identity.number
+		}
+		write(a, row)
+	}
+	// What both states allow, then what the new one does.
+	if between != nil {
+		for _, a := range subjects {
+			if sets, flips := between[a.kind]; flips && a.subject != nil {
+				row := *a.subject
+				row.sets[0][0], row.sets[1][0] = number(sets[0]), number(sets[1])
+				write(a, row)
+			}
+		}
+	}
+	for _, a := range subjects {
+		row := c.subjectRow(a)
 		switch {
 		case row == nil:
 			change.GoneSubjects = append(change.GoneSubjects, a.addr)
-		case a.subject == nil || *a.subject != *row:
+			a.subject = nil
+		case a.subject == nil:
 			change.Subjects = append(change.Subjects, row.of(a.addr))
+			a.subject = row
+		default:
+			write(a, *row)
 		}
-		a.subject = row
 	}
-	slices.SortFunc(change.Peers, func(a, b bpf.PolicyPeer) int { return a.Prefix.Compare(b.Prefix) })
-	slices.SortFunc(change.GonePeers, netip.Prefix.Compare)
-	slices.SortFunc(change.Subjects, func(a, b bpf.PolicySubject) int { return a.Addr.Compare(b.Addr) })
-	slices.SortFunc(change.GoneSubjects, netip.Addr.Compare)
+	clear(c.dirtyAddrs)
+	clear(c.movedAddrs)
+	for _, id := range refined {
+		c.drop(id)
+	}
 	c.sweep(change)
 }
 

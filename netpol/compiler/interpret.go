@@ -11,13 +11,12 @@ import (
 
 // Tables judge by rows as the programs in the kernel do: by the same three looks.
 type Tables struct {
-	subjects   map[netip.Addr]bpf.PolicySubject
-	peers      map[netip.Prefix]uint32
-	lengths    [2][129]int
-	answers    map[answerKey]uint32
-	ports      map[portKey]bpf.PolicyVerdict
-	names      map[uint32]netpol.PolicyRef
-	identities map[uint32]bool // that somebody has
+	subjects map[netip.Addr]bpf.PolicySubject
+	peers    map[netip.Prefix]uint32
+	lengths  [2][129]int // of the peers' prefixes, how many there are
+	answers  map[answerKey]uint32
+	ports    map[portKey]bpf.PolicyVerdict
+	names    map[uint32]netpol.PolicyRef
 }
 
 type answerKey struct{ set, identity uint32 }
@@ -34,7 +33,7 @@ func Interpret(rows bpf.PolicyRows) *Tables {
 	t := &Tables{
 		subjects: make(map[netip.Addr]bpf.PolicySubject, len(rows.Subjects)), peers: make(map[netip.Prefix]uint32, len(rows.Peers)),
 		answers: make(map[answerKey]uint32, len(rows.Answers)), ports: make(map[portKey]bpf.PolicyVerdict, len(rows.Ports)),
-		names: make(map[uint32]netpol.PolicyRef, len(rows.Names)), identities: map[uint32]bool{},
+		names: make(map[uint32]netpol.PolicyRef, len(rows.Names)),
 	}
 	t.write(bpf.PolicyChange{Names: rows.Names, Ports: rows.Ports, Answers: rows.Answers, Peers: rows.Peers, Subjects: rows.Subjects})
 	return t
@@ -86,11 +85,9 @@ func (t *Tables) write(c bpf.PolicyChange) {
 			t.lengths[family(p.Prefix.Addr())][p.Prefix.Bits()]++
 		}
 		t.peers[p.Prefix] = p.Identity
-		t.identities[p.Identity] = true
 	}
 	for _, s := range c.Subjects {
 		t.subjects[s.Addr] = s
-		t.identities[s.Identity] = true
 	}
 }
 

@@ -54,6 +54,7 @@ type kind struct {
 	local     int // how many are subjects
 	// atoms are those that its selectors and names of ports give it, by number.
 	atoms []*atom
+	was   []*atom // while the rule sets change that ask it by other labels of its namespace: what it was to those that go; nil: the same
 	// identities are those that it has by what covers its pods' addresses. Forgotten when atoms changes.
 	identities map[*cover]*identity
 	selected   []*policy // those that judge it, if it has subjects: in their order
@@ -102,6 +103,7 @@ type address struct {
 	pods     []*pod // who claim it; more than one for a moment
 	nodes    []*node
 	identity *identity
+	kind     *kind       // of its pod, when it got its identity
 	subject  *subjectRow // in the tables
 }
 
@@ -224,29 +226,27 @@ type namespaceChange struct {
 }
 
 func (c *Compiler) changeNamespace(name string, change namespaceChange) {
-	n := c.namespaces[name]
-	if n == nil || len(n.kinds) == 0 {
-		delete(c.changedNamespaces, name)
-		c.applyNamespace(name, change) // nobody is judged otherwise by it
-		return
-	}
 	c.changedNamespaces[word(name)] = &change
 }
 
-func (c *Compiler) applyNamespace(name string, change namespaceChange) {
-	n := c.namespace(name)
-	relabelled := n.known != change.known || !labels.Equals(n.labels, change.labels)
-	rekept := n.keep != change.keep
-	n.known, n.labels, n.keep = change.known, change.labels, change.keep
-	for k := range n.kinds {
-		if relabelled {
-			c.dirtyKinds[k] = struct{}{}
+// applyNamespaces makes the changes of namespaces count.
+func (c *Compiler) applyNamespaces() {
+	for name, change := range c.changedNamespaces {
+		n := c.namespace(name)
+		relabelled := n.known != change.known || !labels.Equals(n.labels, change.labels)
+		if relabelled || n.keep != change.keep {
+			for k := range n.kinds {
+				c.dirtySubjects(k)
+				if relabelled {
+					c.dirtyKinds[k] = struct{}{}
+					c.relabelled[k] = struct{}{}
+				}
+			}
 		}
-		if (relabelled || rekept) && k.local > 0 {
-			c.dirtySubjects(k)
-		}
+		n.known, n.labels, n.keep = change.known, change.labels, change.keep
+		c.forgetNamespace(n)
 	}
-	c.forgetNamespace(n)
+	clear(c.changedNamespaces)
 }
 
 // SetPod takes a Pod that is new or has changed.
@@ -349,13 +349,19 @@ func (c *Compiler) setPod(p *pod, k *kind) {
 func (c *Compiler) claim(p *pod, addr netip.Addr) {
 	a := c.address(addr)
 	a.pods = append(a.pods, p)
-	c.dirtyAddrs[a] = struct{}{}
+	c.move(a)
 }
 
 func (c *Compiler) unclaim(p *pod, addr netip.Addr) {
 	a := c.addrs[addr]
 	a.pods = slices.DeleteFunc(a.pods, func(q *pod) bool { return q == p })
+	c.move(a)
+}
+
+// move notes that an address is somebody else's, or somebody's who has changed.
+func (c *Compiler) move(a *address) {
 	c.dirtyAddrs[a] = struct{}{}
+	c.movedAddrs[a] = struct{}{}
 }
 
 // dnsUID stands for the cluster's DNS, as if it were a pod.
@@ -397,7 +403,7 @@ func (c *Compiler) SetNode(o *corev1.Node) {
 	for _, addr := range n.addrs {
 		a := c.address(addr)
 		a.nodes = append(a.nodes, n)
-		c.dirtyAddrs[a] = struct{}{}
+		c.move(a)
 	}
 }
 
@@ -411,7 +417,7 @@ func (c *Compiler) DeleteNode(name string) {
 	for _, addr := range old.addrs {
 		a := c.addrs[addr]
 		a.nodes = slices.DeleteFunc(a.nodes, func(n *node) bool { return n == old })
-		c.dirtyAddrs[a] = struct{}{}
+		c.move(a)
 	}
 }
 

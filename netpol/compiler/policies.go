@@ -19,6 +19,10 @@ const (
 
 type policyKey struct{ namespace, name string } // a ClusterNetworkPolicy has no namespace
 
+func (k policyKey) compare(o policyKey) int {
+	return cmp.Or(strings.Compare(k.namespace, o.namespace), strings.Compare(k.name, o.name))
+}
+
 // policy is what is kept of a policy.
 type policy struct {
 	ref      netpol.PolicyRef

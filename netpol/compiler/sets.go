@@ -25,17 +25,19 @@ func (s subjectSets) numbers() (out [2][2]uint32) {
 
 // ruleSet is what judges pods in a direction. It does not change, but for answers to identities that are new.
 type ruleSet struct {
-	number    uint32
-	key       string
-	refs      int // kinds
-	direction netpol.Direction
-	sides     []*side     // in their order
-	named     []namedPort // of ingress: those of the subject that rules name
-	atoms     map[*atom]struct{}
-	names     map[string]*portName // of egress
-	base      *portList            // for who has no answer of its own
-	answers   map[*identity]*answer
-	bySigns   map[string]*answer
+	number     uint32
+	key        string
+	refs       int // kinds
+	direction  netpol.Direction
+	sides      []*side     // in their order
+	named      []namedPort // of ingress: those of the subject that rules name
+	both       [2]*ruleSet // in place of sides: what both allow
+	generation uint32
+	atoms      map[*atom]struct{}
+	names      map[string]*portName // of egress
+	base       *portList            // for who has no answer of its own
+	answers    map[*identity]*answer
+	bySigns    map[string]*answer
 }
 
 // answer is what a rule set says of all identities that have the same of its atoms.
@@ -80,7 +82,7 @@ func (c *Compiler) ruleSet(d netpol.Direction, sides []*side, k *kind) *ruleSet 
 	if len(sides) == 0 {
 		return nil
 	}
-	key := []byte{byte(d)}
+	key := binary.BigEndian.AppendUint32([]byte{byte(d)}, c.generation)
 	var named []namedPort
 	for _, s := range sides {
 		key = binary.BigEndian.AppendUint32(key, s.id)
@@ -104,11 +106,8 @@ func (c *Compiler) ruleSet(d netpol.Direction, sides []*side, k *kind) *ruleSet 
 	if s := c.sets[string(key)]; s != nil {
 		return s
 	}
-	c.lastSet++
-	s := &ruleSet{
-		number: c.lastSet, key: string(key), direction: d, sides: sides, named: named,
-		atoms: map[*atom]struct{}{}, names: map[string]*portName{}, answers: map[*identity]*answer{}, bySigns: map[string]*answer{},
-	}
+	s := c.newSet(string(key), d)
+	s.sides, s.named = sides, named
 	for _, side := range sides {
 		for i := range side.rules {
 			r := &side.rules[i]
@@ -125,6 +124,15 @@ func (c *Compiler) ruleSet(d netpol.Direction, sides []*side, k *kind) *ruleSet 
 			}
 		}
 	}
+	return s
+}
+
+func (c *Compiler) newSet(key string, d netpol.Direction) *ruleSet {
+	c.lastSet++
+	s := &ruleSet{
+		number: c.lastSet, key: key, direction: d, generation: c.generation,
+		atoms: map[*atom]struct{}{}, names: map[string]*portName{}, answers: map[*identity]*answer{}, bySigns: map[string]*answer{},
+	}
 	c.sets[s.key] = s
 	c.freshSets = append(c.freshSets, s)
 	return s
@@ -140,11 +148,19 @@ func (s *ruleSet) knows(a *atom) bool {
 }
 
 // sign is what of an identity makes a difference to a rule set.
-func (s *ruleSet) sign(id *identity) string {
+func (s *ruleSet) sign(c *Compiler, id *identity) string {
 	var b []byte
-	for _, a := range id.atoms {
+	for _, a := range id.to(s, c) {
 		if s.knows(a) {
 			b = binary.BigEndian.AppendUint32(b, a.id)
+		}
+	}
+	if s.both[0] != nil && id.was != nil { // one of them sees it otherwise
+		b = append(b, 0)
+		for _, a := range id.was {
+			if s.knows(a) {
+				b = binary.BigEndian.AppendUint32(b, a.id)
+			}
 		}
 	}
 	return string(b)
@@ -152,8 +168,12 @@ func (s *ruleSet) sign(id *identity) string {
 
 // canvas is what a rule set says of an identity.
 func (s *ruleSet) canvas(c *Compiler, id *identity) *canvas {
+	if s.both[0] != nil {
+		return both(s.both[0].canvas(c, id), s.both[1].canvas(c, id))
+	}
+	atoms := id.to(s, c)
 	c.mark++
-	for _, a := range id.atoms {
+	for _, a := range atoms {
 		a.mark = c.mark
 	}
 	out := newCanvas()
@@ -186,7 +206,7 @@ func (s *ruleSet) canvas(c *Compiler, id *identity) *canvas {
 				out.paintAll(state, v)
 				continue
 			}
-			named := s.portsNamed(r.names, id)
+			named := s.portsNamed(r.names, atoms)
 			for of := range ported {
 				spans := r.spans[of]
 				if len(named[of]) > 0 {
@@ -204,7 +224,7 @@ func (s *ruleSet) canvas(c *Compiler, id *identity) *canvas {
 }
 
 // portsNamed are the numbers of names: at the subject, or at who is asked.
-func (s *ruleSet) portsNamed(names []port, id *identity) (out [len(ported)][]span) {
+func (s *ruleSet) portsNamed(names []port, atoms []*atom) (out [len(ported)][]span) {
 	for _, n := range names {
 		add := func(p namedPort) {
 			if p.name == n.name && (n.protocol == 0 || n.protocol == p.protocol) {
@@ -218,7 +238,7 @@ func (s *ruleSet) portsNamed(names []port, id *identity) (out [len(ported)][]spa
 			}
 			continue
 		}
-		for _, a := range id.atoms {
+		for _, a := range atoms {
 			if a.port != nil {
 				add(a.namedPort)
 			}
@@ -271,7 +291,7 @@ func (c *Compiler) answerAll(out *bpf.PolicyChange) {
 	}
 	c.freshSets = c.freshSets[:0]
 	for _, id := range c.freshIdentities {
-		for _, a := range id.atoms {
+		for _, a := range id.all() {
 			for s := range a.asking() {
 				c.answer(s, id, out)
 			}
@@ -284,7 +304,7 @@ func (c *Compiler) answer(s *ruleSet, id *identity, out *bpf.PolicyChange) {
 	if s.answers[id] != nil || id.gone {
 		return
 	}
-	sign := s.sign(id)
+	sign := s.sign(c, id)
 	a := s.bySigns[sign]
 	if a == nil {
 		a = &answer{list: c.list(s.canvas(c, id), out), sign: sign}
@@ -335,7 +355,7 @@ func (c *Compiler) sweep(out *bpf.PolicyChange) {
 			continue
 		}
 		id.gone = true
-		for _, a := range id.atoms {
+		for _, a := range id.all() {
 			for s := range a.asking() {
 				if s.answers[id] != nil {
 					c.unanswer(s, id, out)

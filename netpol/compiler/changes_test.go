@@ -1,0 +1,257 @@
+package compiler
+
+import (
+	"fmt"
+	"net/netip"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	policyv1alpha2 "sigs.k8s.io/network-policy-api/apis/v1alpha2"
+
+	"github.com/strake-io/strake/bpf"
+	"github.com/strake-io/strake/netpol"
+)
+
+// step changes one object of a state, tells the compiler, and says what it was.
+func (r *random) step(s *netpol.State, c *Compiler) string {
+	r.serial++
+	switch r.IntN(12) {
+	case 0: // a namespace comes, or gets other labels
+		n := r.namespace(pick(r, spaceNames...))
+		replace(&s.Namespaces, n, func(o *corev1.Namespace) bool { return o.Name == n.Name })
+		c.SetNamespace(n)
+		return "namespace " + n.Name
+	case 1:
+		if len(s.Namespaces) > 2 && r.chance(3) {
+			n := remove(r, &s.Namespaces)
+			c.DeleteNamespace(n.Name)
+			return "no namespace " + n.Name
+		}
+		n := r.node(r.IntN(3))
+		replace(&s.Nodes, n, func(o *corev1.Node) bool { return o.Name == n.Name })
+		c.SetNode(n)
+		return "node " + n.Name
+	case 2, 3: // a pod comes
+		p := r.pod(fmt.Sprint("pod-", r.serial))
+		s.Pods = append(s.Pods, p)
+		c.SetPod(p)
+		return "pod " + p.Namespace + "/" + p.Name
+	case 4: // a pod goes
+		if len(s.Pods) > 3 {
+			p := remove(r, &s.Pods)
+			c.DeletePod(p.UID)
+			return "no pod " + p.Namespace + "/" + p.Name
+		}
+	case 5, 6, 7: // a pod gets other labels, other addresses, or ends
+		if len(s.Pods) > 0 {
+			old := pick(r, s.Pods...)
+			p := old.DeepCopy()
+			switch r.IntN(5) {
+			case 0:
+				p.Status.Phase = pick(r, corev1.PodSucceeded, corev1.PodRunning)
+			case 1:
+				p.Annotations = r.flows()
+			default:
+				p.Labels = r.labels(podKeys...)
+			}
+			replace(&s.Pods, p, func(o *corev1.Pod) bool { return o == old })
+			c.SetPod(p)
+			return "pod changed " + p.Namespace + "/" + p.Name
+		}
+	case 8, 9:
+		if len(s.NetworkPolicies) > 0 && r.chance(3) {
+			p := remove(r, &s.NetworkPolicies)
+			c.DeleteNetworkPolicy(p.Namespace, p.Name)
+			return "no NetworkPolicy " + p.Namespace + "/" + p.Name
+		}
+		p := r.networkPolicy(fmt.Sprint("np-", r.IntN(8)))
+		for _, old := range s.NetworkPolicies {
+			if old.Namespace == p.Namespace && old.Name == p.Name && !r.chance(4) {
+				p.UID = old.UID
+			}
+		}
+		replace(&s.NetworkPolicies, p, func(o *networkingv1.NetworkPolicy) bool { return o.Namespace == p.Namespace && o.Name == p.Name })
+		c.SetNetworkPolicy(p)
+		return "NetworkPolicy " + p.Namespace + "/" + p.Name
+	case 10:
+		if len(s.ClusterNetworkPolicies) > 0 && r.chance(3) {
+			p := remove(r, &s.ClusterNetworkPolicies)
+			c.DeleteClusterNetworkPolicy(p.Name)
+			return "no ClusterNetworkPolicy " + p.Name
+		}
+		p := r.clusterPolicy(fmt.Sprint("cnp-", r.IntN(6)))
+		for _, old := range s.ClusterNetworkPolicies {
+			if old.Name == p.Name && !r.chance(4) {
+				p.UID = old.UID
+			}
+		}
+		replace(&s.ClusterNetworkPolicies, p, func(o *policyv1alpha2.ClusterNetworkPolicy) bool { return o.Name == p.Name })
+		c.SetClusterNetworkPolicy(p)
+		return "ClusterNetworkPolicy " + p.Name
+	}
+	s.DNSAddrs = nil
+	if r.chance(2) {
+		s.DNSAddrs = []netip.Addr{netip.MustParseAddr("10.0.1.250"), netip.MustParseAddr("fd00:1::ffff")}
+	}
+	c.SetDNSAddrs(s.DNSAddrs)
+	return "DNS"
+}
+
+func replace[T any](list *[]T, with T, is func(T) bool) {
+	out := slices.DeleteFunc(slices.Clone(*list), is)
+	*list = append(out, with)
+}
+
+func remove[T any](r *random, list *[]T) T {
+	i := r.IntN(len(*list))
+	out := (*list)[i]
+	*list = slices.Delete(slices.Clone(*list), i, i+1)
+	return out
+}
+
+// single are the writes of a change, one by one, as PolicyTables.Apply makes them: blocks before single addresses.
+func single(c bpf.PolicyChange) []bpf.PolicyChange {
+	var out []bpf.PolicyChange
+	for i := range c.Names {
+		out = append(out, bpf.PolicyChange{Names: c.Names[i : i+1]})
+	}
+	for i := range c.Ports {
+		out = append(out, bpf.PolicyChange{Ports: c.Ports[i : i+1]})
+	}
+	for i := range c.Answers {
+		out = append(out, bpf.PolicyChange{Answers: c.Answers[i : i+1]})
+	}
+	for _, one := range []bool{false, true} {
+		for i := range c.Peers {
+			if c.Peers[i].Prefix.IsSingleIP() == one {
+				out = append(out, bpf.PolicyChange{Peers: c.Peers[i : i+1]})
+			}
+		}
+	}
+	for i := range c.Subjects {
+		out = append(out, bpf.PolicyChange{Subjects: c.Subjects[i : i+1]})
+	}
+	for i := range c.GoneSubjects {
+		out = append(out, bpf.PolicyChange{GoneSubjects: c.GoneSubjects[i : i+1]})
+	}
+	for i := range c.GonePeers {
+		out = append(out, bpf.PolicyChange{GonePeers: c.GonePeers[i : i+1]})
+	}
+	for i := range c.GoneAnswers {
+		out = append(out, bpf.PolicyChange{GoneAnswers: c.GoneAnswers[i : i+1]})
+	}
+	for i := range c.GonePorts {
+		out = append(out, bpf.PolicyChange{GonePorts: c.GonePorts[i : i+1]})
+	}
+	for i := range c.GoneNames {
+		out = append(out, bpf.PolicyChange{GoneNames: c.GoneNames[i : i+1]})
+	}
+	return out
+}
+
+// verdicts are what tables say of flows: whole, and by side.
+type verdicts struct {
+	allowed     bool
+	sides, with [2]said
+}
+
+func (t *Tables) verdicts(q bpf.PolicyQuery) verdicts {
+	d := t.Judge(q)
+	v := verdicts{allowed: d.Allowed}
+	v.sides, v.with = got(q, d, t)
+	return v
+}
+
+// TestChanges makes random changes, one object at a time. After each, what was written is what the compiler says is there, the rows say what the evaluator says, and
+// between any two writes no flow was judged but as before or as after.
+func TestChanges(t *testing.T) {
+	for seed := range uint64(300) {
+		r := newRandom(seed)
+		node := pick(r, "", "node-0", "node-0")
+		s := r.state()
+		c := New(Options{NodeName: node})
+		c.SetState(s)
+		tables := Interpret(bpf.PolicyRows{})
+		for _, change := range c.Flush() {
+			tables.Apply(change)
+		}
+		for range 25 {
+			what := r.step(&s, c)
+			tr := newTrial(t, s, node)
+			known := ends(s)
+			var flows []netpol.Flow
+			var queries []bpf.PolicyQuery
+			for range 60 {
+				f := r.flow(known)
+				flows = append(flows, f)
+				queries = append(queries, tr.query(f))
+			}
+			changes := c.Flush()
+			before, after := make([]verdicts, len(flows)), make([]verdicts, len(flows))
+			end := Interpret(c.Rows())
+			for i, q := range queries {
+				if d := tr.differs(t, flows[i], q, end.Judge(q), end); d != "" {
+					t.Fatalf("seed %d, after %s: %s", seed, what, d)
+				}
+				before[i], after[i] = tables.verdicts(q), end.verdicts(q)
+			}
+			for n, change := range changes {
+				for _, write := range single(change) {
+					tables.Apply(write)
+					for i, q := range queries {
+						if v := tables.verdicts(q); !v.between(before[i], after[i]) {
+							t.Fatalf("seed %d, in the midst of %s, change %d of %d, write %+v: %+v is neither\n%+v nor\n%+v\nbut\n%+v\n%+v", seed, what, n+1, len(changes), write, q, before[i], after[i], v, changes)
+						}
+					}
+				}
+			}
+			if !reflect.DeepEqual(tables, end) {
+				t.Fatalf("seed %d, after %s: what was written is not what the compiler says is there:\n%s", seed, what, unlike(tables, end))
+			}
+		}
+	}
+}
+
+// between tells whether verdicts are some that tables said before or say after. The names of policies come first and go last: they are not compared.
+func (v verdicts) between(before, after verdicts) bool {
+	if v.allowed != before.allowed && v.allowed != after.allowed {
+		return false
+	}
+	for i := range v.sides {
+		if !v.sides[i].like(before.sides[i]) && !v.sides[i].like(after.sides[i]) {
+			return false
+		}
+		if !v.with[i].like(before.with[i]) && !v.with[i].like(after.with[i]) && !v.with[i].like(before.sides[i]) && !v.with[i].like(after.sides[i]) {
+			return false
+		}
+	}
+	return true
+}
+
+func (s said) like(o said) bool {
+	return s.allowed == o.allowed && s.rule == o.rule && (s.policy == o.policy || strings.HasPrefix(s.policy, "number") || strings.HasPrefix(o.policy, "number"))
+}
+
+func unlike(a, b *Tables) string {
+	var out strings.Builder
+	x, y := reflect.ValueOf(*a), reflect.ValueOf(*b)
+	for i := range x.NumField() {
+		if m := x.Field(i); m.Kind() == reflect.Map {
+			for _, k := range m.MapKeys() {
+				if v := y.Field(i).MapIndex(k); !v.IsValid() || fmt.Sprint(v) != fmt.Sprint(m.MapIndex(k)) {
+					fmt.Fprintln(&out, x.Type().Field(i).Name, "written", k, m.MapIndex(k), "said", v)
+				}
+			}
+			for _, k := range y.Field(i).MapKeys() {
+				if !m.MapIndex(k).IsValid() {
+					fmt.Fprintln(&out, x.Type().Field(i).Name, "not written", k)
+				}
+			}
+		}
+	}
+	return out.String()
+}
