@@ -312,9 +312,9 @@ func (g *grouper) pod(m *member, nodes map[netip.Addr]*corev1.Node) {
 			m.classes[f] = c.id
 			continue
 		}
-		key := fmt.Sprintf("pod\x00%d\x00%s\x00%s\x00%s\x00%s", f, p.Namespace, strings.Join(words, "\x00"), names, g.cover.of(x))
+		key := fmt.Sprintf("pod\x00%t\x00%d\x00%s\x00%s\x00%s\x00%s", m.dns, f, p.Namespace, strings.Join(words, "\x00"), names, g.cover.of(x))
 		c := g.class(key, func() *class {
-			c := &class{family: f, subject: true, sample: x, pod: types.NamespacedName{Namespace: p.Namespace, Name: p.Name}, ports: ports, names: names}
+			c := &class{family: f, subject: !m.dns, sample: x, pod: types.NamespacedName{Namespace: p.Namespace, Name: p.Name}, ports: ports, names: names}
 			g.labels[c] = set
 			g.in[p.Namespace] = append(g.in[p.Namespace], c)
 			return c

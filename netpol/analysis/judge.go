@@ -333,3 +333,17 @@ func (a *Analysis) words(id int32, d netpol.Direction) string {
 	}
 	return fmt.Sprintf("%s by %s%s spec.%s[%d]", verb, kind, p.ref, d, r.rule)
 }
+
+// explain gives the reasons of both directions for a port of a cell.
+func (a *Analysis) explain(c *Cell, protocol uint8, port uint16) (egress, ingress reason) {
+	name := "*"
+	if i := slices.Index(protocols[:], protocol); i >= 0 {
+		name = protocolNames[i]
+	}
+	for _, r := range c.Ranges {
+		if r.Protocol == name && (r.Ports == nil || r.Ports.From <= port && port <= r.Ports.To) {
+			return a.reasons[r.egress], a.reasons[r.ingress]
+		}
+	}
+	return unguarded, unguarded
+}

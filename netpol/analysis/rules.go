@@ -178,7 +178,7 @@ func (r *reader) networkPolicy(n *networkingv1.NetworkPolicy) *policy {
 		}
 		out := &rule{policy: p, index: i, dir: dir, any: len(peers) == 0}
 		for _, from := range peers {
-			if !sound && !valid(networkingv1.NetworkPolicyIngressRule{From: []networkingv1.NetworkPolicyPeer{from}}) {
+			if !sound && !valid(networkingv1.NetworkPolicyIngressRule{From: []networkingv1.NetworkPolicyPeer{masked(from)}}) {
 				continue
 			}
 			var one *peer
@@ -208,6 +208,25 @@ func (r *reader) networkPolicy(n *networkingv1.NetworkPolicy) *policy {
 	for i, v := range n.Spec.Egress {
 		add(netpol.Egress, i, v.To, v.Ports)
 	}
+	return p
+}
+
+// masked is a peer whose blocks are written as the API wants them written today. It took others before, with the same meaning.
+func masked(p networkingv1.NetworkPolicyPeer) networkingv1.NetworkPolicyPeer {
+	if p.IPBlock == nil {
+		return p
+	}
+	mask := func(v string) string {
+		if b, err := netip.ParsePrefix(v); err == nil {
+			return b.Masked().String()
+		}
+		return v
+	}
+	b := networkingv1.IPBlock{CIDR: mask(p.IPBlock.CIDR)}
+	for _, e := range p.IPBlock.Except {
+		b.Except = append(b.Except, mask(e))
+	}
+	p.IPBlock = &b
 	return p
 }
 
@@ -262,20 +281,22 @@ func (r *reader) clusterNetworkPolicy(c *policyv1alpha2.ClusterNetworkPolicy) *p
 	}
 	closed := badTier || p.malformed
 	for i, v := range c.Spec.Ingress {
-		probe := policyv1alpha2.ClusterNetworkPolicySpec{Ingress: []policyv1alpha2.ClusterNetworkPolicyIngressRule{v}}
 		out := &rule{policy: p, index: i, dir: netpol.Ingress}
+		sound := len(v.From) > 0
 		for _, from := range v.From {
+			sound = sound && validPeer(policyv1alpha2.ClusterNetworkPolicyEgressPeer{Namespaces: from.Namespaces, Pods: from.Pods})
 			if one, ok := r.clusterPeer(from.Namespaces, from.Pods); ok {
 				out.peers = append(out.peers, one)
 			}
 		}
-		r.finish(out, v.Action, v.Protocols, validRule(probe), closed)
+		r.finish(out, v.Action, v.Protocols, sound, closed)
 	}
 	for i, v := range c.Spec.Egress {
-		probe := policyv1alpha2.ClusterNetworkPolicySpec{Egress: []policyv1alpha2.ClusterNetworkPolicyEgressRule{v}}
 		out := &rule{policy: p, index: i, dir: netpol.Egress}
-		unknown := false
+		sound, nameless := len(v.To) > 0, false
 		for _, to := range v.To {
+			sound = sound && validPeer(to) && len(to.DomainNames) == 0
+			nameless = nameless || to.Nodes != nil || len(to.Networks) > 0
 			if one, ok := r.clusterPeer(to.Namespaces, to.Pods); ok {
 				out.peers = append(out.peers, one)
 			}
@@ -289,9 +310,11 @@ func (r *reader) clusterNetworkPolicy(c *policyv1alpha2.ClusterNetworkPolicy) *p
 					out.peers = append(out.peers, one)
 				}
 			}
-			unknown = unknown || to.DomainNames != nil
 		}
-		r.finish(out, v.Action, v.Protocols, validRule(probe) && !unknown, closed)
+		for _, port := range v.Protocols {
+			sound = sound && (!nameless || port.DestinationNamedPort == "")
+		}
+		r.finish(out, v.Action, v.Protocols, sound, closed)
 	}
 	return p
 }
@@ -300,6 +323,9 @@ func (r *reader) clusterNetworkPolicy(c *policyv1alpha2.ClusterNetworkPolicy) *p
 // closed.
 func (r *reader) finish(out *rule, act policyv1alpha2.ClusterNetworkPolicyRuleAction, protocols []policyv1alpha2.ClusterNetworkPolicyProtocol, ruleValid, closed bool) {
 	add := func() { out.policy.rules[out.dir] = append(out.policy.rules[out.dir], out) }
+	for _, v := range protocols {
+		ruleValid = ruleValid && validProtocol(v)
+	}
 	known := true
 	switch act {
 	case policyv1alpha2.ClusterNetworkPolicyRuleActionAccept:
@@ -369,15 +395,27 @@ func validSubject(s policyv1alpha2.ClusterNetworkPolicySubject) bool {
 	return len(validation.ClusterNetworkPolicy(&policyv1alpha2.ClusterNetworkPolicy{Spec: spec})) == 0
 }
 
-func validRule(probe policyv1alpha2.ClusterNetworkPolicySpec) bool {
-	probe.Tier, probe.Subject = soundSpec.Tier, soundSpec.Subject
-	for i := range probe.Ingress {
-		probe.Ingress[i].Name = "" // however long, it has no part in what matches
+func validPeer(p policyv1alpha2.ClusterNetworkPolicyEgressPeer) bool {
+	if len(p.Networks) == 0 {
+		p.Networks = nil
 	}
-	for i := range probe.Egress {
-		probe.Egress[i].Name = ""
+	if len(p.DomainNames) == 0 {
+		p.DomainNames = nil
 	}
-	return len(validation.ClusterNetworkPolicy(&policyv1alpha2.ClusterNetworkPolicy{Spec: probe})) == 0
+	return validRule(policyv1alpha2.ClusterNetworkPolicyEgressRule{To: []policyv1alpha2.ClusterNetworkPolicyEgressPeer{p}})
+}
+
+func validProtocol(p policyv1alpha2.ClusterNetworkPolicyProtocol) bool {
+	return validRule(policyv1alpha2.ClusterNetworkPolicyEgressRule{
+		To: []policyv1alpha2.ClusterNetworkPolicyEgressPeer{{Namespaces: &metav1.LabelSelector{}}}, Protocols: []policyv1alpha2.ClusterNetworkPolicyProtocol{p},
+	})
+}
+
+func validRule(r policyv1alpha2.ClusterNetworkPolicyEgressRule) bool {
+	spec := soundSpec
+	r.Action = policyv1alpha2.ClusterNetworkPolicyRuleActionAccept
+	spec.Egress = []policyv1alpha2.ClusterNetworkPolicyEgressRule{r}
+	return len(validation.ClusterNetworkPolicy(&policyv1alpha2.ClusterNetworkPolicy{Spec: spec})) == 0
 }
 
 // inOrder sorts policies as they are looked at: Admin by priority and name, NetworkPolicies by namespace and name, Baseline by priority
