@@ -41,8 +41,9 @@ type Analysis struct {
 	answers   []answer
 	answerIDs map[string]int32
 	sets      [2]map[string]*ruleSet
-	pairs     map[[2]int32]*Cell
-	shapes    map[string]int32
+	setsOf    []PortSet // that answers allow
+	setIDs    map[string]int32
+	cells     map[pair]*Cell // by two of these
 }
 
 // class is a set of ends that no policy tells apart. All its members are of one family.
@@ -88,7 +89,7 @@ type Options struct {
 // New puts a State into classes.
 func New(s netpol.State, o Options) *Analysis {
 	a := &Analysis{
-		state: s, reasonIDs: map[reason]int32{}, answerIDs: map[string]int32{}, pairs: map[[2]int32]*Cell{}, shapes: map[string]int32{},
+		state: s, reasonIDs: map[reason]int32{}, answerIDs: map[string]int32{}, setIDs: map[string]int32{}, cells: map[pair]*Cell{},
 		sets: [2]map[string]*ruleSet{{}, {}},
 	}
 	r := &reader{peers: map[string]*peer{}, prefixes: map[netip.Prefix]bool{}, podKeys: map[string]bool{}, names: map[string]bool{}}

@@ -28,6 +28,7 @@ type said struct {
 type answer struct {
 	of   [3][]said // they cover all ports
 	rest int32     // other protocols
+	set  int32     // number of what it allows, in Analysis.setsOf
 }
 
 // ruleSet is what judges the pods that the same policies select, in one direction. Policies are in their order.
@@ -58,10 +59,18 @@ func (a *Analysis) answer(v answer) int32 {
 		}
 		v.rest = free
 	}
-	key := fmt.Sprint(v)
+	var b []byte
+	for _, list := range v.of {
+		for _, s := range list {
+			b = append(b, byte(s.To), byte(s.To>>8), byte(s.reason), byte(s.reason>>8), byte(s.reason>>16), byte(s.reason>>24))
+		}
+		b = append(b, '/')
+	}
+	key := string(append(b, byte(v.rest), byte(v.rest>>8), byte(v.rest>>16), byte(v.rest>>24)))
 	id, ok := a.answerIDs[key]
 	if !ok {
 		id = int32(len(a.answers))
+		v.set = a.set(a.allowed(v))
 		a.answers = append(a.answers, v)
 		a.answerIDs[key] = id
 	}
@@ -225,97 +234,119 @@ func (a *Analysis) decide(s *ruleSet, rules []*rule, asks func(int) bool) reason
 	return unguarded
 }
 
-// Cell is the answer for two classes.
+// Cell is what is allowed between two classes.
 type Cell struct {
 	Allowed PortSet
 	Text    string // Allowed for people
-	Ranges  []Range
-	shape   int32 // equal for equal sets
+	shape   int32  // equal for equal sets
 }
 
-// Range is a part of a Cell, with who decided.
+// Range is a part of what can be asked for, with who decided.
 type Range struct {
 	Protocol string `json:"protocol"` // TCP, UDP, SCTP, or * for all others
 	Ports    *Ports `json:"ports,omitempty"`
 	Allowed  bool   `json:"allowed"`
-	Egress   string `json:"egress,omitempty"` // the rule that decided, in words
+	Egress   string `json:"egress,omitempty"` // the rule that decided, in words; none where no policy has a say
 	Ingress  string `json:"ingress,omitempty"`
-	egress   int32
-	ingress  int32
+	egress   reason
+	ingress  reason
 }
 
-// cell is the answer for flows from one class to another; nil if they are of different families.
-func (a *Analysis) cell(from, to int) *Cell {
+// pair is what the policies of both sides say, by numbers of answers; none: the classes are of different families.
+type pair struct{ egress, ingress int32 }
+
+var none = pair{-1, -1}
+
+// asked gives the answers for flows from one class to another.
+func (a *Analysis) asked(from, to int) pair {
 	f, t := a.classes[from], a.classes[to]
 	if f.family != t.family {
-		return nil
+		return none
 	}
-	var e, i int32
+	var p pair
 	if v := a.view(f, netpol.Egress); v != nil {
-		e = v[to]
+		p.egress = v[to]
 	}
 	if v := a.view(t, netpol.Ingress); v != nil {
-		i = v[from]
+		p.ingress = v[from]
 	}
-	key := [2]int32{e, i}
-	c, ok := a.pairs[key]
+	return p
+}
+
+// cell is what both sides allow; nil of none.
+func (a *Analysis) cell(p pair) *Cell {
+	if p == none {
+		return nil
+	}
+	e, i := a.answers[p.egress].set, a.answers[p.ingress].set
+	key := pair{e, i}
+	c, ok := a.cells[key]
 	if !ok {
-		c = a.combine(a.answers[e], a.answers[i])
-		a.pairs[key] = c
+		set := a.setsOf[e].and(a.setsOf[i])
+		c = &Cell{Allowed: set, Text: set.String(), shape: a.set(set)}
+		a.cells[key] = c
 	}
 	return c
 }
 
-func (a *Analysis) combine(e, i answer) *Cell {
-	c := &Cell{}
-	for p, name := range protocolNames {
-		cuts := []int{lastPort + 1}
-		for _, list := range [][]said{e.of[p], i.of[p]} {
-			for _, s := range list {
-				cuts = append(cuts, int(s.From))
+// set numbers a set of ports.
+func (a *Analysis) set(s PortSet) int32 {
+	key := fmt.Sprint(s.Of, s.Other)
+	id, ok := a.setIDs[key]
+	if !ok {
+		id = int32(len(a.setsOf))
+		a.setsOf = append(a.setsOf, s)
+		a.setIDs[key] = id
+	}
+	return id
+}
+
+// allowed is the set that an answer allows.
+func (a *Analysis) allowed(v answer) (out PortSet) {
+	for p, list := range v.of {
+		for _, s := range list {
+			if a.reasons[s.reason].allowed {
+				out.Of[p] = appendPorts(out.Of[p], s.Ports)
 			}
 		}
-		slices.Sort(cuts)
-		cuts = slices.Compact(cuts)
+	}
+	out.Other = a.reasons[v.rest].allowed
+	return out
+}
+
+// ranges tell who decides what.
+func (a *Analysis) ranges(of pair) []Range {
+	if of == none {
+		return nil
+	}
+	e, i := a.answers[of.egress], a.answers[of.ingress]
+	var out []Range
+	for p, name := range protocolNames {
 		x, y := 0, 0
-		for n, from := range cuts[:len(cuts)-1] {
-			for int(e.of[p][x].To) < from {
+		for from := 0; from <= lastPort; {
+			to := min(e.of[p][x].To, i.of[p][y].To)
+			out = append(out, a.rangeOf(name, &Ports{uint16(from), to}, e.of[p][x].reason, i.of[p][y].reason))
+			if e.of[p][x].To == to {
 				x++
 			}
-			for int(i.of[p][y].To) < from {
+			if i.of[p][y].To == to {
 				y++
 			}
-			ports := Ports{uint16(from), uint16(cuts[n+1] - 1)}
-			r := a.rangeOf(name, &ports, e.of[p][x].reason, i.of[p][y].reason)
-			if r.Allowed {
-				c.Allowed.Of[p] = appendPorts(c.Allowed.Of[p], ports)
-			}
-			c.Ranges = append(c.Ranges, r)
+			from = int(to) + 1
 		}
 	}
-	rest := a.rangeOf("*", nil, e.rest, i.rest)
-	c.Allowed.Other = rest.Allowed
-	c.Ranges = append(c.Ranges, rest)
-	c.Text = c.Allowed.String()
-	id, ok := a.shapes[c.Text]
-	if !ok {
-		id = int32(len(a.shapes))
-		a.shapes[c.Text] = id
-	}
-	c.shape = id
-	return c
+	return append(out, a.rangeOf("*", nil, e.rest, i.rest))
 }
 
 func (a *Analysis) rangeOf(protocol string, ports *Ports, e, i int32) Range {
-	return Range{
-		Protocol: protocol, Ports: ports, Allowed: a.reasons[e].allowed && a.reasons[i].allowed,
-		Egress: a.words(e, netpol.Egress), Ingress: a.words(i, netpol.Ingress), egress: e, ingress: i,
-	}
+	out := Range{Protocol: protocol, Ports: ports, egress: a.reasons[e], ingress: a.reasons[i]}
+	out.Allowed = out.egress.allowed && out.ingress.allowed
+	out.Egress, out.Ingress = a.words(out.egress, netpol.Egress), a.words(out.ingress, netpol.Ingress)
+	return out
 }
 
 // words tell a reason; nothing where no policy has a say.
-func (a *Analysis) words(id int32, d netpol.Direction) string {
-	r := a.reasons[id]
+func (a *Analysis) words(r reason, d netpol.Direction) string {
 	if r.policy < 0 {
 		return ""
 	}
@@ -334,16 +365,20 @@ func (a *Analysis) words(id int32, d netpol.Direction) string {
 	return fmt.Sprintf("%s by %s%s spec.%s[%d]", verb, kind, p.ref, d, r.rule)
 }
 
-// explain gives the reasons of both directions for a port of a cell.
-func (a *Analysis) explain(c *Cell, protocol uint8, port uint16) (egress, ingress reason) {
-	name := "*"
-	if i := slices.Index(protocols[:], protocol); i >= 0 {
-		name = protocolNames[i]
+// explain gives the reasons of both directions for a port.
+func (a *Analysis) explain(of pair, protocol uint8, port uint16) (egress, ingress reason) {
+	e, i := a.answers[of.egress], a.answers[of.ingress]
+	p := slices.Index(protocols[:], protocol)
+	if p < 0 {
+		return a.reasons[e.rest], a.reasons[i.rest]
 	}
-	for _, r := range c.Ranges {
-		if r.Protocol == name && (r.Ports == nil || r.Ports.From <= port && port <= r.Ports.To) {
-			return a.reasons[r.egress], a.reasons[r.ingress]
+	find := func(list []said) reason {
+		for _, s := range list {
+			if port <= s.To {
+				return a.reasons[s.reason]
+			}
 		}
+		return unguarded
 	}
-	return unguarded, unguarded
+	return find(e.of[p]), find(i.of[p])
 }
