@@ -30,6 +30,31 @@ func eachPolicyRow[K, V any](m *ebpf.Map, do func(K, V)) error {
 // Dump returns all rows, sorted. What is being written meanwhile may be half there.
 func (t *PolicyTables) Dump() (PolicyRows, error) { return policyRows(t.m) }
 
+// Usage is how full the tables are.
+func (t *PolicyTables) Usage() ([]MapStatus, error) {
+	r, err := t.Dump()
+	if err != nil {
+		return nil, err
+	}
+	single := 0
+	for _, p := range r.Peers {
+		if p.Prefix.IsSingleIP() {
+			single++
+		}
+	}
+	var out []MapStatus
+	for _, u := range []struct {
+		name string
+		rows int
+	}{
+		{"policy_subjects", len(r.Subjects)}, {"policy_peers", single}, {"policy_blocks", len(r.Peers) - single}, {"policy_answers", len(r.Answers)},
+		{"policy_ports", len(r.Ports)}, {"policy_names", len(r.Names)},
+	} {
+		out = append(out, MapStatus{Name: u.name, Rows: u.rows, Max: t.m[u.name].MaxEntries()})
+	}
+	return out, nil
+}
+
 // ReadPolicies reads the tables of policies that are pinned below pinDir and changes nothing; no agent need run.
 func ReadPolicies(pinDir string) (PolicyRows, error) {
 	maps, done, err := openPins(pinDir, policyTables)

@@ -78,6 +78,7 @@ The cluster is up. Try:
 		return err
 	})
 	f.Func(cluster.FlagNodePorts, "ranges of the nodes' addresses where NodePorts answer, with commas between, such as 0.0.0.0/0 for all but loopback, which 127.0.0.0/8 adds (the nodes' InternalIPs); may change at every start", ranges(&flags.NodePortAddrs))
+	f.StringVar(&flags.PolicyEstablished, cluster.FlagPolicyEstablished, "", "what becomes of established flows when network policies change: judge (they are judged anew; the default) or keep (they go on); annotations of namespaces and pods go before it; may change at every start")
 	f.IntVar(&flags.Port, cluster.FlagPort, flags.Port, "port of the API server")
 	f.IntVar(&flags.EtcdPort, cluster.FlagEtcdPort, flags.EtcdPort, "port of etcd on loopback; the next one is its peers'")
 	return cmd
@@ -95,6 +96,8 @@ func nodeFlags(f *pflag.FlagSet, flags *cluster.Settings) {
 	f.Func(cluster.FlagNodeIP, "address of the node, or two of different families with a comma between (those of the way to the default route, or to the API server)", into(&flags.NodeAddrs, cluster.ParseAddrs))
 	f.StringVar(&flags.ResolvConf, cluster.FlagResolvConf, flags.ResolvConf, "the node's resolv.conf: who is asked for names outside of the cluster; may change at every start")
 	sizeFlags(f, &flags.MaxFrontends, &flags.MaxBackends, "; may change at every start")
+	f.IntVar(&flags.MaxPolicyPeers, bpf.FlagMaxPolicyPeers, 0, fmt.Sprintf("how many addresses, and how many blocks, a node's network policies tell apart (%d); may change at every start", bpf.DefaultMaxPolicyPeers))
+	f.IntVar(&flags.MaxPolicyRules, bpf.FlagMaxPolicyRules, 0, fmt.Sprintf("how many answers, and how many ranges of ports, the rules of a node's network policies come to (%d); may change at every start", bpf.DefaultMaxPolicyRules))
 	f.StringVar(&flags.Healthz, cluster.FlagHealthz, "", "where load balancers ask for the node's health: IP:port, :port, or none (port 10256 of the node's addresses and of loopback); may change at every start")
 	f.IntVar(&flags.Flows, cluster.FlagFlows, 0, fmt.Sprintf("how many connections the node can follow at a time, such as 500000, and as many other flows; some 300 bytes of kernel memory each (%d); may change at every start, and those that there are live on", bpf.DefaultFlows))
 	f.StringVar(&flags.Metrics, cluster.FlagMetrics, "", "where metrics of the node's network are served: IP:port, :port for loopback, or none (port 10249 of loopback); may change at every start")

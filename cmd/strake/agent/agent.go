@@ -10,6 +10,7 @@ import (
 	"runtime/debug"
 	"sync/atomic"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -46,6 +47,9 @@ type Config struct {
 	TunnelPort        int
 	MaxFrontends      int // sizes of the tables of Services; 0: as bpf.Config has them
 	MaxBackends       int
+	MaxPolicyPeers    int // and of those of policies
+	MaxPolicyRules    int
+	KeepFlows         bool                // established flows go on when policies change
 	NodePortAddrs     []netip.Prefix      // where NodePorts answer; none: NodeAddrs
 	Flows             int                 // how many connections the node follows at a time, as bpf.Config has it
 	Healthz, Metrics  string              // where Services tell how they are, as services.Config has it
@@ -73,14 +77,16 @@ func OpenDatapath(cfg Config) (*bpf.Datapath, error) {
 		NodeAddrs: cfg.NodeAddrs, NoMasquerade: cfg.NoMasquerade, MasqueradeSources: cfg.MasqueradeSources, AllowLinkLocal: cfg.AllowLinkLocal,
 		Flows:        cfg.Flows,
 		MaxFrontends: cfg.MaxFrontends, MaxBackends: cfg.MaxBackends,
+		Policy: true, MaxPolicyPeers: cfg.MaxPolicyPeers, MaxPolicyRules: cfg.MaxPolicyRules,
 	})
 }
 
 // CNI returns the CNI server over a datapath. mtu tells that of pods' interfaces.
-func CNI(l layout.Layout, d *bpf.Datapath, nodeAddrs []netip.Addr, mtu func() int, podCIDRs func() ([]netip.Prefix, bool), leavesSockets func(pod string) (off, known bool)) (*cni.Server, error) {
+func CNI(l layout.Layout, d *bpf.Datapath, nodeAddrs []netip.Addr, mtu func() int, podCIDRs func() ([]netip.Prefix, bool), leavesSockets func(pod string) (off, known bool), guard cni.Guard) (*cni.Server, error) {
 	return cni.New(cni.Config{
 		Socket: l.CNISocket(), StateDir: l.CNIState(), ConfDir: l.CNIConf(), Alias: "strake-" + l.ID, NodeAddrs: nodeAddrs, MTU: mtu, Datapath: d, PodCIDRs: podCIDRs,
 		Sandboxes: func(ctx context.Context) ([]string, error) { return sandboxes(ctx, l) }, LeavesSockets: leavesSockets,
+		Guard: guard,
 	})
 }
 
@@ -114,6 +120,10 @@ func Run(ctx context.Context, cfg Config) error {
 		return err
 	}
 	pods := newLocalPods(netClient, cfg.NodeName)
+	policies, err := newPolicies(cfg, id.network, netClient, d)
+	if err != nil {
+		return err
+	}
 	var podCIDRs atomic.Pointer[[]netip.Prefix]
 	var links underlay
 	server, err := CNI(l, d, cfg.NodeAddrs, links.mtu, func() ([]netip.Prefix, bool) {
@@ -121,8 +131,11 @@ func Run(ctx context.Context, cfg Config) error {
 			return *p, true
 		}
 		return nil, false
-	}, pods.leavesSockets)
+	}, pods.leavesSockets, policies)
 	if err != nil {
+		return err
+	}
+	if err := policies.known(server.Attachments()); err != nil {
 		return err
 	}
 	f := informers.NewSharedInformerFactoryWithOptions(netClient, 0, informers.WithTransform(dropManagedFields))
@@ -136,6 +149,7 @@ func Run(ctx context.Context, cfg Config) error {
 	svc, err := services.New(services.Config{
 		Client: netClient, Informers: f, Datapath: d, Node: proxy.Node{Name: cfg.NodeName, Addrs: cfg.NodeAddrs, Local: cfg.DNSAddrs},
 		NodePorts: cfg.NodePortAddrs, Healthz: cfg.Healthz, Metrics: cfg.Metrics, Namespaces: server.Namespaces,
+		Collectors: []prometheus.Collector{policies},
 	})
 	if err != nil {
 		return err
@@ -173,6 +187,12 @@ func Run(ctx context.Context, cfg Config) error {
 			return nil // ctx ended
 		}
 		return pods.run(ctx, server.PodSeen)
+	})
+	g.Go(func() error {
+		if ready.API(ctx, netClient.Discovery().RESTClient()) != nil {
+			return nil // ctx ended
+		}
+		return policies.run(ctx)
 	})
 	g.Go(func() error { return nodes.Run(ctx) })
 	g.Go(func() error {

@@ -108,7 +108,7 @@ func removePods(ctx context.Context, l layout.Layout, s Settings) error {
 		return err
 	}
 	defer d.Close()
-	server, err := agent.CNI(l, d, s.NodeAddrs, func() int { return 0 }, func() ([]netip.Prefix, bool) { return nil, false }, nil)
+	server, err := agent.CNI(l, d, s.NodeAddrs, func() int { return 0 }, func() ([]netip.Prefix, bool) { return nil, false }, nil, nil)
 	if err != nil {
 		return err
 	}

@@ -44,6 +44,9 @@ type Settings struct {
 	// MaxFrontends and MaxBackends are the sizes of the tables of Services; 0 is the default.
 	MaxFrontends int `json:"maxServiceFrontends,omitempty"`
 	MaxBackends  int `json:"maxServiceBackends,omitempty"`
+	// MaxPolicyPeers and MaxPolicyRules are those of the tables of policies.
+	MaxPolicyPeers int `json:"maxPolicyPeers,omitempty"`
+	MaxPolicyRules int `json:"maxPolicyRules,omitempty"`
 
 	IPFamily IPFamily `json:"-"` // chooses the default ranges of a new cluster
 }
@@ -60,7 +63,15 @@ type Shared struct {
 	AllowLinkLocal []netip.Prefix `json:"allowLinkLocal,omitempty"`
 	// NodePortAddrs are ranges of nodes' addresses where NodePorts answer; without any it is the nodes' InternalIPs.
 	NodePortAddrs []netip.Prefix `json:"nodePortAddresses,omitempty"`
+	// PolicyEstablished tells what becomes of established flows when policies change; empty: PolicyJudge.
+	PolicyEstablished string `json:"policyEstablished,omitempty"`
 }
+
+// What becomes of established flows when policies change.
+const (
+	PolicyJudge = "judge" // they are judged anew
+	PolicyKeep  = "keep"  // they go on
+)
 
 // How packets come from node to node.
 const (
@@ -95,6 +106,8 @@ const (
 	FlagHealthz      = "healthz-bind-address"
 	FlagMetrics      = "metrics-bind-address"
 	FlagFlows        = "flows"
+
+	FlagPolicyEstablished = "policy-established"
 )
 
 // UnmarshalJSON reads the form of before there were two families as well.
@@ -198,6 +211,15 @@ func settle(l layout.Layout, flags Settings, given func(flag string) bool) (Sett
 	if given(FlagNodePorts) {
 		s.NodePortAddrs = flags.NodePortAddrs
 	}
+	if given(FlagPolicyEstablished) {
+		s.PolicyEstablished = flags.PolicyEstablished
+	}
+	if given(bpf.FlagMaxPolicyPeers) {
+		s.MaxPolicyPeers = flags.MaxPolicyPeers
+	}
+	if given(bpf.FlagMaxPolicyRules) {
+		s.MaxPolicyRules = flags.MaxPolicyRules
+	}
 	if given(bpf.FlagMaxFrontends) {
 		s.MaxFrontends = flags.MaxFrontends
 	}
@@ -250,6 +272,9 @@ func (s Settings) check() error {
 	}
 	if s.Routing != RoutingVXLAN && s.Routing != RoutingNative {
 		return fmt.Errorf("--%s %q is neither %s nor %s", FlagRouting, s.Routing, RoutingVXLAN, RoutingNative)
+	}
+	if e := s.PolicyEstablished; e != "" && e != PolicyJudge && e != PolicyKeep {
+		return fmt.Errorf("--%s %q is neither %s nor %s", FlagPolicyEstablished, e, PolicyJudge, PolicyKeep)
 	}
 	if err := bpf.CheckFlows(s.Flows); err != nil {
 		return fmt.Errorf("--%s: %w", FlagFlows, err)

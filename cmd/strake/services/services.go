@@ -37,6 +37,8 @@ type Config struct {
 	Healthz, Metrics string
 	// Namespaces are the paths of pods' network namespaces: connections in them end when their backend is deleted.
 	Namespaces func() []string
+	// Collectors are measured besides.
+	Collectors []prometheus.Collector
 }
 
 // Services are those of one node.
@@ -80,6 +82,7 @@ func New(cfg Config) (*Services, error) {
 		return nil, err
 	}
 	s.registry.RawMustRegister(aborted, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), drops{cfg.Datapath}, flows{cfg.Datapath})
+	s.registry.RawMustRegister(cfg.Collectors...)
 	// The first rows are already for the addresses that are followed later: a restart takes none away.
 	node := cfg.Node
 	if len(cfg.NodePorts) > 0 {

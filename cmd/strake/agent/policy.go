@@ -1,0 +1,74 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/kubernetes/scheme"
+	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/record"
+
+	"github.com/strake-io/strake/bpf"
+	"github.com/strake-io/strake/cni"
+	"github.com/strake-io/strake/netpol/enforce"
+)
+
+// policies are the network policies of a node; for cni they are the Guard.
+type policies struct {
+	*enforce.Enforcer
+	client kubernetes.Interface
+	events record.EventBroadcaster
+}
+
+func newPolicies(cfg Config, rc *rest.Config, client kubernetes.Interface, d *bpf.Datapath) (*policies, error) {
+	rc = rest.CopyConfig(rc)
+	rc.ContentType = "" // custom resources are JSON
+	custom, err := dynamic.NewForConfig(rc)
+	if err != nil {
+		return nil, fmt.Errorf("network policies: %w", err)
+	}
+	events := record.NewBroadcaster()
+	return &policies{
+		Enforcer: enforce.New(enforce.Config{
+			Client: client, Dynamic: custom, Tables: d.Policies(), NodeName: cfg.NodeName, DNSAddrs: cfg.DNSAddrs, KeepFlows: cfg.KeepFlows,
+			Recorder: events.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "strake-policy", Host: cfg.NodeName}),
+		}),
+		client: client, events: events,
+	}, nil
+}
+
+// endpoint is an attachment as policies see it.
+func endpoint(a cni.Allocation) enforce.Endpoint {
+	ep := enforce.Endpoint{Owner: a.ContainerID + "/" + a.Ifname, UID: a.UID, Addrs: a.Addrs}
+	ep.Namespace, ep.Pod, _ = strings.Cut(a.Pod, "/")
+	return ep
+}
+
+// Admit implements cni.Guard.
+func (p *policies) Admit(ctx context.Context, a cni.Allocation) error {
+	return p.Enforcer.Admit(ctx, endpoint(a))
+}
+
+// Release implements cni.Guard.
+func (p *policies) Release(a cni.Allocation) { p.Enforcer.Release(endpoint(a).Owner) }
+
+// known tells of the pods that there are.
+func (p *policies) known(attachments []cni.Allocation) error {
+	all := make([]enforce.Endpoint, 0, len(attachments))
+	for _, a := range attachments {
+		all = append(all, endpoint(a))
+	}
+	return p.Enforcer.Known(all...)
+}
+
+// run enforces until ctx ends.
+func (p *policies) run(ctx context.Context) error {
+	p.events.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: p.client.CoreV1().Events("")})
+	defer p.events.Shutdown()
+	return p.Enforcer.Run(ctx)
+}

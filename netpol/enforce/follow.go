@@ -1,0 +1,227 @@
+package enforce
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"hash/maphash"
+	"sync"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/cache"
+)
+
+// followed is a kind of objects of the API: a store for client-go's reflector, which passes on what changes. Of each object it holds a hash of
+// what was passed on, so that what changes nothing (a pod's readiness, a node's heartbeat) ends here.
+type followed struct {
+	kind string
+	// keep returns what is passed on of an object; an error drops it.
+	keep func(obj any) (metav1.Object, error)
+	// id names an object in what is passed on.
+	id func(obj metav1.Object) string
+	// pass is told of an object that is new or has changed, or, with nil, of one that is gone.
+	pass func(kind, id string, obj metav1.Object)
+
+	mu      sync.Mutex
+	known   map[string]passed
+	changed chan struct{} // closed and replaced when known changes
+	seed    maphash.Seed
+	once    sync.Once
+	synced  chan struct{} // closed when all that there was at the start is passed on
+}
+
+// passed is what was passed on of an object.
+type passed struct {
+	id      string
+	hash    uint64
+	version string // resourceVersion
+}
+
+func newFollowed(kind string, id func(metav1.Object) string, keep func(any) (metav1.Object, error), pass func(kind, id string, obj metav1.Object)) *followed {
+	return &followed{kind: kind, id: id, keep: keep, pass: pass, known: map[string]passed{}, changed: make(chan struct{}), seed: maphash.MakeSeed(), synced: make(chan struct{})}
+}
+
+// uidOf is an id for kinds of which one may be there still when the next of its name comes.
+func uidOf(o metav1.Object) string { return string(o.GetUID()) }
+
+func keyOf(o metav1.Object) string {
+	if ns := o.GetNamespace(); ns != "" {
+		return ns + "/" + o.GetName()
+	}
+	return o.GetName()
+}
+
+// Transformer implements cache.TransformingStore: what a list brings takes little room from the first on.
+func (f *followed) Transformer() cache.TransformFunc {
+	return func(obj any) (any, error) { return f.keep(obj) }
+}
+
+// Add implements cache.ReflectorStore.
+func (f *followed) Add(obj any) error {
+	kept, err := f.keep(obj)
+	if err != nil {
+		return err
+	}
+	return f.put(kept)
+}
+
+// Update implements cache.ReflectorStore.
+func (f *followed) Update(obj any) error { return f.Add(obj) }
+
+// Delete implements cache.ReflectorStore.
+func (f *followed) Delete(obj any) error {
+	o, ok := obj.(metav1.Object)
+	if !ok {
+		return fmt.Errorf("%s: %T is no object", f.kind, obj)
+	}
+	f.remove(keyOf(o))
+	return nil
+}
+
+// Replace implements cache.ReflectorStore.
+func (f *followed) Replace(list []any, _ string) error {
+	live := make(map[string]bool, len(list))
+	for i, obj := range list {
+		kept, err := f.keep(obj)
+		if err != nil {
+			return err
+		}
+		list[i] = nil
+		live[keyOf(kept)] = true
+		if err := f.put(kept); err != nil {
+			return err
+		}
+	}
+	f.mu.Lock()
+	var gone []string
+	for key := range f.known {
+		if !live[key] {
+			gone = append(gone, key)
+		}
+	}
+	f.mu.Unlock()
+	for _, key := range gone {
+		f.remove(key)
+	}
+	f.settled()
+	return nil
+}
+
+// Resync implements cache.ReflectorStore.
+func (f *followed) Resync() error { return nil }
+
+func (f *followed) settled() { f.once.Do(func() { close(f.synced) }) }
+
+// hash tells objects apart but for their resourceVersion.
+func (f *followed) hash(obj metav1.Object) (uint64, error) {
+	version := obj.GetResourceVersion()
+	obj.SetResourceVersion("")
+	defer obj.SetResourceVersion(version)
+	var data []byte
+	var err error
+	if m, ok := obj.(interface{ Marshal() ([]byte, error) }); ok {
+		data, err = m.Marshal()
+	} else {
+		data, err = json.Marshal(obj)
+	}
+	return maphash.Bytes(f.seed, data), err
+}
+
+func (f *followed) put(obj metav1.Object) error {
+	h, err := f.hash(obj)
+	if err != nil {
+		return fmt.Errorf("%s %s: %w", f.kind, keyOf(obj), err)
+	}
+	key := keyOf(obj)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	was, had := f.known[key]
+	now := passed{f.id(obj), h, obj.GetResourceVersion()}
+	if had && was.id != now.id {
+		f.pass(f.kind, was.id, nil)
+		had = false
+	}
+	if !had || was.hash != h {
+		f.pass(f.kind, now.id, obj)
+	}
+	f.known[key] = now
+	f.told()
+	return nil
+}
+
+// told wakes who waits for an object.
+func (f *followed) told() {
+	close(f.changed)
+	f.changed = make(chan struct{})
+}
+
+func (f *followed) remove(key string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if was, had := f.known[key]; had {
+		f.pass(f.kind, was.id, nil)
+		delete(f.known, key)
+		f.told()
+	}
+}
+
+// count is how many objects there are.
+func (f *followed) count() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.known)
+}
+
+// keeping makes keep of a function for objects of the API, which takes what it has made itself, too.
+func keeping[T any, P interface {
+	*T
+	metav1.Object
+}](keep func(P) P) func(any) (metav1.Object, error) {
+	return func(obj any) (metav1.Object, error) {
+		o, ok := obj.(P)
+		if !ok {
+			return nil, fmt.Errorf("%T where %T is expected", obj, o)
+		}
+		return keep(o), nil
+	}
+}
+
+// list and watch of a typed client.
+type source[L runtime.Object] interface {
+	List(ctx context.Context, o metav1.ListOptions) (L, error)
+	Watch(ctx context.Context, o metav1.ListOptions) (watch.Interface, error)
+}
+
+func reflector[L runtime.Object](client any, what runtime.Object, store cache.ReflectorStore, s source[L]) *cache.Reflector {
+	lw := cache.ToListWatcherWithWatchListSemantics(&cache.ListWatch{
+		ListWithContextFunc:  func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) { return s.List(ctx, o) },
+		WatchFuncWithContext: s.Watch,
+	}, client)
+	return cache.NewReflectorWithOptions(lw, what, store, cache.ReflectorOptions{})
+}
+
+// Kinds that are followed.
+const (
+	kindPod                  = "Pod"
+	kindNamespace            = "Namespace"
+	kindNode                 = "Node"
+	kindNetworkPolicy        = "NetworkPolicy"
+	kindClusterNetworkPolicy = "ClusterNetworkPolicy"
+	kindEndpoint             = "endpoint" // of this node, by the CNI server
+)
+
+// followAPI follows the built-in kinds.
+func (e *Enforcer) followAPI(c kubernetes.Interface) []*cache.Reflector {
+	core := c.CoreV1()
+	return []*cache.Reflector{
+		reflector[*corev1.PodList](c, &corev1.Pod{}, e.pods, core.Pods(metav1.NamespaceAll)),
+		reflector[*corev1.NamespaceList](c, &corev1.Namespace{}, e.namespaces, core.Namespaces()),
+		reflector[*corev1.NodeList](c, &corev1.Node{}, e.nodes, core.Nodes()),
+		reflector[*networkingv1.NetworkPolicyList](c, &networkingv1.NetworkPolicy{}, e.policies, c.NetworkingV1().NetworkPolicies(metav1.NamespaceAll)),
+	}
+}
