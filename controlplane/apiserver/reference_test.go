@@ -56,7 +56,6 @@ var gaps = map[string]string{
 	"v1 persistentvolumes":                                "no binder, no provisioning",
 	"v1 persistentvolumeclaims":                           "no binder, no provisioning",
 	"v1 replicationcontrollers":                           "no controller acts on them",
-	"v1 resourcequotas":                                   "not enforced and not counted",
 	"v1 endpoints":                                        "written by users only; no controller makes them from Services",
 	"networking.k8s.io/v1 ingresses":                      "no controller acts on them: bring an ingress controller",
 	"networking.k8s.io/v1 servicecidrs":                   "the cluster's own range only: no addresses are given from further ones",

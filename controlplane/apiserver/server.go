@@ -20,6 +20,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/apimachinery/pkg/util/sets"
 	"k8s.io/apiserver/pkg/admission"
+	"k8s.io/apiserver/pkg/admission/plugin/resourcequota"
 	"k8s.io/apiserver/pkg/authentication/authenticator"
 	"k8s.io/apiserver/pkg/authentication/authenticatorfactory"
 	"k8s.io/apiserver/pkg/authentication/request/headerrequest"
@@ -282,12 +283,13 @@ func (b *builder) boundPods(ctx context.Context, node string) ([]corev1.Pod, err
 func (b *builder) buildAdmission() error {
 	o := options.NewAdmissionOptions()
 	ours := strakeadmission.Register(o.Plugins)
-	o.RecommendedPluginOrder = append([]string{"NamespaceLifecycle"}, append(ours, "MutatingAdmissionPolicy", "MutatingAdmissionWebhook", "ValidatingAdmissionPolicy", "ValidatingAdmissionWebhook")...)
+	resourcequota.Register(o.Plugins)
+	o.RecommendedPluginOrder = append([]string{"NamespaceLifecycle"}, append(ours, "MutatingAdmissionPolicy", "MutatingAdmissionWebhook", "ValidatingAdmissionPolicy", "ValidatingAdmissionWebhook", resourcequota.PluginName)...)
 	dyn, err := dynamic.NewForConfig(b.generic.LoopbackClientConfig)
 	if err != nil {
 		return err
 	}
-	return o.ApplyTo(b.generic, b.informers, b.client, dyn, utilfeature.DefaultFeatureGate, b.generic.EffectiveVersion, webhookInitializer(b))
+	return o.ApplyTo(b.generic, b.informers, b.client, dyn, utilfeature.DefaultFeatureGate, b.generic.EffectiveVersion, webhookInitializer(b), quotaInit{})
 }
 
 // webhookInitializer tells the webhook plugins how to reach Services and as whom.

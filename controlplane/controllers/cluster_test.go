@@ -20,6 +20,7 @@ import (
 
 	"github.com/strake-io/strake/controlplane/apiserver"
 	"github.com/strake-io/strake/controlplane/apiserver/apiservertest"
+	"github.com/strake-io/strake/controlplane/apiserver/quota"
 	"github.com/strake-io/strake/controlplane/controllers"
 )
 
@@ -56,6 +57,7 @@ func start(t *testing.T) *cluster {
 	go func() {
 		done <- controllers.Run(ctx, controllers.Config{
 			Client: client, Metadata: meta, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("fd00:10:244::/56")}, CAFile: server.CAFile, CAKeyFile: server.CAKeyFile, Server: server.Admin.Host,
+			Quota: quota.Evaluators,
 		})
 	}()
 	t.Cleanup(func() {

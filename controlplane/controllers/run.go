@@ -31,6 +31,7 @@ import (
 	"github.com/strake-io/strake/controlplane/controllers/namespace"
 	"github.com/strake-io/strake/controlplane/controllers/node"
 	"github.com/strake-io/strake/controlplane/controllers/replicaset"
+	"github.com/strake-io/strake/controlplane/controllers/resourcequota"
 	"github.com/strake-io/strake/controlplane/controllers/serviceaccount"
 	"github.com/strake-io/strake/controlplane/controllers/statefulset"
 )
@@ -45,6 +46,7 @@ type Config struct {
 	// CAFile and CAKeyFile are the cluster's CA: published to every namespace, and what signs certificates of nodes and users.
 	CAFile, CAKeyFile string
 	Server            string // https URL of the API server, for machines that join
+	Quota             resourcequota.Evaluators
 }
 
 // Run runs all controllers until ctx ends.
@@ -97,6 +99,9 @@ func Run(ctx context.Context, cfg Config) error {
 		},
 		func() (func(context.Context), error) {
 			return endpointslicemirror.Setup(cfg.Client, f, recorder("endpoint-slice-mirroring-controller"))
+		},
+		func() (func(context.Context), error) {
+			return resourcequota.Setup(cfg.Client, cfg.Metadata, f, cfg.Quota)
 		},
 		func() (func(context.Context), error) { return garbage.Setup(cfg.Client, cfg.Metadata), nil },
 	} {

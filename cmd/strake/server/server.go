@@ -18,6 +18,7 @@ import (
 
 	"github.com/strake-io/strake/cmd/strake/ready"
 	"github.com/strake-io/strake/controlplane/apiserver"
+	"github.com/strake-io/strake/controlplane/apiserver/quota"
 	"github.com/strake-io/strake/controlplane/controllers"
 	"github.com/strake-io/strake/controlplane/pki"
 	"github.com/strake-io/strake/controlplane/scheduler"
@@ -133,7 +134,7 @@ func runControllers(ctx context.Context, cfg Config) error {
 	}
 	return controllers.Run(ctx, controllers.Config{
 		Client: client, Metadata: meta, PodCIDRs: cfg.PodCIDRs, NodeBits: cfg.NodeBits,
-		CAFile: cfg.PKI.CA().Cert, CAKeyFile: cfg.PKI.CA().Key, Server: cfg.URL(),
+		CAFile: cfg.PKI.CA().Cert, CAKeyFile: cfg.PKI.CA().Key, Server: cfg.URL(), Quota: quota.Evaluators,
 	})
 }
 
