@@ -143,6 +143,8 @@ func TestClusterRulesFailClosed(t *testing.T) {
 			j.denies("x/a", "198.51.100.1", "80/TCP")
 			j.allows("x/host", "u/b", "9/UDP")
 			wantProblem(t, j, field)
+			// Alone, an Accept rule says nothing.
+			of(t, with(t, world(), cnp("adm", "Admin", "1", `egress: [{action: `+action+`, `+rule+`}]`))).says(action == "Accept", "x/a", "u/b", "9/UDP")
 		}
 	}
 	unknown := of(t, with(t, world(), cnp("adm", "Admin", "1", `egress: [{action: Allow, to: [{networks: [198.51.100.0/24]}]}]`)))
@@ -199,6 +201,7 @@ func TestInvalidNetworkPoliciesClose(t *testing.T) {
 		if v := j.one("198.51.100.1", "x/a", "80/TCP"); v.Allowed {
 			t.Errorf("%s: %+v", field, v)
 		}
+		j.denies("u/a", "x/a", "0/TCP")
 		wantProblem(t, j, strings.TrimSpace(field))
 	}
 	rest := of(t, with(t, world(), `{name: x/p, ingress: [{from: [{}, {podSelector: {}}], ports: [{port: 0}, {port: 80}]}]}`)) // what is valid beside it counts
@@ -245,6 +248,9 @@ func TestPodsWithoutAddress(t *testing.T) {
 	}
 	six := netpol.Flow{From: end("u/a"), To: netpol.End{Pod: end("x/b").Pod, Addr: netip.MustParseAddr("fd00:1::2")}, Protocol: netpol.TCP, Port: 80}
 	if v := rule(`{ipBlock: {cidr: "::/0"}}`).verdict(six); !v.Allowed {
+		t.Errorf("the family is that of the other end: %+v", v)
+	}
+	if v := rule(`{ipBlock: {cidr: 0.0.0.0/0}}`).verdict(six); v.Allowed {
 		t.Errorf("the family is that of the other end: %+v", v)
 	}
 	if v := rule(`{namespaceSelector: {}}`).one("u/a", "x/a", "80/TCP"); !v.Allowed {

@@ -48,9 +48,9 @@ func TestFact02NamedPortIsOfTheDestination(t *testing.T) {
 
 func TestFact02NamedPortOfInitContainers(t *testing.T) {
 	s := with(t, world(), `{name: x/p, podSelector: {}, ingress: [{ports: [{port: early}]}]}`)
-	always := corev1.ContainerRestartPolicyAlways
+	always, never := corev1.ContainerRestartPolicyAlways, corev1.ContainerRestartPolicyNever
 	podOf(s, "x/a").Spec.InitContainers = []corev1.Container{{Name: "sidecar", RestartPolicy: &always, Ports: []corev1.ContainerPort{{Name: "early", ContainerPort: 7000}}}}
-	podOf(s, "x/b").Spec.InitContainers = []corev1.Container{{Name: "setup", Ports: []corev1.ContainerPort{{Name: "early", ContainerPort: 7000}}}}
+	podOf(s, "x/b").Spec.InitContainers = []corev1.Container{{Name: "setup", RestartPolicy: &never, Ports: []corev1.ContainerPort{{Name: "early", ContainerPort: 7000}}}}
 	j := of(t, s)
 	j.allows("u/a", "x/a", "7000/TCP")
 	j.denies("u/a", "x/b", "7000/TCP")
@@ -411,9 +411,8 @@ func TestFact43BothFamilies(t *testing.T) {
 	j := of(t, with(t, world(), `{name: x/p, ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/8, except: ["fd00:2::/32"]}}]}]}`))
 	j.denies("u/a", "x/a", "80/TCP")
 	wantProblem(t, j, "spec.ingress[0].from[0].ipBlock.except[0]")
-	if v := j.one("::ffff:10.2.0.1", "x/a", "80/TCP"); v.Ingress.Allowed {
-		t.Error("IPv4 in IPv6 is IPv4")
-	}
+	in(t, `{name: x/p, ingress: [{from: [{ipBlock: {cidr: 10.2.0.1/32}}]}, {from: [{podSelector: {matchLabels: {pod: b}}}]}]}`).each( // IPv4 in IPv6 is IPv4
+		yes("::ffff:10.2.0.1", "10.1.0.1", "80/TCP"), yes("::ffff:10.1.0.2", "::ffff:10.1.0.1", "80/TCP"), no("::ffff:10.1.0.3", "10.1.0.1", "80/TCP"))
 	s := world()
 	podOf(s, "x/a").Status.PodIPs = podOf(s, "x/a").Status.PodIPs[:1]
 	podOf(s, "u/a").Status.PodIPs = podOf(s, "u/a").Status.PodIPs[1:]

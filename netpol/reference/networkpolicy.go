@@ -155,7 +155,7 @@ func (b block) covers(other party) bool {
 }
 
 // matchesPorts: NP: "If this field is empty or missing, this rule matches all ports (traffic not restricted by port). If this field is present and contains at least one
-// item, then this rule allows traffic only if the traffic matches at least one port in the list." Protocols without ports only match the former.
+// item, then this rule allows traffic only if the traffic matches at least one port in the list." The protocols of ports are TCP, UDP and SCTP, so that others only match the former.
 func matchesPorts(r *rule, q question) bool {
 	if r.anyPort {
 		return true
@@ -166,7 +166,7 @@ func matchesPorts(r *rule, q question) bool {
 // matchesPort: NP: "If present, only traffic on the specified protocol AND port will be matched." "If this field is not provided, this matches all port names and numbers."
 // "endPort indicates that the range of ports from port to endPort if set, inclusive, should be allowed".
 func matchesPort(p port, q question) bool {
-	if !p.valid || !hasPorts(q.Protocol) {
+	if !p.valid {
 		return false
 	}
 	if p.protocol != 0 && p.protocol != q.Protocol {
@@ -186,8 +186,4 @@ func namedPort(name string, q question) bool {
 	return slices.ContainsFunc(q.to.pod.ports, func(c containerPort) bool {
 		return c.name == name && c.protocol == q.Protocol && c.number == int32(q.Port)
 	})
-}
-
-func hasPorts(protocol uint8) bool {
-	return protocol == netpol.TCP || protocol == netpol.UDP || protocol == netpol.SCTP
 }

@@ -1,0 +1,143 @@
+package reference
+
+import (
+	"encoding/json"
+	"flag"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+var mutants = flag.Bool("mutants", false, "prove that the tests notice when the evaluator is wrong (about 3 s for each mutant)")
+
+// seeded are faults that others had, or that are easily made. The tests of the facts must notice each.
+var seeded = []struct{ file, right, wrong string }{
+	// NetworkPolicy
+	{"networkpolicy.go", "p.first <= q.Port && q.Port <= p.last", "p.first <= q.Port && q.Port < p.last"},
+	{"networkpolicy.go", "p.first <= q.Port && q.Port <= p.last", "p.first == q.Port"},
+	{"networkpolicy.go", "c.name == name && c.protocol == q.Protocol &&", "c.name == name &&"},
+	{"networkpolicy.go", "&& c.number == int32(q.Port)", ""},
+	{"networkpolicy.go", "if p.protocol != 0 && p.protocol != q.Protocol {\n\t\treturn false", "if false {\n\t\treturn false"},
+	{"networkpolicy.go", "if !p.valid {", "if false {"},
+	{"networkpolicy.go", "return !slices.ContainsFunc(b.except", "return true || !slices.ContainsFunc(b.except"},
+	{"networkpolicy.go", "b.cidr.Bits() == 0 && b.cidr.Addr().Is6() == other.v6", "b.cidr.Bits() == 0"},
+	{"networkpolicy.go", "b.cidr.Bits() == 0 && b.cidr.Addr().Is6() == other.v6", "false"},
+	{"networkpolicy.go", "if other.pod.Namespace != s.own {", "if false {"},
+	{"networkpolicy.go", "return s.pods.Matches(other.pod.labels)", "return true"},
+	{"networkpolicy.go", "!s.namespaces.Matches(other.pod.namespace)", "false"},
+	{"networkpolicy.go", "matchesPeers(r, other) && matchesPorts(r, q)", "matchesPeers(r, other)"},
+	{"networkpolicy.go", "matchesPeers(r, other) && matchesPorts(r, q)", "matchesPorts(r, q)"},
+	{"networkpolicy.go", "matchesPeers(r, other) && matchesPorts(r, q)", "(matchesPeers(r, other) || matchesPorts(r, q))"},
+	{"networkpolicy.go", "if p.ref.Namespace != s.Namespace {", "if false {"},
+	{"networkpolicy.go", "return p.pods == nil || p.pods.Matches(s.labels)", "return p.pods != nil && p.pods.Matches(s.labels)"},
+	{"networkpolicy.go", "return p.pods == nil || p.pods.Matches(s.labels)", "return true"},
+	{"networkpolicy.go", "if !p.isolates[d] {", "if false {"},
+	{"networkpolicy.go", "p.shadow && withShadow == 0", "false"},
+	{"read.go", "return d == netpol.Ingress || len(p.Spec.Egress) > 0", "return d == netpol.Ingress || p.Spec.Egress != nil"},
+	{"read.go", "return d == netpol.Ingress || len(p.Spec.Egress) > 0", "return d == netpol.Ingress"},
+	{"read.go", "return d == netpol.Ingress || len(p.Spec.Egress) > 0", "return true"},
+	{"read.go", "if !appliesTo(p, d) {", "if false {"},
+	{"read.go", "anyPeer: len(peers) == 0, anyPort: len(ports) == 0", "anyPeer: peers == nil, anyPort: len(ports) == 0"},
+	{"read.go", "anyPeer: len(peers) == 0, anyPort: len(ports) == 0", "anyPeer: len(peers) == 0, anyPort: ports == nil"},
+	{"read.go", "protocol: netpol.TCP, first: 0, last: 65535", "protocol: 0, first: 0, last: 65535"},
+	{"read.go", "out.rules = [2][]rule{}", ""},
+	{"read.go", "out = [2]bool{true, true}", ""},
+	{"read.go", "x.Bits() <= cidr.Bits()", "x.Bits() < cidr.Bits()"},
+	{"read.go", "ok = ok && good", "_ = good"},
+	{"read.go", "cmp.Compare(a.priority, b.priority)", "cmp.Compare(b.priority, a.priority)"},
+	{"read.go", "cmp.Compare(a.priority, b.priority)", "0"},
+	{"read.go", "if p.PodSelector != nil || p.NamespaceSelector != nil {", "if false {"},
+	// Who is who
+	{"cluster.go", "if p.hostNetwork || p.ended != \"\" {", "if p.ended != \"\" {"},
+	{"cluster.go", "if p.hostNetwork || p.ended != \"\" {", "if p.hostNetwork {"},
+	{"cluster.go", "phase == corev1.PodSucceeded || phase == corev1.PodFailed", "phase == corev1.PodSucceeded"},
+	{"cluster.go", "if found.hostNetwork {", "if false {"},
+	{"cluster.go", "out[corev1.LabelMetadataName] = name", ""},
+	{"cluster.go", "*c.RestartPolicy == corev1.ContainerRestartPolicyAlways", "true"},
+	{"cluster.go", "e.Addr.Unmap().WithZone(\"\")", "e.Addr.WithZone(\"\")"},
+	{"cluster.go", "return a.created > b.created", "return a.created < b.created"},
+	{"cluster.go", "c.addDNS(s.DNSAddrs)", ""},
+	// What is exempt
+	{"evaluator.go", "if q.Forwarded || home == \"\" {", "if home == \"\" {"},
+	{"evaluator.go", "if q.Forwarded || home == \"\" {", "if q.Forwarded {"},
+	{"evaluator.go", "q.from.host != nil && q.from.host.node == home", "q.from.host != nil"},
+	{"evaluator.go", "return q.from.pod == nil && e.hasAddress(home, q.from.addr)", "return false"},
+	{"evaluator.go", "return q.from.pod == nil && e.hasAddress(home, q.from.addr)", "return len(q.from.nodes) > 0"},
+	{"evaluator.go", "q.from.pod == q.to.pod && !q.ViaService", "q.from.pod == q.to.pod"},
+	{"evaluator.go", "q.from.pod == q.to.pod && !q.ViaService", "false"},
+	{"evaluator.go", "if q.ViaService && q.from.guarded() && q.from.pod == q.to.pod {", "if false {"},
+	{"evaluator.go", "if q.ViaService && q.from.guarded() && q.from.pod == q.to.pod {", "if q.ViaService {"},
+	{"evaluator.go", "if netpol.PassesAlways(q.Protocol, q.ICMPType) {", "if false {"},
+	{"evaluator.go", "case p.pod.dns:", "case false:"},
+	// ClusterNetworkPolicy
+	{"evaluator.go", "return nil, name + \" passes it; \"", "continue"},
+	{"evaluator.go", "if p.shadow && !q.shadow {", "if false {"},
+	{"clusternetworkpolicy.go", "return deny, r.action != accept\n\t}\n\t// CNP", "return r.action, false\n\t}\n\t// CNP"},
+	{"clusternetworkpolicy.go", "return deny, r.action != accept\n\t}\n\t// CNP", "return deny, true\n\t}\n\t// CNP"},
+	{"clusternetworkpolicy.go", "if r.noAccept {", "if false {"},
+	{"clusternetworkpolicy.go", "!matchesPeers(&r.rule, other) || !matchesPorts(&r.rule, q)", "!matchesPeers(&r.rule, other)"},
+	{"clusternetworkpolicy.go", "return p.subject == nil || selectsPeerPod(p.subject, party{pod: s})", "return p.subject != nil && selectsPeerPod(p.subject, party{pod: s})"},
+	{"clusternetworkpolicy.go", "if nodes.Matches(n.labels) {", "if n != nil {"},
+	{"readcluster.go", "p.Range.Start >= p.Range.End", "p.Range.Start > p.Range.End"},
+	{"readcluster.go", "case set != 1:", "case set == 0:"},
+	{"readcluster.go", "if peers == 0 {", "if false {"},
+	{"readcluster.go", "if outside && proto.DestinationNamedPort", "if false && proto.DestinationNamedPort"},
+	{"readcluster.go", "case len(f.domainNames) > 0:", "case false:"},
+	{"readcluster.go", "return out, p.Spec.Tier == policyv1alpha2.BaselineTier", "return out, p.Spec.Tier != policyv1alpha2.AdminTier"},
+}
+
+func TestMutants(t *testing.T) {
+	if !*mutants {
+		for _, m := range seeded { // they must at least still be faults of what there is
+			if text, err := os.ReadFile(m.file); err != nil || strings.Count(string(text), m.right) == 0 {
+				t.Errorf("%s has no %q: %v", m.file, m.right, err)
+			}
+		}
+		t.Skip("only with -mutants")
+	}
+	caught := 0
+	for _, m := range seeded {
+		out, err := tryMutant(t, m.file, m.right, m.wrong)
+		switch {
+		case err == nil:
+			t.Errorf("nothing notices %s: %q instead of %q", m.file, m.wrong, m.right)
+		case !strings.Contains(out, "--- FAIL") && !strings.Contains(out, "panic:"):
+			t.Errorf("%s: %q instead of %q: %s", m.file, m.wrong, m.right, out)
+		default:
+			caught++
+		}
+	}
+	t.Logf("%d of %d mutants are noticed", caught, len(seeded))
+}
+
+// tryMutant runs the tests with a fault in a file.
+func tryMutant(t *testing.T, file, right, wrong string) (string, error) {
+	t.Helper()
+	dir := t.TempDir()
+	path, err := filepath.Abs(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	faulty := strings.Replace(string(text), right, wrong, 1)
+	if faulty == string(text) {
+		t.Fatalf("%s has no %q", file, right)
+	}
+	replaced, overlay := filepath.Join(dir, file), filepath.Join(dir, "overlay.json")
+	list, err := json.Marshal(map[string]map[string]string{"Replace": {path: replaced}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, content := range map[string][]byte{replaced: []byte(faulty), overlay: list} {
+		if err := os.WriteFile(name, content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	out, err := exec.CommandContext(t.Context(), "go", "test", "-vet=off", "-overlay", overlay, "-skip", "Mutants|Fuzz|Order|More|Open", ".").CombinedOutput()
+	return string(out), err
+}
