@@ -19,7 +19,8 @@ import (
 // random makes clusters in which much meets: few labels, names, ports and ranges, used again and again.
 type random struct {
 	*rand.Rand
-	serial int64
+	serial   int64
+	labelled bool // most of what happens are labels of namespaces, and most policies look at these
 }
 
 func newRandom(seed uint64) *random { return &random{Rand: rand.New(rand.NewPCG(seed, 1))} }
@@ -346,6 +347,10 @@ func (r *random) protocols() []policyv1alpha2.ClusterNetworkPolicyProtocol {
 
 func (r *random) state() netpol.State {
 	var s netpol.State
+	extra := 0
+	if r.labelled {
+		extra = 4
+	}
 	for _, name := range spaceNames {
 		if !r.chance(6) {
 			s.Namespaces = append(s.Namespaces, r.namespace(name))
@@ -360,7 +365,7 @@ func (r *random) state() netpol.State {
 	for i := range r.IntN(8) {
 		s.NetworkPolicies = append(s.NetworkPolicies, r.networkPolicy(fmt.Sprint("np-", i)))
 	}
-	for i := range r.IntN(6) {
+	for i := range r.IntN(6) + extra {
 		s.ClusterNetworkPolicies = append(s.ClusterNetworkPolicies, r.clusterPolicy(fmt.Sprint("cnp-", i)))
 	}
 	if r.chance(2) {
