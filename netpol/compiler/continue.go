@@ -95,20 +95,23 @@ func (c *Compiler) takeUp() bpf.PolicyChange {
 // takeUpIdentities: an identity gets the number that most of its members had, unless another one has more of them.
 func (c *Compiler) takeUpIdentities(tables *Tables) {
 	members := map[*identity]map[uint32]int{}
-	add := func(id *identity, addr netip.Addr) {
+	add := func(id *identity, had uint32) {
 		if id == nil || id == c.stranger {
 			return
 		}
 		if members[id] == nil {
 			members[id] = map[uint32]int{}
 		}
-		members[id][tables.identity(addr)]++
+		members[id][had]++
 	}
 	for _, a := range c.addrs {
-		add(a.identity, a.addr)
+		add(a.identity, tables.identity(a.addr))
 	}
 	for prefix, at := range c.places.byPrefix {
-		add(at.identity, prefix.Addr())
+		if a := c.addrs[prefix.Addr()]; prefix.IsSingleIP() && a != nil && a.subject == nil {
+			continue // the row is the address'
+		}
+		add(at.identity, tables.blockIdentity(prefix))
 	}
 	type vote struct {
 		id     *identity
@@ -135,7 +138,7 @@ func (c *Compiler) takeUpIdentities(tables *Tables) {
 	}
 }
 
-// takeUpSets: a rule set gets the number of one that its subjects had and that says the same of all identities.
+// takeUpSets: a rule set gets the number of one that says the same of all identities: of that which its subjects had, if it does.
 func (c *Compiler) takeUpSets(tables *Tables, known map[uint32]bool) {
 	had := map[*ruleSet]uint32{}
 	for _, a := range c.addrs {
@@ -153,11 +156,30 @@ func (c *Compiler) takeUpSets(tables *Tables, known map[uint32]bool) {
 			}
 		}
 	}
+	byBase := map[uint32][]uint32{} // sets by their list for everybody
+	for key, list := range tables.answers {
+		if key.identity == 0 {
+			byBase[list] = append(byBase[list], key.set)
+		}
+	}
 	taken := map[uint32]bool{}
-	for _, s := range slices.SortedFunc(maps.Keys(had), func(a, b *ruleSet) int { return cmp.Compare(a.number, b.number) }) {
-		if n := had[s]; n != 0 && !taken[n] && c.saysTheSame(s, n, tables, known) {
-			taken[n] = true
-			s.number = n
+	try := func(s *ruleSet, number uint32) bool {
+		if number == 0 || taken[number] || !c.saysTheSame(s, number, tables, known) {
+			return false
+		}
+		taken[number] = true
+		s.number = number
+		return true
+	}
+	sets := slices.SortedFunc(maps.Values(c.sets), func(a, b *ruleSet) int { return cmp.Compare(a.number, b.number) })
+	sets = slices.DeleteFunc(sets, func(s *ruleSet) bool { return try(s, had[s]) })
+	for _, s := range sets {
+		numbers := byBase[s.base.number]
+		slices.Sort(numbers)
+		for _, n := range numbers {
+			if try(s, n) {
+				break
+			}
 		}
 	}
 	for _, a := range c.addrs {

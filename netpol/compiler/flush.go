@@ -327,6 +327,15 @@ func (c *Compiler) settle(change *bpf.PolicyChange, flips map[*kind]subjectSets)
 			change.GonePeers = append(change.GonePeers, prefix)
 		}
 	}
+	for _, a := range subjects { // until they have a row of their own, as what their namespace's labels make of them
+		prefix := netip.PrefixFrom(a.addr, a.addr.BitLen())
+		if _, moved := c.movedAddrs[a]; a.subject == nil && !moved && c.places.byPrefix[prefix] == nil {
+			change.Peers = append(change.Peers, bpf.PolicyPeer{Prefix: prefix, Identity: a.identity.number})
+			if !slices.Contains(change.GonePeers, prefix) {
+				change.GonePeers = append(change.GonePeers, prefix)
+			}
+		}
+	}
 	slices.SortFunc(change.Peers, func(a, b bpf.PolicyPeer) int { return comparePrefixes(a.Prefix, b.Prefix) })
 	slices.SortFunc(change.GonePeers, comparePrefixes)
 	write := func(a *address, row subjectRow) {

@@ -96,7 +96,13 @@ func (t *Tables) identity(a netip.Addr) uint32 {
 	if s, is := t.subjects[a]; is {
 		return s.Identity
 	}
-	for bits := a.BitLen(); bits >= 0; bits-- {
+	return t.blockIdentity(netip.PrefixFrom(a, a.BitLen()))
+}
+
+// blockIdentity is that of a range's addresses that no smaller range holds.
+func (t *Tables) blockIdentity(of netip.Prefix) uint32 {
+	a := of.Addr()
+	for bits := of.Bits(); bits >= 0; bits-- {
 		if t.lengths[family(a)][bits] == 0 {
 			continue
 		}

@@ -226,6 +226,13 @@ type namespaceChange struct {
 }
 
 func (c *Compiler) changeNamespace(name string, change namespaceChange) {
+	if n := c.namespaces[name]; n == nil || len(n.kinds) == 0 { // nobody is judged otherwise by it
+		delete(c.changedNamespaces, name)
+		n = c.namespace(name)
+		n.known, n.labels, n.keep = change.known, change.labels, change.keep
+		c.forgetNamespace(n)
+		return
+	}
 	c.changedNamespaces[word(name)] = &change
 }
 

@@ -3,6 +3,8 @@ package compiler
 import (
 	"fmt"
 	"net/netip"
+	"os"
+	"reflect"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -165,4 +167,62 @@ func TestRowsSayWhatTheEvaluatorSays(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestThreeWitnesses holds the evaluator, the rows interpreted in Go and the programs in the kernel against each other: a million flows of random clusters. The tables
+// go from one cluster to the next as from one agent to the next.
+func TestThreeWitnesses(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("not root: the kernel takes no programs")
+	}
+	machine, err := bpf.OpenPolicyMachine()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer machine.Close()
+	clusters, flows := uint64(2000), 520
+	if testing.Short() {
+		clusters = 100
+	}
+	var held bpf.PolicyRows
+	asked := 0
+	for seed := range clusters {
+		r := newRandom(1_000_000 + seed)
+		node := pick(r, "", "", "node-0")
+		tr := newTrial(t, r.state(), node)
+		c := New(Options{NodeName: node})
+		c.Continue(held)
+		c.SetState(tr.state)
+		for _, change := range c.Flush() {
+			if err := machine.Apply(change); err != nil {
+				t.Fatalf("seed %d: %v", seed, err)
+			}
+		}
+		held = c.Rows()
+		rows := Interpret(held)
+		ends := ends(tr.state)
+		fs, qs := make([]netpol.Flow, flows), make([]bpf.PolicyQuery, flows)
+		for i := range fs {
+			fs[i] = r.flow(ends)
+			qs[i] = tr.query(fs[i])
+		}
+		decisions, err := machine.Judge(qs)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, f := range fs {
+			if d := tr.differs(t, f, qs[i], decisions[i], rows); d != "" {
+				t.Fatalf("seed %d: the kernel: %s", seed, d)
+			}
+			if d := tr.differs(t, f, qs[i], rows.Judge(qs[i]), rows); d != "" {
+				t.Fatalf("seed %d: %s", seed, d)
+			}
+			asked++
+		}
+	}
+	dump, err := machine.Dump()
+	if err != nil || !reflect.DeepEqual(dump, held) {
+		t.Fatalf("the tables hold %d subjects, %d peers, %d answers, %d ports, not what was said: %v", len(dump.Subjects), len(dump.Peers), len(dump.Answers), len(dump.Ports), err)
+	}
+	t.Logf("%d flows of %d clusters", asked, clusters)
 }
