@@ -8,7 +8,7 @@ LDFLAGS := -s -w -X k8s.io/component-base/version.gitVersion=$(VERSION)
 RUN_PACKAGES := containerd runc
 TEST_PACKAGES := $(RUN_PACKAGES) iproute2 busybox-static curl containernetworking-plugins iptables nftables procps
 
-.PHONY: build up down test test-packages run-packages lint unit e2e cross generate check-generated bench bench-podnet bench-services kernel-packages test-kernels
+.PHONY: build up down test test-packages run-packages lint unit e2e cross generate check-generated bench bench-podnet bench-services kernel-packages test-kernels coredns test-coredns
 
 build:
 	$(GO) build -trimpath -ldflags "$(LDFLAGS)" -o bin/strake ./cmd/strake
@@ -69,6 +69,13 @@ kernel-packages:
 # The tests of the node network on other kernels, in emulated machines; KERNEL_FLAGS="-kernels 6.1 -run TestPod" is one of them.
 test-kernels: kernel-packages
 	$(GO) run ./tests/kernel $(KERNEL_FLAGS)
+
+# Cluster DNS against CoreDNS, a module of its own that is built first (once: a minute or two).
+coredns:
+	cd tests/coredns/server && $(GO) build -trimpath -ldflags "-s -w" -o ../../../bin/coredns .
+
+test-coredns: coredns
+	STRAKE_COREDNS=$(CURDIR)/bin/coredns $(GO) test -count=1 ./tests/coredns
 
 cross:
 	GOARCH=arm64 $(GO) build -o bin/arm64/ ./cmd/...

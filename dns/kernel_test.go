@@ -88,7 +88,7 @@ func podDial(t *testing.T, d *bpf.Datapath) (dial func(network string, to netip.
 		t.Helper()
 		within(func() (err error) { c, err = net.DialTimeout(network, to.String(), 10*time.Second); return err })
 		t.Cleanup(func() { c.Close() })
-		c.SetDeadline(time.Now().Add(30 * time.Second))
+		c.SetDeadline(time.Now().Add(3 * time.Minute))
 		return c
 	}
 }

@@ -234,12 +234,12 @@ func (r *Records) service(labels []string, qtype uint16, hdr func(uint16) dns.RR
 		// Nothing but names below it (RFC 8020).
 		return answer{exists: labels[0] != "_" && s.srv("", labels[0][1:], hdr).exists}
 	case n == 3: // also of Services with a cluster IP: their endpoints' PTRs lead here
-		var addrs []netip.Addr
-		for _, e := range s.eps {
-			if e.host == labels[0] {
-				addrs = append(addrs, e.addr)
-			}
+		s.eps = slices.DeleteFunc(s.eps, func(e endpoint) bool { return e.host != labels[0] })
+		if qtype == dns.TypeSRV && len(s.eps) > 0 {
+			s.headless = true // the ports of the endpoint, not those of the Service
+			return s.srv("", "", hdr)
 		}
+		addrs := distinct(s.eps)
 		return answer{exists: len(addrs) > 0, rrs: addrRRs(hdr, qtype, addrs...)}
 	case n == 4 && len(labels[0]) > 1 && labels[0][0] == '_' && len(labels[1]) > 1 && labels[1][0] == '_':
 		a := s.srv(labels[0][1:], labels[1][1:], hdr)
@@ -321,7 +321,7 @@ type target struct {
 	eps      []endpoint
 }
 
-// srv answers for the named ports of a Service: all of them, or those of a name and protocol.
+// srv answers for the ports of a Service: all of them, or those of a name and protocol.
 func (s target) srv(port, proto string, hdr func(uint16) dns.RR_Header) answer {
 	type record struct {
 		host string
@@ -331,11 +331,11 @@ func (s target) srv(port, proto string, hdr func(uint16) dns.RR_Header) answer {
 	seen := map[record]bool{}
 	add := func(name string, protocol corev1.Protocol, number int32, host string) {
 		rec := record{host, uint16(number)}
-		if name == "" || port != "" && strings.ToLower(name) != port || proto != "" && strings.ToLower(string(protocol)) != proto || seen[rec] {
+		if name == "" && port+proto != "" || port != "" && strings.ToLower(name) != port || proto != "" && strings.ToLower(string(protocol)) != proto || seen[rec] {
 			return
 		}
 		seen[rec] = true
-		a.rrs = append(a.rrs, &dns.SRV{Hdr: hdr(dns.TypeSRV), Priority: 0, Weight: 100, Port: rec.port, Target: host})
+		a.rrs = append(a.rrs, &dns.SRV{Hdr: hdr(dns.TypeSRV), Port: rec.port, Target: host})
 	}
 	hosts := map[string][]netip.Addr{}
 	if !s.headless {
@@ -355,6 +355,7 @@ func (s target) srv(port, proto string, hdr func(uint16) dns.RR_Header) answer {
 	}
 	rand.Shuffle(len(a.rrs), func(i, j int) { a.rrs[i], a.rrs[j] = a.rrs[j], a.rrs[i] })
 	for _, rr := range a.rrs {
+		rr.(*dns.SRV).Weight = uint16(max(1, 100/len(a.rrs))) // as CoreDNS has them
 		host := rr.(*dns.SRV).Target
 		a.extra = append(a.extra, s.r.addresses(host, hosts[host])...)
 		delete(hosts, host) // once

@@ -55,8 +55,8 @@ var recordCases = map[string]string{
 	"web.default.svc.cluster.local.default.svc.cluster.local. A": noName,
 
 	// SRV.
-	"web.default.svc.cluster.local. SRV": "NOERROR\nweb.default.svc.cluster.local. 30 SRV 0 100 53 web.default.svc.cluster.local.\n" +
-		"web.default.svc.cluster.local. 30 SRV 0 100 80 web.default.svc.cluster.local.\n+ web.default.svc.cluster.local. 30 A 10.96.0.5",
+	"web.default.svc.cluster.local. SRV": "NOERROR\nweb.default.svc.cluster.local. 30 SRV 0 50 53 web.default.svc.cluster.local.\n" +
+		"web.default.svc.cluster.local. 30 SRV 0 50 80 web.default.svc.cluster.local.\n+ web.default.svc.cluster.local. 30 A 10.96.0.5",
 	"_http._tcp.web.default.svc.cluster.local. SRV": "NOERROR\n_http._tcp.web.default.svc.cluster.local. 30 SRV 0 100 80 web.default.svc.cluster.local.\n+ web.default.svc.cluster.local. 30 A 10.96.0.5",
 	"_HTTP._TCP.Web.default.svc.cluster.local. SRV": "NOERROR\n_HTTP._TCP.Web.default.svc.cluster.local. 30 SRV 0 100 80 web.default.svc.cluster.local.\n+ web.default.svc.cluster.local. 30 A 10.96.0.5",
 	"_dns._udp.web.default.svc.cluster.local. SRV":  "NOERROR\n_dns._udp.web.default.svc.cluster.local. 30 SRV 0 100 53 web.default.svc.cluster.local.\n+ web.default.svc.cluster.local. 30 A 10.96.0.5",
@@ -72,7 +72,8 @@ var recordCases = map[string]string{
 	"_http._.web.default.svc.cluster.local. SRV":    noName,
 	"_._.web.default.svc.cluster.local. SRV":        noName,
 	"http.tcp.web.default.svc.cluster.local. SRV":   noName,
-	"plain.default.svc.cluster.local. SRV":          noData,
+	"plain.default.svc.cluster.local. SRV":          "NOERROR\nplain.default.svc.cluster.local. 30 SRV 0 100 80 plain.default.svc.cluster.local.\n+ plain.default.svc.cluster.local. 30 A 10.96.0.7",
+	"web-1.web.default.svc.cluster.local. SRV":      "NOERROR\nweb-1.web.default.svc.cluster.local. 30 SRV 0 100 8080 web-1.web.default.svc.cluster.local.\n+ web-1.web.default.svc.cluster.local. 30 A 10.244.0.8",
 	"_._tcp.plain.default.svc.cluster.local. SRV":   noName,
 
 	// Headless Services.
@@ -88,11 +89,11 @@ var recordCases = map[string]string{
 	"two-0.two.default.svc.cluster.local. A":           "NOERROR\ntwo-0.two.default.svc.cluster.local. 30 A 10.244.0.12",
 	"two-0.two.default.svc.cluster.local. AAAA":        "NOERROR\ntwo-0.two.default.svc.cluster.local. 30 AAAA fd00:244::12",
 	"fd00-244--13.two.default.svc.cluster.local. AAAA": "NOERROR\nfd00-244--13.two.default.svc.cluster.local. 30 AAAA fd00:244::13",
-	"_pg._tcp.db.default.svc.cluster.local. SRV": "NOERROR\n_pg._tcp.db.default.svc.cluster.local. 30 SRV 0 100 5432 10-244-0-3.db.default.svc.cluster.local.\n" +
-		"_pg._tcp.db.default.svc.cluster.local. 30 SRV 0 100 5432 db-0.db.default.svc.cluster.local.\n" +
+	"_pg._tcp.db.default.svc.cluster.local. SRV": "NOERROR\n_pg._tcp.db.default.svc.cluster.local. 30 SRV 0 50 5432 10-244-0-3.db.default.svc.cluster.local.\n" +
+		"_pg._tcp.db.default.svc.cluster.local. 30 SRV 0 50 5432 db-0.db.default.svc.cluster.local.\n" +
 		"+ 10-244-0-3.db.default.svc.cluster.local. 30 A 10.244.0.3\n+ db-0.db.default.svc.cluster.local. 30 A 10.244.0.2",
-	"_pg._tcp.two.default.svc.cluster.local. SRV": "NOERROR\n_pg._tcp.two.default.svc.cluster.local. 30 SRV 0 100 5432 fd00-244--13.two.default.svc.cluster.local.\n" +
-		"_pg._tcp.two.default.svc.cluster.local. 30 SRV 0 100 5432 two-0.two.default.svc.cluster.local.\n" +
+	"_pg._tcp.two.default.svc.cluster.local. SRV": "NOERROR\n_pg._tcp.two.default.svc.cluster.local. 30 SRV 0 50 5432 fd00-244--13.two.default.svc.cluster.local.\n" +
+		"_pg._tcp.two.default.svc.cluster.local. 30 SRV 0 50 5432 two-0.two.default.svc.cluster.local.\n" +
 		"+ fd00-244--13.two.default.svc.cluster.local. 30 AAAA fd00:244::13\n" +
 		"+ two-0.two.default.svc.cluster.local. 30 A 10.244.0.12\n+ two-0.two.default.svc.cluster.local. 30 AAAA fd00:244::12",
 	"all.default.svc.cluster.local. A":       "NOERROR\nall.default.svc.cluster.local. 30 A 10.244.0.9",

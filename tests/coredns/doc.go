@@ -1,0 +1,2 @@
+// Package coredns holds cluster DNS against CoreDNS: both follow the same API and get the same questions.
+package coredns
