@@ -183,11 +183,7 @@ func TestKernelAnswersAsTheServerDoes(t *testing.T) {
 			want := s.Answer(context.Background(), q)
 			want.Truncate(4096)
 			for _, conn := range conns {
-				must(t, conn.WriteMsg(q))
-				got, err := conn.ReadMsg()
-				if err != nil {
-					t.Fatalf("%s: %v", &q.Question[0], err)
-				}
+				got := askOver(t, conn, q)
 				if !sameMessage(got, want) {
 					t.Errorf("%s\n%s got\n%s\nthe server says\n%s", &q.Question[0], conn.LocalAddr(), got, want)
 				}
@@ -247,11 +243,7 @@ func TestKernelAnswersNamesOfChanceAsTheServerDoes(t *testing.T) {
 		if data, err := q.Pack(); err != nil || new(dns.Msg).Unpack(data) != nil {
 			continue // too long
 		}
-		must(t, conn.WriteMsg(q))
-		got, err := conn.ReadMsg()
-		if err != nil {
-			t.Fatalf("%s: %v", &q.Question[0], err)
-		}
+		got := askOver(t, conn, q)
 		want := s.Answer(context.Background(), q)
 		want.Truncate(4096)
 		if !got.Truncated && !sameMessage(got, want) {
@@ -263,6 +255,27 @@ func TestKernelAnswersNamesOfChanceAsTheServerDoes(t *testing.T) {
 	if c := status.Counters; c["dns_answered"] < 10 || c["dns_no_name"] < 100 || c["dns_passed"] < 100 {
 		t.Errorf("counters %v", c)
 	}
+}
+
+// askOver asks again when a datagram is lost, as clients do: on a machine where others flood a CPU's backlog some are.
+func askOver(t *testing.T, conn *dns.Conn, q *dns.Msg) *dns.Msg {
+	t.Helper()
+	for range 6 {
+		must(t, conn.SetReadDeadline(time.Now().Add(10*time.Second)))
+		must(t, conn.WriteMsg(q))
+		for {
+			m, err := conn.ReadMsg()
+			if err != nil {
+				t.Logf("%s: %v", &q.Question[0], err)
+				break
+			}
+			if m.Id == q.Id && len(m.Question) == 1 && m.Question[0] == q.Question[0] {
+				return m
+			}
+		}
+	}
+	t.Fatalf("%s has no answer", &q.Question[0])
+	return nil
 }
 
 // sameMessage compares all but the order of records, what EDNS0 leaves to each side, and the spelling of names outside of the
@@ -304,9 +317,7 @@ func TestKernelBeforeTheClusterWasSeen(t *testing.T) {
 	run(t, newServer(t, r, "/nowhere", at))
 	for question := range recordCases {
 		name, _, _ := strings.Cut(question, " ")
-		must(t, conn.WriteMsg(new(dns.Msg).SetQuestion(name, dns.TypeA)))
-		m, err := conn.ReadMsg()
-		must(t, err)
+		m := askOver(t, conn, new(dns.Msg).SetQuestion(name, dns.TypeA))
 		if m.Rcode == dns.RcodeServerFailure {
 			continue
 		}
