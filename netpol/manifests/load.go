@@ -56,21 +56,41 @@ func Load(paths ...string) (netpol.State, []Problem, error) {
 
 // LoadWith is Load with another standard input.
 func LoadWith(stdin io.Reader, paths ...string) (netpol.State, []Problem, error) {
+	l, err := LoadAll(stdin, paths...)
+	return l.State, l.Problems, err
+}
+
+// Loaded is what files say, and where they say it.
+type Loaded struct {
+	State    netpol.State
+	Problems []Problem
+	seen     map[string]document
+}
+
+// Where tells the file of an object, and the line where its document begins.
+func (l Loaded) Where(kind, namespace, name string) (file string, line int) {
+	d := l.seen[describe(kind, &metav1.ObjectMeta{Namespace: namespace, Name: name})]
+	return d.file, d.line
+}
+
+// LoadAll is LoadWith, and keeps where things are.
+func LoadAll(stdin io.Reader, paths ...string) (Loaded, error) {
 	l := loader{seen: map[string]document{}}
 	for _, path := range paths {
 		names, err := files(path)
 		if err != nil {
-			return netpol.State{}, nil, fmt.Errorf("manifests: %w", err)
+			return Loaded{}, fmt.Errorf("manifests: %w", err)
 		}
 		for _, name := range names {
 			text, err := read(name, stdin)
 			if err != nil {
-				return netpol.State{}, nil, fmt.Errorf("manifests: %w", err)
+				return Loaded{}, fmt.Errorf("manifests: %w", err)
 			}
 			l.text(name, text)
 		}
 	}
-	return l.state(), l.problems, nil
+	state := l.state()
+	return Loaded{state, l.problems, l.seen}, nil
 }
 
 // Parse is Load of a text that is not in a file; name is how problems call it.

@@ -20,6 +20,7 @@ type source struct {
 	context    string
 	ignore     bool
 	fallback   string // kubeconfig, if none is named
+	loaded     manifests.Loaded
 }
 
 // flags adds those that choose a source to a command.
@@ -44,15 +45,21 @@ func (s *source) load(cmd *cobra.Command) (netpol.State, error) {
 }
 
 func (s *source) manifests(cmd *cobra.Command, paths ...string) (netpol.State, error) {
-	state, problems, err := manifests.LoadWith(cmd.InOrStdin(), paths...)
+	loaded, err := manifests.LoadAll(cmd.InOrStdin(), paths...)
 	if err != nil {
-		return state, Exit{broken, err}
+		return netpol.State{}, Exit{broken, err}
 	}
-	tell(cmd.ErrOrStderr(), problems)
-	if len(problems) > 0 && !s.ignore {
-		return state, Exit{broken, errProblems}
+	s.loaded = loaded
+	tell(cmd.ErrOrStderr(), loaded.Problems)
+	if len(loaded.Problems) > 0 && !s.ignore {
+		return netpol.State{}, Exit{broken, errProblems}
 	}
-	return state, nil
+	return loaded.State, nil
+}
+
+// where tells the file of an object that was loaded last, and its line.
+func (s *source) where(kind, namespace, name string) (string, int) {
+	return s.loaded.Where(kind, namespace, name)
 }
 
 func tell(w io.Writer, problems []manifests.Problem) {
