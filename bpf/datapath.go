@@ -116,11 +116,11 @@ func Open(c Config) (*Datapath, error) {
 	if err := errors.Join(resizeCounters(c.PinDir), resizeTables(c.PinDir, c.sizes())); err != nil {
 		return nil, err
 	}
-	if err := c.growFlows(); err != nil {
-		return nil, err
-	}
 	lost, err := c.resizePolicyFlows()
 	if err != nil {
+		return nil, err
+	}
+	if err := c.growFlows(); err != nil {
 		return nil, err
 	}
 	d := &Datapath{pinDir: c.PinDir, sources: c.MasqueradeSources}

@@ -11,12 +11,12 @@ import (
 )
 
 // masqueraded is withPods with one port for all flows, so that it is known which one a flow gets.
-func masqueraded(t testing.TB, first, last uint32) *Datapath {
-	return withPods(t, func(c *Config) {
+func masqueraded(t testing.TB, first, last uint32, change ...func(*Config)) *Datapath {
+	return withPods(t, append([]func(*Config){func(c *Config) {
 		c.NodeAddrs = []netip.Addr{netip.MustParseAddr(nodeIP), netip.MustParseAddr(nodeIP6)}
 		c.NoMasquerade = []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("fd00:10:244::/56")}
 		c.masqPorts = portRange{first, last}
-	})
+	}}, change...)...)
 }
 
 // Both ways through the programs, with all checksums, for each protocol and for datagrams without a checksum.

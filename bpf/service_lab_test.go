@@ -3,8 +3,10 @@ package bpf
 import (
 	"encoding/binary"
 	"fmt"
+	"maps"
 	"net/netip"
 	"runtime"
+	"slices"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -17,6 +19,8 @@ type serviceLab struct {
 	do                                 chan func() // runs what it gets in the node's namespace: subtests have threads of their own
 	d                                  *Datapath
 	uplink, podVeth, otherVeth, tunnel int
+	mark                               uint32 // of packets
+	from                               int    // the interface that they came in by before that at which they are; 0: the node sends them
 }
 
 const (
@@ -29,9 +33,9 @@ func (f family) peer() string   { return f.of("192.0.2.20", "2001:db8::20") }
 func (f family) remote() string { return f.of(remote, remote6) }
 func (f family) vip() string    { return f.of("203.0.113.50", "2001:db8:fe::50") }
 
-func newServiceLab(t testing.TB) *serviceLab {
+func newServiceLab(t testing.TB, change ...func(*Config)) *serviceLab {
 	t.Helper()
-	d := masqueraded(t, 62000, 62063)
+	d := masqueraded(t, 62000, 62063, change...)
 	for i := range 2 {
 		must(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: fmt.Sprint("a", i)}, PeerName: fmt.Sprint("b", i)}))
 	}
@@ -80,8 +84,8 @@ func (l *serviceLab) at(t testing.TB, program string, ifindex int, in []byte) (v
 	verdict, out = l.run(t, program, ifindex, in)
 	after, err := l.d.Status()
 	must(t, err)
-	for name, n := range after.Counters {
-		if n != before.Counters[name] {
+	for _, name := range slices.Sorted(maps.Keys(after.Counters)) {
+		if after.Counters[name] != before.Counters[name] {
 			counted += name
 		}
 	}
@@ -91,6 +95,8 @@ func (l *serviceLab) at(t testing.TB, program string, ifindex int, in []byte) (v
 func (l *serviceLab) run(t testing.TB, program string, ifindex int, in []byte) (verdict uint32, out []byte) {
 	t.Helper()
 	context := make([]byte, 192) // struct __sk_buff
+	binary.NativeEndian.PutUint32(context[8:], l.mark)
+	binary.NativeEndian.PutUint32(context[36:], uint32(l.from))
 	binary.NativeEndian.PutUint32(context[40:], uint32(ifindex))
 	out = make([]byte, len(in)+512)
 	result := make(chan error)

@@ -309,15 +309,21 @@ static __always_inline int policy_still_denied(struct __sk_buff *skb, struct pol
 /* The packet at hand, of which w has all: 0 if it passes. Most are of a flow that is known, and change nothing, but once a second the time. */
 static __always_inline int policy_follow(struct __sk_buff *skb, struct policy_work *w, __u32 how)
 {
-	__u32 now = seconds_now(), reply;
-	struct policy_flow *f;
+	struct policy_flow *f = 0;
+	__u32 now, reply;
+	int open;
 	__u8 state;
 
 	if (how & POLICY_ONCE)
 		return policy_begin(skb, how);
-	f = policy_flow_row(&w->key);
+	if (flow_has_connection(w->proto))
+		f = bpf_map_lookup_elem(&policy_flows_open, &w->key);
+	open = f != 0;
+	if (!f)
+		f = bpf_map_lookup_elem(&policy_flows_passing, &w->key);
 	if (!f)
 		return policy_begin(skb, how);
+	now = seconds_now();
 	reply = !(f->flags & FLOW_HIGH) != !w->high;
 	if (!policy_alive(f, w->proto, now) || (__s32)(f->revision - w->born) < 0 || (tcp_opens(w->tcp) && (reply || flow_is_over(f->state))))
 		return policy_begin(skb, how);
@@ -328,7 +334,7 @@ static __always_inline int policy_follow(struct __sk_buff *skb, struct policy_wo
 	if (f->flags & FLOW_DENIED)
 		return policy_still_denied(skb, w, f);
 	state = flow_next(f->state, w->tcp, reply);
-	if (state != f->state && flow_is_open(state, w->proto) != flow_is_open(f->state, w->proto)) {
+	if ((state != f->state || f->seen != now) && flow_is_open(state, w->proto) != open) {
 		w->flow = *f;
 		w->flow.state = state;
 		w->flow.seen = now;
@@ -363,7 +369,8 @@ int __attribute__((noinline)) policy_knows_error(struct __sk_buff *skb, __u32 ho
 	} else {
 		if (quoted_at(skb, p->l4 + ICMP_HEADER, p->v6, &q))
 			return 0;
-		if (!(how & POLICY_DEST && addr_eq(&q.saddr, &p->daddr)) && !(how & POLICY_SOURCE && addr_eq(&q.daddr, &p->saddr)))
+		/* It is for who sent what it is about; routers tell of others' packets, pods of those that they got. */
+		if (!addr_eq(&q.saddr, &p->daddr) || (how & POLICY_SOURCE && !addr_eq(&q.daddr, &p->saddr)))
 			return 0;
 		kind = l4_at(skb, q.l4, q.proto, p->v6, &sport, &dport);
 		if (kind == L4_SHORT)

@@ -1,0 +1,422 @@
+package bpf
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"reflect"
+	"slices"
+	"testing"
+	"time"
+)
+
+// policyFlow finds the flow between two ends.
+func policyFlow(t testing.TB, d *Datapath, protocol uint8, from, to netip.AddrPort) (table string, f netPolicyFlow) {
+	t.Helper()
+	for _, name := range policyFlowTables {
+		must(t, eachRow(d.net.Maps[name], name, func(k netPolicyKey, v netPolicyFlow) {
+			low, high := netip.AddrPortFrom(addrOf(k.Low), port16(k.LowPort)), netip.AddrPortFrom(addrOf(k.High), port16(k.HighPort))
+			if k.Proto == protocol && (low == from && high == to || low == to && high == from) {
+				if table != "" {
+					t.Errorf("%s to %s is in two tables", from, to)
+				}
+				table, f = name, v
+			}
+		}))
+	}
+	return table, f
+}
+
+func rowsOfPolicyFlows(t testing.TB, d *Datapath, table string) map[netPolicyKey]netPolicyFlow {
+	t.Helper()
+	out := map[netPolicyKey]netPolicyFlow{}
+	must(t, eachRow(d.net.Maps[table], table, func(k netPolicyKey, v netPolicyFlow) { out[k] = v }))
+	return out
+}
+
+// Connections are in policy_flows_open from when both sides agreed on them until they end, all else in policy_flows_passing.
+func TestPolicyFlowsHaveStates(t *testing.T) {
+	l := newPolicyLab(t)
+	l.judge(t, PolicySubject{Egress: web}, PolicySubject{Ingress: web})
+	for _, f := range families {
+		client, server := at(f.pod, 5000), at(f.other, 8080)
+		for i, s := range []struct {
+			answer bool
+			flags  byte
+			table  string
+		}{
+			{false, syn, policyFlowsPassing}, {false, syn, policyFlowsPassing}, {true, syn | ack, policyFlowsPassing}, {false, ack, policyFlowsOpen}, {true, ack, policyFlowsOpen},
+			{true, fin | ack, policyFlowsOpen}, {false, fin | ack, policyFlowsPassing}, {true, ack, policyFlowsPassing},
+			{false, syn, policyFlowsPassing}, {true, syn | ack, policyFlowsPassing}, {false, ack, policyFlowsOpen}, {false, rst, policyFlowsPassing},
+		} {
+			program, ifindex, in := podProgram, l.podVeth, segment(client, server, s.flags)
+			if s.answer {
+				ifindex, in = l.otherVeth, segment(server, client, s.flags)
+			}
+			l.want(t, fmt.Sprint(f.name, " step ", i), program, ifindex, in, "pod_to_pod")
+			if table, row := policyFlow(t, l.d, 6, client, server); table != s.table || row.Policy != serves || row.Rule != 1 {
+				t.Errorf("%s step %d: in %q, %+v", f.name, i, table, row)
+			}
+		}
+		{ // who answers can't begin a connection with the same ports
+			l.want(t, f.name+" a SYN back", podProgram, l.otherVeth, segment(server, client, syn), "pod_to_pod")
+			l.judge(t, PolicySubject{Egress: web}, PolicySubject{Ingress: web, Egress: nobody})
+			l.want(t, f.name+" connects", podProgram, l.podVeth, segment(client, server, syn), "pod_to_pod")
+			l.want(t, f.name+" a SYN back, denied", podProgram, l.otherVeth, segment(server, client, syn), "drop_policy_egress")
+			l.want(t, f.name+" is accepted", podProgram, l.otherVeth, segment(server, client, syn|ack), "pod_to_pod")
+			l.judge(t, PolicySubject{Egress: web}, PolicySubject{Ingress: web})
+		}
+	}
+}
+
+// After a change a flow is judged anew in the direction in which it began, whichever packet comes first, and who keeps flows is not.
+func TestPolicyChangeUnderFlows(t *testing.T) {
+	l := newPolicyLab(t)
+	port := uint16(5000)
+	for _, f := range families {
+		for name, proto := range protocols {
+			for _, c := range []struct {
+				what              string
+				pod, other        PolicySubject // behind the change
+				question, counted string        // of each direction
+			}{
+				{"still allowed", PolicySubject{Egress: everybody, Ingress: nobody}, PolicySubject{Ingress: web, Egress: nobody}, "pod_to_pod", "pod_to_pod"},
+				{"no more to be sent", PolicySubject{Egress: nobody}, PolicySubject{Ingress: web}, "drop_policy_egress", "drop_policy_egress"},
+				{"no more to be got", PolicySubject{Egress: web}, PolicySubject{Ingress: nobody}, "drop_policy_ingress", "drop_policy_ingress"},
+				{"not judged any more", PolicySubject{}, PolicySubject{}, "pod_to_pod", "pod_to_pod"},
+				{"kept by who sent", PolicySubject{Egress: nobody, KeepFlows: true}, PolicySubject{Ingress: web}, "pod_to_pod", "pod_to_pod"},
+				{"kept by who sent alone", PolicySubject{Egress: nobody, KeepFlows: true}, PolicySubject{Ingress: nobody}, "drop_policy_ingress", "drop_policy_ingress"},
+				{"kept by both", PolicySubject{Egress: nobody, KeepFlows: true}, PolicySubject{Ingress: nobody, KeepFlows: true}, "pod_to_pod", "pod_to_pod"},
+			} {
+				for _, answerFirst := range []bool{false, true} {
+					port++
+					what := fmt.Sprint(f.name, " ", name, " ", c.what, ", the answer is first: ", answerFirst)
+					question := frame(proto, at(f.pod, port), at(f.other, 8080), []byte{1, 0, 0, 4})
+					answer := reply(question)
+					l.judge(t, PolicySubject{Egress: web}, PolicySubject{Ingress: web})
+					l.want(t, what+": question", podProgram, l.podVeth, question, "pod_to_pod")
+					l.want(t, what+": answer", podProgram, l.otherVeth, answer, "pod_to_pod")
+					l.judge(t, c.pod, c.other)
+					for range 2 {
+						if !answerFirst {
+							l.want(t, what+": question after the change", podProgram, l.podVeth, question, c.question)
+						}
+						l.want(t, what+": answer after the change", podProgram, l.otherVeth, answer, c.counted)
+						answerFirst = false
+					}
+					// What is allowed again goes on.
+					l.judge(t, PolicySubject{Egress: web}, PolicySubject{Ingress: web})
+					l.want(t, what+": question after another change", podProgram, l.podVeth, question, "pod_to_pod")
+				}
+			}
+		}
+	}
+}
+
+// What a pod that keeps flows sends and gets is followed while nothing judges it, but a pod that gets its address keeps nothing of it.
+func TestKeptFlowsAreThePodsOwn(t *testing.T) {
+	l := newPolicyLab(t)
+	for _, f := range families {
+		in := segment(at(f.far, 5000), at(f.pod, 80), ack)
+		open := segment(at(f.far, 5000), at(f.pod, 80), syn)
+		l.from = l.uplink
+		l.judge(t, PolicySubject{KeepFlows: true}, PolicySubject{})
+		l.want(t, f.name+" begins", toPodProgram, l.podVeth, open, "")
+		l.judge(t, PolicySubject{KeepFlows: true, Ingress: nobody}, PolicySubject{})
+		l.want(t, f.name+" goes on", toPodProgram, l.podVeth, in, "")
+		l.want(t, f.name+" another", toPodProgram, l.podVeth, segment(at(f.far, 5001), at(f.pod, 80), syn), "drop_policy_ingress")
+		must(t, l.d.Policies().Apply(PolicyChange{GoneSubjects: []netip.Addr{netip.MustParseAddr(f.pod)}}))
+		l.want(t, f.name+" no pod", toPodProgram, l.podVeth, in, "drop_no_verdict")
+		l.judge(t, PolicySubject{KeepFlows: true, Ingress: nobody}, PolicySubject{})
+		l.want(t, f.name+" another pod", toPodProgram, l.podVeth, in, "drop_policy_ingress")
+		l.from = 0
+	}
+}
+
+// Connections that are older than a pod's isolation go on for a while, also if the pod speaks first; what it may not begin it may not begin.
+func TestConnectionsOlderThanIsolation(t *testing.T) {
+	l := newPolicyLab(t)
+	apply := func(s PolicySubject) {
+		var c PolicyChange
+		for _, f := range families {
+			s.Addr = netip.MustParseAddr(f.pod)
+			c.Subjects = append(c.Subjects, s)
+		}
+		must(t, l.d.Policies().Apply(c))
+	}
+	for _, f := range families {
+		answer := segment(at(f.pod, 8080), at(f.far, 5000), ack)
+		apply(PolicySubject{})
+		l.want(t, f.name+" before", podProgram, l.podVeth, answer, "")
+		apply(PolicySubject{Ingress: web, Egress: nobody})
+		l.want(t, f.name+" a SYN", podProgram, l.podVeth, segment(at(f.pod, 8080), at(f.far, 5000), syn), "drop_policy_egress")
+		l.want(t, f.name+" of a port that nobody may ask", podProgram, l.podVeth, segment(at(f.pod, 8081), at(f.far, 5000), ack), "drop_policy_egress")
+		l.want(t, f.name+" a datagram", podProgram, l.podVeth, frame(17, at(f.pod, 8080), at(f.far, 5000), nil), "drop_policy_egress")
+		l.want(t, f.name+" an older one", podProgram, l.podVeth, answer, "")
+		l.from = l.uplink
+		l.want(t, f.name+" its client", toPodProgram, l.podVeth, segment(at(f.far, 5000), at(f.pod, 8080), ack), "")
+		l.from = 0
+		// As the adoption's time is over.
+		k := addr16(netip.MustParseAddr(f.pod))
+		v := l.d.Policies().subjects[k]
+		if v.Adopts <= monotonic(t) {
+			t.Errorf("adopts until %d", v.Adopts)
+		}
+		v.Adopts = monotonic(t) - 1
+		must(t, l.d.net.Maps["policy_subjects"].Put(k, v))
+		l.want(t, f.name+" an older one, adopted", podProgram, l.podVeth, answer, "")
+		l.want(t, f.name+" too late", podProgram, l.podVeth, segment(at(f.pod, 8080), at(f.far, 5001), ack), "drop_policy_egress")
+	}
+}
+
+// A restart keeps flows, verdicts, revision and what was counted; so does one that changes how many flows there may be.
+func TestPolicyFlowsSurviveARestart(t *testing.T) {
+	l := newPolicyLab(t, func(c *Config) { c.Flows = 1000 })
+	l.judge(t, PolicySubject{Egress: web, Ingress: nobody}, PolicySubject{Ingress: web, Egress: nobody})
+	f := families[0]
+	client, server := at(f.pod, 5000), at(f.other, 8080)
+	for _, flags := range []byte{syn, ack} {
+		l.want(t, "connects", podProgram, l.podVeth, segment(client, server, flags), "pod_to_pod")
+		l.want(t, "is accepted", podProgram, l.otherVeth, segment(server, client, flags|ack), "pod_to_pod")
+	}
+	l.want(t, "a question", podProgram, l.podVeth, frame(17, client, server, nil), "pod_to_pod")
+	l.want(t, "denied", podProgram, l.podVeth, frame(17, client, at(f.other, 9), nil), "drop_policy_egress")
+	hits, err := l.d.Policies().Hits()
+	must(t, err)
+	if len(hits) != 3 {
+		t.Errorf("%+v", hits)
+	}
+	reopen := func(flows int, policy bool) {
+		t.Helper()
+		c := l.config
+		c.Flows, c.Policy = flows, policy
+		must(t, l.d.Close())
+		l.d = open(t, c)
+	}
+	for _, flows := range []int{1000, 2000, 500} {
+		reopen(flows, true)
+		l.want(t, "goes on", podProgram, l.otherVeth, segment(server, client, ack), "pod_to_pod")
+		l.want(t, "an answer", podProgram, l.otherVeth, frame(17, server, client, nil), "pod_to_pod")
+		l.want(t, "denied", podProgram, l.otherVeth, frame(17, server, at(f.pod, 9), nil), "drop_policy_egress")
+		if table, _ := policyFlow(t, l.d, 6, client, server); table != policyFlowsOpen {
+			t.Errorf("with room for %d flows the connection is in %q", flows, table)
+		}
+		if n := l.d.net.Maps[policyFlowsOpen].MaxEntries(); n != uint32(flows) {
+			t.Errorf("there is room for %d flows, not %d", n, flows)
+		}
+	}
+	again, err := l.d.Policies().Hits()
+	must(t, err)
+	if !slices.ContainsFunc(again, func(h PolicyHit) bool { return h == hits[2] }) {
+		t.Errorf("hits %+v, had %+v", again, hits)
+	}
+	// While policies are off nobody is judged, and when they are on again older connections go on.
+	reopen(500, false)
+	l.want(t, "off", podProgram, l.podVeth, frame(17, client, at(f.other, 9), nil), "pod_to_pod")
+	if n := l.d.net.Maps[policyFlowsPassing].MaxEntries(); n != 1 {
+		t.Errorf("while policies are off there is room for %d flows", n)
+	}
+	reopen(500, true)
+	l.want(t, "on again, denied", podProgram, l.podVeth, frame(17, client, at(f.other, 9), nil), "drop_policy_egress")
+	l.want(t, "on again, the connection", podProgram, l.otherVeth, segment(server, client, ack), "pod_to_pod")
+}
+
+// Whatever one pod sends, connections stay, and where there is no room for another it passes all the same and is told.
+func TestPolicyFloods(t *testing.T) {
+	l := newPolicyLab(t, func(c *Config) { c.Flows = 100 })
+	l.judge(t, PolicySubject{Egress: everybody, Ingress: nobody}, PolicySubject{Ingress: everybody, Egress: nobody})
+	f := families[0]
+	server := at(f.other, 8080)
+	connect := func(port int) {
+		client := at(f.pod, uint16(port))
+		l.run(t, podProgram, l.podVeth, segment(client, server, syn))
+		l.run(t, podProgram, l.otherVeth, segment(server, client, syn|ack))
+		l.run(t, podProgram, l.podVeth, segment(client, server, ack))
+	}
+	for i := range 80 {
+		connect(1000 + i)
+	}
+	for i := range 2000 {
+		l.run(t, podProgram, l.podVeth, frame(17, at(f.pod, uint16(1024+i)), at(f.far, 53), nil))
+		l.run(t, podProgram, l.podVeth, segment(at(f.pod, uint16(10000+i)), server, syn))
+	}
+	for i := range 80 {
+		l.want(t, "an answer behind the flood", podProgram, l.otherVeth, segment(server, at(f.pod, uint16(1000+i)), ack), "pod_to_pod")
+	}
+	for i := range 40 {
+		connect(2000 + i)
+	}
+	if n, _ := counterOf(t, l.d, "policy_flows_full"); n < 10 {
+		t.Errorf("%d connections found no room", n)
+	}
+	for key, row := range rowsOfPolicyFlows(t, l.d, policyFlowsPassing) { // a second later it is tried again
+		row.Seen--
+		must(t, l.d.net.Maps[policyFlowsPassing].Put(key, row))
+	}
+	l.want(t, "a question without room", podProgram, l.podVeth, segment(at(f.pod, 2039), server, ack), "pod_to_podpolicy_flows_full")
+	l.want(t, "an answer without room", podProgram, l.otherVeth, segment(server, at(f.pod, 2039), ack), "pod_to_pod")
+	// The agent is told, and makes room.
+	for key, row := range rowsOfPolicyFlows(t, l.d, policyFlowsOpen) {
+		row.Seen -= 7500
+		must(t, l.d.net.Maps[policyFlowsOpen].Put(key, row))
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	swept, done := make(chan SweptFlows, 10), make(chan error)
+	go func() {
+		done <- l.d.KeepFlows(ctx, func(s SweptFlows, err error) {
+			if err != nil {
+				t.Error(err)
+			}
+			swept <- s
+		})
+	}()
+	select {
+	case s := <-swept:
+		if !s.Full || s.Deleted < 80 {
+			t.Errorf("%+v", s)
+		}
+	case <-time.After(30 * time.Second):
+		t.Error("nobody made room")
+	}
+	stop()
+	must(t, <-done)
+	connect(3000)
+	if table, _ := policyFlow(t, l.d, 6, at(f.pod, 3000), server); table != policyFlowsOpen {
+		t.Errorf("a connection after that is in %q", table)
+	}
+}
+
+// Rows of pods that are gone go, and those of connections that had no packet for long.
+func TestPolicyFlowsAreSwept(t *testing.T) {
+	l := newPolicyLab(t)
+	now := monotonic(t)
+	state := uint8(flowReplied | flowAgreed)
+	rows := map[string]netPolicyFlow{pod: {Seen: now, State: state}, other: {Seen: now - 90000, State: state}, "10.244.0.99": {Seen: now, State: state}}
+	for a, row := range rows {
+		must(t, l.d.net.Maps[policyFlowsOpen].Put(netPolicyKey{Low: addr16(netip.MustParseAddr(a)), High: addr16(netip.MustParseAddr("198.51.100.1")), Proto: 6}, row))
+	}
+	s, err := l.d.sweepFlows(false)
+	must(t, err)
+	if s.Deleted != 2 || s.Left != 1 || policyFlowCount(t, l.d) != 1 {
+		t.Errorf("%+v, %d rows are left", s, policyFlowCount(t, l.d))
+	}
+}
+
+// Denied packets are counted each, allowed flows each time that they are judged, and rule sets in shadow where they would have done otherwise.
+func TestPolicyHits(t *testing.T) {
+	l := newPolicyLab(t)
+	f := families[0]
+	question := func(port uint16) []byte { return frame(17, at(f.pod, port), at(f.other, 8080), []byte("hi")) }
+	length := uint64(len(question(1)))
+	check := func(what string, want ...PolicyHit) {
+		t.Helper()
+		got, err := l.d.Policies().Hits()
+		must(t, err)
+		for i := range want {
+			want[i].Bytes = want[i].Packets * length
+		}
+		if !reflect.DeepEqual(got, want) {
+			t.Errorf("%s:\n%+v, want\n%+v", what, got, want)
+		}
+		must(t, l.d.Policies().Apply(PolicyChange{GoneNames: []uint32{closes, opens, serves, bans}}))
+		if got, err := l.d.Policies().Hits(); err != nil || len(got) != 0 {
+			t.Errorf("%s: of policies that are gone there is left %+v, %v", what, got, err)
+		}
+	}
+	send := func(port uint16, n int, counted string) {
+		t.Helper()
+		for range n {
+			l.want(t, "a question", podProgram, l.podVeth, question(port), counted)
+		}
+	}
+	l.judge(t, PolicySubject{Egress: everybody}, PolicySubject{Ingress: web})
+	send(1, 5, "pod_to_pod")
+	send(2, 1, "pod_to_pod")
+	check("allowed", PolicyHit{Policy: opens, Allow: true, Packets: 2}, PolicyHit{Policy: serves, Rule: 1, Ingress: true, Allow: true, Packets: 2})
+	l.judge(t, PolicySubject{Egress: everybody}, PolicySubject{Ingress: nobody})
+	send(1, 2, "drop_policy_ingress") // a flow that was allowed
+	send(3, 3, "drop_policy_ingress")
+	check("denied", PolicyHit{Policy: closes, Rule: PolicyNoRule, Ingress: true, Packets: 5})
+	l.judge(t, PolicySubject{Egress: banned}, PolicySubject{Ingress: nobody})
+	send(4, 2, "drop_policy_egress")
+	check("denied by both", PolicyHit{Policy: bans, Rule: 2, Packets: 2})
+	l.judge(t, PolicySubject{ShadowEgress: banned}, PolicySubject{Ingress: nobody, ShadowIngress: web})
+	send(5, 2, "drop_policy_ingress")
+	check("denied, in shadow allowed", PolicyHit{Policy: closes, Rule: PolicyNoRule, Ingress: true, Packets: 2}, PolicyHit{Policy: serves, Rule: 1, Ingress: true, Shadow: true, Allow: true, Packets: 2})
+	l.judge(t, PolicySubject{ShadowEgress: banned}, PolicySubject{Ingress: web, ShadowIngress: everybody})
+	send(6, 3, "pod_to_pod")
+	check("allowed, in shadow denied", PolicyHit{Policy: serves, Rule: 1, Ingress: true, Allow: true, Packets: 1}, PolicyHit{Policy: bans, Rule: 2, Shadow: true, Packets: 1})
+}
+
+// Who watches sees which policy drops a packet.
+func TestMonitorOfPolicies(t *testing.T) {
+	l := newPolicyLab(t)
+	m := openMonitor(t, l.config, false)
+	l.judge(t, PolicySubject{Egress: banned}, PolicySubject{Egress: nobody})
+	in := frame(6, at(pod, 5000), at(other, 80), nil)
+	l.want(t, "banned", podProgram, l.podVeth, in, "drop_policy_egress")
+	if e := next(t, m, "drop_policy_egress"); e.Policy != bans || e.Rule != 2 || string(e.Packet) != string(in) {
+		t.Errorf("%+v", e)
+	}
+	l.want(t, "closed", podProgram, l.otherVeth, frame(6, at(other, 5000), at(pod, 80), nil), "drop_policy_egress")
+	if e := next(t, m, "drop_policy_egress"); e.Policy != closes || e.Rule != PolicyNoRule {
+		t.Errorf("%+v", e)
+	}
+}
+
+// Packets of all kinds, with a few bytes changed: whatever a closed pod sends or is sent goes nowhere, but what concerns its link and errors of the node.
+func TestClosedPodsStayClosed(t *testing.T) {
+	l := newPolicyLab(t)
+	closed := PolicySubject{Egress: nobody, Ingress: nobody}
+	l.judge(t, closed, closed)
+	rng := rand.New(rand.NewPCG(5, 6))
+	var from, to [][]byte
+	for _, f := range families {
+		l.service(t, LoadBalancer{Name: "ns/" + f.name, Protocol: 6, Frontends: fronts(ClusterIP, at(f.service, 80)), Backends: backs(at(f.other, 8080))})
+		asked := frame(17, at(f.pod, 1), at(f.far, 1), nil)
+		from = append(from, frame(6, at(f.pod, 1000), at(f.other, 80), []byte("x")), frame(6, at(f.pod, 1000), at(f.service, 80), []byte("x")),
+			frame(17, at(f.pod, 1), at(f.dns, 53), query(t, "a.b.", 1, true)), later(17, f.pod, f.other, 7, 16), cut(asked, 7, 0, true),
+			icmp(f.pod, f.far, f.echo, 0, 1, nil), icmp(f.pod, f.far, f.unreachable, 1, 0, reply(asked)[14:]), frame(47, at(f.pod, 1), at(f.other, 1), nil))
+		to = append(to, frame(6, at(f.far, 1000), at(f.pod, 80), []byte("x")), frame(17, at(f.peer(), 1), at(f.pod, 53), nil), later(17, f.far, f.pod, 7, 16),
+			icmp(f.far, f.pod, f.unreachable, 1, 0, asked[14:]), icmp(f.far, f.pod, f.echo, 0, 1, nil), frame(47, at(f.far, 1), at(f.pod, 1), nil))
+	}
+	from = append(from, extended(frame(6, at(pod6, 1), at(other6, 1), nil), extension(0, 1), extension(60, 1), extension(43, 1), extension(44, 1)))
+	denied := 0
+	for i := range 4000 {
+		seeds, program := from, podProgram
+		if i%2 == 1 {
+			seeds, program = to, toPodProgram
+			l.from = l.uplink
+		}
+		in := slices.Clone(seeds[rng.IntN(len(seeds))])
+		for range rng.IntN(4) {
+			in[14+rng.IntN(len(in)-14)] = byte(rng.Uint32())
+		}
+		verdict, _ := l.run(t, program, l.podVeth, in)
+		l.from = 0
+		if verdict == actShot {
+			denied++
+			continue
+		}
+		if proto, l4, _ := transport(in); program == podProgram && fromPod(in) && isV6(in) && proto == 58 && spared(in[l4]) {
+			continue
+		} else if src, dst := addrs(in); program == podProgram && src == dst {
+			continue
+		} else if program == toPodProgram && isV6(in) && proto == 58 && spared(in[l4]) {
+			continue
+		}
+		t.Fatalf("%s passes %x: verdict %d", program, in, verdict)
+	}
+	if denied < 3000 {
+		t.Errorf("%d of 4000 are denied", denied)
+	}
+	if n := policyFlowCount(t, l.d); n != 0 {
+		t.Errorf("%d flows have rows", n)
+	}
+}
+
+// spared tells the messages of ICMPv6 that are not for policies.
+func spared(kind byte) bool {
+	return kind >= 130 && kind <= 137 || kind >= 141 && kind <= 143 || kind == 148 || kind == 149 || kind >= 151 && kind <= 153
+}
