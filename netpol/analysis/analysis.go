@@ -92,7 +92,7 @@ func New(s netpol.State, o Options) *Analysis {
 		state: s, reasonIDs: map[reason]int32{}, answerIDs: map[string]int32{}, setIDs: map[string]int32{}, cells: map[pair]*Cell{},
 		sets: [2]map[string]*ruleSet{{}, {}},
 	}
-	r := &reader{peers: map[string]*peer{}, prefixes: map[netip.Prefix]bool{}, podKeys: map[string]bool{}, names: map[string]bool{}}
+	r := newReader()
 	for _, b := range o.Blocks {
 		r.prefixes[b.Masked()] = true
 	}

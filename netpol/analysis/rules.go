@@ -84,6 +84,10 @@ type reader struct {
 	names    map[string]bool       // names of ports
 }
 
+func newReader() *reader {
+	return &reader{peers: map[string]*peer{}, prefixes: map[netip.Prefix]bool{}, podKeys: map[string]bool{}, names: map[string]bool{}}
+}
+
 func (r *reader) intern(p peer) *peer {
 	if have, ok := r.peers[p.key]; ok {
 		return have

@@ -65,6 +65,7 @@ type Loaded struct {
 	State    netpol.State
 	Problems []Problem
 	seen     map[string]document
+	madeUp   map[*corev1.Pod]bool // pods whose addresses are not from the files
 }
 
 // Where tells the file of an object, and the line where its document begins.
@@ -90,7 +91,7 @@ func LoadAll(stdin io.Reader, paths ...string) (Loaded, error) {
 		}
 	}
 	state := l.state()
-	return Loaded{state, l.problems, l.seen}, nil
+	return Loaded{state, l.problems, l.seen, l.madeUp}, nil
 }
 
 // Parse is Load of a text that is not in a file; name is how problems call it.
@@ -105,6 +106,7 @@ type loader struct {
 	workloads []workload
 	seen      map[string]document // by kind, namespace and name
 	problems  []Problem
+	madeUp    map[*corev1.Pod]bool // pods that the files have no addresses of
 }
 
 func (l *loader) text(file string, text []byte) {

@@ -16,12 +16,55 @@ func (l *loader) state() netpol.State {
 	l.grow()
 	s := l.found
 	haveNamespaces(&s)
+	l.madeUp = map[*corev1.Pod]bool{}
+	for _, p := range s.Pods {
+		l.madeUp[p] = len(p.Status.PodIPs) == 0
+	}
 	if full := haveAddresses(&s); full {
 		l.problems = append(l.problems, Problem{File: "(policies)", Reason: "their blocks cover every address: pods that have none got some that are in those blocks"})
 	}
 	s.DNSAddrs = dnsAddrs(s)
 	order(&s)
 	return s
+}
+
+// Borrow completes a State that has policies and no pods with the cluster of another: its pods, nodes and Services, and its namespaces,
+// where the State itself has none or says nothing of their labels. Pods whose addresses were made up get others, which
+// the State's own policies do not cover.
+func (l Loaded) Borrow(from Loaded) netpol.State {
+	s := l.State
+	s.Pods, s.Nodes, s.Services, s.DNSAddrs = nil, from.State.Nodes, from.State.Services, from.State.DNSAddrs
+	for _, p := range from.State.Pods {
+		if from.madeUp[p] {
+			p = p.DeepCopy()
+			p.Status.PodIP, p.Status.PodIPs = "", nil
+		}
+		s.Pods = append(s.Pods, p)
+	}
+	haveAddresses(&s)
+	s.Namespaces = Overlay(from.State.Namespaces, l.State.Namespaces, func(n *corev1.Namespace) bool { return len(n.Labels) > 1 })
+	return s
+}
+
+// Overlay lays objects over others of the same namespace and name, as applying them would. Objects for which says is false count only
+// where there is no other.
+func Overlay[O metav1.Object](under, over []O, says func(O) bool) []O {
+	at := map[[2]string]int{}
+	out := slices.Clone(under)
+	for i, o := range out {
+		at[[2]string{o.GetNamespace(), o.GetName()}] = i
+	}
+	for _, o := range over {
+		i, ok := at[[2]string{o.GetNamespace(), o.GetName()}]
+		switch {
+		case !ok:
+			out = append(out, o)
+		case says == nil || says(o):
+			out[i] = o
+		}
+	}
+	sortObjects(out)
+	return out
 }
 
 // haveNamespaces adds the namespaces that objects name, and the label that each has.
