@@ -52,10 +52,8 @@ var reference = map[string]map[string]string{
 var gaps = map[string]string{
 	"autoscaling/v1 horizontalpodautoscalers":             "no controller acts on them",
 	"autoscaling/v2 horizontalpodautoscalers":             "no controller acts on them",
-	"policy/v1 poddisruptionbudgets":                      "eviction honours their status, which no controller writes",
 	"v1 persistentvolumes":                                "no binder, no provisioning",
 	"v1 persistentvolumeclaims":                           "no binder, no provisioning",
-	"v1 replicationcontrollers":                           "no controller acts on them",
 	"v1 endpoints":                                        "written by users only; no controller makes them from Services",
 	"networking.k8s.io/v1 ingresses":                      "no controller acts on them: bring an ingress controller",
 	"networking.k8s.io/v1 servicecidrs":                   "the cluster's own range only: no addresses are given from further ones",

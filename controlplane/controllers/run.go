@@ -24,6 +24,7 @@ import (
 	"github.com/strake-io/strake/controlplane/controllers/cronjob"
 	"github.com/strake-io/strake/controlplane/controllers/daemonset"
 	"github.com/strake-io/strake/controlplane/controllers/deployment"
+	"github.com/strake-io/strake/controlplane/controllers/disruption"
 	"github.com/strake-io/strake/controlplane/controllers/endpointslice"
 	"github.com/strake-io/strake/controlplane/controllers/endpointslicemirror"
 	"github.com/strake-io/strake/controlplane/controllers/garbage"
@@ -83,6 +84,12 @@ func Run(ctx context.Context, cfg Config) error {
 		},
 		func() (func(context.Context), error) {
 			return replicaset.Setup(cfg.Client, f, recorder("replicaset-controller"))
+		},
+		func() (func(context.Context), error) {
+			return replicaset.SetupReplicationControllers(cfg.Client, f, recorder("replication-controller"))
+		},
+		func() (func(context.Context), error) {
+			return disruption.Setup(cfg.Client, f, recorder("controllermanager"))
 		},
 		func() (func(context.Context), error) {
 			return statefulset.Setup(cfg.Client, f, recorder("statefulset-controller"))

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -15,10 +16,10 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
-	appslisters "k8s.io/client-go/listers/apps/v1"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
 
@@ -29,28 +30,56 @@ import (
 // burst bounds the pods that one pass makes or deletes.
 const burst = 500
 
-var kind = appsv1.SchemeGroupVersion.WithKind("ReplicaSet")
+// source is where sets come from: ReplicaSets themselves, or ReplicationControllers seen as such.
+type source struct {
+	kind   schema.GroupVersionKind
+	inf    cache.SharedIndexInformer
+	get    func(namespace, name string) (*appsv1.ReplicaSet, error)
+	list   func(namespace string) ([]*appsv1.ReplicaSet, error)
+	live   func(ctx context.Context, namespace, name string) (metav1.Object, error)
+	update func(ctx context.Context, rs *appsv1.ReplicaSet) error // writes the status
+}
 
 type controller struct {
-	client       kubernetes.Interface
-	sets         appslisters.ReplicaSetLister
+	source
 	pods         *pods.Control
 	queue        *queue.Queue
 	expectations pods.Expectations
 }
 
-// Setup registers the controller with the informers and returns what runs it.
+// Setup registers the controller of ReplicaSets with the informers and returns what runs it.
 func Setup(client kubernetes.Interface, f informers.SharedInformerFactory, recorder record.EventRecorder) (func(context.Context), error) {
-	sets, podInf := f.Apps().V1().ReplicaSets(), f.Core().V1().Pods()
+	sets := f.Apps().V1().ReplicaSets()
+	return setup(client, f, recorder, source{
+		kind: appsv1.SchemeGroupVersion.WithKind("ReplicaSet"), inf: sets.Informer(),
+		get: func(namespace, name string) (*appsv1.ReplicaSet, error) {
+			return sets.Lister().ReplicaSets(namespace).Get(name)
+		},
+		list: func(namespace string) ([]*appsv1.ReplicaSet, error) {
+			return sets.Lister().ReplicaSets(namespace).List(labels.Everything())
+		},
+		live: func(ctx context.Context, namespace, name string) (metav1.Object, error) {
+			return client.AppsV1().ReplicaSets(namespace).Get(ctx, name, metav1.GetOptions{})
+		},
+		update: func(ctx context.Context, rs *appsv1.ReplicaSet) error {
+			_, err := client.AppsV1().ReplicaSets(rs.Namespace).UpdateStatus(ctx, rs, metav1.UpdateOptions{})
+			return err
+		},
+	})
+}
+
+func setup(client kubernetes.Interface, f informers.SharedInformerFactory, recorder record.EventRecorder, from source) (func(context.Context), error) {
+	what := strings.ToLower(from.kind.Kind)
+	podInf := f.Core().V1().Pods()
 	if err := pods.AddIndex(podInf.Informer()); err != nil {
-		return nil, fmt.Errorf("replicaset controller: %w", err)
+		return nil, fmt.Errorf("%s controller: %w", what, err)
 	}
 	c := &controller{
-		client: client, sets: sets.Lister(), queue: queue.New("replicaset"),
+		source: from, queue: queue.New(what),
 		pods: &pods.Control{Client: client, Indexer: podInf.Informer().GetIndexer(), Recorder: recorder},
 	}
-	if _, err := sets.Informer().AddEventHandler(c.queue.Handlers()); err != nil {
-		return nil, fmt.Errorf("replicaset controller: %w", err)
+	if _, err := from.inf.AddEventHandler(c.queue.Handlers()); err != nil {
+		return nil, fmt.Errorf("%s controller: %w", what, err)
 	}
 	_, err := podInf.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc: func(obj any) {
@@ -95,16 +124,16 @@ func Setup(client kubernetes.Interface, f informers.SharedInformerFactory, recor
 		},
 	})
 	if err != nil {
-		return nil, fmt.Errorf("replicaset controller: %w", err)
+		return nil, fmt.Errorf("%s controller: %w", what, err)
 	}
 	return func(ctx context.Context) {
-		c.queue.Run(ctx, 4, c.reconcile, sets.Informer().HasSynced, podInf.Informer().HasSynced)
+		c.queue.Run(ctx, 4, c.reconcile, from.inf.HasSynced, podInf.Informer().HasSynced)
 	}, nil
 }
 
 func (c *controller) ownerKey(p *corev1.Pod) (string, bool) {
 	ref := metav1.GetControllerOfNoCopy(p)
-	if ref == nil || ref.Kind != kind.Kind {
+	if ref == nil || ref.Kind != c.kind.Kind {
 		return "", false
 	}
 	return p.Namespace + "/" + ref.Name, true
@@ -115,7 +144,7 @@ func (c *controller) addMatching(p *corev1.Pod) {
 	if metav1.GetControllerOfNoCopy(p) != nil || len(p.Labels) == 0 {
 		return
 	}
-	sets, err := c.sets.ReplicaSets(p.Namespace).List(labels.Everything())
+	sets, err := c.list(p.Namespace)
 	if err != nil {
 		return
 	}
@@ -128,7 +157,7 @@ func (c *controller) addMatching(p *corev1.Pod) {
 
 func (c *controller) reconcile(ctx context.Context, namespace, name string) error {
 	key := namespace + "/" + name
-	rs, err := c.sets.ReplicaSets(namespace).Get(name)
+	rs, err := c.get(namespace, name)
 	if apierrors.IsNotFound(err) {
 		c.expectations.Forget(key)
 		return nil
@@ -140,8 +169,8 @@ func (c *controller) reconcile(ctx context.Context, namespace, name string) erro
 	if err != nil {
 		return nil // validation keeps such objects out; there is nothing to retry
 	}
-	owned, err := c.pods.Owned(ctx, rs, *metav1.NewControllerRef(rs, kind), sel, func(ctx context.Context) (metav1.Object, error) {
-		return c.client.AppsV1().ReplicaSets(namespace).Get(ctx, name, metav1.GetOptions{})
+	owned, err := c.pods.Owned(ctx, rs, *metav1.NewControllerRef(rs, c.kind), sel, func(ctx context.Context) (metav1.Object, error) {
+		return c.live(ctx, namespace, name)
 	})
 	if err != nil {
 		return err
@@ -170,7 +199,7 @@ func (c *controller) scale(ctx context.Context, key string, rs *appsv1.ReplicaSe
 		n := min(-diff, burst)
 		c.expectations.Expect(key, n)
 		made, err := pods.SlowStart(n, func() error {
-			_, err := c.pods.Create(ctx, rs, rs.Namespace, rs.Name, &rs.Spec.Template, *metav1.NewControllerRef(rs, kind), nil)
+			_, err := c.pods.Create(ctx, rs, rs.Namespace, rs.Name, &rs.Spec.Template, *metav1.NewControllerRef(rs, c.kind), nil)
 			return err
 		})
 		for range n - made {
@@ -300,7 +329,7 @@ func (c *controller) writeStatus(ctx context.Context, rs *appsv1.ReplicaSet, s a
 	}
 	rs = rs.DeepCopy()
 	rs.Status = s
-	_, err := c.client.AppsV1().ReplicaSets(rs.Namespace).UpdateStatus(ctx, rs, metav1.UpdateOptions{})
+	err := c.update(ctx, rs)
 	if apierrors.IsNotFound(err) {
 		return nil
 	}
