@@ -196,3 +196,6 @@ func removeTorn(dir string) error {
 	}
 	return err
 }
+
+// Attachments are what the pods of a node hold, by a Server's state folder; no Server need run.
+func Attachments(stateDir string) ([]Allocation, error) { return readAllocations(stateDir) }

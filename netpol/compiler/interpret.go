@@ -114,6 +114,9 @@ func (t *Tables) blockIdentity(of netip.Prefix) uint32 {
 	return 0
 }
 
+// Identity is what an address is to others; 0: one that no policy tells apart.
+func (t *Tables) Identity(a netip.Addr) uint32 { return t.identity(a) }
+
 // ask is what a rule set says; false: rows are missing.
 func (t *Tables) ask(set, identity uint32, protocol uint8, port uint16) (bpf.PolicyVerdict, bool) {
 	list, there := t.answers[answerKey{set, identity}]

@@ -9,11 +9,18 @@ import (
 	"time"
 
 	"github.com/strake-io/strake/bpf"
+	"github.com/strake-io/strake/cmd/strake/proof"
 	"github.com/strake-io/strake/cmd/strake/supervisor"
 )
 
 // almostFull is the part of a table that is told, in percent.
 const almostFull = 90
+
+// dropByPolicy begins the reasons of what network policies forbid.
+const dropByPolicy = "drop_policy_"
+
+// policyQuestions bounds what is asked about network policies; `strake policy verify` asks it all.
+const policyQuestions = 20000
 
 // settle is how long a difference may last: the cluster changes while it is looked at.
 const settle = 4 * time.Second
@@ -32,6 +39,9 @@ func (e *examination) network(ctx context.Context, g group, o *objects) {
 	g.judgeFill(s.Maps)
 	e.held(g)
 	e.drift(ctx, g, o)
+	if !e.ProxyOnly && o != nil {
+		e.policies(ctx, g)
+	}
 	if wait := time.Until(e.began.Add(time.Second)); wait > 0 { // a second at least to see counters grow
 		select {
 		case <-ctx.Done():
@@ -43,6 +53,29 @@ func (e *examination) network(ctx context.Context, g group, o *objects) {
 		return
 	}
 	g.judgeDrops(e.before, s.Counters, time.Since(e.began))
+}
+
+// policies holds the tables of network policies against the policies of the API.
+func (e *examination) policies(ctx context.Context, g group) {
+	const what = "network policies"
+	rc, err := e.REST()
+	if err != nil {
+		g.unknown(what, err, "")
+		return
+	}
+	r, err := proof.Verify(ctx, proof.Node{Layout: e.Layout, Name: e.Name, DNSAddrs: e.DNSAddrs, REST: rc, Questions: policyQuestions})
+	switch {
+	case err != nil:
+		g.unknown(what, err, "")
+	case r.Drifts > 0:
+		lines := []string{fmt.Sprintf("%d differences between what the kernel judges and what the policies say", r.Drifts)}
+		for _, d := range r.Examples {
+			lines = append(lines, d.String())
+		}
+		g.fail(what, "restart the agent, which writes what is missing; `strake policy verify` tells more", "%s", strings.Join(firstOf(lines, 10), "\n"))
+	default:
+		g.ok(what, "the kernel judges as they say: %d questions about %d addresses of pods", r.Asked, r.Pods)
+	}
 }
 
 // held looks for processes on ports of the node that lead to Services and pods.
@@ -92,7 +125,7 @@ func (g group) judgeDrops(before, after map[string]uint64, during time.Duration)
 			continue
 		}
 		ever = append(ever, fmt.Sprintf("%s %d", name, after[name]))
-		if after[name] > before[name] {
+		if after[name] > before[name] && !strings.HasPrefix(name, dropByPolicy) { // those are meant
 			grown = append(grown, fmt.Sprintf("%s by %d", name, after[name]-before[name]))
 		}
 	}

@@ -1,0 +1,184 @@
+package verify
+
+import (
+	"net/netip"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	policyv1alpha2 "sigs.k8s.io/network-policy-api/apis/v1alpha2"
+
+	"github.com/strake-io/strake/netpol"
+)
+
+// strangers are addresses that hardly any policy means.
+var strangers = []string{"192.0.2.77", "2001:db8:77::77"}
+
+// edges are addresses where verdicts may change: nodes, the cluster's DNS, the first and last ones of blocks and what is beside them.
+func edges(s netpol.State) []end {
+	seen := map[netip.Addr]bool{}
+	for _, p := range s.Pods {
+		for _, ip := range p.Status.PodIPs {
+			if a, err := netip.ParseAddr(ip.IP); err == nil && !p.Spec.HostNetwork {
+				seen[a] = true // they are asked about as pods
+			}
+		}
+	}
+	var out []end
+	add := func(a netip.Addr) {
+		a = a.Unmap()
+		if a.IsValid() && !a.IsLoopback() && !a.IsUnspecified() && !seen[a] {
+			seen[a] = true
+			out = append(out, end{End: netpol.End{Addr: a}, class: a.String()})
+		}
+	}
+	block := func(text string) {
+		p, err := netip.ParsePrefix(text)
+		if err != nil {
+			return
+		}
+		first, last := p.Masked().Addr(), lastOf(p)
+		for _, a := range []netip.Addr{first, first.Prev(), last, last.Next()} {
+			add(a)
+		}
+	}
+	for _, text := range strangers {
+		add(netip.MustParseAddr(text))
+	}
+	for _, a := range s.DNSAddrs {
+		add(a)
+	}
+	for _, n := range s.Nodes {
+		for _, na := range n.Status.Addresses {
+			if a, err := netip.ParseAddr(na.Address); err == nil {
+				add(a)
+			}
+		}
+	}
+	for _, p := range s.NetworkPolicies {
+		for _, peer := range peers(p) {
+			if b := peer.IPBlock; b != nil {
+				block(b.CIDR)
+				for _, e := range b.Except {
+					block(e)
+				}
+			}
+		}
+	}
+	for _, p := range s.ClusterNetworkPolicies {
+		for _, r := range p.Spec.Egress {
+			for _, peer := range r.To {
+				for _, c := range peer.Networks {
+					block(string(c))
+				}
+			}
+		}
+	}
+	return out
+}
+
+func lastOf(p netip.Prefix) netip.Addr {
+	b := p.Masked().Addr().AsSlice()
+	for bit := p.Bits(); bit < len(b)*8; bit++ {
+		b[bit/8] |= 1 << (7 - bit%8)
+	}
+	a, _ := netip.AddrFromSlice(b)
+	return a
+}
+
+func peers(p *networkingv1.NetworkPolicy) []networkingv1.NetworkPolicyPeer {
+	var out []networkingv1.NetworkPolicyPeer
+	for _, r := range p.Spec.Ingress {
+		out = append(out, r.From...)
+	}
+	for _, r := range p.Spec.Egress {
+		out = append(out, r.To...)
+	}
+	return out
+}
+
+// portsOf are the ports at the ends of all ranges and what is beside them, with a protocol that has none.
+func portsOf(s netpol.State) []port {
+	seen := map[port]bool{{netpol.ICMP, 0}: true}
+	out := []port{{netpol.ICMP, 0}}
+	add := func(protocol uint8, numbers ...int32) {
+		for _, n := range numbers {
+			p := port{protocol, uint16(n)}
+			if n > 0 && n <= 65535 && !seen[p] {
+				seen[p] = true
+				out = append(out, p)
+			}
+		}
+	}
+	for _, protocol := range []uint8{netpol.TCP, netpol.UDP, netpol.SCTP} {
+		add(protocol, 1, 65535)
+	}
+	network := func(ports []networkingv1.NetworkPolicyPort) {
+		for _, p := range ports {
+			protocol := corev1.ProtocolTCP
+			if p.Protocol != nil {
+				protocol = *p.Protocol
+			}
+			number, err := netpol.ProtocolNumber(protocol)
+			if err != nil || p.Port == nil {
+				continue
+			}
+			first := p.Port.IntVal
+			last := first
+			if p.EndPort != nil {
+				last = *p.EndPort
+			}
+			add(number, first-1, first, last, last+1)
+		}
+	}
+	for _, p := range s.NetworkPolicies {
+		for _, r := range p.Spec.Ingress {
+			network(r.Ports)
+		}
+		for _, r := range p.Spec.Egress {
+			network(r.Ports)
+		}
+	}
+	cluster := func(list []policyv1alpha2.ClusterNetworkPolicyProtocol) {
+		for _, p := range list {
+			for number, dst := range map[uint8]*policyv1alpha2.Port{netpol.TCP: tcpPort(p.TCP), netpol.UDP: udpPort(p.UDP), netpol.SCTP: sctpPort(p.SCTP)} {
+				if dst == nil {
+					continue
+				}
+				add(number, dst.Number-1, dst.Number, dst.Number+1)
+				if dst.Range != nil {
+					add(number, dst.Range.Start-1, dst.Range.Start, dst.Range.End, dst.Range.End+1)
+				}
+			}
+		}
+	}
+	for _, p := range s.ClusterNetworkPolicies {
+		for _, r := range p.Spec.Ingress {
+			cluster(r.Protocols)
+		}
+		for _, r := range p.Spec.Egress {
+			cluster(r.Protocols)
+		}
+	}
+	return out
+}
+
+func tcpPort(p *policyv1alpha2.ClusterNetworkPolicyProtocolTCP) *policyv1alpha2.Port {
+	if p == nil {
+		return nil
+	}
+	return p.DestinationPort
+}
+
+func udpPort(p *policyv1alpha2.ClusterNetworkPolicyProtocolUDP) *policyv1alpha2.Port {
+	if p == nil {
+		return nil
+	}
+	return p.DestinationPort
+}
+
+func sctpPort(p *policyv1alpha2.ClusterNetworkPolicyProtocolSCTP) *policyv1alpha2.Port {
+	if p == nil {
+		return nil
+	}
+	return p.DestinationPort
+}

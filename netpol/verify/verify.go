@@ -1,0 +1,281 @@
+// Package verify proves a node's policy tables: it asks the rows, as the kernel reads them, and the evaluator, which knows nothing of rows, the same questions
+// and tells where they disagree.
+package verify
+
+import (
+	"cmp"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/strake-io/strake/bpf"
+	"github.com/strake-io/strake/netpol"
+	"github.com/strake-io/strake/netpol/compiler"
+	"github.com/strake-io/strake/netpol/reference"
+)
+
+// Options say how much is asked.
+type Options struct {
+	Node string
+	// Questions bounds how many are asked; 0: all. Beyond it they are drawn by lot.
+	Questions int
+	// Others are addresses of the tables' own subjects that are no pods of the State: containers that are not the cluster's.
+	Others []netip.Addr
+}
+
+// Report is what came of it.
+type Report struct {
+	Node     string  `json:"node"`
+	Pods     int     `json:"pods"`   // addresses of pods of the node
+	Ends     int     `json:"ends"`   // classes of other ends that were asked about, the addresses at the ends of blocks among them
+	Ports    int     `json:"ports"`  // protocols with ports
+	Asked    int     `json:"asked"`  // questions
+	Of       int     `json:"of"`     // questions that there are
+	Drifts   int     `json:"drifts"` // answers that are not the evaluator's, and rows that are missing or nobody's
+	Examples []Drift `json:"examples,omitempty"`
+}
+
+// Drift is where tables and evaluator disagree.
+type Drift struct {
+	From     string `json:"from,omitempty"`
+	To       string `json:"to,omitempty"`
+	Port     string `json:"port,omitempty"` // 80/TCP
+	Kernel   string `json:"kernel"`
+	Expected string `json:"expected"`
+}
+
+func (d Drift) String() string {
+	if d.From == "" {
+		return fmt.Sprintf("%s: the kernel has %s, should have %s", d.To, d.Kernel, d.Expected)
+	}
+	return fmt.Sprintf("%s to %s, %s: the kernel %s, the policies %s", d.From, d.To, d.Port, d.Kernel, d.Expected)
+}
+
+// maxExamples bounds what a report tells one by one.
+const maxExamples = 20
+
+// end is one of a class of ends that neither rows nor labels tell apart.
+type end struct {
+	netpol.End
+	name  string
+	local bool
+	class string
+	named []port // ports of its own that have names
+}
+
+type port struct {
+	protocol uint8
+	number   uint16
+}
+
+func (p port) String() string {
+	switch p.protocol {
+	case netpol.TCP:
+		return fmt.Sprintf("%d/TCP", p.number)
+	case netpol.UDP:
+		return fmt.Sprintf("%d/UDP", p.number)
+	case netpol.SCTP:
+		return fmt.Sprintf("%d/SCTP", p.number)
+	}
+	return fmt.Sprintf("protocol %d", p.protocol)
+}
+
+type verifier struct {
+	rows   bpf.PolicyRows
+	tables *compiler.Tables
+	truth  *reference.Evaluator
+	ids    map[netip.Addr]bpf.PolicySubject
+	report Report
+}
+
+// Verify holds rows against a State. In the State the node's pods have the addresses that they have on the node.
+func Verify(rows bpf.PolicyRows, s netpol.State, o Options) (Report, error) {
+	truth, err := reference.New(s)
+	if err != nil {
+		return Report{}, err
+	}
+	v := &verifier{rows: rows, tables: compiler.Interpret(rows), truth: truth, ids: map[netip.Addr]bpf.PolicySubject{}, report: Report{Node: o.Node}}
+	for _, r := range rows.Subjects {
+		v.ids[r.Addr] = r
+	}
+	pods := v.pods(s, o.Node)
+	v.subjects(pods, o.Others)
+	locals := v.classes(slices.DeleteFunc(slices.Clone(pods), func(e end) bool { return !e.local }), true)
+	others := v.classes(append(pods, edges(s)...), false)
+	ports := portsOf(s)
+	v.report.Ends, v.report.Ports = len(others), len(ports)
+	v.ask(locals, others, ports, o.Questions)
+	return v.report, nil
+}
+
+func (v *verifier) drift(d Drift) {
+	v.report.Drifts++
+	if len(v.report.Examples) < maxExamples {
+		v.report.Examples = append(v.report.Examples, d)
+	}
+}
+
+// pods are the ends that are pods, each with each of its addresses.
+func (v *verifier) pods(s netpol.State, node string) []end {
+	var out []end
+	for _, p := range s.Pods {
+		if p.Spec.HostNetwork || p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed {
+			continue
+		}
+		labels := make([]string, 0, len(p.Labels))
+		for k, v := range p.Labels {
+			labels = append(labels, k+"="+v)
+		}
+		slices.Sort(labels)
+		var named []port
+		for _, c := range append(slices.Clone(p.Spec.Containers), p.Spec.InitContainers...) {
+			for _, cp := range c.Ports {
+				if number, err := netpol.ProtocolNumber(cp.Protocol); err == nil && cp.Name != "" {
+					named = append(named, port{number, uint16(cp.ContainerPort)})
+				}
+			}
+		}
+		for _, ip := range p.Status.PodIPs {
+			a, err := netip.ParseAddr(ip.IP)
+			if err != nil {
+				continue
+			}
+			e := end{name: p.Namespace + "/" + p.Name, local: p.Spec.NodeName == node, named: named}
+			e.Pod.Namespace, e.Pod.Name, e.Addr = p.Namespace, p.Name, a.Unmap()
+			e.class = fmt.Sprint(p.Namespace, labels, named, e.Addr.Is4(), p.Spec.NodeName == node)
+			out = append(out, e)
+		}
+	}
+	return out
+}
+
+// subjects holds the rows of the node's pods against the pods that it has.
+func (v *verifier) subjects(pods []end, others []netip.Addr) {
+	want := map[netip.Addr]bool{}
+	for _, a := range others {
+		want[a] = true
+	}
+	for _, e := range pods {
+		if !e.local {
+			continue
+		}
+		v.report.Pods++
+		want[e.Addr] = true
+		if _, ok := v.ids[e.Addr]; !ok {
+			v.drift(Drift{To: fmt.Sprintf("%s (%s)", e.name, e.Addr), Kernel: "no row: nothing passes", Expected: "one"})
+		}
+	}
+	for a := range v.ids {
+		if !want[a] {
+			v.drift(Drift{To: a.String(), Kernel: "a row of a pod", Expected: "none: no pod of this node has that address"})
+		}
+	}
+}
+
+// classes leaves of ends one of each class. What the rows tell apart is no class, so that one that is wrong is asked about by itself.
+func (v *verifier) classes(ends []end, subjects bool) []end {
+	seen := map[string]bool{}
+	var out []end
+	for _, e := range ends {
+		class := fmt.Sprint(e.class, v.tables.Identity(e.Addr))
+		if s, ok := v.ids[e.Addr]; subjects && ok {
+			class = fmt.Sprint(class, s.Ingress, s.Egress)
+		}
+		if !seen[class] {
+			seen[class] = true
+			out = append(out, e)
+		}
+	}
+	return out
+}
+
+// ask asks everybody on the node about everybody, both ways.
+func (v *verifier) ask(locals, others []end, ports []port, most int) {
+	type question struct {
+		from, to int // from of locals if out, else of others
+		out      bool
+	}
+	var pairs []question
+	for i, l := range locals {
+		if _, ok := v.ids[l.Addr]; !ok {
+			continue // told already
+		}
+		for j, o := range others {
+			if l.Addr.Is4() == o.Addr.Is4() {
+				pairs = append(pairs, question{i, j, true}, question{j, i, false})
+			}
+		}
+	}
+	rand.Shuffle(len(pairs), func(i, j int) { pairs[i], pairs[j] = pairs[j], pairs[i] })
+	for _, q := range pairs {
+		var from, to end
+		if q.out {
+			from, to = locals[q.from], others[q.to]
+		} else {
+			from, to = others[q.from], locals[q.to]
+		}
+		asked := append(slices.Clone(ports), to.named...)
+		slices.SortFunc(asked, func(a, b port) int {
+			return cmp.Or(cmp.Compare(a.protocol, b.protocol), cmp.Compare(a.number, b.number))
+		})
+		asked = slices.Compact(asked)
+		v.report.Of += len(asked)
+		if most > 0 && v.report.Asked >= most {
+			continue
+		}
+		for _, p := range asked {
+			v.report.Asked++
+			v.compare(from, to, p, q.out)
+		}
+	}
+}
+
+// compare asks both about one side of a flow: that of the end that is on the node.
+func (v *verifier) compare(from, to end, p port, egress bool) {
+	f := netpol.Flow{From: from.End, To: to.End, Protocol: p.protocol, Port: p.number, ViaService: from.Addr == to.Addr, Forwarded: true}
+	if p.protocol == netpol.ICMP && from.Addr.Is6() {
+		f.Protocol = netpol.ICMPv6
+	}
+	want, err := v.truth.Judge(f)
+	if err != nil {
+		return // ends that are no question: an address that nobody has any more
+	}
+	got := v.tables.Judge(bpf.PolicyQuery{From: from.Addr, To: to.Addr, Protocol: f.Protocol, Port: p.number})
+	side, verdict := want.Ingress, got.Ingress
+	if egress {
+		side, verdict = want.Egress, got.Egress
+	}
+	allows := verdict == nil || verdict.Allow || verdict.Tier == bpf.PolicyTierNetworkPolicy && from.Addr == to.Addr
+	if got.NoVerdict {
+		allows = false
+	}
+	if allows == side.Allowed {
+		return
+	}
+	kernel := "drops it"
+	if allows {
+		kernel = "lets it pass"
+	}
+	if verdict != nil {
+		if ref, ok := v.tables.Policy(verdict.Policy); ok {
+			kernel += fmt.Sprintf(" (%s)", ref)
+		}
+	}
+	expected := "forbid it: "
+	if side.Allowed {
+		expected = "allow it: "
+	}
+	direction := netpol.Ingress
+	if egress {
+		direction = netpol.Egress
+	}
+	v.drift(Drift{From: name(from), To: name(to), Port: p.String(), Kernel: kernel + " at " + direction.String(), Expected: expected + side.Why})
+}
+
+func name(e end) string {
+	return strings.TrimSpace(fmt.Sprintf("%s %s", e.name, e.Addr))
+}

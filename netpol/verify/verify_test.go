@@ -1,0 +1,156 @@
+package verify
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	policyv1alpha2 "sigs.k8s.io/network-policy-api/apis/v1alpha2"
+	"sigs.k8s.io/yaml"
+
+	"github.com/strake-io/strake/bpf"
+	"github.com/strake-io/strake/netpol"
+	"github.com/strake-io/strake/netpol/compiler"
+)
+
+const policies = `
+- metadata: {namespace: shop, name: deny}
+  spec: {podSelector: {}, policyTypes: [Ingress, Egress]}
+- metadata: {namespace: shop, name: web}
+  spec:
+    podSelector: {matchLabels: {app: web}}
+    ingress:
+    - from: [{podSelector: {matchLabels: {app: client}}}, {ipBlock: {cidr: 203.0.113.0/24, except: [203.0.113.64/26]}}]
+      ports: [{port: 8080, endPort: 8083}, {port: metrics, protocol: UDP}]
+    egress:
+    - to: [{namespaceSelector: {}}]
+      ports: [{port: metrics}]
+`
+
+const clusterPolicies = `
+- metadata: {name: guard}
+  spec:
+    tier: Admin
+    priority: 3
+    subject: {namespaces: {}}
+    egress: [{action: Deny, to: [{networks: [198.51.100.0/24]}]}, {action: Pass, to: [{namespaces: {}}]}]
+- metadata: {name: last}
+  spec:
+    tier: Baseline
+    priority: 3
+    subject: {namespaces: {}}
+    ingress: [{action: Deny, from: [{pods: {podSelector: {matchLabels: {app: rogue}}}}], protocols: [{tcp: {destinationPort: {range: {start: 20, end: 30}}}}]}]
+`
+
+func pod(namespace, name, node, app string, addrs ...string) *corev1.Pod {
+	p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, UID: types.UID(namespace + name), Labels: map[string]string{"app": app}}, Spec: corev1.PodSpec{NodeName: node}}
+	p.Spec.Containers = []corev1.Container{{Ports: []corev1.ContainerPort{{Name: "metrics", ContainerPort: int32(9000 + len(name))}, {Name: "metrics", Protocol: "UDP", ContainerPort: 9100}}}}
+	for _, a := range addrs {
+		p.Status.PodIPs = append(p.Status.PodIPs, corev1.PodIP{IP: a})
+	}
+	return p
+}
+
+func state(t *testing.T) netpol.State {
+	t.Helper()
+	s := netpol.State{
+		Nodes: []*corev1.Node{{ObjectMeta: metav1.ObjectMeta{Name: "n1"}, Status: corev1.NodeStatus{Addresses: []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "198.18.0.2"}}}}},
+		Pods: []*corev1.Pod{
+			pod("shop", "web", "n1", "web", "10.0.0.1", "fd00::1"), pod("shop", "web2", "n1", "web", "10.0.0.2", "fd00::2"), pod("shop", "client", "n1", "client", "10.0.0.3"),
+			pod("shop", "far", "n2", "client", "10.0.1.3", "fd00::1:3"), pod("other", "rogue", "n2", "rogue", "10.0.1.4"), pod("other", "free", "n1", "free", "10.0.0.4"),
+		},
+		DNSAddrs: []netip.Addr{netip.MustParseAddr("10.96.0.10")},
+	}
+	for _, ns := range []string{"shop", "other", "kube-system"} {
+		s.Namespaces = append(s.Namespaces, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: ns}})
+	}
+	var nps []*networkingv1.NetworkPolicy
+	var cnps []*policyv1alpha2.ClusterNetworkPolicy
+	if err := yaml.Unmarshal([]byte(policies), &nps); err != nil {
+		t.Fatal(err)
+	}
+	if err := yaml.Unmarshal([]byte(clusterPolicies), &cnps); err != nil {
+		t.Fatal(err)
+	}
+	s.NetworkPolicies, s.ClusterNetworkPolicies = nps, cnps
+	return s
+}
+
+func rowsOf(s netpol.State) bpf.PolicyRows {
+	c := compiler.New(compiler.Options{NodeName: "n1"})
+	c.SetState(s)
+	c.Flush()
+	return c.Rows()
+}
+
+func verified(t *testing.T, rows bpf.PolicyRows, s netpol.State) Report {
+	t.Helper()
+	r, err := Verify(rows, s, Options{Node: "n1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func TestRowsThatAreRight(t *testing.T) {
+	r := verified(t, rowsOf(state(t)), state(t))
+	if r.Drifts != 0 || r.Pods != 6 || r.Asked != r.Of || r.Asked < 500 {
+		t.Errorf("report %+v", r)
+	}
+	few, err := Verify(rowsOf(state(t)), state(t), Options{Node: "n1", Questions: 100})
+	if err != nil || few.Asked < 100 || few.Asked > 200 || few.Of != r.Of {
+		t.Errorf("report %+v, error %v", few, err)
+	}
+}
+
+// Every kind of row that is wrong is seen.
+func TestRowsThatAreWrong(t *testing.T) {
+	for name, spoil := range map[string]func(*bpf.PolicyRows){
+		"a subject is missing": func(r *bpf.PolicyRows) { r.Subjects = r.Subjects[1:] },
+		"a subject too much": func(r *bpf.PolicyRows) {
+			r.Subjects = append(r.Subjects, bpf.PolicySubject{Addr: netip.MustParseAddr("10.0.0.99")})
+		},
+		"a pod that is not judged": func(r *bpf.PolicyRows) { r.Subjects[0].Ingress = 0 },
+		"another's rules":          func(r *bpf.PolicyRows) { r.Subjects[0].Egress = r.Subjects[2].Egress },
+		"a peer is forgotten": func(r *bpf.PolicyRows) {
+			r.Peers = slices.DeleteFunc(r.Peers, func(p bpf.PolicyPeer) bool { return p.Prefix == netip.MustParsePrefix("10.0.1.3/32") })
+		},
+		"an exception is forgotten": func(r *bpf.PolicyRows) {
+			r.Peers = slices.DeleteFunc(r.Peers, func(p bpf.PolicyPeer) bool { return p.Prefix == netip.MustParsePrefix("203.0.113.64/26") })
+		},
+		"a stranger is a friend": func(r *bpf.PolicyRows) {
+			for i, p := range r.Peers {
+				if p.Prefix == netip.MustParsePrefix("10.0.1.4/32") {
+					r.Peers[i].Identity = r.Subjects[2].Identity
+				}
+			}
+		},
+		"answers are missing": func(r *bpf.PolicyRows) { r.Answers = nil },
+		"a port is open": func(r *bpf.PolicyRows) {
+			for i := range r.Ports {
+				if r.Ports[i].Protocol == 0 {
+					r.Ports[i].Verdict.Allow = true
+				}
+			}
+		},
+		"a range ends early": func(r *bpf.PolicyRows) {
+			r.Ports = slices.DeleteFunc(r.Ports, func(p bpf.PolicyPort) bool {
+				return p.Protocol == netpol.TCP && p.Port <= 8083 && p.Port >= 8082 || p.Port == 8080 && p.Bits < 16
+			})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			rows := rowsOf(state(t))
+			spoil(&rows)
+			r := verified(t, rows, state(t))
+			if r.Drifts == 0 || len(r.Examples) == 0 || strings.TrimSpace(r.Examples[0].String()) == "" {
+				t.Errorf("not seen: %+v", r)
+			}
+		})
+	}
+}
