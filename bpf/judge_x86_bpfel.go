@@ -113,6 +113,7 @@ type judgePrefix struct {
 const (
 	judgeMapPolicyAnswers  = "policy_answers"
 	judgeMapPolicyBlocks   = "policy_blocks"
+	judgeMapPolicyFree     = "policy_free"
 	judgeMapPolicyNames    = "policy_names"
 	judgeMapPolicyPeers    = "policy_peers"
 	judgeMapPolicyPorts    = "policy_ports"
@@ -174,6 +175,7 @@ type judgeProgramSpecs struct {
 type judgeMapSpecs struct {
 	PolicyAnswers  *ebpf.MapSpec `ebpf:"policy_answers"`
 	PolicyBlocks   *ebpf.MapSpec `ebpf:"policy_blocks"`
+	PolicyFree     *ebpf.MapSpec `ebpf:"policy_free"`
 	PolicyNames    *ebpf.MapSpec `ebpf:"policy_names"`
 	PolicyPeers    *ebpf.MapSpec `ebpf:"policy_peers"`
 	PolicyPorts    *ebpf.MapSpec `ebpf:"policy_ports"`
@@ -211,6 +213,7 @@ func (o *judgeObjects) Close() error {
 type judgeMaps struct {
 	PolicyAnswers  *ebpf.Map `ebpf:"policy_answers"`
 	PolicyBlocks   *ebpf.Map `ebpf:"policy_blocks"`
+	PolicyFree     *ebpf.Map `ebpf:"policy_free"`
 	PolicyNames    *ebpf.Map `ebpf:"policy_names"`
 	PolicyPeers    *ebpf.Map `ebpf:"policy_peers"`
 	PolicyPorts    *ebpf.Map `ebpf:"policy_ports"`
@@ -223,6 +226,7 @@ func (m *judgeMaps) Close() error {
 	return _JudgeClose(
 		m.PolicyAnswers,
 		m.PolicyBlocks,
+		m.PolicyFree,
 		m.PolicyNames,
 		m.PolicyPeers,
 		m.PolicyPorts,

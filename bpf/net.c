@@ -72,12 +72,12 @@ int strake_pod(struct __sk_buff *skb)
 		return verdict;
 
 	if (is_dns(p)) {
-		if (policy_on && policy_check(skb, POLICY_SOURCE | POLICY_ONCE))
+		if (policy_on && policy_check(skb, p->v6, POLICY_SOURCE | POLICY_ONCE, 0))
 			return TC_ACT_SHOT;
 		verdict = is_plain(p) ? dns_answer(skb, p->v6) : -1;
 		if (verdict >= 0)
 			return verdict;
-		if (policy_on && policy_check(skb, POLICY_SOURCE | POLICY_JUDGED))
+		if (policy_on && policy_check(skb, p->v6, POLICY_SOURCE | POLICY_JUDGED, 0))
 			return TC_ACT_SHOT;
 		note(skb, DNS_PASSED);
 		return TC_ACT_OK;
@@ -91,7 +91,7 @@ int strake_pod(struct __sk_buff *skb)
 		return service_answer(skb);
 	ep = bpf_map_lookup_elem(&endpoints, &p->daddr);
 	if (ep) {
-		if (policy_on && ep->ifindex != skb->ifindex && policy_check(skb, POLICY_SOURCE | POLICY_DEST))
+		if (policy_on && ep->ifindex != skb->ifindex && policy_check(skb, p->v6, POLICY_SOURCE, ep->ifindex))
 			return TC_ACT_SHOT;
 		note(skb, POD_TO_POD);
 		return endpoint_redirect(skb, ep);
@@ -102,13 +102,13 @@ int strake_pod(struct __sk_buff *skb)
 		if (verdict != SERVICE_NONE)
 			return verdict;
 	}
-	if (policy_on && policy_check(skb, POLICY_SOURCE))
+	if (policy_on && policy_check(skb, p->v6, POLICY_SOURCE, 0))
 		return TC_ACT_SHOT;
 	return r ? remote_send(skb, p, r) : TC_ACT_OK;
 }
 
 /* Whether policies let what goes to a pod by its interface not go there. */
-static __always_inline int to_pod_denied(struct __sk_buff *skb, enum parsed parsed, const struct endpoint *ep)
+static __always_inline int to_pod_denied(struct __sk_buff *skb, const struct packet *p, enum parsed parsed, const struct endpoint *ep)
 {
 	if (skb->mark == POLICY_MARK) { /* judged already */
 		skb->mark = 0;
@@ -117,7 +117,7 @@ static __always_inline int to_pod_denied(struct __sk_buff *skb, enum parsed pars
 	if (parsed == NOT_IP || skb->ingress_ifindex == skb->ifindex) /* what the pod is answered by its own program */
 		return 0;
 	if (ep)
-		return policy_check(skb, POLICY_DEST | (skb->ingress_ifindex ? 0 : POLICY_NODE));
+		return policy_check(skb, p->v6, skb->ingress_ifindex ? 0 : POLICY_NODE, skb->ifindex);
 	if (!skb->ingress_ifindex)
 		return 0;
 	return drop(skb, parsed == MALFORMED ? DROP_MALFORMED : DROP_NO_VERDICT);
@@ -136,7 +136,7 @@ int strake_to_pod(struct __sk_buff *skb)
 	parsed = parse_fresh(skb, &s->p);
 	if (parsed == PARSED)
 		ep = bpf_map_lookup_elem(&endpoints, &s->p.daddr);
-	if (policy_on && to_pod_denied(skb, parsed, ep))
+	if (policy_on && to_pod_denied(skb, &s->p, parsed, ep))
 		return TC_ACT_SHOT;
 	if (ep && endpoint_asks(ep) && service_untranslate(skb, 0, SERVICE_TO_POD) == TC_ACT_SHOT)
 		return TC_ACT_SHOT;
@@ -157,7 +157,7 @@ static __always_inline int direct(struct __sk_buff *skb, struct packet *p)
 		return TC_ACT_OK;
 	}
 	if (remote_is_native(r)) {
-		if (policy_on && policy_check(skb, POLICY_DEST))
+		if (policy_on && policy_check(skb, p->v6, 0, ep->ifindex))
 			return TC_ACT_SHOT;
 		note(skb, UPLINK_TO_POD);
 		return endpoint_redirect(skb, ep);
@@ -278,7 +278,7 @@ int strake_tunnel_in(struct __sk_buff *skb)
 	bpf_skb_change_type(skb, PACKET_HOST);
 	ep = bpf_map_lookup_elem(&endpoints, &s->p.daddr);
 	if (ep) {
-		if (policy_on && policy_check(skb, POLICY_DEST))
+		if (policy_on && policy_check(skb, s->p.v6, 0, ep->ifindex))
 			return TC_ACT_SHOT;
 		note(skb, TUNNEL_TO_POD);
 		return endpoint_redirect(skb, ep);

@@ -437,6 +437,7 @@ const (
 	netMapPolicyFlowsOpen    = "policy_flows_open"
 	netMapPolicyFlowsPassing = "policy_flows_passing"
 	netMapPolicyFragments    = "policy_fragments"
+	netMapPolicyFree         = "policy_free"
 	netMapPolicyHits         = "policy_hits"
 	netMapPolicyNames        = "policy_names"
 	netMapPolicyPeers        = "policy_peers"
@@ -563,6 +564,7 @@ type netMapSpecs struct {
 	PolicyFlowsOpen    *ebpf.MapSpec `ebpf:"policy_flows_open"`
 	PolicyFlowsPassing *ebpf.MapSpec `ebpf:"policy_flows_passing"`
 	PolicyFragments    *ebpf.MapSpec `ebpf:"policy_fragments"`
+	PolicyFree         *ebpf.MapSpec `ebpf:"policy_free"`
 	PolicyHits         *ebpf.MapSpec `ebpf:"policy_hits"`
 	PolicyNames        *ebpf.MapSpec `ebpf:"policy_names"`
 	PolicyPeers        *ebpf.MapSpec `ebpf:"policy_peers"`
@@ -655,6 +657,7 @@ type netMaps struct {
 	PolicyFlowsOpen    *ebpf.Map `ebpf:"policy_flows_open"`
 	PolicyFlowsPassing *ebpf.Map `ebpf:"policy_flows_passing"`
 	PolicyFragments    *ebpf.Map `ebpf:"policy_fragments"`
+	PolicyFree         *ebpf.Map `ebpf:"policy_free"`
 	PolicyHits         *ebpf.Map `ebpf:"policy_hits"`
 	PolicyNames        *ebpf.Map `ebpf:"policy_names"`
 	PolicyPeers        *ebpf.Map `ebpf:"policy_peers"`
@@ -706,6 +709,7 @@ func (m *netMaps) Close() error {
 		m.PolicyFlowsOpen,
 		m.PolicyFlowsPassing,
 		m.PolicyFragments,
+		m.PolicyFree,
 		m.PolicyHits,
 		m.PolicyNames,
 		m.PolicyPeers,

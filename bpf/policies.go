@@ -151,7 +151,13 @@ func (t *PolicyTables) Apply(c PolicyChange) error {
 	if err := t.m["policy_revision"].Put(uint32(0), revision+1); err != nil {
 		return fmt.Errorf("bpf: policy revision: %w", err)
 	}
-	return t.delete(c)
+	err = t.delete(c)
+	if len(c.GoneSubjects) > 0 { // for what programs noted of them meanwhile
+		if failed := t.m["policy_revision"].Put(uint32(0), revision+2); failed != nil {
+			err = errors.Join(err, fmt.Errorf("bpf: policy revision: %w", failed))
+		}
+	}
+	return err
 }
 
 func (t *PolicyTables) revision() (uint32, error) {

@@ -49,7 +49,7 @@ func TestPolicyRowsAreKept(t *testing.T) {
 	must(t, d.Policies().Apply(gone))
 	must(t, d.Policies().Apply(gone)) // what is gone may go again
 	check("gone", d.Policies().Dump, PolicyRows{Subjects: want.Subjects[1:], Peers: want.Peers[2:], Answers: want.Answers[1:]})
-	if n, err := d.Policies().revision(); err != nil || n != 3 {
+	if n, err := d.Policies().revision(); err != nil || n != 5 {
 		t.Errorf("revision %d, %v", n, err)
 	}
 }

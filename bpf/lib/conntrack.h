@@ -109,12 +109,23 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } flows_events SEC(".maps");
 
+/* A packet that an error quotes. */
+struct quoted {
+	struct addr saddr, daddr;
+	__u32 l4;
+	__u8 proto;
+};
+
 /* Of the packet at hand. Functions that are verified by themselves (global ones, which on Linux 5.10 take nothing but numbers and the
  * context) meet here: each has the stack nearly to itself, and what one knows does not multiply with what another knows. */
 struct scratch {
 	struct packet p;
 	struct flow_key key, back; /* of the packet's row; of the other one, room for the functions below */
-	struct flow flow, other;   /* what they say; other is room for the functions below */
+	struct flow flow;          /* what they say */
+	union {                    /* room for the functions below */
+		struct flow other;
+		struct quoted quoted;
+	};
 };
 
 struct {

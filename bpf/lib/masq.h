@@ -252,14 +252,7 @@ int __attribute__((noinline)) masq_begin(struct __sk_buff *skb)
 	return flow_settle(s);
 }
 
-/* A packet that an error quotes. */
-struct quoted {
-	struct addr saddr, daddr;
-	__u32 l4;
-	__u8 proto;
-};
-
-/* Returns -1 if it is none of which the transport's header is there. */
+/* What packet an error quotes. Returns -1 if it is none of which the transport's header is there. */
 static __always_inline int quoted_at(struct __sk_buff *skb, __u32 at, int v6, struct quoted *q)
 {
 	if (v6) {
@@ -452,7 +445,7 @@ int __attribute__((noinline)) masq_in(struct __sk_buff *skb)
 		ep = bpf_map_lookup_elem(&endpoints, &s->flow.daddr);
 		if (!ep && !masq_is_source(&s->flow.daddr))
 			return -1;
-		if (policy_on && ep && policy_check(skb, POLICY_DEST | POLICY_TRANSLATED))
+		if (policy_on && ep && policy_check(skb, p->v6, POLICY_TRANSLATED, ep->ifindex))
 			return TC_ACT_SHOT;
 		if (nat_address(skb, ETH_HLEN, p->v6, 0, &p->daddr, &s->flow.daddr))
 			return drop(skb, DROP_REWRITE);
@@ -465,7 +458,7 @@ int __attribute__((noinline)) masq_in(struct __sk_buff *skb)
 		if (failed)
 			return failed == -1 ? -1 : drop(skb, DROP_REWRITE);
 		ep = bpf_map_lookup_elem(&endpoints, &s->flow.daddr);
-		if (policy_on && ep && policy_check(skb, POLICY_DEST | POLICY_ERROR))
+		if (policy_on && ep && policy_check(skb, p->v6, POLICY_ERROR, ep->ifindex))
 			return TC_ACT_SHOT;
 		if (ep)
 			return endpoint_redirect(skb, ep);
@@ -486,7 +479,7 @@ int __attribute__((noinline)) masq_in(struct __sk_buff *skb)
 		return MASQ_FORWARDED;
 	if (!ep && !masq_is_source(&s->flow.daddr)) /* a pod that is gone */
 		return -1;
-	if (policy_on && ep && policy_check(skb, POLICY_DEST | POLICY_TRANSLATED))
+	if (policy_on && ep && policy_check(skb, p->v6, POLICY_TRANSLATED, ep->ifindex))
 		return TC_ACT_SHOT;
 	if (flow_step(skb))
 		return drop(skb, DROP_CONNTRACK_FULL);

@@ -162,8 +162,44 @@ const volatile __u8 policy_on;
 #define POLICY_JUDGED 64    /* it was judged already: the flow gets its row */
 #define POLICY_AGAIN 128    /* it was allowed once: who keeps flows is not judged */
 
-/* policyflow.h: whether the packet at hand goes nowhere. */
-int policy_check(struct __sk_buff *skb, __u32 how);
+/* Interfaces behind which nothing is judged, or followed, in a family: what most packets need to know. By the interface and family, at a revision; the
+ * latter is the upper half. No interface of a namespace gets the number of another before it. It goes with the programs. */
+#define POLICY_FREE 4096
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, POLICY_FREE);
+	__type(key, __u32);
+	__type(value, __u64);
+} policy_free SEC(".maps");
+
+static __always_inline __u64 *policy_free_row(__u32 ifindex, int v6)
+{
+	__u32 i = (ifindex << 1 | (v6 != 0)) & (POLICY_FREE - 1);
+
+	return bpf_map_lookup_elem(&policy_free, &i);
+}
+
+static __always_inline int policy_is_free(__u32 ifindex, int v6, __u32 revision)
+{
+	__u64 *free = policy_free_row(ifindex, v6);
+
+	return free && *(volatile __u64 *)free == ((__u64)revision << 32 | ifindex);
+}
+
+/* policyflow.h: whether the packet at hand, of which somebody may be judged, goes nowhere. */
+int policy_denies(struct __sk_buff *skb, __u32 how, __u32 to);
+
+/* Whether the packet at hand goes nowhere: then the verdict of its drop, else 0. to: the interface of the pod of this node that is to get it, or 0. With
+ * POLICY_SOURCE who sends is the pod at this one. */
+static __always_inline int policy_check(struct __sk_buff *skb, int v6, __u32 how, __u32 to)
+{
+	__u32 revision = policy_revision_now();
+
+	if ((!(how & POLICY_SOURCE) || policy_is_free(skb->ifindex, v6, revision)) && (!to || policy_is_free(to, v6, revision)))
+		return 0;
+	return policy_denies(skb, how, to);
+}
 
 /* What came of it. */
 #define POLICY_DENIES_EGRESS 1
@@ -223,21 +259,21 @@ __u32 __attribute__((noinline)) policy_identity(struct __sk_buff *skb, __u32 of_
 	struct prefix key = { .len = 128 };
 	struct policy_subject *own;
 	struct policy_block *block;
-	struct addr addr;
+	struct addr *addr;
 	__u32 *identity;
 
 	if (!skb || !w)
 		return 0;
-	addr = of_to ? w->to : w->from;
-	own = bpf_map_lookup_elem(&policy_subjects, &addr);
+	addr = of_to ? &w->to : &w->from;
+	own = bpf_map_lookup_elem(&policy_subjects, addr);
 	if (own)
 		return own->identity;
-	identity = bpf_map_lookup_elem(&policy_peers, &addr);
+	identity = bpf_map_lookup_elem(&policy_peers, addr);
 	if (identity)
 		return *identity;
-	__builtin_memcpy(key.addr, &addr, sizeof(key.addr));
+	__builtin_memcpy(key.addr, addr, sizeof(key.addr));
 	block = bpf_map_lookup_elem(&policy_blocks, &key);
-	return block && !(block->v6 && addr_mapped(&addr)) ? block->identity : 0;
+	return block && !(block->v6 && addr_mapped(addr)) ? block->identity : 0;
 }
 
 /* What a rule set says of the flow at hand, to one of the verdicts: whether it is allowed. Where rows are missing it is not. */

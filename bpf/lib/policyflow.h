@@ -353,29 +353,30 @@ int __attribute__((noinline)) policy_knows_error(struct __sk_buff *skb, __u32 ho
 	struct policy_work *w = policy_work();
 	struct scratch *s = scratch();
 	struct policy_flow *f;
-	struct quoted q;
 	__be16 sport, dport;
+	struct quoted *q;
 	struct packet *p;
 	enum l4 kind;
 
 	if (!skb || !s || !w)
 		return 0;
 	p = &s->p;
+	q = &s->quoted;
 	if (how & POLICY_ERROR) {
 		if (how & POLICY_SOURCE)
 			policy_key_of(&w->key, &s->key.saddr, s->key.sport, &s->key.daddr, s->key.dport, s->key.proto, policy_is_low(&s->key.saddr, s->key.sport, &s->key.daddr, s->key.dport));
 		else
 			policy_key_of(&w->key, &s->flow.saddr, s->flow.sport, &s->flow.daddr, s->flow.dport, s->key.proto, policy_is_low(&s->flow.saddr, s->flow.sport, &s->flow.daddr, s->flow.dport));
 	} else {
-		if (quoted_at(skb, p->l4 + ICMP_HEADER, p->v6, &q))
+		if (quoted_at(skb, p->l4 + ICMP_HEADER, p->v6, q))
 			return 0;
 		/* It is for who sent what it is about; routers tell of others' packets, pods of those that they got. */
-		if (!addr_eq(&q.saddr, &p->daddr) || (how & POLICY_SOURCE && !addr_eq(&q.daddr, &p->saddr)))
+		if (!addr_eq(&q->saddr, &p->daddr) || (how & POLICY_SOURCE && !addr_eq(&q->daddr, &p->saddr)))
 			return 0;
-		kind = l4_at(skb, q.l4, q.proto, p->v6, &sport, &dport);
+		kind = l4_at(skb, q->l4, q->proto, p->v6, &sport, &dport);
 		if (kind == L4_SHORT)
 			return 0;
-		policy_key_of(&w->key, &q.saddr, sport, &q.daddr, dport, q.proto, policy_is_low(&q.saddr, sport, &q.daddr, dport));
+		policy_key_of(&w->key, &q->saddr, sport, &q->daddr, dport, q->proto, policy_is_low(&q->saddr, sport, &q->daddr, dport));
 	}
 	f = policy_flow_row(&w->key);
 	return f && policy_alive(f, w->key.proto, seconds_now()) && !(f->flags & FLOW_DENIED);
@@ -457,13 +458,101 @@ int __attribute__((noinline)) policy_packet(struct __sk_buff *skb, __u32 how)
 	return denied;
 }
 
-/* Whether the packet at hand goes nowhere: then the verdict of its drop, else 0. */
-int __attribute__((noinline)) policy_check(struct __sk_buff *skb, __u32 how)
+/* The row of a pod of this node, if there is one. What is not followed is noted by its interface. */
+static __always_inline struct policy_subject *policy_subject(const struct addr *addr, __u32 ifindex, __u32 revision)
+{
+	struct policy_subject *own = bpf_map_lookup_elem(&policy_subjects, addr);
+	__u64 *free;
+
+	if (own && !(own->flags & SUBJECT_FOLLOWED)) {
+		free = policy_free_row(ifindex, !addr_mapped(addr));
+		if (free)
+			*free = (__u64)revision << 32 | ifindex;
+	}
+	return own;
+}
+
+/* Whether the packet at hand is one of a flow that passes at this revision: most are. Then nobody need be looked up. */
+int __attribute__((noinline)) policy_knows(struct __sk_buff *skb, __u32 how)
 {
 	struct policy_work *w = policy_work();
-	struct policy_subject *own, *other;
 	struct scratch *s = scratch();
-	__u32 flags = 0;
+	struct policy_flow *f = 0;
+	__be16 sport, dport;
+	struct packet *p;
+	__u32 now, reply;
+	__u8 state, tcp;
+	int high;
+
+	if (!skb || !s || !w)
+		return 0;
+	p = &s->p;
+	sport = p->sport;
+	dport = p->dport;
+	if (!p->ports || how & (POLICY_ERROR | POLICY_ONCE))
+		return 0;
+	if (how & POLICY_TRANSLATED) {
+		dport = s->flow.dport;
+		if (!addr_eq(&w->from, &w->to))
+			sport = s->flow.sport;
+	}
+	high = !policy_is_low(&w->from, sport, &w->to, dport);
+	policy_key_of(&w->key, &w->from, sport, &w->to, dport, p->proto, !high);
+	f = policy_flow_row(&w->key);
+	if (!f || f->revision != policy_revision_now() || f->flags & FLOW_DENIED)
+		return 0;
+	now = seconds_now();
+	tcp = p->proto == IPPROTO_UDP ? 0 : p->tcp;
+	reply = !(f->flags & FLOW_HIGH) != !high;
+	state = flow_next(f->state, tcp, reply);
+	if (f->state != state || !policy_alive(f, p->proto, now) || tcp_opens(tcp))
+		return 0;
+	if (f->seen == now)
+		return 1;
+	if (f->state & FLOW_AGREED && flow_has_connection(p->proto)) /* it may be in the wrong table */
+		return 0;
+	f->seen = now;
+	return 1;
+}
+
+/* Whether somebody follows the flows of the packet at hand: 0, 1, or the verdict of its drop. */
+#define POLICY_FOLLOWS 1
+
+int __attribute__((noinline)) policy_follows(struct __sk_buff *skb, __u32 how, __u32 to)
+{
+	__u32 flags = 0, revision = policy_revision_now();
+	struct policy_work *w = policy_work();
+	struct policy_subject *own;
+
+	if (!skb || !w)
+		return TC_ACT_SHOT;
+	w->born = w->adopts = 0;
+	if (how & POLICY_SOURCE) {
+		own = policy_subject(&w->from, skb->ifindex, revision);
+		if (!own)
+			return drop(skb, DROP_NO_VERDICT);
+		flags = own->flags;
+		w->born = own->born;
+		w->adopts = own->adopts;
+	}
+	if (to) {
+		own = policy_subject(&w->to, to, revision);
+		if (!own)
+			return drop(skb, DROP_NO_VERDICT);
+		flags |= own->flags;
+		if (!(how & POLICY_SOURCE) || (__s32)(own->born - w->born) > 0)
+			w->born = own->born;
+		if (own->adopts > w->adopts)
+			w->adopts = own->adopts;
+	}
+	return flags & SUBJECT_FOLLOWED ? POLICY_FOLLOWS : 0;
+}
+
+int __attribute__((noinline)) policy_denies(struct __sk_buff *skb, __u32 how, __u32 to)
+{
+	struct policy_work *w = policy_work();
+	struct scratch *s = scratch();
+	int follows;
 
 	if (!skb || !s || !w)
 		return TC_ACT_SHOT;
@@ -471,26 +560,10 @@ int __attribute__((noinline)) policy_check(struct __sk_buff *skb, __u32 how)
 	w->to = how & (POLICY_TRANSLATED | POLICY_ERROR) ? s->flow.daddr : s->p.daddr;
 	if (how & POLICY_TRANSLATED && how & POLICY_SOURCE && addr_eq(&s->flow.daddr, &s->p.saddr)) /* it got itself, as the node's */
 		w->from = s->p.saddr;
-	w->born = w->adopts = 0;
-	if (how & POLICY_SOURCE) {
-		own = bpf_map_lookup_elem(&policy_subjects, &w->from);
-		if (!own)
-			return drop(skb, DROP_NO_VERDICT);
-		flags = own->flags;
-		w->born = own->born;
-		w->adopts = own->adopts;
-	}
-	if (how & POLICY_DEST) {
-		other = bpf_map_lookup_elem(&policy_subjects, &w->to);
-		if (!other)
-			return drop(skb, DROP_NO_VERDICT);
-		flags |= other->flags;
-		if (!(how & POLICY_SOURCE) || (__s32)(other->born - w->born) > 0)
-			w->born = other->born;
-		if (other->adopts > w->adopts)
-			w->adopts = other->adopts;
-	}
-	return flags & SUBJECT_FOLLOWED ? policy_packet(skb, how) : 0;
+	if (policy_knows(skb, how))
+		return 0;
+	follows = policy_follows(skb, how, to);
+	return follows == POLICY_FOLLOWS ? policy_packet(skb, to ? how | POLICY_DEST : how) : follows;
 }
 
 #endif

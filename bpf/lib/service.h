@@ -273,12 +273,11 @@ int __attribute__((noinline)) service_forward(struct __sk_buff *skb, __u32 asker
 static __always_inline int service_denied(struct __sk_buff *skb, const struct scratch *s, __u32 asker)
 {
 	__u32 how = asker == ASKER_POD ? POLICY_TRANSLATED | POLICY_SOURCE : POLICY_TRANSLATED;
+	struct endpoint *to = bpf_map_lookup_elem(&endpoints, &s->flow.daddr);
 
-	if (bpf_map_lookup_elem(&endpoints, &s->flow.daddr))
-		how |= POLICY_DEST;
 	if (asker == ASKER_NODE && !skb->ingress_ifindex)
 		how |= POLICY_NODE;
-	return policy_check(skb, how);
+	return policy_check(skb, s->p.v6, how, to ? to->ifindex : 0);
 }
 
 /* Whether they let a backend's answer go nowhere, that came from a pod at this interface or is for a pod of this node, or an error that
@@ -286,13 +285,14 @@ static __always_inline int service_denied(struct __sk_buff *skb, const struct sc
 static __always_inline int service_answer_denied(struct __sk_buff *skb, const struct scratch *s, __u32 error)
 {
 	struct endpoint *from = bpf_map_lookup_elem(&endpoints, &s->p.saddr);
-	__u32 to = bpf_map_lookup_elem(&endpoints, &s->flow.daddr) ? POLICY_DEST : 0;
+	struct endpoint *ep = bpf_map_lookup_elem(&endpoints, &s->flow.daddr);
+	__u32 to = ep ? ep->ifindex : 0;
 
 	if (!from || from->ifindex != skb->ifindex)
-		return policy_check(skb, to | (error ? POLICY_ERROR : POLICY_TRANSLATED));
+		return policy_check(skb, s->p.v6, error ? POLICY_ERROR : POLICY_TRANSLATED, to);
 	if (addr_eq(&s->flow.daddr, &s->p.saddr)) /* it asked itself */
 		return 0;
-	return policy_check(skb, POLICY_SOURCE | to | (error ? POLICY_ERROR : 0));
+	return policy_check(skb, s->p.v6, POLICY_SOURCE | (error ? POLICY_ERROR : 0), to);
 }
 
 /* The packet at hand becomes what s->flow says, and goes to its backend. */
