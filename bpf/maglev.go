@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash/fnv"
+	"net/netip"
 	"slices"
 )
 
@@ -32,6 +33,27 @@ func (s *service) maglevSize(set Scope) uint32 {
 		}
 	}
 	return maglevSizes[len(maglevSizes)-1]
+}
+
+// MaglevEntry is the entry of a table of some size by which a client from outside gets its backend, the same on every node: lb_choose of lib/lb.h
+// in other words. With affinity the client's address alone counts. port is the frontend's.
+func MaglevEntry(client netip.AddrPort, port uint16, protocol uint8, affinity bool, size int) int {
+	mix := func(h, v uint32) uint32 {
+		h = (h ^ v) * 0x9e3779b1
+		return h ^ h>>15
+	}
+	h := uint32(protocol)
+	if affinity {
+		h = 0
+	}
+	b := client.Addr().As16()
+	for i := 0; i < len(b); i += 4 {
+		h = mix(h, binary.NativeEndian.Uint32(b[i:]))
+	}
+	if !affinity {
+		h = mix(h, uint32(port16(client.Port()))<<16|uint32(port16(port)))
+	}
+	return int(mix(h, 0x85ebca6b) % uint32(size))
 }
 
 // maglevTable is the table of a set: each entry is a slot.

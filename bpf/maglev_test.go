@@ -4,6 +4,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"testing"
+	"time"
 )
 
 func maglevService(weights ...uint16) *service {
@@ -41,6 +42,45 @@ func ones(n int) []uint16 {
 }
 
 // Each backend has its share, by its weight.
+// MaglevEntry finds what the programs find.
+func TestMaglevEntry(t *testing.T) {
+	l := newServiceLab(t)
+	for _, f := range families {
+		for _, affinity := range []time.Duration{0, time.Hour} {
+			for _, proto := range protocols {
+				front := at(f.vip(), 80)
+				l.service(t, LoadBalancer{Name: "ns/web:http", Protocol: proto, Affinity: affinity, Frontends: []Frontend{{Addr: front, Kind: ExternalIP}}, Backends: backs(at(f.pod, 8080), at(f.other, 8080), at(f.other, 8081))})
+				rows, err := ReadServices(l.d.pinDir)
+				must(t, err)
+				var row ServiceRows
+				for _, r := range rows {
+					if r.Protocol == proto && r.Frontends[0].Addr == front {
+						row = r
+					}
+				}
+				must(t, clearFlows(l.d))
+				seen := map[netip.AddrPort]bool{}
+				for i := range 40 {
+					addr := netip.MustParseAddr(f.far)
+					for range i {
+						addr = addr.Next()
+					}
+					client := netip.AddrPortFrom(addr, uint16(4000+7*i))
+					_, out := l.run(t, uplinkProgram, l.uplink, frame(proto, client, front, []byte("question")))
+					_, got := ends(out)
+					want := row.Slots[All][row.Maglev[All][MaglevEntry(client, 80, proto, affinity > 0, len(row.Maglev[All]))]]
+					if seen[got] = true; got != want {
+						t.Fatalf("%s by %d, affinity %v: %s goes to %s, and the table says %s", f.name, proto, affinity, client, got, want)
+					}
+				}
+				if len(seen) < 2 {
+					t.Errorf("all go to %v", seen)
+				}
+			}
+		}
+	}
+}
+
 func TestMaglevShares(t *testing.T) {
 	for _, weights := range [][]uint16{ones(2), ones(5), ones(100), ones(1000), {1, 2, 3}, {1, 0xffff}, {10, 10, 5}} {
 		s := maglevService(weights...)

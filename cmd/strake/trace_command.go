@@ -14,16 +14,21 @@ import (
 
 	"github.com/spf13/cobra"
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 
 	"github.com/strake-io/strake/bpf"
 	"github.com/strake-io/strake/cmd/strake/doctor"
 	"github.com/strake-io/strake/cmd/strake/trace"
 	"github.com/strake-io/strake/cni"
+	"github.com/strake-io/strake/dns"
 	"github.com/strake-io/strake/kubelet/cgroups"
 )
 
 // protocols that Services have.
 var protocols = map[string]uint8{"tcp": 6, "udp": 17, "sctp": 132}
+
+// usualZone is where names of Services are, unless we serve them ourselves and know.
+const usualZone = "cluster.local"
 
 func traceCommand(place places) *cobra.Command {
 	var from, to, proto, namespace, output string
@@ -32,10 +37,11 @@ func traceCommand(place places) *cobra.Command {
 		Short: "Tell what would happen to a connection on this node, and why",
 		Long: `Tells what this node would do with a new connection, from the tables in its kernel: which Service is asked, which backends can be chosen
 and by which rule, how the packets go and as whom the backend sees the client. Nothing is sent. The client is a pod of this node,
-the node itself ("node"), or an address outside of the cluster.
+the node itself ("node"), or an address outside of the cluster. With a port of that (198.51.100.7:40000) the one backend is told that it gets,
+where consistent hashing chooses.
 
 Names of Services are resolved as cluster DNS does. There is no policy engine yet, so no policy is told.`,
-		Example: "  strake trace --from demo/client --to echo:80\n  strake trace --from 198.51.100.7 --to 192.0.2.10:30080 --proto udp\n  strake trace --from node --to kubernetes.default:443 -o json",
+		Example: "  strake trace --from demo/client --to echo:80\n  strake trace --from 198.51.100.7 --to 192.0.2.10:30080 --proto udp\n  strake trace --from '[2001:db8::7]:40000' --to '[2001:db8::10]:30080'\n  strake trace --from node --to kubernetes.default:443 -o json",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			number, ok := protocols[strings.ToLower(proto)]
@@ -68,7 +74,7 @@ Names of Services are resolved as cluster DNS does. There is no policy engine ye
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&from, "from", "", "who connects: [NAMESPACE/]POD, an IP address, or node")
+	f.StringVar(&from, "from", "", "who connects: [NAMESPACE/]POD, an IP address with or without a port, or node")
 	f.StringVar(&to, "to", "", "to where: a name or an address, and a port")
 	f.StringVar(&proto, "proto", "tcp", "tcp, udp or sctp")
 	f.StringVarP(&namespace, "namespace", "n", "default", "of the pod, and of short names that the node or an address asks for")
@@ -107,7 +113,11 @@ func traceAll(ctx context.Context, notes io.Writer, node doctor.Node, from, name
 	if api.Pods == nil && clients[0].Kind == trace.Outside {
 		fmt.Fprintf(notes, "This node may not list pods: whether %s is a pod's is not known, it is taken for an address outside of the cluster\n", from)
 	}
-	addrs, err := trace.Resolve(host, namespace, node.Zone, names)
+	zone := node.Zone
+	if node.ProxyOnly {
+		zone = usualZone
+	}
+	addrs, err := trace.Resolve(host, namespace, zone, names)
 	if err != nil {
 		return nil, err
 	}
@@ -143,6 +153,18 @@ func traceState(node doctor.Node, api doctor.Services) (trace.State, []bpf.Name,
 		return s, nil, err
 	}
 	s.Endpoints, s.Remotes = rows.Endpoints, rows.Remotes
+	names := rows.Names
+	if node.ProxyOnly { // the kernel answers none here
+		slicesOf := map[string][]*discoveryv1.EndpointSlice{}
+		for i := range api.Slices {
+			key := api.Slices[i].Namespace + "/" + api.Slices[i].Labels[discoveryv1.LabelServiceName]
+			slicesOf[key] = append(slicesOf[key], &api.Slices[i])
+		}
+		for i := range api.Services {
+			svc := &api.Services[i]
+			names = append(names, dns.Desired(svc, slicesOf[svc.Namespace+"/"+svc.Name], usualZone)...)
+		}
+	}
 	who := map[netip.Addr]string{}
 	for _, p := range api.Pods {
 		for _, ip := range p.Status.PodIPs {
@@ -159,7 +181,7 @@ func traceState(node doctor.Node, api doctor.Services) (trace.State, []bpf.Name,
 		}
 	}
 	s.Who = func(a netip.Addr) string { return who[a] }
-	return s, rows.Names, nil
+	return s, names, nil
 }
 
 // clientsOf are the client's addresses, of each family one.
@@ -172,6 +194,10 @@ func clientsOf(node doctor.Node, api doctor.Services, from, namespace string) ([
 		return out, nil
 	}
 	addr, _ := netip.ParseAddr(from)
+	var port uint16
+	if p, err := netip.ParseAddrPort(from); err == nil {
+		addr, port = p.Addr(), p.Port()
+	}
 	if slices.Contains(node.Addrs, addr) {
 		return []trace.Client{{Kind: trace.Node, Name: node.Name, Addr: addr}}, nil
 	}
@@ -182,7 +208,7 @@ func clientsOf(node doctor.Node, api doctor.Services, from, namespace string) ([
 		return p.Namespace == namespace && p.Name == from
 	})
 	if i < 0 && addr.IsValid() {
-		return []trace.Client{{Kind: trace.Outside, Addr: addr}}, nil
+		return []trace.Client{{Kind: trace.Outside, Addr: addr, Port: port}}, nil
 	}
 	if i < 0 {
 		return nil, fmt.Errorf("there is no pod %s/%s that this node may read", namespace, from)

@@ -16,7 +16,8 @@ type Client struct {
 	Kind  string     `json:"kind"` // pod, node or outside
 	Name  string     `json:"name,omitempty"`
 	Addr  netip.Addr `json:"address"`
-	Netns uint64     `json:"-"` // cookie of a pod's network namespace; 0: not known
+	Port  uint16     `json:"port,omitempty"` // 0: any
+	Netns uint64     `json:"-"`              // cookie of a pod's network namespace; 0: not known
 }
 
 // Kinds of clients.
@@ -120,6 +121,14 @@ func Decide(q Question, s State) Answer {
 		a.Rule = fmt.Sprintf("consistent hashing of the client's address and port: a table of %d entries, the same on every node", len(table))
 		if row.Affinity > 0 {
 			a.Rule = fmt.Sprintf("consistent hashing of the client's address: a table of %d entries, the same on every node", len(table))
+		}
+		if q.From.Port != 0 || row.Affinity > 0 { // what is hashed is known
+			at := bpf.MaglevEntry(netip.AddrPortFrom(q.From.Addr, q.From.Port), q.To.Port(), q.Protocol, row.Affinity > 0, len(table))
+			if slot := int(table[at]); slot < len(slots) {
+				a.Rule += fmt.Sprintf(", of which this client's is number %d", at)
+				chance = map[netip.AddrPort]float64{slots[slot]: 1}
+				slots = slots[slot : slot+1]
+			}
 		}
 	} else {
 		for _, b := range slots {

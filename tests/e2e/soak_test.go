@@ -1,0 +1,797 @@
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+
+	"github.com/strake-io/strake/bpf"
+	"github.com/strake-io/strake/cmd/strake/layout"
+	"github.com/strake-io/strake/tests/podnet"
+)
+
+// soakVariable says how long TestServicesSoak changes Services under load; `make soak DURATION=1h` sets it.
+const soakVariable = "STRAKE_SOAK"
+
+const (
+	soakServices = 6
+	soakPorts    = 3     // backends of a Service on each pod
+	soakPort     = 9000  // the first of the backends
+	soakNodePort = 30400 // the first of the Services
+	soakPatience = 20 * time.Second
+)
+
+// soak is two nodes whose Services are changed all the time, and clients that know what they may get. Each Service has backends of its own: who is
+// answered by another one's has been led astray, whatever the API said and when. What else may happen follows from the states that the Service
+// had while a client asked: from when the API was told until both nodes' kernels had the next one.
+type soak struct {
+	t        *testing.T
+	client   kubernetes.Interface
+	nodes    []*soakNode
+	pods     []*soakPod
+	outside  podnet.Space
+	services []*soakService
+
+	asked, strict, changed, killed, kept atomic.Int64
+	outcomes                             sync.Map // outcome → *atomic.Int64
+}
+
+type soakNode struct {
+	name  string
+	space podnet.Space
+	pins  string
+	addrs [2]netip.Addr
+}
+
+type soakPod struct {
+	node  *soakNode
+	space podnet.Space
+	addrs [2]netip.Addr
+}
+
+// soakState is what the API said of a Service at a time.
+type soakState struct {
+	since, until     time.Time // it was told; the next one was in all kernels (zero: it is not)
+	absent           bool
+	internal, extern bool                         // Local policies
+	endpoints        map[netip.AddrPort]readiness // of IPv4; those of IPv6 are the same pods' other addresses
+}
+
+type readiness int
+
+const (
+	ready readiness = iota
+	serving
+	gone // terminating, and not serving
+)
+
+type soakService struct {
+	index   int
+	name    string
+	ips     [2]netip.Addr
+	backend map[netip.AddrPort]*soakPod // all that it ever has, by the IPv4 address
+	v6      map[netip.AddrPort]netip.AddrPort
+
+	mu     sync.Mutex
+	uid    string
+	states []*soakState
+}
+
+// TestServicesSoak changes Services under load and kills agents, and wants no answer and no error that the API does not explain.
+func TestServicesSoak(t *testing.T) {
+	duration := 15 * time.Second
+	if text := os.Getenv(soakVariable); text != "" {
+		var err error
+		if duration, err = time.ParseDuration(text); err != nil {
+			t.Fatalf("%s: %v", soakVariable, err)
+		}
+	}
+	s := newSoak(t)
+	ctx, cancel := context.WithTimeout(t.Context(), duration)
+	defer cancel()
+	g, ctx := errgroup.WithContext(ctx)
+	for _, svc := range s.services {
+		g.Go(func() error { return s.change(ctx, svc) })
+		for family := range 2 {
+			for _, c := range s.clients(svc, family) {
+				g.Go(func() error { return s.ask(ctx, c) })
+				g.Go(func() error { return s.hold(ctx, c) })
+			}
+		}
+	}
+	g.Go(func() error { return s.kill(ctx) })
+	if err := g.Wait(); err != nil {
+		t.Error(err)
+	}
+	var lines []string
+	s.outcomes.Range(func(k, v any) bool {
+		lines = append(lines, fmt.Sprint(v.(*atomic.Int64).Load(), " ", k))
+		return true
+	})
+	slices.Sort(lines)
+	t.Logf("%d questions (%d while their Service stood still), %d rounds of connections that were kept; %d changes, %d agents killed; %s",
+		s.asked.Load(), s.strict.Load(), s.kept.Load(), s.changed.Load(), s.killed.Load(), strings.Join(lines, ", "))
+	if s.asked.Load() == 0 || s.strict.Load() == 0 || s.changed.Load() == 0 || s.kept.Load() == 0 {
+		t.Error("nothing was tried")
+	}
+	for _, svc := range s.services {
+		if err := s.settle(context.Background(), svc); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func newSoak(t *testing.T) *soak {
+	c := &threeNodes{cluster: start(t, "--nodes", "2", "--ip-family", "dual")}
+	eventually(t, 60*time.Second, c.refresh)
+	for i, n := range c.nodes {
+		for k := range 2 {
+			c.apply(residents(n.Name, 2*i+k))
+		}
+	}
+	c.kubectl("wait", "--for=condition=Ready", "pod", "--all", "--timeout=90s")
+	rc, err := c.REST()
+	if err != nil {
+		t.Fatal(err)
+	}
+	client, err := kubernetes.NewForConfig(rc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := layout.New(c.Data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &soak{t: t, client: client, outside: podnet.Space("/run/netns/" + c.Outside)}
+	for i, n := range c.nodes {
+		node := &soakNode{name: n.Name, space: podnet.Space("/run/netns/" + c.Net), pins: n.DataDir + "/bpf", addrs: [2]netip.Addr{n.Addresses[0], n.Addresses[1]}}
+		if i > 0 {
+			node.space = podnet.Space(fmt.Sprintf("/run/netns/strake-%s-%d", l.ID, i+1))
+		}
+		s.nodes = append(s.nodes, node)
+		for k := range 2 {
+			name := fmt.Sprint("resident-", 2*i+k)
+			uid := c.kubectl("get", "pod", name, "-o", "jsonpath={.metadata.uid}")
+			pid := strings.TrimSpace(c.must(exec.Command("sh", "-c", "for f in $(grep -ls 'pod"+uid+"' /proc/[0-9]*/cgroup); do p=${f%/cgroup}; grep -qs sleep $p/cmdline && basename $p && exit; done; exit 1")))
+			p := &soakPod{node: node, space: podnet.Space("/proc/" + pid + "/ns/net")}
+			for f, a := range strings.Fields(c.kubectl("get", "pod", name, "-o", "jsonpath={.status.podIPs[0].ip} {.status.podIPs[1].ip}")) {
+				p.addrs[f] = netip.MustParseAddr(a)
+			}
+			s.pods = append(s.pods, p)
+		}
+	}
+	m := newNeighbour(t, c)
+	s.outside = m.Space
+	for i := range soakServices {
+		svc := &soakService{index: i, name: fmt.Sprint("soak-", i), backend: map[netip.AddrPort]*soakPod{}, v6: map[netip.AddrPort]netip.AddrPort{}}
+		for _, p := range s.pods {
+			for k := range soakPorts {
+				port := uint16(soakPort + i*soakPorts + k)
+				v4 := netip.AddrPortFrom(p.addrs[0], port)
+				svc.backend[v4], svc.v6[v4] = p, netip.AddrPortFrom(p.addrs[1], port)
+				s.serve(p, v4.String(), port)
+			}
+		}
+		s.services = append(s.services, svc)
+		s.create(t.Context(), svc, &soakState{since: time.Now(), endpoints: map[netip.AddrPort]readiness{}})
+		if t.Failed() {
+			t.FailNow()
+		}
+	}
+	return s
+}
+
+// serve answers with a name for each line and datagram, as long as the test runs.
+func (s *soak) serve(p *soakPod, name string, port uint16) {
+	s.t.Helper()
+	var l net.Listener
+	var u net.PacketConn
+	err := p.space.In(func() (err error) {
+		if l, err = net.Listen("tcp", fmt.Sprint(":", port)); err != nil {
+			return err
+		}
+		u, err = net.ListenPacket("udp", fmt.Sprint(":", port))
+		return err
+	})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() { l.Close(); u.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				b := make([]byte, 64)
+				for {
+					if _, err := c.Read(b); err != nil {
+						return
+					}
+					if _, err := c.Write([]byte(name)); err != nil {
+						return
+					}
+				}
+			}()
+		}
+	}()
+	go func() {
+		b := make([]byte, 64)
+		for {
+			_, from, err := u.ReadFrom(b)
+			if err != nil {
+				return
+			}
+			u.WriteTo([]byte(name), from) // who lost it asks again
+		}
+	}()
+}
+
+// now notes a new state.
+func (svc *soakService) now(st *soakState) {
+	svc.mu.Lock()
+	defer svc.mu.Unlock()
+	svc.states = append(svc.states, st)
+}
+
+// during are the states that a client may have met between two times.
+func (svc *soakService) during(from, to time.Time) []*soakState {
+	svc.mu.Lock()
+	defer svc.mu.Unlock()
+	var out []*soakState
+	for _, st := range svc.states {
+		if !st.since.After(to) && (st.until.IsZero() || st.until.After(from)) {
+			out = append(out, st)
+		}
+	}
+	return out
+}
+
+func (st *soakState) spec(svc *soakService) corev1.ServiceSpec {
+	policy := func(local bool) string {
+		if local {
+			return "Local"
+		}
+		return "Cluster"
+	}
+	both, internal := corev1.IPFamilyPolicyRequireDualStack, corev1.ServiceInternalTrafficPolicy(policy(st.internal))
+	spec := corev1.ServiceSpec{
+		Type: corev1.ServiceTypeNodePort, IPFamilyPolicy: &both, InternalTrafficPolicy: &internal, ExternalTrafficPolicy: corev1.ServiceExternalTrafficPolicy(policy(st.extern)),
+		Ports: []corev1.ServicePort{{Name: "t", Port: 80, Protocol: corev1.ProtocolTCP, NodePort: int32(soakNodePort + svc.index)}, {Name: "u", Port: 80, Protocol: corev1.ProtocolUDP, NodePort: int32(soakNodePort + svc.index)}},
+	}
+	if svc.ips[0].IsValid() {
+		spec.ClusterIP = svc.ips[0].String()
+		spec.ClusterIPs = []string{svc.ips[0].String(), svc.ips[1].String()}
+	}
+	return spec
+}
+
+// create makes a Service and its slices; a slice has the endpoints of one family and one number of ports.
+func (s *soak) create(ctx context.Context, svc *soakService, st *soakState) {
+	made, err := s.client.CoreV1().Services("default").Create(ctx, &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: svc.name}, Spec: st.spec(svc)}, metav1.CreateOptions{})
+	if err != nil {
+		if ctx.Err() == nil {
+			s.t.Error(err)
+		}
+		return
+	}
+	for i, ip := range made.Spec.ClusterIPs {
+		svc.ips[i] = netip.MustParseAddr(ip)
+	}
+	svc.mu.Lock()
+	svc.uid = string(made.UID)
+	svc.mu.Unlock()
+	svc.now(st)
+	s.slices(ctx, svc, st)
+}
+
+// slices writes the endpoints: one slice for each family and port, so that a change is several writes. What stands between two of them is
+// both states.
+func (s *soak) slices(ctx context.Context, svc *soakService, st *soakState) {
+	for family, kind := range []discoveryv1.AddressType{discoveryv1.AddressTypeIPv4, discoveryv1.AddressTypeIPv6} {
+		for k := range soakPorts {
+			number := int32(soakPort + svc.index*soakPorts + k)
+			slice := &discoveryv1.EndpointSlice{
+				ObjectMeta:  metav1.ObjectMeta{Name: fmt.Sprintf("%s-%d-%d", svc.name, family, k), Labels: map[string]string{discoveryv1.LabelServiceName: svc.name}},
+				AddressType: kind, Endpoints: []discoveryv1.Endpoint{},
+			}
+			for name, proto := range map[string]corev1.Protocol{"t": corev1.ProtocolTCP, "u": corev1.ProtocolUDP} {
+				slice.Ports = append(slice.Ports, discoveryv1.EndpointPort{Name: &name, Port: &number, Protocol: &proto})
+			}
+			for _, v4 := range slices.SortedFunc(maps.Keys(st.endpoints), netip.AddrPort.Compare) {
+				if int32(v4.Port()) != number {
+					continue
+				}
+				how, pod := st.endpoints[v4], svc.backend[v4]
+				isReady, isServing, ending := how == ready, how != gone, how != ready
+				slice.Endpoints = append(slice.Endpoints, discoveryv1.Endpoint{
+					Addresses: []string{pod.addrs[family].String()}, NodeName: &pod.node.name,
+					Conditions: discoveryv1.EndpointConditions{Ready: &isReady, Serving: &isServing, Terminating: &ending},
+				})
+			}
+			api := s.client.DiscoveryV1().EndpointSlices("default")
+			_, err := api.Update(ctx, slice, metav1.UpdateOptions{})
+			if err != nil {
+				_, err = api.Create(ctx, slice, metav1.CreateOptions{})
+			}
+			if err != nil && ctx.Err() == nil {
+				s.t.Error(err)
+			}
+		}
+	}
+}
+
+// change gives a Service another state again and again, each time when the one before is in the kernels of all nodes.
+func (s *soak) change(ctx context.Context, svc *soakService) error {
+	rng := rand.New(rand.NewPCG(uint64(svc.index), uint64(time.Now().UnixNano())))
+	all := slices.SortedFunc(maps.Keys(svc.backend), netip.AddrPort.Compare)
+	services := s.client.CoreV1().Services("default")
+	for ctx.Err() == nil {
+		svc.mu.Lock()
+		before := *svc.states[len(svc.states)-1]
+		svc.mu.Unlock()
+		st := &soakState{since: time.Now(), internal: before.internal, extern: before.extern, endpoints: maps.Clone(before.endpoints)}
+		some := func() {
+			for range 1 + rng.IntN(4) {
+				b := all[rng.IntN(len(all))]
+				switch rng.IntN(6) {
+				case 0:
+					delete(st.endpoints, b)
+				case 1:
+					st.endpoints[b] = serving
+				case 2:
+					st.endpoints[b] = gone
+				default:
+					st.endpoints[b] = ready
+				}
+			}
+		}
+		var err error
+		switch dice := rng.IntN(12); {
+		case before.absent:
+			some()
+			s.create(ctx, svc, st)
+		case dice == 0:
+			st.absent, st.endpoints = true, map[netip.AddrPort]readiness{}
+			svc.now(st)
+			if err = services.Delete(ctx, svc.name, metav1.DeleteOptions{}); err == nil {
+				s.slices(ctx, svc, st) // nobody else takes them away
+			}
+		case dice == 1:
+			st.endpoints = map[netip.AddrPort]readiness{}
+			svc.now(st)
+			s.slices(ctx, svc, st)
+		case dice < 4:
+			st.internal, st.extern = rng.IntN(3) == 0, rng.IntN(3) == 0
+			svc.now(st)
+			var have *corev1.Service
+			if have, err = services.Get(ctx, svc.name, metav1.GetOptions{}); err == nil {
+				spec := st.spec(svc)
+				have.Spec.InternalTrafficPolicy, have.Spec.ExternalTrafficPolicy = spec.InternalTrafficPolicy, spec.ExternalTrafficPolicy
+				_, err = services.Update(ctx, have, metav1.UpdateOptions{})
+			}
+		default:
+			some()
+			svc.now(st)
+			s.slices(ctx, svc, st)
+		}
+		if err != nil && ctx.Err() == nil {
+			return fmt.Errorf("change %s: %w", svc.name, err)
+		}
+		if ctx.Err() != nil {
+			break
+		}
+		s.changed.Add(1)
+		if err := s.settle(ctx, svc); err != nil {
+			return err
+		}
+		pause := time.After(time.Duration(200+rng.IntN(1300)) * time.Millisecond)
+		select {
+		case <-ctx.Done():
+		case <-pause:
+		}
+	}
+	return nil
+}
+
+// settle waits until all nodes' kernels have the last state, and notes when.
+func (s *soak) settle(ctx context.Context, svc *soakService) error {
+	svc.mu.Lock()
+	st := svc.states[len(svc.states)-1]
+	uid := svc.uid
+	svc.mu.Unlock()
+	for late := time.Now().Add(60 * time.Second); ; {
+		var missing []string
+		for _, n := range s.nodes {
+			if d := n.differs(svc, uid, st); d != "" {
+				missing = append(missing, n.name+": "+d)
+			}
+		}
+		if len(missing) == 0 {
+			break
+		}
+		if time.Now().After(late) {
+			return fmt.Errorf("the kernel does not get what the API says of %s: %s", svc.name, strings.Join(missing, "; "))
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+	svc.mu.Lock()
+	defer svc.mu.Unlock()
+	now := time.Now()
+	for _, old := range svc.states {
+		if old != st && old.until.IsZero() {
+			old.until = now
+		}
+	}
+	// Only what a question that waits still may have met is of interest.
+	svc.states = slices.DeleteFunc(svc.states, func(old *soakState) bool { return !old.until.IsZero() && now.Sub(old.until) > 4*soakPatience })
+	return nil
+}
+
+// eligible are the backends that new connections get: of a node's own with a Local policy. none tells whether there are none at all.
+func (svc *soakService) eligible(st *soakState, local *soakNode) (set map[netip.AddrPort]bool, none bool) {
+	pick := func(n *soakNode) map[netip.AddrPort]bool {
+		for _, want := range []readiness{ready, serving} {
+			out := map[netip.AddrPort]bool{}
+			for b, how := range st.endpoints {
+				if how == want && (n == nil || svc.backend[b].node == n) {
+					out[b] = true
+				}
+			}
+			if len(out) > 0 {
+				return out
+			}
+		}
+		return nil
+	}
+	set = pick(local)
+	return set, len(pick(nil)) == 0
+}
+
+// differs tells what a node's kernel has otherwise.
+func (n *soakNode) differs(svc *soakService, uid string, st *soakState) string {
+	rows, err := bpf.ReadServices(n.pins)
+	if err != nil {
+		return err.Error()
+	}
+	found := 0
+	for _, r := range rows {
+		if r.Owner != uid {
+			continue
+		}
+		found++
+		v6 := r.Frontends == nil || r.Frontends[0].Addr.Addr().Is6()
+		want, _ := svc.eligible(st, nil)
+		near, _ := svc.eligible(st, n)
+		if len(r.Backends) != len(st.endpoints) {
+			return fmt.Sprintf("%s has %d backends of %d", r.Name, len(r.Backends), len(st.endpoints))
+		}
+		have := map[netip.AddrPort]bpf.Backend{}
+		for _, b := range r.Backends {
+			have[b.Addr] = b
+		}
+		for v4 := range st.endpoints {
+			at := v4
+			if v6 {
+				at = svc.v6[v4]
+			}
+			b, ok := have[at]
+			if !ok || b.All != want[v4] || (st.internal || st.extern) && b.Local != near[v4] {
+				return fmt.Sprintf("%s has %v for %s", r.Name, b, at)
+			}
+		}
+		for _, f := range r.Frontends {
+			if f.Kind == bpf.ClusterIP && (f.Inside == bpf.Local) != st.internal || f.Kind == bpf.NodePort && (f.Outside == bpf.Local) != st.extern {
+				return fmt.Sprintf("%s: %s", r.Name, f)
+			}
+		}
+	}
+	if want := 4; st.absent && found != 0 || !st.absent && found != want {
+		return fmt.Sprintf("%d rows", found)
+	}
+	return ""
+}
+
+// asker is a client of a Service.
+type asker struct {
+	what    string
+	svc     *soakService
+	space   podnet.Space
+	network string
+	to      netip.AddrPort
+	node    *soakNode // that the Service is asked at
+	outside bool
+}
+
+// clients are those of a Service in one family: a process of a node, a pod, and a machine outside, over TCP and UDP.
+func (s *soak) clients(svc *soakService, family int) (out []asker) {
+	n := s.nodes[svc.index%2]
+	p := s.pods[(svc.index+1)%len(s.pods)]
+	other := s.nodes[(svc.index+1)%2]
+	clusterIP := netip.AddrPortFrom(svc.ips[family], 80)
+	for _, network := range []string{"tcp", "udp"} {
+		out = append(out,
+			asker{"a process of " + n.name, svc, n.space, network, clusterIP, n, false},
+			asker{"a pod of " + p.node.name, svc, p.space, network, clusterIP, p.node, false},
+			asker{"outside", svc, s.outside, network, netip.AddrPortFrom(other.addrs[family], uint16(soakNodePort+svc.index)), other, true})
+	}
+	return out
+}
+
+func (c asker) String() string {
+	return fmt.Sprintf("%s by %s, asked from %s", c.to, c.network, c.what)
+}
+
+// outcome of a question.
+type outcome string
+
+const (
+	answered outcome = "answered"
+	refused  outcome = "refused"
+	silent   outcome = "unanswered"
+	denied   outcome = "denied" // the node's own, as a packet that is dropped
+	reset    outcome = "reset"
+)
+
+func outcomeOf(err error) outcome {
+	switch {
+	case err == nil:
+		return answered
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return refused
+	case errors.Is(err, syscall.EPERM):
+		return denied
+	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.ECONNABORTED), errors.Is(err, syscall.EPIPE):
+		return reset
+	}
+	return silent
+}
+
+// once asks, and asks again for a datagram that may have been lost.
+func (c asker) once(ctx context.Context) (answer string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, soakPatience)
+	defer cancel()
+	conn, err := c.space.Dial(ctx, c.network, c.to.String())
+	if err != nil {
+		return "", err
+	}
+	defer conn.Close()
+	b := make([]byte, 100)
+	for deadline, _ := ctx.Deadline(); ; {
+		patience := deadline
+		if c.network == "udp" {
+			patience = time.Now().Add(time.Second)
+		}
+		conn.SetDeadline(patience)
+		if _, err = conn.Write([]byte("?")); err == nil {
+			var n int
+			n, err = conn.Read(b)
+			answer = string(b[:n])
+		}
+		if c.network == "tcp" || !errors.Is(err, os.ErrDeadlineExceeded) || ctx.Err() != nil {
+			return answer, err
+		}
+	}
+}
+
+// ask asks again and again, and judges what comes.
+func (s *soak) ask(ctx context.Context, c asker) error {
+	for ctx.Err() == nil {
+		from := time.Now()
+		answer, err := c.once(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		to := time.Now()
+		states := c.svc.during(from, to)
+		got := outcomeOf(err)
+		s.asked.Add(1)
+		if len(states) == 1 {
+			s.strict.Add(1)
+		}
+		n, _ := s.outcomes.LoadOrStore(got, new(atomic.Int64))
+		n.(*atomic.Int64).Add(1)
+		if wrong := c.judge(got, answer, states); wrong != "" {
+			return fmt.Errorf("%s: %s (%v), after %v; %s", c, wrong, err, to.Sub(from), c.svc.tell(states))
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+	return nil
+}
+
+func (svc *soakService) tell(states []*soakState) string {
+	var lines []string
+	for _, st := range states {
+		lines = append(lines, fmt.Sprintf("since %s until %s: absent %v, internal Local %v, external Local %v, %v",
+			st.since.Format(time.StampMilli), st.until.Format(time.StampMilli), st.absent, st.internal, st.extern, st.endpoints))
+	}
+	return strings.Join(lines, "\n")
+}
+
+// judge tells what is wrong with an outcome, given the states that may have been met.
+func (c asker) judge(got outcome, answer string, states []*soakState) string {
+	if got == answered {
+		b, err := netip.ParseAddrPort(answer)
+		if err != nil || c.svc.backend[b] == nil {
+			return fmt.Sprintf("answered by %q, no backend of this Service", answer)
+		}
+		for _, st := range states {
+			if c.may(st, b) {
+				return ""
+			}
+		}
+		return "answered by " + answer
+	}
+	for _, st := range states {
+		local := st.internal && !c.outside || st.extern && c.outside
+		var at *soakNode
+		if local {
+			at = c.node
+		}
+		set, none := c.svc.eligible(st, at)
+		switch {
+		case st.absent: // the address is nobody's: refused by the node, or lost where the routes lead
+			return ""
+		case none && got == refused:
+			return ""
+		case local && len(set) == 0 && !none && (got == silent || got == denied):
+			return ""
+		}
+	}
+	// What was begun with one state met the next: its backend is no more.
+	if len(states) > 1 && (got == reset || got == silent || got == refused && c.network == "udp") {
+		last := states[len(states)-1]
+		for _, st := range states {
+			for b := range st.endpoints {
+				if _, still := last.endpoints[b]; !still {
+					return ""
+				}
+			}
+		}
+	}
+	return string(got)
+}
+
+// may tells whether a backend may answer in a state: of datagrams also one that has no new flows any more, for ports are used again.
+func (c asker) may(st *soakState, b netip.AddrPort) bool {
+	if st.absent {
+		return false
+	}
+	if _, member := st.endpoints[b]; member && c.network == "udp" {
+		return true
+	}
+	var at *soakNode
+	if st.internal && !c.outside || st.extern && c.outside {
+		at = c.node
+	}
+	set, _ := c.svc.eligible(st, at)
+	return set[b]
+}
+
+// hold keeps a connection, and asks over it again and again. It may end only if its backend was deleted while it was there, whatever else became of
+// its Service and of agents.
+func (s *soak) hold(ctx context.Context, c asker) error {
+	if c.network != "tcp" {
+		return nil
+	}
+	for ctx.Err() == nil {
+		from := time.Now()
+		conn, err := c.space.Dial(ctx, "tcp", c.to.String())
+		if err != nil {
+			select { // that is judged elsewhere
+			case <-ctx.Done():
+			case <-time.After(time.Second):
+			}
+			continue
+		}
+		var backend string
+		for ctx.Err() == nil && err == nil {
+			conn.SetDeadline(time.Now().Add(soakPatience))
+			var n int
+			b := make([]byte, 100)
+			if _, err = conn.Write([]byte("?")); err == nil {
+				n, err = conn.Read(b)
+			}
+			switch answer := string(b[:n]); {
+			case err != nil:
+			case backend == "":
+				backend = answer
+			case backend != answer:
+				return fmt.Errorf("%s: one connection was answered by %s and by %s", c, backend, answer)
+			}
+			s.kept.Add(1)
+			select {
+			case <-ctx.Done():
+			case <-time.After(100 * time.Millisecond):
+			}
+		}
+		conn.Close()
+		if ctx.Err() != nil || backend == "" {
+			continue
+		}
+		b := netip.MustParseAddrPort(backend)
+		states := c.svc.during(from, time.Now())
+		if !slices.ContainsFunc(states, func(st *soakState) bool {
+			_, member := st.endpoints[b]
+			return !st.absent && !member
+		}) {
+			return fmt.Errorf("%s: the connection to %s ended (%v) after %v, and its backend was never gone; %s", c, backend, err, time.Since(from), c.svc.tell(states))
+		}
+	}
+	return nil
+}
+
+// kill kills one node's agent after the other.
+func (s *soak) kill(ctx context.Context) error {
+	for i := 0; ; i++ {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(4 * time.Second):
+		}
+		n := s.nodes[i%len(s.nodes)]
+		pid, err := agentWith(n.pins)
+		if err != nil {
+			return err
+		}
+		if pid == 0 {
+			continue // it is being started
+		}
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
+			return err
+		}
+		s.killed.Add(1)
+	}
+}
+
+// agentWith finds the agent of a node by its data folder.
+func agentWith(pins string) (int, error) {
+	dir := strings.TrimSuffix(pins, "/bpf")
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return 0, err
+	}
+	for _, e := range entries {
+		var pid int
+		if _, err := fmt.Sscan(e.Name(), &pid); err != nil {
+			continue
+		}
+		line, err := os.ReadFile("/proc/" + e.Name() + "/cmdline")
+		if err != nil {
+			continue
+		}
+		args := strings.Split(string(line), "\x00")
+		if slices.Contains(args, "agent") && slices.ContainsFunc(args, func(a string) bool { return a == dir || a == "--data-dir="+dir }) {
+			return pid, nil
+		}
+	}
+	return 0, nil
+}
