@@ -8,7 +8,7 @@ LDFLAGS := -s -w -X k8s.io/component-base/version.gitVersion=$(VERSION)
 RUN_PACKAGES := containerd runc
 TEST_PACKAGES := $(RUN_PACKAGES) iproute2 busybox-static curl containernetworking-plugins iptables nftables procps
 
-.PHONY: build up down test test-packages run-packages lint unit e2e cross generate check-generated bench bench-podnet bench-services kernel-packages test-kernels coredns test-coredns
+.PHONY: build up down test test-packages run-packages lint unit e2e soak cross generate check-generated bench bench-podnet bench-services kernel-packages test-kernels coredns test-coredns
 
 build:
 	$(GO) build -trimpath -ldflags "$(LDFLAGS)" -o bin/strake ./cmd/strake
@@ -76,6 +76,11 @@ coredns:
 
 test-coredns: coredns
 	STRAKE_COREDNS=$(CURDIR)/bin/coredns $(GO) test -count=1 ./tests/coredns
+
+# Services that change under load while agents are killed, for as long as you like: make soak DURATION=1h.
+DURATION ?= 10m
+soak: test-packages build
+	STRAKE_SOAK=$(DURATION) $(GO) test -count=1 -timeout 0 -run '^TestServicesSoak$$' -v ./tests/e2e
 
 cross:
 	GOARCH=arm64 $(GO) build -o bin/arm64/ ./cmd/...

@@ -379,7 +379,9 @@ int strake_getpeername6(struct bpf_sock_addr *ctx)
 
 /* Ports of the node that lead to Services and pods are no other's: who listens there would hear nothing from outside, by no fault that it could
  * see. Loopback addresses are never such a frontend's and stay free. Whether a socket of IPv6 for all addresses takes IPv4 as well is not to be
- * seen yet; most do. Returns 0 to make the call fail: with EPERM, unless a return value is set. */
+ * seen here: no field of the context and no option that bpf_getsockopt knows tells IPV6_V6ONLY, and offsets into the kernel's own struct are not
+ * for a program that runs from Linux 5.10 on. Most take it. So who wants [::] for IPv6 alone is refused a port that IPv4 has, and gets it by naming
+ * an address. Returns 0 to make the call fail: with EPERM, unless a return value is set. */
 static __always_inline int bind_at(struct bpf_sock_addr *ctx, const struct addr *addr, int any)
 {
 	struct port_key key = { .port = ctx->user_port, .proto = ctx->protocol };

@@ -6,7 +6,10 @@
  * - one on another node that was asked from outside, or one outside of the cluster;
  * - a pod that got itself;
  * - any that is asked from the host's stack.
- * Those get it from this node's address and a port of it.
+ * Those get it from this node's address and a port of it. Where another plugin makes the pods, who is asked from the host's stack (a pod that no
+ * socket hook serves asks, or a container) and is a pod of this node answers that address within the host's stack, where none of our programs
+ * sees it: such a question is not answered. With the client's own address it would be the same. Only a program at the other plugin's interfaces could
+ * help, and those are not ours.
  *
  * The answer is translated back
  * - at the backend's veth, of pods of this node (endpoint_is_quiet spares those that never were asked this way);

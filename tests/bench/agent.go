@@ -155,6 +155,7 @@ func (s agentSpec) run(ctx context.Context, out io.Writer) error {
 		return err
 	}
 	rc.QPS, rc.Burst, rc.ContentType = -1, -1, "application/vnd.kubernetes.protobuf"
+	rc.DisableCompression = true
 	client, err := kubernetes.NewForConfig(rc)
 	if err != nil {
 		return err

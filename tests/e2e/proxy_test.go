@@ -1,15 +1,18 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/strake-io/strake/tests/lab"
 )
@@ -96,6 +99,95 @@ func TestProxyAlone(t *testing.T) {
 			})
 		}
 	}
+	t.Run("a backend goes", func(t *testing.T) {
+		leaves := l.service("leaves", 30105, nil, b)
+		to := net.JoinHostPort(leaves.Spec.ClusterIPs[0], "80")
+		var c net.Conn
+		eventually(t, 30*time.Second, func() string {
+			var err error
+			if c, err = one.space.Dial(t.Context(), "tcp", to); err != nil {
+				return err.Error()
+			}
+			return ""
+		})
+		defer c.Close()
+		slices := l.client.DiscoveryV1().EndpointSlices("default")
+		for i := range 2 {
+			slice, err := slices.Get(t.Context(), fmt.Sprint("leaves-", i), metav1.GetOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			slice.Endpoints[0].Addresses, slice.Endpoints[0].NodeName = []string{a.addrs[i]}, &one.name
+			if _, err := slices.Update(t.Context(), slice, metav1.UpdateOptions{}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		// What stands to the one that is gone is ended, and who asks anew gets the other.
+		c.SetReadDeadline(time.Now().Add(60 * time.Second))
+		if _, err := c.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("a connection to a backend that is gone: %v", err)
+		}
+		for _, p := range []*proxyPod{a, b} {
+			out, err := p.ask("http://"+to, 10)
+			answers(t, out, err, 10, "a")
+		}
+		out, err := l.askOutside(url("http", two.addrs[0], 30105), 10)
+		answers(t, out, err, 10, "a")
+	})
+	t.Run("seen", func(t *testing.T) {
+		if out, err := one.strake("service", "list"); err != nil || !strings.Contains(out, "both") {
+			t.Errorf("service list: %v\n%s", err, out)
+		}
+		if out, err := one.strake("service", "get", "here"); err != nil || !strings.Contains(out, a.addrs[0]+":8080") || !strings.Contains(out, one.addrs[0]+":30101") {
+			t.Errorf("service get: %v\n%s", err, out)
+		}
+		// Names are the API's: the kernel answers none here.
+		if out, err := one.strake("trace", "--from", "node", "--to", "here:80"); err != nil || !strings.Contains(out, "default/here:http") || !strings.Contains(out, a.addrs[0]+":8080") {
+			t.Errorf("trace: %v\n%s", err, out)
+		}
+	})
+	t.Run("started with rules of kube-proxy, and other addresses for NodePorts", func(t *testing.T) {
+		const other = "198.18.0.77"
+		nft := func(script string) string {
+			t.Helper()
+			out, err := exec.Command("nsenter", "--net="+string(one.space), "nft", script).CombinedOutput()
+			if err != nil {
+				t.Fatalf("nft %s: %v\n%s", script, err, out)
+			}
+			return string(out)
+		}
+		run(t, "ip -n "+l.Net+" addr add "+other+"/24 dev up0")
+		nft("add table ip kube-proxy; add chain ip kube-proxy services; add table ip stranger; add chain ip stranger input")
+		one.stop(syscall.SIGTERM)
+		one.start("--clean-kube-proxy", "--nodeport-addresses", other+"/32")
+		eventually(t, 60*time.Second, func() string {
+			if tables := nft("list tables"); strings.Contains(tables, "kube-proxy") {
+				return tables
+			}
+			return ""
+		})
+		if tables := nft("list tables"); !strings.Contains(tables, "stranger") {
+			t.Errorf("another's table went: %s", tables)
+		}
+		eventually(t, 60*time.Second, func() string {
+			if out, err := l.askOutside(url("http", other, 30101), 1); err != nil || strings.Contains(out, "error") {
+				return out
+			}
+			return ""
+		})
+		if out, _ := l.askOutside(url("http", one.addrs[0], 30101), 1); !strings.Contains(out, "refused") {
+			t.Errorf("another address has the NodePort: %s", out)
+		}
+		nft("delete table ip stranger")
+		one.stop(syscall.SIGTERM)
+		one.start()
+		eventually(t, 60*time.Second, func() string {
+			if out, err := l.askOutside(url("http", one.addrs[0], 30101), 1); err != nil || strings.Contains(out, "error") {
+				return out
+			}
+			return ""
+		})
+	})
 	t.Run("killed and started", func(t *testing.T) {
 		stop := make(chan struct{})
 		failed := make(chan string, 1)

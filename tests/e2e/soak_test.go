@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 
@@ -34,8 +35,7 @@ const soakVariable = "STRAKE_SOAK"
 
 const (
 	soakServices = 6
-	soakPorts    = 3     // backends of a Service on each pod
-	soakPort     = 9000  // the first of the backends
+	soakPort     = 9000  // of the backends of the first Service
 	soakNodePort = 30400 // the first of the Services
 	soakPatience = 20 * time.Second
 )
@@ -121,6 +121,12 @@ func TestServicesSoak(t *testing.T) {
 	g.Go(func() error { return s.kill(ctx) })
 	if err := g.Wait(); err != nil {
 		t.Error(err)
+	} else {
+		for _, svc := range s.services {
+			if err := s.settle(context.Background(), svc); err != nil {
+				t.Error(err)
+			}
+		}
 	}
 	var lines []string
 	s.outcomes.Range(func(k, v any) bool {
@@ -132,11 +138,6 @@ func TestServicesSoak(t *testing.T) {
 		s.asked.Load(), s.strict.Load(), s.kept.Load(), s.changed.Load(), s.killed.Load(), strings.Join(lines, ", "))
 	if s.asked.Load() == 0 || s.strict.Load() == 0 || s.changed.Load() == 0 || s.kept.Load() == 0 {
 		t.Error("nothing was tried")
-	}
-	for _, svc := range s.services {
-		if err := s.settle(context.Background(), svc); err != nil {
-			t.Error(err)
-		}
 	}
 }
 
@@ -184,12 +185,10 @@ func newSoak(t *testing.T) *soak {
 	for i := range soakServices {
 		svc := &soakService{index: i, name: fmt.Sprint("soak-", i), backend: map[netip.AddrPort]*soakPod{}, v6: map[netip.AddrPort]netip.AddrPort{}}
 		for _, p := range s.pods {
-			for k := range soakPorts {
-				port := uint16(soakPort + i*soakPorts + k)
-				v4 := netip.AddrPortFrom(p.addrs[0], port)
-				svc.backend[v4], svc.v6[v4] = p, netip.AddrPortFrom(p.addrs[1], port)
-				s.serve(p, v4.String(), port)
-			}
+			port := uint16(soakPort + i)
+			v4 := netip.AddrPortFrom(p.addrs[0], port)
+			svc.backend[v4], svc.v6[v4] = p, netip.AddrPortFrom(p.addrs[1], port)
+			s.serve(p, v4.String(), port)
 		}
 		s.services = append(s.services, svc)
 		s.create(t.Context(), svc, &soakState{since: time.Now(), endpoints: map[netip.AddrPort]readiness{}})
@@ -287,8 +286,9 @@ func (st *soakState) spec(svc *soakService) corev1.ServiceSpec {
 	return spec
 }
 
-// create makes a Service and its slices; a slice has the endpoints of one family and one number of ports.
+// create makes a Service and its slices. Between the two it is a Service without endpoints.
 func (s *soak) create(ctx context.Context, svc *soakService, st *soakState) {
+	svc.now(&soakState{since: st.since, internal: st.internal, extern: st.extern})
 	made, err := s.client.CoreV1().Services("default").Create(ctx, &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: svc.name}, Spec: st.spec(svc)}, metav1.CreateOptions{})
 	if err != nil {
 		if ctx.Err() == nil {
@@ -302,42 +302,37 @@ func (s *soak) create(ctx context.Context, svc *soakService, st *soakState) {
 	svc.mu.Lock()
 	svc.uid = string(made.UID)
 	svc.mu.Unlock()
+	st.since = time.Now()
 	svc.now(st)
 	s.slices(ctx, svc, st)
 }
 
-// slices writes the endpoints: one slice for each family and port, so that a change is several writes. What stands between two of them is
-// both states.
+// slices writes the endpoints, those of each family at once.
 func (s *soak) slices(ctx context.Context, svc *soakService, st *soakState) {
+	number := int32(soakPort + svc.index)
 	for family, kind := range []discoveryv1.AddressType{discoveryv1.AddressTypeIPv4, discoveryv1.AddressTypeIPv6} {
-		for k := range soakPorts {
-			number := int32(soakPort + svc.index*soakPorts + k)
-			slice := &discoveryv1.EndpointSlice{
-				ObjectMeta:  metav1.ObjectMeta{Name: fmt.Sprintf("%s-%d-%d", svc.name, family, k), Labels: map[string]string{discoveryv1.LabelServiceName: svc.name}},
-				AddressType: kind, Endpoints: []discoveryv1.Endpoint{},
-			}
-			for name, proto := range map[string]corev1.Protocol{"t": corev1.ProtocolTCP, "u": corev1.ProtocolUDP} {
-				slice.Ports = append(slice.Ports, discoveryv1.EndpointPort{Name: &name, Port: &number, Protocol: &proto})
-			}
-			for _, v4 := range slices.SortedFunc(maps.Keys(st.endpoints), netip.AddrPort.Compare) {
-				if int32(v4.Port()) != number {
-					continue
-				}
-				how, pod := st.endpoints[v4], svc.backend[v4]
-				isReady, isServing, ending := how == ready, how != gone, how != ready
-				slice.Endpoints = append(slice.Endpoints, discoveryv1.Endpoint{
-					Addresses: []string{pod.addrs[family].String()}, NodeName: &pod.node.name,
-					Conditions: discoveryv1.EndpointConditions{Ready: &isReady, Serving: &isServing, Terminating: &ending},
-				})
-			}
-			api := s.client.DiscoveryV1().EndpointSlices("default")
-			_, err := api.Update(ctx, slice, metav1.UpdateOptions{})
-			if err != nil {
-				_, err = api.Create(ctx, slice, metav1.CreateOptions{})
-			}
-			if err != nil && ctx.Err() == nil {
-				s.t.Error(err)
-			}
+		slice := &discoveryv1.EndpointSlice{
+			ObjectMeta:  metav1.ObjectMeta{Name: fmt.Sprintf("%s-%d", svc.name, family), Labels: map[string]string{discoveryv1.LabelServiceName: svc.name}},
+			AddressType: kind, Endpoints: []discoveryv1.Endpoint{},
+		}
+		for name, proto := range map[string]corev1.Protocol{"t": corev1.ProtocolTCP, "u": corev1.ProtocolUDP} {
+			slice.Ports = append(slice.Ports, discoveryv1.EndpointPort{Name: &name, Port: &number, Protocol: &proto})
+		}
+		for _, v4 := range slices.SortedFunc(maps.Keys(st.endpoints), netip.AddrPort.Compare) {
+			how, pod := st.endpoints[v4], svc.backend[v4]
+			isReady, isServing, ending := how == ready, how != gone, how != ready
+			slice.Endpoints = append(slice.Endpoints, discoveryv1.Endpoint{
+				Addresses: []string{pod.addrs[family].String()}, NodeName: &pod.node.name,
+				Conditions: discoveryv1.EndpointConditions{Ready: &isReady, Serving: &isServing, Terminating: &ending},
+			})
+		}
+		api := s.client.DiscoveryV1().EndpointSlices("default")
+		_, err := api.Update(ctx, slice, metav1.UpdateOptions{})
+		if apierrors.IsNotFound(err) {
+			_, err = api.Create(ctx, slice, metav1.CreateOptions{})
+		}
+		if err != nil && ctx.Err() == nil {
+			s.t.Error(err)
 		}
 	}
 }
@@ -604,10 +599,10 @@ func (s *soak) ask(ctx context.Context, c asker) error {
 	for ctx.Err() == nil {
 		from := time.Now()
 		answer, err := c.once(ctx)
-		if ctx.Err() != nil {
+		to := time.Now()
+		if end, _ := ctx.Deadline(); ctx.Err() != nil || !to.Before(end) {
 			return nil
 		}
-		to := time.Now()
 		states := c.svc.during(from, to)
 		got := outcomeOf(err)
 		s.asked.Add(1)
@@ -643,8 +638,10 @@ func (c asker) judge(got outcome, answer string, states []*soakState) string {
 		if err != nil || c.svc.backend[b] == nil {
 			return fmt.Sprintf("answered by %q, no backend of this Service", answer)
 		}
+		// Where the Service is not there, a question leaves the node by its routes; the next node that it comes to may have the Service again.
+		passed := slices.ContainsFunc(states, func(st *soakState) bool { return st.absent })
 		for _, st := range states {
-			if c.may(st, b) {
+			if c.may(st, b, c.node) || passed && c.may(st, b, c.svc.backend[b].node) {
 				return ""
 			}
 		}
@@ -680,8 +677,8 @@ func (c asker) judge(got outcome, answer string, states []*soakState) string {
 	return string(got)
 }
 
-// may tells whether a backend may answer in a state: of datagrams also one that has no new flows any more, for ports are used again.
-func (c asker) may(st *soakState, b netip.AddrPort) bool {
+// may tells whether a backend may answer in a state, to who asks at a node: of datagrams also one that has no new flows any more, for ports are used again.
+func (c asker) may(st *soakState, b netip.AddrPort, asked *soakNode) bool {
 	if st.absent {
 		return false
 	}
@@ -690,7 +687,7 @@ func (c asker) may(st *soakState, b netip.AddrPort) bool {
 	}
 	var at *soakNode
 	if st.internal && !c.outside || st.extern && c.outside {
-		at = c.node
+		at = asked
 	}
 	set, _ := c.svc.eligible(st, at)
 	return set[b]
@@ -734,7 +731,7 @@ func (s *soak) hold(ctx context.Context, c asker) error {
 			}
 		}
 		conn.Close()
-		if ctx.Err() != nil || backend == "" {
+		if end, _ := ctx.Deadline(); ctx.Err() != nil || backend == "" || !time.Now().Before(end) {
 			continue
 		}
 		b := netip.MustParseAddrPort(backend)
@@ -789,7 +786,7 @@ func agentWith(pins string) (int, error) {
 			continue
 		}
 		args := strings.Split(string(line), "\x00")
-		if slices.Contains(args, "agent") && slices.ContainsFunc(args, func(a string) bool { return a == dir || a == "--data-dir="+dir }) {
+		if slices.Contains(args, "agent") && !strings.Contains(args[0], "supervise") && slices.ContainsFunc(args, func(a string) bool { return a == dir || a == "--data-dir="+dir }) {
 			return pid, nil
 		}
 	}

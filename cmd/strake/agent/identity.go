@@ -30,6 +30,7 @@ func (c Config) identity(ctx context.Context) (identity, error) {
 		rc.QPS, rc.Burst, rc.UserAgent = -1, -1, agent
 	}
 	id.network.ContentType = "application/vnd.kubernetes.protobuf"
+	id.network.DisableCompression = true // what the first lists wait for is the server's processor, not the wire
 	return id, nil
 }
 

@@ -37,6 +37,7 @@ func Run(ctx context.Context, l layout.Layout, c Config) error {
 		return err
 	}
 	rc.QPS, rc.Burst, rc.UserAgent, rc.ContentType = -1, -1, "strake-proxy", "application/vnd.kubernetes.protobuf"
+	rc.DisableCompression = true // as the agent's
 	client, err := kubernetes.NewForConfig(rc)
 	if err != nil {
 		return err
