@@ -34,7 +34,7 @@ func TestServicesAreSeen(t *testing.T) {
 	web := netip.AddrPortFrom(netip.MustParseAddr(lab.NodeIP), 30390)
 	eventually(t, 30*time.Second, func() string {
 		for _, name := range []string{"one", "two"} {
-			if out, _ := c.Strake("service", "get", "web", "-n", c.namespace); !strings.Contains(out, c.namespace+"/"+name) {
+			if out, _ := c.Strake("service", "get", "web", "-n", c.namespace); !strings.Contains(out, name+"  node-1  ready") {
 				return out
 			}
 		}
