@@ -37,7 +37,7 @@ func rootCommand() *cobra.Command {
 	}
 	dataDir := root.PersistentFlags().String("data-dir", layout.DefaultDataDir, "where the node keeps its data")
 	place := func() (layout.Layout, error) { return layout.New(*dataDir) }
-	root.AddCommand(upCommand(place), joinCommand(place), nodeCommand(place), downCommand(place), statusCommand(place), imageCommand(place), serverCommand(place), agentCommand(place), containerdCommand(place), tokenCommand(place),
+	root.AddCommand(upCommand(place), joinCommand(place), nodeCommand(place), downCommand(place), statusCommand(place), imageCommand(place), serverCommand(place), agentCommand(place), containerdCommand(place), tokenCommand(place), snapshotCommand(place),
 		demoCommand(), versionCommand(), kubectlCommand())
 	root.AddCommand(toolCommands(place)...)
 	return root

@@ -13,6 +13,7 @@ import (
 	"github.com/strake-io/strake/cmd/strake/layout"
 	"github.com/strake-io/strake/cmd/strake/server"
 	"github.com/strake-io/strake/controlplane/pki"
+	"github.com/strake-io/strake/controlplane/store"
 	"github.com/strake-io/strake/kubelet/certificates"
 )
 
@@ -30,6 +31,11 @@ func (s Settings) Server(l layout.Layout) (server.Config, error) {
 	cfg.NodeName = s.NodeName
 	cfg.ControllerKubeconfig, cfg.SchedulerKubeconfig = l.Kubeconfig("controller-manager"), l.Kubeconfig("scheduler")
 	return cfg, nil
+}
+
+// Store returns where the control plane's store is, and with what it is reached.
+func (s Settings) Store(l layout.Layout) store.Config {
+	return server.StoreConfig(server.Config{PKI: pki.Files{Dir: l.PKI()}, EtcdDir: l.Etcd(), EtcdPort: s.EtcdPort})
 }
 
 func (s Settings) server() server.Config {

@@ -99,6 +99,9 @@ func (l Layout) PKI() string { return l.in("pki") }
 // Etcd is the embedded etcd's data folder.
 func (l Layout) Etcd() string { return l.in("etcd") }
 
+// Snapshots is where snapshots of the store are put.
+func (l Layout) Snapshots() string { return l.in("snapshots") }
+
 // AdminKubeconfig is the administrator's way in.
 func (l Layout) AdminKubeconfig() string { return l.in("admin.kubeconfig") }
 

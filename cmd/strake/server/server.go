@@ -57,10 +57,7 @@ func Run(ctx context.Context, cfg Config) error {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(gcPercent)
 	}
-	etcd, err := store.Start(ctx, store.Config{
-		Dir: cfg.EtcdDir, Name: "strake", ClientPort: cfg.EtcdPort, PeerPort: cfg.EtcdPort + 1,
-		CAFile: cfg.PKI.EtcdCA().Cert, CertFile: cfg.PKI.EtcdServer().Cert, KeyFile: cfg.PKI.EtcdServer().Key,
-	})
+	etcd, err := store.Start(ctx, StoreConfig(cfg))
 	if err != nil {
 		return err
 	}
@@ -85,6 +82,14 @@ func Run(ctx context.Context, cfg Config) error {
 	g.Go(func() error { return runScheduler(gctx, cfg) })
 	g.Go(func() error { return publish(gctx, cfg) })
 	return g.Wait()
+}
+
+// StoreConfig is the store's part of the configuration.
+func StoreConfig(cfg Config) store.Config {
+	return store.Config{
+		Dir: cfg.EtcdDir, Name: "strake", ClientPort: cfg.EtcdPort, PeerPort: cfg.EtcdPort + 1,
+		CAFile: cfg.PKI.EtcdCA().Cert, CertFile: cfg.PKI.EtcdServer().Cert, KeyFile: cfg.PKI.EtcdServer().Key,
+	}
 }
 
 // APIServerConfig is the API server's part of the configuration.
