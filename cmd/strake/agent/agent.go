@@ -59,6 +59,9 @@ type Config struct {
 
 const dnsTTL = 30 // seconds
 
+// DNSConfigMap, in namespace kube-system, configures the resolver of all nodes where it is there.
+const DNSConfigMap = "strake-dns"
+
 // KubeletPort is where the kubelet of a node serves the API server.
 const KubeletPort = 10250
 
@@ -146,18 +149,6 @@ func Run(ctx context.Context, cfg Config) error {
 	if err := nodes.Follow(f); err != nil {
 		return err
 	}
-	svc, err := services.New(services.Config{
-		Client: netClient, Informers: f, Datapath: d, Node: proxy.Node{Name: cfg.NodeName, Addrs: cfg.NodeAddrs, Local: cfg.DNSAddrs},
-		NodePorts: cfg.NodePortAddrs, Healthz: cfg.Healthz, Metrics: cfg.Metrics, Namespaces: server.Namespaces,
-		Collectors: []prometheus.Collector{policies},
-	})
-	if err != nil {
-		return err
-	}
-	names, err := dns.NewNames(f, d.Names(), cfg.Zone)
-	if err != nil {
-		return err
-	}
 	records, err := dns.NewRecords(f, cfg.DNSAddrs...)
 	if err != nil {
 		return err
@@ -171,7 +162,18 @@ func Run(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return err
 	}
-
+	svc, err := services.New(services.Config{
+		Client: netClient, Informers: f, Datapath: d, Node: proxy.Node{Name: cfg.NodeName, Addrs: cfg.NodeAddrs, Local: cfg.DNSAddrs},
+		NodePorts: cfg.NodePortAddrs, Healthz: cfg.Healthz, Metrics: cfg.Metrics, Namespaces: server.Namespaces,
+		Collectors: []prometheus.Collector{policies},
+	})
+	if err != nil {
+		return err
+	}
+	names, err := dns.NewNames(f, d.Names(), cfg.Zone)
+	if err != nil {
+		return err
+	}
 	g, ctx := errgroup.WithContext(ctx)
 	defer f.Shutdown()
 	g.Go(func() error {
@@ -203,6 +205,12 @@ func Run(ctx context.Context, cfg Config) error {
 	})
 	g.Go(func() error { return names.Run(ctx) })
 	g.Go(func() error { return resolver.Run(ctx) })
+	g.Go(func() error {
+		if ready.API(ctx, netClient.Discovery().RESTClient()) != nil {
+			return nil // ctx ended
+		}
+		return dns.FollowConfigMap(ctx, netClient, metav1.NamespaceSystem, DNSConfigMap, resolver, dnsConfig)
+	})
 	g.Go(func() error {
 		if ready.API(ctx, netClient.Discovery().RESTClient()) != nil {
 			return nil // ctx ended

@@ -241,27 +241,27 @@ const (
 	agents        = "system:strake-agents"
 )
 
-// Roles in the system's namespaces, each for one ConfigMap.
+// Roles in the system's namespaces, each for a few ConfigMaps.
 const (
 	// authenticationReader lets extension API servers read how this one knows its users.
 	authenticationReader = "extension-apiserver-authentication-reader"
 	// clusterInfo lets everybody read by which CA the cluster is known: who joins has no more than a token.
 	clusterInfo = "strake:cluster-info"
-	// clusterSettings lets nodes read what they have in common.
+	// clusterSettings lets nodes read what they have in common, and what their DNS is to do.
 	clusterSettings = "strake:cluster-settings"
 )
 
 // roles returns the roles that every cluster has in its system's namespaces.
 func roles() []rbacv1.Role {
-	in := func(namespace, name string, verbs []string, configMap string) rbacv1.Role {
-		r := rbacv1.Role{ObjectMeta: defaultMeta(name), Rules: []rbacv1.PolicyRule{only(rule(verbs, "", "configmaps"), configMap)}}
+	in := func(namespace, name string, verbs []string, configMaps ...string) rbacv1.Role {
+		r := rbacv1.Role{ObjectMeta: defaultMeta(name), Rules: []rbacv1.PolicyRule{only(rule(verbs, "", "configmaps"), configMaps...)}}
 		r.Namespace = namespace
 		return r
 	}
 	return []rbacv1.Role{
 		in(metav1.NamespaceSystem, authenticationReader, read, "extension-apiserver-authentication"),
 		in(metav1.NamespacePublic, clusterInfo, []string{"get"}, "cluster-info"),
-		in(metav1.NamespaceSystem, clusterSettings, read, "strake-cluster"),
+		in(metav1.NamespaceSystem, clusterSettings, read, "strake-cluster", "strake-dns"),
 	}
 }
 

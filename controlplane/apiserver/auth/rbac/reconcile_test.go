@@ -99,6 +99,7 @@ func TestDefaults(t *testing.T) {
 		{"system:strake-agent:n1", "system:strake-agents", res("update", "", "services", ""), false},
 		{"system:strake-agent", any, res("list", "", "namespaces", ""), false},
 		{"system:strake-agent:n1", "system:strake-agents", named(res("watch", "", "configmaps", ""), "kube-system", "strake-cluster"), true},
+		{"system:strake-agent:n1", "system:strake-agents", named(res("watch", "", "configmaps", ""), "kube-system", "strake-dns"), true},
 		{"system:bootstrap:abcdef", "system:bootstrappers", named(res("get", "", "configmaps", ""), "kube-system", "strake-cluster"), true},
 		{"system:bootstrap:abcdef", "system:bootstrappers", res("create", "certificates.k8s.io", "certificatesigningrequests", ""), true},
 		{"system:bootstrap:abcdef", "system:bootstrappers", res("create", "certificates.k8s.io", "certificatesigningrequests", "nodeclient"), true},
