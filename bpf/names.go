@@ -11,6 +11,43 @@ import (
 // maxAddrs is how many addresses of a family the kernel answers for one name (NAME_ADDRS in lib/dns.h).
 const maxAddrs = 8
 
+// NamesState is what the programs are told of all names together (NAMES_WHOLE and NAMES_OFF in lib/dns.h).
+type NamesState struct {
+	Whole bool   // every Service and namespace has its row: names below svc.<zone> that are below none of them are denied
+	Off   bool   // user space answers for all names
+	TTL   uint16 // seconds that records live; 0: Config.DNSTTL
+}
+
+const (
+	namesWhole uint32 = 1
+	namesOff   uint32 = 2
+	namesTTL          = 16 // the bit from which on it is the TTL
+)
+
+// SetNamesState tells the programs; it stays when the process ends.
+func (d *Datapath) SetNamesState(s NamesState) error {
+	v := uint32(s.TTL) << namesTTL
+	if s.Whole {
+		v |= namesWhole
+	}
+	if s.Off {
+		v |= namesOff
+	}
+	if err := d.net.Maps["names_state"].Put(uint32(0), v); err != nil {
+		return fmt.Errorf("bpf: state of names: %w", err)
+	}
+	return nil
+}
+
+// NamesState is what the programs have been told.
+func (d *Datapath) NamesState() (NamesState, error) {
+	var v uint32
+	if err := d.net.Maps["names_state"].Lookup(uint32(0), &v); err != nil {
+		return NamesState{}, fmt.Errorf("bpf: state of names: %w", err)
+	}
+	return NamesState{Whole: v&namesWhole != 0, Off: v&namesOff != 0, TTL: uint16(v >> namesTTL)}, nil
+}
+
 // nameTable implements Table[Name].
 type nameTable struct{ *ownedMap[netNameKey, netName] }
 
@@ -21,7 +58,7 @@ func openNames(maps map[string]*ebpf.Map) (*nameTable, error) {
 
 func showName(k netNameKey) string { return nameOf(k.Name[:]) }
 
-// Replace implements Table. A name has one to eight addresses of a family, or of each.
+// Replace implements Table. A name has at most eight addresses of a family.
 func (t *nameTable) Replace(owner string, want []Name) (Changes, error) {
 	rows := map[netNameKey]netName{}
 	for _, n := range want {
@@ -45,6 +82,13 @@ func (t *nameTable) Replace(owner string, want []Name) (Changes, error) {
 
 // addrsOf fills the addresses of a row.
 func addrsOf(n Name) (v netName, err error) {
+	if n.Elsewhere {
+		if len(n.Addrs) > 0 {
+			return v, fmt.Errorf("bpf: name %s has addresses, and is answered elsewhere", n.Name)
+		}
+		v.N4, v.N6 = maxAddrs+1, maxAddrs+1
+		return v, nil
+	}
 	for _, a := range slices.SortedFunc(slices.Values(n.Addrs), netip.Addr.Compare) {
 		switch {
 		case !plain(a):
@@ -59,9 +103,6 @@ func addrsOf(n Name) (v netName, err error) {
 			return v, fmt.Errorf("bpf: name %s has %d addresses, want at most %d of a family", n.Name, len(n.Addrs), maxAddrs)
 		}
 	}
-	if v.N4+v.N6 == 0 {
-		return v, fmt.Errorf("bpf: name %s has no address", n.Name)
-	}
 	return v, nil
 }
 
@@ -75,7 +116,11 @@ func (t *nameTable) Dump() ([]Name, error) {
 	var v netName
 	it := t.m.Iterate()
 	for it.Next(&k, &v) {
-		n := Name{Owner: textOf(v.Owner[:]), Name: showName(k)}
+		n := Name{Owner: textOf(v.Owner[:]), Name: showName(k), Elsewhere: v.N4 > maxAddrs}
+		if n.Elsewhere {
+			out = append(out, n)
+			continue
+		}
 		for i := range min(v.N4, maxAddrs) {
 			n.Addrs = append(n.Addrs, netip.AddrFrom4(v.Addrs4[i].B))
 		}

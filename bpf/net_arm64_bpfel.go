@@ -41,16 +41,17 @@ type netBackend struct {
 }
 
 type netDnsScratch struct {
-	_      structs.HostLayout
-	Raw    [512]uint8
-	Key    netNameKey
-	Start  [16]uint8
-	Left   uint32
-	Labels uint32
-	Len    uint32
-	Type   uint32
-	Edns   uint32
-	Record struct {
+	_       structs.HostLayout
+	Raw     [512]uint8
+	Key     netNameKey
+	Service netNameKey
+	Start   [16]uint8
+	Left    uint32
+	Labels  uint32
+	Len     uint32
+	Type    uint32
+	Edns    uint32
+	Record  struct {
 		_   structs.HostLayout
 		Soa struct {
 			_         structs.HostLayout
@@ -430,6 +431,7 @@ const (
 	netMapMasqSources        = "masq_sources"
 	netMapMonitor            = "monitor"
 	netMapNames              = "names"
+	netMapNamesState         = "names_state"
 	netMapPath               = "path"
 	netMapPolicyAnswers      = "policy_answers"
 	netMapPolicyBlocks       = "policy_blocks"
@@ -557,6 +559,7 @@ type netMapSpecs struct {
 	MasqSources        *ebpf.MapSpec `ebpf:"masq_sources"`
 	Monitor            *ebpf.MapSpec `ebpf:"monitor"`
 	Names              *ebpf.MapSpec `ebpf:"names"`
+	NamesState         *ebpf.MapSpec `ebpf:"names_state"`
 	Path               *ebpf.MapSpec `ebpf:"path"`
 	PolicyAnswers      *ebpf.MapSpec `ebpf:"policy_answers"`
 	PolicyBlocks       *ebpf.MapSpec `ebpf:"policy_blocks"`
@@ -650,6 +653,7 @@ type netMaps struct {
 	MasqSources        *ebpf.Map `ebpf:"masq_sources"`
 	Monitor            *ebpf.Map `ebpf:"monitor"`
 	Names              *ebpf.Map `ebpf:"names"`
+	NamesState         *ebpf.Map `ebpf:"names_state"`
 	Path               *ebpf.Map `ebpf:"path"`
 	PolicyAnswers      *ebpf.Map `ebpf:"policy_answers"`
 	PolicyBlocks       *ebpf.Map `ebpf:"policy_blocks"`
@@ -702,6 +706,7 @@ func (m *netMaps) Close() error {
 		m.MasqSources,
 		m.Monitor,
 		m.Names,
+		m.NamesState,
 		m.Path,
 		m.PolicyAnswers,
 		m.PolicyBlocks,

@@ -129,9 +129,10 @@ type SocketsOff struct {
 
 // Name is a DNS name that the kernel answers.
 type Name struct {
-	Owner string       // Service UID
-	Name  string       // lower-case, fully qualified, with the trailing dot
-	Addrs []netip.Addr // of either family or both, at most eight of each; never empty
+	Owner     string       // UID of a Service or namespace
+	Name      string       // lower-case, fully qualified, with the trailing dot
+	Addrs     []netip.Addr // of either family or both, at most eight of each; none: the name exists, and that is all
+	Elsewhere bool         // user space answers for it
 }
 
 // Changes counts the rows that a call wrote.

@@ -169,7 +169,9 @@ func TestBadRowsAreRefused(t *testing.T) {
 		"frontend and backend of two families": func() (Changes, error) {
 			return d.LoadBalancers().Replace("s", []LoadBalancer{{Name: "n", Protocol: 6, Frontends: fronts(ClusterIP, ap("10.96.0.5:80")), Backends: backs(ap("[fd00::2]:80"))}})
 		},
-		"name without addresses": func() (Changes, error) { return d.Names().Replace("s", []Name{{Name: "a.b.svc.cluster.local."}}) },
+		"name with addresses and elsewhere": func() (Changes, error) {
+			return d.Names().Replace("s", []Name{{Name: "a.b.svc.cluster.local.", Elsewhere: true, Addrs: []netip.Addr{netip.MustParseAddr("10.96.0.5")}}})
+		},
 		"relative name": func() (Changes, error) {
 			return d.Names().Replace("s", []Name{{Name: "a.b", Addrs: []netip.Addr{netip.MustParseAddr("10.96.0.5")}}})
 		},

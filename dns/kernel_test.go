@@ -156,6 +156,12 @@ func podAndServer(t *testing.T) (dial func(network string, to netip.AddrPort) ne
 	if owners < 6 {
 		t.Fatalf("only %d names are the kernel's", owners)
 	}
+	for _, obj := range records.namespaces.List() {
+		ns := obj.(*corev1.Namespace)
+		_, err := d.Names().Replace("ns-"+ns.Name, DesiredNamespace(ns, "cluster.local"))
+		must(t, err)
+	}
+	must(t, d.SetNamesState(bpf.NamesState{Whole: true}))
 	return podDial(t, d), s, d
 }
 
@@ -167,7 +173,7 @@ func TestKernelAnswersAsTheServerDoes(t *testing.T) {
 	asked := 0
 	for question := range recordCases {
 		name, own, _ := strings.Cut(question, " ")
-		types := []string{"A", "AAAA", "SRV", "TXT", "ANY", "NS", "SOA", "CNAME", "PTR", "HTTPS"}
+		types := []string{"A", "AAAA", "SRV", "TXT", "ANY", "NS", "SOA", "CNAME", "PTR", "HTTPS", "AXFR", "IXFR"}
 		if strings.HasPrefix(name, "circle") {
 			types = []string{own}
 		}
@@ -216,6 +222,65 @@ func TestKernelAnswersBothFamilies(t *testing.T) {
 			if m, err := conn.ReadMsg(); err != nil || len(m.Answer) == 0 || answered() != before+1 {
 				t.Errorf("%s over %s: %v, %v, answered by the server", question, to, m, err)
 			}
+		}
+	}
+}
+
+// What search lists make never leaves the kernel, whichever of its three zones it is of; without all names there it does, and without any
+// answers at all.
+func TestKernelDeniesWhatIsNowhere(t *testing.T) {
+	dial, s, d := podAndServer(t)
+	conn := &dns.Conn{Conn: dial("udp", at), UDPSize: 4096}
+	counted := func() [2]uint64 {
+		status, err := d.Status()
+		must(t, err)
+		return [2]uint64{status.Counters["dns_no_name"] + status.Counters["dns_no_data"], status.Counters["dns_passed"]}
+	}
+	ask := func(name string, qtype uint16) (kernel bool) {
+		t.Helper()
+		before := counted()
+		q := new(dns.Msg).SetQuestion(name, qtype)
+		got := askOver(t, conn, q)
+		if want := s.Answer(context.Background(), q); !sameMessage(got, want) {
+			t.Errorf("%s\n%s\nthe server says\n%s", &q.Question[0], got, want)
+		}
+		after := counted()
+		return after[0] > before[0] && after[1] == before[1]
+	}
+	missing := []string{"example.com.default.svc.cluster.local.", "example.com.svc.cluster.local.", "example.com.cluster.local.", "www.example.com.default.svc.cluster.local.", "a.www.example.com.default.svc.cluster.local.",
+		"www.example.com.svc.cluster.local.", "web.other.default.svc.cluster.local.", "nothing.default.svc.cluster.local.", "web.nowhere.svc.cluster.local.", "nowhere.svc.cluster.local.", "default.svc.cluster.local.",
+		"_http._tcp.nothing.default.svc.cluster.local.", "empty.default.svc.cluster.local.", "x.empty.default.svc.cluster.local.", "WWW.Example.com.DEFAULT.svc.cluster.local."}
+	for _, name := range missing {
+		for _, qtype := range []uint16{dns.TypeA, dns.TypeAAAA, dns.TypeHTTPS, dns.TypeSRV} {
+			if !ask(name, qtype) && !(name == "default.svc.cluster.local." && qtype == dns.TypeSRV) {
+				t.Errorf("%s %s came to user space", name, dns.TypeToString[qtype])
+			}
+		}
+	}
+	for _, name := range []string{"nobody.web.default.svc.cluster.local.", "_none._tcp.web.default.svc.cluster.local.", "10-1-0-1.default.pod.cluster.local.", "a.b.pod.cluster.local."} {
+		if ask(name, dns.TypeA) {
+			t.Errorf("%s was answered by the kernel, which can't know", name)
+		}
+	}
+	if !ask("web.default.svc.cluster.local.", dns.TypeHTTPS) {
+		t.Error("a type that no Service has came to user space")
+	}
+	must(t, d.SetNamesState(bpf.NamesState{}))
+	for _, name := range missing[:2] {
+		if ask(name, dns.TypeA) {
+			t.Errorf("%s was denied without all names", name)
+		}
+	}
+	must(t, d.SetNamesState(bpf.NamesState{Whole: true, Off: true}))
+	for _, name := range append(missing[:3], "web.default.svc.cluster.local.") {
+		if ask(name, dns.TypeAAAA) {
+			t.Errorf("%s was answered, and the kernel is not to answer", name)
+		}
+	}
+	must(t, d.SetNamesState(bpf.NamesState{Whole: true, TTL: 7}))
+	for qname, section := range map[string]func(*dns.Msg) []dns.RR{"web": func(m *dns.Msg) []dns.RR { return m.Answer }, "nothing": func(m *dns.Msg) []dns.RR { return m.Ns }} {
+		if rrs := section(askOver(t, conn, new(dns.Msg).SetQuestion(qname+".default.svc.cluster.local.", dns.TypeA))); len(rrs) != 1 || rrs[0].Header().Ttl != 7 {
+			t.Errorf("%s lives %v", qname, rrs)
 		}
 	}
 }

@@ -2,14 +2,19 @@ package dns
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/tools/cache"
@@ -22,56 +27,108 @@ import (
 // maxKernelAddrs is how many addresses of a family the kernel answers for a headless Service.
 const maxKernelAddrs = 8
 
-// Desired returns the names that the kernel answers for a Service: those with a ClusterIP, and headless ones whose
-// addresses fit. As the kernel denies such a name what it has no addresses of, the row has all of both families, or is not there.
+// Desired returns the names that the kernel knows of a Service: its own, with its addresses if they fit, and those of a headless one's
+// endpoints that have a hostname. User space answers for a name whose addresses don't fit. Without a row for the Service the kernel denies
+// its name and all below it: so it is for a headless one without endpoints, as Records has it.
 func Desired(svc *corev1.Service, endpoints []*discoveryv1.EndpointSlice, zone string) []bpf.Name {
+	owner, name := string(svc.UID), svc.Name+"."+svc.Namespace+".svc."+strings.Trim(strings.ToLower(zone), ".")+"."
+	elsewhere := []bpf.Name{{Owner: owner, Name: name, Elsewhere: true}}
 	if svc.Spec.Type == corev1.ServiceTypeExternalName {
+		return elsewhere
+	}
+	if svc.Spec.ClusterIP != corev1.ClusterIPNone {
+		row := fitting(owner, name, clusterIPs(svc))
+		if len(row.Addrs) == 0 {
+			return elsewhere
+		}
+		return []bpf.Name{row}
+	}
+	eps := endpointsOf(svc, endpoints)
+	if len(eps) == 0 {
 		return nil
 	}
-	addrs := clusterIPs(svc)
-	if svc.Spec.ClusterIP == corev1.ClusterIPNone {
-		addrs = distinct(endpointsOf(svc, endpoints))
+	out := []bpf.Name{fitting(owner, name, distinct(eps))}
+	hosts := map[string][]endpoint{}
+	for _, e := range eps {
+		if e.named {
+			hosts[e.host] = append(hosts[e.host], e)
+		}
 	}
+	for _, host := range slices.Sorted(maps.Keys(hosts)) {
+		if whole := host + "." + name; len(validation.IsDNS1123Label(host)) == 0 && len(whole) <= maxName {
+			out = append(out, fitting(owner, whole, distinct(hosts[host])))
+		}
+	}
+	return out
+}
+
+// maxName is how long a name may be, with its last dot (RFC 1035 2.3.4: 255 octets, of which two more are not written).
+const maxName = 254
+
+// fitting is the row of a name with addresses. As the kernel denies a name what it has no addresses of, it has all of both families, or none.
+func fitting(owner, name string, addrs []netip.Addr) bpf.Name {
 	six := 0
 	for _, a := range addrs {
 		if a.Is4In6() || a.Zone() != "" {
-			return nil
+			return bpf.Name{Owner: owner, Name: name, Elsewhere: true}
 		}
 		if a.Is6() {
 			six++
 		}
 	}
-	if len(addrs) == 0 || max(six, len(addrs)-six) > maxKernelAddrs {
-		return nil
+	if max(six, len(addrs)-six) > maxKernelAddrs {
+		return bpf.Name{Owner: owner, Name: name, Elsewhere: true}
 	}
+	addrs = slices.Clone(addrs)
 	slices.SortFunc(addrs, netip.Addr.Compare)
-	name := svc.Name + "." + svc.Namespace + ".svc." + strings.Trim(strings.ToLower(zone), ".") + "."
-	return []bpf.Name{{Owner: string(svc.UID), Name: name, Addrs: addrs}}
+	return bpf.Name{Owner: owner, Name: name, Addrs: addrs}
 }
 
-// Names keeps the kernel's names up to date.
+// DesiredNamespace returns the name of a namespace, which has no addresses.
+func DesiredNamespace(ns *corev1.Namespace, zone string) []bpf.Name {
+	return []bpf.Name{{Owner: string(ns.UID), Name: ns.Name + ".svc." + strings.Trim(strings.ToLower(zone), ".") + "."}}
+}
+
+// State tells the programs of all names together.
+type State interface {
+	SetNamesState(bpf.NamesState) error
+	NamesState() (bpf.NamesState, error)
+}
+
+// Names keeps the kernel's names up to date, and tells it whether they are all.
 type Names struct {
-	table            bpf.Table[bpf.Name]
-	zone             string
-	services, slices cache.Indexer
-	synced           []cache.InformerSynced
-	queue            workqueue.TypedRateLimitingInterface[change]
+	table                        bpf.Table[bpf.Name]
+	zone                         string
+	services, slices, namespaces cache.Indexer
+	synced                       []cache.InformerSynced
+	queue                        workqueue.TypedRateLimitingInterface[change]
+
+	mu      sync.Mutex
+	state   State
+	known   bpf.NamesState
+	first   bool            // all that there was at the start has been written
+	missing map[change]bool // what could not be
 }
 
-// change is a Service that changed: the UID tells a deleted one from its successor.
+// change is a Service or a namespace that changed: the UID tells a deleted one from its successor. A namespace's key has no slash.
+// The one without a key comes after all that there was at the start.
 type change struct{ key, uid string }
 
 // NewNames registers with the informers; start them afterwards.
-func NewNames(f informers.SharedInformerFactory, table bpf.Table[bpf.Name], zone string) (*Names, error) {
-	svc, sl := f.Core().V1().Services().Informer(), f.Discovery().V1().EndpointSlices().Informer()
+func NewNames(f informers.SharedInformerFactory, table bpf.Table[bpf.Name], state State, zone string) (*Names, error) {
+	svc, sl, ns := f.Core().V1().Services().Informer(), f.Discovery().V1().EndpointSlices().Informer(), f.Core().V1().Namespaces().Informer()
 	if err := addIndex(sl, byService, sliceService); err != nil {
 		return nil, err
 	}
+	known, err := state.NamesState()
+	if err != nil {
+		return nil, err
+	}
 	n := &Names{
-		table: table, zone: zone, services: svc.GetIndexer(), slices: sl.GetIndexer(),
+		table: table, zone: zone, services: svc.GetIndexer(), slices: sl.GetIndexer(), namespaces: ns.GetIndexer(), state: state, known: known, missing: map[change]bool{},
 		queue: workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[change](10*time.Millisecond, 30*time.Second)),
 	}
-	for _, informer := range []cache.SharedIndexInformer{svc, sl} {
+	for _, informer := range []cache.SharedIndexInformer{svc, sl, ns} {
 		registration, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
 			AddFunc: n.enqueue, DeleteFunc: n.enqueue, UpdateFunc: func(old, obj any) { n.enqueue(old); n.enqueue(obj) },
 		})
@@ -83,7 +140,7 @@ func NewNames(f informers.SharedInformerFactory, table bpf.Table[bpf.Name], zone
 	return n, nil
 }
 
-// enqueue notes the Service that an object is, or belongs to.
+// enqueue notes the Service or namespace that an object is, or belongs to.
 func (n *Names) enqueue(obj any) {
 	if t, ok := obj.(cache.DeletedFinalStateUnknown); ok {
 		obj = t.Obj
@@ -91,6 +148,8 @@ func (n *Names) enqueue(obj any) {
 	switch o := obj.(type) {
 	case *corev1.Service:
 		n.queue.Add(change{o.Namespace + "/" + o.Name, string(o.UID)})
+	case *corev1.Namespace:
+		n.queue.Add(change{o.Name, string(o.UID)})
 	case *discoveryv1.EndpointSlice:
 		// A Service that is not known yet sees its slices when it comes; one that is gone has no use for them.
 		key := o.Namespace + "/" + o.Labels[discoveryv1.LabelServiceName]
@@ -98,6 +157,46 @@ func (n *Names) enqueue(obj any) {
 			n.queue.Add(change{key, string(svc.(*corev1.Service).UID)})
 		}
 	}
+}
+
+// Configure makes the kernel answer as a resolver does that has a configuration: with its TTL, and not at all if it says something of names
+// in the zone.
+func (n *Names) Configure(cfg Config) error {
+	cfg = cfg.withDefaults()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	state := n.known
+	state.Off, state.TTL = cfg.inZone(n.zone), uint16(cfg.TTL)
+	return n.tell(state)
+}
+
+// tell wants the mutex.
+func (n *Names) tell(state bpf.NamesState) error {
+	if state == n.known {
+		return nil
+	}
+	if err := n.state.SetNamesState(state); err != nil {
+		return err
+	}
+	n.known = state
+	return nil
+}
+
+// note keeps the kernel from denying what it could not be told, and makes it deny what is not there once it knows all the rest.
+func (n *Names) note(c change, written bool) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if c == (change{}) {
+		n.first = true
+	} else if written {
+		delete(n.missing, c)
+	} else {
+		n.missing[c] = true
+	}
+	state := n.known
+	// What an earlier agent has said counts until all is written anew: the kernel goes on while this one begins.
+	state.Whole = len(n.missing) == 0 && (n.first || n.known.Whole)
+	return n.tell(state)
 }
 
 // Run writes names until ctx ends. What it has written stays.
@@ -119,14 +218,19 @@ func (n *Names) Run(ctx context.Context) error {
 		case <-time.After(backoff.Step()):
 		}
 	}
+	n.queue.Add(change{}) // behind all that there is
 	defer context.AfterFunc(ctx, n.queue.ShutDown)()
 	for {
 		c, quit := n.queue.Get()
 		if quit {
 			return nil
 		}
-		if err := n.sync(c); err != nil {
-			klog.ErrorS(err, "Name is not in the kernel yet, trying again", "service", c.key)
+		var err error
+		if c != (change{}) {
+			err = n.sync(c)
+		}
+		if err := errors.Join(err, n.note(c, err == nil)); err != nil {
+			klog.ErrorS(err, "Name is not in the kernel yet, trying again", "of", c.key)
 			n.queue.AddRateLimited(c)
 		} else {
 			n.queue.Forget(c)
@@ -135,25 +239,32 @@ func (n *Names) Run(ctx context.Context) error {
 	}
 }
 
-// prune deletes the names of Services that went while nobody watched.
+// prune deletes the names of Services and namespaces that went while nobody watched.
 func (n *Names) prune() error {
 	live := map[string]bool{}
-	for _, obj := range n.services.List() {
-		live[string(obj.(*corev1.Service).UID)] = true
+	for _, obj := range append(n.services.List(), n.namespaces.List()...) {
+		live[string(obj.(metav1.Object).GetUID())] = true
 	}
 	_, err := n.table.Prune(func(owner string) bool { return live[owner] })
 	return err
 }
 
 func (n *Names) sync(c change) error {
-	obj, ok, err := n.services.GetByKey(c.key)
+	from := n.services
+	if !strings.Contains(c.key, "/") {
+		from = n.namespaces
+	}
+	obj, ok, err := from.GetByKey(c.key)
 	if err != nil {
 		return err
 	}
 	var want []bpf.Name
-	if ok {
-		if svc := obj.(*corev1.Service); string(svc.UID) == c.uid {
-			want = Desired(svc, slicesOf(n.slices, c.key), n.zone)
+	if ok && string(obj.(metav1.Object).GetUID()) == c.uid {
+		switch o := obj.(type) {
+		case *corev1.Service:
+			want = Desired(o, slicesOf(n.slices, c.key), n.zone)
+		case *corev1.Namespace:
+			want = DesiredNamespace(o, n.zone)
 		}
 	}
 	_, err = n.table.Replace(c.uid, want)

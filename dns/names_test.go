@@ -7,6 +7,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"reflect"
+	"strings"
 	"sync"
 	"testing"
 
@@ -23,7 +24,7 @@ import (
 	"github.com/strake-io/strake/bpf"
 )
 
-// What the kernel may answer: names with one to eight addresses of a family, or of each.
+// What the kernel knows of Services: names with one to eight addresses of a family, or of each, and what it leaves to user space.
 func TestDesired(t *testing.T) {
 	ready := func(n int, more ...string) *discoveryv1.EndpointSlice {
 		for i := range n {
@@ -39,12 +40,12 @@ func TestDesired(t *testing.T) {
 		"a cluster address":            {service("s", []string{"10.96.0.5"}), nil, "[10.96.0.5]"},
 		"its endpoints don't matter":   {service("s", []string{"10.96.0.5"}), []*discoveryv1.EndpointSlice{ready(20, "fd00::1")}, "[10.96.0.5]"},
 		"the older field":              {service("s", nil, func(s *corev1.Service) { s.Spec.ClusterIP = "10.96.0.5" }), nil, "[10.96.0.5]"},
-		"no address yet":               {service("s", nil), nil, ""},
+		"no address yet":               {service("s", nil), nil, "elsewhere"},
 		"IPv6":                         {service("s", []string{"fd00::5"}), nil, "[fd00::5]"},
 		"both families":                {service("s", []string{"fd00::5", "10.96.0.5"}), nil, "[10.96.0.5 fd00::5]"},
-		"an address of both":           {service("s", []string{"::ffff:10.96.0.5"}), nil, ""},
-		"ExternalName":                 {service("s", nil, external("example.com")), nil, ""},
-		"ExternalName, once ClusterIP": {service("s", []string{"10.96.0.5"}, external("example.com")), nil, ""},
+		"an address of both":           {service("s", []string{"::ffff:10.96.0.5"}), nil, "elsewhere"},
+		"ExternalName":                 {service("s", nil, external("example.com")), nil, "elsewhere"},
+		"ExternalName, once ClusterIP": {service("s", []string{"10.96.0.5"}, external("example.com")), nil, "elsewhere"},
 		"headless":                     {service("s", headless), []*discoveryv1.EndpointSlice{ready(2)}, "[10.244.0.1 10.244.0.2]"},
 		"headless, two slices":         {service("s", headless), []*discoveryv1.EndpointSlice{ready(2), endpoints("s", "b", nil, "10.244.0.2", "10.244.0.3")}, "[10.244.0.1 10.244.0.2 10.244.0.3]"},
 		"headless, nobody":             {service("s", headless), nil, ""},
@@ -52,21 +53,35 @@ func TestDesired(t *testing.T) {
 		"headless, one not ready":      {service("s", headless), []*discoveryv1.EndpointSlice{ready(1, "10.244.0.9!")}, "[10.244.0.1]"},
 		"headless, not ready, told":    {service("s", headless, publish), []*discoveryv1.EndpointSlice{ready(0, "10.244.0.9!")}, "[10.244.0.9]"},
 		"headless, eight":              {service("s", headless), []*discoveryv1.EndpointSlice{ready(8)}, "[10.244.0.1 10.244.0.2 10.244.0.3 10.244.0.4 10.244.0.5 10.244.0.6 10.244.0.7 10.244.0.8]"},
-		"headless, nine":               {service("s", headless), []*discoveryv1.EndpointSlice{ready(9)}, ""},
+		"headless, nine":               {service("s", headless), []*discoveryv1.EndpointSlice{ready(9)}, "elsewhere"},
 		"headless, IPv6 too":           {service("s", headless), []*discoveryv1.EndpointSlice{ready(1, "fd00::1")}, "[10.244.0.1 fd00::1]"},
 		"headless, a slice of each":    {service("s", headless), []*discoveryv1.EndpointSlice{endpoints("s", "b", nil, "fd00::2", "fd00::1"), ready(1)}, "[10.244.0.1 fd00::1 fd00::2]"},
 		"headless, IPv6 only":          {service("s", headless), []*discoveryv1.EndpointSlice{ready(0, "fd00::1")}, "[fd00::1]"},
 		"headless, eight and one":      {service("s", headless), []*discoveryv1.EndpointSlice{ready(8, "fd00::1")}, "[10.244.0.1 10.244.0.2 10.244.0.3 10.244.0.4 10.244.0.5 10.244.0.6 10.244.0.7 10.244.0.8 fd00::1]"},
-		"headless, nine and one":       {service("s", headless), []*discoveryv1.EndpointSlice{ready(9, "fd00::1")}, ""},
-		"headless, nine of IPv6":       {service("s", headless), []*discoveryv1.EndpointSlice{ready(1, "fd00::1", "fd00::2", "fd00::3", "fd00::4", "fd00::5", "fd00::6", "fd00::7", "fd00::8", "fd00::9")}, ""},
+		"headless, nine and one":       {service("s", headless), []*discoveryv1.EndpointSlice{ready(9, "fd00::1")}, "elsewhere"},
+		"headless, nine of IPv6":       {service("s", headless), []*discoveryv1.EndpointSlice{ready(1, "fd00::1", "fd00::2", "fd00::3", "fd00::4", "fd00::5", "fd00::6", "fd00::7", "fd00::8", "fd00::9")}, "elsewhere"},
+		"headless, hostnames":          {service("s", headless), []*discoveryv1.EndpointSlice{ready(1, "s-0=10.244.0.8", "s-1=10.244.0.9!"), endpoints("s", "b", nil, "s-0=fd00::8")}, "[10.244.0.1 10.244.0.8 fd00::8] s-0[10.244.0.8 fd00::8]"},
+		"headless, no host's name":     {service("s", headless), []*discoveryv1.EndpointSlice{ready(0, "a.b=10.244.0.8")}, "[10.244.0.8]"},
+		"a cluster address, hostnames": {service("s", []string{"10.96.0.5"}), []*discoveryv1.EndpointSlice{ready(0, "s-0=10.244.0.8")}, "[10.96.0.5]"},
 		"headless, what is no address": {service("s", headless), []*discoveryv1.EndpointSlice{ready(1, "db.example.com")}, "[10.244.0.1]"},
 	} {
-		var got string
+		var got []string
 		rows := Desired(c.service, c.slices, "Cluster.Local.")
-		if len(rows) > 0 {
-			got = fmt.Sprint(rows[0].Addrs)
+		for _, r := range rows {
+			text := fmt.Sprint(r.Addrs)
+			if r.Elsewhere {
+				text = "elsewhere"
+			}
+			if host, ok := strings.CutSuffix(r.Name, ".s.default.svc.cluster.local."); ok {
+				text = host + text
+			} else if r.Name != "s.default.svc.cluster.local." {
+				t.Errorf("%s: %v", name, r)
+			}
+			if got = append(got, text); r.Owner != "uid-s" {
+				t.Errorf("%s: %v", name, r)
+			}
 		}
-		if got != c.want || len(rows) > 1 || len(rows) == 1 && (rows[0].Name != "s.default.svc.cluster.local." || rows[0].Owner != "uid-s") {
+		if strings.Join(got, " ") != c.want {
 			t.Errorf("%s: %v, want %s", name, rows, c.want)
 		}
 	}
@@ -137,9 +152,35 @@ func (f *fakeTable) flat() map[string]string {
 	defer f.mu.Unlock()
 	out := map[string]string{}
 	for name, n := range f.rows {
-		out[name] = fmt.Sprint(n.Owner, n.Addrs)
+		out[name] = flat(n)
 	}
 	return out
+}
+
+func flat(n bpf.Name) string {
+	if n.Elsewhere {
+		return n.Owner + " elsewhere"
+	}
+	return fmt.Sprint(n.Owner, n.Addrs)
+}
+
+// fakeState holds what the kernel is told.
+type fakeState struct {
+	mu sync.Mutex
+	v  bpf.NamesState
+}
+
+func (f *fakeState) SetNamesState(v bpf.NamesState) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.v = v
+	return nil
+}
+
+func (f *fakeState) NamesState() (bpf.NamesState, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.v, nil
 }
 
 // await waits until the table answers want.
@@ -163,16 +204,16 @@ func newClient(objs ...apiruntime.Object) (client *fake.Clientset, watched chan 
 }
 
 // start runs a feeder until stop, and returns when nothing that happens is missed.
-func start(t *testing.T, client *fake.Clientset, watched chan struct{}, table bpf.Table[bpf.Name]) (stop func()) {
+func start(t *testing.T, client *fake.Clientset, watched chan struct{}, table bpf.Table[bpf.Name], state *fakeState) (stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	f := informers.NewSharedInformerFactory(client, 0)
-	n, err := NewNames(f, table, "cluster.local")
+	n, err := NewNames(f, table, state, "cluster.local")
 	must(t, err)
 	f.Start(ctx.Done())
 	done := make(chan error, 1)
 	go func() { done <- n.Run(ctx) }()
-	for range 2 { // Services and EndpointSlices
+	for range 3 { // Services, EndpointSlices and namespaces
 		<-watched
 	}
 	return sync.OnceFunc(func() {
@@ -189,7 +230,7 @@ func TestNamesFollowTheAPI(t *testing.T) {
 		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
 			random := rand.New(rand.NewPCG(seed, 7))
 			client, watched := newClient()
-			table := newTable(20)
+			table, state := newTable(20), &fakeState{}
 			services, slicesByID := map[string]*corev1.Service{}, map[string]*discoveryv1.EndpointSlice{}
 			uid := 0
 			want := func() map[string]string {
@@ -202,7 +243,7 @@ func TestNamesFollowTheAPI(t *testing.T) {
 						}
 					}
 					for _, n := range Desired(s, list, "cluster.local") {
-						out[n.Name] = fmt.Sprint(n.Owner, n.Addrs)
+						out[n.Name] = flat(n)
 					}
 				}
 				return out
@@ -258,7 +299,7 @@ func TestNamesFollowTheAPI(t *testing.T) {
 				slicesByID[id] = sl
 			}
 			for range 4 {
-				stop := start(t, client, watched, table)
+				stop := start(t, client, watched, table, state)
 				for range 60 {
 					step()
 				}
@@ -278,9 +319,9 @@ func TestNamesFollowTheAPI(t *testing.T) {
 // Names stay while no feeder runs and until another has seen the cluster; then those of Services that went go.
 func TestNamesAtARestart(t *testing.T) {
 	client, watched := newClient(service("a", []string{"10.96.0.5"}), service("b", []string{"10.96.0.6"}))
-	table := newTable(0)
+	table, state := newTable(0), &fakeState{}
 	both := map[string]string{"a.default.svc.cluster.local.": "uid-a[10.96.0.5]", "b.default.svc.cluster.local.": "uid-b[10.96.0.6]"}
-	stop := start(t, client, watched, table)
+	stop := start(t, client, watched, table, state)
 	table.await(t, both)
 	stop()
 	if got := table.flat(); !reflect.DeepEqual(got, both) {
@@ -290,7 +331,7 @@ func TestNamesAtARestart(t *testing.T) {
 
 	// A feeder that never sees the cluster.
 	f := informers.NewSharedInformerFactory(client, 0)
-	n, err := NewNames(f, table, "cluster.local")
+	n, err := NewNames(f, table, state, "cluster.local")
 	must(t, err)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
@@ -305,7 +346,7 @@ func TestNamesAtARestart(t *testing.T) {
 	table.mu.Lock()
 	table.failures = 60
 	table.mu.Unlock()
-	defer start(t, client, watched, table)()
+	defer start(t, client, watched, table, state)()
 	delete(both, "a.default.svc.cluster.local.")
 	table.await(t, both)
 }
@@ -313,8 +354,8 @@ func TestNamesAtARestart(t *testing.T) {
 // A Service that is made again has another UID: its predecessor's row must neither stay nor hold the name.
 func TestRenewedService(t *testing.T) {
 	client, watched := newClient(service("a", []string{"10.96.0.5"}))
-	table := newTable(0)
-	defer start(t, client, watched, table)()
+	table, state := newTable(0), &fakeState{}
+	defer start(t, client, watched, table, state)()
 	table.await(t, map[string]string{"a.default.svc.cluster.local.": "uid-a[10.96.0.5]"})
 	for i := range 20 {
 		s := service("a", []string{fmt.Sprint("10.96.1.", i)})
@@ -324,4 +365,62 @@ func TestRenewedService(t *testing.T) {
 		must(t, err)
 	}
 	table.await(t, map[string]string{"a.default.svc.cluster.local.": "new19[10.96.1.19]"})
+}
+
+// The kernel is told that it has all names once it has, never while one could not be written, and goes on by it when an agent starts anew.
+func TestNamesAreWhole(t *testing.T) {
+	client, watched := newClient(service("a", []string{"10.96.0.5"}), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "default", UID: "ns"}})
+	table, state := newTable(0), &fakeState{}
+	whole := func() bool { v, _ := state.NamesState(); return v.Whole }
+	refuse := func(percent int) {
+		table.mu.Lock()
+		defer table.mu.Unlock()
+		table.failures = percent
+	}
+	stop := start(t, client, watched, table, state)
+	await(t, "all names to be there", whole)
+	if got := table.flat(); len(got) != 2 || got["default.svc.cluster.local."] != "ns[]" {
+		t.Errorf("all are %v", got)
+	}
+	refuse(100)
+	_, err := client.CoreV1().Services("default").Create(context.Background(), service("b", []string{"10.96.0.6"}), metav1.CreateOptions{})
+	must(t, err)
+	await(t, "a name that is missing to be told", func() bool { return !whole() })
+	refuse(0)
+	await(t, "the name to be there", whole)
+	stop()
+	if !whole() {
+		t.Error("not whole without an agent")
+	}
+	defer start(t, client, watched, table, state)()
+	if !whole() {
+		t.Error("not whole while an agent starts")
+	}
+}
+
+// A configuration that says something of the zone leaves it to user space.
+func TestNamesAreConfigured(t *testing.T) {
+	client, _ := newClient()
+	state := &fakeState{}
+	n, err := NewNames(informers.NewSharedInformerFactory(client, 0), newTable(0), state, "cluster.local")
+	must(t, err)
+	for name, c := range map[string]struct {
+		cfg  Config
+		want bpf.NamesState
+	}{
+		"by default":            {Config{}, bpf.NamesState{TTL: 30}},
+		"another TTL":           {Config{TTL: 5}, bpf.NamesState{TTL: 5}},
+		"hosts elsewhere":       {Config{Hosts: []Host{{"192.0.2.1", []string{"a.example"}}}}, bpf.NamesState{TTL: 30}},
+		"hosts in the zone":     {Config{Hosts: []Host{{"192.0.2.1", []string{"b.example", "a.Cluster.local"}}}}, bpf.NamesState{TTL: 30, Off: true}},
+		"a stub elsewhere":      {Config{Stubs: []Stub{{Zone: "a.example", Upstream: Upstream{Servers: []string{"192.0.2.1"}}}}}, bpf.NamesState{TTL: 30}},
+		"a stub in the zone":    {Config{Stubs: []Stub{{Zone: "consul.cluster.local", Upstream: Upstream{Servers: []string{"192.0.2.1"}}}}}, bpf.NamesState{TTL: 30, Off: true}},
+		"a second zone":         {Config{Zones: []string{"cluster.local", "old.example"}}, bpf.NamesState{TTL: 30}},
+		"a second zone, below":  {Config{Zones: []string{"cluster.local", "b.cluster.local"}}, bpf.NamesState{TTL: 30, Off: true}},
+		"rewrites of any names": {Config{Rewrites: []Rewrite{{From: "a.example", To: "b.example"}}}, bpf.NamesState{TTL: 30, Off: true}},
+	} {
+		must(t, n.Configure(c.cfg))
+		if got, _ := state.NamesState(); got != c.want {
+			t.Errorf("%s: %+v, want %+v", name, got, c.want)
+		}
+	}
 }

@@ -269,6 +269,7 @@ func clusterIPs(svc *corev1.Service) []netip.Addr {
 // endpoint is one address of a headless Service.
 type endpoint struct {
 	host  string
+	named bool // by a hostname, not by its address
 	addr  netip.Addr
 	ports []discoveryv1.EndpointPort
 }
@@ -295,7 +296,7 @@ func endpointsOf(svc *corev1.Service, list []*discoveryv1.EndpointSlice) []endpo
 			}
 			for _, t := range e.Addresses {
 				if a, err := netip.ParseAddr(t); err == nil {
-					out = append(out, endpoint{host: endpointHost(e, a), addr: a, ports: s.Ports})
+					out = append(out, endpoint{host: endpointHost(e, a), named: e.Hostname != nil && *e.Hostname != "", addr: a, ports: s.Ports})
 				}
 			}
 		}

@@ -39,7 +39,8 @@ type Server struct {
 	// predecessor has ended.
 	Alone bool
 
-	mu sync.Mutex // of Configure
+	mu      sync.Mutex // of Configure
+	changed func(Config) error
 }
 
 // NewServer answers on the addresses, over UDP and TCP.
@@ -58,6 +59,11 @@ func (s *Server) Configure(cfg Config) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.changed != nil {
+		if err := s.changed(cfg); err != nil {
+			return err
+		}
+	}
 	before := s.settings.Load()
 	next := newSettings(cfg, s.records, s.metrics, before)
 	s.settings.Store(next)
@@ -65,6 +71,14 @@ func (s *Server) Configure(cfg Config) error {
 		before.closeBut(next)
 	}
 	return nil
+}
+
+// OnConfigure calls f with this configuration and each later one, before it counts.
+func (s *Server) OnConfigure(f func(Config) error) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.changed = f
+	return f(s.settings.Load().cfg)
 }
 
 // Config is the configuration that counts, with all defaults.

@@ -25,7 +25,10 @@
 #define TYPE_A 1
 #define TYPE_SOA 6
 #define TYPE_AAAA 28
+#define TYPE_SRV 33
 #define TYPE_OPT 41
+#define TYPE_META 249 /* from here to 255: zone transfers, ANY and their like */
+#define TYPE_ANY 255
 #define RCODE_NXDOMAIN 3
 
 /* Set at load. The zone in wire format, lower case, with the root's zero at its end. */
@@ -43,6 +46,7 @@ struct addr4 {
 	__u8 b[4];
 };
 
+/* A row of more than NAME_ADDRS addresses says that user space answers for the name; one without any, that the name exists. */
 struct name {
 	__u32 n4, n6;
 	struct addr4 addrs4[NAME_ADDRS];
@@ -58,6 +62,19 @@ struct {
 	__type(value, struct name);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } names SEC(".maps");
+
+/* What the agent has said of all names. */
+#define NAMES_WHOLE 1 /* every Service and namespace has its row: others do not exist */
+#define NAMES_OFF 2   /* user space answers for all */
+#define NAMES_TTL 16  /* from this bit on: seconds that records live; 0: as was set at load */
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} names_state SEC(".maps");
 
 struct dns_header {
 	__be16 id;
@@ -109,6 +126,7 @@ struct head6 {
 struct dns_scratch {
 	__u8 raw[RAW_MAX];       /* question and what follows, as received */
 	struct name_key key;
+	struct name_key service; /* the end of the name, of dns_missing */
 	__u8 start[LABELS];      /* where each label begins in the name */
 	__u32 left, labels, len; /* of dns_name */
 	__u32 type, edns;        /* of dns_read */
@@ -138,6 +156,13 @@ static __always_inline __u8 dns_byte(const struct dns_scratch *s, __u64 at)
 {
 	asm volatile("%0 &= %1" : "+r"(at) : "i"(RAW_MAX - 1));
 	return s->raw[at];
+}
+
+static __always_inline struct dns_scratch *dns_scratch_now(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&dns_scratch, &zero);
 }
 
 /* Lower-cases the name into the key and notes where its labels begin. Its length is 0 if it is not plain. */
@@ -197,6 +222,47 @@ static __always_inline int dns_impossible(const struct dns_scratch *s, __u32 lab
 	if (l[at] == 11) /* dns-version, and what else is as long */
 		return 0;
 	return 1;
+}
+
+static __always_inline __u32 dns_state(void)
+{
+	__u32 zero = 0, *state = bpf_map_lookup_elem(&names_state, &zero);
+
+	return state ? *state : 0;
+}
+
+static __always_inline __be32 dns_ttl_now(void)
+{
+	__u32 ttl = dns_state() >> NAMES_TTL;
+
+	return bpf_htonl(ttl ? ttl : dns_ttl);
+}
+
+/* Whether a name that has no row can't exist: all Services and namespaces have one, and it is below none of them. */
+int __attribute__((noinline)) dns_missing(struct __sk_buff *skb)
+{
+	struct dns_scratch *s = dns_scratch_now();
+	__u32 before, at, len;
+
+	if (!skb || !s || !(dns_state() & NAMES_WHOLE))
+		return 0;
+	before = OPAQUE(s->labels) - dns_zone_labels;
+	if (before < 2 || before > 5)
+		return 0;
+	at = s->start[(before - 1) & (LABELS - 1)];
+	if (at > NAME_MAX - 8 || s->key.name[at] != 3 || s->key.name[at + 1] != 's' || s->key.name[at + 2] != 'v' || s->key.name[at + 3] != 'c')
+		return 0;
+	if (before < 4) /* a namespace, or a Service */
+		return 1;
+	at = s->start[(before - 3) & (LABELS - 1)];
+	len = OPAQUE(s->len);
+	__builtin_memset(&s->service, 0, sizeof(s->service));
+	for (__u32 i = 0; i < NAME_MAX - 1; i++) {
+		if (at + i >= len)
+			break;
+		s->service.name[i] = s->key.name[(at + i) & (NAME_MAX - 1)];
+	}
+	return !bpf_map_lookup_elem(&names, &s->service);
 }
 
 /* The headers before a datagram of so many bytes, turned around. */
@@ -261,13 +327,6 @@ static __always_inline int is_dns(const struct packet *p)
 		return 0;
 	dns = p->v6 ? addr_of(&dns_addr6) : addr_of(&dns_addr4);
 	return addr_eq(&p->daddr, &dns);
-}
-
-static __always_inline struct dns_scratch *dns_scratch_now(void)
-{
-	__u32 zero = 0;
-
-	return bpf_map_lookup_elem(&dns_scratch, &zero);
 }
 
 struct dns_head {
@@ -376,7 +435,7 @@ int __attribute__((noinline)) dns_records(struct __sk_buff *skb, __u32 off, __u3
 	a->name = bpf_htons(0xc000 | sizeof(struct dns_header));
 	a->type = bpf_htons(v6 ? TYPE_AAAA : TYPE_A);
 	a->class = bpf_htons(1);
-	a->ttl = bpf_htonl(dns_ttl);
+	a->ttl = dns_ttl_now();
 	a->len = bpf_htons(v6 ? 16 : 4);
 	for (__u32 i = 0; i < NAME_ADDRS; i++) {
 		__u32 at = (first + i) % n & (NAME_ADDRS - 1);
@@ -405,7 +464,7 @@ int __attribute__((noinline)) dns_answer(struct __sk_buff *skb, __u32 over_v6)
 	struct name *name;
 	__be16 port;
 
-	if (!skb || !s || dns_read(skb, over_v6))
+	if (!skb || !s || dns_state() & NAMES_OFF || dns_read(skb, over_v6))
 		return -1;
 	zone_at = dns_zone_at(skb);
 	if (zone_at == 0xffff)
@@ -416,15 +475,19 @@ int __attribute__((noinline)) dns_answer(struct __sk_buff *skb, __u32 over_v6)
 	if (!len || len > NAME_MAX - 1 || bpf_skb_load_bytes(skb, l4, &h, sizeof(h)))
 		return -1;
 	name = bpf_map_lookup_elem(&names, &s->key);
+	if (type >= TYPE_META && type < TYPE_ANY)
+		return -1;
 	if (name) {
-		if (type != TYPE_A && type != TYPE_AAAA)
+		if (name->n4 > NAME_ADDRS || type == TYPE_SRV || type == TYPE_ANY)
 			return -1;
 		v6 = type == TYPE_AAAA;
 		n = v6 ? name->n6 : name->n4;
+		if (type != TYPE_A && type != TYPE_AAAA)
+			n = 0;
 		if (n > NAME_ADDRS)
 			return -1;
 		denial = n == 0;
-	} else if (dns_impossible(s, OPAQUE(s->labels))) {
+	} else if (dns_impossible(s, OPAQUE(s->labels)) || dns_missing(skb)) {
 		denial = 1;
 		rcode = RCODE_NXDOMAIN;
 	} else {
@@ -444,7 +507,7 @@ int __attribute__((noinline)) dns_answer(struct __sk_buff *skb, __u32 over_v6)
 		soa->name = soa->mname_zone = soa->rname_zone = bpf_htons(0xc000 | (sizeof(struct dns_header) + zone_at));
 		soa->type = bpf_htons(TYPE_SOA);
 		soa->class = bpf_htons(1);
-		soa->ttl = soa->minimum = bpf_htonl(dns_ttl);
+		soa->ttl = soa->minimum = dns_ttl_now();
 		soa->len = bpf_htons(42);
 		__builtin_memcpy(soa->mname, "\2ns\3dns", 7);
 		__builtin_memcpy(soa->rname, "\12hostmaster", 11);

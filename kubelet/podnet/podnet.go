@@ -50,7 +50,10 @@ func parseResolvConf(data []byte) resolv {
 		case "search":
 			r.search = nil
 			for _, s := range f[1:] {
-				if s = strings.TrimSuffix(s, "."); s != "" {
+				if s != "." { // the root itself is one that may be searched
+					s = strings.TrimSuffix(s, ".")
+				}
+				if s != "" {
 					r.search = append(r.search, s)
 				}
 			}
@@ -121,8 +124,30 @@ func limitSearch(l []string) []string {
 	return l
 }
 
-// Hostname is the pod's short host name, and its domain if it has a subdomain.
+// maxKernelName is the longest host name that Linux takes (__NEW_UTS_LEN).
+const maxKernelName = 64
+
+// KernelHostname is the host name that the pod's processes see: the short one, or the whole with setHostnameAsFQDN, which may be too long.
+// Pods of the host's network have the node's.
+func (c Config) KernelHostname(pod *corev1.Pod) (string, error) {
+	if pod.Spec.HostNetwork {
+		return "", nil
+	}
+	host, domain := c.Hostname(pod)
+	if as := pod.Spec.SetHostnameAsFQDN; as != nil && *as && domain != "" {
+		host += "." + domain
+	}
+	if len(host) > maxKernelName {
+		return "", fmt.Errorf("the pod's host name %s has %d characters, and the kernel takes %d: shorten its hostname or subdomain, or leave setHostnameAsFQDN out", host, len(host), maxKernelName)
+	}
+	return host, nil
+}
+
+// Hostname is the pod's short host name, and its domain if it has a subdomain. A hostnameOverride is all that there is.
 func (c Config) Hostname(pod *corev1.Pod) (host, domain string) {
+	if o := pod.Spec.HostnameOverride; o != nil && *o != "" {
+		return *o, ""
+	}
 	host = pod.Spec.Hostname
 	if host == "" {
 		host = pod.Name

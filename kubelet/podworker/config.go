@@ -32,12 +32,9 @@ func (w *worker) sandboxConfig(p *corev1.Pod, attempt uint32) (*runtimeapi.PodSa
 	if err != nil {
 		return nil, err
 	}
-	host, domain := w.k.Net.Hostname(p)
-	if p.Spec.SetHostnameAsFQDN != nil && *p.Spec.SetHostnameAsFQDN && domain != "" {
-		host += "." + domain
-	}
-	if p.Spec.HostNetwork {
-		host = ""
+	host, err := w.k.Net.KernelHostname(p)
+	if err != nil {
+		return nil, err
 	}
 	labels := map[string]string{labelPodName: p.Name, labelPodNamespace: p.Namespace, labelPodUID: string(p.UID)}
 	for k, v := range p.Labels {

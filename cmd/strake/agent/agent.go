@@ -149,6 +149,10 @@ func Run(ctx context.Context, cfg Config) error {
 	if err := nodes.Follow(f); err != nil {
 		return err
 	}
+	names, err := dns.NewNames(f, d.Names(), d, cfg.Zone)
+	if err != nil {
+		return err
+	}
 	records, err := dns.NewRecords(f, cfg.DNSAddrs...)
 	if err != nil {
 		return err
@@ -162,15 +166,14 @@ func Run(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return err
 	}
+	if err := resolver.OnConfigure(names.Configure); err != nil {
+		return err
+	}
 	svc, err := services.New(services.Config{
 		Client: netClient, Informers: f, Datapath: d, Node: proxy.Node{Name: cfg.NodeName, Addrs: cfg.NodeAddrs, Local: cfg.DNSAddrs},
 		NodePorts: cfg.NodePortAddrs, Healthz: cfg.Healthz, Metrics: cfg.Metrics, Namespaces: server.Namespaces,
 		Collectors: []prometheus.Collector{policies},
 	})
-	if err != nil {
-		return err
-	}
-	names, err := dns.NewNames(f, d.Names(), cfg.Zone)
 	if err != nil {
 		return err
 	}

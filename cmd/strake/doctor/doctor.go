@@ -128,10 +128,11 @@ func Kubeconfig(paths []string) (string, error) {
 
 // objects are what the API says that the node network should do.
 type objects struct {
-	services []corev1.Service
-	slices   []discoveryv1.EndpointSlice
-	nodes    []corev1.Node
-	pods     []corev1.Pod // nil if this node may not list them
+	services   []corev1.Service
+	slices     []discoveryv1.EndpointSlice
+	namespaces []corev1.Namespace // none where only Services are served
+	nodes      []corev1.Node
+	pods       []corev1.Pod // nil if this node may not list them
 }
 
 func (e *examination) list(ctx context.Context, connectErr error) (*objects, error) {
@@ -148,6 +149,13 @@ func (e *examination) list(ctx context.Context, connectErr error) (*objects, err
 		return nil, err
 	}
 	o.services, o.slices, o.nodes = svcs.Items, eps.Items, nodes.Items
+	if !e.ProxyOnly {
+		namespaces, err := e.client.CoreV1().Namespaces().List(ctx, metav1.ListOptions{})
+		if err != nil {
+			return nil, err
+		}
+		o.namespaces = namespaces.Items
+	}
 	if pods, err := e.client.CoreV1().Pods("").List(ctx, metav1.ListOptions{}); err == nil {
 		o.pods = append([]corev1.Pod{}, pods.Items...) // not nil if there are none
 	}

@@ -108,6 +108,9 @@ func (e *examination) wantedNames(o *objects) []bpf.Name {
 		s := &o.services[i]
 		out = append(out, dns.Desired(s, by[s.Namespace+"/"+s.Name], e.Zone)...)
 	}
+	for i := range o.namespaces {
+		out = append(out, dns.DesiredNamespace(&o.namespaces[i], e.Zone)...)
+	}
 	return out
 }
 
@@ -181,6 +184,9 @@ func flattenNames(l []bpf.Name) map[string]string {
 	out := map[string]string{}
 	for _, n := range l {
 		out[n.Name+" of "+n.Owner] = sorted(n.Addrs, netip.Addr.Compare)
+		if n.Elsewhere {
+			out[n.Name+" of "+n.Owner] = "left to user space"
+		}
 	}
 	return out
 }
