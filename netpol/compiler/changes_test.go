@@ -10,6 +10,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	policyv1alpha2 "sigs.k8s.io/network-policy-api/apis/v1alpha2"
 
 	"github.com/strake-io/strake/bpf"
@@ -273,4 +275,110 @@ func unlike(a, b *Tables) string {
 		}
 	}
 	return out.String()
+}
+
+// TestTwoPodsAtOnce: changes of two pods that are written together. Between any two writes a flow is judged as if both, one or none had changed.
+func TestTwoPodsAtOnce(t *testing.T) {
+	for seed := range uint64(600) {
+		r := newRandom(seed)
+		s := r.state()
+		if len(s.Pods) < 2 {
+			continue
+		}
+		a := r.IntN(len(s.Pods))
+		b := (a + 1 + r.IntN(len(s.Pods)-1)) % len(s.Pods)
+		changed := [2]*corev1.Pod{s.Pods[a].DeepCopy(), s.Pods[b].DeepCopy()}
+		c := New(Options{})
+		c.SetState(s)
+		tables := Interpret(bpf.PolicyRows{})
+		for _, change := range c.Flush() {
+			tables.Apply(change)
+		}
+		for _, p := range changed {
+			p.Labels = r.labels(podKeys...)
+			c.SetPod(p)
+		}
+		var states []*Tables
+		for which := range 4 {
+			one := New(Options{})
+			one.SetState(s)
+			for i, p := range changed {
+				if which>>i&1 == 1 {
+					one.SetPod(p)
+				}
+			}
+			one.Flush()
+			states = append(states, Interpret(one.Rows()))
+		}
+		known := ends(s)
+		var queries []bpf.PolicyQuery
+		for range 60 {
+			f := r.flow(known)
+			queries = append(queries, bpf.PolicyQuery{From: f.From.Addr, To: f.To.Addr, Protocol: f.Protocol, Port: f.Port})
+		}
+		// Of these the numbers of policies differ: what is allowed, and by which rules, does not.
+		what := func(t *Tables, q bpf.PolicyQuery) string {
+			d := t.Judge(q)
+			text := fmt.Sprint(d.Allowed)
+			for _, v := range []*bpf.PolicyVerdict{d.Egress, d.Ingress} {
+				if v == nil {
+					v = &bpf.PolicyVerdict{Allow: true, Rule: bpf.PolicyNoRule}
+				}
+				text += fmt.Sprint(" ", v.Allow, v.Rule, v.Tier)
+			}
+			return text
+		}
+		for _, change := range c.Flush() {
+			for _, write := range single(change) {
+				tables.Apply(write)
+				for _, q := range queries {
+					if !slices.ContainsFunc(states, func(s *Tables) bool { return what(s, q) == what(tables, q) }) {
+						t.Fatalf("seed %d: after %+v: %+v is %s, but %s, %s, %s or %s", seed, write, q, what(tables, q), what(states[0], q), what(states[1], q), what(states[2], q), what(states[3], q))
+					}
+				}
+			}
+		}
+	}
+}
+
+// TestPodThatMovesIsKnownToNewRules: a pod becomes isolated by a policy that selected nobody before, and lets another one in whose other labels change at the same time.
+func TestPodThatMovesIsKnownToNewRules(t *testing.T) {
+	pod := func(addr string, labels map[string]string) *corev1.Pod {
+		return &corev1.Pod{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "alpha", Name: addr, UID: types.UID(addr), Labels: labels},
+			Status:     corev1.PodStatus{PodIP: addr},
+		}
+	}
+	c := New(Options{})
+	c.SetPod(pod("10.0.0.1", map[string]string{"app": "old"}))
+	c.SetPod(pod("10.0.0.2", map[string]string{"app": "client", "tier": "a"}))
+	c.SetNetworkPolicy(&networkingv1.NetworkPolicy{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "alpha", Name: "clients"},
+		Spec: networkingv1.NetworkPolicySpec{
+			PodSelector: metav1.LabelSelector{MatchLabels: map[string]string{"app": "new"}},
+			Ingress:     []networkingv1.NetworkPolicyIngressRule{{From: []networkingv1.NetworkPolicyPeer{{PodSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"app": "client"}}}}}},
+		},
+	})
+	tables := Interpret(bpf.PolicyRows{})
+	for _, change := range c.Flush() {
+		tables.Apply(change)
+	}
+	c.SetPod(pod("10.0.0.1", map[string]string{"app": "new"}))
+	c.SetPod(pod("10.0.0.2", map[string]string{"app": "client", "tier": "b"}))
+	q := bpf.PolicyQuery{From: netip.MustParseAddr("10.0.0.2"), To: netip.MustParseAddr("10.0.0.1"), Protocol: netpol.TCP, Port: 80}
+	for _, change := range c.Flush() {
+		for _, write := range single(change) {
+			tables.Apply(write)
+			if !tables.Judge(q).Allowed {
+				t.Fatalf("the client is denied after %+v", write)
+			}
+		}
+	}
+	if d := tables.Judge(q); d.Ingress == nil || d.Ingress.Rule != 0 {
+		t.Fatalf("in the end %+v", d)
+	}
+	q.From = netip.MustParseAddr("192.0.2.1")
+	if tables.Judge(q).Allowed {
+		t.Fatal("a stranger is let in")
+	}
 }
