@@ -175,7 +175,7 @@ func (t *Tables) verdicts(q bpf.PolicyQuery) verdicts {
 // TestChanges makes random changes, one object at a time. After each, what was written is what the compiler says is there, the rows say what the evaluator says, and
 // between any two writes no flow was judged but as before or as after.
 func TestChanges(t *testing.T) {
-	for seed := range uint64(240) {
+	for seed := range uint64(150) {
 		r := newRandom(seed)
 		r.labelled = seed%3 == 0
 		node := pick(r, "", "node-0", "node-0")
@@ -279,7 +279,7 @@ func unlike(a, b *Tables) string {
 
 // TestTwoPodsAtOnce: changes of two pods that are written together. Between any two writes a flow is judged as if both, one or none had changed.
 func TestTwoPodsAtOnce(t *testing.T) {
-	for seed := range uint64(600) {
+	for seed := range uint64(250) {
 		r := newRandom(seed)
 		s := r.state()
 		if len(s.Pods) < 2 {

@@ -42,12 +42,10 @@ type Options struct {
 	NodeName string
 	// KeepFlows: established flows go on when policies change.
 	KeepFlows bool
-	// Limits are how many rows the tables hold. What does not fit is closed and reported.
-	Limits Limits
+	// MaxRules is how many answers, and how many rows of ports' lists, the tables hold; 0: as many as bpf.Config's default. A rule set for which there
+	// is no room denies all, and is reported.
+	MaxRules int
 }
-
-// Limits are numbers of rows; 0: DefaultLimits'.
-type Limits struct{ Subjects, Peers, Answers, Ports int }
 
 // Problem is what is wrong with a policy, or what does not fit. It closes, and opens nothing.
 type Problem struct {
@@ -109,6 +107,12 @@ type Compiler struct {
 	freshSets         []*ruleSet
 	idleSets          []*ruleSet
 
+	answerRows, portRows int
+	closed               map[*ruleSet]struct{} // for want of room
+	overfull             map[*ruleSet]struct{} // that could not answer in this stage
+	wait, patience       int                   // how many times Flush lets pass before it tries them again, and how many are left
+	retry                bool
+
 	homeless  map[*pod]struct{} // offline: without an address of their own
 	lastGiven [2]netip.Addr     // of those that they were given, by family
 	before    *before           // what the tables held before this compiler; nil: nothing, or Flush took it up
@@ -116,6 +120,9 @@ type Compiler struct {
 
 // New makes a compiler that knows of nothing, for tables that are empty: see Continue.
 func New(options Options) *Compiler {
+	if options.MaxRules == 0 {
+		options.MaxRules = bpf.DefaultMaxPolicyRules
+	}
 	return &Compiler{
 		options:           options,
 		namespaces:        map[string]*namespace{},
@@ -149,6 +156,8 @@ func New(options Options) *Compiler {
 		movedAddrs:        map[*address]struct{}{},
 		dirtyPlaces:       map[netip.Prefix]*place{},
 		homeless:          map[*pod]struct{}{},
+		closed:            map[*ruleSet]struct{}{},
+		overfull:          map[*ruleSet]struct{}{},
 		lastGiven:         [2]netip.Addr{netip.MustParseAddr("240.0.0.0"), netip.MustParseAddr("100::")}, // reserved; discard-only
 	}
 }

@@ -26,7 +26,9 @@ func (r subjectRow) of(addr netip.Addr) bpf.PolicySubject {
 // steps the tables say what the objects said meanwhile.
 func (c *Compiler) Flush() []bpf.PolicyChange {
 	var out []bpf.PolicyChange
+	c.tryAgain()
 	c.stage(&out)
+	c.retry = false
 	if len(c.changedNamespaces) > 0 {
 		c.applyNamespaces()
 		c.stage(&out)
@@ -83,12 +85,12 @@ func (c *Compiler) stage(out *[]bpf.PolicyChange) {
 		}
 	}
 	clear(c.dirtySets)
-	c.settle(&change, flips)
+	c.emit(out, c.settle(&change, flips))
 	c.nameAll(&change)
 	c.emit(out, change)
 	if c.retire() {
 		change = bpf.PolicyChange{}
-		c.settle(&change, nil)
+		c.emit(out, c.settle(&change, nil))
 		c.emit(out, change)
 	}
 }
@@ -267,8 +269,8 @@ func (c *Compiler) retire() bool {
 	return true
 }
 
-// settle gives what was touched its identities and rows. flips are the kinds with other rule sets, and those that they had.
-func (c *Compiler) settle(change *bpf.PolicyChange, flips map[*kind]subjectSets) {
+// settle gives what was touched its identities and rows. flips are the kinds with other rule sets, and those that they had. It returns what is to be written before.
+func (c *Compiler) settle(change *bpf.PolicyChange, flips map[*kind]subjectSets) bpf.PolicyChange {
 	prefixes := map[netip.Prefix]struct{}{}
 	if len(c.dirtyPlaces) > 0 {
 		touched := newPrefixSet(maps.Keys(c.dirtyPlaces))
@@ -315,6 +317,7 @@ func (c *Compiler) settle(change *bpf.PolicyChange, flips map[*kind]subjectSets)
 	slices.SortFunc(subjects, func(a, b *address) int { return a.addr.Compare(b.addr) })
 	c.answerAll(change)
 	between := c.between(flips, change)
+	first := c.evict()
 	for prefix := range prefixes {
 		want, needed := c.peerRow(prefix)
 		have, there := c.peers[prefix]
@@ -386,6 +389,7 @@ func (c *Compiler) settle(change *bpf.PolicyChange, flips map[*kind]subjectSets)
 		c.drop(id)
 	}
 	c.sweep(change)
+	return first
 }
 
 // isSubject tells whether a pod has rows of its own. On a node it has none while its namespace's labels are not known: it is closed.

@@ -293,12 +293,13 @@ func (c *Compiler) use(p *policy, by int) {
 	}
 }
 
-// Problems are what is wrong with the policies, by policy and field.
+// Problems are what is wrong with the policies, and which of them don't fit, by policy and field.
 func (c *Compiler) Problems() []Problem {
 	var out []Problem
 	for p := range c.faulty {
 		out = append(out, p.problems...)
 	}
+	out = append(out, c.roomProblems()...)
 	slices.SortStableFunc(out, func(a, b Problem) int {
 		return cmp.Or(strings.Compare(a.Policy.Kind, b.Policy.Kind), strings.Compare(a.Policy.Namespace, b.Policy.Namespace), strings.Compare(a.Policy.Name, b.Policy.Name))
 	})

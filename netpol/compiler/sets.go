@@ -38,6 +38,8 @@ type ruleSet struct {
 	base       *portList            // for who has no answer of its own
 	answers    map[*identity]*answer
 	bySigns    map[string]*answer
+	full       bool // there is no room for what it says: it denies all, see room.go
+	gone       bool
 }
 
 // answer is what a rule set says of all identities that have the same of its atoms.
@@ -103,7 +105,7 @@ func (c *Compiler) ruleSet(d netpol.Direction, sides []*side, k *kind) *ruleSet 
 		slices.SortFunc(named, comparePorts)
 		key = append(append(key, 0), kindContent(nil, named)...)
 	}
-	if s := c.sets[string(key)]; s != nil {
+	if s := c.sets[string(key)]; s != nil && !(s.full && c.retry) {
 		return s
 	}
 	s := c.newSet(string(key), d)
@@ -258,6 +260,7 @@ func (c *Compiler) list(of *canvas, out *bpf.PolicyChange) *portList {
 			l.rows[i].Ports = l.number
 		}
 		c.lists[key] = l
+		c.portRows += len(l.rows)
 		out.Ports = append(out.Ports, l.rows...)
 	}
 	l.refs++
@@ -267,6 +270,7 @@ func (c *Compiler) list(of *canvas, out *bpf.PolicyChange) *portList {
 func (c *Compiler) dropList(l *portList, out *bpf.PolicyChange) {
 	if l.refs--; l.refs == 0 {
 		delete(c.lists, l.key)
+		c.portRows -= len(l.rows)
 		out.GonePorts = append(out.GonePorts, l.number)
 	}
 }
@@ -274,25 +278,26 @@ func (c *Compiler) dropList(l *portList, out *bpf.PolicyChange) {
 // answerAll lets new rule sets answer for all identities, and all rule sets for new identities.
 func (c *Compiler) answerAll(out *bpf.PolicyChange) {
 	for _, s := range c.freshSets {
+		before := c.room(out)
 		s.base = c.list(s.canvas(c, c.stranger), out)
+		c.answerRows++
 		out.Answers = append(out.Answers, bpf.PolicyAnswer{RuleSet: s.number, Ports: s.base.number})
-		for a := range s.atoms {
-			for id := range a.identities {
-				c.answer(s, id, out)
-			}
-		}
-		for _, n := range s.names {
-			for _, a := range n.atoms {
-				for id := range a.identities {
-					c.answer(s, id, out)
-				}
-			}
+		c.answerKnown(s, out, before)
+		if before.left(c) < 0 {
+			c.closeFresh(s, out, before)
 		}
 	}
 	c.freshSets = c.freshSets[:0]
 	for _, id := range c.freshIdentities {
 		for _, a := range id.all() {
 			for s := range a.asking() {
+				if s.full || s.answers[id] != nil {
+					continue
+				}
+				if max(c.answerRows, c.portRows) >= c.most() {
+					c.overfull[s] = struct{}{}
+					continue
+				}
 				c.answer(s, id, out)
 			}
 		}
@@ -300,8 +305,28 @@ func (c *Compiler) answerAll(out *bpf.PolicyChange) {
 	c.freshIdentities = c.freshIdentities[:0]
 }
 
+// answerKnown lets a new rule set answer for the identities that there are, as long as there is room.
+func (c *Compiler) answerKnown(s *ruleSet, out *bpf.PolicyChange, room room) {
+	some := func(a *atom) {
+		for id := range a.identities {
+			if room.left(c) < 0 {
+				return
+			}
+			c.answer(s, id, out)
+		}
+	}
+	for a := range s.atoms {
+		some(a)
+	}
+	for _, n := range s.names {
+		for _, a := range n.atoms {
+			some(a)
+		}
+	}
+}
+
 func (c *Compiler) answer(s *ruleSet, id *identity, out *bpf.PolicyChange) {
-	if s.answers[id] != nil || id.gone {
+	if s.answers[id] != nil || id.gone || s.full {
 		return
 	}
 	sign := s.sign(c, id)
@@ -313,6 +338,7 @@ func (c *Compiler) answer(s *ruleSet, id *identity, out *bpf.PolicyChange) {
 	a.refs++
 	s.answers[id] = a
 	if a.list != s.base {
+		c.answerRows++
 		out.Answers = append(out.Answers, bpf.PolicyAnswer{RuleSet: s.number, Identity: id.number, Ports: a.list.number})
 	}
 }
@@ -322,6 +348,7 @@ func (c *Compiler) unanswer(s *ruleSet, id *identity, out *bpf.PolicyChange) {
 	a := s.answers[id]
 	delete(s.answers, id)
 	if a.list != s.base {
+		c.answerRows--
 		out.GoneAnswers = append(out.GoneAnswers, bpf.PolicyAnswer{RuleSet: s.number, Identity: id.number, Ports: a.list.number})
 	}
 	if a.refs--; a.refs == 0 {
@@ -333,12 +360,15 @@ func (c *Compiler) unanswer(s *ruleSet, id *identity, out *bpf.PolicyChange) {
 // sweep lets rule sets and identities go that nobody has any more.
 func (c *Compiler) sweep(out *bpf.PolicyChange) {
 	for _, s := range c.idleSets {
-		if s.refs > 0 || c.sets[s.key] != s {
+		if s.refs > 0 || s.gone {
 			continue
 		}
+		s.gone = true
+		delete(c.closed, s)
 		for id := range s.answers {
 			c.unanswer(s, id, out)
 		}
+		c.answerRows--
 		out.GoneAnswers = append(out.GoneAnswers, bpf.PolicyAnswer{RuleSet: s.number, Ports: s.base.number})
 		c.dropList(s.base, out)
 		for a := range s.atoms {
@@ -347,7 +377,9 @@ func (c *Compiler) sweep(out *bpf.PolicyChange) {
 		for _, n := range s.names {
 			delete(n.sets, s)
 		}
-		delete(c.sets, s.key)
+		if c.sets[s.key] == s {
+			delete(c.sets, s.key)
+		}
 	}
 	c.idleSets = c.idleSets[:0]
 	for _, id := range c.idleIdentities {

@@ -1,0 +1,109 @@
+package compiler
+
+import (
+	"encoding/json"
+	"flag"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+var mutants = flag.Bool("mutants", false, "prove that the tests notice when the compiler is wrong (some seconds for each mutant)")
+
+// seeded are faults of the compiler, each of which the comparison with the evaluator must notice.
+var seeded = []struct{ file, right, wrong string }{
+	{"parse.go", "known[netpol.Egress] = len(p.Spec.Egress) > 0", "known[netpol.Egress] = true"},
+	{"parse.go", "directions = [2]bool{true, true}", "_ = directions"},
+	{"parse.go", "protocol := uint8(netpol.TCP)", "protocol := uint8(netpol.UDP)"},
+	{"parse.go", "if e.Bits() <= p.Bits() && e.Contains(p.Addr()) {", "if e.Bits() < p.Bits() && e.Contains(p.Addr()) {"},
+	{"parse.go", "span{uint16(p.Port.IntVal), uint16(end)}", "span{uint16(p.Port.IntVal), uint16(p.Port.IntVal)}"},
+	{"parse.go", "s.namespace, ok = \"\", s.namespaces != nil", "s.namespaces, ok = nil, s.namespaces != nil"},
+	{"parse.go", "ports := []port{}", "var ports []port"},
+	{"parse.go", "		if broken {\n			rule.action = deny", "		if broken {\n			rule.action = pass"},
+	{"parse.go", "		if rule.action == pass {\n			rule.action = deny", "		if rule.action == pass {\n			rule.action = pass"},
+	{"parse.go", "rule.action != accept || valid && !broken", "rule.action != accept || valid"},
+	{"policies.go", "cmp.Compare(p.priority, q.priority)", "cmp.Compare(q.priority, p.priority)"},
+	{"policies.go", "strings.Compare(p.ref.Name, q.ref.Name))", "0)"},
+	{"policies.go", "a.index == b.index && a.action == b.action && a.peers == b.peers", "a.index == b.index && a.peers == b.peers"},
+	{"policies.go", "has := p != nil && p.selects(k)", "has := p != nil"},
+	{"sets.go", "if !p.shadow {", "if true {"},
+	{"sets.go", "state, v = passed, bpf.PolicyVerdict{}", "state, v = decided, bpf.PolicyVerdict{Allow: true}"},
+	{"sets.go", "		out.nextTier()\n", ""},
+	{"sets.go", "if side.isolates && isolating == nil {", "if side.isolates {"},
+	{"sets.go", "key = append(append(key, 0), kindContent(nil, named)...)", "_ = key"},
+	{"sets.go", "return s.names[a.port.name] != nil", "return false"},
+	{"sets.go", "(n.protocol == 0 || n.protocol == p.protocol) {\n				of :=", "true {\n				of :="},
+	{"sets.go", "				c.answer(s, id, out)\n", ""},
+	{"sets.go", "if max(c.answerRows, c.portRows) >= c.most() {", "if false {"},
+	{"room.go", "	deny.paintAll(decided, bpf.PolicyVerdict{Policy", "	deny.paintAll(decided, bpf.PolicyVerdict{Allow: true, Policy"},
+	{"atoms.go", "if id := k.identities[covered]; id != nil && !id.gone {", "if id := k.identities[covered]; id != nil {"},
+	{"atoms.go", "for n := range c.nodeAtoms {", "for n := range map[*atom]struct{}{} {"},
+	{"atoms.go", "for key, value := range k.namespace.labels {", "for key, value := range k.labels {"},
+	{"objects.go", "return p.created > q.created", "return p.created < q.created"},
+	{"objects.go", "if o.Spec.HostNetwork || o.Status.Phase", "if o.Status.Phase"},
+	{"objects.go", "o.Status.Phase == corev1.PodSucceeded || ", ""},
+	{"objects.go", "c.RestartPolicy != nil && ", "c.RestartPolicy == nil || "},
+	{"places.go", "at.cover = above.cover", "_ = above.cover"},
+	{"ports.go", "uint32(s.first) <= uint32(l.last)+1", "uint32(s.first) <= uint32(l.last)+2"},
+	{"ports.go", "port+1<<(15-bits), bits+1, above", "port, bits+1, above"},
+	{"flush.go", "	c.touchPlaces(c.places.cover(a))", "	c.places.cover(a)"},
+	{"flush.go", "	if c.retire() {", "	if false {"},
+	{"flush.go", "return id.number, id != outer", "return id.number, id != c.stranger || outer == nil"},
+	{"flush.go", "row.keep = said == keepYes", "_ = row"},
+	{"flush.go", "			row.identity = id.number\n", ""},
+	{"transition.go", "if steps[0] == nil || steps[1] == nil {", "if true {"},
+	{"transition.go", "if len(was) == 0 || !local {", "if true {"},
+	{"continue.go", "if got != want.number && (there || known[id.number]) {", "if got != want.number && false {"},
+	{"interpret.go", "!(v.Tier == bpf.PolicyTierNetworkPolicy && q.From == q.To)", "true"},
+}
+
+func TestMutants(t *testing.T) {
+	if !*mutants {
+		for _, m := range seeded { // they must at least still be faults of what there is
+			if text, err := os.ReadFile(m.file); err != nil || strings.Count(string(text), m.right) == 0 {
+				t.Errorf("%s has no %q: %v", m.file, m.right, err)
+			}
+		}
+		t.Skip("only with -mutants")
+	}
+	noticed := 0
+	for _, m := range seeded {
+		switch out, err := tryMutant(t, m.file, m.right, m.wrong); {
+		case err == nil:
+			t.Errorf("nothing notices in %s: %q instead of %q", m.file, m.wrong, m.right)
+		case !strings.Contains(out, "--- FAIL") && !strings.Contains(out, "panic:"):
+			t.Errorf("%s: %q instead of %q: %s", m.file, m.wrong, m.right, out)
+		default:
+			noticed++
+		}
+	}
+	t.Logf("%d of %d mutants are noticed", noticed, len(seeded))
+}
+
+// tryMutant runs the tests with a fault in a file.
+func tryMutant(t *testing.T, file, right, wrong string) (string, error) {
+	t.Helper()
+	dir := t.TempDir()
+	path, err := filepath.Abs(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	replaced, overlay := filepath.Join(dir, file), filepath.Join(dir, "overlay.json")
+	list, err := json.Marshal(map[string]map[string]string{"Replace": {path: replaced}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, content := range map[string][]byte{replaced: []byte(strings.Replace(string(text), right, wrong, 1)), overlay: list} {
+		if err := os.WriteFile(name, content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	out, err := exec.CommandContext(t.Context(), "go", "test", "-vet=off", "-failfast", "-overlay", overlay, "-run", "TestRows|TestPod|TestKeep|TestNoRoom|TestChanges|TestTwo", ".").CombinedOutput()
+	return string(out), err
+}
