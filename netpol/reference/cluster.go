@@ -21,6 +21,7 @@ type cluster struct {
 	byAddr     map[netip.Addr]*pod // of pods with a network of their own, and of the cluster's DNS
 	nodes      map[string]*node
 	nodeAt     map[netip.Addr][]*node
+	count      int // of pods
 }
 
 type node struct {
@@ -30,6 +31,7 @@ type node struct {
 
 type pod struct {
 	types.NamespacedName
+	number      int // from 0
 	labels      labels.Set
 	namespace   labels.Set // the labels of its namespace
 	node        string     // empty: none yet
@@ -95,6 +97,7 @@ func (c *cluster) labelsOf(namespace string) labels.Set {
 func (c *cluster) addPod(o *corev1.Pod) {
 	p := &pod{
 		NamespacedName: types.NamespacedName{Namespace: o.Namespace, Name: o.Name},
+		number:         c.count,
 		labels:         o.Labels,
 		namespace:      c.labelsOf(o.Namespace),
 		node:           o.Spec.NodeName,
@@ -117,6 +120,7 @@ func (c *cluster) addPod(o *corev1.Pod) {
 	if phase := o.Status.Phase; phase == corev1.PodSucceeded || phase == corev1.PodFailed {
 		p.ended = phase
 	}
+	c.count++
 	c.pods[p.NamespacedName] = p
 	if p.hostNetwork || p.ended != "" {
 		return // facts 19: the address is the node's
@@ -143,6 +147,7 @@ func (c *cluster) addDNS(addrs []netip.Addr) {
 	}
 	p := &pod{
 		NamespacedName: types.NamespacedName{Namespace: "kube-system", Name: "kube-dns"},
+		number:         c.count,
 		labels:         labels.Set{"k8s-app": "kube-dns"},
 		namespace:      c.labelsOf("kube-system"),
 		ports:          []containerPort{{"dns", netpol.UDP, 53}, {"dns-tcp", netpol.TCP, 53}},

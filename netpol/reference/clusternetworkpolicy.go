@@ -31,7 +31,7 @@ type clusterRuleRead struct {
 
 // selects: CNP: "Namespaces is used to select pods via namespace selectors. Pods is used to select pods via namespace AND pod selectors."
 func (p *clusterPolicy) selects(s *pod) bool {
-	return p.subject == nil || selectsPeerPod(p.subject, party{pod: s})
+	return p.subject == nil || p.subject.selects(s)
 }
 
 // clusterRule tells whether a rule matches, and what it then does. CNP: "For "Accept" rules, "fail closed" means: "treat the rule as matching no traffic". For "Deny" and
@@ -43,7 +43,7 @@ func clusterRule(r *clusterRuleRead, other party, q question) (policyv1alpha2.Cl
 	}
 	// CNP: "If any element matches the source of incoming traffic then the specified action is applied." "If unspecified, protocol-specific attributes will not be used to
 	// match traffic."
-	if !matchesPeers(&r.rule, other) || !matchesPorts(&r.rule, q) {
+	if !matchesPorts(&r.rule, q) || !matchesPeers(&r.rule, other) {
 		return "", false
 	}
 	if r.noAccept {

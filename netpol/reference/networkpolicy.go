@@ -38,6 +38,7 @@ type podPeer struct {
 	own        string          // NP without namespaceSelector: the policy's own namespace
 	namespaces labels.Selector // nil: see own
 	pods       labels.Selector
+	known      answers
 }
 
 // block is a CIDR with what is excepted.
@@ -87,7 +88,7 @@ func (g *guards) isolate(p *networkPolicy) {
 
 // networkPolicyRule: NP: "The traffic must match both ports and from", or "both ports and to".
 func networkPolicyRule(r *rule, other party, q question) bool {
-	return matchesPeers(r, other) && matchesPorts(r, q)
+	return matchesPorts(r, q) && matchesPeers(r, other)
 }
 
 // matchesPeers: NP: "If this field is empty or missing, this rule matches all sources ... If this field is present and contains at least one item, this rule allows
@@ -123,14 +124,18 @@ func selectsPeerPod(s *podPeer, other party) bool {
 	if other.pod == nil {
 		return false
 	}
+	return s.known.of(other.pod, s.selects)
+}
+
+func (s *podPeer) selects(p *pod) bool {
 	if s.namespaces == nil {
-		if other.pod.Namespace != s.own {
+		if p.Namespace != s.own {
 			return false
 		}
-	} else if !s.namespaces.Matches(other.pod.namespace) {
+	} else if !s.namespaces.Matches(p.namespace) {
 		return false
 	}
-	return s.pods.Matches(other.pod.labels)
+	return s.pods.Matches(p.labels)
 }
 
 // inBlocks: NP: "The except entry describes CIDRs that should not be included within this rule." A block covers pods' addresses too (facts 7), and an except takes nothing

@@ -249,8 +249,8 @@ func (c chance) flow(s netpol.State) netpol.Flow {
 	return f
 }
 
-// answers are verdicts of many flows, and errors as text.
-func answers(t testing.TB, s netpol.State, flows []netpol.Flow) []netpol.Verdict {
+// verdicts are verdicts of many flows, and errors as text.
+func verdicts(t testing.TB, s netpol.State, flows []netpol.Flow) []netpol.Verdict {
 	t.Helper()
 	e, err := New(s)
 	if err != nil {
@@ -278,11 +278,11 @@ func TestTheOrderOfObjectsDoesNotMatter(t *testing.T) {
 		c := chance{rand.New(rand.NewPCG(seed, 1)), seed%2 == 0}
 		s := c.state()
 		flows := flowsOf(c, s, 60)
-		want := answers(t, s, flows)
+		want := verdicts(t, s, flows)
 		for _, list := range []any{s.NetworkPolicies, s.ClusterNetworkPolicies, s.Pods, s.Namespaces, s.Nodes} {
 			rand.New(rand.NewPCG(seed, 2)).Shuffle(reflect.ValueOf(list).Len(), reflect.Swapper(list))
 		}
-		for i, got := range answers(t, s, flows) {
+		for i, got := range verdicts(t, s, flows) {
 			if !reflect.DeepEqual(got, want[i]) {
 				t.Fatalf("seed %d, %+v:\n%+v and in another order\n%+v", seed, flows[i], want[i], got)
 			}
@@ -306,11 +306,11 @@ func TestARuleMoreClosesNothing(t *testing.T) {
 			continue
 		}
 		flows := flowsOf(c, s, 80)
-		before := answers(t, s, flows)
+		before := verdicts(t, s, flows)
 		p := pick(c, candidates...)
 		p.Spec.Ingress = slices.Insert(p.Spec.Ingress, c.IntN(len(p.Spec.Ingress)+1), networkingv1.NetworkPolicyIngressRule{From: some(c, 2, c.networkPeer), Ports: some(c, 1, c.networkPort)})
 		p.Spec.Egress = slices.Insert(p.Spec.Egress, c.IntN(len(p.Spec.Egress)+1), networkingv1.NetworkPolicyEgressRule{To: some(c, 2, c.networkPeer), Ports: some(c, 1, c.networkPort)})
-		for i, after := range answers(t, s, flows) {
+		for i, after := range verdicts(t, s, flows) {
 			if before[i].Allowed && !after.Allowed {
 				t.Fatalf("seed %d, %+v: a rule more closes\n%+v\n%+v", seed, flows[i], before[i], after)
 			}
@@ -331,13 +331,13 @@ func TestProblemsOpenNothing(t *testing.T) {
 		c := chance{rand.New(rand.NewPCG(seed, 4)), false}
 		s := c.state()
 		flows := flowsOf(c, s, 60)
-		before := answers(t, s, flows)
+		before := verdicts(t, s, flows)
 		bad := &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: pick(c, "x", "u", "z"), Name: "bad"}}
 		bad.Spec.PolicyTypes = []networkingv1.PolicyType{"Ingress", "Egress"}
 		bad.Spec.PodSelector = metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{{Key: "pod", Operator: "Like"}}}
 		bad.Spec.Ingress, bad.Spec.Egress = make([]networkingv1.NetworkPolicyIngressRule, 1), make([]networkingv1.NetworkPolicyEgressRule, 1)
 		s.NetworkPolicies = append(s.NetworkPolicies, bad)
-		for i, after := range answers(t, s, flows) {
+		for i, after := range verdicts(t, s, flows) {
 			if before[i].Allowed && !after.Allowed {
 				closed++
 			}

@@ -22,6 +22,7 @@ import (
 // reader reads one policy, and notes what is wrong with it.
 type reader struct {
 	policy   netpol.PolicyRef
+	pods     int // how many there are
 	problems []Problem
 }
 
@@ -34,7 +35,7 @@ func (e *Evaluator) readPolicies(s netpol.State) error {
 		if p == nil {
 			return errors.New("a NetworkPolicy is nil")
 		}
-		r := &reader{policy: netpol.PolicyRef{Kind: networkKind, Namespace: p.Namespace, Name: p.Name, UID: p.UID}}
+		r := &reader{pods: e.count, policy: netpol.PolicyRef{Kind: networkKind, Namespace: p.Namespace, Name: p.Name, UID: p.UID}}
 		e.networkPolicies = append(e.networkPolicies, r.networkPolicy(p))
 		e.problems = append(e.problems, r.problems...)
 	}
@@ -45,7 +46,7 @@ func (e *Evaluator) readPolicies(s netpol.State) error {
 		if p == nil {
 			return errors.New("a ClusterNetworkPolicy is nil")
 		}
-		r := &reader{policy: netpol.PolicyRef{Kind: clusterKind, Name: p.Name, UID: p.UID}}
+		r := &reader{pods: e.count, policy: netpol.PolicyRef{Kind: clusterKind, Name: p.Name, UID: p.UID}}
 		read, baseline := r.clusterPolicy(p)
 		if baseline {
 			e.baseline = append(e.baseline, read)
@@ -147,7 +148,7 @@ func (r *reader) networkPeer(namespace string, p *networkingv1.NetworkPolicyPeer
 		r.wrong(at, "has neither a selector nor an ipBlock; the peer matches nothing")
 		return peer{text: "nothing"}
 	}
-	out := podPeer{own: namespace, pods: labels.Everything()}
+	out := &podPeer{own: namespace, pods: labels.Everything(), known: answers{pods: r.pods}}
 	if p.NamespaceSelector != nil { // nil: the policy's own namespace (facts 11)
 		if out.namespaces = r.selector(p.NamespaceSelector, at.Child("namespaceSelector")); out.namespaces == nil {
 			return peer{text: "nothing"}
@@ -158,7 +159,7 @@ func (r *reader) networkPeer(namespace string, p *networkingv1.NetworkPolicyPeer
 			return peer{text: "nothing"}
 		}
 	}
-	return peer{pods: &out, text: podPeerText(out)}
+	return peer{pods: out, text: podPeerText(out)}
 }
 
 func (r *reader) ipBlock(b *networkingv1.IPBlock, at *field.Path) (block, bool) {

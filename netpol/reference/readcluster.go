@@ -76,7 +76,7 @@ func (r *reader) subject(s *policyv1alpha2.ClusterNetworkPolicySubject, at *fiel
 		r.wrong(at, "exactly one of namespaces and pods must be set; "+closed)
 		return nil
 	}
-	p, bad, err := clusterPods(s.Namespaces, s.Pods, at)
+	p, bad, err := r.clusterPods(s.Namespaces, s.Pods, at)
 	if err != nil {
 		r.wrong(bad, "%v; "+closed, err)
 		return nil
@@ -85,10 +85,10 @@ func (r *reader) subject(s *policyv1alpha2.ClusterNetworkPolicySubject, at *fiel
 }
 
 // clusterPods reads namespaces or pods, whichever there is. The path is that of the error.
-func clusterPods(namespaces *metav1.LabelSelector, pods *policyv1alpha2.NamespacedPod, at *field.Path) (*podPeer, *field.Path, error) {
+func (r *reader) clusterPods(namespaces *metav1.LabelSelector, pods *policyv1alpha2.NamespacedPod, at *field.Path) (*podPeer, *field.Path, error) {
 	if namespaces != nil {
 		s, err := metav1.LabelSelectorAsSelector(namespaces)
-		return &podPeer{namespaces: s, pods: labels.Everything()}, at.Child("namespaces"), err
+		return &podPeer{namespaces: s, pods: labels.Everything(), known: answers{pods: r.pods}}, at.Child("namespaces"), err
 	}
 	// CNP: "NamespaceSelector follows standard label selector semantics; if empty, it selects all Namespaces." "PodSelector ... if empty, it selects all Pods."
 	spaces, err := metav1.LabelSelectorAsSelector(&pods.NamespaceSelector)
@@ -96,7 +96,7 @@ func clusterPods(namespaces *metav1.LabelSelector, pods *policyv1alpha2.Namespac
 		return nil, at.Child("pods", "namespaceSelector"), err
 	}
 	selected, err := metav1.LabelSelectorAsSelector(&pods.PodSelector)
-	return &podPeer{namespaces: spaces, pods: selected}, at.Child("pods", "podSelector"), err
+	return &podPeer{namespaces: spaces, pods: selected, known: answers{pods: r.pods}}, at.Child("pods", "podSelector"), err
 }
 
 // clusterPeerFields are those of a peer of either direction.
@@ -144,12 +144,12 @@ func (r *reader) clusterPeer(rule *clusterRuleRead, f clusterPeerFields, at *fie
 		p.text = strings.Join(texts, ", ")
 		rule.peers = append(rule.peers, p)
 	default:
-		pods, bad, err := clusterPods(f.namespaces, f.pods, at)
+		pods, bad, err := r.clusterPods(f.namespaces, f.pods, at)
 		if err != nil {
 			r.closes(rule, bad, err.Error())
 			return
 		}
-		rule.peers = append(rule.peers, peer{pods: pods, text: podPeerText(*pods)})
+		rule.peers = append(rule.peers, peer{pods: pods, text: podPeerText(pods)})
 	}
 }
 

@@ -37,7 +37,8 @@ func policyNames(policies []*networkPolicy) string {
 // the closest port of the protocol; then the first.
 func nearest(isolating []*networkPolicy, d netpol.Direction, other party, q question) string {
 	const neither = 1 << 20
-	best, text := -1, ""
+	best, rule := -1, 0
+	var policy *networkPolicy
 	for _, p := range isolating {
 		for i := range p.rules[d] {
 			r := &p.rules[d][i]
@@ -49,11 +50,14 @@ func nearest(isolating []*networkPolicy, d netpol.Direction, other party, q ques
 				distance = neither - 1
 			}
 			if best < 0 || distance < best {
-				best, text = distance, ruleName(p.ref, i, "")+" admits "+missText(r, d, other, q)
+				best, policy, rule = distance, p, i
 			}
 		}
 	}
-	return text
+	if policy == nil {
+		return ""
+	}
+	return ruleName(policy.ref, rule, "") + " admits " + missText(&policy.rules[d][rule], d, other, q)
 }
 
 // portDistance is how far the ports of a rule are from that of the flow: another protocol is farther than any port, and a name that says nothing
@@ -140,7 +144,7 @@ func peersText(r *rule) string {
 	return strings.Join(out, " or ")
 }
 
-func podPeerText(p podPeer) string {
+func podPeerText(p *podPeer) string {
 	if p.namespaces == nil {
 		return selected("pods", p.pods) + " in namespace " + p.own
 	}

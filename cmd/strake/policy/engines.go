@@ -1,7 +1,9 @@
 package policy
 
 import (
+	"cmp"
 	"fmt"
+	"sync"
 
 	"github.com/strake-io/strake/bpf"
 	"github.com/strake-io/strake/netpol"
@@ -22,7 +24,23 @@ type engine interface {
 
 type verdict struct {
 	netpol.Verdict
-	err error
+	shadow *netpol.Verdict // with policies in shadow enforced, where that is another one
+	err    error
+}
+
+// inShadow tells whether any policy of a State is in shadow.
+func inShadow(s netpol.State) bool {
+	for _, p := range s.NetworkPolicies {
+		if netpol.InShadow(p) {
+			return true
+		}
+	}
+	for _, p := range s.ClusterNetworkPolicies {
+		if netpol.InShadow(p) {
+			return true
+		}
+	}
+	return false
 }
 
 // newEngine makes a witness of a State. Problems of policies are told to warn.
@@ -35,7 +53,7 @@ func newEngine(name string, s netpol.State, warn func(problem string)) (engine, 
 		for _, p := range e.Problems() {
 			warn(p.String())
 		}
-		return evaluator{e}, nil
+		return evaluator{e, inShadow(s)}, nil
 	}
 	c := compiler.New(compiler.Options{})
 	c.SetState(s)
@@ -70,12 +88,34 @@ func newEngine(name string, s netpol.State, warn func(problem string)) (engine, 
 }
 
 // evaluator is the reference.
-type evaluator struct{ *reference.Evaluator }
+type evaluator struct {
+	*reference.Evaluator
+	shadow bool // there are policies in shadow
+}
 
 func (e evaluator) judge(flows []netpol.Flow) []verdict {
 	out := make([]verdict, len(flows))
-	for i, f := range flows {
-		out[i].Verdict, out[i].err = e.Judge(f)
+	var work sync.WaitGroup
+	const share = 64
+	for begin := 0; begin < len(flows); begin += share {
+		work.Go(func() {
+			for i := begin; i < min(begin+share, len(flows)); i++ {
+				out[i] = e.one(flows[i])
+			}
+		})
+	}
+	work.Wait()
+	return out
+}
+
+func (e evaluator) one(f netpol.Flow) verdict {
+	v, err := e.Judge(f)
+	out := verdict{Verdict: v, err: err}
+	if !e.shadow || err != nil {
+		return out
+	}
+	if with, err := e.JudgeShadow(f); err == nil && with.Allowed != v.Allowed {
+		out.shadow = &with
 	}
 	return out
 }
@@ -117,7 +157,7 @@ func (e *rowsEngine) judge(flows []netpol.Flow) []verdict {
 			out[to].err = err
 			continue
 		}
-		out[to].Verdict, out[to].err = e.verdict(queries[i], decisions[i])
+		out[to] = e.verdict(queries[i], decisions[i])
 	}
 	return out
 }
@@ -130,16 +170,37 @@ func (e *rowsEngine) unasked(f netpol.Flow, q bpf.PolicyQuery) bool {
 	return netpol.PassesAlways(f.Protocol, f.ICMPType) || own != nil && (own == e.pods[q.To] && !f.ViaService || q.To.IsLoopback())
 }
 
-func (e *rowsEngine) verdict(q bpf.PolicyQuery, d bpf.PolicyDecision) (netpol.Verdict, error) {
+func (e *rowsEngine) verdict(q bpf.PolicyQuery, d bpf.PolicyDecision) verdict {
 	if d.NoVerdict {
-		return netpol.Verdict{}, fmt.Errorf("rows are missing for %s -> %s: the packet would be dropped", q.From, q.To)
+		return verdict{err: fmt.Errorf("rows are missing for %s -> %s: the packet would be dropped", q.From, q.To)}
 	}
-	out := netpol.Verdict{Allowed: d.Allowed}
+	enforced, err := e.sides(d.Egress, d.Ingress, q.From == q.To)
+	if err != nil {
+		return verdict{err: err}
+	}
+	out := verdict{Verdict: enforced}
+	out.Allowed = d.Allowed
+	if d.ShadowEgress == nil && d.ShadowIngress == nil {
+		return out
+	}
+	with, err := e.sides(cmp.Or(d.ShadowEgress, d.Egress), cmp.Or(d.ShadowIngress, d.Ingress), q.From == q.To)
+	if err != nil {
+		return verdict{err: err}
+	}
+	if with.Allowed != out.Allowed {
+		out.shadow = &with
+	}
+	return out
+}
+
+func (e *rowsEngine) sides(egress, ingress *bpf.PolicyVerdict, itself bool) (netpol.Verdict, error) {
+	var out netpol.Verdict
 	var err error
-	if out.Egress, err = e.side(d.Egress, q.From == q.To); err != nil {
+	if out.Egress, err = e.side(egress, itself); err != nil {
 		return out, err
 	}
-	out.Ingress, err = e.side(d.Ingress, q.From == q.To)
+	out.Ingress, err = e.side(ingress, itself)
+	out.Allowed = out.Egress.Allowed && out.Ingress.Allowed
 	return out, err
 }
 

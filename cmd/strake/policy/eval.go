@@ -43,7 +43,10 @@ The ends are pods, workloads (any pod of them), or addresses; an address that is
 port of the pod that is asked. Protocols are TCP (the default), UDP, SCTP, ICMP, ICMPv6 or a number.
 
 --batch answers a JSON array of queries, {"from":"ns/pod","to":"ns/pod","port":80,"protocol":"TCP"}, by a JSON array in the same order, which
-repeats each query beside its verdict. A query that can't be answered has "error", and "allowed" false.
+repeats each query beside its verdict. A query that can't be answered has "error", and "allowed" false. Of the policies that isolate a
+pod, it names the first 20.
+
+Policies in shadow do not count. Where they would make a difference, that is told besides ("shadow").
 
 Exit code: 0 if all was answered, 1 if not; with --exit-code 2 if the flow is denied.`,
 		Example: `  strake policy eval -f manifests/ --from default/web --to default/db --port 5432/TCP
@@ -107,6 +110,9 @@ func (e *evaluation) run(cmd *cobra.Command, s *source, args []string) error {
 	if a.Error != "" {
 		return errors.New(a.Error)
 	}
+	if name, is := asked.services[a.To]; is {
+		fmt.Fprintf(cmd.ErrOrStderr(), "note: %s is the address of the Service %s; policies judge packets with the address and port of the pod behind it: ask about that\n", a.To, name)
+	}
 	if e.output == "json" {
 		w := json.NewEncoder(cmd.OutOrStdout())
 		w.SetEscapeHTML(false)
@@ -139,6 +145,9 @@ func (e *evaluation) check(args []string) error {
 	return nil
 }
 
+// mostIsolating is how many policies that isolate a pod an answer of a batch names: of a pod with hundreds, hundreds of thousands of answers would be gigabytes.
+const mostIsolating = 20
+
 // atOnce is how many queries of a batch are answered before their answers are written.
 const atOnce = 1 << 12
 
@@ -158,6 +167,11 @@ func (e *evaluation) answerBatch(cmd *cobra.Command, asked *resolver, judge engi
 					why = fmt.Sprintf("the first is number %d: %s", begin+i, a.Error)
 				}
 				failed++
+			}
+			for _, side := range []*netpol.Side{a.Egress, a.Ingress} {
+				if side != nil && len(side.Isolating) > mostIsolating {
+					side.Isolating = side.Isolating[:mostIsolating]
+				}
 			}
 			line, err := marshal(a)
 			if err != nil {
@@ -224,7 +238,9 @@ type answer struct {
 	Allowed bool         `json:"allowed"`
 	Egress  *netpol.Side `json:"egress,omitempty"`
 	Ingress *netpol.Side `json:"ingress,omitempty"`
-	Error   string       `json:"error,omitempty"`
+	// Shadow is the verdict with policies in shadow enforced, where that is another one.
+	Shadow *netpol.Verdict `json:"shadow,omitempty"`
+	Error  string          `json:"error,omitempty"`
 }
 
 // answerAll answers queries in their order.
@@ -248,7 +264,7 @@ func answerAll(asked *resolver, judge engine, queries []query) []answer {
 			a.Error = v.err.Error()
 			continue
 		}
-		a.Allowed, a.Egress, a.Ingress = v.Allowed, &v.Egress, &v.Ingress
+		a.Allowed, a.Egress, a.Ingress, a.Shadow = v.Allowed, &v.Egress, &v.Ingress, v.shadow
 	}
 	return out
 }
@@ -261,10 +277,6 @@ func standIn(asked string, e netpol.End) string {
 }
 
 func (a answer) print(w io.Writer) error {
-	word := "denied"
-	if a.Allowed {
-		word = "allowed"
-	}
 	name := func(asked, pod string) string {
 		if pod != "" {
 			return asked + " (" + pod + ")"
@@ -275,13 +287,19 @@ func (a answer) print(w io.Writer) error {
 	if what != "" {
 		what += "/"
 	}
-	_, err := fmt.Fprintf(w, "%s: %s -> %s %s%s\n  egress   %s\n  ingress  %s\n", word, name(a.From, a.FromPod), name(a.To, a.ToPod), what, strings.ToUpper(a.Protocol), sideText(a.Egress), sideText(a.Ingress))
+	text := fmt.Sprintf("%s: %s -> %s %s%s\n  egress   %s\n  ingress  %s\n", word(a.Allowed), name(a.From, a.FromPod), name(a.To, a.ToPod), what, strings.ToUpper(a.Protocol), sideText(a.Egress), sideText(a.Ingress))
+	if s := a.Shadow; s != nil {
+		text += fmt.Sprintf("with the policies in shadow: %s\n  egress   %s\n  ingress  %s\n", word(s.Allowed), sideText(&s.Egress), sideText(&s.Ingress))
+	}
+	_, err := io.WriteString(w, text)
 	return err
 }
 
-func sideText(s *netpol.Side) string {
-	if s.Allowed {
-		return "allowed: " + s.Why
+func word(allowed bool) string {
+	if allowed {
+		return "allowed"
 	}
-	return "denied: " + s.Why
+	return "denied"
 }
+
+func sideText(s *netpol.Side) string { return word(s.Allowed) + ": " + s.Why }

@@ -116,6 +116,35 @@ func TestEvalJSON(t *testing.T) {
 	}
 }
 
+func TestEvalTellsOfShadow(t *testing.T) {
+	dir := folder(t, shop+`---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: soon, annotations: {strake.io/policy-mode: shadow}}
+spec: {podSelector: {matchLabels: {app: web}}, policyTypes: [Egress], egress: [{ports: [{port: 81}]}]}
+`)
+	for _, engine := range engineNames[:2] {
+		out, code, err := eval(t, `[{"from":"default/web","to":"default/db","port":5432},{"from":"default/front","to":"default/db","port":5432}]`, "-f", dir, "--batch", "-", "--engine", engine)
+		var got []struct {
+			Allowed bool
+			Shadow  *struct {
+				Allowed bool
+				Egress  struct{ Policy struct{ Name string } }
+			}
+		}
+		if code != 0 || err != nil || json.Unmarshal([]byte(out), &got) != nil || len(got) != 2 {
+			t.Fatalf("%s: exit code %d, %v: %s", engine, code, err, out)
+		}
+		if !got[0].Allowed || got[0].Shadow == nil || got[0].Shadow.Allowed || got[0].Shadow.Egress.Policy.Name != "soon" || got[1].Shadow != nil {
+			t.Errorf("%s: %s", engine, out)
+		}
+	}
+	out, _, _ := eval(t, "", "-f", dir, "--from", "default/web", "--to", "default/db", "--port", "5432")
+	if !strings.HasPrefix(out, "allowed: ") || !strings.Contains(out, "\nwith the policies in shadow: denied\n  egress   denied: isolated by default/soon; nearest: rule 0 of default/soon admits 81/TCP to it\n") {
+		t.Error(out)
+	}
+}
+
 func TestEvalErrors(t *testing.T) {
 	dir := folder(t, shop)
 	question := func(from, to, port string) []string {
@@ -145,6 +174,14 @@ func TestEvalErrors(t *testing.T) {
 		if code != evalFailed || err == nil || err.Error() != want || out != "" {
 			t.Errorf("%v: exit code %d, %v, must be %q: %s", args, code, err, want, out)
 		}
+	}
+	withService := folder(t, shop+"---\napiVersion: v1\nkind: Service\nmetadata: {name: backend}\nspec: {clusterIP: 10.96.0.7}\n")
+	want := "to: no pod default/backend, but a Service: policies judge what comes to the pods behind it, ask about one of them"
+	if _, code, err := eval(t, "", "-f", withService, "--from", "default/web", "--to", "default/backend", "--port", "80"); code != evalFailed || err == nil || err.Error() != want {
+		t.Errorf("a Service by name: exit code %d, %v", code, err)
+	}
+	if out, code, err := eval(t, "", "-f", withService, "--from", "default/web", "--to", "10.96.0.7", "--port", "80"); code != 0 || err != nil || !strings.HasPrefix(out, "allowed") {
+		t.Errorf("a Service's address: exit code %d, %v: %s", code, err, out)
 	}
 	broken := folder(t, shop+"---\napiVersion: v1\nkind: Pod\nmetadata: [\n")
 	if _, code, err := eval(t, "", "-f", broken, "--from", "default/web", "--to", "default/db", "--port", "80"); code != evalFailed || err == nil {

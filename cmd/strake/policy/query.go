@@ -2,6 +2,7 @@ package policy
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -22,7 +23,7 @@ type query struct {
 	From     string    `json:"from"`
 	To       string    `json:"to"`
 	Port     queryPort `json:"port,omitzero"`
-	Protocol string    `json:"protocol"` // empty: TCP
+	Protocol string    `json:"protocol"`
 	fault    error     // of its form
 }
 
@@ -66,7 +67,9 @@ func readQuery(text []byte) query {
 	var q query
 	d := json.NewDecoder(bytes.NewReader(text))
 	d.DisallowUnknownFields()
-	if err := d.Decode(&q); err != nil {
+	err := d.Decode(&q)
+	q.Protocol = cmp.Or(q.Protocol, "TCP")
+	if err != nil {
 		q.fault = fmt.Errorf(`no query, which is {"from":"ns/pod","to":"ns/pod","port":80,"protocol":"TCP"}: %w`, err)
 	}
 	return q
@@ -96,11 +99,12 @@ type resolver struct {
 	workloads map[string][]*corev1.Pod // by namespace/name of who made them
 	byAddr    map[netip.Addr]*corev1.Pod
 	dns       []netip.Addr
+	services  map[string]string // name -> name, and address -> name
 	hints     map[string]string // of names that are not there
 }
 
 func newResolver(s netpol.State) *resolver {
-	r := &resolver{pods: map[string]*corev1.Pod{}, workloads: map[string][]*corev1.Pod{}, byAddr: map[netip.Addr]*corev1.Pod{}, dns: s.DNSAddrs, hints: map[string]string{}}
+	r := &resolver{pods: map[string]*corev1.Pod{}, workloads: map[string][]*corev1.Pod{}, byAddr: map[netip.Addr]*corev1.Pod{}, dns: s.DNSAddrs, services: map[string]string{}, hints: map[string]string{}}
 	for _, p := range s.Pods {
 		r.pods[p.Namespace+"/"+p.Name] = p
 		if p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed {
@@ -115,6 +119,15 @@ func newResolver(s netpol.State) *resolver {
 		for _, ip := range p.Status.PodIPs {
 			if a, err := netip.ParseAddr(ip.IP); err == nil {
 				r.byAddr[a.Unmap()] = p
+			}
+		}
+	}
+	for _, svc := range s.Services {
+		name := svc.Namespace + "/" + svc.Name
+		r.services[name] = name
+		for _, text := range append([]string{svc.Spec.ClusterIP}, svc.Spec.ClusterIPs...) {
+			if a, err := netip.ParseAddr(text); err == nil && !slices.Contains(r.dns, a) {
+				r.services[text] = name
 			}
 		}
 	}
@@ -179,6 +192,9 @@ func (r *resolver) end(what, text string) (netpol.End, error) {
 func (r *resolver) hint(name string) string {
 	if h, ok := r.hints[name]; ok {
 		return h
+	}
+	if _, is := r.services[name]; is {
+		return ", but a Service: policies judge what comes to the pods behind it, ask about one of them"
 	}
 	best, nearest := "", 0
 	try := func(other string) {
