@@ -1,0 +1,134 @@
+package policy
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/spf13/cobra"
+)
+
+const cluster = `
+{apiVersion: v1, kind: Pod, metadata: {name: web, labels: {app: web}}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: db, labels: {app: db}}, spec: {containers: [{name: c, image: i, ports: [{containerPort: 5432}]}]}}
+---
+`
+
+const dbPolicy = "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: db}, spec: {podSelector: {matchLabels: {app: db}}, policyTypes: [Ingress, Egress], ingress: [{from: [{podSelector: {matchLabels: {app: web}}}], ports: [{port: 5432}]}]}}\n"
+
+// manifestsOf makes a folder of manifests.
+func manifestsOf(t *testing.T, texts ...string) string {
+	t.Helper()
+	dir := t.TempDir()
+	for i, text := range texts {
+		if err := os.WriteFile(filepath.Join(dir, string(rune('a'+i))+".yaml"), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
+}
+
+// ask runs a command of the group as a shell would, and gives its exit code.
+func ask(t *testing.T, stdin string, args ...string) (code int, out, errs string) {
+	t.Helper()
+	cmd := Command(filepath.Join(t.TempDir(), "none"))
+	var stdout, stderr bytes.Buffer
+	cmd.SetArgs(args)
+	cmd.SetIn(strings.NewReader(stdin))
+	cmd.SetOut(&stdout)
+	cmd.SetErr(&stderr)
+	cmd.SilenceUsage, cmd.SilenceErrors = true, true
+	err := cmd.Execute()
+	var e Exit
+	switch {
+	case errors.As(err, &e):
+		code = e.Code
+	case err != nil:
+		code = broken
+	}
+	if err != nil {
+		stderr.WriteString(err.Error())
+	}
+	return code, stdout.String(), stderr.String()
+}
+
+func TestExitCodes(t *testing.T) {
+	full, bare, only := manifestsOf(t, cluster, dbPolicy), manifestsOf(t, cluster), manifestsOf(t, dbPolicy)
+	bad := manifestsOf(t, cluster, strings.Replace(dbPolicy, "port: 5432", "prot: 5432", 1))
+	intents := filepath.Join(manifestsOf(t, "- allow default/web -> default/db:5432/TCP\n"), "a.yaml")
+	for name, test := range map[string]struct {
+		args []string
+		code int
+		out  string // part of it
+		errs string
+	}{
+		"matrix":                  {[]string{"matrix", "-f", full}, 0, "TCP 5432", ""},
+		"matrix of a choice":      {[]string{"matrix", "-f", full, "--from", "world", "-o", "csv"}, 0, "world,default/db,none,none", ""},
+		"matrix of a bad choice":  {[]string{"matrix", "-f", full, "--to", "["}, 2, "", "--to ["},
+		"matrix of problems":      {[]string{"matrix", "-f", bad}, 2, "", `b.yaml:1: NetworkPolicy default/db: unknown field "spec.ingress[0].ports[0].prot"`},
+		"matrix in spite of them": {[]string{"matrix", "-f", bad, "--ignore-problems"}, 0, "FROM", "unknown field"},
+		"matrix of nothing":       {[]string{"matrix", "-f", filepath.Join(full, "none")}, 2, "", "no such file"},
+		"no cluster":              {[]string{"matrix"}, 2, "", "no cluster to ask"},
+		"an unknown format":       {[]string{"matrix", "-f", full, "-o", "xml"}, 2, "", "-o xml: this command knows text, json, csv, html or dot"},
+		"the same":                {[]string{"diff", full, full}, 0, "0 may more, 0 may less", ""},
+		"a difference":            {[]string{"diff", bare, full}, 1, "NetworkPolicy default/db added", ""},
+		"a folder of policies":    {[]string{"diff", full, only}, 0, "0 may more", ""},
+		"a difference for two":    {[]string{"diff", bare, full, "-o", "json"}, 1, `"closed": "all but TCP 5432"`, ""},
+		"replace in two folders":  {[]string{"diff", bare, full, "--replace"}, 2, "", "--replace"},
+		"diff of problems":        {[]string{"diff", full, bad}, 2, "", "unknown field"},
+		"findings":                {[]string{"lint", "-f", bare}, 1, "unguarded-workload", ""},
+		"findings that are borne": {[]string{"lint", "-f", bare, "--fail-on", "error"}, 0, "unguarded-workload", ""},
+		"findings left out":       {[]string{"lint", "-f", bare, "--skip", "unguarded-workload"}, 0, "0 findings", ""},
+		"findings and places":     {[]string{"lint", "-f", full, "-o", "sarif", "--fail-on", "never"}, 0, `a.yaml"`, ""},
+		"an unknown check":        {[]string{"lint", "-f", full, "--skip", "x"}, 2, "", "--skip x"},
+		"an unknown severity":     {[]string{"lint", "-f", full, "--fail-on", "x"}, 2, "", "--fail-on x"},
+		"an assertion holds":      {[]string{"check", intents, "-f", full}, 0, "1 hold", ""},
+		"an assertion fails":      {[]string{"check", "-f", full, "-e", "deny default/db <- *"}, 1, "default/web -> default/db", ""},
+		"no assertions":           {[]string{"check", "-f", full}, 2, "", "no assertions"},
+		"an assertion is none":    {[]string{"check", "-f", full, "-e", "deny web"}, 2, "", "one -> or <-"},
+		"JUnit":                   {[]string{"check", intents, "-f", full, "-o", "junit"}, 0, "<testcase", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			code, out, errs := ask(t, "", test.args...)
+			if code != test.code || !strings.Contains(out, test.out) || !strings.Contains(errs, test.errs) {
+				t.Errorf("exit code %d, %q, %q", code, out, errs)
+			}
+			if i := strings.Join(test.args, " "); code < 2 && strings.Contains(i, "-o json") && !json.Valid([]byte(out)) {
+				t.Errorf("no JSON: %s", out)
+			}
+		})
+	}
+}
+
+func TestStdin(t *testing.T) {
+	if code, out, errs := ask(t, cluster+dbPolicy, "matrix", "-f", "-"); code != 0 || !strings.Contains(out, "TCP 5432") {
+		t.Errorf("%d %q %q", code, out, errs)
+	}
+	if code, out, errs := ask(t, "- deny default/db <- world\n", "check", "-", "-f", manifestsOf(t, cluster, dbPolicy)); code != 0 || !strings.Contains(out, "1 hold") {
+		t.Errorf("%d %q %q", code, out, errs)
+	}
+}
+
+// TestHelp: each command has help, examples, JSON and completions of its formats.
+func TestHelp(t *testing.T) {
+	for _, cmd := range Command("").Commands() {
+		if cmd.Long == "" || cmd.Example == "" || cmd.Short == "" {
+			t.Errorf("%s has no help or no examples", cmd.Name())
+		}
+		f := cmd.Flags().Lookup("output")
+		complete, ok := cmd.GetFlagCompletionFunc("output")
+		if f == nil || !ok {
+			t.Errorf("%s: -o is not there, or does not complete", cmd.Name())
+			continue
+		}
+		words, _ := complete(&cobra.Command{}, nil, "")
+		if !strings.Contains(strings.Join(words, " "), "json") {
+			t.Errorf("%s: -o completes %v", cmd.Name(), words)
+		}
+	}
+}
