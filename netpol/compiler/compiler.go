@@ -42,7 +42,8 @@ type Options struct {
 	NodeName string
 	// KeepFlows: established flows go on when policies change.
 	KeepFlows bool
-	// MaxRules is how many answers, and how many rows of ports' lists, the tables hold; 0: as many as bpf.Config's default. A rule set for which there
+	// MaxRules is how many answers, and how many rows of ports' lists, the tables hold; 0: as many as those of a node do without a
+	// flag, or offline those of a bpf.PolicyMachine. A rule set for which there
 	// is no room denies all, and is reported.
 	MaxRules int
 }
@@ -122,6 +123,9 @@ type Compiler struct {
 func New(options Options) *Compiler {
 	if options.MaxRules == 0 {
 		options.MaxRules = bpf.DefaultMaxPolicyRules
+		if options.NodeName == "" { // as many as bpf.PolicyMachine holds
+			options.MaxRules = 1 << 20
+		}
 	}
 	return &Compiler{
 		options:           options,
