@@ -2,6 +2,7 @@ package enforce
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"sync"
 
@@ -124,6 +125,16 @@ func keptCustom(obj any) (metav1.Object, error) {
 		return keptClusterNetworkPolicy(&p), nil
 	}
 	return nil, fmt.Errorf("%T is no ClusterNetworkPolicy", obj)
+}
+
+// customCodec is that of ClusterNetworkPolicies.
+var customCodec = codec{
+	keep: keptCustom,
+	pack: func(o metav1.Object) ([]byte, error) { return json.Marshal(o) },
+	unpack: func(data string) (metav1.Object, error) {
+		var p policyv1alpha2.ClusterNetworkPolicy
+		return &p, json.Unmarshal([]byte(data), &p)
+	},
 }
 
 // followClusterPolicies follows ClusterNetworkPolicies while they are defined.

@@ -70,7 +70,10 @@ type Enforcer struct {
 	endpoints map[string]*attached
 	failed    error // why the last write did not succeed
 	synced    bool
-	over      bool // Run has ended
+	over      bool   // Run has ended
+	noted     uint64 // changes so far
+	enforced  uint64 // how many of them
+	mend      bool   // the tables are not what they should be
 	names     map[uint32]bpf.PolicyName
 	wake      chan struct{}
 
@@ -104,7 +107,7 @@ func New(cfg Config) *Enforcer {
 	e.namespaces = newFollowed(kindNamespace, keyOf, keeping(keptNamespace), e.note)
 	e.nodes = newFollowed(kindNode, keyOf, keeping(keptNode), e.note)
 	e.policies = newFollowed(kindNetworkPolicy, keyOf, keeping(keptNetworkPolicy), e.note)
-	e.clusterPolicies = newFollowed(kindClusterNetworkPolicy, keyOf, keptCustom, e.note)
+	e.clusterPolicies = newFollowed(kindClusterNetworkPolicy, keyOf, customCodec, e.note)
 	e.definition = newDefinition()
 	e.compiler.SetDNSAddrs(cfg.DNSAddrs)
 	e.compiler.SetNamespace(&corev1.Namespace{}) // of what is no pod
@@ -119,25 +122,31 @@ func (e *Enforcer) note(kind, id string, now metav1.Object) {
 }
 
 func (e *Enforcer) noteLocked(o object, now metav1.Object) {
+	e.noted++
 	if i, ok := e.latest[o]; ok {
 		e.pending[i].now = now
 	} else {
 		e.latest[o] = len(e.pending)
 		e.pending = append(e.pending, change{o, now, time.Now()})
 	}
+	e.wakeUp()
+}
+
+// wakeUp has the loop look at what there is to do.
+func (e *Enforcer) wakeUp() {
 	select {
 	case e.wake <- struct{}{}:
 	default:
 	}
 }
 
-// take returns what has changed since it was called last.
-func (e *Enforcer) take() []change {
+// take returns what has changed since it was called last, and how many changes there were up to then.
+func (e *Enforcer) take() (changes []change, noted uint64) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	out := e.pending
+	changes = e.pending
 	e.pending, e.latest = nil, map[object]int{}
-	return out
+	return changes, e.noted
 }
 
 // Run enforces until ctx ends. What it has written stays.
@@ -151,6 +160,7 @@ func (e *Enforcer) Run(ctx context.Context) error {
 		following.Go(func() { r.RunWithContext(ctx) })
 	}
 	following.Go(func() { e.followClusterPolicies(ctx) })
+	following.Go(func() { e.prove(ctx) })
 	if !e.awaitAll(ctx) {
 		return nil
 	}
@@ -186,7 +196,8 @@ func (e *Enforcer) awaitAll(ctx context.Context) bool {
 				known = true
 			case <-e.wake:
 			}
-			e.learn(e.take())
+			changes, _ := e.take()
+			e.learn(changes)
 		}
 	}
 	e.mu.Lock()
@@ -219,7 +230,7 @@ func (e *Enforcer) loop(ctx context.Context) error {
 		case <-e.wake:
 		case <-retry.C:
 		}
-		changes := e.take()
+		changes, noted := e.take()
 		e.learn(changes)
 		waiting = append(waiting, changes...)
 		if err := e.write(); err != nil {
@@ -229,7 +240,7 @@ func (e *Enforcer) loop(ctx context.Context) error {
 		}
 		backoff = newBackoff()
 		retry.Stop()
-		e.live(waiting)
+		e.live(waiting, noted)
 		waiting = nil
 	}
 }
@@ -275,6 +286,10 @@ func (e *Enforcer) learn(changes []change) {
 // read then, and mended.
 func (e *Enforcer) write() error {
 	changes := e.compiler.Flush()
+	e.mu.Lock()
+	e.torn = e.torn || e.mend
+	e.mend = false
+	e.mu.Unlock()
 	if e.torn {
 		have, err := e.cfg.Tables.Dump()
 		if err != nil {
@@ -307,13 +322,13 @@ func (e *Enforcer) name(c bpf.PolicyChange) {
 }
 
 // live follows a write that succeeded: all of these changes are enforced.
-func (e *Enforcer) live(changes []change) {
+func (e *Enforcer) live(changes []change, noted uint64) {
 	now := time.Now()
 	for _, c := range changes {
 		e.metrics.latency.Observe(now.Sub(c.since).Seconds())
 	}
 	e.mu.Lock()
-	e.failed = nil
+	e.failed, e.enforced = nil, noted
 	for _, a := range e.endpoints {
 		if a.known && !a.isLive() {
 			close(a.live)
@@ -343,5 +358,8 @@ func (e *Enforcer) fail(err error) {
 func (e *Enforcer) Settled() bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return e.synced && len(e.pending) == 0 && e.failed == nil
+	return e.settled()
 }
+
+// settled is Settled with the lock held.
+func (e *Enforcer) settled() bool { return e.synced && e.enforced == e.noted && e.failed == nil }

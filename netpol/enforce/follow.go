@@ -2,9 +2,7 @@ package enforce
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
-	"hash/maphash"
 	"sync"
 
 	corev1 "k8s.io/api/core/v1"
@@ -16,12 +14,11 @@ import (
 	"k8s.io/client-go/tools/cache"
 )
 
-// followed is a kind of objects of the API: a store for client-go's reflector, which passes on what changes. Of each object it holds a hash of
-// what was passed on, so that what changes nothing (a pod's readiness, a node's heartbeat) ends here.
+// followed is a kind of objects of the API: a store for client-go's reflector, which passes on what changes. Each object that was passed on is held as
+// bytes, which take little room, so that what changes nothing (a pod's readiness, a node's heartbeat) ends here, and so that what is enforced can be proved.
 type followed struct {
 	kind string
-	// keep returns what is passed on of an object; an error drops it.
-	keep func(obj any) (metav1.Object, error)
+	codec
 	// id names an object in what is passed on.
 	id func(obj metav1.Object) string
 	// pass is told of an object that is new or has changed, or, with nil, of one that is gone.
@@ -30,7 +27,6 @@ type followed struct {
 	mu      sync.Mutex
 	known   map[string]passed
 	changed chan struct{} // closed and replaced when known changes
-	seed    maphash.Seed
 	once    sync.Once
 	synced  chan struct{} // closed when all that there was at the start is passed on
 }
@@ -38,12 +34,20 @@ type followed struct {
 // passed is what was passed on of an object.
 type passed struct {
 	id      string
-	hash    uint64
+	packed  string // without its resourceVersion
 	version string // resourceVersion
 }
 
-func newFollowed(kind string, id func(metav1.Object) string, keep func(any) (metav1.Object, error), pass func(kind, id string, obj metav1.Object)) *followed {
-	return &followed{kind: kind, id: id, keep: keep, pass: pass, known: map[string]passed{}, changed: make(chan struct{}), seed: maphash.MakeSeed(), synced: make(chan struct{})}
+// codec says what is held of a kind's objects, and how.
+type codec struct {
+	// keep returns what is passed on of an object; an error drops it.
+	keep   func(obj any) (metav1.Object, error)
+	pack   func(metav1.Object) ([]byte, error)
+	unpack func(string) (metav1.Object, error)
+}
+
+func newFollowed(kind string, id func(metav1.Object) string, c codec, pass func(kind, id string, obj metav1.Object)) *followed {
+	return &followed{kind: kind, codec: c, id: id, pass: pass, known: map[string]passed{}, changed: make(chan struct{}), synced: make(chan struct{})}
 }
 
 // uidOf is an id for kinds of which one may be there still when the next of its name comes.
@@ -117,23 +121,17 @@ func (f *followed) Resync() error { return nil }
 
 func (f *followed) settled() { f.once.Do(func() { close(f.synced) }) }
 
-// hash tells objects apart but for their resourceVersion.
-func (f *followed) hash(obj metav1.Object) (uint64, error) {
+// packed is what is held of an object.
+func (f *followed) packed(obj metav1.Object) (string, error) {
 	version := obj.GetResourceVersion()
 	obj.SetResourceVersion("")
 	defer obj.SetResourceVersion(version)
-	var data []byte
-	var err error
-	if m, ok := obj.(interface{ Marshal() ([]byte, error) }); ok {
-		data, err = m.Marshal()
-	} else {
-		data, err = json.Marshal(obj)
-	}
-	return maphash.Bytes(f.seed, data), err
+	data, err := f.pack(obj)
+	return string(data), err
 }
 
 func (f *followed) put(obj metav1.Object) error {
-	h, err := f.hash(obj)
+	data, err := f.packed(obj)
 	if err != nil {
 		return fmt.Errorf("%s %s: %w", f.kind, keyOf(obj), err)
 	}
@@ -141,12 +139,12 @@ func (f *followed) put(obj metav1.Object) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	was, had := f.known[key]
-	now := passed{f.id(obj), h, obj.GetResourceVersion()}
+	now := passed{f.id(obj), data, obj.GetResourceVersion()}
 	if had && was.id != now.id {
 		f.pass(f.kind, was.id, nil)
 		had = false
 	}
-	if !had || was.hash != h {
+	if !had || was.packed != data {
 		f.pass(f.kind, now.id, obj)
 	}
 	f.known[key] = now
@@ -177,17 +175,46 @@ func (f *followed) count() int {
 	return len(f.known)
 }
 
-// keeping makes keep of a function for objects of the API, which takes what it has made itself, too.
+// each calls f with the objects that are held and wanted, by their key. It stops at an error.
+func (f *followed) each(want func(key string) bool, do func(metav1.Object)) error {
+	f.mu.Lock()
+	list := make([]string, 0, len(f.known))
+	for key, p := range f.known {
+		if want == nil || want(key) {
+			list = append(list, p.packed)
+		}
+	}
+	f.mu.Unlock()
+	for _, data := range list {
+		o, err := f.unpack(data)
+		if err != nil {
+			return fmt.Errorf("%s: %w", f.kind, err)
+		}
+		do(o)
+	}
+	return nil
+}
+
+// keeping is the codec of built-in objects, of which keep says what is held. keep takes what it has made itself, too.
 func keeping[T any, P interface {
 	*T
 	metav1.Object
-}](keep func(P) P) func(any) (metav1.Object, error) {
-	return func(obj any) (metav1.Object, error) {
-		o, ok := obj.(P)
-		if !ok {
-			return nil, fmt.Errorf("%T where %T is expected", obj, o)
-		}
-		return keep(o), nil
+	Marshal() ([]byte, error)
+	Unmarshal([]byte) error
+}](keep func(P) P) codec {
+	return codec{
+		keep: func(obj any) (metav1.Object, error) {
+			o, ok := obj.(P)
+			if !ok {
+				return nil, fmt.Errorf("%T where %T is expected", obj, o)
+			}
+			return keep(o), nil
+		},
+		pack: func(o metav1.Object) ([]byte, error) { return o.(P).Marshal() },
+		unpack: func(data string) (metav1.Object, error) {
+			o := P(new(T))
+			return o, o.Unmarshal([]byte(data))
+		},
 	}
 }
 

@@ -2,6 +2,7 @@ package enforce
 
 import (
 	"context"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -22,17 +23,24 @@ import (
 	"github.com/strake-io/strake/bpf"
 )
 
-// fakeTables keep subjects, and refuse what they are told to.
+// fakeTables keep rows, and refuse what they are told to.
 type fakeTables struct {
 	mu       sync.Mutex
 	subjects map[netip.Addr]bpf.PolicySubject
+	peers    map[netip.Prefix]bpf.PolicyPeer
+	answers  map[answerKey]bpf.PolicyAnswer
+	ports    map[bpf.PolicyPort]bool
+	names    map[uint32]bpf.PolicyName
 	writes   int
 	fail     error
 	changed  chan struct{}
 }
 
 func newTables(addrs ...string) *fakeTables {
-	t := &fakeTables{subjects: map[netip.Addr]bpf.PolicySubject{}, changed: make(chan struct{})}
+	t := &fakeTables{
+		subjects: map[netip.Addr]bpf.PolicySubject{}, peers: map[netip.Prefix]bpf.PolicyPeer{}, answers: map[answerKey]bpf.PolicyAnswer{},
+		ports: map[bpf.PolicyPort]bool{}, names: map[uint32]bpf.PolicyName{}, changed: make(chan struct{}),
+	}
 	for _, a := range addrs {
 		t.subjects[netip.MustParseAddr(a)] = bpf.PolicySubject{Addr: netip.MustParseAddr(a)}
 	}
@@ -48,11 +56,39 @@ func (t *fakeTables) Apply(c bpf.PolicyChange) error {
 	if t.fail != nil {
 		return t.fail
 	}
+	for _, n := range c.Names {
+		t.names[n.Policy] = n
+	}
+	for _, p := range c.Ports {
+		maps.DeleteFunc(t.ports, func(have bpf.PolicyPort, _ bool) bool {
+			have.Verdict = p.Verdict
+			return have == p
+		})
+		t.ports[p] = true
+	}
+	for _, a := range c.Answers {
+		t.answers[answerOf(a)] = a
+	}
+	for _, p := range c.Peers {
+		t.peers[p.Prefix] = p
+	}
 	for _, s := range c.Subjects {
 		t.subjects[s.Addr] = s
 	}
 	for _, a := range c.GoneSubjects {
 		delete(t.subjects, a)
+	}
+	for _, p := range c.GonePeers {
+		delete(t.peers, p)
+	}
+	for _, a := range c.GoneAnswers {
+		delete(t.answers, answerOf(a))
+	}
+	for _, list := range c.GonePorts {
+		maps.DeleteFunc(t.ports, func(p bpf.PolicyPort, _ bool) bool { return p.Ports == list })
+	}
+	for _, n := range c.GoneNames {
+		delete(t.names, n)
 	}
 	return nil
 }
@@ -60,11 +96,10 @@ func (t *fakeTables) Apply(c bpf.PolicyChange) error {
 func (t *fakeTables) Dump() (bpf.PolicyRows, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	var r bpf.PolicyRows
-	for _, s := range t.subjects {
-		r.Subjects = append(r.Subjects, s)
-	}
-	return r, nil
+	return bpf.PolicyRows{
+		Subjects: slices.Collect(maps.Values(t.subjects)), Peers: slices.Collect(maps.Values(t.peers)), Answers: slices.Collect(maps.Values(t.answers)),
+		Ports: slices.Collect(maps.Keys(t.ports)), Names: slices.Collect(maps.Values(t.names)),
+	}, nil
 }
 
 func (t *fakeTables) Hits() ([]bpf.PolicyHit, error) { return nil, nil }

@@ -16,6 +16,13 @@ type instruments struct {
 	failures prometheus.Counter
 	broken   prometheus.Gauge
 	problems prometheus.Gauge
+
+	proofs, questions prometheus.Counter
+	drift, proved     prometheus.Gauge
+}
+
+func (m *instruments) all() []prometheus.Collector {
+	return []prometheus.Collector{m.latency, m.failures, m.broken, m.problems, m.proofs, m.questions, m.drift, m.proved}
 }
 
 func newInstruments() *instruments {
@@ -27,6 +34,11 @@ func newInstruments() *instruments {
 		failures: prometheus.NewCounter(prometheus.CounterOpts{Name: "strake_policy_write_failures_total", Help: "Writes of policy rows that did not succeed, and are tried again"}),
 		broken:   prometheus.NewGauge(prometheus.GaugeOpts{Name: "strake_policy_stale", Help: "1 while the kernel's policy rows are older than what the API has, because they can't be written"}),
 		problems: prometheus.NewGauge(prometheus.GaugeOpts{Name: "strake_policy_problems", Help: "Parts of policies that are invalid or do not fit, and close"}),
+
+		proofs:    prometheus.NewCounter(prometheus.CounterOpts{Name: "strake_policy_proofs_total", Help: "How often the kernel's policy rows were held against the policies"}),
+		questions: prometheus.NewCounter(prometheus.CounterOpts{Name: "strake_policy_proof_questions_total", Help: "Questions that rows and policies were asked for it"}),
+		drift:     prometheus.NewGauge(prometheus.GaugeOpts{Name: "strake_policy_drift", Help: "Differences between rows and policies that the last proof found"}),
+		proved:    prometheus.NewGauge(prometheus.GaugeOpts{Name: "strake_policy_proved_timestamp_seconds", Help: "When the last proof found none"}),
 	}
 }
 
@@ -42,8 +54,7 @@ var (
 
 // Describe implements prometheus.Collector.
 func (e *Enforcer) Describe(to chan<- *prometheus.Desc) {
-	m := e.metrics
-	for _, c := range []prometheus.Collector{m.latency, m.failures, m.broken, m.problems} {
+	for _, c := range e.metrics.all() {
 		c.Describe(to)
 	}
 	for _, d := range []*prometheus.Desc{objectsDesc, rowsDesc, roomDesc, hitsDesc, hitBytesDesc} {
@@ -53,8 +64,7 @@ func (e *Enforcer) Describe(to chan<- *prometheus.Desc) {
 
 // Collect implements prometheus.Collector.
 func (e *Enforcer) Collect(to chan<- prometheus.Metric) {
-	m := e.metrics
-	for _, c := range []prometheus.Collector{m.latency, m.failures, m.broken, m.problems} {
+	for _, c := range e.metrics.all() {
 		c.Collect(to)
 	}
 	for _, f := range []*followed{e.pods, e.namespaces, e.nodes, e.policies, e.clusterPolicies} {

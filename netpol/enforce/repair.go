@@ -71,6 +71,11 @@ func repair(have, want bpf.PolicyRows) []bpf.PolicyChange {
 			c.Ports = append(c.Ports, p)
 		}
 	}
+	for _, p := range have.Ports {
+		if list := wantPorts[p.Ports]; list != nil && !list[p] {
+			c.Ports = append(c.Ports, neutral(p, list)...)
+		}
+	}
 	for _, s := range gone(have.Subjects, keyed(want.Subjects, subjectOf), subjectOf) {
 		c.GoneSubjects = append(c.GoneSubjects, s.Addr)
 	}
@@ -115,6 +120,25 @@ func repair(have, want bpf.PolicyRows) []bpf.PolicyChange {
 		}
 	}
 	return out
+}
+
+// neutral gives a row that a list should not have the verdict that the list gives without it: single rows of lists don't go.
+func neutral(row bpf.PolicyPort, list map[bpf.PolicyPort]bool) []bpf.PolicyPort {
+	var best *bpf.PolicyPort
+	for p := range list {
+		if p.Protocol == row.Protocol && p.Port == row.Port && p.Bits == row.Bits {
+			return nil // another verdict, which is written as the list's own row
+		}
+		covers := p.Protocol == 0 || p.Protocol == row.Protocol && p.Bits <= row.Bits && p.Port == row.Port&^uint16(1<<(16-p.Bits)-1)
+		if covers && (best == nil || p.Protocol != 0 && (best.Protocol == 0 || p.Bits > best.Bits)) {
+			best = &p
+		}
+	}
+	if best == nil || row.Verdict == best.Verdict {
+		return nil
+	}
+	row.Verdict = best.Verdict
+	return []bpf.PolicyPort{row}
 }
 
 func emptyChange(c bpf.PolicyChange) bool {

@@ -56,6 +56,10 @@ func (t *trouble) failed(err error) {
 	t.recorder.Event(t.node, corev1.EventTypeWarning, reasonFailed, err.Error())
 }
 
+func (t *trouble) drift(what string) {
+	t.recorder.Event(t.node, corev1.EventTypeWarning, reasonDrift, what)
+}
+
 func reference(p netpol.PolicyRef) *corev1.ObjectReference {
 	version := "networking.k8s.io/v1"
 	if p.Kind == kindClusterNetworkPolicy {

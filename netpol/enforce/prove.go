@@ -1,0 +1,177 @@
+package enforce
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/klog/v2"
+	policyv1alpha2 "sigs.k8s.io/network-policy-api/apis/v1alpha2"
+
+	"github.com/strake-io/strake/bpf"
+	"github.com/strake-io/strake/netpol"
+	"github.com/strake-io/strake/netpol/verify"
+)
+
+// What is enforced is proved again and again: some while after changes, and now and then without any, for rows may be changed by others. A proof in a large cluster is
+// one of samples, and takes no more than a small part of one CPU's time.
+const (
+	proveAfter   = 30 * time.Second
+	proveAnyway  = 10 * time.Minute
+	proveShare   = 50   // a proof may take a 50th of the time
+	proveAsks    = 2000 // questions
+	proveSamples = 500  // pods of other nodes
+)
+
+// prove holds rows against policies until ctx ends.
+func (e *Enforcer) prove(ctx context.Context) {
+	var last uint64
+	var done time.Time
+	pause := proveAfter
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(pause):
+		}
+		e.mu.Lock()
+		noted, settled := e.noted, e.settled()
+		e.mu.Unlock()
+		if !settled || noted == last && time.Since(done) < proveAnyway {
+			continue
+		}
+		began := time.Now()
+		if e.proof() {
+			last, done = noted, time.Now()
+		}
+		pause = max(proveAfter, proveShare*time.Since(began))
+	}
+}
+
+// proof is one; it is false if the cluster changed meanwhile. What differs is looked at again before it is told: and then rows are written that are as they should be.
+func (e *Enforcer) proof() bool {
+	var report verify.Report
+	for range 2 {
+		rows, state, others, err := e.snapshot()
+		if err != nil {
+			klog.ErrorS(err, "The enforcement of policies could not be proved")
+			return false
+		}
+		if rows == nil {
+			return false
+		}
+		if report, err = verify.Verify(*rows, state, verify.Options{Node: e.cfg.NodeName, Questions: proveAsks, Others: others}); err != nil {
+			klog.ErrorS(err, "The enforcement of policies could not be proved")
+			return false
+		}
+		e.metrics.proofs.Inc()
+		e.metrics.questions.Add(float64(report.Asked))
+		if report.Drifts == 0 {
+			break
+		}
+	}
+	e.metrics.drift.Set(float64(report.Drifts))
+	if report.Drifts == 0 {
+		e.metrics.proved.SetToCurrentTime()
+		return true
+	}
+	var lines []string
+	for _, d := range report.Examples[:min(3, len(report.Examples))] {
+		lines = append(lines, d.String())
+	}
+	what := fmt.Sprintf("the kernel does not judge as the policies say: %d differences, the first: %s", report.Drifts, strings.Join(lines, "; "))
+	klog.ErrorS(nil, "Drift of network policies: rows are written anew", "differences", report.Drifts, "first", strings.Join(lines, "; "))
+	e.trouble.drift(what)
+	e.mu.Lock()
+	e.mend = true
+	e.mu.Unlock()
+	e.wakeUp()
+	return true
+}
+
+// snapshot returns rows and the state that they follow from; no rows if there is no such moment now. Others are addresses that are of no pod of
+// the state.
+func (e *Enforcer) snapshot() (*bpf.PolicyRows, netpol.State, []netip.Addr, error) {
+	e.mu.Lock()
+	before, settled := e.noted, e.settled()
+	e.mu.Unlock()
+	if !settled {
+		return nil, netpol.State{}, nil, nil
+	}
+	rows, err := e.cfg.Tables.Dump()
+	if err != nil {
+		return nil, netpol.State{}, nil, err
+	}
+	state, err := e.state()
+	if err != nil {
+		return nil, state, nil, err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.noted != before || !e.settled() {
+		return nil, state, nil, nil
+	}
+	var others []netip.Addr
+	placed := map[string]bool{}
+	var pods []*corev1.Pod
+	for _, p := range state.Pods {
+		if p.Spec.NodeName != e.cfg.NodeName || p.Spec.HostNetwork {
+			pods = append(pods, p)
+			continue
+		}
+		var addrs []netip.Addr
+		for owner, a := range e.endpoints {
+			if a.is(p) {
+				placed[owner] = true
+				addrs = append(addrs, a.Addrs...)
+			}
+		}
+		if len(addrs) > 0 {
+			pods = append(pods, withAddrs(p, addrs))
+		}
+	}
+	state.Pods = pods
+	for owner, a := range e.endpoints {
+		if !placed[owner] {
+			others = append(others, a.Addrs...)
+		}
+	}
+	return &rows, state, others, nil
+}
+
+// state is what is followed, of other nodes' pods a sample.
+func (e *Enforcer) state() (netpol.State, error) {
+	s := netpol.State{DNSAddrs: e.cfg.DNSAddrs}
+	e.mu.Lock()
+	here := map[string]bool{}
+	for _, a := range e.endpoints {
+		here[a.name()] = true
+	}
+	e.mu.Unlock()
+	samples := 0
+	for _, err := range []error{
+		e.pods.each(func(key string) bool {
+			if here[key] {
+				return true
+			}
+			samples++ // a map gives them in an order by lot
+			return samples <= proveSamples
+		}, func(o metav1.Object) { s.Pods = append(s.Pods, o.(*corev1.Pod)) }),
+		e.namespaces.each(nil, func(o metav1.Object) { s.Namespaces = append(s.Namespaces, o.(*corev1.Namespace)) }),
+		e.nodes.each(nil, func(o metav1.Object) { s.Nodes = append(s.Nodes, o.(*corev1.Node)) }),
+		e.policies.each(nil, func(o metav1.Object) { s.NetworkPolicies = append(s.NetworkPolicies, o.(*networkingv1.NetworkPolicy)) }),
+		e.clusterPolicies.each(nil, func(o metav1.Object) {
+			s.ClusterNetworkPolicies = append(s.ClusterNetworkPolicies, o.(*policyv1alpha2.ClusterNetworkPolicy))
+		}),
+	} {
+		if err != nil {
+			return s, err
+		}
+	}
+	return s, nil
+}

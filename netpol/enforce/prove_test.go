@@ -1,0 +1,132 @@
+package enforce
+
+import (
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/strake-io/strake/bpf"
+	"github.com/strake-io/strake/netpol/compiler"
+)
+
+func deny(name string) *networkingv1.NetworkPolicy {
+	return &networkingv1.NetworkPolicy{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: name, UID: types.UID(name)},
+		Spec: networkingv1.NetworkPolicySpec{
+			PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeIngress},
+			Ingress:     []networkingv1.NetworkPolicyIngressRule{{From: []networkingv1.NetworkPolicyPeer{{PodSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"app": "b"}}}}}},
+		},
+	}
+}
+
+// settle waits until all is enforced.
+func (l *lab) settle() {
+	l.tb.Helper()
+	for deadline := time.Now().Add(patience); !l.Settled(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			l.tb.Fatal("it does not settle")
+		}
+	}
+}
+
+// Rows that somebody has changed are seen by the next proof, told, and mended.
+func TestDriftIsMended(t *testing.T) {
+	l := newLab(t, newTables(), namespace("ns"), pod("ns", "a", "u1", self), pod("ns", "b", "u2", "node-2", "10.244.1.2"), deny("d")).run()
+	if err := l.Admit(t.Context(), endpoint("c1", "ns", "a", "u1", "10.244.0.2")); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Admit(t.Context(), endpoint("c2", "", "", "", "10.244.0.3")); err != nil {
+		t.Fatal(err)
+	}
+	l.settle()
+	if !l.proof() || testutil.ToFloat64(l.metrics.drift) != 0 || testutil.ToFloat64(l.metrics.questions) < 30 {
+		t.Errorf("drift %v after %v questions", testutil.ToFloat64(l.metrics.drift), testutil.ToFloat64(l.metrics.questions))
+	}
+	addr := netip.MustParseAddr("10.244.0.2")
+	l.tables.mu.Lock()
+	right := l.tables.subjects[addr]
+	l.tables.subjects[addr] = bpf.PolicySubject{Addr: addr, Identity: right.Identity}
+	l.tables.mu.Unlock()
+	if right.Ingress == 0 {
+		t.Fatal("the pod was not judged")
+	}
+	if !l.proof() || testutil.ToFloat64(l.metrics.drift) == 0 {
+		t.Error("drift is not seen")
+	}
+	if e := <-l.events; !strings.Contains(e, reasonDrift) || !strings.Contains(e, "ns/a") {
+		t.Errorf("event %q", e)
+	}
+	l.tables.await(t, "the right row", func() bool { return l.tables.subjects[addr] == right })
+	l.settle()
+	if !l.proof() || testutil.ToFloat64(l.metrics.drift) != 0 {
+		t.Error("drift is left")
+	}
+}
+
+// Whatever tables hold, repair makes them what they should be, and takes nothing away that rows in force lead to before others are there.
+func TestRepair(t *testing.T) {
+	random := rand.New(rand.NewPCG(1, 1))
+	rows := func() bpf.PolicyRows {
+		var r bpf.PolicyRows
+		for i := range uint32(6) {
+			n := random.Uint32N(4)
+			if n == 0 {
+				continue
+			}
+			a := netip.AddrFrom4([4]byte{10, 0, 0, byte(i)})
+			r.Subjects = append(r.Subjects, bpf.PolicySubject{Addr: a, Identity: n, Ingress: n})
+			r.Peers = append(r.Peers, bpf.PolicyPeer{Prefix: netip.PrefixFrom(a, 32), Identity: n})
+			r.Answers = append(r.Answers, bpf.PolicyAnswer{RuleSet: i + 1, Ports: n})
+			r.Ports = append(r.Ports, bpf.PolicyPort{Ports: i + 1}, bpf.PolicyPort{Ports: i + 1, Protocol: 6, Port: uint16(n) << 8, Bits: uint8(8 + n), Verdict: bpf.PolicyVerdict{Allow: n == 2, Policy: n}})
+			r.Names = append(r.Names, bpf.PolicyName{Policy: i + 1, Name: strings.Repeat("x", int(n))})
+		}
+		return r
+	}
+	load := func(r bpf.PolicyRows) *fakeTables {
+		f := newTables()
+		if err := f.Apply(bpf.PolicyChange{Names: r.Names, Ports: r.Ports, Answers: r.Answers, Peers: r.Peers, Subjects: r.Subjects}); err != nil {
+			t.Fatal(err)
+		}
+		return f
+	}
+	for range 500 {
+		have, want := rows(), rows()
+		tables := load(have)
+		for i, c := range repair(have, want) {
+			if i == 0 && len(c.Subjects)+len(c.Answers) == 0 { // what frees room
+				for _, a := range c.GoneAnswers {
+					if slices.ContainsFunc(have.Subjects, func(s bpf.PolicySubject) bool { return s.Ingress == a.RuleSet }) {
+						t.Fatalf("an answer in force goes first: %+v", a)
+					}
+				}
+			}
+			if err := tables.Apply(c); err != nil {
+				t.Fatal(err)
+			}
+		}
+		now, err := tables.Dump()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if left := repair(now, want); len(left) != 0 {
+			t.Fatalf("left %+v\nof %+v\nto %+v", left, have, want)
+		}
+		got, meant := compiler.Interpret(now), compiler.Interpret(want)
+		for _, s := range want.Subjects {
+			for port := uint16(0); port < 2000; port += 50 {
+				q := bpf.PolicyQuery{From: netip.MustParseAddr("192.0.2.1"), To: s.Addr, Protocol: 6, Port: port}
+				if g, m := got.Judge(q).Allowed, meant.Judge(q).Allowed; g != m {
+					t.Fatalf("%+v: %v, should be %v", q, g, m)
+				}
+			}
+		}
+	}
+}
