@@ -30,6 +30,22 @@ func eachPolicyRow[K, V any](m *ebpf.Map, do func(K, V)) error {
 // Dump returns all rows, sorted. What is being written meanwhile may be half there.
 func (t *PolicyTables) Dump() (PolicyRows, error) { return policyRows(t.m) }
 
+// ReadPolicyNames tells what the numbers of policies stand for in the tables that are pinned below pinDir; no agent need run.
+func ReadPolicyNames(pinDir string) (map[uint32]PolicyName, error) {
+	maps, done, err := openPins(pinDir, []string{"policy_names"})
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	out := map[uint32]PolicyName{}
+	err = eachPolicyRow(maps["policy_names"], func(k uint32, v netPolicyName) { out[k] = policyNameOf(k, v) })
+	return out, err
+}
+
+func policyNameOf(k uint32, v netPolicyName) PolicyName {
+	return PolicyName{Policy: k, UID: textOf(v.Uid[:]), Kind: textOf(v.Kind[:]), Namespace: textOf(v.Namespace[:]), Name: textOf(v.Name[:])}
+}
+
 // Usage is how full the tables are.
 func (t *PolicyTables) Usage() ([]MapStatus, error) {
 	r, err := t.Dump()
@@ -80,9 +96,7 @@ func policyRows(m map[string]*ebpf.Map) (PolicyRows, error) {
 			r.Answers = append(r.Answers, PolicyAnswer{RuleSet: k.Rules, Identity: k.Identity, Ports: v})
 		}),
 		eachPolicyRow(m["policy_ports"], func(k netPolicyPortKey, v netPolicyVerdict) { r.Ports = append(r.Ports, policyPortOf(k, v)) }),
-		eachPolicyRow(m["policy_names"], func(k uint32, v netPolicyName) {
-			r.Names = append(r.Names, PolicyName{Policy: k, UID: textOf(v.Uid[:]), Kind: textOf(v.Kind[:]), Namespace: textOf(v.Namespace[:]), Name: textOf(v.Name[:])})
-		}),
+		eachPolicyRow(m["policy_names"], func(k uint32, v netPolicyName) { r.Names = append(r.Names, policyNameOf(k, v)) }),
 	)
 	slices.SortFunc(r.Subjects, func(a, b PolicySubject) int { return a.Addr.Compare(b.Addr) })
 	slices.SortFunc(r.Peers, func(a, b PolicyPeer) int {

@@ -81,6 +81,17 @@ read are lost; how many is said.`,
 				}
 				return ""
 			}
+			var names map[uint32]bpf.PolicyName
+			var read time.Time
+			c.PolicyNames = func() map[uint32]bpf.PolicyName {
+				if time.Since(read) > time.Second {
+					if now, err := bpf.ReadPolicyNames(l.BPF()); err == nil { // else the ones of before, or none
+						names = now
+					}
+					read = time.Now()
+				}
+				return names
+			}
 			c.Clock = func() (time.Time, time.Duration) { return time.Now(), bpf.Monotonic() }
 			m, err := bpf.OpenMonitor(l.BPF(), all)
 			if err != nil {

@@ -22,6 +22,7 @@ import (
 	"github.com/strake-io/strake/cni"
 	"github.com/strake-io/strake/dns"
 	"github.com/strake-io/strake/kubelet/cgroups"
+	"github.com/strake-io/strake/netpol/compiler"
 )
 
 // protocols that Services have.
@@ -154,6 +155,13 @@ func traceState(node doctor.Node, api doctor.Services) (trace.State, []bpf.Name,
 	}
 	s.Endpoints, s.Remotes = rows.Endpoints, rows.Remotes
 	names := rows.Names
+	if !node.ProxyOnly {
+		policies, err := bpf.ReadPolicies(pins)
+		if err != nil {
+			return s, nil, err
+		}
+		s.Policies = compiler.Interpret(policies)
+	}
 	if node.ProxyOnly { // the kernel answers none here
 		slicesOf := map[string][]*discoveryv1.EndpointSlice{}
 		for i := range api.Slices {
@@ -266,5 +274,10 @@ func printTrace(w io.Writer, a trace.Answer, proto string) {
 			fmt.Fprintf(t, "  %s\t%s\t%.1f %%\t%s\t%s\n", b.Address, name, b.Chance*100, b.Path, b.Source)
 		}
 		t.Flush()
+	}
+	for _, b := range a.Backends {
+		if b.Policy != nil {
+			fmt.Fprintf(w, "  policy    to %s: egress %s; ingress %s\n", b.Address, b.Policy.Egress, b.Policy.Ingress)
+		}
 	}
 }

@@ -30,8 +30,28 @@ type Line struct {
 	Flags       string    `json:"tcpFlags,omitempty"`
 	Length      int       `json:"length,omitempty"`
 	Note        string    `json:"note,omitempty"`
+	Policy      *Policy   `json:"policy,omitempty"` // that forbids it
 	PID         int       `json:"pid,omitempty"`
 	Command     string    `json:"command,omitempty"`
+}
+
+// Policy is what forbids a packet.
+type Policy struct {
+	Kind      string `json:"kind"`
+	Namespace string `json:"namespace,omitempty"`
+	Name      string `json:"name"`
+	Rule      *int   `json:"rule,omitempty"` // none: its isolation does
+}
+
+func (p Policy) String() string {
+	name := p.Name
+	if p.Namespace != "" {
+		name = p.Namespace + "/" + name
+	}
+	if p.Rule == nil {
+		return fmt.Sprintf("isolated by %s %s", p.Kind, name)
+	}
+	return fmt.Sprintf("rule %d of %s %s", *p.Rule, p.Kind, name)
 }
 
 // Filter chooses lines. Its zero value takes all.
@@ -75,6 +95,8 @@ type Config struct {
 	JSON   bool // an object a line
 	Clock  func() (wall time.Time, monotonic time.Duration)
 	PodAt  func(ifindex int) string // the pod that an interface leads to
+	// PolicyNames are those of the node's tables, by number.
+	PolicyNames func() map[uint32]bpf.PolicyName
 }
 
 // Run shows events on out until ctx ends or so many are shown. What was lost is told on out as JSON, else on notes.
@@ -151,10 +173,28 @@ func (c Config) line(e bpf.Event) Line {
 			l.Pod = c.PodAt(i)
 		}
 	}
+	l.Policy = c.policy(e)
 	p := Decode(e.Packet)
 	l.Protocol, l.Flags, l.Note = p.Protocol, p.Flags, p.Note
 	l.Source, l.Destination = c.Names.Of(p.Source, p.SrcPort), c.Names.Of(p.Dest, p.DstPort)
 	return l
+}
+
+// policy names what forbids an event's packet.
+func (c Config) policy(e bpf.Event) *Policy {
+	if e.Policy == 0 || c.PolicyNames == nil {
+		return nil
+	}
+	n, ok := c.PolicyNames()[e.Policy]
+	if !ok {
+		return nil
+	}
+	p := &Policy{Kind: n.Kind, Namespace: n.Namespace, Name: n.Name}
+	if e.Rule != bpf.PolicyNoRule {
+		rule := int(e.Rule)
+		p.Rule = &rule
+	}
+	return p
 }
 
 func interfaceName(index int) string {
@@ -193,5 +233,8 @@ func (l Line) String() string {
 		}
 	}
 	fmt.Fprintf(&b, ", %d bytes", l.Length)
+	if l.Policy != nil {
+		fmt.Fprintf(&b, ", %s", l.Policy)
+	}
 	return b.String()
 }

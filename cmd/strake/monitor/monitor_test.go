@@ -143,6 +143,25 @@ func TestRun(t *testing.T) {
 	}
 }
 
+// What policies drop names the policy and its rule.
+func TestDropsOfPolicies(t *testing.T) {
+	c := Config{Names: NewNames(), Clock: func() (time.Time, time.Duration) { return time.Now(), 0 }, PolicyNames: func() map[uint32]bpf.PolicyName {
+		return map[uint32]bpf.PolicyName{3: {Policy: 3, Kind: "NetworkPolicy", Namespace: "shop", Name: "web"}, 4: {Policy: 4, Kind: "ClusterNetworkPolicy", Name: "guard"}}
+	}}
+	syn := bytesOf(t, frames["SYN"].frame)
+	for want, e := range map[string]bpf.Event{
+		", isolated by NetworkPolicy shop/web":   {Policy: 3, Rule: bpf.PolicyNoRule},
+		", rule 0 of ClusterNetworkPolicy guard": {Policy: 4},
+		"60 bytes":                               {},
+		" SYN,ACK, 60 bytes":                     {Policy: 5},
+	} {
+		e.Reason, e.Length, e.Packet = "drop_policy_ingress", 60, syn
+		if got := c.line(e).String(); !strings.HasSuffix(got, want) {
+			t.Errorf("%q does not end with %q", got, want)
+		}
+	}
+}
+
 func TestCheckReasons(t *testing.T) {
 	if err := CheckReasons([]string{"drop_spoofed", "pod_to_pod"}); err != nil {
 		t.Error(err)

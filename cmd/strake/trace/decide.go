@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/strake-io/strake/bpf"
+	"github.com/strake-io/strake/netpol/compiler"
 )
 
 // Client is who would connect.
@@ -45,6 +47,7 @@ type State struct {
 	Exempt     []netip.Prefix
 	Who        func(netip.Addr) string // names an address; nil: nobody
 	OtherPods  bool                    // another plugin makes the pods
+	Policies   *compiler.Tables        // of network policies; nil: nobody judges
 }
 
 // Answer is what would happen.
@@ -66,6 +69,15 @@ type Choice struct {
 	Chance  float64 `json:"chance"`
 	Path    string  `json:"path"`
 	Source  string  `json:"source"` // as whom the backend sees the client
+	// Policy is what network policies say of the way, as far as this node judges it.
+	Policy *Policy `json:"policy,omitempty"`
+}
+
+// Policy is the verdict of network policies at both ends.
+type Policy struct {
+	Allowed bool   `json:"allowed"`
+	Egress  string `json:"egress"`
+	Ingress string `json:"ingress"`
 }
 
 // Verdicts.
@@ -77,6 +89,80 @@ const (
 
 // Decide is pure.
 func Decide(q Question, s State) Answer {
+	a := decide(q, s)
+	if s.Policies == nil || a.Verdict != Delivered {
+		return a
+	}
+	denied := 0
+	for i := range a.Backends {
+		c := &a.Backends[i]
+		if c.Policy = s.judge(q, *c); c.Policy != nil && !c.Policy.Allowed {
+			denied++
+		}
+	}
+	if denied > 0 && denied == len(a.Backends) {
+		p := a.Backends[0].Policy
+		a.Verdict, a.Reason = Dropped, "drop_policy_egress: "+p.Egress
+		if !strings.HasPrefix(p.Egress, forbidden) {
+			a.Reason = "drop_policy_ingress: " + p.Ingress
+		}
+	}
+	return a
+}
+
+// forbidden begins what is said of an end that forbids.
+const forbidden = "forbidden"
+
+// judge tells what policies say of the way to a backend.
+func (s State) judge(q Question, c Choice) *Policy {
+	to, err := netip.ParseAddrPort(c.Address)
+	if err != nil {
+		return nil
+	}
+	addr := q.From.Addr
+	if q.From.Kind == Outside { // a pod is judged before it gets the node's address
+		seen, _, _ := strings.Cut(c.Source, " ")
+		if a, err := netip.ParseAddr(seen); err == nil {
+			addr = a
+		}
+	}
+	d := s.Policies.Judge(bpf.PolicyQuery{From: addr, To: to.Addr(), Protocol: q.Protocol, Port: to.Port(), Node: q.From.Kind == Node})
+	here := func(a netip.Addr) bool {
+		return slices.ContainsFunc(s.Endpoints, func(e bpf.Endpoint) bool { return e.Addr == a })
+	}
+	say := func(v *bpf.PolicyVerdict, judged bool, elsewhere string) string {
+		switch {
+		case v == nil && judged:
+			return "allowed: no policy selects it"
+		case v == nil:
+			return elsewhere
+		}
+		word := forbidden
+		if v.Allow {
+			word = "allowed"
+		}
+		if v.Tier == bpf.PolicyTierNetworkPolicy && !v.Allow && addr == to.Addr() {
+			return "allowed: a pod may have itself"
+		}
+		ref, ok := s.Policies.Policy(v.Policy)
+		switch {
+		case !ok:
+			return word + ": no policy has a say in it"
+		case v.Rule == bpf.PolicyNoRule:
+			return fmt.Sprintf("%s: isolated by %s %s, and no rule admits it", word, ref.Kind, ref)
+		}
+		return fmt.Sprintf("%s by rule %d of %s %s", word, v.Rule, ref.Kind, ref)
+	}
+	p := &Policy{Allowed: d.Allowed}
+	p.Egress = say(d.Egress, here(addr), "not judged: no pod of this node sends it")
+	p.Ingress = say(d.Ingress, here(to.Addr()) && q.From.Kind != Node, "not judged here")
+	if q.From.Kind == Node && here(to.Addr()) {
+		p.Ingress = "allowed: the pod's own node sends it"
+	}
+	return p
+}
+
+func decide(q Question, s State) Answer {
 	a := Answer{Question: q, Verdict: Delivered}
 	row, front := s.frontend(q)
 	if row == nil {
