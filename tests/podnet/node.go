@@ -32,6 +32,7 @@ type Spec struct {
 	Nodes         []cni.NodeInfo // all of the cluster, this one too
 	LoadBalancers []bpf.LoadBalancer
 	Names         []bpf.Name
+	Policies      *bpf.PolicyChange // written at each start; nil: nobody is judged
 }
 
 // Uplink is the interface of a node's namespace that has the node's address.
@@ -84,12 +85,17 @@ func serve(file string) error {
 	}
 	d, err := bpf.Open(bpf.Config{
 		PinDir: s.pins(), CgroupRoot: s.CgroupRoot, NodeCgroup: s.Cgroup, DNSAddrs: s.DNSAddrs, Zone: zone, DNSTTL: 30,
-		NodeAddrs: s.Addrs, NoMasquerade: s.NoMasquerade,
+		NodeAddrs: s.Addrs, NoMasquerade: s.NoMasquerade, Policy: s.Policies != nil,
 	})
 	if err != nil {
 		return err
 	}
 	defer d.Close()
+	if s.Policies != nil {
+		if err := d.Policies().Apply(*s.Policies); err != nil {
+			return err
+		}
+	}
 	if err := cni.Prepare(s.state(), s.Addrs, s.DNSAddrs); err != nil {
 		return err
 	}
