@@ -40,12 +40,33 @@ func (d *Datapath) SetNamesState(s NamesState) error {
 }
 
 // NamesState is what the programs have been told.
-func (d *Datapath) NamesState() (NamesState, error) {
+func (d *Datapath) NamesState() (NamesState, error) { return namesStateOf(d.net.Maps["names_state"]) }
+
+func namesStateOf(m *ebpf.Map) (NamesState, error) {
 	var v uint32
-	if err := d.net.Maps["names_state"].Lookup(uint32(0), &v); err != nil {
+	if err := m.Lookup(uint32(0), &v); err != nil {
 		return NamesState{}, fmt.Errorf("bpf: state of names: %w", err)
 	}
 	return NamesState{Whole: v&namesWhole != 0, Off: v&namesOff != 0, TTL: uint16(v >> namesTTL)}, nil
+}
+
+// ReadNames reads the names pinned below pinDir, and what the programs have been told of them; no agent need run.
+func ReadNames(pinDir string) ([]Name, NamesState, error) {
+	maps, done, err := openPins(pinDir, []string{"names", "names_state"})
+	if err != nil {
+		return nil, NamesState{}, err
+	}
+	defer done()
+	t, err := openNames(maps)
+	if err != nil {
+		return nil, NamesState{}, err
+	}
+	names, err := t.Dump()
+	if err != nil {
+		return nil, NamesState{}, fmt.Errorf("bpf: names: %w", err)
+	}
+	state, err := namesStateOf(maps["names_state"])
+	return names, state, err
 }
 
 // nameTable implements Table[Name].

@@ -292,6 +292,14 @@ func TestKernelAnswersNamesOfChanceAsTheServerDoes(t *testing.T) {
 	words := []string{"web", "dual", "six", "db", "db-0", "default", "svc", "pod", "dns", "ns", "dns-version", "cluster", "local", "_http", "_tcp", "_", "10-1-0-1", "Xdnsversion",
 		"abcdefghijk", "a", `\000`, `\255\.`, "*", strings.Repeat("x", 63), "SVC", "Cluster"}
 	types := []uint16{dns.TypeA, dns.TypeAAAA, dns.TypeSRV, dns.TypeSOA, dns.TypeTXT, dns.TypeANY, 65280}
+	rows, err := d.Names().Dump()
+	must(t, err)
+	kernel := NewKernelNames("cluster.local", rows, bpf.NamesState{Whole: true})
+	passed := func() uint64 {
+		status, err := d.Status()
+		must(t, err)
+		return status.Counters["dns_passed"]
+	}
 	random := rand.New(rand.NewPCG(1, 2))
 	for i := range 3000 {
 		conn := conns[i%2]
@@ -308,7 +316,18 @@ func TestKernelAnswersNamesOfChanceAsTheServerDoes(t *testing.T) {
 		if data, err := q.Pack(); err != nil || new(dns.Msg).Unpack(data) != nil {
 			continue // too long
 		}
+		look := i%8 < 2 // to read the counters takes its time
+		before := uint64(0)
+		if look {
+			before = passed()
+		}
 		got := askOver(t, conn, q)
+		if look {
+			byKernel, why := kernel.Explain(name, q.Question[0].Qtype, q.IsEdns0() != nil)
+			if after := passed(); byKernel != (after == before) {
+				t.Errorf("%s: %q, but %d came to user space", &q.Question[0], why, after-before)
+			}
+		}
 		want := s.Answer(context.Background(), q)
 		want.Truncate(4096)
 		if !got.Truncated && !sameMessage(got, want) {

@@ -14,12 +14,12 @@ import (
 	"github.com/strake-io/strake/dns"
 )
 
-func dnsCommand() *cobra.Command {
+func dnsCommand(place places) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "dns",
 		Short: "Cluster DNS: serve it alone, look at what answers",
 	}
-	cmd.AddCommand(dnsServeCommand(), dnsTranslateCommand())
+	cmd.AddCommand(dnsServeCommand(), dnsTranslateCommand(), dnsLookupCommand(place))
 	return cmd
 }
 

@@ -15,7 +15,7 @@ import (
 // toolCommands look at what the cluster does.
 func toolCommands(place places) []*cobra.Command {
 	return []*cobra.Command{
-		doctorCommand(place), monitorCommand(place), connectivityCommand(place), bundleCommand(place), serviceCommand(place), traceCommand(place), policyGroup(place), migrateCommand(place), dnsCommand(),
+		doctorCommand(place), monitorCommand(place), connectivityCommand(place), bundleCommand(place), serviceCommand(place), traceCommand(place), policyGroup(place), migrateCommand(place), dnsCommand(place),
 	}
 }
 

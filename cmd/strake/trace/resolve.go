@@ -20,7 +20,7 @@ func Resolve(host, namespace, zone string, names []bpf.Name) ([]netip.Addr, erro
 		zone = strings.Trim(strings.ToLower(zone), ".")
 		name := strings.ToLower(strings.TrimSuffix(host, "."))
 		for _, suffix := range []string{"", "." + namespace + ".svc." + zone, ".svc." + zone, "." + zone} {
-			if i := slices.IndexFunc(names, func(n bpf.Name) bool { return n.Name == name+suffix+"." }); i >= 0 {
+			if i := slices.IndexFunc(names, func(n bpf.Name) bool { return n.Name == name+suffix+"." && len(n.Addrs) > 0 }); i >= 0 {
 				return names[i].Addrs, nil
 			}
 		}
