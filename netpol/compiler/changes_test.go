@@ -75,6 +75,19 @@ func (r *random) step(s *netpol.State, c *Compiler) string {
 			return "no NetworkPolicy " + p.Namespace + "/" + p.Name
 		}
 		p := r.networkPolicy(fmt.Sprint("np-", r.IntN(8)))
+		if len(s.NetworkPolicies) > 0 && r.chance(2) { // a little of one is other
+			p = pick(r, s.NetworkPolicies...).DeepCopy()
+			if n := len(p.Spec.Ingress); n > 0 {
+				rule := &p.Spec.Ingress[r.IntN(n)]
+				if r.chance(2) {
+					rule.Ports = r.ports()
+				} else {
+					rule.From = r.peers()
+				}
+			} else {
+				p.Spec.PodSelector = *r.selector(podKeys)
+			}
+		}
 		for _, old := range s.NetworkPolicies {
 			if old.Namespace == p.Namespace && old.Name == p.Name && !r.chance(4) {
 				p.UID = old.UID
@@ -90,6 +103,19 @@ func (r *random) step(s *netpol.State, c *Compiler) string {
 			return "no ClusterNetworkPolicy " + p.Name
 		}
 		p := r.clusterPolicy(fmt.Sprint("cnp-", r.IntN(6)))
+		if len(s.ClusterNetworkPolicies) > 0 && !r.chance(3) {
+			p = pick(r, s.ClusterNetworkPolicies...).DeepCopy()
+			switch n, m := len(p.Spec.Ingress), len(p.Spec.Egress); {
+			case n > 0 && r.chance(2):
+				p.Spec.Ingress[r.IntN(n)].Action = r.action()
+			case m > 0 && r.chance(2):
+				p.Spec.Egress[r.IntN(m)].Action = r.action()
+			case m > 0:
+				p.Spec.Egress[r.IntN(m)].Protocols = r.protocols()
+			default:
+				p.Spec.Priority = int32(r.IntN(4))
+			}
+		}
 		for _, old := range s.ClusterNetworkPolicies {
 			if old.Name == p.Name && !r.chance(4) {
 				p.UID = old.UID
@@ -380,5 +406,41 @@ func TestPodThatMovesIsKnownToNewRules(t *testing.T) {
 	q.From = netip.MustParseAddr("192.0.2.1")
 	if tables.Judge(q).Allowed {
 		t.Fatal("a stranger is let in")
+	}
+}
+
+// TestPodComesBack: of two pods of a kind one lies in a block that a rule names. It goes, and another one comes in its place.
+func TestPodComesBack(t *testing.T) {
+	app := map[string]string{"app": "client"}
+	c := New(Options{})
+	c.SetPod(plainPod("server", "10.0.0.1", map[string]string{"app": "server"}))
+	c.SetPod(plainPod("one", "10.0.0.2", app))
+	c.SetPod(plainPod("two", "10.1.0.2", app))
+	c.SetNetworkPolicy(&networkingv1.NetworkPolicy{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "alpha", Name: "block"},
+		Spec: networkingv1.NetworkPolicySpec{
+			PodSelector: metav1.LabelSelector{MatchLabels: map[string]string{"app": "server"}},
+			Ingress: []networkingv1.NetworkPolicyIngressRule{
+				{From: []networkingv1.NetworkPolicyPeer{{IPBlock: &networkingv1.IPBlock{CIDR: "10.1.0.0/16"}}}},
+				{From: []networkingv1.NetworkPolicyPeer{{PodSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"app": "nobody"}}}}},
+				{From: []networkingv1.NetworkPolicyPeer{{PodSelector: &metav1.LabelSelector{MatchLabels: app}, NamespaceSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"team": "a"}}}}},
+				{From: []networkingv1.NetworkPolicyPeer{{PodSelector: &metav1.LabelSelector{MatchLabels: app}}}, Ports: make([]networkingv1.NetworkPolicyPort, 1)},
+			},
+		},
+	})
+	tables := Interpret(bpf.PolicyRows{})
+	apply := func() {
+		for _, change := range c.Flush() {
+			tables.Apply(change)
+		}
+	}
+	apply()
+	c.DeletePod("two")
+	apply()
+	c.SetPod(plainPod("three", "10.1.0.3", app))
+	apply()
+	d := tables.Judge(bpf.PolicyQuery{From: netip.MustParseAddr("10.1.0.3"), To: netip.MustParseAddr("10.0.0.1"), Protocol: netpol.UDP, Port: 53})
+	if !d.Allowed || d.Ingress.Rule != 0 {
+		t.Fatalf("%+v %+v", d, d.Ingress)
 	}
 }

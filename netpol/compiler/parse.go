@@ -84,19 +84,6 @@ type block struct {
 
 func (b block) key() string { return fmt.Sprint("b ", b.cidr, b.except) }
 
-// covers tells whether it has all of a prefix that is no longer than what any of its ends tell apart.
-func (b block) covers(p netip.Prefix) bool {
-	if b.cidr.Bits() > p.Bits() || !b.cidr.Contains(p.Addr()) {
-		return false
-	}
-	for _, e := range b.except {
-		if e.Bits() <= p.Bits() && e.Contains(p.Addr()) {
-			return false
-		}
-	}
-	return true
-}
-
 // parsedPeers are the other ends of a rule: who is any of it.
 type parsedPeers struct {
 	pods   []podSelector

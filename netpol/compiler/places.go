@@ -229,18 +229,17 @@ func (s *prefixSet) holds(p netip.Prefix) bool {
 	return false
 }
 
-// coverer tells of prefixes whether the atom's blocks cover them. Blocks with one cidr are asked together, so that many blocks cost no more than
-// few.
+// coverer tells of prefixes whether the atom's blocks cover them: by few looks, however many blocks and exceptions there are.
 func (a *atom) coverer() func(netip.Prefix) bool {
-	if len(a.blocks) <= 8 {
-		return func(p netip.Prefix) bool {
-			return slices.ContainsFunc(a.blocks, func(b block) bool { return b.covers(p) })
-		}
-	}
-	byCIDR := make(map[netip.Prefix][]block, len(a.blocks))
+	type exceptions []*prefixSet // of each block with a cidr; nil: none
+	byCIDR := make(map[netip.Prefix]exceptions, len(a.blocks))
 	var lengths [2][129]bool
 	for _, b := range a.blocks {
-		byCIDR[b.cidr] = append(byCIDR[b.cidr], b)
+		var except *prefixSet
+		if len(b.except) > 0 {
+			except = newPrefixSet(slices.Values(b.except))
+		}
+		byCIDR[b.cidr] = append(byCIDR[b.cidr], except)
 		lengths[family(b.cidr.Addr())][b.cidr.Bits()] = true
 	}
 	return func(p netip.Prefix) bool {
@@ -249,8 +248,10 @@ func (a *atom) coverer() func(netip.Prefix) bool {
 				continue
 			}
 			cidr, _ := p.Addr().Prefix(bits)
-			if slices.ContainsFunc(byCIDR[cidr], func(b block) bool { return b.covers(p) }) {
-				return true
+			for _, except := range byCIDR[cidr] {
+				if except == nil || !except.holds(p) {
+					return true
+				}
 			}
 		}
 		return false

@@ -54,6 +54,9 @@ func (c *canvas) paintAll(state uint8, v bpf.PolicyVerdict) {
 // paint decides what is open of the spans, which are sorted and apart, of a protocol.
 func (c *canvas) paint(protocol int, spans []span, state uint8, v bpf.PolicyVerdict) {
 	old := c.protocols[protocol]
+	if !anyOpen(old, spans) {
+		return
+	}
 	pieces := make([]piece, 0, len(old)+2*len(spans))
 	add := func(p piece) {
 		if n := len(pieces); n > 0 && pieces[n-1].state == p.state && pieces[n-1].verdict == p.verdict {
@@ -88,6 +91,22 @@ func (c *canvas) paint(protocol int, spans []span, state uint8, v bpf.PolicyVerd
 		}
 	}
 	c.protocols[protocol] = pieces
+}
+
+// anyOpen tells whether anything of the spans is open.
+func anyOpen(pieces []piece, spans []span) bool {
+	for _, s := range spans {
+		i, _ := slices.BinarySearchFunc(pieces, s.first, func(p piece, first uint16) int { return int(p.last) - int(first) })
+		for ; i < len(pieces); i++ {
+			if pieces[i].state == open {
+				return true
+			}
+			if pieces[i].last >= s.last {
+				break
+			}
+		}
+	}
+	return false
 }
 
 // nextTier opens what was passed.
