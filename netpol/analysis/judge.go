@@ -248,8 +248,17 @@ type Range struct {
 	Allowed  bool   `json:"allowed"`
 	Egress   string `json:"egress,omitempty"` // the rule that decided, in words; none where no policy has a say
 	Ingress  string `json:"ingress,omitempty"`
-	egress   reason
-	ingress  reason
+	// EgressRule and IngressRule say the same for programs.
+	EgressRule  *RuleRef `json:"egressRule,omitempty"`
+	IngressRule *RuleRef `json:"ingressRule,omitempty"`
+	egress      reason
+	ingress     reason
+}
+
+// RuleRef is a rule of a policy, by its index in spec.egress or spec.ingress; netpol.NoRule: the policy isolates.
+type RuleRef struct {
+	Policy netpol.PolicyRef `json:"policy"`
+	Rule   int              `json:"rule"`
 }
 
 // pair is what the policies of both sides say, by numbers of answers; none: the classes are of different families.
@@ -342,7 +351,16 @@ func (a *Analysis) rangeOf(protocol string, ports *Ports, e, i int32) Range {
 	out := Range{Protocol: protocol, Ports: ports, egress: a.reasons[e], ingress: a.reasons[i]}
 	out.Allowed = out.egress.allowed && out.ingress.allowed
 	out.Egress, out.Ingress = a.words(out.egress, netpol.Egress), a.words(out.ingress, netpol.Ingress)
+	out.EgressRule, out.IngressRule = a.ruleOf(out.egress), a.ruleOf(out.ingress)
 	return out
+}
+
+// ruleOf is who gave a reason; nil where no policy has a say.
+func (a *Analysis) ruleOf(r reason) *RuleRef {
+	if r.policy < 0 {
+		return nil
+	}
+	return &RuleRef{Policy: a.policies[r.policy].ref, Rule: int(r.rule)}
 }
 
 // words tell a reason; nothing where no policy has a say.
