@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net/http"
 	"net/netip"
-	"runtime/debug"
 	"strings"
 	"sync"
 	"time"
@@ -35,6 +34,8 @@ type Config struct {
 	Recorder record.EventRecorder
 	// Held tells which node ports of rows processes have already, see bpf.HeldPorts; nil: nobody looks.
 	Held func([]bpf.LoadBalancer) ([]bpf.HeldPort, error)
+	// Synced is called once, when all that there was at the start is written; nil: nobody is told.
+	Synced func()
 	// Registry gets the metrics; nil: nobody does.
 	Registry metrics.KubeRegistry
 }
@@ -252,7 +253,9 @@ func (p *Proxy) Run(ctx context.Context) error {
 		p.sync(keys)
 		if first && p.queue.Len() == 0 {
 			first = false
-			go debug.FreeOSMemory() // the first lists took what is not needed any more
+			if p.cfg.Synced != nil {
+				p.cfg.Synced()
+			}
 		}
 	}
 }

@@ -358,3 +358,29 @@ func TestHeldNodePortsAreTold(t *testing.T) {
 		t.Errorf("more Events: %s", <-events.Events)
 	}
 }
+
+// The end of the first full sync is told once.
+func TestSyncedIsToldOnce(t *testing.T) {
+	svc := service(func(*corev1.Service) {})
+	client := fake.NewClientset(svc)
+	table := newTable(0)
+	r := start(t, client, table, testNode)
+	rows := func() int {
+		l, err := table.Dump()
+		must(t, err)
+		return len(l)
+	}
+	r.until(t, func() bool { return r.synced.Load() > 0 })
+	first := rows()
+	if first == 0 {
+		t.Error("it is told before anything is written")
+	}
+	other := svc.DeepCopy()
+	other.Name, other.UID, other.Spec.ClusterIP, other.Spec.ClusterIPs = "other", "other", "10.96.0.99", []string{"10.96.0.99"}
+	_, err := client.CoreV1().Services(other.Namespace).Create(t.Context(), other, metav1.CreateOptions{})
+	must(t, err)
+	r.until(t, func() bool { return rows() > first })
+	if n := r.synced.Load(); n != 1 {
+		t.Errorf("it is told %d times", n)
+	}
+}

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -115,6 +116,7 @@ type running struct {
 	table    *watchedTable
 	registry metrics.KubeRegistry
 	events   *record.FakeRecorder
+	synced   atomic.Int32 // how often it was told that all is written
 	done     chan error
 	stop     func()
 }
@@ -141,7 +143,7 @@ func start(t *testing.T, client *fake.Clientset, table bpf.LoadBalancerTable, no
 	f := informers.NewSharedInformerFactory(client, 0)
 	r := &running{table: watched(table), registry: metrics.NewKubeRegistry(), events: record.NewFakeRecorder(10000), done: make(chan error, 1)}
 	var err error
-	r.Proxy, err = New(Config{Client: client, Informers: f, Table: r.table, Node: node, Recorder: r.events, Registry: r.registry})
+	r.Proxy, err = New(Config{Client: client, Informers: f, Table: r.table, Node: node, Recorder: r.events, Registry: r.registry, Synced: func() { r.synced.Add(1) }})
 	must(t, err)
 	f.Start(ctx.Done())
 	go func() { r.done <- r.Run(ctx) }()

@@ -139,7 +139,7 @@ func runAgent() {
 }
 
 func (s agentSpec) run(ctx context.Context, out io.Writer) error {
-	debug.SetGCPercent(50) // as the agent does
+	debug.SetGCPercent(200) // as the agent does, see cmd/strake/services
 	pins := filepath.Join(s.Dir, "bpf")
 	if err := bpf.MountBPFFS(pins); err != nil {
 		return err
@@ -165,7 +165,10 @@ func (s agentSpec) run(ctx context.Context, out io.Writer) error {
 		return err
 	}
 	f := informers.NewSharedInformerFactory(client, 0)
-	p, err := proxy.New(proxy.Config{Client: client, Informers: f, Table: &toldTable{LoadBalancerTable: d.LoadBalancers(), tell: tell, missing: s.Services}, Node: proxy.Node{Name: "bench", Addrs: []netip.Addr{s.NodeAddr}}})
+	p, err := proxy.New(proxy.Config{Client: client, Informers: f, Table: &toldTable{LoadBalancerTable: d.LoadBalancers(), tell: tell, missing: s.Services}, Synced: func() {
+		debug.SetGCPercent(50)
+		go debug.FreeOSMemory()
+	}, Node: proxy.Node{Name: "bench", Addrs: []netip.Addr{s.NodeAddr}}})
 	if err != nil {
 		return err
 	}

@@ -95,7 +95,7 @@ func CNI(l layout.Layout, d *bpf.Datapath, nodeAddrs []netip.Addr, mtu func() in
 
 // gcPercent makes the heap grow by half between collections rather than to the double: most of what an agent of a large cluster
 // holds stays, and what it allocates is little.
-const gcPercent = 50
+const gcPercent = 50 // until Services are there, see package services
 
 // Run runs the node until ctx ends. Pods and their network go on without it.
 func Run(ctx context.Context, cfg Config) error {
