@@ -1,8 +1,10 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -13,7 +15,7 @@ import (
 // policyGroup is the workbench with what looks at this node.
 func policyGroup(place places) *cobra.Command {
 	group := policyCommand()
-	group.AddCommand(policyVerifyCommand(place))
+	group.AddCommand(policyVerifyCommand(place), policyProbeCommand(place))
 	return group
 }
 
@@ -31,22 +33,12 @@ Exit code: 0 if they agree, 1 if not, 2 if there is no answer.`,
 		Example: "  strake policy verify\n  strake policy verify --data-dir /var/lib/strake/nodes/2\n  strake policy verify --questions 10000 -o json",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			l, err := place()
+			n, err := provenNode(place)
 			if err != nil {
 				return exitError{2, err}
 			}
-			n, err := examined(l)
-			if err != nil {
-				return exitError{2, err}
-			}
-			if err := enterNode(l); err != nil {
-				return exitError{2, err}
-			}
-			rc, err := n.REST()
-			if err != nil {
-				return exitError{2, err}
-			}
-			r, err := proof.Verify(cmd.Context(), proof.Node{Layout: l, Name: n.Name, DNSAddrs: n.DNSAddrs, REST: rc, Questions: questions})
+			n.Questions = questions
+			r, err := proof.Verify(cmd.Context(), n)
 			if err != nil {
 				return exitError{2, err}
 			}
@@ -62,6 +54,75 @@ Exit code: 0 if they agree, 1 if not, 2 if there is no answer.`,
 	outputFlag(cmd, &output)
 	cmd.Flags().IntVar(&questions, "questions", 0, "how many questions to ask, drawn by lot (0: all)")
 	return cmd
+}
+
+// provenNode is the node that commands look at. They go on in its network namespace.
+func provenNode(place places) (proof.Node, error) {
+	l, err := place()
+	if err != nil {
+		return proof.Node{}, err
+	}
+	n, err := examined(l)
+	if err != nil {
+		return proof.Node{}, err
+	}
+	if n.ProxyOnly {
+		return proof.Node{}, errors.New("this node serves Services alone: its network policies are another plugin's")
+	}
+	if err := enterNode(l); err != nil {
+		return proof.Node{}, err
+	}
+	rc, err := n.REST()
+	return proof.Node{Layout: l, Name: n.Name, DNSAddrs: n.DNSAddrs, REST: rc}, err
+}
+
+func policyProbeCommand(place places) *cobra.Command {
+	var output string
+	most := 100
+	cmd := &cobra.Command{
+		Use:   "probe",
+		Short: "Send real packets along paths that policies allow, and along others",
+		Long: `Opens TCP connections from pods of this node to pods of any node, as the pods themselves would, on paths drawn by lot: half of them allowed by the
+policies, half not, on the ports that pods and policies name and on another one. A packet that is allowed gets an answer, a refusal too; one that
+is not gets none. Connections are closed at once; servers may log them.
+
+Exit code: 0 if all went as the policies say, 1 if not, 2 if there is no answer.`,
+		Example: "  strake policy probe\n  strake policy probe --count 1000 -o json",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			n, err := provenNode(place)
+			if err != nil {
+				return exitError{2, err}
+			}
+			probes, err := proof.Send(cmd.Context(), n, most)
+			if err != nil {
+				return exitError{2, err}
+			}
+			if err := show(cmd.OutOrStdout(), output, probes, func(w io.Writer) { printProbes(w, n.Name, probes) }); err != nil {
+				return err
+			}
+			if slices.ContainsFunc(probes, func(p proof.Probe) bool { return !p.OK }) {
+				return exitError{code: 1}
+			}
+			return nil
+		},
+	}
+	outputFlag(cmd, &output)
+	cmd.Flags().IntVar(&most, "count", most, "how many probes to send (0: all that there are)")
+	return cmd
+}
+
+func printProbes(w io.Writer, node string, probes []proof.Probe) {
+	counts := map[string]int{}
+	wrong := 0
+	for _, p := range probes {
+		counts[p.Expected]++
+		if !p.OK {
+			wrong++
+			fmt.Fprintln(w, " ", p)
+		}
+	}
+	fmt.Fprintf(w, "node %s: %d probes, of which %d were to pass; %d went otherwise than the policies say\n", node, len(probes), counts[proof.Passes], wrong)
 }
 
 func printProof(w io.Writer, r verify.Report) {

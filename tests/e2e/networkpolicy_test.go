@@ -72,7 +72,7 @@ func TestNetworkPolicy(t *testing.T) {
 	l := &policyLab{threeNodes: &threeNodes{cluster: start(t, "--nodes", "2", "--ip-family", "dual")}, places: map[string]podnet.Space{}, addrs: map[string][]netip.Addr{}}
 	eventually(t, 60*time.Second, l.refresh)
 	first, second := l.nodes[0], l.nodes[1]
-	l.apply(policyPods)
+	l.applyAll(policyPods)
 	for _, ns := range []string{"shop", "other"} {
 		eventually(t, 30*time.Second, func() string {
 			if out, err := l.try("get", "serviceaccount", "default", "-n", ns); err != nil {
@@ -81,7 +81,7 @@ func TestNetworkPolicy(t *testing.T) {
 			return ""
 		})
 	}
-	l.apply(policyPod("shop", "server", first.Name, "server") + policyPod("shop", "near", first.Name, "client") + policyPod("shop", "far", second.Name, "client") + policyPod("other", "stranger", second.Name, "client"))
+	l.applyAll(policyPod("shop", "server", first.Name, "server") + policyPod("shop", "near", first.Name, "client") + policyPod("shop", "far", second.Name, "client") + policyPod("other", "stranger", second.Name, "client"))
 	for _, ns := range []string{"shop", "other"} {
 		l.kubectl("wait", "-n", ns, "--for=condition=Ready", "pod", "--all", "--timeout=90s")
 	}
@@ -126,6 +126,14 @@ func TestNetworkPolicy(t *testing.T) {
 			t.Errorf("pod %s: restarts and readiness %s", name, got)
 		}
 	}
+}
+
+// applyAll takes objects of any namespace.
+func (l *policyLab) applyAll(manifest string) {
+	l.t.Helper()
+	cmd := l.StrakeCommand(l.t.Context(), "kubectl", "apply", "-f", "-")
+	cmd.Stdin = strings.NewReader(manifest)
+	l.must(cmd)
 }
 
 // path is who asks whom, over what.
@@ -179,12 +187,12 @@ func (l *policyLab) await(p path, to netip.AddrPort, want bool) error {
 // policy makes a NetworkPolicy in namespace shop, and replaces one of its name.
 func (l *policyLab) policy(name, spec string) {
 	l.t.Helper()
-	l.apply(fmt.Sprintf("{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: %s, namespace: shop}, spec: %s}", name, spec))
+	l.applyAll(fmt.Sprintf("{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: %s, namespace: shop}, spec: %s}", name, spec))
 }
 
 func (l *policyLab) clusterPolicy(name, spec string) {
 	l.t.Helper()
-	l.apply(fmt.Sprintf("{apiVersion: policy.networking.k8s.io/v1alpha2, kind: ClusterNetworkPolicy, metadata: {name: %s}, spec: %s}", name, spec))
+	l.applyAll(fmt.Sprintf("{apiVersion: policy.networking.k8s.io/v1alpha2, kind: ClusterNetworkPolicy, metadata: {name: %s}, spec: %s}", name, spec))
 }
 
 const denyIngress = `{podSelector: {matchLabels: {app: server}}, policyTypes: [Ingress]}`
@@ -405,7 +413,7 @@ spec:
     command: [sh, -c, "nc -w 2 %s 8080 </dev/null && echo reached || echo blocked"]
 `, i, l.nodes[i%2].Name, l.addrs["server"][0])
 	}
-	l.apply(manifest.String())
+	l.applyAll(manifest.String())
 	defer l.kubectl("delete", "pod", "-n", "shop", "-l", "app=eager", "--wait=false")
 	l.kubectl("wait", "-n", "shop", "--for=jsonpath={.status.phase}=Succeeded", "pod", "-l", "app=eager", "--timeout=60s")
 	if logs := l.kubectl("logs", "-n", "shop", "-l", "app=eager"); strings.Count(logs, "blocked") != 6 {

@@ -33,20 +33,31 @@ type Node struct {
 // settle is how long a difference may last: the cluster changes while it is looked at.
 const settle = 5 * time.Second
 
-// Verify asks until tables and policies agree, or have differed for long enough.
-func Verify(ctx context.Context, n Node) (verify.Report, error) {
+// state is what the API has, with the addresses that this node's pods have here, and what they are attached by.
+func (n Node) state(ctx context.Context) (netpol.State, []cni.Allocation, error) {
 	config := rest.CopyConfig(n.REST)
 	config.QPS, config.Burst = -1, -1 // a few lists, in pages
 	kube, err := kubernetes.NewForConfig(config)
 	if err != nil {
-		return verify.Report{}, err
+		return netpol.State{}, nil, err
 	}
 	custom, err := policyclient.NewForConfig(config)
 	if err != nil {
-		return verify.Report{}, err
+		return netpol.State{}, nil, err
 	}
+	s, err := manifests.FromAPI(ctx, kube, custom)
+	if err != nil {
+		return s, nil, err
+	}
+	s.DNSAddrs = n.DNSAddrs
+	attached, err := cni.Attachments(n.Layout.CNIState())
+	return s, attached, err
+}
+
+// Verify asks until tables and policies agree, or have differed for long enough.
+func Verify(ctx context.Context, n Node) (verify.Report, error) {
 	for deadline := time.Now().Add(settle); ; {
-		r, err := once(ctx, n, kube, custom)
+		r, err := once(ctx, n)
 		if err != nil || r.Drifts == 0 || time.Now().After(deadline) {
 			return r, err
 		}
@@ -58,13 +69,8 @@ func Verify(ctx context.Context, n Node) (verify.Report, error) {
 	}
 }
 
-func once(ctx context.Context, n Node, kube kubernetes.Interface, custom policyclient.Interface) (verify.Report, error) {
-	state, err := manifests.FromAPI(ctx, kube, custom)
-	if err != nil {
-		return verify.Report{}, err
-	}
-	state.DNSAddrs = n.DNSAddrs
-	attached, err := cni.Attachments(n.Layout.CNIState())
+func once(ctx context.Context, n Node) (verify.Report, error) {
+	state, attached, err := n.state(ctx)
 	if err != nil {
 		return verify.Report{}, err
 	}
