@@ -10,7 +10,6 @@ import (
 	"runtime/debug"
 	"sync/atomic"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -172,7 +171,7 @@ func Run(ctx context.Context, cfg Config) error {
 	svc, err := services.New(services.Config{
 		Client: netClient, Informers: f, Datapath: d, Node: proxy.Node{Name: cfg.NodeName, Addrs: cfg.NodeAddrs, Local: cfg.DNSAddrs},
 		NodePorts: cfg.NodePortAddrs, Healthz: cfg.Healthz, Metrics: cfg.Metrics, Namespaces: server.Namespaces,
-		Collectors: []prometheus.Collector{policies},
+		Collectors: append(resolver.Collectors(), policies),
 	})
 	if err != nil {
 		return err

@@ -103,7 +103,6 @@ func New(cfg Config) (*Services, error) {
 	}
 	s.registry.RawMustRegister(aborted, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), drops{cfg.Datapath}, flows{cfg.Datapath})
 	s.registry.RawMustRegister(cfg.Collectors...)
-	s.registry.RawMustRegister(cfg.Collectors...)
 	// The first rows are already for the addresses that are followed later: a restart takes none away.
 	node := cfg.Node
 	if len(cfg.NodePorts) > 0 {
