@@ -82,6 +82,11 @@ DURATION ?= 10m
 soak: test-packages build
 	STRAKE_SOAK=$(DURATION) $(GO) test -count=1 -timeout 0 -run '^TestServicesSoak$$' -v ./tests/e2e
 
+# The page of strake policy ui, in a browser.
+test-ui:
+	$(call install,chromium,--no-install-recommends)
+	$(GO) test -count=1 ./netpol/ui
+
 cross:
 	GOARCH=arm64 $(GO) build -o bin/arm64/ ./cmd/...
 	GOARCH=arm64 $(GO) vet ./bpf

@@ -2,6 +2,7 @@ package policy
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -16,7 +17,7 @@ import (
 )
 
 func uiCommand(s *source) *cobra.Command {
-	var listen string
+	var listen, to string
 	cmd := &cobra.Command{
 		Use:   "ui",
 		Short: "Serve a page with the matrix, its reasons, and changes to try",
@@ -30,15 +31,16 @@ The address that is printed has a token, made anew at each start: who has it see
   strake policy ui --listen 127.0.0.1:8800`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return serveUI(cmd, s, listen)
+			return serveUI(cmd, s, listen, to)
 		},
 	}
 	cmd.Flags().StringVar(&listen, "listen", "127.0.0.1:0", "address and port; port 0: any that is free")
+	formats(cmd, &to, "text", "json")
 	s.flags(cmd)
 	return cmd
 }
 
-func serveUI(cmd *cobra.Command, s *source, listen string) error {
+func serveUI(cmd *cobra.Command, s *source, listen, to string) error {
 	host, _, err := net.SplitHostPort(listen)
 	if ip := net.ParseIP(host); err != nil || host == "" || ip != nil && ip.IsUnspecified() {
 		return Exit{broken, fmt.Errorf("--listen %s: one address and a port, such as 127.0.0.1:8800, so that no page of another site can reach it by a name of its own", listen)}
@@ -64,7 +66,15 @@ func serveUI(cmd *cobra.Command, s *source, listen string) error {
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(cmd.OutOrStdout(), "http://%s%s\n", l.Addr(), server.Path())
+	address := fmt.Sprintf("http://%s%s", l.Addr(), server.Path())
+	if to == "json" {
+		err = json.NewEncoder(cmd.OutOrStdout()).Encode(map[string]string{"url": address})
+	} else {
+		_, err = fmt.Fprintln(cmd.OutOrStdout(), address)
+	}
+	if err != nil {
+		return Exit{broken, err}
+	}
 	h := &http.Server{Handler: server, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: time.Minute}
 	stop := context.AfterFunc(cmd.Context(), func() { _ = h.Close() }) // nothing of a page is worth waiting for
 	defer stop()
