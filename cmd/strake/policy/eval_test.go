@@ -4,10 +4,13 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/strake-io/strake/netpol/manifests"
 )
 
 const shop = `
@@ -248,4 +251,42 @@ func TestEvalBatch(t *testing.T) {
 	if _, code, err := eval(t, "", "-f", dir, "--batch", "/nowhere.json"); code != evalFailed || err == nil {
 		t.Errorf("no file: exit code %d, %v", code, err)
 	}
+}
+
+// FuzzQueries: whatever is asked gets an answer or a reason.
+func FuzzQueries(f *testing.F) {
+	f.Add(`{"from":"default/web","to":"default/db","port":5432,"protocol":"TCP"}`)
+	f.Add(`{"from":"10.1.0.1","to":"::ffff:10.1.0.2","port":"pg","protocol":"sctp"}`)
+	f.Add(`{"from":"fe80::1%eth0","to":"/","port":-1,"protocol":"300"}`)
+	f.Add(`{"from":"default/","to":"//","port":1e3,"protocol":"58"}`)
+	s, problems := manifests.Parse("town", []byte(town))
+	if len(problems) > 0 {
+		f.Fatal(problems)
+	}
+	asked := newResolver(s)
+	var engines []engine
+	for _, name := range engineNames[:2] {
+		e, err := newEngine(name, s, func(problem string) { f.Error(problem) })
+		if err != nil {
+			f.Fatal(err)
+		}
+		engines = append(engines, e)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		var said []string
+		for _, e := range engines {
+			for _, a := range answerAll(asked, e, []query{readQuery([]byte(text))}) {
+				if (a.Error == "") != (a.Egress != nil && a.Ingress != nil) || a.Error != "" && a.Allowed {
+					t.Errorf("%q: %+v", text, a)
+				}
+				if _, err := marshal(a); err != nil {
+					t.Errorf("%q: %v", text, err)
+				}
+				said = append(said, fmt.Sprint(a.Allowed, a.Error))
+			}
+		}
+		if said[0] != said[1] {
+			t.Errorf("%q: the reference says %s, the rows %s", text, said[0], said[1])
+		}
+	})
 }
