@@ -3,7 +3,6 @@ package apiserver
 import (
 	"net"
 	"net/netip"
-	"time"
 )
 
 // Config says with which addresses, files and store the API server runs. All fields but those marked optional are required.
@@ -21,10 +20,9 @@ type Config struct {
 	EtcdKeyFile      string
 	// ServiceCIDRs are the ranges of ClusterIPs, at most one of each family. The first is that of Services which ask for
 	// no family; its first address is the kubernetes Service's, and AdvertiseAddress is of its family.
-	ServiceCIDRs   []netip.Prefix
-	NodePortMin    int32
-	NodePortMax    int32
-	RequestTimeout time.Duration // optional: one minute
+	ServiceCIDRs []netip.Prefix
+	NodePortMin  int32
+	NodePortMax  int32
 
 	ServiceAccountKeyFile string // ECDSA private key
 	ServiceAccountIssuer  string // URL
@@ -32,6 +30,8 @@ type Config struct {
 	FrontProxyCAFile    string // signs the certificates of proxies that vouch for users in headers
 	ProxyClientCertFile string // with which the aggregator vouches for users
 	ProxyClientKeyFile  string
+
+	Settings *Settings // optional
 
 	KubeletCAFile         string
 	KubeletClientCertFile string

@@ -86,8 +86,11 @@ type builder struct {
 
 // New assembles the server. It listens from here on; requests are answered once Run is called.
 func New(cfg Config) (*Server, error) {
-	if cfg.RequestTimeout == 0 {
-		cfg.RequestTimeout = time.Minute
+	if cfg.Settings == nil {
+		cfg.Settings = NewSettings()
+	}
+	if err := cfg.Settings.Check(); err != nil {
+		return nil, fmt.Errorf("API server: %w", err)
 	}
 	if cfg.AdvertiseAddress == nil {
 		cfg.AdvertiseAddress = cfg.BindAddress
@@ -137,8 +140,10 @@ const protobuf = "application/vnd.kubernetes.protobuf"
 func (b *builder) buildGeneric() error {
 	g := genericapiserver.NewConfig(b.codecs)
 	g.EffectiveVersion = newVersion()
-	g.RequestTimeout = b.cfg.RequestTimeout
-	g.EnableIndex, g.EnableDiscovery, g.EnableMetrics, g.EnableProfiling = true, true, true, true
+	set := b.cfg.Settings
+	g.RequestTimeout, g.ShutdownDelayDuration, g.GoawayChance = set.RequestTimeout, set.ShutdownDelay, set.GoawayChance
+	g.MaxRequestsInFlight, g.MaxMutatingRequestsInFlight = set.MaxRequestsInflight, set.MaxMutatingInflight
+	g.EnableIndex, g.EnableDiscovery, g.EnableMetrics, g.EnableProfiling = true, true, true, set.EnableProfiling
 	g.LongRunningFunc = filters.BasicLongRunningRequestCheck(sets.NewString("watch", "proxy"), sets.NewString("attach", "exec", "proxy", "log", "portforward"))
 	g.PublicAddress = b.cfg.AdvertiseAddress
 	g.ExternalAddress = net.JoinHostPort(b.cfg.AdvertiseAddress.String(), strconv.Itoa(b.cfg.Port))
@@ -162,10 +167,14 @@ func (b *builder) buildGeneric() error {
 	// Within the process there is nothing to save, and every watch would keep a decompressor.
 	g.LoopbackClientConfig.DisableCompression = true
 
-	b.etcd = options.NewEtcdOptions(storagebackend.NewDefaultConfig(storagePrefix, nil))
+	b.etcd = options.NewEtcdOptions(storagebackend.NewDefaultConfig(set.EtcdPrefix, nil))
+	b.etcd.EncryptionProviderConfigFilepath, b.etcd.EncryptionProviderConfigAutomaticReload = set.EncryptionConfig, set.EncryptionReload
 	b.etcd.DefaultStorageMediaType = protobuf
 	t := &b.etcd.StorageConfig.Transport
 	t.ServerList, t.TrustedCAFile, t.CertFile, t.KeyFile = b.cfg.EtcdServers, b.cfg.EtcdCAFile, b.cfg.EtcdCertFile, b.cfg.EtcdKeyFile
+	if len(set.EtcdServers) > 0 {
+		t.ServerList, t.TrustedCAFile, t.CertFile, t.KeyFile = set.EtcdServers, set.EtcdCAFile, set.EtcdCertFile, set.EtcdKeyFile
+	}
 	b.etcd.StorageConfig.StorageObjectCountTracker = g.StorageObjectCountTracker
 	if err := b.etcd.ApplyWithStorageFactoryTo(b.storageFactory(), g); err != nil {
 		return err
@@ -177,7 +186,11 @@ func (b *builder) buildGeneric() error {
 	b.informers = informers.NewSharedInformerFactoryWithOptions(b.client, 0, informers.WithTransform(dropManagedFields))
 	b.resolver = aggregatorapiserver.NewClusterIPServiceResolver(b.informers.Core().V1().Services().Lister())
 	b.generic = g
+	if err := set.Audit.ApplyTo(g); err != nil {
+		return fmt.Errorf("audit: %w", err)
+	}
 	features := options.NewFeatureOptions()
+	features.EnableProfiling = set.EnableProfiling
 	return features.ApplyTo(g, b.client, b.informers)
 }
 
@@ -285,6 +298,11 @@ func (b *builder) buildAdmission() error {
 	ours := strakeadmission.Register(o.Plugins)
 	resourcequota.Register(o.Plugins)
 	o.RecommendedPluginOrder = append([]string{"NamespaceLifecycle"}, append(ours, "MutatingAdmissionPolicy", "MutatingAdmissionWebhook", "ValidatingAdmissionPolicy", "ValidatingAdmissionWebhook", resourcequota.PluginName)...)
+	o.DefaultOffPlugins = sets.New(strakeadmission.Optional...)
+	o.EnablePlugins, o.DisablePlugins, o.ConfigFile = b.cfg.Settings.EnableAdmission, b.cfg.Settings.DisableAdmission, b.cfg.Settings.AdmissionConfig
+	if errs := o.Validate(); len(errs) > 0 {
+		return fmt.Errorf("admission plugins: %w", errors.Join(errs...))
+	}
 	dyn, err := dynamic.NewForConfig(b.generic.LoopbackClientConfig)
 	if err != nil {
 		return err

@@ -40,7 +40,7 @@ func (b *builder) buildAllocator() error {
 	}
 	b.services, err = allocator.New(allocator.Config{
 		Prefixes: b.cfg.ServiceCIDRs, PortMin: b.cfg.NodePortMin, PortMax: b.cfg.NodePortMax,
-		Addresses: addresses, Ports: ports, WriteTimeout: b.cfg.RequestTimeout,
+		Addresses: addresses, Ports: ports, WriteTimeout: b.cfg.Settings.RequestTimeout,
 	})
 	return err
 }

@@ -35,6 +35,7 @@ import (
 	"github.com/strake-io/strake/controlplane/controllers/resourcequota"
 	"github.com/strake-io/strake/controlplane/controllers/serviceaccount"
 	"github.com/strake-io/strake/controlplane/controllers/statefulset"
+	"github.com/strake-io/strake/controlplane/controllers/volumeprotection"
 )
 
 // Config says whom the controllers work for.
@@ -110,6 +111,7 @@ func Run(ctx context.Context, cfg Config) error {
 		func() (func(context.Context), error) {
 			return resourcequota.Setup(cfg.Client, cfg.Metadata, f, cfg.Quota)
 		},
+		func() (func(context.Context), error) { return volumeprotection.Setup(cfg.Client, f) },
 		func() (func(context.Context), error) { return garbage.Setup(cfg.Client, cfg.Metadata), nil },
 	} {
 		run, err := setup()

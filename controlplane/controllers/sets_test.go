@@ -471,3 +471,42 @@ func testQuota(t *testing.T, c *cluster) {
 	}
 	used("all", "count/deployments.apps", "0")
 }
+
+// testClaimInUse deletes a claim and its pod, in this order: the claim goes last.
+func testClaimInUse(t *testing.T, c *cluster) {
+	ns := c.namespace(t, "claim-in-use")
+	claims := c.client.CoreV1().PersistentVolumeClaims(ns)
+	claim := &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Name: "c"}, Spec: corev1.PersistentVolumeClaimSpec{
+		AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}, Resources: corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("1Gi")}},
+	}}
+	if _, err := claims.Create(t.Context(), claim, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "p"}, Spec: podTemplate(nil).Spec}
+	pod.Spec.Volumes = []corev1.Volume{{Name: "v", VolumeSource: corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: "c"}}}}
+	if _, err := c.client.CoreV1().Pods(ns).Create(t.Context(), pod, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	c.eventually("the pod on its node", func() error {
+		p, err := c.client.CoreV1().Pods(ns).Get(t.Context(), "p", metav1.GetOptions{})
+		if err == nil && p.Status.Phase != corev1.PodRunning {
+			err = fmt.Errorf("%s", p.Status.Phase)
+		}
+		return err
+	})
+	if err := claims.Delete(t.Context(), "c", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := claims.Get(t.Context(), "c", metav1.GetOptions{}); err != nil || got.DeletionTimestamp == nil || len(got.Finalizers) == 0 {
+		t.Errorf("the claim that a pod uses: %+v, %v", got, err)
+	}
+	if err := c.client.CoreV1().Pods(ns).Delete(t.Context(), "p", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	c.eventually("no claim", func() error {
+		if _, err := claims.Get(t.Context(), "c", metav1.GetOptions{}); !apierrors.IsNotFound(err) {
+			return fmt.Errorf("it is there: %w", err)
+		}
+		return nil
+	})
+}

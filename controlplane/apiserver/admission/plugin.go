@@ -15,11 +15,16 @@ var plugins = []struct {
 }{
 	{"TaintNodesByCondition", newTaintNodes},
 	{"ServiceAccount", newServiceAccount},
+	{"AlwaysPullImages", newAlwaysPull},
 	{"LimitRanger", newLimitRanger},
 	{"Priority", newPriority},
 	{"DefaultTolerationSeconds", newDefaultTolerations},
 	{"RuntimeClass", newRuntimeClass},
 	{"DefaultStorageClass", newDefaultStorageClass},
+	{"DefaultIngressClass", newDefaultIngressClass},
+	{"StorageObjectInUseProtection", newInUse},
+	{"PersistentVolumeClaimResize", newResize},
+	{"OwnerReferencesPermissionEnforcement", newOwnerReferences},
 	{"PodSecurity", newPodSecurity},
 	{"NodeRestriction", newNodeRestriction},
 	{"CertificateApproval", newCertificateApproval},
@@ -27,6 +32,9 @@ var plugins = []struct {
 	{"ClusterTrustBundleAttest", newBundleAttest},
 	{"CertificateSubjectRestriction", newSubjectRestriction},
 }
+
+// Optional are the plugins that run only where they are asked for.
+var Optional = []string{"AlwaysPullImages", "OwnerReferencesPermissionEnforcement"}
 
 // Register adds the plugins of this package and returns their names, in the order in which they run.
 func Register(p *admission.Plugins) []string {
