@@ -3,9 +3,12 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	iofs "io/fs"
 	"net/netip"
+	"os"
 	"strings"
 	"time"
 
@@ -18,6 +21,7 @@ import (
 	"github.com/strake-io/strake/cmd/strake/containerd"
 	"github.com/strake-io/strake/cmd/strake/demo"
 	"github.com/strake-io/strake/cmd/strake/server"
+	"github.com/strake-io/strake/controlplane/apiserver"
 )
 
 func upCommand(place places) *cobra.Command {
@@ -225,24 +229,73 @@ func imageCommand(place places) *cobra.Command {
 }
 
 func serverCommand(place places) *cobra.Command {
-	return &cobra.Command{
-		Use:     "server",
-		Short:   "Run the control plane: etcd, API server, controllers, scheduler",
-		Long:    "Runs the control plane in the foreground, with the settings that `strake up` left in the data folder, or the defaults.",
-		Example: "  strake server --data-dir /var/lib/strake",
-		Args:    cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			l, s, err := cluster.Open(place, "server")
-			if err != nil {
-				return err
-			}
-			cfg, err := s.Server(l)
-			if err != nil {
-				return err
-			}
-			return server.Run(cmd.Context(), cfg)
-		},
+	set := apiserver.NewSettings()
+	cmd := &cobra.Command{
+		Use:   "server",
+		Short: "Run the control plane: etcd, API server, controllers, scheduler",
+		Long: `Runs the control plane in the foreground, with the settings that strake up left in the data folder, or the defaults.
+
+The API server's flags have the names that kube-apiserver's have. They can also stand in the file server.flags of the data folder, one in a line,
+with or without the leading dashes; so they hold for strake up too. What the command line says comes after.`,
+		Example: `  strake server --data-dir /var/lib/strake
+  strake server --audit-policy-file /etc/strake/audit.yaml --audit-log-path /var/log/strake/audit.log
+  echo encryption-provider-config=/etc/strake/encryption.yaml >> /var/lib/strake/server.flags`,
+		Args: cobra.NoArgs,
 	}
+	set.AddFlags(cmd.Flags())
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		l, s, err := cluster.Open(place, "server")
+		if err != nil {
+			return err
+		}
+		if err := fileFlags(cmd.Flags(), l.ServerFlags()); err != nil {
+			return err
+		}
+		if err := set.Check(); err != nil {
+			return err
+		}
+		cfg, err := s.Server(l)
+		if err != nil {
+			return err
+		}
+		cfg.APISettings = set
+		return server.Run(cmd.Context(), cfg)
+	}
+	return cmd
+}
+
+// fileFlags sets the flags of a file, one in a line, that the command line does not set. A file that is not there has none.
+func fileFlags(fs *pflag.FlagSet, path string) error {
+	data, err := os.ReadFile(path)
+	if errors.Is(err, iofs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	given := map[string]bool{}
+	fs.Visit(func(f *pflag.Flag) { given[f.Name] = true })
+	for i, line := range strings.Split(string(data), "\n") {
+		line = strings.TrimLeft(strings.TrimSpace(line), "-")
+		if line == "" || strings.HasPrefix(line, "#") {
+			continue
+		}
+		name, value, ok := strings.Cut(line, "=")
+		if !ok {
+			value = "true"
+		}
+		f := fs.Lookup(name)
+		if f == nil || name == "data-dir" {
+			return fmt.Errorf("%s, line %d: no flag of strake server is named %q; strake server --help lists them", path, i+1, name)
+		}
+		if given[name] {
+			continue
+		}
+		if err := fs.Set(name, value); err != nil {
+			return fmt.Errorf("%s, line %d: %w", path, i+1, err)
+		}
+	}
+	return nil
 }
 
 func containerdCommand(place places) *cobra.Command {

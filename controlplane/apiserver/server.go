@@ -21,6 +21,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/sets"
 	"k8s.io/apiserver/pkg/admission"
 	"k8s.io/apiserver/pkg/admission/plugin/resourcequota"
+	apiserverapi "k8s.io/apiserver/pkg/apis/apiserver"
 	"k8s.io/apiserver/pkg/authentication/authenticator"
 	"k8s.io/apiserver/pkg/authentication/authenticatorfactory"
 	"k8s.io/apiserver/pkg/authentication/request/headerrequest"
@@ -254,8 +255,18 @@ func (b *builder) buildAuth() error {
 			return err
 		}
 	}
+	conf := &apiserverapi.AuthenticationConfiguration{}
+	if path := b.cfg.Settings.AuthenticationConfig; path != "" {
+		if conf, err = auth.LoadAuthentication(path, b.cfg.ServiceAccountIssuer); err != nil {
+			return err
+		}
+	}
+	tokens, err := b.tokens(audiences, conf)
+	if err != nil {
+		return err
+	}
 	a.Authenticator = auth.New(auth.Config{
-		ClientCA: clientCA, FrontProxy: header, Tokens: b.tokens(audiences), TokenTTL: tokenCacheTTL, Audiences: audiences, AnonymousPaths: anonymousPaths,
+		ClientCA: clientCA, FrontProxy: header, Tokens: tokens, Anonymous: conf.Anonymous, TokenTTL: tokenCacheTTL, Audiences: audiences, AnonymousPaths: anonymousPaths,
 	})
 
 	roles := b.informers.Rbac().V1()
@@ -267,19 +278,37 @@ func (b *builder) buildAuth() error {
 	if err != nil {
 		return err
 	}
-	b.generic.Authorization.Authorizer, err = unionauthz.New(
-		unionauthz.NamedAuthorizer{AuthorizerName: "privileged", Authorizer: authorizerfactory.NewPrivilegedGroups(user.SystemPrivilegedGroup)},
-		unionauthz.NamedAuthorizer{AuthorizerName: "node", Authorizer: nodes},
-		unionauthz.NamedAuthorizer{AuthorizerName: "rbac", Authorizer: b.rbac},
-	)
+	deciders := []unionauthz.NamedAuthorizer{{AuthorizerName: "node", Authorizer: nodes}, {AuthorizerName: "rbac", Authorizer: b.rbac}}
+	if path := b.cfg.Settings.AuthorizationConfig; path != "" {
+		if deciders, err = auth.Authorizers(path, nodes, b.rbac); err != nil {
+			return err
+		}
+	}
+	privileged := unionauthz.NamedAuthorizer{AuthorizerName: "privileged", Authorizer: authorizerfactory.NewPrivilegedGroups(user.SystemPrivilegedGroup)}
+	b.generic.Authorization.Authorizer, err = unionauthz.New(append([]unionauthz.NamedAuthorizer{privileged}, deciders...)...)
 	b.generic.RuleResolver = b.rbac
 	return err
 }
 
-// tokens knows tokens of ServiceAccounts and of machines that join.
-func (b *builder) tokens(audiences authenticator.Audiences) authenticator.Token {
+// tokens knows tokens of ServiceAccounts, of machines that join, and of who the settings name.
+func (b *builder) tokens(audiences authenticator.Audiences, conf *apiserverapi.AuthenticationConfiguration) (authenticator.Token, error) {
 	joining := bootstrap.New(b.informers.Core().V1().Secrets().Lister().Secrets(metav1.NamespaceSystem))
-	return tokenunion.New(b.issuer, authenticator.WrapAudienceAgnosticToken(audiences, joining))
+	all := []authenticator.Token{b.issuer, authenticator.WrapAudienceAgnosticToken(audiences, joining)}
+	ctx, cancel := context.WithCancel(context.Background())
+	b.destroy = append(b.destroy, cancel)
+	others, err := auth.OIDC(ctx, conf, b.cfg.ServiceAccountIssuer, audiences)
+	if err != nil {
+		return nil, err
+	}
+	all = append(all, others...)
+	if path := b.cfg.Settings.TokenWebhookConfig; path != "" {
+		asked, err := auth.TokenWebhook(path, b.cfg.Settings.TokenWebhookTTL, audiences)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, asked)
+	}
+	return tokenunion.New(all...), nil
 }
 
 // boundPods lists a node's pods from the watch cache, which is what the node's kubelet learnt of them from.

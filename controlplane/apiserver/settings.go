@@ -60,7 +60,7 @@ func (s *Settings) AddFlags(fs *pflag.FlagSet) {
 	fs.StringSliceVar(&s.EnableAdmission, "enable-admission-plugins", nil, "admission plugins that are off by default and shall run")
 	fs.StringSliceVar(&s.DisableAdmission, "disable-admission-plugins", nil, "admission plugins that are on by default and shall not run")
 	fs.StringVar(&s.AdmissionConfig, "admission-control-config-file", "", "file with the configuration of admission plugins (AdmissionConfiguration)")
-	fs.StringVar(&s.AuthenticationConfig, "authentication-config", "", "file that says whose OIDC tokens count and who is anonymous (AuthenticationConfiguration); followed when it changes")
+	fs.StringVar(&s.AuthenticationConfig, "authentication-config", "", "file that says whose OIDC tokens count and who is anonymous (AuthenticationConfiguration)")
 	fs.StringVar(&s.TokenWebhookConfig, "authentication-token-webhook-config-file", "", "kubeconfig of a service that knows tokens")
 	fs.DurationVar(&s.TokenWebhookTTL, "authentication-token-webhook-cache-ttl", s.TokenWebhookTTL, "how long its answers hold")
 	fs.StringVar(&s.AuthorizationConfig, "authorization-config", "", "file that says who decides what users may do, in which order (AuthorizationConfiguration); default: Node, RBAC")

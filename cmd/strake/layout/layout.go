@@ -99,6 +99,9 @@ func (l Layout) PKI() string { return l.in("pki") }
 // Etcd is the embedded etcd's data folder.
 func (l Layout) Etcd() string { return l.in("etcd") }
 
+// ServerFlags is a file of the operator's, with flags of strake server.
+func (l Layout) ServerFlags() string { return l.in("server.flags") }
+
 // Snapshots is where snapshots of the store are put.
 func (l Layout) Snapshots() string { return l.in("snapshots") }
 

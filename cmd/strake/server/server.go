@@ -41,6 +41,7 @@ type Config struct {
 	// NodeSettings is a ConfigMap that tells nodes what they share.
 	NodeSettings *corev1.ConfigMap
 	NodeName     string // of the node on this machine
+	APISettings  *apiserver.Settings
 }
 
 // URL is where the API server is reached.
@@ -57,12 +58,17 @@ func Run(ctx context.Context, cfg Config) error {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(gcPercent)
 	}
-	etcd, err := store.Start(ctx, StoreConfig(cfg))
-	if err != nil {
-		return err
+	var endpoint string
+	var storeEnds <-chan error // nobody's, where the store is somebody else's
+	if cfg.APISettings == nil || len(cfg.APISettings.EtcdServers) == 0 {
+		etcd, err := store.Start(ctx, StoreConfig(cfg))
+		if err != nil {
+			return err
+		}
+		defer etcd.Close()
+		endpoint, storeEnds = etcd.Endpoint(), etcd.Err()
 	}
-	defer etcd.Close()
-	api, err := apiserver.New(APIServerConfig(cfg, etcd.Endpoint()))
+	api, err := apiserver.New(APIServerConfig(cfg, endpoint))
 	if err != nil {
 		return err
 	}
@@ -71,7 +77,7 @@ func Run(ctx context.Context, cfg Config) error {
 	g.Go(func() error { return api.Run(gctx) })
 	g.Go(func() error {
 		select {
-		case err := <-etcd.Err():
+		case err := <-storeEnds:
 			return fmt.Errorf("etcd: %w", err)
 		case <-gctx.Done():
 			return nil
@@ -98,7 +104,7 @@ func APIServerConfig(cfg Config, etcdURL string) apiserver.Config {
 	return apiserver.Config{
 		BindAddress: cfg.Addr.AsSlice(), Port: cfg.Port,
 		ServingCertFile: f.APIServer().Cert, ServingKeyFile: f.APIServer().Key, ClientCAFile: f.CA().Cert,
-		EtcdServers: []string{etcdURL}, EtcdCAFile: f.EtcdCA().Cert, EtcdCertFile: f.EtcdClient().Cert, EtcdKeyFile: f.EtcdClient().Key,
+		Settings: cfg.APISettings, EtcdServers: []string{etcdURL}, EtcdCAFile: f.EtcdCA().Cert, EtcdCertFile: f.EtcdClient().Cert, EtcdKeyFile: f.EtcdClient().Key,
 		ServiceCIDRs: cfg.ServiceCIDRs, NodePortMin: 30000, NodePortMax: 32767,
 		ServiceAccountKeyFile: f.ServiceAccountKey(), ServiceAccountIssuer: "https://kubernetes.default.svc.cluster.local",
 		FrontProxyCAFile: f.FrontProxyCA().Cert, ProxyClientCertFile: f.FrontProxyClient().Cert, ProxyClientKeyFile: f.FrontProxyClient().Key,

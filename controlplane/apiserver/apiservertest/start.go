@@ -238,3 +238,13 @@ func freePort(t testing.TB) int {
 	defer l.Close()
 	return l.Addr().(*net.TCPAddr).Port
 }
+
+// Refused tries to assemble another server with the same store, and returns the error; one that could be assembled is
+// left to the process.
+func (s *Server) Refused(t testing.TB, set *apiserver.Settings) error {
+	t.Helper()
+	cfg := s.cfg
+	cfg.Port, cfg.Settings = freePort(t), set
+	_, err := apiserver.New(cfg)
+	return err
+}

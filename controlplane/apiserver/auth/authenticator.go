@@ -31,6 +31,8 @@ type Config struct {
 	Audiences authenticator.Audiences
 	// AnonymousPaths are open to everybody: load balancers and probes have no credentials.
 	AnonymousPaths []string
+	// Anonymous says more exactly who may come without credentials; nil: everybody, to AnonymousPaths.
+	Anonymous *apiserver.AnonymousAuthConfig
 }
 
 // New returns the authenticator of all requests. A credential that is there and wrong is an error: it never
@@ -46,6 +48,12 @@ func New(c Config) authenticator.Request {
 		authenticator.WrapAudienceAgnosticRequest(c.Audiences, union.New(proxy, certificate)),
 		bearertoken.New(tokens), websocket.NewProtocolAuthenticator(tokens),
 	))
+	if a := c.Anonymous; a != nil {
+		if !a.Enabled {
+			return known
+		}
+		return union.NewFailOnError(known, anonymous.NewAuthenticator(a.Conditions))
+	}
 	// Without paths the library's anonymous authenticator would open everything.
 	if len(c.AnonymousPaths) == 0 {
 		return known

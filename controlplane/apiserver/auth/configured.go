@@ -1,0 +1,146 @@
+package auth
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
+	"k8s.io/apimachinery/pkg/util/sets"
+	"k8s.io/apiserver/pkg/apis/apiserver"
+	"k8s.io/apiserver/pkg/apis/apiserver/install"
+	"k8s.io/apiserver/pkg/apis/apiserver/load"
+	"k8s.io/apiserver/pkg/apis/apiserver/validation"
+	"k8s.io/apiserver/pkg/authentication/authenticator"
+	authenticationcel "k8s.io/apiserver/pkg/authentication/cel"
+	tokencache "k8s.io/apiserver/pkg/authentication/token/cache"
+	"k8s.io/apiserver/pkg/authorization/authorizer"
+	"k8s.io/apiserver/pkg/authorization/authorizerfactory"
+	authorizationcel "k8s.io/apiserver/pkg/authorization/cel"
+	unionauthz "k8s.io/apiserver/pkg/authorization/union"
+	"k8s.io/apiserver/pkg/server/dynamiccertificates"
+	"k8s.io/apiserver/pkg/server/options"
+	webhookutil "k8s.io/apiserver/pkg/util/webhook"
+	"k8s.io/apiserver/plugin/pkg/authenticator/token/oidc"
+	tokenwebhook "k8s.io/apiserver/plugin/pkg/authenticator/token/webhook"
+	authzwebhook "k8s.io/apiserver/plugin/pkg/authorizer/webhook"
+	"k8s.io/apiserver/plugin/pkg/authorizer/webhook/metrics"
+)
+
+// LoadAuthentication reads an AuthenticationConfiguration. Its issuers must be others than our own.
+func LoadAuthentication(path, ownIssuer string) (*apiserver.AuthenticationConfiguration, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("authentication configuration: %w", err)
+	}
+	scheme := runtime.NewScheme()
+	install.Install(scheme)
+	obj, err := runtime.Decode(serializer.NewCodecFactory(scheme, serializer.EnableStrict).UniversalDecoder(), data)
+	if err != nil {
+		return nil, fmt.Errorf("authentication configuration %s: %w", path, err)
+	}
+	c, ok := obj.(*apiserver.AuthenticationConfiguration)
+	if !ok {
+		return nil, fmt.Errorf("authentication configuration %s: it is a %T", path, obj)
+	}
+	if errs := validation.ValidateAuthenticationConfiguration(authenticationcel.NewDefaultCompiler(), c, []string{ownIssuer}); len(errs) > 0 {
+		return nil, fmt.Errorf("authentication configuration %s: %w", path, errs.ToAggregate())
+	}
+	return c, nil
+}
+
+// OIDC returns the authenticators of tokens of other issuers. They fetch the issuers' keys as long as ctx lives; until
+// then such tokens are not known.
+func OIDC(ctx context.Context, c *apiserver.AuthenticationConfiguration, ownIssuer string, audiences authenticator.Audiences) ([]authenticator.Token, error) {
+	var all []authenticator.Token
+	for i, jwt := range c.JWT {
+		var ca oidc.CAContentProvider
+		if pem := jwt.Issuer.CertificateAuthority; pem != "" {
+			provider, err := dynamiccertificates.NewStaticCAContent(fmt.Sprintf("oidc-%d", i), []byte(pem))
+			if err != nil {
+				return nil, fmt.Errorf("issuer %s: certificateAuthority: %w", jwt.Issuer.URL, err)
+			}
+			ca = provider
+		}
+		known, err := oidc.New(ctx, oidc.Options{JWTAuthenticator: jwt, CAContentProvider: ca, SupportedSigningAlgs: oidc.AllValidSigningAlgorithms(), DisallowedIssuers: []string{ownIssuer}})
+		if err != nil {
+			return nil, fmt.Errorf("issuer %s: %w", jwt.Issuer.URL, err)
+		}
+		all = append(all, authenticator.WrapAudienceAgnosticToken(audiences, known))
+	}
+	return all, nil
+}
+
+// TokenWebhook returns the authenticator that asks the service of a kubeconfig, whose answers hold for a while.
+func TokenWebhook(kubeconfig string, ttl time.Duration, audiences authenticator.Audiences) (authenticator.Token, error) {
+	rc, err := webhookutil.LoadKubeconfig(kubeconfig, nil)
+	if err != nil {
+		return nil, fmt.Errorf("token webhook: %w", err)
+	}
+	w, err := tokenwebhook.New(rc, "v1", audiences, *options.DefaultAuthWebhookRetryBackoff())
+	if err != nil {
+		return nil, fmt.Errorf("token webhook %s: %w", kubeconfig, err)
+	}
+	return tokencache.New(w, false, ttl, ttl), nil
+}
+
+// Authorizers reads an AuthorizationConfiguration and returns who decides, in its order. node and rbac are ours.
+func Authorizers(path string, node, rbac authorizer.Authorizer) ([]unionauthz.NamedAuthorizer, error) {
+	c, err := load.LoadFromFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("authorization configuration %s: %w", path, err)
+	}
+	compiler := authorizationcel.NewDefaultCompiler()
+	const allow, deny = "AlwaysAllow", "AlwaysDeny"
+	known := sets.New(string(apiserver.TypeWebhook), "Node", "RBAC", allow, deny)
+	if errs := validation.ValidateAuthorizationConfiguration(compiler, nil, c, known, sets.New(string(apiserver.TypeWebhook))); len(errs) > 0 {
+		return nil, fmt.Errorf("authorization configuration %s: %w", path, errs.ToAggregate())
+	}
+	var all []unionauthz.NamedAuthorizer
+	for _, a := range c.Authorizers {
+		var one authorizer.Authorizer
+		switch string(a.Type) {
+		case "Node":
+			one = node
+		case "RBAC":
+			one = rbac
+		case allow:
+			one = authorizerfactory.NewAlwaysAllowAuthorizer()
+		case deny:
+			one = authorizerfactory.NewAlwaysDenyAuthorizer()
+		case string(apiserver.TypeWebhook):
+			if one, err = authorizationWebhook(a, compiler); err != nil {
+				return nil, fmt.Errorf("authorization configuration %s: authorizer %s: %w", path, a.Name, err)
+			}
+		}
+		all = append(all, unionauthz.NamedAuthorizer{AuthorizerName: a.Name, Authorizer: one})
+	}
+	return all, nil
+}
+
+func authorizationWebhook(a apiserver.AuthorizerConfiguration, compiler authorizationcel.Compiler) (authorizer.Authorizer, error) {
+	w := a.Webhook
+	if w.ConnectionInfo.KubeConfigFile == nil {
+		return nil, errors.New("connectionInfo must name a kubeConfigFile: this server is not in a cluster of somebody else's")
+	}
+	rc, err := webhookutil.LoadKubeconfig(*w.ConnectionInfo.KubeConfigFile, nil)
+	if err != nil {
+		return nil, err
+	}
+	rc.Timeout = w.Timeout.Duration
+	onError := authorizer.DecisionNoOpinion
+	if w.FailurePolicy == apiserver.FailurePolicyDeny {
+		onError = authorizer.DecisionDeny
+	}
+	yes, no := w.AuthorizedTTL.Duration, w.UnauthorizedTTL.Duration
+	if !w.CacheAuthorizedRequests {
+		yes = 0
+	}
+	if !w.CacheUnauthorizedRequests {
+		no = 0
+	}
+	return authzwebhook.New(rc, w.SubjectAccessReviewVersion, yes, no, *options.DefaultAuthWebhookRetryBackoff(), onError, w.MatchConditions, a.Name, metrics.NoopAuthorizerMetrics{}, compiler)
+}
