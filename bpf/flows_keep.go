@@ -202,8 +202,10 @@ type FlowCount struct {
 type FlowStats struct {
 	Open    MapStatus // connections that both sides agreed on
 	Passing MapStatus // all other flows
-	Counts  []FlowCount
-	Full    bool // a connection found no room in the last seconds
+	// Those that policies judged, in the same order, a row for a flow.
+	PolicyOpen, PolicyPassing MapStatus
+	Counts                    []FlowCount
+	Full                      bool // a connection found no room in the last seconds
 }
 
 // FlowStats is ReadFlowStats of this datapath.
@@ -257,6 +259,20 @@ func ReadFlowStats(pinDir string) (FlowStats, error) {
 	slices.SortFunc(out.Counts, func(a, b FlowCount) int {
 		return cmp.Or(cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.State, b.State))
 	})
+	for name, to := range map[string]*MapStatus{policyFlowsOpen: &out.PolicyOpen, policyFlowsPassing: &out.PolicyPassing} {
+		m, err := ebpf.LoadPinnedMap(filepath.Join(pinDir, name), &ebpf.LoadPinOptions{ReadOnly: true})
+		if errors.Is(err, os.ErrNotExist) { // of a release that knows none
+			continue
+		}
+		if err != nil {
+			return out, fmt.Errorf("bpf: %s: %w", name, err)
+		}
+		*to = MapStatus{Name: name, Max: m.MaxEntries()}
+		err = eachRow(m, name, func(netPolicyKey, netPolicyFlow) { to.Rows++ })
+		if err = errors.Join(err, m.Close()); err != nil {
+			return out, err
+		}
+	}
 	m, err := ebpf.LoadPinnedMap(filepath.Join(pinDir, "flows_full"), &ebpf.LoadPinOptions{ReadOnly: true})
 	if err != nil {
 		return out, fmt.Errorf("bpf: flows_full: %w", err)

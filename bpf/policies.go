@@ -113,6 +113,12 @@ func openPolicies(m map[string]*ebpf.Map, older map[netAddr]bool, lost bool) (*P
 	if len(t.subjects) == 0 {
 		t.older = older
 	}
+	if err == nil { // who was killed may have written subjects, and not the revision
+		var revision uint32
+		if revision, err = t.revision(); err == nil {
+			err = t.m["policy_revision"].Put(uint32(0), revision+1)
+		}
+	}
 	for k, v := range t.subjects {
 		if v.Adopts = uint32(Monotonic().Seconds()) + adoptFor; err == nil && lost && v.Flags&subjectFollowed != 0 {
 			if err = t.m["policy_subjects"].Put(k, v); err != nil {

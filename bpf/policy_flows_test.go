@@ -298,6 +298,11 @@ func TestPolicyFlowsAreSwept(t *testing.T) {
 	}
 	s, err := l.d.sweepFlows(false)
 	must(t, err)
+	stats, err := l.d.FlowStats()
+	must(t, err)
+	if want := (MapStatus{Name: policyFlowsOpen, Rows: 1, Max: DefaultFlows}); stats.PolicyOpen != want {
+		t.Errorf("%+v, want %+v", stats.PolicyOpen, want)
+	}
 	if s.Deleted != 2 || s.Left != 1 || policyFlowCount(t, l.d) != 1 {
 		t.Errorf("%+v, %d rows are left", s, policyFlowCount(t, l.d))
 	}

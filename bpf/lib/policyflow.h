@@ -331,8 +331,11 @@ static __always_inline int policy_follow(struct __sk_buff *skb, struct policy_wo
 		w->flow = *f;
 		return policy_again(skb, how, reply);
 	}
-	if (f->flags & FLOW_DENIED)
+	if (f->flags & FLOW_DENIED) {
+		if (f->seen != now)
+			f->seen = now;
 		return policy_still_denied(skb, w, f);
+	}
 	state = flow_next(f->state, w->tcp, reply);
 	if ((state != f->state || f->seen != now) && flow_is_open(state, w->proto) != open) {
 		w->flow = *f;

@@ -58,6 +58,31 @@ func TestPoliciesThatAllowAll(t *testing.T) {
 	}
 }
 
+// TestPoliciesOfAskers: a pod that nobody may ask asks a Service without a socket hook, of which one backend is another pod of the node, and one itself. The
+// answers pass its interface under the Service's address.
+func TestPoliciesOfAskers(t *testing.T) {
+	c := start(t, 1, cni.VXLAN, func(n *Node) {
+		judged(everybody, nobody)(n)
+		for family := range 2 {
+			s := &n.Policies.Subjects[family*podsOnNode]
+			if s.Addr != podAddr(n, family, 0) {
+				t.Fatalf("%v is not the first pod's", s.Addr)
+			}
+			s.Ingress, s.Egress = nobody, everybody
+		}
+	})
+	from := c.pods[0]
+	for family := range 2 {
+		for _, network := range networks[family] {
+			out, err := c.ask(from.Space, "", network, netip.AddrPortFrom(clusterIPs[family], servicePort), 40)
+			c.spread(t, out, err, network, from.ID, "Service")
+			out, err = from.Ask(network, netip.AddrPortFrom(OutsideIPs[family], serverPort), 1)
+			answered(t, out, err, "outside "+c.Nodes[0].Addrs[family].String(), network, from.ID, "outside")
+		}
+		silent(t, c.pods[1].Space, from.Addrs[family])
+	}
+}
+
 // TestPoliciesBetweenNodes: who is judged by the other end's address is judged the same on both nodes, by whatever way the packets come, and nodes reach
 // their own pods. What is closed while somebody is connected is cut; a node's agent restarts for it.
 func TestPoliciesBetweenNodes(t *testing.T) {
