@@ -8,7 +8,7 @@ LDFLAGS := -s -w -X k8s.io/component-base/version.gitVersion=$(VERSION)
 RUN_PACKAGES := containerd runc
 TEST_PACKAGES := $(RUN_PACKAGES) iproute2 busybox-static curl containernetworking-plugins iptables nftables procps
 
-.PHONY: build up down test test-packages run-packages lint unit e2e soak cross generate check-generated bench bench-podnet bench-services kernel-packages test-kernels coredns test-coredns test-ui
+.PHONY: build up down test test-packages run-packages lint unit e2e soak cross generate check-generated bench bench-podnet bench-services kernel-packages test-kernels coredns test-coredns bench-dns test-ui
 
 build:
 	$(GO) build -trimpath -ldflags "$(LDFLAGS)" -o bin/strake ./cmd/strake
@@ -62,6 +62,10 @@ bench-services: build
 	$(GO) build -trimpath -ldflags "-s -w" -o bin/bench ./tests/bench
 	$(GO) test -c -trimpath -o bin/bpf.test ./bpf
 	bin/bench -services -json bin/bench-services.json -svg bin/bench-services.svg $(ARGS)
+
+# Cluster DNS from a pod: the kernel, our resolver and CoreDNS in turns; STRAKE_BENCH_SERVICES=50000 is a larger cluster.
+bench-dns: coredns
+	STRAKE_BENCH_DNS=$(CURDIR)/bin/coredns $(GO) test -count=1 -v -timeout 20m -run '^TestBench$$' ./dns
 
 kernel-packages:
 	$(call install,qemu-system-x86 busybox-static,--no-install-recommends)

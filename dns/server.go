@@ -120,7 +120,7 @@ func (s *Server) Run(ctx context.Context) error {
 			return fmt.Errorf("dns: listen on %s: %w", addr, err)
 		}
 		defer l.Close()
-		for _, srv := range []*dns.Server{{PacketConn: p, UDPSize: dns.DefaultMsgSize}, {Listener: l}} {
+		for _, srv := range []*dns.Server{{PacketConn: p, UDPSize: dns.DefaultMsgSize}, {Listener: newConnections(l)}} {
 			srv.Handler = handler{s, "dns://" + addr.String()}
 			g.Go(func() error {
 				if err := srv.ActivateAndServe(); err != nil && ctx.Err() == nil {

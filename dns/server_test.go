@@ -339,3 +339,41 @@ func TestRunEnds(t *testing.T) {
 		t.Errorf("the port is taken: %v", err)
 	}
 }
+
+// A client that opens connections without end keeps others from none, and has its own again once it ends some.
+func TestManyConnections(t *testing.T) {
+	startServer(t)
+	from := func(client string) net.Conn {
+		t.Helper()
+		c, err := (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(client)}}).Dial("tcp", at.String())
+		must(t, err)
+		t.Cleanup(func() { c.Close() })
+		c.SetDeadline(time.Now().Add(60 * time.Second))
+		return c
+	}
+	answered := func(c net.Conn) bool {
+		conn := &dns.Conn{Conn: c}
+		if err := conn.WriteMsg(new(dns.Msg).SetQuestion("web.default.svc.cluster.local.", dns.TypeA)); err != nil {
+			return false
+		}
+		m, err := conn.ReadMsg()
+		return err == nil && address(m) == "10.96.0.5"
+	}
+	var greedy []net.Conn
+	for range maxOfClient {
+		greedy = append(greedy, from("127.0.30.1"))
+	}
+	if !answered(greedy[maxOfClient-1]) {
+		t.Error("a connection that may be has no answer")
+	}
+	if answered(from("127.0.30.1")) {
+		t.Error("one connection too many has an answer")
+	}
+	if !answered(from("127.0.30.2")) {
+		t.Error("another client has no answer")
+	}
+	for _, c := range greedy {
+		c.Close()
+	}
+	await(t, "the client to be let in again", func() bool { return answered(from("127.0.30.1")) })
+}
