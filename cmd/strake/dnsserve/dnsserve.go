@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"runtime/debug"
 	"strings"
 	"time"
 
@@ -39,11 +40,17 @@ type Config struct {
 	Lameduck time.Duration
 }
 
+// gcPercent makes the heap grow by half between collections: most of what there is stays.
+const gcPercent = 50
+
 // Run serves until ctx ends.
 func Run(ctx context.Context, c Config) error {
 	client, err := connect(c.Kubeconfig)
 	if err != nil {
 		return err
+	}
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(gcPercent)
 	}
 	return run(ctx, c, client, true)
 }
@@ -138,6 +145,11 @@ func run(ctx context.Context, c Config, client kubernetes.Interface, alone bool)
 	}
 	defer f.Shutdown()
 	f.Start(serving.Done())
+	g.Go(func() error {
+		f.WaitForCacheSync(serving.Done())
+		debug.FreeOSMemory() // lists of a large cluster take several times what is kept of them
+		return nil
+	})
 	if c.ConfigMap != "" {
 		namespace, name, _ := strings.Cut(c.ConfigMap, "/")
 		g.Go(func() error { return dns.FollowConfigMap(serving, client, namespace, name, server, c.DNS) })
