@@ -212,6 +212,7 @@ func TestChanges(t *testing.T) {
 		for _, change := range c.Flush() {
 			tables.Apply(change)
 		}
+		away := false
 		for range 20 {
 			if r.chance(10) { // the agent begins anew
 				held := c.Rows()
@@ -227,6 +228,13 @@ func TestChanges(t *testing.T) {
 					}
 				}
 			}
+			if r.chance(6) { // and something changes while there is none
+				held := c.Rows()
+				c = New(Options{NodeName: node})
+				c.Continue(held)
+				c.SetState(s)
+				away = true
+			}
 			what := r.step(&s, c)
 			tr := newTrial(t, s, node)
 			known := ends(s)
@@ -238,6 +246,10 @@ func TestChanges(t *testing.T) {
 				queries = append(queries, tr.query(f))
 			}
 			changes := c.Flush()
+			if away {
+				what += " while there was no agent"
+				away = false
+			}
 			before, after := make([]verdicts, len(flows)), make([]verdicts, len(flows))
 			end := Interpret(c.Rows())
 			for i, q := range queries {

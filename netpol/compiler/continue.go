@@ -17,7 +17,7 @@ type before struct {
 	lists    map[string]uint32         // by what they say
 }
 
-// Continue takes what the tables hold already, from an agent before. It comes before the first Flush, which then gives one change that makes these rows what the
+// Continue takes what the tables hold already, from an agent before. It comes before the first Flush, which then gives the changes that make these rows what the
 // objects say: rows whose content is still right keep their numbers and are not written again.
 func (c *Compiler) Continue(rows bpf.PolicyRows) {
 	b := &before{rows: rows, policies: map[bpf.PolicyName]uint32{}, lists: map[string]uint32{}}
@@ -75,21 +75,136 @@ func (c *Compiler) listNumber(key string) uint32 {
 	return c.lastList
 }
 
-// takeUp gives identities and rule sets the numbers that they had before, and returns the change from the rows before.
-func (c *Compiler) takeUp() bpf.PolicyChange {
+// takeUp gives identities and rule sets the numbers that they had before, and returns the changes from the rows before.
+func (c *Compiler) takeUp() []bpf.PolicyChange {
 	old := c.before
 	c.before = nil
 	tables := Interpret(old.rows)
-	known := map[uint32]bool{}
-	for _, p := range old.rows.Peers {
-		known[p.Identity] = true
-	}
-	for _, s := range old.rows.Subjects {
-		known[s.Identity] = true
-	}
 	c.takeUpIdentities(tables)
-	c.takeUpSets(tables, known)
-	return difference(old.rows, c.Rows())
+	c.renumber()
+	c.takeUpSets(tables, pairs(old.rows, tables, c.Rows()))
+	c.renumber()
+	return c.steps(old.rows, tables)
+}
+
+// renumber makes the rows have the numbers that identities and rule sets have.
+func (c *Compiler) renumber() {
+	for _, a := range c.addrs {
+		if a.subject != nil {
+			a.subject = c.subjectRow(a)
+		}
+	}
+	for prefix := range c.peers {
+		c.peers[prefix], _ = c.peerRow(prefix)
+	}
+}
+
+// pair is who somebody was, and who it is.
+type pair struct{ was, is uint32 }
+
+// pairs are all that there are.
+func pairs(old bpf.PolicyRows, before *Tables, rows bpf.PolicyRows) map[pair]struct{} {
+	now := Interpret(rows)
+	out := map[pair]struct{}{{}: {}}
+	for _, peers := range [][]bpf.PolicyPeer{old.Peers, rows.Peers} {
+		for _, p := range peers {
+			out[pair{before.blockIdentity(p.Prefix), now.blockIdentity(p.Prefix)}] = struct{}{}
+		}
+	}
+	for _, subjects := range [][]bpf.PolicySubject{old.Subjects, rows.Subjects} {
+		for _, s := range subjects {
+			out[pair{before.identity(s.Addr), now.identity(s.Addr)}] = struct{}{}
+		}
+	}
+	return out
+}
+
+// steps are the changes from rows of before to those of now. Who is of another identity than before has one in between that is both: to rule sets that
+// go it is what it was, to those of now what it is. So the old ones judge as they did until the last pod has a new one.
+func (c *Compiler) steps(old bpf.PolicyRows, before *Tables) []bpf.PolicyChange {
+	rows := c.Rows()
+	if len(old.Subjects) == 0 { // nobody was judged
+		return []bpf.PolicyChange{difference(old, rows)}
+	}
+	now := Interpret(rows)
+	both := map[pair]uint32{}
+	between := func(was, is uint32) uint32 {
+		if was == is {
+			return is
+		}
+		if both[pair{was, is}] == 0 {
+			c.lastIdentity++
+			both[pair{was, is}] = c.lastIdentity
+		}
+		return both[pair{was, is}]
+	}
+	mid := bpf.PolicyRows{Names: merge(rows.Names, old.Names, func(n bpf.PolicyName) uint32 { return n.Policy })}
+	ranges := merge(rows.Peers, old.Peers, func(p bpf.PolicyPeer) netip.Prefix { return p.Prefix })
+	becomes := map[netip.Prefix]bool{}
+	for _, s := range rows.Subjects { // who becomes a subject is a peer until then
+		if _, is := before.subjects[s.Addr]; !is {
+			p := bpf.PolicyPeer{Prefix: netip.PrefixFrom(s.Addr, s.Addr.BitLen()), Identity: between(before.identity(s.Addr), s.Identity)}
+			mid.Peers = append(mid.Peers, p)
+			becomes[p.Prefix] = true
+		}
+	}
+	for _, p := range ranges {
+		if becomes[p.Prefix] {
+			continue
+		}
+		p.Identity = between(before.blockIdentity(p.Prefix), now.blockIdentity(p.Prefix))
+		mid.Peers = append(mid.Peers, p)
+	}
+	var finer []bpf.PolicySubject
+	for _, s := range merge(rows.Subjects, old.Subjects, func(s bpf.PolicySubject) netip.Addr { return s.Addr }) {
+		s.Identity = between(before.identity(s.Addr), now.identity(s.Addr))
+		mid.Subjects = append(mid.Subjects, s)
+		if was, is := before.subjects[s.Addr]; is && was.Identity != s.Identity {
+			was.Identity = s.Identity
+			finer = append(finer, was)
+		}
+	}
+	sets := map[uint32]*Tables{}
+	for key := range before.answers {
+		sets[key.set] = before
+	}
+	for key := range now.answers {
+		sets[key.set] = now
+	}
+	if len(both) == 0 || len(both)*len(sets) > c.options.MaxRules/4 { // no need, or no room
+		return []bpf.PolicyChange{difference(old, rows)}
+	}
+	mid.Ports = merge(rows.Ports, old.Ports, func(p bpf.PolicyPort) portKey { return portKey{p.Ports, p.Protocol, p.Port, p.Bits} })
+	mid.Answers = merge(rows.Answers, old.Answers, func(a bpf.PolicyAnswer) answerKey { return answerKey{a.RuleSet, a.Identity} })
+	for set, tables := range sets {
+		for who, number := range both {
+			identity := who.is
+			if tables == before {
+				identity = who.was
+			}
+			if list, own := tables.answers[answerKey{set, identity}]; own && identity != 0 {
+				mid.Answers = append(mid.Answers, bpf.PolicyAnswer{RuleSet: set, Identity: number, Ports: list})
+			}
+		}
+	}
+	first := difference(old, mid)
+	first.Subjects = append(finer, first.Subjects...)
+	return []bpf.PolicyChange{first, difference(mid, rows)}
+}
+
+// merge has all rows of the first, and those of the second with other keys.
+func merge[Row any, Key comparable](first, second []Row, key func(Row) Key) []Row {
+	there := make(map[Key]bool, len(first))
+	for _, r := range first {
+		there[key(r)] = true
+	}
+	out := slices.Clone(first)
+	for _, r := range second {
+		if !there[key(r)] {
+			out = append(out, r)
+		}
+	}
+	return out
 }
 
 // takeUpIdentities: an identity gets the number that most of its members had, unless another one has more of them.
@@ -139,7 +254,7 @@ func (c *Compiler) takeUpIdentities(tables *Tables) {
 }
 
 // takeUpSets: a rule set gets the number of one that says the same of all identities: of that which its subjects had, if it does.
-func (c *Compiler) takeUpSets(tables *Tables, known map[uint32]bool) {
+func (c *Compiler) takeUpSets(tables *Tables, pairs map[pair]struct{}) {
 	had := map[*ruleSet]uint32{}
 	for _, a := range c.addrs {
 		row, there := tables.subjects[a.addr]
@@ -164,7 +279,7 @@ func (c *Compiler) takeUpSets(tables *Tables, known map[uint32]bool) {
 	}
 	taken := map[uint32]bool{}
 	try := func(s *ruleSet, number uint32) bool {
-		if number == 0 || taken[number] || !c.saysTheSame(s, number, tables, known) {
+		if number == 0 || taken[number] || !c.saysTheSame(s, number, tables, pairs) {
 			return false
 		}
 		taken[number] = true
@@ -182,31 +297,28 @@ func (c *Compiler) takeUpSets(tables *Tables, known map[uint32]bool) {
 			}
 		}
 	}
-	for _, a := range c.addrs {
-		if a.subject != nil {
-			a.subject = c.subjectRow(a)
-		}
-	}
-	for prefix := range c.peers {
-		c.peers[prefix], _ = c.peerRow(prefix)
-	}
 }
 
-// saysTheSame tells whether a rule set of the tables answers as a set does: for every identity that the tables know, and that there still is.
-func (c *Compiler) saysTheSame(s *ruleSet, number uint32, tables *Tables, known map[uint32]bool) bool {
-	if tables.answers[answerKey{number, 0}] != s.base.number {
+// saysTheSame tells whether a rule set of the tables says of everybody, as who it was, what a set says of it as who it is.
+func (c *Compiler) saysTheSame(s *ruleSet, number uint32, tables *Tables, pairs map[pair]struct{}) bool {
+	says := make(map[uint32]uint32, len(s.answers))
+	for id, a := range s.answers {
+		says[id.number] = a.list.number
+	}
+	base, there := tables.answers[answerKey{number, 0}]
+	if !there {
 		return false
 	}
-	for _, id := range c.identities {
-		want := s.base
-		if a := s.answers[id]; a != nil {
-			want = a.list
+	for p := range pairs {
+		want, own := says[p.is]
+		if !own {
+			want = s.base.number
 		}
-		got, there := tables.answers[answerKey{number, id.number}]
-		if !there {
-			got = s.base.number
+		got, own := tables.answers[answerKey{number, p.was}]
+		if !own {
+			got = base
 		}
-		if got != want.number && (there || known[id.number]) {
+		if got != want {
 			return false
 		}
 	}

@@ -42,7 +42,9 @@ func (c *Compiler) Flush() []bpf.PolicyChange {
 	}
 	if c.before != nil {
 		out = nil
-		c.emit(&out, c.takeUp())
+		for _, change := range c.takeUp() {
+			c.emit(&out, change)
+		}
 	}
 	return out
 }
@@ -382,6 +384,9 @@ func (c *Compiler) settle(change *bpf.PolicyChange, flips map[*kind]subjectSets)
 		default:
 			write(a, *row)
 		}
+	}
+	if len(c.dirtyAddrs) > 1024 { // a map keeps the room that it once took
+		c.dirtyAddrs, c.movedAddrs = map[*address]struct{}{}, map[*address]struct{}{}
 	}
 	clear(c.dirtyAddrs)
 	clear(c.movedAddrs)

@@ -58,7 +58,8 @@ var seeded = []struct{ file, right, wrong string }{
 	{"flush.go", "			row.identity = id.number\n", ""},
 	{"transition.go", "if steps[0] == nil || steps[1] == nil {", "if true {"},
 	{"transition.go", "if len(was) == 0 || !local {", "if true {"},
-	{"continue.go", "if got != want.number && (there || known[id.number]) {", "if got != want.number && false {"},
+	{"continue.go", "if got != want {", "if got != want && p.was != p.is {"},
+	{"continue.go", "		sets[key.set] = before", "		sets[key.set] = now"},
 	{"interpret.go", "!(v.Tier == bpf.PolicyTierNetworkPolicy && q.From == q.To)", "true"},
 }
 
