@@ -43,7 +43,7 @@ Exit code: 0 if all is as asked, 1 if not (differences, findings, an assertion t
 		Example: "  strake policy eval -f manifests/ --from default/web --to default/db --port 5432/TCP",
 	}
 	s := &source{fallback: kubeconfig}
-	policy.AddCommand(evalCommand(s), matrixCommand(s), lintCommand(s), diffCommand(s), checkCommand(s), uiCommand(s))
+	policy.AddCommand(evalCommand(s), matrixCommand(s), lintCommand(s), diffCommand(s), checkCommand(s), reportCommand(s), uiCommand(s))
 	return policy
 }
 

@@ -91,6 +91,9 @@ func TestExitCodes(t *testing.T) {
 		"an assertion fails":      {[]string{"check", "-f", full, "-e", "deny default/db <- *"}, 1, "default/web -> default/db", ""},
 		"no assertions":           {[]string{"check", "-f", full}, 2, "", "no assertions"},
 		"an assertion is none":    {[]string{"check", "-f", full, "-e", "deny web"}, 2, "", "one -> or <-"},
+		"a report":                {[]string{"report", intents, "-f", full}, 0, "What is meant", ""},
+		"a report of a failure":   {[]string{"report", "-f", full, "-e", "deny default/db <- *", "-o", "json"}, 1, `"fingerprint": "sha256:`, ""},
+		"a report of problems":    {[]string{"report", "-f", bad, "--ignore-problems", "-o", "csv"}, 0, "unknown field", ""},
 		"JUnit":                   {[]string{"check", intents, "-f", full, "-o", "junit"}, 0, "<testcase", ""},
 	} {
 		t.Run(name, func(t *testing.T) {

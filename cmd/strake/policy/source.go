@@ -21,6 +21,7 @@ type source struct {
 	ignore     bool
 	fallback   string // kubeconfig, if none is named
 	loaded     manifests.Loaded
+	server     string // of the cluster that was asked
 }
 
 // flags adds those that choose a source to a command.
@@ -78,6 +79,7 @@ func (s *source) live(cmd *cobra.Command) (netpol.State, error) {
 	if err != nil {
 		return netpol.State{}, Exit{broken, fmt.Errorf("no cluster to ask (-f names manifests instead): %w", err)}
 	}
+	s.server = config.Host
 	config.QPS, config.Burst = -1, -1 // a few lists, in pages
 	kube, err := kubernetes.NewForConfig(config)
 	if err != nil {
