@@ -122,9 +122,12 @@ func TestNetworkPolicy(t *testing.T) {
 	}
 	// The kubelet's probes came through all of that.
 	for _, name := range []string{"server", "near", "far"} {
-		if got := l.kubectl("get", "pod", name, "-n", "shop", "-o", "jsonpath={.status.containerStatuses[*].restartCount} {.status.conditions[?(@.type=='Ready')].status}"); got != "0 0 True" {
-			t.Errorf("pod %s: restarts and readiness %s", name, got)
-		}
+		eventually(t, 30*time.Second, func() string { // an agent that has just begun tells in its own time
+			if got := l.kubectl("get", "pod", name, "-n", "shop", "-o", "jsonpath={.status.containerStatuses[*].restartCount} {.status.conditions[?(@.type=='Ready')].status}"); got != "0 0 True" {
+				return fmt.Sprintf("pod %s: restarts and readiness %s", name, got)
+			}
+			return ""
+		})
 	}
 }
 
