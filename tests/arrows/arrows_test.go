@@ -30,6 +30,8 @@ func allowed(from, to string) bool {
 		return true
 	case slices.Contains([]string{"cni", "proxy", "netpol", "dns"}, a):
 		return b == "bpf"
+	case a == "controlplane/apiserver": // what is valid is said once, for who writes policies and for who reads files of them
+		return to == module+"netpol/validation"
 	}
 	return false
 }
@@ -41,7 +43,8 @@ func TestRules(t *testing.T) {
 	}{
 		{"cni", "bpf", true}, {"proxy", "bpf", true}, {"dns", "bpf", true}, {"bpf", "cni", false}, {"cni", "dns", false},
 		{"kubelet", "bpf", false}, {"kubelet/server", "kubelet/status", true}, {"controlplane/apiserver", "controlplane/store", false},
-		{"controlplane/apiserver/auth", "controlplane/apiserver/descriptor", true}, {"controlplane/scheduler", "bpf", false}, {"cmd/strake", "kubelet", true},
+		{"controlplane/apiserver/auth", "controlplane/apiserver/descriptor", true}, {"controlplane/scheduler", "bpf", false}, {"controlplane/apiserver/resources", "netpol/validation", true},
+		{"controlplane/apiserver/resources", "netpol/compiler", false}, {"netpol/enforce", "cni", false}, {"cmd/strake", "kubelet", true},
 	} {
 		if got := allowed(module+c.from, module+c.to); got != c.want {
 			t.Errorf("%s imports %s: allowed %v, want %v", c.from, c.to, got, c.want)

@@ -59,7 +59,7 @@ spec:
     args: [demo, echo, --listen, ":8080"]
     ports: [{name: http, containerPort: 8080}]
     readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1, failureThreshold: 2}
-    livenessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1, failureThreshold: 2}
+    livenessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1, timeoutSeconds: 3, failureThreshold: 2}
   - name: admin
     image: "strake.io/demo:1"
     args: [demo, echo, --listen, ":8081"]
@@ -124,7 +124,7 @@ func TestNetworkPolicy(t *testing.T) {
 	for _, name := range []string{"server", "near", "far"} {
 		eventually(t, 30*time.Second, func() string { // an agent that has just begun tells in its own time
 			if got := l.kubectl("get", "pod", name, "-n", "shop", "-o", "jsonpath={.status.containerStatuses[*].restartCount} {.status.conditions[?(@.type=='Ready')].status}"); got != "0 0 True" {
-				return fmt.Sprintf("pod %s: restarts and readiness %s", name, got)
+				return fmt.Sprintf("pod %s: restarts and readiness %s\n%s", name, got, l.kubectl("get", "events", "-n", "shop", "--field-selector", "involvedObject.name="+name))
 			}
 			return ""
 		})
@@ -362,6 +362,8 @@ func (f flow) answers(within time.Duration) error {
 }
 
 func establishedFlows(l *policyLab) {
+	l.policy("deny", `{podSelector: {matchLabels: {app: server}}, ingress: [{from: [{podSelector: {matchLabels: {app: client}}}]}]}`)
+	l.expect([]path{tcp("near", "server", 8080), tcp("far", "server", 8080)}, []path{tcp("stranger", "server", 8080)})
 	near, far := l.connect("near", "server"), l.connect("far", "server")
 	for _, f := range []flow{near, far} {
 		if err := f.answers(10 * time.Second); err != nil {
