@@ -58,6 +58,7 @@ spec:
     image: "strake.io/demo:1"
     args: [demo, echo, --listen, ":8080"]
     ports: [{name: http, containerPort: 8080}]
+    startupProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1, failureThreshold: 60}
     readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1, failureThreshold: 2}
     livenessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1, timeoutSeconds: 3, failureThreshold: 2}
   - name: admin
