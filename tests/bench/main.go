@@ -7,6 +7,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -136,20 +137,15 @@ func run(ctx context.Context, o options) error {
 			}
 		}()
 	}
-	if err := b.measure(ctx, chosen); err != nil {
-		return err
-	}
+	// What was measured before a part failed, or somebody ended it, is told too.
+	errs := []error{b.measure(ctx, chosen)}
 	if o.json != "" {
-		if err := b.report.save(o.json); err != nil {
-			return err
-		}
+		errs = append(errs, b.report.save(o.json))
 	}
 	if o.svg != "" && len(b.charts) > 0 {
-		if err := b.saveCharts(o.svg); err != nil {
-			return err
-		}
+		errs = append(errs, b.saveCharts(o.svg))
 	}
-	return b.report.print(os.Stdout, o.format)
+	return errors.Join(append(errs, b.report.print(os.Stdout, o.format))...)
 }
 
 func (b *bench) measure(ctx context.Context, chosen []string) error {
