@@ -29,7 +29,7 @@ type api struct {
 func TestAPI(t *testing.T) {
 	s := apiservertest.Start(t)
 	for name, test := range map[string]func(*api){
-		"table": testTableOfTheAPI, "kinds": testKinds, "objects": testObjects, "watch": testWatch, "watchList": testWatchList, "patches": testPatches, "apply": testApply, "tables": testTables, "dryRun": testDryRun,
+		"table": testTableOfTheAPI, "kinds": testKinds, "hostile": testHostile, "objects": testObjects, "watch": testWatch, "watchList": testWatchList, "patches": testPatches, "apply": testApply, "tables": testTables, "dryRun": testDryRun,
 		"collections": testCollections, "refusals": testRefusals, "immutable": testImmutable, "status": testStatus, "scale": testScale, "events": testEvents,
 		"storage": testStorage, "system": testSystem, "namespaces": testNamespaces, "services": testServices, "manyServices": testManyServices,
 		"binding": testBinding, "eviction": testEviction, "gracefulDelete": testGracefulDelete, "ephemeral": testEphemeral,

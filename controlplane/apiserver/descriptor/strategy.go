@@ -102,8 +102,20 @@ func (s strategy) validateMeta(obj runtime.Object) field.ErrorList {
 	if valid == nil {
 		valid = validation.NameIsDNSSubdomain
 	}
-	return validation.ValidateObjectMetaAccessor(m, s.r.Namespaced, valid, field.NewPath("metadata"))
+	errs := validation.ValidateObjectMetaAccessor(m, s.r.Namespaced, valid, field.NewPath("metadata"))
+	size := 0
+	for k, v := range m.GetLabels() {
+		size += len(k) + len(v)
+	}
+	if size > maxLabels {
+		errs = append(errs, field.TooLong(field.NewPath("metadata", "labels"), "", maxLabels))
+	}
+	return errs
 }
+
+// maxLabels bounds the bytes of an object's labels, as the API bounds annotations: every list, watch and selector looks
+// at them. The reference has no bound but that of the whole object.
+const maxLabels = validation.TotalAnnotationSizeLimitB
 
 func validateMetaUpdate(obj, old runtime.Object) field.ErrorList {
 	m, err := meta.Accessor(obj)
