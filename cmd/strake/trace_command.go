@@ -41,7 +41,7 @@ and by which rule, how the packets go and as whom the backend sees the client. N
 the node itself ("node"), or an address outside of the cluster. With a port of that (198.51.100.7:40000) the one backend is told that it gets,
 where consistent hashing chooses.
 
-Names of Services are resolved as cluster DNS does. There is no policy engine yet, so no policy is told.`,
+Names of Services are resolved as cluster DNS does. Policies are not asked here: "strake policy eval" tells what they say.`,
 		Example: "  strake trace --from demo/client --to echo:80\n  strake trace --from 198.51.100.7 --to 192.0.2.10:30080 --proto udp\n  strake trace --from '[2001:db8::7]:40000' --to '[2001:db8::10]:30080'\n  strake trace --from node --to kubernetes.default:443 -o json",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
