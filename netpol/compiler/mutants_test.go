@@ -17,7 +17,7 @@ var seeded = []struct{ file, right, wrong string }{
 	{"parse.go", "known[netpol.Egress] = len(p.Spec.Egress) > 0", "known[netpol.Egress] = true"},
 	{"parse.go", "directions = [2]bool{true, true}", "_ = directions"},
 	{"parse.go", "protocol := uint8(netpol.TCP)", "protocol := uint8(netpol.UDP)"},
-	{"places.go", "if except == nil || !except.holds(p) {", "if true {"},
+	{"places.go", "if except == nil || !except.holds(p) {", "if except == nil || true {"},
 	{"places.go", "for bits := p.Bits(); bits >= 0; bits-- {\n		if s.lengths", "for bits := p.Bits() - 1; bits >= 0; bits-- {\n		if s.lengths"},
 	{"ports.go", "if pieces[i].last >= s.last {", "if true {"},
 	{"parse.go", "span{uint16(p.Port.IntVal), uint16(end)}", "span{uint16(p.Port.IntVal), uint16(p.Port.IntVal)}"},
