@@ -90,10 +90,8 @@ func TestAdmission(t *testing.T) {
 // A pod of which the API does not tell gets nothing, and its error says what is missing.
 func TestAdmissionFailsClosed(t *testing.T) {
 	l := newLab(t, newTables(), namespace("ns"), pod("ns", "a", "old", self)).run()
-	for !l.Settled() {
-		time.Sleep(time.Millisecond)
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	l.settle()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 	defer cancel()
 	if err := l.Admit(ctx, endpoint("c1", "ns", "a", "new", "10.244.0.2")); err == nil || !strings.Contains(err.Error(), "pod ns/a with UID new") {
 		t.Errorf("error %v", err)
@@ -120,8 +118,13 @@ func TestAdmissionWaitsForOlderPolicies(t *testing.T) {
 	l.run()
 	admitted := make(chan error, 1)
 	go func() { admitted <- l.Admit(t.Context(), endpoint("c1", "ns", "a", "u1", "10.244.0.2")) }()
-	<-lists
-	<-lists // it looked, waited, and looks again
+	for range 2 { // it looked, waited, and looks again
+		select {
+		case <-lists:
+		case <-time.After(patience):
+			t.Fatal("nobody asks what policies there are")
+		}
+	}
 	select {
 	case err := <-admitted:
 		t.Fatalf("admitted without its policy: %v", err)
@@ -145,6 +148,15 @@ func TestForcedDeletion(t *testing.T) {
 	if err := pods.Delete(t.Context(), "a", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
+	// Another one comes behind it.
+	if _, err := pods.Create(t.Context(), pod("ns", "b", "u3", self), metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Admit(t.Context(), endpoint("c3", "ns", "b", "u3", "10.244.0.4")); err != nil {
+		t.Fatal(err)
+	}
+	l.tables.awaitSubjects(t, "10.244.0.2", "10.244.0.4")
+	l.Release("c3")
 	if _, err := pods.Create(t.Context(), pod("ns", "a", "u2", self), metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
@@ -189,9 +201,7 @@ func TestFullTables(t *testing.T) {
 // Elsewhere than in clusters of ours ClusterNetworkPolicies may not be defined, or come and go.
 func TestDefinitionComesAndGoes(t *testing.T) {
 	l := newLab(t, newTables(), namespace("ns")).run()
-	for !l.Settled() {
-		time.Sleep(time.Millisecond)
-	}
+	l.settle()
 	if served, known, _ := l.definition.now(); served || !known {
 		t.Errorf("served %v, known %v", served, known)
 	}
