@@ -208,8 +208,10 @@ func TestPolicyFlowsSurviveARestart(t *testing.T) {
 	}
 	again, err := l.d.Policies().Hits()
 	must(t, err)
-	if !slices.ContainsFunc(again, func(h PolicyHit) bool { return h == hits[2] }) {
-		t.Errorf("hits %+v, had %+v", again, hits)
+	for i, h := range hits { // each start judges flows anew
+		if len(again) != len(hits) || again[i].Policy != h.Policy || again[i].Packets <= h.Packets {
+			t.Errorf("hits %+v, had %+v", again, hits)
+		}
 	}
 	// While policies are off nobody is judged, and when they are on again older connections go on.
 	reopen(500, false)
