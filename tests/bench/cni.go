@@ -61,7 +61,7 @@ func (b *bench) cniAdd(ctx context.Context) (err error) {
 		return err
 	}
 	conf := fmt.Sprintf(`{"cniVersion":"1.0.0","name":"strake","type":"strake-cni","socket":%q}`, n.Socket())
-	rival, err := newBridgeNode(l)
+	rival, err := newBridgeNode(l, "bridge-node")
 	if err != nil {
 		return err
 	}

@@ -1,5 +1,5 @@
 // Command bench measures a whole cluster that it brings up in a lab of its own (tests/lab), and takes down again; or the
-// node network alone (tests/podnet). `make bench` and `make bench-podnet` run it; docs/benchmarks.md tells what each row means.
+// node network alone (tests/podnet), Services, or network policies. `make bench` and its like run it; docs/benchmarks.md tells what each row means.
 //
 // Its one idea: what is compared with a rival is measured in turns with it, in the same pods, so that the ratio holds
 // on a noisy machine. No figure is asserted: a row says whether its target is met.
@@ -35,11 +35,12 @@ func main() {
 	flag.StringVar(&o.load, "load", "bin/bench-load", "the binary of tests/bench/load")
 	flag.StringVar(&o.json, "json", "", "write the results to this file as JSON as well")
 	flag.StringVar(&o.format, "o", "table", "what to print: table or json")
-	flag.StringVar(&o.only, "only", "", "measure only these: "+strings.Join(names(clusterParts), ",")+"; with -podnet "+strings.Join(names(podnetParts), ",")+"; with -services "+strings.Join(names(servicesParts), ",")+" (a comma between)")
+	flag.StringVar(&o.only, "only", "", "measure only these: "+strings.Join(names(clusterParts), ",")+"; with -podnet "+strings.Join(names(podnetParts), ",")+"; with -services "+strings.Join(names(servicesParts), ",")+"; with -netpol "+strings.Join(names(netpolParts), ",")+" (a comma between)")
 	flag.BoolVar(&o.podnet, "podnet", false, "measure the node network alone, without a cluster")
 	flag.StringVar(&o.svg, "svg", "", "with -services: draw what was measured into this file")
 	flag.StringVar(&o.bpfTests, "bpf-tests", "bin/bpf.test", "the tests of ./bpf, for the programs' costs")
 	flag.BoolVar(&o.services, "services", false, "measure Services at growing numbers of them, against kube-proxy's rulesets")
+	flag.BoolVar(&o.netpol, "netpol", false, "measure network policies at growing numbers of them, against rules of nftables")
 	flag.Float64Var(&o.effort, "effort", 1, "how much to measure: 0.2 is a quick look")
 	flag.BoolFunc("quick", "the same as -effort 0.3", func(string) error { o.effort = 0.3; return nil })
 	flag.Parse()
@@ -53,7 +54,7 @@ type options struct {
 	strake, load, json, format, only string
 	svg, bpfTests                    string
 	effort                           float64
-	podnet, services                 bool
+	podnet, services, netpol         bool
 }
 
 // times scales a number of repetitions.
@@ -89,6 +90,8 @@ func (o options) parts() []part {
 	switch {
 	case o.services:
 		return servicesParts
+	case o.netpol:
+		return netpolParts
 	case o.podnet:
 		return podnetParts
 	}
@@ -126,7 +129,7 @@ func run(ctx context.Context, o options) error {
 	if b.report, err = newReport(o.strake); err != nil {
 		return err
 	}
-	if !o.podnet && !o.services {
+	if !o.podnet && !o.services && !o.netpol {
 		if b.cluster, err = lab.New("strake-bench", filepath.Join(dir, "data"), o.strake); err != nil {
 			return err
 		}

@@ -47,7 +47,7 @@ func (b *bench) podPath(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	bridge, err := newBridgeNode(l)
+	bridge, err := newBridgeNode(l, "bridge-node")
 	if err != nil {
 		return err
 	}
@@ -189,16 +189,16 @@ type bridgeNode struct {
 // plugins is where Debian puts them.
 const plugins = "/usr/lib/cni"
 
-func newBridgeNode(l *podnet.Lab) (*bridgeNode, error) {
+func newBridgeNode(l *podnet.Lab, name string) (*bridgeNode, error) {
 	if _, err := os.Stat(filepath.Join(plugins, "bridge")); err != nil {
 		return nil, fmt.Errorf("%w: install containernetworking-plugins (`make bench-podnet` does)", err)
 	}
-	s, err := l.Space("bridge-node")
+	s, err := l.Space(name)
 	if err != nil {
 		return nil, err
 	}
 	return &bridgeNode{lab: l, space: s, conf: `{"cniVersion":"1.0.0","name":"rival","type":"bridge","bridge":"cni0","isGateway":true,"hairpinMode":true,
-		"ipam":{"type":"host-local","dataDir":"` + filepath.Dir(string(s)) + `/host-local","ranges":[[{"subnet":"10.88.0.0/16"}]],"routes":[{"dst":"0.0.0.0/0"}]}}`}, nil
+		"ipam":{"type":"host-local","dataDir":"` + filepath.Dir(string(s)) + `/host-local-` + name + `","ranges":[[{"subnet":"10.88.0.0/16"}]],"routes":[{"dst":"0.0.0.0/0"}]}}`}, nil
 }
 
 func (n *bridgeNode) pods() (way, error) {

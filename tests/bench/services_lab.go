@@ -258,7 +258,7 @@ func (l *servicesLab) load(node podnet.Space, name string, write func(io.Writer)
 		out, err = exec.CommandContext(l.ctx, "sh", "-c", program+` <"$1"`, "sh", file).CombinedOutput()
 		return err
 	}); err != nil {
-		return fmt.Errorf("%s (iptables and nftables are packages that `make bench-services` installs): %w\n%s", program, err, out)
+		return fmt.Errorf("%s (iptables and nftables are packages that this benchmark's make target installs): %w\n%s", program, err, out)
 	}
 	return nil
 }
