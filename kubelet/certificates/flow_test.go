@@ -29,6 +29,7 @@ import (
 	certutil "k8s.io/client-go/util/cert"
 
 	"github.com/strake-io/strake/controlplane/apiserver/apiservertest"
+	"github.com/strake-io/strake/controlplane/apiserver/quota"
 	"github.com/strake-io/strake/controlplane/controllers"
 )
 
@@ -61,7 +62,7 @@ func startCluster(t *testing.T) *cluster {
 	done := make(chan error, 1)
 	go func() {
 		done <- controllers.Run(ctx, controllers.Config{
-			Client: c.admin, Metadata: meta, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")}, CAFile: s.CAFile, CAKeyFile: s.CAKeyFile, Server: s.Admin.Host,
+			Client: c.admin, Metadata: meta, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")}, CAFile: s.CAFile, CAKeyFile: s.CAKeyFile, Server: s.Admin.Host, Quota: quota.Evaluators,
 		})
 	}()
 	t.Cleanup(func() {

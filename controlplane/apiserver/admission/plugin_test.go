@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -46,6 +47,9 @@ func started(t *testing.T, name string, objects ...runtime.Object) admission.Int
 	}
 	if w, ok := p.(initializer.WantsExternalKubeInformerFactory); ok {
 		w.SetExternalKubeInformerFactory(f)
+	}
+	if w, ok := p.(initializer.WantsRESTMapper); ok {
+		w.SetRESTMapper(meta.NewDefaultRESTMapper(nil))
 	}
 	if w, ok := p.(initializer.WantsAuthorizer); ok {
 		w.SetAuthorizer(authorizerfactory.NewAlwaysDenyAuthorizer())
