@@ -166,11 +166,8 @@ func (e *Enforcer) followClusterPolicies(ctx context.Context) {
 	}
 }
 
-// definedClusterPolicies lists them as they are now; none where they are not defined.
+// definedClusterPolicies lists them as they are now; none where they are not defined, which the API itself says: what is followed may be behind.
 func (e *Enforcer) definedClusterPolicies(ctx context.Context) ([]unstructured.Unstructured, error) {
-	if served, _, _ := e.definition.now(); !served {
-		return nil, nil
-	}
 	list, err := e.cfg.Dynamic.Resource(customPolicies).List(ctx, metav1.ListOptions{})
 	if apierrors.IsNotFound(err) {
 		return nil, nil

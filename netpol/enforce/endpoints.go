@@ -227,8 +227,9 @@ func (e *Enforcer) place(l *localPod) {
 	}
 }
 
-// withAddrs returns a pod with these addresses, and no others.
+// withAddrs returns a pod with these addresses, and no others. The addresses may be another's: they stay as they are.
 func withAddrs(p *corev1.Pod, addrs []netip.Addr) *corev1.Pod {
+	addrs = slices.Clone(addrs)
 	slices.SortFunc(addrs, netip.Addr.Compare)
 	here := *p
 	here.Status.PodIP, here.Status.PodIPs = "", nil

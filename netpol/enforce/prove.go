@@ -46,7 +46,7 @@ func (e *Enforcer) prove(ctx context.Context) {
 			continue
 		}
 		began := time.Now()
-		if e.proof() {
+		if e.proof(ctx) {
 			last, done = noted, time.Now()
 		}
 		pause = max(proveAfter, proveShare*time.Since(began))
@@ -54,7 +54,7 @@ func (e *Enforcer) prove(ctx context.Context) {
 }
 
 // proof is one; it is false if the cluster changed meanwhile. What differs is looked at again before it is told: and then rows are written that are as they should be.
-func (e *Enforcer) proof() bool {
+func (e *Enforcer) proof(ctx context.Context) bool {
 	var report verify.Report
 	for range 2 {
 		rows, state, others, err := e.snapshot()
@@ -65,7 +65,10 @@ func (e *Enforcer) proof() bool {
 		if rows == nil {
 			return false
 		}
-		if report, err = verify.Verify(*rows, state, verify.Options{Node: e.cfg.NodeName, Questions: proveAsks, Others: others}); err != nil {
+		if report, err = verify.Verify(ctx, *rows, state, verify.Options{Node: e.cfg.NodeName, Questions: proveAsks, Others: others}); err != nil {
+			if ctx.Err() != nil {
+				return false
+			}
 			klog.ErrorS(err, "The enforcement of policies could not be proved")
 			return false
 		}

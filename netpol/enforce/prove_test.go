@@ -47,7 +47,7 @@ func TestDriftIsMended(t *testing.T) {
 		t.Fatal(err)
 	}
 	l.settle()
-	if !l.proof() || testutil.ToFloat64(l.metrics.drift) != 0 || testutil.ToFloat64(l.metrics.questions) < 30 {
+	if !l.proof(t.Context()) || testutil.ToFloat64(l.metrics.drift) != 0 || testutil.ToFloat64(l.metrics.questions) < 30 {
 		t.Errorf("drift %v after %v questions", testutil.ToFloat64(l.metrics.drift), testutil.ToFloat64(l.metrics.questions))
 	}
 	addr := netip.MustParseAddr("10.244.0.2")
@@ -58,7 +58,7 @@ func TestDriftIsMended(t *testing.T) {
 	if right.Ingress == 0 {
 		t.Fatal("the pod was not judged")
 	}
-	if !l.proof() || testutil.ToFloat64(l.metrics.drift) == 0 {
+	if !l.proof(t.Context()) || testutil.ToFloat64(l.metrics.drift) == 0 {
 		t.Error("drift is not seen")
 	}
 	if e := <-l.events; !strings.Contains(e, reasonDrift) || !strings.Contains(e, "ns/a") {
@@ -66,7 +66,7 @@ func TestDriftIsMended(t *testing.T) {
 	}
 	l.tables.await(t, "the right row", func() bool { return l.tables.subjects[addr] == right })
 	l.settle()
-	if !l.proof() || testutil.ToFloat64(l.metrics.drift) != 0 {
+	if !l.proof(t.Context()) || testutil.ToFloat64(l.metrics.drift) != 0 {
 		t.Error("drift is left")
 	}
 }

@@ -4,6 +4,7 @@ package verify
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
@@ -93,7 +94,8 @@ type verifier struct {
 }
 
 // Verify holds rows against a State. In the State the node's pods have the addresses that they have on the node.
-func Verify(rows bpf.PolicyRows, s netpol.State, o Options) (Report, error) {
+// It ends with an error when ctx does. What it costs grows with pods and policies, and with the questions, not with their product.
+func Verify(ctx context.Context, rows bpf.PolicyRows, s netpol.State, o Options) (Report, error) {
 	truth, err := reference.New(s)
 	if err != nil {
 		return Report{}, err
@@ -108,7 +110,9 @@ func Verify(rows bpf.PolicyRows, s netpol.State, o Options) (Report, error) {
 	others := v.classes(append(pods, edges(s)...), false)
 	ports := portsOf(s)
 	v.report.Ends, v.report.Ports = len(others), len(ports)
-	v.ask(locals, others, ports, o.Questions)
+	if err := v.ask(ctx, locals, others, ports, o.Questions); err != nil {
+		return Report{}, err
+	}
 	return v.report, nil
 }
 
@@ -193,45 +197,102 @@ func (v *verifier) classes(ends []end, subjects bool) []end {
 	return out
 }
 
-// ask asks everybody on the node about everybody, both ways.
-func (v *verifier) ask(locals, others []end, ports []port, most int) {
-	type question struct {
-		from, to int // from of locals if out, else of others
-		out      bool
+// questions are those of one address family and one direction: between each of the node's ends and each other end, at all ports and those that the
+// end that is spoken to has itself. They are counted and drawn, never listed: there may be billions.
+type questions struct {
+	locals, others []end
+	egress         bool
+	ports          []port
+	own            [][]port // by the end that is spoken to: its own ports that are not among ports
+	before         []int    // by the end that is spoken to: the questions of those before it
+	count          int
+}
+
+func newQuestions(locals, others []end, egress bool, ports []port) questions {
+	q := questions{locals: locals, others: others, egress: egress, ports: ports}
+	to, from := locals, len(others)
+	if egress {
+		to, from = others, len(locals)
 	}
-	var pairs []question
-	for i, l := range locals {
-		if _, ok := v.ids[l.Addr]; !ok {
-			continue // told already
-		}
-		for j, o := range others {
-			if l.Addr.Is4() == o.Addr.Is4() {
-				pairs = append(pairs, question{i, j, true}, question{j, i, false})
-			}
-		}
+	common := make(map[port]bool, len(ports))
+	for _, p := range ports {
+		common[p] = true
 	}
-	rand.Shuffle(len(pairs), func(i, j int) { pairs[i], pairs[j] = pairs[j], pairs[i] })
-	for _, q := range pairs {
-		var from, to end
-		if q.out {
-			from, to = locals[q.from], others[q.to]
-		} else {
-			from, to = others[q.from], locals[q.to]
-		}
-		asked := append(slices.Clone(ports), to.named...)
-		slices.SortFunc(asked, func(a, b port) int {
+	for _, e := range to {
+		own := slices.Clone(e.named)
+		slices.SortFunc(own, func(a, b port) int {
 			return cmp.Or(cmp.Compare(a.protocol, b.protocol), cmp.Compare(a.number, b.number))
 		})
-		asked = slices.Compact(asked)
-		v.report.Of += len(asked)
-		if most > 0 && v.report.Asked >= most {
-			continue
-		}
-		for _, p := range asked {
-			v.report.Asked++
-			v.compare(from, to, p, q.out)
+		own = slices.DeleteFunc(slices.Compact(own), func(p port) bool { return common[p] })
+		q.own, q.before = append(q.own, own), append(q.before, q.count)
+		q.count += from * (len(ports) + len(own))
+	}
+	return q
+}
+
+// at is one of the questions, by its number.
+func (q questions) at(n int) (from, to end, p port) {
+	i, found := slices.BinarySearch(q.before, n)
+	if !found {
+		i-- // the last one that begins before
+	}
+	n -= q.before[i]
+	ports := len(q.ports) + len(q.own[i])
+	other, k := n/ports, n%ports
+	if k < len(q.ports) {
+		p = q.ports[k]
+	} else {
+		p = q.own[i][k-len(q.ports)]
+	}
+	if q.egress {
+		return q.locals[other], q.others[i], p
+	}
+	return q.others[other], q.locals[i], p
+}
+
+// ask asks everybody on the node about everybody, both ways, or, of more questions than most, so many that are drawn by lot.
+func (v *verifier) ask(ctx context.Context, locals, others []end, ports []port, most int) error {
+	locals = slices.DeleteFunc(slices.Clone(locals), func(e end) bool {
+		_, ok := v.ids[e.Addr]
+		return !ok // told already
+	})
+	var all []questions
+	for _, is4 := range []bool{true, false} {
+		another := func(e end) bool { return e.Addr.Is4() != is4 }
+		here, there := slices.DeleteFunc(slices.Clone(locals), another), slices.DeleteFunc(slices.Clone(others), another)
+		for _, egress := range []bool{true, false} {
+			q := newQuestions(here, there, egress, ports)
+			v.report.Of += q.count
+			all = append(all, q)
 		}
 	}
+	one := func(n int) error {
+		for _, q := range all {
+			if n >= q.count {
+				n -= q.count
+				continue
+			}
+			from, to, p := q.at(n)
+			v.report.Asked++
+			v.compare(from, to, p, q.egress)
+			break
+		}
+		return ctx.Err()
+	}
+	if most <= 0 || v.report.Of <= most {
+		for n := range v.report.Of {
+			if err := one(n); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	for range most {
+		if err := one(rand.IntN(v.report.Of)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // compare asks both about one side of a flow: that of the end that is on the node.

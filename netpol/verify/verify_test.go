@@ -1,6 +1,8 @@
 package verify
 
 import (
+	"context"
+	"errors"
 	"net/netip"
 	"slices"
 	"strings"
@@ -10,6 +12,7 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/intstr"
 	policyv1alpha2 "sigs.k8s.io/network-policy-api/apis/v1alpha2"
 	"sigs.k8s.io/yaml"
 
@@ -90,7 +93,7 @@ func rowsOf(s netpol.State) bpf.PolicyRows {
 
 func verified(t *testing.T, rows bpf.PolicyRows, s netpol.State) Report {
 	t.Helper()
-	r, err := Verify(rows, s, Options{Node: "n1"})
+	r, err := Verify(t.Context(), rows, s, Options{Node: "n1"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -102,8 +105,8 @@ func TestRowsThatAreRight(t *testing.T) {
 	if r.Drifts != 0 || r.Pods != 6 || r.Asked != r.Of || r.Asked < 500 {
 		t.Errorf("report %+v", r)
 	}
-	few, err := Verify(rowsOf(state(t)), state(t), Options{Node: "n1", Questions: 100})
-	if err != nil || few.Asked < 100 || few.Asked > 200 || few.Of != r.Of {
+	few, err := Verify(t.Context(), rowsOf(state(t)), state(t), Options{Node: "n1", Questions: 100})
+	if err != nil || few.Asked != 100 || few.Of != r.Of {
 		t.Errorf("report %+v, error %v", few, err)
 	}
 }
@@ -152,5 +155,58 @@ func TestRowsThatAreWrong(t *testing.T) {
 				t.Errorf("not seen: %+v", r)
 			}
 		})
+	}
+}
+
+// Questions have numbers: each is one of its own, and there are as many as are counted.
+func TestQuestionsAreAllDifferent(t *testing.T) {
+	http, dns, metrics := port{netpol.TCP, 80}, port{netpol.UDP, 53}, port{netpol.TCP, 9100}
+	of := func(addr string, named ...port) end {
+		return end{End: netpol.End{Addr: netip.MustParseAddr(addr)}, named: named}
+	}
+	locals := []end{of("10.0.0.1"), of("10.0.0.2", metrics, http, metrics)}
+	others := []end{of("10.0.0.1", metrics), of("10.0.0.2"), of("192.0.2.1", dns)}
+	for _, egress := range []bool{true, false} {
+		q := newQuestions(locals, others, egress, []port{http, dns})
+		if want := map[bool]int{true: 2 * (3 + 2 + 2), false: 3 * (2 + 3)}[egress]; q.count != want {
+			t.Errorf("egress %v: %d questions, want %d", egress, q.count, want)
+		}
+		type key struct {
+			from, to netip.Addr
+			p        port
+		}
+		seen := map[key]bool{}
+		for n := range q.count {
+			from, to, p := q.at(n)
+			seen[key{from.Addr, to.Addr, p}] = true
+		}
+		if len(seen) != q.count {
+			t.Errorf("egress %v: %d of %d questions differ", egress, len(seen), q.count)
+		}
+	}
+}
+
+// What is asked of a large cluster is bounded, however many questions there are, and a proof ends with its context.
+func TestLargeClustersAreSampled(t *testing.T) {
+	s := state(t)
+	for i := range 1000 {
+		at := netip.AddrFrom4([4]byte{203, byte(i >> 8), byte(i), 0}).String() + "/24"
+		s.NetworkPolicies = append(s.NetworkPolicies, &networkingv1.NetworkPolicy{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "other", Name: "p" + at, UID: types.UID(at)},
+			Spec: networkingv1.NetworkPolicySpec{PodSelector: metav1.LabelSelector{MatchLabels: map[string]string{"app": at}}, Ingress: []networkingv1.NetworkPolicyIngressRule{{
+				From:  []networkingv1.NetworkPolicyPeer{{IPBlock: &networkingv1.IPBlock{CIDR: at}}},
+				Ports: []networkingv1.NetworkPolicyPort{{Port: &intstr.IntOrString{IntVal: int32(1000 + 3*i)}}},
+			}}},
+		})
+	}
+	rows := rowsOf(s)
+	r, err := Verify(t.Context(), rows, s, Options{Node: "n1", Questions: 200})
+	if err != nil || r.Asked != 200 || r.Of < 10_000_000 || r.Drifts != 0 {
+		t.Errorf("report %+v, error %v", r, err)
+	}
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := Verify(ended, rows, s, Options{Node: "n1"}); !errors.Is(err, context.Canceled) {
+		t.Errorf("all questions, though nobody waits for them: error %v", err)
 	}
 }

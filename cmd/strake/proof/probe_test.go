@@ -33,7 +33,7 @@ func TestQuestions(t *testing.T) {
 	}
 	attached := []cni.Allocation{{Pod: "ns/a", UID: "1", Netns: "/a", Addrs: []netip.Addr{netip.MustParseAddr("10.0.0.1")}}, {Pod: "ns/a", UID: "0", Netns: "/old", Addrs: []netip.Addr{netip.MustParseAddr("10.0.0.3")}}}
 	others := Place(&s, "here", attached)
-	if len(others) != 0 || len(s.Pods) != 2 || s.Pods[0].Status.PodIPs[0].IP != "10.0.0.1" {
+	if len(others) != 1 || others[0] != netip.MustParseAddr("10.0.0.3") || len(s.Pods) != 2 || s.Pods[0].Status.PodIPs[0].IP != "10.0.0.1" {
 		t.Errorf("others %v, pods %+v", others, s.Pods)
 	}
 	got, err := questions(s, attached, "here")

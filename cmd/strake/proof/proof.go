@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
-	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -79,13 +78,14 @@ func once(ctx context.Context, n Node) (verify.Report, error) {
 	if err != nil {
 		return verify.Report{}, err
 	}
-	return verify.Verify(rows, state, verify.Options{Node: n.Name, Questions: n.Questions, Others: others})
+	return verify.Verify(ctx, rows, state, verify.Options{Node: n.Name, Questions: n.Questions, Others: others})
 }
 
 // Place gives the pods of a node the addresses that they have there, which the API learns later and forgets at another time, and returns the
 // addresses of attachments that are no pods.
 func Place(s *netpol.State, node string, attached []cni.Allocation) (others []netip.Addr) {
 	var pods []*corev1.Pod
+	placed := make([]bool, len(attached))
 	for _, p := range s.Pods {
 		if p.Spec.NodeName != node || p.Spec.HostNetwork {
 			pods = append(pods, p)
@@ -93,10 +93,11 @@ func Place(s *netpol.State, node string, attached []cni.Allocation) (others []ne
 		}
 		here := *p
 		here.Status.PodIP, here.Status.PodIPs = "", nil
-		for _, a := range attached {
+		for i, a := range attached {
 			if a.Pod != p.Namespace+"/"+p.Name || a.UID != "" && a.UID != string(p.UID) && a.UID != p.Annotations[corev1.MirrorPodAnnotationKey] {
 				continue
 			}
+			placed[i] = true
 			for _, addr := range a.Addrs {
 				here.Status.PodIPs = append(here.Status.PodIPs, corev1.PodIP{IP: addr.String()})
 			}
@@ -106,8 +107,8 @@ func Place(s *netpol.State, node string, attached []cni.Allocation) (others []ne
 		}
 	}
 	s.Pods = pods
-	for _, a := range attached {
-		if a.Pod == "" || !slices.ContainsFunc(pods, func(p *corev1.Pod) bool { return a.Pod == p.Namespace+"/"+p.Name }) {
+	for i, a := range attached {
+		if !placed[i] {
 			others = append(others, a.Addrs...) // a container that is no pod, or a pod that is deleted but not ended
 		}
 	}
