@@ -227,7 +227,7 @@ func (id *identity) to(s *ruleSet, c *Compiler) []*atom {
 func (id *identity) all() []*atom { return union(id.atoms, id.was) }
 
 func identityKey(atoms, was []*atom) string {
-	b := make([]byte, 0, 4*len(atoms))
+	b := binary.BigEndian.AppendUint32(make([]byte, 0, 4+4*len(atoms)), uint32(len(atoms)))
 	for _, a := range atoms {
 		b = binary.BigEndian.AppendUint32(b, a.id)
 	}

@@ -456,3 +456,51 @@ func TestPodComesBack(t *testing.T) {
 		t.Fatalf("%+v %+v", d, d.Ingress)
 	}
 }
+
+// TestClaimOfAnotherNode: what says that a pod of another node has a local pod's address leaves the local pod judged as what it is, however new it is.
+func TestClaimOfAnotherNode(t *testing.T) {
+	c := New(Options{NodeName: "here"})
+	c.SetNamespace(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "alpha"}})
+	local := plainPod("local", "10.0.0.1", nil)
+	local.Spec.NodeName = "here"
+	remote := plainPod("remote", "10.0.0.1", map[string]string{"app": "other"})
+	remote.Spec.NodeName = "there"
+	remote.CreationTimestamp = metav1.Unix(2e9, 0)
+	c.SetPod(local)
+	c.Flush()
+	want := c.Rows()
+	c.SetPod(remote)
+	c.Flush()
+	if got := c.Rows(); len(want.Subjects) != 1 || !reflect.DeepEqual(got, want) {
+		t.Fatalf("the rows were %+v and are %+v", want, got)
+	}
+	c.DeletePod(local.UID)
+	c.Flush()
+	if rows := c.Rows(); len(rows.Subjects) != 0 {
+		t.Fatalf("of the other node's pod there are %+v", rows.Subjects)
+	}
+}
+
+// TestIdentityKey: what an identity was is told from what it is, whatever the atoms' numbers.
+func TestIdentityKey(t *testing.T) {
+	seen := map[string]string{}
+	for _, atoms := range [][]uint32{{}, {1}, {1, 2}, {0x100}, {1, 0}, {0x01000000}} {
+		for _, was := range [][]uint32{nil, {}, {1}, {0x02000000}, {0x100}, {0, 0x100}, {2}} {
+			make := func(numbers []uint32) (out []*atom) {
+				for _, n := range numbers {
+					out = append(out, &atom{id: n})
+				}
+				if numbers != nil && out == nil {
+					out = []*atom{}
+				}
+				return out
+			}
+			what := fmt.Sprintf("%#v %#v", atoms, was)
+			key := identityKey(make(atoms), make(was))
+			if other, is := seen[key]; is {
+				t.Errorf("%s has the key of %s", what, other)
+			}
+			seen[key] = what
+		}
+	}
+}

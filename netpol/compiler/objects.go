@@ -107,15 +107,63 @@ type address struct {
 	subject  *subjectRow // in the tables
 }
 
-// owner is the pod that has the address; nil: none.
+// owner is the pod that has the address; nil: none. What an API object of another node's pod claims takes nothing from a pod of this node: it got the address
+// from this node's own range.
 func (a *address) owner() *pod {
 	var owner *pod
 	for _, p := range a.pods {
-		if owner == nil || p.newer(owner) {
+		if owner == nil || p.local && !owner.local || p.local == owner.local && p.newer(owner) {
 			owner = p
 		}
 	}
 	return owner
+}
+
+// WithoutForeignClaims gives pods as a Compiler for a node takes them: those of other nodes without addresses that a pod of the node has. No pod is changed; one that
+// loses an address is a copy. Without a node all pods are as they were.
+func WithoutForeignClaims(pods []*corev1.Pod, node string) []*corev1.Pod {
+	if node == "" {
+		return pods
+	}
+	local := map[netip.Addr]bool{}
+	for _, p := range pods {
+		if p.Spec.NodeName == node && hasAddrs(p) {
+			for _, a := range addrsOf(p) {
+				local[a] = true
+			}
+		}
+	}
+	out := slices.Clone(pods)
+	for i, p := range out {
+		addrs := addrsOf(p)
+		if p.Spec.NodeName == node || !hasAddrs(p) || !slices.ContainsFunc(addrs, func(a netip.Addr) bool { return local[a] }) {
+			continue
+		}
+		p = p.DeepCopy()
+		p.Status.PodIP, p.Status.PodIPs = "", nil
+		for _, a := range addrs {
+			if !local[a] {
+				p.Status.PodIPs = append(p.Status.PodIPs, corev1.PodIP{IP: a.String()})
+			}
+		}
+		out[i] = p
+	}
+	return out
+}
+
+// hasAddrs tells whether a pod has addresses of its own: it has not ended, and is not in its node's network.
+func hasAddrs(o *corev1.Pod) bool {
+	return !o.Spec.HostNetwork && o.Status.Phase != corev1.PodSucceeded && o.Status.Phase != corev1.PodFailed
+}
+
+func addrsOf(o *corev1.Pod) (addrs []netip.Addr) {
+	for _, ip := range o.Status.PodIPs {
+		addrs = appendAddr(addrs, ip.IP)
+	}
+	if len(addrs) == 0 {
+		addrs = appendAddr(addrs, o.Status.PodIP)
+	}
+	return addrs
 }
 
 // word is a string that is kept once, however many objects have it.
@@ -258,19 +306,13 @@ func (c *Compiler) applyNamespaces() {
 
 // SetPod takes a Pod that is new or has changed.
 func (c *Compiler) SetPod(o *corev1.Pod) {
-	var addrs []netip.Addr
-	for _, ip := range o.Status.PodIPs {
-		addrs = appendAddr(addrs, ip.IP)
-	}
-	if len(addrs) == 0 {
-		addrs = appendAddr(addrs, o.Status.PodIP)
-	}
+	addrs := addrsOf(o)
 	p := &pod{
 		uid: podUID(o), namespace: word(o.Namespace), name: o.Name, addrs: addrs,
 		created: o.CreationTimestamp.Unix(), keep: keepOf(o.Annotations),
 		local: c.options.NodeName == "" || o.Spec.NodeName == c.options.NodeName,
 	}
-	if o.Spec.HostNetwork || o.Status.Phase == corev1.PodSucceeded || o.Status.Phase == corev1.PodFailed {
+	if !hasAddrs(o) {
 		c.setPod(p, nil)
 		return
 	}

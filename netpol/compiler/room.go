@@ -50,11 +50,19 @@ func (c *Compiler) shut(s *ruleSet, out *bpf.PolicyChange) {
 	c.closed[s] = struct{}{}
 	c.wait = min(2*c.wait+1, 63)
 	c.patience = c.wait
-	deny := newCanvas()
-	first := s.sides[0]
-	deny.paintAll(decided, bpf.PolicyVerdict{Policy: first.policy, Rule: bpf.PolicyNoRule, Tier: tiers[first.tier]})
-	s.base = c.list(deny, out)
+	s.base = c.list(s.denial(), out)
 	out.Answers = append(out.Answers, bpf.PolicyAnswer{RuleSet: s.number, Ports: s.base.number})
+}
+
+// denial is what a rule set says for which there is no room.
+func (s *ruleSet) denial() *canvas {
+	for s.both[0] != nil {
+		s = s.both[0]
+	}
+	first := s.sides[0]
+	out := newCanvas()
+	out.paintAll(decided, bpf.PolicyVerdict{Policy: first.policy, Rule: bpf.PolicyNoRule, Tier: tiers[first.tier]})
+	return out
 }
 
 // evict gives pods other rule sets that deny all, in place of those that have no room to answer for new identities. It comes before anybody gets one of these.

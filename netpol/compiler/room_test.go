@@ -181,3 +181,57 @@ func TestKeepFlows(t *testing.T) {
 		}
 	}
 }
+
+// TestNoRoomInBetween: both directions change at once, and there is room for neither what is in between nor always for what comes. The pods are closed, and
+// no moment allows what neither state does.
+func TestNoRoomInBetween(t *testing.T) {
+	policies := func(c *Compiler, first int) {
+		for _, name := range []string{"one", "two"} {
+			p := &networkingv1.NetworkPolicy{
+				ObjectMeta: metav1.ObjectMeta{Namespace: "alpha", Name: name, UID: types.UID(name)},
+				Spec: networkingv1.NetworkPolicySpec{
+					PodSelector: metav1.LabelSelector{MatchLabels: map[string]string{"app": name}},
+					PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeIngress, networkingv1.PolicyTypeEgress},
+				},
+			}
+			var ports []networkingv1.NetworkPolicyPort
+			for i := range 60 {
+				number := intstr.FromInt(first + 2*i)
+				ports = append(ports, networkingv1.NetworkPolicyPort{Port: &number})
+			}
+			p.Spec.Ingress = []networkingv1.NetworkPolicyIngressRule{{Ports: ports}}
+			p.Spec.Egress = []networkingv1.NetworkPolicyEgressRule{{Ports: ports}}
+			c.SetNetworkPolicy(p)
+		}
+	}
+	inBetween := false
+	for most := 130; most <= 400; most += 5 {
+		c := New(Options{MaxRules: most})
+		c.SetPod(plainPod("one", "10.0.0.1", map[string]string{"app": "one"}))
+		c.SetPod(plainPod("two", "10.0.0.2", map[string]string{"app": "two"}))
+		policies(c, 1001)
+		tables := Interpret(bpf.PolicyRows{})
+		for _, change := range c.Flush() {
+			tables.Apply(change)
+		}
+		policies(c, 1061)
+		allowed := func(port uint16) bool {
+			return tables.Judge(bpf.PolicyQuery{From: netip.MustParseAddr("10.0.0.1"), To: netip.MustParseAddr("10.0.0.2"), Protocol: netpol.TCP, Port: port}).Allowed
+		}
+		for _, change := range c.Flush() {
+			for _, write := range single(change) {
+				tables.Apply(write)
+				if allowed(1000) || allowed(1062) || allowed(1181) {
+					t.Fatalf("with %d rows: a moment allows what neither state does", most)
+				}
+			}
+		}
+		if allowed(1001) {
+			t.Fatalf("with %d rows: what was allowed before still is", most)
+		}
+		inBetween = inBetween || allowed(1061)
+	}
+	if !inBetween {
+		t.Fatal("nothing is allowed however much room there is")
+	}
+}

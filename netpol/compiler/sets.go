@@ -151,12 +151,13 @@ func (s *ruleSet) knows(a *atom) bool {
 
 // sign is what of an identity makes a difference to a rule set.
 func (s *ruleSet) sign(c *Compiler, id *identity) string {
-	var b []byte
+	b := make([]byte, 4) // how many atoms come first: then those of before
 	for _, a := range id.to(s, c) {
 		if s.knows(a) {
 			b = binary.BigEndian.AppendUint32(b, a.id)
 		}
 	}
+	binary.BigEndian.PutUint32(b, uint32(len(b)/4-1))
 	if s.both[0] != nil && id.was != nil { // one of them sees it otherwise
 		b = append(b, 0)
 		for _, a := range id.was {
@@ -170,6 +171,9 @@ func (s *ruleSet) sign(c *Compiler, id *identity) string {
 
 // canvas is what a rule set says of an identity.
 func (s *ruleSet) canvas(c *Compiler, id *identity) *canvas {
+	if s.full {
+		return s.denial()
+	}
 	if s.both[0] != nil {
 		return both(s.both[0].canvas(c, id), s.both[1].canvas(c, id))
 	}

@@ -53,6 +53,7 @@ type trial struct {
 }
 
 func newTrial(t testing.TB, s netpol.State, node string) *trial {
+	s.Pods = WithoutForeignClaims(s.Pods, node)
 	e, err := reference.New(s)
 	if err != nil {
 		t.Fatal(err)

@@ -15,6 +15,7 @@ import (
 
 	"github.com/strake-io/strake/bpf"
 	"github.com/strake-io/strake/netpol"
+	"github.com/strake-io/strake/netpol/compiler"
 	"github.com/strake-io/strake/netpol/verify"
 )
 
@@ -138,7 +139,7 @@ func (e *Enforcer) snapshot() (*bpf.PolicyRows, netpol.State, []netip.Addr, erro
 			pods = append(pods, withAddrs(p, addrs))
 		}
 	}
-	state.Pods = pods
+	state.Pods = compiler.WithoutForeignClaims(pods, e.cfg.NodeName)
 	for owner, a := range e.endpoints {
 		if !placed[owner] {
 			others = append(others, a.Addrs...)
