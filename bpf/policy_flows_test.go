@@ -134,6 +134,24 @@ func TestKeptFlowsAreThePodsOwn(t *testing.T) {
 	}
 }
 
+// A connection with the ports of one that is kept is another one, and judged; that it was denied is nothing to the one that is kept.
+func TestKeptFlowsLetNoOthersBegin(t *testing.T) {
+	l := newPolicyLab(t)
+	for _, f := range families {
+		client, server := at(f.pod, 5000), at(f.other, 8080)
+		l.judge(t, PolicySubject{KeepFlows: true}, PolicySubject{})
+		l.want(t, f.name+" connects", podProgram, l.podVeth, segment(client, server, syn), "pod_to_pod")
+		l.want(t, f.name+" is accepted", podProgram, l.otherVeth, segment(server, client, syn|ack), "pod_to_pod")
+		l.want(t, f.name+" is connected", podProgram, l.podVeth, segment(client, server, ack), "pod_to_pod")
+		l.judge(t, PolicySubject{KeepFlows: true, Egress: nobody}, PolicySubject{})
+		for range 2 { // before and after the kept one is judged anew
+			l.want(t, f.name+" connects again", podProgram, l.podVeth, segment(client, server, syn), "drop_policy_egress")
+			l.want(t, f.name+" goes on", podProgram, l.podVeth, segment(client, server, ack), "pod_to_pod")
+		}
+		l.want(t, f.name+" an answer", podProgram, l.otherVeth, segment(server, client, ack), "pod_to_pod")
+	}
+}
+
 // Connections that are older than a pod's isolation go on for a while, also if the pod speaks first; what it may not begin it may not begin.
 func TestConnectionsOlderThanIsolation(t *testing.T) {
 	l := newPolicyLab(t)

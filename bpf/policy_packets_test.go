@@ -377,6 +377,9 @@ func TestPolicyOfOtherProtocols(t *testing.T) {
 				l.want(t, fmt.Sprint("ICMPv6 ", kind), toPodProgram, l.podVeth, icmp("fe80::1", f.pod, kind, 0, 0, make([]byte, 24)), "")
 				l.from = 0
 			}
+			for _, kind := range []byte{141, 142, 148, 149, 151, 152, 153} { // pods are on no link with each other
+				l.want(t, fmt.Sprint("ICMPv6 between pods ", kind), podProgram, l.podVeth, icmp(f.pod, f.other, kind, 0, 0, make([]byte, 24)), "drop_policy_egress")
+			}
 			l.want(t, "a solicitation of the pod", podProgram, l.podVeth, solicit(pod6, "fe80::1"), "neighbour_answered")
 		} else {
 			l.want(t, "ARP of the pod", podProgram, l.podVeth, arpFrame(1, podMAC, pod, gateway), "neighbour_answered")
@@ -400,6 +403,16 @@ func TestPolicyOfErrorsBehindServices(t *testing.T) {
 		l.judge(t, PolicySubject{}, PolicySubject{Ingress: nobody, Egress: nobody})
 		l.want(t, f.name+" question that is denied now", uplinkProgram, l.uplink, frame(17, at(f.far, 5000), nodePort, nil), "drop_policy_ingress")
 		l.want(t, f.name+" the backend's error, denied", podProgram, l.otherVeth, icmp(f.other, f.far, f.unreachable, 3, 0, asked[14:]), "drop_policy_egressmasqueraded_error")
+		// The client is here, its backend is not: what a router says of the question, and the client of the answer.
+		l.service(t, LoadBalancer{Name: "ns/web:http", Protocol: 17, Frontends: fronts(ClusterIP, vip), Backends: backs(at(f.far, 8080))})
+		l.judge(t, PolicySubject{Egress: web, Ingress: nobody}, PolicySubject{})
+		asked = l.want(t, f.name+" question to afar", podProgram, l.podVeth, frame(17, at(f.pod, 5001), vip, []byte("question")), "pod_to_service")
+		l.want(t, f.name+" a router's error", uplinkProgram, l.uplink, icmp(f.hop, f.pod, f.unreachable, 4, 1400, asked[14:]), "masqueraded_error")
+		answer = frame(17, vip, at(f.pod, 5001), []byte("answer"))
+		l.want(t, f.name+" the client's error", podProgram, l.podVeth, icmp(f.pod, f.service, f.unreachable, 3, 0, answer[14:]), "masqueraded_errorpod_to_service")
+		l.judge(t, PolicySubject{Egress: nobody, Ingress: nobody}, PolicySubject{})
+		l.want(t, f.name+" question to afar that is denied now", podProgram, l.podVeth, frame(17, at(f.pod, 5001), vip, []byte("question")), "drop_policy_egress")
+		l.want(t, f.name+" a router's error, denied", uplinkProgram, l.uplink, icmp(f.hop, f.pod, f.unreachable, 4, 1400, asked[14:]), "drop_policy_ingressmasqueraded_error")
 	}
 }
 

@@ -325,7 +325,7 @@ static __always_inline int policy_follow(struct __sk_buff *skb, struct policy_wo
 		return policy_begin(skb, how);
 	now = seconds_now();
 	reply = !(f->flags & FLOW_HIGH) != !w->high;
-	if (!policy_alive(f, w->proto, now) || (__s32)(f->revision - w->born) < 0 || (tcp_opens(w->tcp) && (reply || flow_is_over(f->state))))
+	if (!policy_alive(f, w->proto, now) || (__s32)(f->revision - w->born) < 0 || (tcp_opens(w->tcp) && (reply || f->state & FLOW_AGREED || flow_is_over(f->state))))
 		return policy_begin(skb, how);
 	if (f->revision != policy_revision_now()) {
 		w->flow = *f;
@@ -366,7 +366,9 @@ int __attribute__((noinline)) policy_knows_error(struct __sk_buff *skb, __u32 ho
 	p = &s->p;
 	q = &s->quoted;
 	if (how & POLICY_ERROR) {
-		if (how & POLICY_SOURCE)
+		/* Of a flow to a frontend the row has who asked and the backend: an error about a question tells them as it came, one about an answer
+		 * behind the translation. */
+		if (s->flow.service && s->key.reply)
 			policy_key_of(&w->key, &s->key.saddr, s->key.sport, &s->key.daddr, s->key.dport, s->key.proto, policy_is_low(&s->key.saddr, s->key.sport, &s->key.daddr, s->key.dport));
 		else
 			policy_key_of(&w->key, &s->flow.saddr, s->flow.sport, &s->flow.daddr, s->flow.dport, s->key.proto, policy_is_low(&s->flow.saddr, s->flow.sport, &s->flow.daddr, s->flow.dport));
@@ -385,7 +387,8 @@ int __attribute__((noinline)) policy_knows_error(struct __sk_buff *skb, __u32 ho
 	return f && policy_alive(f, w->key.proto, seconds_now()) && !(f->flags & FLOW_DENIED);
 }
 
-/* What IPv6 does not work without (RFC 4890 4.4.1) is not for policies, as PassesAlways of netpol says; its errors are those of flows. */
+/* What IPv6 does not work without (RFC 4890 4.4.1) is not for policies, as PassesAlways of netpol says; its errors are those of flows.
+ * Not asked of what a pod sends: pods are on no link with each other. */
 static __always_inline int policy_spares(struct __sk_buff *skb, const struct packet *p)
 {
 	__u8 type;
@@ -450,7 +453,7 @@ int __attribute__((noinline)) policy_packet(struct __sk_buff *skb, __u32 how)
 		w->dport = s->flow.dport;
 	} else if (how & POLICY_TRANSLATED) {
 		w->dport = s->flow.dport;
-	} else if (policy_spares(skb, p)) {
+	} else if (!(how & POLICY_SOURCE) && policy_spares(skb, p)) {
 		return 0;
 	}
 	w->high = !policy_is_low(&w->from, w->sport, &w->to, w->dport);
