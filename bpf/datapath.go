@@ -113,7 +113,7 @@ func Open(c Config) (*Datapath, error) {
 	if err := checkVersion(c.PinDir); err != nil {
 		return nil, err
 	}
-	if err := errors.Join(resizeCounters(c.PinDir), resizeTables(c.PinDir, c.sizes())); err != nil {
+	if err := errors.Join(resizeCounters(c.PinDir), resizeTables(c.PinDir, slices.Concat(lbPins, policyTables), c.sizes())); err != nil {
 		return nil, err
 	}
 	lost, err := c.resizePolicyFlows()

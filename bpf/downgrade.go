@@ -63,7 +63,7 @@ func Downgrade(pinDir string, layout uint32) error {
 	} else if have != layoutVersion {
 		return &LayoutError{PinDir: pinDir, Have: have, Want: layoutVersion}
 	}
-	if err := resizeTables(pinDir, nil); err != nil {
+	if err := resizeTables(pinDir, lbPins, nil); err != nil { // that release knows no policies
 		return err
 	}
 	maps, err := mapsOfLayout2(pinDir)

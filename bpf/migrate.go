@@ -123,14 +123,14 @@ func mapSpecs() (map[string]*ebpf.MapSpec, error) {
 	return specs, nil
 }
 
-// resizeTables gives the tables of the load balancer and of policies the sizes that they are to have, with their rows. No program writes them, but
+// resizeTables gives these tables, of the load balancer or of policies, the sizes that they are to have, with their rows. No program writes them, but
 // hits of policies, so none is lost.
-func resizeTables(pinDir string, sizes map[string]uint32) error {
+func resizeTables(pinDir string, tables []string, sizes map[string]uint32) error {
 	specs, err := mapSpecs()
 	if err != nil {
 		return err
 	}
-	for _, name := range slices.Concat(lbPins, policyTables) {
+	for _, name := range tables {
 		spec := specs[name]
 		if n := sizes[name]; n != 0 {
 			spec.MaxEntries = n

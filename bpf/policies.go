@@ -218,11 +218,11 @@ func (t *PolicyTables) write(c PolicyChange, revision uint32) error {
 	if err := names.put(t.m["policy_names"], "names of policies", FlagMaxPolicyRules); err != nil {
 		return err
 	}
+	for _, k := range ports.keys { // before they are there: some may be when others find no room
+		t.listed(k)
+	}
 	if err := ports.put(t.m["policy_ports"], "ports of policies", FlagMaxPolicyRules); err != nil {
 		return err
-	}
-	for _, k := range ports.keys {
-		t.listed(k)
 	}
 	if err := answers.put(t.m["policy_answers"], "answers of policies", FlagMaxPolicyRules); err != nil {
 		return err
@@ -274,10 +274,13 @@ func (t *PolicyTables) subjectRows(subjects []PolicySubject, revision uint32) (r
 // delete takes the rows of a change away that nothing names any more.
 func (t *PolicyTables) delete(c PolicyChange) error {
 	var errs []error
-	gone := func(table string, k any) {
-		if err := t.m[table].Delete(k); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-			errs = append(errs, fmt.Errorf("bpf: delete a row of %s: %w", table, err))
+	gone := func(table string, k any) bool {
+		err := t.m[table].Delete(k)
+		if err == nil || errors.Is(err, ebpf.ErrKeyNotExist) {
+			return true
 		}
+		errs = append(errs, fmt.Errorf("bpf: delete a row of %s: %w", table, err))
+		return false
 	}
 	for _, a := range c.GoneSubjects {
 		gone("policy_subjects", addr16(a))
@@ -295,9 +298,13 @@ func (t *PolicyTables) delete(c PolicyChange) error {
 	}
 	for _, list := range c.GonePorts {
 		for r := range t.lists[list] {
-			gone("policy_ports", r.key(list))
+			if gone("policy_ports", r.key(list)) {
+				delete(t.lists[list], r)
+			}
 		}
-		delete(t.lists, list)
+		if len(t.lists[list]) == 0 {
+			delete(t.lists, list)
+		}
 	}
 	for _, n := range c.GoneNames {
 		gone("policy_names", n)

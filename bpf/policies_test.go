@@ -106,4 +106,9 @@ func TestPolicyRowsThatDoNotFit(t *testing.T) {
 	if n, err := p.revision(); err != nil || n != 2 {
 		t.Errorf("revision %d, %v", n, err)
 	}
+	// What of the list was written goes with it.
+	must(t, p.Apply(PolicyChange{GonePorts: []uint32{9}}))
+	if rows, err = p.Dump(); err != nil || !reflect.DeepEqual(rows.Ports, live.Ports) {
+		t.Errorf("ports that are left: %+v, %v", rows.Ports, err)
+	}
 }
