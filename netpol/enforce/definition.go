@@ -32,6 +32,7 @@ type definition struct {
 	served  bool
 	known   bool
 	changed chan struct{} // closed and replaced at every change
+	api     lastError
 }
 
 func newDefinition() *definition { return &definition{changed: make(chan struct{})} }
@@ -70,11 +71,26 @@ func (d *definition) put(obj any) error {
 			served = true
 		}
 	}
-	if !served {
+	switch {
+	case !served:
 		klog.InfoS("ClusterNetworkPolicies are defined, but not in the version that is enforced: they are not", "crd", u.GetName(), "version", customPolicies.Version)
+	case !established(u):
+		klog.InfoS("ClusterNetworkPolicies are defined, but the API does not serve them yet", "crd", u.GetName(), "cause", "its condition Established is not True")
+		served = false
 	}
 	d.set(served)
 	return nil
+}
+
+// established tells whether the API serves what is defined: a definition whose names are another's is never served.
+func established(crd *unstructured.Unstructured) bool {
+	conditions, _, _ := unstructured.NestedSlice(crd.Object, "status", "conditions") // of another shape: there are none
+	for _, c := range conditions {
+		if m, _ := c.(map[string]any); m["type"] == "Established" && m["status"] == "True" {
+			return true
+		}
+	}
+	return false
 }
 
 // Add implements cache.ReflectorStore, as do the next ones.
@@ -94,8 +110,8 @@ func (d *definition) Replace(list []any, _ string) error {
 	return nil
 }
 
-// of lists and watches a resource of the dynamic client.
-func of(c dynamic.Interface, r schema.GroupVersionResource, name string) cache.ListerWatcher {
+// of lists and watches a resource of the dynamic client, and notes what comes of it.
+func of(c dynamic.Interface, r schema.GroupVersionResource, name string, api *lastError) cache.ListerWatcher {
 	tweak := func(o metav1.ListOptions) metav1.ListOptions {
 		if name != "" {
 			o.FieldSelector = fields.OneTermEqualSelector("metadata.name", name).String()
@@ -104,15 +120,18 @@ func of(c dynamic.Interface, r schema.GroupVersionResource, name string) cache.L
 	}
 	return cache.ToListWatcherWithWatchListSemantics(&cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
-			return c.Resource(r).List(ctx, tweak(o))
+			list, err := c.Resource(r).List(ctx, tweak(o))
+			return list, api.note(err)
 		},
 		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
-			return c.Resource(r).Watch(ctx, tweak(o))
+			w, err := c.Resource(r).Watch(ctx, tweak(o))
+			return w, api.note(err)
 		},
 	}, c)
 }
 
-// keptCustom reads a ClusterNetworkPolicy. What it has that is not known is left out: a peer without anything in it closes its rule.
+// keptCustom reads a ClusterNetworkPolicy. What it has that is not known is left out: a peer without anything in it closes its rule. One that can't be
+// read as a whole is read as far as it can be, so that it holds up no other.
 func keptCustom(obj any) (metav1.Object, error) {
 	switch o := obj.(type) {
 	case *policyv1alpha2.ClusterNetworkPolicy:
@@ -120,11 +139,57 @@ func keptCustom(obj any) (metav1.Object, error) {
 	case *unstructured.Unstructured:
 		var p policyv1alpha2.ClusterNetworkPolicy
 		if err := runtime.DefaultUnstructuredConverter.FromUnstructured(o.Object, &p); err != nil {
-			return nil, fmt.Errorf("ClusterNetworkPolicy %s: %w", o.GetName(), err)
+			klog.ErrorS(err, "A ClusterNetworkPolicy can't be read: what of it is not understood denies", "policy", o.GetName())
+			return readable(o), nil
 		}
 		return keptClusterNetworkPolicy(&p), nil
 	}
 	return nil, fmt.Errorf("%T is no ClusterNetworkPolicy", obj)
+}
+
+// readable is what can be read of a ClusterNetworkPolicy. The rest is left empty, which the compiler tells of and closes: a rule without an action denies
+// all, a subject without anything is every pod, a tier that is none opens nothing.
+func readable(o *unstructured.Unstructured) *policyv1alpha2.ClusterNetworkPolicy {
+	p := &policyv1alpha2.ClusterNetworkPolicy{ObjectMeta: keptPolicyMeta(&metav1.ObjectMeta{
+		Name: o.GetName(), UID: o.GetUID(), ResourceVersion: o.GetResourceVersion(), Generation: o.GetGeneration(), Annotations: o.GetAnnotations(),
+	})}
+	spec, _ := o.Object["spec"].(map[string]any)
+	p.Spec.Tier, _ = read[policyv1alpha2.Tier](spec["tier"])
+	p.Spec.Subject, _ = read[policyv1alpha2.ClusterNetworkPolicySubject](spec["subject"])
+	var ok bool
+	if p.Spec.Priority, ok = read[int32](spec["priority"]); !ok {
+		p.Spec.Tier = "" // nobody knows what it goes before
+	}
+	p.Spec.Ingress = readRules[policyv1alpha2.ClusterNetworkPolicyIngressRule](spec, "ingress")
+	p.Spec.Egress = readRules[policyv1alpha2.ClusterNetworkPolicyEgressRule](spec, "egress")
+	return p
+}
+
+// readRules are a direction's; of one that can't be read there is an empty one, as of rules that are no list, or in a spec that is none.
+func readRules[T any](spec map[string]any, direction string) []T {
+	value, ok := spec[direction]
+	if ok && value == nil || !ok && spec != nil {
+		return nil
+	}
+	list, ok := value.([]any)
+	if !ok {
+		return make([]T, 1)
+	}
+	out := make([]T, len(list))
+	for i, r := range list {
+		out[i], _ = read[T](r)
+	}
+	return out
+}
+
+// read is a value of T, or an empty one if it is none.
+func read[T any](value any) (T, bool) {
+	var out, none T
+	data, err := json.Marshal(value)
+	if err != nil || json.Unmarshal(data, &out) != nil {
+		return none, false
+	}
+	return out, true
 }
 
 // customCodec is that of ClusterNetworkPolicies.
@@ -141,7 +206,7 @@ var customCodec = codec{
 func (e *Enforcer) followClusterPolicies(ctx context.Context) {
 	var following sync.WaitGroup
 	defer following.Wait()
-	watched := cache.NewReflectorWithOptions(of(e.cfg.Dynamic, definitions, customPolicies.GroupResource().String()), &unstructured.Unstructured{}, e.definition, cache.ReflectorOptions{TypeDescription: "definition of ClusterNetworkPolicies"})
+	watched := cache.NewReflectorWithOptions(of(e.cfg.Dynamic, definitions, customPolicies.GroupResource().String(), &e.definition.api), &unstructured.Unstructured{}, e.definition, cache.ReflectorOptions{TypeDescription: "definition of ClusterNetworkPolicies"})
 	following.Go(func() { watched.RunWithContext(ctx) })
 	for {
 		served, known, changed := e.definition.now()
@@ -149,7 +214,7 @@ func (e *Enforcer) followClusterPolicies(ctx context.Context) {
 		switch {
 		case served:
 			within, stop := context.WithCancel(ctx)
-			r := cache.NewReflectorWithOptions(of(e.cfg.Dynamic, customPolicies, ""), &unstructured.Unstructured{}, e.clusterPolicies, cache.ReflectorOptions{TypeDescription: kindClusterNetworkPolicy})
+			r := cache.NewReflectorWithOptions(of(e.cfg.Dynamic, customPolicies, "", &e.clusterPolicies.api), &unstructured.Unstructured{}, e.clusterPolicies, cache.ReflectorOptions{TypeDescription: kindClusterNetworkPolicy})
 			done := make(chan struct{})
 			go func() { defer close(done); r.RunWithContext(within) }()
 			end = func() { stop(); <-done }

@@ -116,14 +116,23 @@ func (e *Enforcer) whyNot(a *attached) error {
 	switch {
 	case !e.synced:
 		var missing []string
+		var causes []error
 		for _, f := range []*followed{e.pods, e.namespaces, e.nodes, e.policies, e.clusterPolicies} {
 			select {
 			case <-f.synced:
 			default:
 				missing = append(missing, f.kind)
+				causes = append(causes, f.api.get())
+				if f == e.clusterPolicies {
+					causes = append(causes, e.definition.api.get())
+				}
 			}
 		}
-		return fmt.Errorf("the API has not told yet what there is of %s", strings.Join(missing, ", "))
+		err := fmt.Errorf("the API has not told yet what there is of %s", strings.Join(missing, ", "))
+		if cause := errors.Join(causes...); cause != nil {
+			err = fmt.Errorf("%w: %w", err, cause)
+		}
+		return err
 	case !a.known:
 		return fmt.Errorf("the API has not told of pod %s with UID %s", a.name(), a.UID)
 	case e.failed != nil:

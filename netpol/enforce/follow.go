@@ -28,7 +28,27 @@ type followed struct {
 	known   map[string]passed
 	changed chan struct{} // closed and replaced when known changes
 	once    sync.Once
+	api     lastError
 	synced  chan struct{} // closed when all that there was at the start is passed on
+}
+
+// lastError is that of the last request for a kind of objects, nil if it succeeded.
+type lastError struct {
+	mu  sync.Mutex
+	err error
+}
+
+func (l *lastError) note(err error) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.err = err
+	return err
+}
+
+func (l *lastError) get() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.err
 }
 
 // passed is what was passed on of an object.
@@ -224,10 +244,16 @@ type source[L runtime.Object] interface {
 	Watch(ctx context.Context, o metav1.ListOptions) (watch.Interface, error)
 }
 
-func reflector[L runtime.Object](client any, what runtime.Object, store cache.ReflectorStore, s source[L]) *cache.Reflector {
+func reflector[L runtime.Object](client any, what runtime.Object, store *followed, s source[L]) *cache.Reflector {
 	lw := cache.ToListWatcherWithWatchListSemantics(&cache.ListWatch{
-		ListWithContextFunc:  func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) { return s.List(ctx, o) },
-		WatchFuncWithContext: s.Watch,
+		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+			list, err := s.List(ctx, o)
+			return list, store.api.note(err)
+		},
+		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+			w, err := s.Watch(ctx, o)
+			return w, store.api.note(err)
+		},
 	}, client)
 	return cache.NewReflectorWithOptions(lw, what, store, cache.ReflectorOptions{})
 }

@@ -219,7 +219,8 @@ func endpoint(owner, namespace, pod, uid string, addrs ...string) Endpoint {
 func crd(versions ...any) *unstructured.Unstructured {
 	return &unstructured.Unstructured{Object: map[string]any{
 		"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition", "metadata": map[string]any{"name": customPolicies.GroupResource().String()},
-		"spec": map[string]any{"versions": versions},
+		"spec":   map[string]any{"versions": versions},
+		"status": map[string]any{"conditions": []any{map[string]any{"type": "Established", "status": "True"}}},
 	}}
 }
 
