@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -290,4 +291,18 @@ func TestDowngradeRefuses(t *testing.T) {
 	if err := Downgrade(c.PinDir, 2); !errors.As(err, &wrong) {
 		t.Errorf("error %v", err)
 	}
+}
+
+// Tables of policies that hold more than their default go on: the older release knows none.
+func TestDowngradeWithManyPolicyRows(t *testing.T) {
+	c := testConfig(t)
+	c.MaxPolicyPeers = DefaultMaxPolicyPeers + 100
+	d := open(t, c)
+	var many PolicyChange
+	for i := range DefaultMaxPolicyPeers + 1 {
+		many.Peers = append(many.Peers, PolicyPeer{Prefix: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), 32), Identity: 1})
+	}
+	must(t, d.Policies().Apply(many))
+	must(t, d.Close())
+	must(t, Downgrade(c.PinDir, 2))
 }
