@@ -58,7 +58,7 @@ func (e *Enforcer) prove(ctx context.Context) {
 func (e *Enforcer) proof(ctx context.Context) bool {
 	var report verify.Report
 	for range 2 {
-		rows, state, others, err := e.snapshot()
+		rows, state, o, err := e.snapshot()
 		if err != nil {
 			klog.ErrorS(err, "The enforcement of policies could not be proved")
 			return false
@@ -66,7 +66,7 @@ func (e *Enforcer) proof(ctx context.Context) bool {
 		if rows == nil {
 			return false
 		}
-		if report, err = verify.Verify(ctx, *rows, state, verify.Options{Node: e.cfg.NodeName, Questions: proveAsks, Others: others}); err != nil {
+		if report, err = verify.Verify(ctx, *rows, state, o); err != nil {
 			if ctx.Err() != nil {
 				return false
 			}
@@ -98,29 +98,30 @@ func (e *Enforcer) proof(ctx context.Context) bool {
 	return true
 }
 
-// snapshot returns rows and the state that they follow from; no rows if there is no such moment now. Others are addresses that are of no pod of
-// the state.
-func (e *Enforcer) snapshot() (*bpf.PolicyRows, netpol.State, []netip.Addr, error) {
+// snapshot returns rows and the state that they follow from; no rows if there is no such moment now. The options tell of addresses that
+// are of no pod of the state.
+func (e *Enforcer) snapshot() (*bpf.PolicyRows, netpol.State, verify.Options, error) {
+	o := verify.Options{Node: e.cfg.NodeName, Questions: proveAsks}
 	e.mu.Lock()
 	before, settled := e.noted, e.settled()
 	e.mu.Unlock()
 	if !settled {
-		return nil, netpol.State{}, nil, nil
+		return nil, netpol.State{}, o, nil
 	}
 	rows, err := e.cfg.Tables.Dump()
 	if err != nil {
-		return nil, netpol.State{}, nil, err
+		return nil, netpol.State{}, o, err
 	}
-	state, err := e.state()
+	state, untold, err := e.state()
 	if err != nil {
-		return nil, state, nil, err
+		return nil, state, o, err
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.noted != before || !e.settled() {
-		return nil, state, nil, nil
+		return nil, state, o, nil
 	}
-	var others []netip.Addr
+	o.Untold = untold
 	placed := map[string]bool{}
 	var pods []*corev1.Pod
 	for _, p := range state.Pods {
@@ -142,14 +143,15 @@ func (e *Enforcer) snapshot() (*bpf.PolicyRows, netpol.State, []netip.Addr, erro
 	state.Pods = compiler.WithoutForeignClaims(pods, e.cfg.NodeName)
 	for owner, a := range e.endpoints {
 		if !placed[owner] {
-			others = append(others, a.Addrs...)
+			o.Others = append(o.Others, a.Addrs...)
 		}
 	}
-	return &rows, state, others, nil
+	return &rows, state, o, nil
 }
 
-// state is what is followed, of other nodes' pods a sample.
-func (e *Enforcer) state() (netpol.State, error) {
+// state is what is followed, of other nodes' pods a sample, and the addresses of those that are not in it: another pod, which has ended or is on its way
+// out, may have one of them, too.
+func (e *Enforcer) state() (netpol.State, map[netip.Addr]bool, error) {
 	s := netpol.State{DNSAddrs: e.cfg.DNSAddrs}
 	e.mu.Lock()
 	here := map[string]bool{}
@@ -157,15 +159,23 @@ func (e *Enforcer) state() (netpol.State, error) {
 		here[a.name()] = true
 	}
 	e.mu.Unlock()
-	samples := 0
+	samples, untold := 0, map[netip.Addr]bool{}
 	for _, err := range []error{
-		e.pods.each(func(key string) bool {
-			if here[key] {
-				return true
+		e.pods.each(nil, func(o metav1.Object) {
+			p := o.(*corev1.Pod)
+			if !here[keyOf(p)] {
+				samples++ // a map gives them in an order by lot
 			}
-			samples++ // a map gives them in an order by lot
-			return samples <= proveSamples
-		}, func(o metav1.Object) { s.Pods = append(s.Pods, o.(*corev1.Pod)) }),
+			if here[keyOf(p)] || samples <= proveSamples {
+				s.Pods = append(s.Pods, p)
+				return
+			}
+			for _, ip := range p.Status.PodIPs {
+				if a, err := netip.ParseAddr(ip.IP); err == nil {
+					untold[a.Unmap()] = true
+				}
+			}
+		}),
 		e.namespaces.each(nil, func(o metav1.Object) { s.Namespaces = append(s.Namespaces, o.(*corev1.Namespace)) }),
 		e.nodes.each(nil, func(o metav1.Object) { s.Nodes = append(s.Nodes, o.(*corev1.Node)) }),
 		e.policies.each(nil, func(o metav1.Object) { s.NetworkPolicies = append(s.NetworkPolicies, o.(*networkingv1.NetworkPolicy)) }),
@@ -174,8 +184,8 @@ func (e *Enforcer) state() (netpol.State, error) {
 		}),
 	} {
 		if err != nil {
-			return s, err
+			return s, nil, err
 		}
 	}
-	return s, nil
+	return s, untold, nil
 }

@@ -1,6 +1,7 @@
 package enforce
 
 import (
+	"fmt"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -11,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/strake-io/strake/bpf"
@@ -68,6 +70,35 @@ func TestDriftIsMended(t *testing.T) {
 	l.settle()
 	if !l.proof(t.Context()) || testutil.ToFloat64(l.metrics.drift) != 0 {
 		t.Error("drift is left")
+	}
+}
+
+// Of a large cluster's pods a proof has a sample. Addresses that others have too, or that policies name, are no drift.
+func TestSamplesAreNoDrift(t *testing.T) {
+	objects := []runtime.Object{namespace("ns"), pod("ns", "a", "u0", self)}
+	for i := range proveSamples + 100 {
+		name := fmt.Sprintf("far-%d", i)
+		// Two have the same address, as one of them is about to go, and only one of them is what the policy lets in.
+		p := pod("ns", name, name, "node-2", fmt.Sprintf("10.244.%d.%d", 1+i/200, 1+i/2%100))
+		if i%2 == 0 {
+			p.Labels["app"] = "b"
+		}
+		objects = append(objects, p)
+	}
+	d, e := deny("d"), deny("e")
+	e.Spec.PodSelector.MatchLabels = map[string]string{"app": "nobody"}
+	for i := range 100 {
+		e.Spec.Ingress[0].From = append(e.Spec.Ingress[0].From, networkingv1.NetworkPolicyPeer{IPBlock: &networkingv1.IPBlock{CIDR: fmt.Sprintf("10.244.1.%d/32", 1+i)}})
+	}
+	l := newLab(t, newTables(), append(objects, d, e)...).run()
+	if err := l.Admit(t.Context(), endpoint("c1", "ns", "a", "u0", "10.244.0.2")); err != nil {
+		t.Fatal(err)
+	}
+	l.settle()
+	for range 3 {
+		if !l.proof(t.Context()) || testutil.ToFloat64(l.metrics.drift) != 0 {
+			t.Fatalf("drift of %v: %s", testutil.ToFloat64(l.metrics.drift), <-l.events)
+		}
 	}
 }
 
