@@ -46,6 +46,9 @@ type Options struct {
 	// flag, or offline those of a bpf.PolicyMachine. A rule set for which there
 	// is no room denies all, and is reported.
 	MaxRules int
+	// MaxPeers is how many blocks the tables hold, with a default as MaxRules. The policies of a namespace, and those of the cluster, name no more than half of
+	// them: one that goes beyond denies all, and is reported.
+	MaxPeers int
 }
 
 // Problem is what is wrong with a policy, or what does not fit. It closes, and opens nothing.
@@ -125,6 +128,12 @@ func New(options Options) *Compiler {
 		options.MaxRules = bpf.DefaultMaxPolicyRules
 		if options.NodeName == "" { // as many as bpf.PolicyMachine holds
 			options.MaxRules = 1 << 20
+		}
+	}
+	if options.MaxPeers == 0 {
+		options.MaxPeers = bpf.DefaultMaxPolicyPeers
+		if options.NodeName == "" {
+			options.MaxPeers = 1 << 20
 		}
 	}
 	return &Compiler{

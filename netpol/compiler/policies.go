@@ -34,6 +34,7 @@ type policy struct {
 	sides    [2]*side
 	kinds    int  // that have subjects and that it selects
 	active   bool // its atoms count
+	blocks   int  // that its rules name, with their exceptions
 	problems []Problem
 	read     *parsed // until it is applied
 }
@@ -152,6 +153,7 @@ func (c *Compiler) applyPolicy(key policyKey, p *policy) {
 		} else {
 			p.number = c.policyNumber(p.ref)
 		}
+		c.limitBlocks(p, old)
 		for d := range p.sides {
 			s := c.side(p.tier, &p.read.sides[d])
 			s.policy = p.number

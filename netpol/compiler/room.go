@@ -158,3 +158,40 @@ func (c *Compiler) roomProblems() []Problem {
 	}
 	return out
 }
+
+// limitBlocks lets a policy deny all that names more blocks than the others of its namespace leave: so the policies of one namespace don't take all of the table.
+func (c *Compiler) limitBlocks(p, old *policy) {
+	scope := c.clusterPolicies
+	if p.ref.Namespace != "" {
+		scope = c.namespace(p.ref.Namespace).policies
+	}
+	left := c.options.MaxPeers / 2
+	for other := range scope {
+		if other != old {
+			left -= other.blocks
+		}
+	}
+	for _, side := range p.read.sides {
+		for _, r := range side.rules {
+			if r.peers != nil {
+				p.blocks += len(edges(r.peers.blocks))
+			}
+		}
+	}
+	if p.blocks == 0 || p.blocks <= left {
+		return
+	}
+	p.problems = append(p.problems, Problem{Policy: p.ref, Reason: fmt.Sprintf(
+		"it names %d blocks, and %d are left of those that the policies of one namespace may name: it denies all until it is written with fewer; --%s makes the tables larger", p.blocks, max(left, 0), bpf.FlagMaxPolicyPeers)})
+	p.blocks = 0
+	for d := range p.read.sides {
+		side := &p.read.sides[d]
+		if len(side.rules) == 0 {
+			continue
+		}
+		side.rules = nil
+		if !side.isolates {
+			side.rules = []parsedRule{{index: bpf.PolicyNoRule, action: deny}}
+		}
+	}
+}

@@ -235,3 +235,44 @@ func TestNoRoomInBetween(t *testing.T) {
 		t.Fatal("nothing is allowed however much room there is")
 	}
 }
+
+// TestTooManyBlocks: the policies of one namespace name no more than half of the blocks. One that goes beyond denies all and is reported, until it names fewer.
+func TestTooManyBlocks(t *testing.T) {
+	c := New(Options{MaxPeers: 100})
+	c.SetPod(plainPod("server", "10.0.0.1", nil))
+	policy := func(name string, net, blocks int) {
+		p := &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "alpha", Name: name, UID: types.UID(name)}}
+		var from []networkingv1.NetworkPolicyPeer
+		for i := range blocks {
+			from = append(from, networkingv1.NetworkPolicyPeer{IPBlock: &networkingv1.IPBlock{CIDR: fmt.Sprintf("10.%d.%d.0/24", net, 2*i)}})
+		}
+		p.Spec.Ingress = []networkingv1.NetworkPolicyIngressRule{{From: from}}
+		c.SetNetworkPolicy(p)
+	}
+	tables := Interpret(bpf.PolicyRows{})
+	check := func(first, second bool) {
+		t.Helper()
+		for _, change := range c.Flush() {
+			tables.Apply(change)
+		}
+		for net, want := range map[int]bool{1: first, 2: second} {
+			from := netip.MustParseAddr(fmt.Sprintf("10.%d.0.1", net))
+			if got := tables.Judge(bpf.PolicyQuery{From: from, To: netip.MustParseAddr("10.0.0.1"), Protocol: netpol.TCP, Port: 80}).Allowed; got != want {
+				t.Errorf("from %v: allowed %v", from, got)
+			}
+		}
+		if n := len(c.Rows().Peers); n > 50 {
+			t.Errorf("%d rows of blocks", n)
+		}
+		if problems := len(c.Problems()) > 0; problems != !(first && second) {
+			t.Errorf("reported are %+v", c.Problems())
+		}
+	}
+	policy("first", 1, 30)
+	policy("second", 2, 30)
+	check(true, false)
+	policy("second", 2, 20)
+	check(true, true)
+	policy("first", 1, 31)
+	check(false, true)
+}

@@ -47,8 +47,8 @@ type Config struct {
 	DNSAddrs []netip.Addr
 	// KeepFlows: established flows go on when policies change, but where an annotation says otherwise.
 	KeepFlows bool
-	// MaxRules is bpf.Config's MaxPolicyRules.
-	MaxRules int
+	// MaxRules and MaxPeers are bpf.Config's MaxPolicyRules and MaxPolicyPeers.
+	MaxRules, MaxPeers int
 	// Recorder gets Events; nil: nobody does.
 	Recorder record.EventRecorder
 }
@@ -100,7 +100,7 @@ func New(cfg Config) *Enforcer {
 	}
 	e := &Enforcer{
 		cfg: cfg, metrics: newInstruments(), latest: map[object]int{}, endpoints: map[string]*attached{}, names: map[uint32]bpf.PolicyName{}, wake: make(chan struct{}, 1),
-		compiler: compiler.New(compiler.Options{NodeName: cfg.NodeName, KeepFlows: cfg.KeepFlows, MaxRules: cfg.MaxRules}), local: map[types.UID]*localPod{},
+		compiler: compiler.New(compiler.Options{NodeName: cfg.NodeName, KeepFlows: cfg.KeepFlows, MaxRules: cfg.MaxRules, MaxPeers: cfg.MaxPeers}), local: map[types.UID]*localPod{},
 	}
 	e.trouble = newTrouble(cfg.Recorder, cfg.NodeName)
 	e.pods = newFollowed(kindPod, uidOf, keeping(keptPod), e.note)

@@ -35,7 +35,7 @@ func newPolicies(cfg Config, rc *rest.Config, client kubernetes.Interface, d *bp
 	events := record.NewBroadcaster()
 	return &policies{
 		Enforcer: enforce.New(enforce.Config{
-			Client: client, Dynamic: custom, Tables: d.Policies(), NodeName: cfg.NodeName, DNSAddrs: cfg.DNSAddrs, KeepFlows: cfg.KeepFlows, MaxRules: cfg.MaxPolicyRules,
+			Client: client, Dynamic: custom, Tables: d.Policies(), NodeName: cfg.NodeName, DNSAddrs: cfg.DNSAddrs, KeepFlows: cfg.KeepFlows, MaxRules: cfg.MaxPolicyRules, MaxPeers: cfg.MaxPolicyPeers,
 			Recorder: events.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "strake-policy", Host: cfg.NodeName}),
 		}),
 		client: client, events: events,
