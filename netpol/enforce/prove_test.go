@@ -161,3 +161,24 @@ func TestRepair(t *testing.T) {
 		}
 	}
 }
+
+// The addresses of an Endpoint are the CNI server's own: they stay in its order.
+func TestAddressesStayInOrder(t *testing.T) {
+	ep := endpoint("c1", "", "", "", "10.244.0.9", "10.244.0.3")
+	p := withAddrs(pod("ns", "a", "u1", self), ep.Addrs)
+	if ep.Addrs[0] != netip.MustParseAddr("10.244.0.9") || p.Status.PodIPs[0].IP != "10.244.0.3" {
+		t.Errorf("addresses %v, of the pod %v", ep.Addrs, p.Status.PodIPs)
+	}
+}
+
+// What is followed may be behind: whether ClusterNetworkPolicies are defined the API itself is asked.
+func TestPoliciesOfANewDefinition(t *testing.T) {
+	l := newLab(t, newTables())
+	if _, err := l.dynamic.Resource(customPolicies).Create(t.Context(), custom("new", map[string]any{}), metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	list, err := l.definedClusterPolicies(t.Context())
+	if err != nil || len(list) != 1 {
+		t.Errorf("%d policies, error %v", len(list), err)
+	}
+}
