@@ -42,7 +42,7 @@ unit:
 	$(GO) test $$($(GO) list ./... | grep -v /tests/e2e)
 
 e2e: build
-	$(GO) test -count=1 -timeout 15m ./tests/e2e
+	$(GO) test -count=1 -timeout 30m ./tests/e2e
 
 # Figures of a whole cluster, measured in a namespace of its own; BENCH_FLAGS="-effort 0.2" is a quick look.
 bench: test-packages build
