@@ -183,18 +183,18 @@ func (s *ruleSet) canvas(c *Compiler, id *identity) *canvas {
 		a.mark = c.mark
 	}
 	out := newCanvas()
-	now := tierAdmin
+	tier := tierAdmin
 	var isolating *side
 	finish := func() {
-		if now == tierNetworkPolicy && isolating != nil {
+		if tier == tierNetworkPolicy && isolating != nil {
 			out.paintAll(decided, bpf.PolicyVerdict{Policy: isolating.policy, Rule: bpf.PolicyNoRule, Tier: bpf.PolicyTierNetworkPolicy})
 		}
 		out.nextTier()
 	}
 	for _, side := range s.sides {
-		for now < side.tier {
+		for tier < side.tier {
 			finish()
-			now++
+			tier++
 		}
 		if side.isolates && isolating == nil {
 			isolating = side
