@@ -1,7 +1,6 @@
 package proxy
 
 import (
-	"context"
 	"slices"
 	"strings"
 	"sync"
@@ -9,10 +8,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/watch"
-	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/tools/cache"
 )
 
 // packable is an API object that can be held as bytes.
@@ -22,9 +17,6 @@ type packable[T any] interface {
 	Marshal() ([]byte, error)
 	Unmarshal([]byte) error
 }
-
-// packed is an object on its way from a list into a held.
-type packed struct{ key, service, data string }
 
 // held are the objects of a kind that the API has, each as bytes and without what no row follows from. As Go's objects in an
 // informer's cache, 50 000 Services with five endpoints each take six hundred MB; so they take thirty. It is a store for
@@ -50,7 +42,7 @@ type held[T any, P packable[T]] struct {
 
 func (h *held[T, P]) pack(obj P) (packed, error) {
 	data, err := P(h.keep(obj)).Marshal()
-	return packed{obj.GetNamespace() + "/" + obj.GetName(), h.service(obj), string(data)}, err
+	return packed{key: obj.GetNamespace() + "/" + obj.GetName(), service: h.service(obj), data: string(data)}, err
 }
 
 // unpack is only called with what pack made.
@@ -65,18 +57,6 @@ func (h *held[T, P]) unpack(key, data string) P {
 	obj.SetLabels(renamed(obj.GetLabels(), false))
 	obj.SetAnnotations(renamed(obj.GetAnnotations(), false))
 	return obj
-}
-
-// Transformer implements cache.TransformingStore: what a list brings is packed as it comes.
-func (h *held[T, P]) Transformer() cache.TransformFunc {
-	return func(obj any) (any, error) {
-		o, ok := obj.(P)
-		if !ok {
-			return obj, nil
-		}
-		h.listed(o)
-		return h.pack(o)
-	}
 }
 
 // Add implements cache.ReflectorStore.
@@ -104,22 +84,14 @@ func (h *held[T, P]) Delete(obj any) error {
 	return nil
 }
 
-// Replace implements cache.ReflectorStore.
+// Replace implements cache.ReflectorStore. The list is of what a lister has packed.
 func (h *held[T, P]) Replace(list []any, _ string) error {
 	live := make(map[string]bool, len(list))
 	for i, obj := range list {
-		p, ok := obj.(packed)
-		if !ok { // of a server that can't stream lists
-			o := obj.(P)
-			h.listed(o)
-			var err error
-			if p, err = h.pack(o); err != nil {
-				return err
-			}
-		}
+		p := obj.(*packed)
 		list[i] = nil
 		live[p.key] = true
-		h.put(p, nil)
+		h.put(*p, nil)
 	}
 	for _, key := range h.keys() {
 		if !live[key] {
@@ -274,18 +246,5 @@ func keptSlice(node string) func(*discoveryv1.EndpointSlice) *discoveryv1.Endpoi
 			}
 		}
 		return k
-	}
-}
-
-// reflectors follow the API's Services and EndpointSlices.
-func reflectors(client kubernetes.Interface, services *held[corev1.Service, *corev1.Service], endpoints *held[discoveryv1.EndpointSlice, *discoveryv1.EndpointSlice]) []*cache.Reflector {
-	svc, sl := client.CoreV1().Services(""), client.DiscoveryV1().EndpointSlices("")
-	follow := func(what runtime.Object, store cache.ReflectorStore, list func(context.Context, metav1.ListOptions) (runtime.Object, error), watch func(context.Context, metav1.ListOptions) (watch.Interface, error)) *cache.Reflector {
-		lw := cache.ToListWatcherWithWatchListSemantics(&cache.ListWatch{ListWithContextFunc: list, WatchFuncWithContext: watch}, client)
-		return cache.NewReflectorWithOptions(lw, what, store, cache.ReflectorOptions{})
-	}
-	return []*cache.Reflector{
-		follow(&corev1.Service{}, services, func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) { return svc.List(ctx, o) }, svc.Watch),
-		follow(&discoveryv1.EndpointSlice{}, endpoints, func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) { return sl.List(ctx, o) }, sl.Watch),
 	}
 }

@@ -45,9 +45,9 @@ func TestHeld(t *testing.T) {
 	list := func(all ...*discoveryv1.EndpointSlice) {
 		var packed []any
 		for _, s := range all {
-			p, err := h.Transformer()(s)
+			p, err := h.pack(s)
 			must(t, err)
-			packed = append(packed, p)
+			packed = append(packed, &p)
 		}
 		must(t, h.Replace(packed, ""))
 	}
