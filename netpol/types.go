@@ -146,6 +146,14 @@ const (
 	ModeShadow     = "shadow"
 )
 
+// FlowsAnnotation on a namespace or a pod (which counts more) tells what becomes of its established flows when policies change: with FlowsKeep
+// they go on, with FlowsJudge they are judged anew. Without it the node's setting tells.
+const (
+	FlowsAnnotation = "strake.io/established-flows"
+	FlowsKeep       = "keep"
+	FlowsJudge      = "judge"
+)
+
 // InShadow tells whether a policy is in shadow.
 func InShadow(policy metav1.Object) bool {
 	return policy.GetAnnotations()[ModeAnnotation] == ModeShadow

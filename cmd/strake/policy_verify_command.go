@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -9,12 +10,13 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/strake-io/strake/cmd/strake/proof"
+	"github.com/strake-io/strake/netpol/analysis"
 	"github.com/strake-io/strake/netpol/verify"
 )
 
 // policyGroup is the workbench with what looks at this node.
 func policyGroup(place places) *cobra.Command {
-	group := policyCommand()
+	group := policyCommand(place)
 	group.AddCommand(policyVerifyCommand(place), policyProbeCommand(place))
 	return group
 }
@@ -74,6 +76,15 @@ func provenNode(place places) (proof.Node, error) {
 	}
 	rc, err := n.REST()
 	return proof.Node{Layout: l, Name: n.Name, DNSAddrs: n.DNSAddrs, REST: rc}, err
+}
+
+// lookAtNode is what a report says of this node.
+func lookAtNode(ctx context.Context, place places, probes int) (analysis.Evidence, error) {
+	n, err := provenNode(place)
+	if err != nil {
+		return analysis.Evidence{}, err
+	}
+	return proof.Look(ctx, n, probes)
 }
 
 func policyProbeCommand(place places) *cobra.Command {

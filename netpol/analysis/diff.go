@@ -162,7 +162,7 @@ func blocksOf(s netpol.State) []netip.Prefix {
 }
 
 func edits(before, after netpol.State) []Edit {
-	was, is := hashes(before), hashes(after)
+	was, is := netpol.Hashes(before), netpol.Hashes(after)
 	out := []Edit{}
 	for ref, h := range was {
 		if now, ok := is[ref]; !ok {

@@ -158,11 +158,11 @@ func TestDiffOfOtherWorkloads(t *testing.T) {
 func TestHash(t *testing.T) {
 	read := func(text string) netpol.State { return parsed(t, text).State }
 	ref := netpol.PolicyRef{Kind: "NetworkPolicy", Namespace: "default", Name: "p"}
-	one := hashes(read(np("p", "podSelector: {matchLabels: {a: b, c: d}}")))[ref]
-	if !strings.HasPrefix(one, "sha256:") || one != hashes(read("{kind: NetworkPolicy, spec: {podSelector: {matchLabels: {c: d, a: b}}}, apiVersion: networking.k8s.io/v1, metadata: {name: p, namespace: default, uid: x, resourceVersion: '7', annotations: {kubectl.kubernetes.io/last-applied-configuration: '{}'}}}"))[ref] {
+	one := netpol.Hashes(read(np("p", "podSelector: {matchLabels: {a: b, c: d}}")))[ref]
+	if !strings.HasPrefix(one, "sha256:") || one != netpol.Hashes(read("{kind: NetworkPolicy, spec: {podSelector: {matchLabels: {c: d, a: b}}}, apiVersion: networking.k8s.io/v1, metadata: {name: p, namespace: default, uid: x, resourceVersion: '7', annotations: {kubectl.kubernetes.io/last-applied-configuration: '{}'}}}"))[ref] {
 		t.Error("the same policy has another hash")
 	}
-	if one == hashes(read(np("p", "podSelector: {matchLabels: {a: b, c: e}}")))[ref] {
+	if one == netpol.Hashes(read(np("p", "podSelector: {matchLabels: {a: b, c: e}}")))[ref] {
 		t.Error("another policy has the same hash")
 	}
 }

@@ -53,7 +53,24 @@ func writeJUnit(w io.Writer, name string, cases []junitCase) error {
 
 // WriteLintJUnit writes findings as JUnit's XML: those as grave as failOn are failures; a check without findings is a test that passes.
 func WriteLintJUnit(w io.Writer, list []Finding, failOn Severity) error {
-	var cases []junitCase
+	return writeJUnit(w, "strake policy lint", lintCases(list, failOn))
+}
+
+// WriteJUnit writes a report as JUnit's XML: findings that are errors, and what does not hold, are failures.
+func (r *Report) WriteJUnit(w io.Writer) error {
+	cases := lintCases(r.Findings, Error)
+	for _, c := range r.claims() {
+		one := junitCase{Class: c.part, Name: c.name, Out: c.text}
+		if !c.holds {
+			one.Out = ""
+			one.Failure = &junitFailure{c.name, c.part, c.text}
+		}
+		cases = append(cases, one)
+	}
+	return writeJUnit(w, "strake policy report", cases)
+}
+
+func lintCases(list []Finding, failOn Severity) (cases []junitCase) {
 	for _, check := range Checks {
 		some := false
 		for _, f := range list {
@@ -73,5 +90,5 @@ func WriteLintJUnit(w io.Writer, list []Finding, failOn Severity) error {
 			cases = append(cases, junitCase{Class: check.ID, Name: check.Title})
 		}
 	}
-	return writeJUnit(w, "strake policy lint", cases)
+	return cases
 }

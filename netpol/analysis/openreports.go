@@ -2,6 +2,7 @@ package analysis
 
 import (
 	"io"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -48,19 +49,16 @@ type (
 const reportName = "strake-network-policy"
 
 // WriteOpenReports writes a report as objects of openreports.io/v1alpha1, to be applied to a cluster: a Report of the findings in each namespace that has
-// some, and a ClusterReport of the assertions and of findings about what is in no namespace.
+// some, and a ClusterReport of the assertions, the evidence and of findings about what is in no namespace.
 func (r *Report) WriteOpenReports(w io.Writer) error {
 	at := metav1.Timestamp{Seconds: r.Time.Unix()}
 	names, findings := r.byNamespace()
 	whole := r.openReport("")
-	for _, x := range r.Assertions {
-		one := openResult{Source: whole.Source, Policy: "check", Rule: x.Text, Category: "network policy", Severity: "high", Timestamp: at, Result: "pass", Scored: true, Message: x.Because}
-		if !x.Holds {
+	for _, c := range r.claims() {
+		one := openResult{Source: whole.Source, Policy: c.part, Rule: c.name, Category: "network policy", Severity: "high", Timestamp: at, Result: "pass", Scored: true, Message: c.text}
+		if !c.holds {
 			one.Result = "fail"
-			one.Message = x.lines()[0]
-		}
-		if x.Name != "" {
-			one.Properties = map[string]string{"name": x.Name}
+			one.Message, _, _ = strings.Cut(c.text, "\n")
 		}
 		whole.add(one)
 	}

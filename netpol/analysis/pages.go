@@ -7,6 +7,8 @@ import (
 	"io"
 	"strings"
 	"time"
+
+	"github.com/strake-io/strake/netpol/history"
 )
 
 //go:embed pages.html
@@ -48,5 +50,28 @@ func (r *Report) WriteHTML(w io.Writer, title string) error {
 	if err != nil {
 		return err
 	}
-	return pages.ExecuteTemplate(w, "report", map[string]any{"Title": title, "Data": data, "Report": r})
+	var seen []drawnClaim
+	for _, c := range r.Evidence.claims() {
+		seen = append(seen, drawnClaim{c.part, c.name, c.holds, c.text})
+	}
+	var past []drawnEntry
+	for i := len(r.Evidence.History) - 1; i >= 0 && len(past) < mostPast; i-- { // the newest first
+		past = append(past, drawnEntry{historyWhen(r.Evidence.History[i]), historyText(r.Evidence.History[i]), r.Evidence.History[i]})
+	}
+	older := len(r.Evidence.History) - len(past)
+	return pages.ExecuteTemplate(w, "report", map[string]any{"Title": title, "Data": data, "Report": r, "Seen": seen, "Past": past, "Older": older})
+}
+
+// mostPast is how many entries of a history a page has.
+const mostPast = 1000
+
+type drawnClaim struct {
+	Part, Name string
+	Holds      bool
+	Text       string
+}
+
+type drawnEntry struct {
+	When, Text string
+	Entry      history.Entry
 }

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
 	"github.com/strake-io/strake/netpol"
 )
 
@@ -26,6 +28,7 @@ type Report struct {
 	Findings   []Finding
 	Assertions []Result
 	Exceptions []Exception
+	Evidence   Evidence // what was seen of enforcement, beside what policies say
 }
 
 // ReportPolicy is a policy as it was judged.
@@ -36,6 +39,35 @@ type ReportPolicy struct {
 	Hash     string           `json:"hash"` // sha256 of what it says, see PolicyHashes
 	Shadow   bool             `json:"shadow,omitempty"`
 	Selects  int              `json:"selects"` // how many pods
+	// Of the API's object, where there is one: when it was made, how often its spec has changed since, and who wrote it last.
+	Created    *time.Time `json:"created,omitempty"`
+	Generation int64      `json:"generation,omitempty"`
+	Writers    []Writer   `json:"writers,omitempty"`
+}
+
+// Writer is who wrote a policy, as its managedFields tell: each by its last write.
+type Writer struct {
+	Name string     `json:"name"`
+	How  string     `json:"how"` // Apply or Update
+	Time *time.Time `json:"time,omitempty"`
+}
+
+// written notes what an object tells of its own past.
+func (p *ReportPolicy) written(o metav1.Object) {
+	if at := o.GetCreationTimestamp(); !at.IsZero() {
+		p.Created = &at.Time
+	}
+	p.Generation = o.GetGeneration()
+	for _, f := range o.GetManagedFields() {
+		if f.Subresource != "" {
+			continue // its status
+		}
+		w := Writer{Name: f.Manager, How: string(f.Operation)}
+		if f.Time != nil {
+			w.Time = &f.Time.Time
+		}
+		p.Writers = append(p.Writers, w)
+	}
 }
 
 // Exception is what is not as the matrix alone would have it believed.
@@ -53,10 +85,21 @@ func NewReport(s netpol.State, assertions []Assertion, e Evaluator, problems []s
 		return nil, err
 	}
 	r.Assertions = results
-	known := hashes(s)
+	known := netpol.Hashes(s)
+	objects := map[netpol.PolicyRef]metav1.Object{}
+	for _, o := range s.NetworkPolicies {
+		objects[netpol.PolicyRef{Kind: "NetworkPolicy", Namespace: o.Namespace, Name: o.Name}] = o
+	}
+	for _, o := range s.ClusterNetworkPolicies {
+		objects[netpol.PolicyRef{Kind: "ClusterNetworkPolicy", Name: o.Name}] = o
+	}
 	for _, p := range append(slices.Clone(a.policies), a.shadow...) {
 		one := ReportPolicy{Policy: p.ref, Tier: p.tier, Shadow: p.shadow}
-		one.Hash = known[netpol.PolicyRef{Kind: p.ref.Kind, Namespace: p.ref.Namespace, Name: p.ref.Name}]
+		bare := netpol.PolicyRef{Kind: p.ref.Kind, Namespace: p.ref.Namespace, Name: p.ref.Name}
+		one.Hash = known[bare]
+		if o := objects[bare]; o != nil {
+			one.written(o)
+		}
 		if p.cnp != nil {
 			one.Priority = &p.cnp.Spec.Priority
 		}
@@ -103,6 +146,7 @@ func (r *Report) exceptions(a *Analysis, problems []string) {
 	add("Pods in their node's network are guarded by no policy", host)
 	add("No policy guards these workloads", free)
 	add("Pods have no address yet, and are not judged", silent)
+	add("Connections of these go on when policies forbid them, or end, as their annotation "+netpol.FlowsAnnotation+" says", r.flowsAnnotated(a))
 	for _, what := range []string{
 		"What a node's own stack sends to its own pods is always allowed (probes of the kubelet)",
 		"What a pod sends to its own address is always allowed",
@@ -111,6 +155,21 @@ func (r *Report) exceptions(a *Analysis, problems []string) {
 	} {
 		r.Exceptions = append(r.Exceptions, Exception{What: what})
 	}
+}
+
+// flowsAnnotated are the pods and namespaces that choose what becomes of established connections.
+func (r *Report) flowsAnnotated(a *Analysis) (who []string) {
+	for _, n := range a.state.Namespaces {
+		if v := n.Annotations[netpol.FlowsAnnotation]; v != "" {
+			who = append(who, fmt.Sprintf("namespace %s (%s)", n.Name, v))
+		}
+	}
+	for _, p := range a.state.Pods {
+		if v := p.Annotations[netpol.FlowsAnnotation]; v != "" && alive(p) {
+			who = append(who, fmt.Sprintf("%s/%s (%s)", p.Namespace, p.Name, v))
+		}
+	}
+	return who
 }
 
 // Fingerprint is the sha256 of the policies' hashes, in the order of their kinds and names: it is equal if, and only if, the policies are.
@@ -124,9 +183,9 @@ func (r *Report) Fingerprint() string {
 	return "sha256:" + hex.EncodeToString(sum[:])
 }
 
-// Fails tells whether an assertion does not hold, or a finding is an error.
+// Fails tells whether an assertion does not hold, a finding is an error, or enforcement is not what policies say.
 func (r *Report) Fails() bool {
-	return slices.ContainsFunc(r.Assertions, func(x Result) bool { return !x.Holds }) || slices.ContainsFunc(r.Findings, func(f Finding) bool { return f.Severity == Error })
+	return r.Evidence.fails() || slices.ContainsFunc(r.Assertions, func(x Result) bool { return !x.Holds }) || slices.ContainsFunc(r.Findings, func(f Finding) bool { return f.Severity == Error })
 }
 
 // WriteJSON writes a report for machines.
@@ -140,6 +199,7 @@ func (r *Report) WriteJSON(w io.Writer) error {
 	return e.Encode(map[string]any{
 		"time": r.Time.UTC().Format(time.RFC3339), "source": r.Source, "tool": r.Tool, "fingerprint": r.Fingerprint(), "policies": r.Policies,
 		"matrix": json.RawMessage(m.Bytes()), "findings": append([]Finding{}, r.Findings...), "assertions": append([]Result{}, r.Assertions...), "exceptions": r.Exceptions,
+		"evidence": r.Evidence,
 	})
 }
 
@@ -169,6 +229,7 @@ func (r *Report) WriteCSV(w io.Writer) error {
 	for _, x := range r.Exceptions {
 		line("exception", "", strings.Join(x.Who, " "), "", x.What, "")
 	}
+	r.Evidence.lines(line)
 	for i, row := range r.Matrix.Rows {
 		for j, id := range row {
 			if id < 0 {

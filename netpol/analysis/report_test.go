@@ -10,9 +10,11 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/yaml"
 
 	"github.com/strake-io/strake/netpol"
+	"github.com/strake-io/strake/netpol/history"
 	"github.com/strake-io/strake/netpol/reference"
 )
 
@@ -31,6 +33,15 @@ func reported(t *testing.T, s netpol.State) *Report {
 		t.Fatal(err)
 	}
 	r.Time, r.Source, r.Tool = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), "manifests in testdata", "strake v0"
+	ref := &netpol.PolicyRef{Kind: "NetworkPolicy", Namespace: "shop", Name: "db"}
+	r.Evidence = Evidence{
+		Proof:   &Proof{Node: "node-1", Time: r.Time, Questions: 10, Of: 200, Differences: 1, Examples: []string{"shop/web to shop/db, 5432/TCP: the kernel denies, the policies allow"}},
+		Probes:  []ProbeSent{{"shop/web (10.0.0.1)", "shop/db (10.0.0.2)", "5432/TCP", "passes", "passes", "rule 0 of shop/db", true}, {"shop/web (10.0.0.1)", "shop/db (10.0.0.2)", "61/TCP", "no answer", "passes", "isolated by shop/db", false}},
+		Drifts:  []DriftEvent{{"node-2", r.Time, 3, "the kernel does not judge as the policies say"}},
+		History: []history.Entry{{Time: r.Time, What: history.Enforced, Policy: ref, Generation: 2, Hash: "sha256:1", Before: "sha256:0", Away: true}, {Time: r.Time, What: history.Proved, Count: 7}},
+		Broken:  []string{"history:3 does not follow from the line before it"},
+		Limits:  []string{"Proof and history are of node <node-1>"},
+	}
 	return r
 }
 
@@ -72,7 +83,8 @@ func TestReportOutputs(t *testing.T) {
 		t.Fatal(err)
 	}
 	page := h.String()
-	for _, word := range []string{"deny ns:shop &lt;- * except ns:shop", "monitoring/prober -&gt; shop/db-0, TCP 9187 is allowed", "web asks its &lt;database&gt;", r.Fingerprint(), "2026-01-02T03:04:05Z", "const data = {"} {
+	for _, word := range []string{"deny ns:shop &lt;- * except ns:shop", "monitoring/prober -&gt; shop/db-0, TCP 9187 is allowed", "web asks its &lt;database&gt;", r.Fingerprint(),
+		"the kernel of node node-1 judges as the policies say", "10 of 200 questions", "61/TCP: no answer", "node &lt;node-1&gt;", "or before: no agent was looking", "history:3 does not follow", "2026-01-02T03:04:05Z", "const data = {"} {
 		if !strings.Contains(page, word) {
 			t.Errorf("the page does not have %q", word)
 		}
@@ -82,6 +94,24 @@ func TestReportOutputs(t *testing.T) {
 			t.Errorf("the page asks for something: it has %q", word)
 		}
 	}
+	var sarif, junit bytes.Buffer
+	if err := r.WriteSARIF(&sarif); err != nil {
+		t.Fatal(err)
+	}
+	golden(t, "shop.report.sarif", sarif.Bytes())
+	var log sarifLog
+	if err := json.Unmarshal(sarif.Bytes(), &log); err != nil {
+		t.Fatal(err)
+	}
+	for _, x := range log.Runs[0].Results {
+		if rules := log.Runs[0].Tool.Driver.Rules; rules[x.RuleIndex].ID != x.RuleID {
+			t.Errorf("rule %d is %s, not %s", x.RuleIndex, rules[x.RuleIndex].ID, x.RuleID)
+		}
+	}
+	if err := r.WriteJUnit(&junit); err != nil {
+		t.Fatal(err)
+	}
+	golden(t, "shop.report.junit.xml", junit.Bytes())
 	if !r.Fails() {
 		t.Error("it does not fail although an assertion does")
 	}
@@ -95,6 +125,7 @@ func TestReportExceptions(t *testing.T) {
 ---
 {apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: s, namespace: a, annotations: {strake.io/policy-mode: shadow}}, spec: {podSelector: {}}}`).State
 	s.Pods = append(s.Pods, s.Pods[0].DeepCopy())
+	s.Pods[0].Annotations = map[string]string{netpol.FlowsAnnotation: netpol.FlowsKeep}
 	last := s.Pods[len(s.Pods)-1]
 	last.Name, last.Status.PodIP, last.Status.PodIPs = "new", "", nil
 	r, err := NewReport(s, nil, nil, []string{"x.yaml:1: no valid YAML"})
@@ -107,9 +138,47 @@ func TestReportExceptions(t *testing.T) {
 			got = append(got, strings.Join(x.Who, " "))
 		}
 	}
-	if want := "x.yaml:1: no valid YAML|NetworkPolicy a/s|a/host|a/free|a/new"; strings.Join(got, "|") != want {
+	if want := "x.yaml:1: no valid YAML|NetworkPolicy a/s|a/host|a/free|a/new|a/free (keep)"; strings.Join(got, "|") != want {
 		t.Errorf("%q, want %q", got, want)
 	}
+}
+
+// A report fails for what is not as it should be now, and not for what was mended.
+func TestReportFails(t *testing.T) {
+	for what, c := range map[string]struct {
+		e    Evidence
+		want bool
+	}{
+		"nothing was seen":      {Evidence{}, false},
+		"all was right":         {Evidence{Proof: &Proof{}, Probes: []ProbeSent{{OK: true}}}, false},
+		"it differs":            {Evidence{Proof: &Proof{Differences: 1}}, true},
+		"a packet went astray":  {Evidence{Probes: []ProbeSent{{OK: true}, {}}}, true},
+		"a history was altered": {Evidence{Broken: []string{"x"}}, true},
+		"it differed once":      {Evidence{Drifts: []DriftEvent{{}}}, false},
+	} {
+		if r := (&Report{Evidence: c.e}); r.Fails() != c.want {
+			t.Errorf("%s: it fails %v", what, r.Fails())
+		}
+	}
+}
+
+// What the API tells of a policy's past is in the report: who wrote it, but not who wrote its status.
+func TestReportTellsWhoWrote(t *testing.T) {
+	s := load(t, "shop.yaml")
+	at := metav1.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	p := s.NetworkPolicies[0]
+	p.CreationTimestamp, p.Generation = at, 4
+	p.ManagedFields = []metav1.ManagedFieldsEntry{{Manager: "kubectl", Operation: "Apply", Time: &at}, {Manager: "agent", Operation: "Update", Subresource: "status"}}
+	for _, got := range reported(t, s).Policies {
+		if got.Policy.Name != p.Name || got.Policy.Namespace != p.Namespace {
+			continue
+		}
+		if len(got.Writers) != 1 || got.Writers[0].Name != "kubectl" || got.Generation != 4 || got.Created == nil || !got.Created.Equal(at.Time) {
+			t.Errorf("%+v", got)
+		}
+		return
+	}
+	t.Error("the policy is not in the report")
 }
 
 // TestFingerprint: it is of what the policies say, not of the pods, and not of the order.

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"io"
 	"path/filepath"
+	"slices"
 )
 
 // The parts of SARIF 2.1.0 that findings need.
@@ -58,8 +59,36 @@ type (
 
 // WriteSARIF writes findings as SARIF 2.1.0, for code review.
 func WriteSARIF(w io.Writer, list []Finding) error {
+	return sarifRunOf("strake policy lint", list).write(w)
+}
+
+// claimRules are what a report finds beside findings, as rules of SARIF.
+var claimRules = []sarifRule{
+	{"check", sarifText{"An assertion does not hold."}, sarifText{"Correct the policies, or the assertion."}},
+	{"proof", sarifText{"The kernel of a node does not judge as the policies say, or did not."}, sarifText{"See the Events of the node, and `strake policy verify` there."}},
+	{"history", sarifText{"The node's history of policies was altered."}, sarifText{"Find out by whom: nobody but the agent writes it."}},
+	{"probe", sarifText{"A packet did not go as the policies say."}, sarifText{"See `strake trace` and `strake monitor` on the node."}},
+}
+
+// WriteSARIF writes a report's findings, and what of it does not hold, as SARIF 2.1.0.
+func (r *Report) WriteSARIF(w io.Writer) error {
+	run := sarifRunOf("strake policy report", r.Findings)
+	first := len(run.Tool.Driver.Rules)
+	run.Tool.Driver.Rules = append(run.Tool.Driver.Rules, claimRules...)
+	for _, c := range r.claims() {
+		if c.holds {
+			continue
+		}
+		rule := slices.IndexFunc(claimRules, func(x sarifRule) bool { return x.ID == c.part })
+		where := sarifLocation{Logical: []sarifLogical{{c.name, "object"}}}
+		run.Results = append(run.Results, sarifResult{c.part, first + rule, "error", sarifText{c.name + ": " + c.text}, []sarifLocation{where}})
+	}
+	return run.write(w)
+}
+
+func sarifRunOf(tool string, list []Finding) sarifRun {
 	run := sarifRun{Results: []sarifResult{}}
-	run.Tool.Driver.Name = "strake policy lint"
+	run.Tool.Driver.Name = tool
 	index := map[string]int{}
 	for i, c := range Checks {
 		index[c.ID] = i
@@ -83,6 +112,10 @@ func WriteSARIF(w io.Writer, list []Finding) error {
 		}
 		run.Results = append(run.Results, sarifResult{f.Check, index[f.Check], level, sarifText{text + f.Message}, []sarifLocation{where}})
 	}
+	return run
+}
+
+func (run sarifRun) write(w io.Writer) error {
 	e := json.NewEncoder(w)
 	e.SetIndent("", "  ")
 	return e.Encode(sarifLog{"https://json.schemastore.org/sarif-2.1.0.json", "2.1.0", []sarifRun{run}})

@@ -28,14 +28,6 @@ import (
 	"github.com/strake-io/strake/netpol"
 )
 
-// FlowsAnnotation on a namespace or a pod (which counts more) tells what becomes of its established flows when policies change: with FlowsKeep
-// they go on, with FlowsJudge they are judged anew. Without it Options.KeepFlows tells.
-const (
-	FlowsAnnotation = "strake.io/established-flows"
-	FlowsKeep       = "keep"
-	FlowsJudge      = "judge"
-)
-
 // Options are those of a Compiler.
 type Options struct {
 	// NodeName is the node whose pods are subjects. Empty: every pod is, and one without an address gets one: so States are compiled offline.

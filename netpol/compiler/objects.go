@@ -35,10 +35,10 @@ const (
 )
 
 func keepOf(annotations map[string]string) keep {
-	switch annotations[FlowsAnnotation] {
-	case FlowsKeep:
+	switch annotations[netpol.FlowsAnnotation] {
+	case netpol.FlowsKeep:
 		return keepYes
-	case FlowsJudge:
+	case netpol.FlowsJudge:
 		return keepNo
 	}
 	return keepUnsaid

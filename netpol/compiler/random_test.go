@@ -87,7 +87,7 @@ func (r *random) namespace(name string) *corev1.Namespace {
 
 func (r *random) flows() map[string]string {
 	if r.chance(4) {
-		return map[string]string{FlowsAnnotation: pick(r, FlowsKeep, FlowsJudge, "perhaps")}
+		return map[string]string{netpol.FlowsAnnotation: pick(r, netpol.FlowsKeep, netpol.FlowsJudge, "perhaps")}
 	}
 	return nil
 }

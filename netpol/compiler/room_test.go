@@ -164,16 +164,16 @@ func TestKeepFlows(t *testing.T) {
 		namespace, pod string
 		keep           bool
 	}{
-		{false, "", "", false}, {true, "", "", true}, {true, FlowsJudge, "", false}, {false, FlowsKeep, "", true}, {false, FlowsKeep, FlowsJudge, false}, {true, FlowsJudge, FlowsKeep, true}, {true, "", "perhaps", true},
+		{false, "", "", false}, {true, "", "", true}, {true, netpol.FlowsJudge, "", false}, {false, netpol.FlowsKeep, "", true}, {false, netpol.FlowsKeep, netpol.FlowsJudge, false}, {true, netpol.FlowsJudge, netpol.FlowsKeep, true}, {true, "", "perhaps", true},
 	} {
 		c := New(Options{KeepFlows: want.option})
 		pod := plainPod("pod", "10.0.0.1", nil)
 		c.SetPod(pod)
 		c.Flush()
-		c.SetNamespace(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "alpha", Annotations: map[string]string{FlowsAnnotation: want.namespace}}})
+		c.SetNamespace(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "alpha", Annotations: map[string]string{netpol.FlowsAnnotation: want.namespace}}})
 		c.Flush()
 		pod = pod.DeepCopy()
-		pod.Annotations = map[string]string{FlowsAnnotation: want.pod}
+		pod.Annotations = map[string]string{netpol.FlowsAnnotation: want.pod}
 		c.SetPod(pod)
 		c.Flush()
 		if i := slices.IndexFunc(c.Rows().Subjects, func(s bpf.PolicySubject) bool { return s.KeepFlows == want.keep }); i < 0 {

@@ -27,6 +27,7 @@ import (
 
 	"github.com/strake-io/strake/bpf"
 	"github.com/strake-io/strake/netpol/compiler"
+	"github.com/strake-io/strake/netpol/history"
 )
 
 // Tables are the node's, see bpf.PolicyTables.
@@ -51,6 +52,8 @@ type Config struct {
 	MaxRules, MaxPeers int
 	// Recorder gets Events; nil: nobody does.
 	Recorder record.EventRecorder
+	// History is told what is enforced, and what proofs find; nil: nobody is.
+	History *history.Log
 }
 
 // Enforcer is a node's.
@@ -80,7 +83,9 @@ type Enforcer struct {
 	// Of the loop alone.
 	compiler *compiler.Compiler
 	local    map[types.UID]*localPod
-	torn     bool // the last write did not succeed
+	torn     bool             // the last write did not succeed
+	learned  []history.Change // of policies, and not enforced yet
+	told     bool             // History knows all policies that were there at the start
 }
 
 // object names what has changed: a pod by its UID, all else by its name.
@@ -248,6 +253,9 @@ func (e *Enforcer) loop(ctx context.Context) error {
 // learn tells the compiler of changes.
 func (e *Enforcer) learn(changes []change) {
 	for _, c := range changes {
+		if e.cfg.History != nil && (c.kind == kindNetworkPolicy || c.kind == kindClusterNetworkPolicy) {
+			e.learned = append(e.learned, changeOf(c))
+		}
 		switch c.kind {
 		case kindPod:
 			e.podChanged(types.UID(c.id), c.now)
@@ -280,6 +288,15 @@ func (e *Enforcer) learn(changes []change) {
 			}
 		}
 	}
+}
+
+// changeOf is a change of a policy as History has it.
+func changeOf(c change) history.Change {
+	out := history.Change{Kind: c.kind, Name: c.id, Now: c.now}
+	if c.kind == kindNetworkPolicy {
+		out.Namespace, out.Name, _ = strings.Cut(c.id, "/")
+	}
+	return out
 }
 
 // write brings the tables to what the compiler knows. After a write that did not succeed nobody knows how far it came: what there is is
@@ -336,6 +353,14 @@ func (e *Enforcer) live(changes []change, noted uint64) {
 	}
 	e.mu.Unlock()
 	e.metrics.broken.Set(0)
+	if e.cfg.History != nil {
+		if e.told {
+			e.cfg.History.Changed(e.learned)
+		} else {
+			e.cfg.History.All(e.learned)
+		}
+		e.told, e.learned = true, nil
+	}
 	e.trouble.tell(e.compiler.Problems())
 	e.metrics.problems.Set(float64(len(e.compiler.Problems())))
 }

@@ -9,7 +9,6 @@ import (
 	policyv1alpha2 "sigs.k8s.io/network-policy-api/apis/v1alpha2"
 
 	"github.com/strake-io/strake/netpol"
-	"github.com/strake-io/strake/netpol/compiler"
 )
 
 // What is followed is held for as long as the API has it: of each object only what a verdict, or its reason, follows from. Strings that many
@@ -49,7 +48,7 @@ func keptPod(p *corev1.Pod) *corev1.Pod {
 	k := &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace: shared(p.Namespace), Name: p.Name, UID: p.UID, ResourceVersion: p.ResourceVersion, CreationTimestamp: p.CreationTimestamp, Labels: sharedMap(p.Labels),
-			Annotations: keptAnnotations(p.Annotations, compiler.FlowsAnnotation, staticPodUID),
+			Annotations: keptAnnotations(p.Annotations, netpol.FlowsAnnotation, staticPodUID),
 		},
 		Spec: corev1.PodSpec{NodeName: shared(p.Spec.NodeName), HostNetwork: p.Spec.HostNetwork, Containers: keptContainers(p.Spec.Containers)},
 		Status: corev1.PodStatus{
@@ -86,7 +85,7 @@ func keptContainers(list []corev1.Container) []corev1.Container {
 
 func keptNamespace(n *corev1.Namespace) *corev1.Namespace {
 	return &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{
-		Name: n.Name, UID: n.UID, ResourceVersion: n.ResourceVersion, Labels: sharedMap(n.Labels), Annotations: keptAnnotations(n.Annotations, compiler.FlowsAnnotation),
+		Name: n.Name, UID: n.UID, ResourceVersion: n.ResourceVersion, Labels: sharedMap(n.Labels), Annotations: keptAnnotations(n.Annotations, netpol.FlowsAnnotation),
 	}}
 }
 

@@ -23,7 +23,7 @@ func TestWhatIsKeptIsEnough(t *testing.T) {
 	web := pod("ns", "web", "u1", self, "10.244.0.2", "fd00::2")
 	web.Spec.Containers[0].Ports = named("http", 8080, "")
 	web.Spec.InitContainers = []corev1.Container{{Name: "once", Ports: named("http", 7, "")}, {Name: "mesh", RestartPolicy: &stays, Ports: named("mesh", 15001, corev1.ProtocolTCP)}}
-	web.Annotations = map[string]string{compiler.FlowsAnnotation: compiler.FlowsKeep, "other": "x"}
+	web.Annotations = map[string]string{netpol.FlowsAnnotation: netpol.FlowsKeep, "other": "x"}
 	host := pod("ns", "host", "u2", self, "198.18.0.2")
 	host.Spec.HostNetwork = true
 	ended := pod("ns", "ended", "u3", self, "10.244.0.3")
@@ -34,7 +34,7 @@ func TestWhatIsKeptIsEnough(t *testing.T) {
 	state := netpol.State{
 		Pods: []*corev1.Pod{web, host, ended, single},
 		Namespaces: []*corev1.Namespace{
-			{ObjectMeta: metav1.ObjectMeta{Name: "ns", Labels: map[string]string{"team": "a"}, Annotations: map[string]string{compiler.FlowsAnnotation: compiler.FlowsJudge}}},
+			{ObjectMeta: metav1.ObjectMeta{Name: "ns", Labels: map[string]string{"team": "a"}, Annotations: map[string]string{netpol.FlowsAnnotation: netpol.FlowsJudge}}},
 			{ObjectMeta: metav1.ObjectMeta{Name: "other", Labels: map[string]string{"team": "b"}}},
 		},
 		Nodes: []*corev1.Node{{ObjectMeta: metav1.ObjectMeta{Name: self, Labels: map[string]string{"zone": "z"}}, Status: corev1.NodeStatus{Addresses: []corev1.NodeAddress{{Address: "198.18.0.2"}}}}},

@@ -82,6 +82,7 @@ func (e *Enforcer) proof(ctx context.Context) bool {
 	e.metrics.drift.Set(float64(report.Drifts))
 	if report.Drifts == 0 {
 		e.metrics.proved.SetToCurrentTime()
+		e.testify(report.Asked, 0, "")
 		return true
 	}
 	var lines []string
@@ -91,11 +92,19 @@ func (e *Enforcer) proof(ctx context.Context) bool {
 	what := fmt.Sprintf("the kernel does not judge as the policies say: %d differences, the first: %s", report.Drifts, strings.Join(lines, "; "))
 	klog.ErrorS(nil, "Drift of network policies: rows are written anew", "differences", report.Drifts, "first", strings.Join(lines, "; "))
 	e.trouble.drift(what)
+	e.testify(report.Asked, report.Drifts, strings.Join(lines, "; "))
 	e.mu.Lock()
 	e.mend = true
 	e.mu.Unlock()
 	e.wakeUp()
 	return true
+}
+
+// testify has History keep what a proof found.
+func (e *Enforcer) testify(questions, differences int, first string) {
+	if e.cfg.History != nil {
+		e.cfg.History.Proof(questions, differences, first)
+	}
 }
 
 // snapshot returns rows and the state that they follow from; no rows if there is no such moment now. The options tell of addresses that

@@ -63,7 +63,7 @@ func TestDriftIsMended(t *testing.T) {
 	if !l.proof(t.Context()) || testutil.ToFloat64(l.metrics.drift) == 0 {
 		t.Error("drift is not seen")
 	}
-	if e := <-l.events; !strings.Contains(e, reasonDrift) || !strings.Contains(e, "ns/a") {
+	if e := <-l.events; !strings.Contains(e, ReasonDrift) || !strings.Contains(e, "ns/a") {
 		t.Errorf("event %q", e)
 	}
 	l.tables.await(t, "the right row", func() bool { return l.tables.subjects[addr] == right })

@@ -16,7 +16,7 @@ import (
 const (
 	reasonInvalid = "PolicyNotEnforcedAsWritten"
 	reasonFailed  = "PoliciesNotWritten"
-	reasonDrift   = "PolicyDrift"
+	ReasonDrift   = "PolicyDrift"
 )
 
 // trouble tells, once each, what is wrong with policies.
@@ -57,7 +57,7 @@ func (t *trouble) failed(err error) {
 }
 
 func (t *trouble) drift(what string) {
-	t.recorder.Event(t.node, corev1.EventTypeWarning, reasonDrift, what)
+	t.recorder.Event(t.node, corev1.EventTypeWarning, ReasonDrift, what)
 }
 
 func reference(p netpol.PolicyRef) *corev1.ObjectReference {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"sync"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/dynamic"
@@ -12,17 +13,20 @@ import (
 	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/record"
+	"k8s.io/klog/v2"
 
 	"github.com/strake-io/strake/bpf"
 	"github.com/strake-io/strake/cni"
 	"github.com/strake-io/strake/netpol/enforce"
+	"github.com/strake-io/strake/netpol/history"
 )
 
 // policies are the network policies of a node; for cni they are the Guard.
 type policies struct {
 	*enforce.Enforcer
-	client kubernetes.Interface
-	events record.EventBroadcaster
+	client  kubernetes.Interface
+	events  record.EventBroadcaster
+	history *history.Log
 }
 
 func newPolicies(cfg Config, rc *rest.Config, client kubernetes.Interface, d *bpf.Datapath) (*policies, error) {
@@ -32,13 +36,19 @@ func newPolicies(cfg Config, rc *rest.Config, client kubernetes.Interface, d *bp
 	if err != nil {
 		return nil, fmt.Errorf("network policies: %w", err)
 	}
+	past, err := history.Open(cfg.Layout.PolicyHistory())
+	if err != nil { // a disk that is full keeps no policy from being enforced
+		klog.ErrorS(err, "What is enforced of network policies is not noted")
+		past = nil
+	}
 	events := record.NewBroadcaster()
 	return &policies{
 		Enforcer: enforce.New(enforce.Config{
 			Client: client, Dynamic: custom, Tables: d.Policies(), NodeName: cfg.NodeName, DNSAddrs: cfg.DNSAddrs, KeepFlows: cfg.KeepFlows, MaxRules: cfg.MaxPolicyRules, MaxPeers: cfg.MaxPolicyPeers,
+			History:  past,
 			Recorder: events.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "strake-policy", Host: cfg.NodeName}),
 		}),
-		client: client, events: events,
+		client: client, events: events, history: past,
 	}, nil
 }
 
@@ -70,5 +80,10 @@ func (p *policies) known(attachments []cni.Allocation) error {
 func (p *policies) run(ctx context.Context) error {
 	p.events.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: p.client.CoreV1().Events("")})
 	defer p.events.Shutdown()
+	var noting sync.WaitGroup
+	if p.history != nil {
+		noting.Go(func() { p.history.Run(ctx) })
+	}
+	defer noting.Wait()
 	return p.Enforcer.Run(ctx)
 }

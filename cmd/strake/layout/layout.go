@@ -129,6 +129,9 @@ func (l Layout) CNIBin() string { return l.in("cni", "bin") }
 // CNIState is where the CNI server keeps allocations.
 func (l Layout) CNIState() string { return l.in("cni", "state") }
 
+// PolicyHistory is where the agent notes what it has enforced of network policies, and when.
+func (l Layout) PolicyHistory() string { return l.in("policy", "history.jsonl") }
+
 // BPF is the node's own bpffs.
 func (l Layout) BPF() string { return l.in("bpf") }
 

@@ -30,8 +30,9 @@ const (
 	broken  = 2 // no answer
 )
 
-// Command is the group. kubeconfig is the way to the cluster unless --kubeconfig names another; empty: what kubectl would take.
-func Command(kubeconfig string) *cobra.Command {
+// Command is the group. kubeconfig is the way to the cluster unless --kubeconfig names another; empty: what kubectl would take. look looks at
+// this node.
+func Command(kubeconfig string, look Look) *cobra.Command {
 	policy := &cobra.Command{
 		Use:   "policy",
 		Short: "Judge network policies: of the cluster, or of a folder of manifests",
@@ -42,7 +43,7 @@ Services and policies; other kinds are skipped. Without -f it asks the cluster.
 Exit code: 0 if all is as asked, 1 if not (differences, findings, an assertion that fails), 2 if there is no answer. eval has its own, see there.`,
 		Example: "  strake policy eval -f manifests/ --from default/web --to default/db --port 5432/TCP",
 	}
-	s := &source{fallback: kubeconfig}
+	s := &source{fallback: kubeconfig, look: look}
 	policy.AddCommand(evalCommand(s), matrixCommand(s), lintCommand(s), diffCommand(s), checkCommand(s), reportCommand(s), uiCommand(s))
 	return policy
 }

@@ -22,6 +22,8 @@ type source struct {
 	fallback   string // kubeconfig, if none is named
 	loaded     manifests.Loaded
 	server     string // of the cluster that was asked
+	kube       kubernetes.Interface
+	look       Look
 }
 
 // flags adds those that choose a source to a command.
@@ -85,6 +87,7 @@ func (s *source) live(cmd *cobra.Command) (netpol.State, error) {
 	if err != nil {
 		return netpol.State{}, Exit{broken, err}
 	}
+	s.kube = kube
 	policies, err := policyclient.NewForConfig(config)
 	if err != nil {
 		return netpol.State{}, Exit{broken, err}
