@@ -14,6 +14,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"k8s.io/klog/v2"
 
+	"github.com/strake-io/strake/atomicfile"
 	"github.com/strake-io/strake/cni/plugin"
 )
 
@@ -115,52 +116,19 @@ func parseAllocation(data []byte) (Allocation, error) {
 	return a, nil
 }
 
-// unfinished begins the names of files that are being written.
-const unfinished = ".tmp-"
-
 // removeUnfinished clears away what a crash left of them.
 func removeUnfinished(dir string) error {
-	left, err := filepath.Glob(filepath.Join(dir, unfinished+"*"))
+	left, err := filepath.Glob(filepath.Join(dir, atomicfile.Unfinished+"*"))
 	for _, path := range left {
 		err = errors.Join(err, os.Remove(path))
 	}
 	return err
 }
 
-// writeFile is atomic and durable: after a power loss the file is whole or absent.
-func writeFile(path string, data []byte) error {
-	tmp, err := os.CreateTemp(filepath.Dir(path), unfinished+"*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(tmp.Name())
-	defer tmp.Close()
-	if _, err = tmp.Write(data); err == nil {
-		err = tmp.Sync()
-	}
-	if err == nil {
-		err = os.Rename(tmp.Name(), path)
-	}
-	if err != nil {
-		return err
-	}
-	return syncFolder(filepath.Dir(path))
-}
-
-// syncFolder makes the names in a folder durable.
-func syncFolder(path string) error {
-	dir, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	return dir.Sync()
-}
-
 // placeFile is atomic for whoever looks, and durable when the function that it returns has: the disk works meanwhile. If the power fails before,
 // there may be a file with nothing in it.
 func placeFile(path string, data []byte) (durable func() error, err error) {
-	tmp, err := os.CreateTemp(filepath.Dir(path), unfinished+"*")
+	tmp, err := os.CreateTemp(filepath.Dir(path), atomicfile.Unfinished+"*")
 	if err != nil {
 		return nil, err
 	}
@@ -171,7 +139,7 @@ func placeFile(path string, data []byte) (durable func() error, err error) {
 		return nil, errors.Join(err, tmp.Close(), os.Remove(tmp.Name()))
 	}
 	done := make(chan error, 1)
-	go func() { done <- errors.Join(tmp.Sync(), tmp.Close(), syncFolder(filepath.Dir(path))) }()
+	go func() { done <- errors.Join(tmp.Sync(), tmp.Close(), atomicfile.SyncFolder(filepath.Dir(path))) }()
 	return func() error { return <-done }, nil
 }
 

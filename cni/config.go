@@ -9,6 +9,7 @@ import (
 
 	"github.com/containernetworking/cni/pkg/types"
 
+	"github.com/strake-io/strake/atomicfile"
 	"github.com/strake-io/strake/cni/plugin"
 )
 
@@ -34,7 +35,7 @@ func WriteConfig(dir, socket string) error {
 	if have, err := os.ReadFile(path); err == nil && bytes.Equal(have, want) {
 		return nil
 	}
-	if err := writeFile(path, want); err != nil {
+	if err := atomicfile.Write(path, want, 0o600); err != nil {
 		return fmt.Errorf("cni: configuration: %w", err)
 	}
 	return nil

@@ -14,6 +14,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/strake-io/strake/atomicfile"
 )
 
 // Sysctls by which a node forwards.
@@ -109,7 +111,7 @@ func changeSysctls(file string, want []sysctl) error {
 	}
 	data, err := json.Marshal(saved)
 	if err == nil {
-		err = writeFile(file, data)
+		err = atomicfile.Write(file, data, 0o600)
 	}
 	if err == nil {
 		err = setSysctls(change)

@@ -20,6 +20,8 @@ import (
 	"time"
 
 	"k8s.io/client-go/util/keyutil"
+
+	"github.com/strake-io/strake/atomicfile"
 )
 
 const (
@@ -142,7 +144,7 @@ func newAuthority(p KeyPair, commonName string, now time.Time) (*authority, erro
 		return nil, fmt.Errorf("certificate authority %s: %w", p.Cert, err)
 	}
 	data := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
-	if err := writeFile(p.Cert, data, 0o644); err != nil {
+	if err := atomicfile.Write(p.Cert, data, 0o644); err != nil {
 		return nil, err
 	}
 	cert, err := x509.ParseCertificate(der)
@@ -172,7 +174,7 @@ func (ca *authority) ensureLeaf(p KeyPair, want leaf, now time.Time) (time.Time,
 	if err != nil {
 		return time.Time{}, fmt.Errorf("certificate %s: %w", p.Cert, err)
 	}
-	return ca.end(now), writeFile(p.Cert, data, 0o644)
+	return ca.end(now), atomicfile.Write(p.Cert, data, 0o644)
 }
 
 // end is when a leaf that is signed now ends.
@@ -228,7 +230,7 @@ func newKey(path string) (crypto.Signer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("key %s: %w", path, err)
 	}
-	return key, writeFile(path, pem.EncodeToMemory(&pem.Block{Type: keyutil.ECPrivateKeyBlockType, Bytes: der}), 0o600)
+	return key, atomicfile.Write(path, pem.EncodeToMemory(&pem.Block{Type: keyutil.ECPrivateKeyBlockType, Bytes: der}), 0o600)
 }
 
 func readKey(path string) (crypto.Signer, error) {

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"k8s.io/klog/v2"
+
+	"github.com/strake-io/strake/atomicfile"
 )
 
 // caName is the common name of the cluster's CA.
@@ -158,5 +160,5 @@ func ensureServiceAccountKey(f Files) error {
 	if err != nil {
 		return fmt.Errorf("ServiceAccount key %s: %w", f.ServiceAccountPub(), err)
 	}
-	return writeFile(f.ServiceAccountPub(), pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}), 0o644)
+	return atomicfile.Write(f.ServiceAccountPub(), pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}), 0o644)
 }

@@ -1,8 +1,6 @@
 package pki
 
 import (
-	"fmt"
-	"os"
 	"path/filepath"
 )
 
@@ -52,31 +50,4 @@ func (f Files) pair(name string) KeyPair {
 // KeyPair is a certificate and its private key, as two PEM files.
 type KeyPair struct {
 	Cert, Key string
-}
-
-// writeFile replaces a file atomically and durably: a power loss leaves the old
-// content or the new, never a torn one.
-func writeFile(path string, data []byte, mode os.FileMode) error {
-	tmp, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
-	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	defer os.Remove(tmp.Name())
-	err = tmp.Chmod(mode)
-	if err == nil {
-		_, err = tmp.Write(data)
-	}
-	if err == nil {
-		err = tmp.Sync()
-	}
-	if closeErr := tmp.Close(); err == nil {
-		err = closeErr
-	}
-	if err == nil {
-		err = os.Rename(tmp.Name(), path)
-	}
-	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	return nil
 }

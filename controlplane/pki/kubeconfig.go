@@ -14,6 +14,8 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 	"k8s.io/client-go/util/keyutil"
+
+	"github.com/strake-io/strake/atomicfile"
 )
 
 // Identity is a user as RBAC sees it: the certificate's common name and organizations.
@@ -87,7 +89,7 @@ func (ca *authority) ensureKubeconfig(k Kubeconfig, server string, now time.Time
 	if info, statErr := os.Stat(k.Path); err == nil && statErr == nil && info.Mode().Perm() == 0o600 && bytes.Equal(have, data) {
 		return end, nil
 	}
-	return end, writeFile(k.Path, data, 0o600)
+	return end, atomicfile.Write(k.Path, data, 0o600)
 }
 
 // fits tells whether a portable kubeconfig can stay, and when its certificate ends.

@@ -11,6 +11,7 @@ import (
 
 	remote "k8s.io/cri-client/pkg"
 
+	"github.com/strake-io/strake/atomicfile"
 	"github.com/strake-io/strake/cmd/strake/containerd"
 	"github.com/strake-io/strake/cmd/strake/layout"
 	"github.com/strake-io/strake/cmd/strake/ociimage"
@@ -40,7 +41,7 @@ func installPlugin(l layout.Layout) error {
 	}
 	// Runtimes before containerd 2.1 want a plugin called loopback as well; it is the same binary by another name.
 	for _, name := range []string{"strake-cni", "loopback"} {
-		if err := layout.WriteFile(filepath.Join(l.CNIBin(), name), data, 0o755); err != nil {
+		if err := atomicfile.Write(filepath.Join(l.CNIBin(), name), data, 0o755); err != nil {
 			return err
 		}
 	}

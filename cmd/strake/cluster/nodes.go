@@ -19,6 +19,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 
+	"github.com/strake-io/strake/atomicfile"
 	"github.com/strake-io/strake/cmd/strake/jointoken"
 	"github.com/strake-io/strake/cmd/strake/lab"
 	"github.com/strake-io/strake/cmd/strake/layout"
@@ -301,5 +302,5 @@ func writeLabResolvConf(from, to string) error {
 			break
 		}
 	}
-	return layout.WriteFile(to, []byte(strings.Join(out, "\n")+"\n"), 0o644)
+	return atomicfile.Write(to, []byte(strings.Join(out, "\n")+"\n"), 0o644)
 }

@@ -14,6 +14,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/util/validation"
 
+	"github.com/strake-io/strake/atomicfile"
 	"github.com/strake-io/strake/bpf"
 	"github.com/strake-io/strake/cmd/strake/agent"
 	"github.com/strake-io/strake/cmd/strake/layout"
@@ -171,7 +172,7 @@ func (s Settings) Save(l layout.Layout) error {
 	if err != nil {
 		return err
 	}
-	return layout.WriteFile(l.Settings(), append(data, '\n'), 0o600)
+	return atomicfile.Write(l.Settings(), append(data, '\n'), 0o600)
 }
 
 // settle returns the settings of the cluster in l: those it was made with, or for a new one those of the flags. A flag that was

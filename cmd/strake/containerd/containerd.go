@@ -18,6 +18,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"golang.org/x/sys/unix"
 
+	"github.com/strake-io/strake/atomicfile"
 	"github.com/strake-io/strake/cmd/strake/layout"
 )
 
@@ -88,7 +89,7 @@ func Exec(l layout.Layout) error {
 	}{l, mayLowerOOMScore()}); err != nil {
 		return fmt.Errorf("containerd configuration: %w", err)
 	}
-	if err := layout.WriteFile(l.ContainerdConfig(), b.Bytes(), 0o600); err != nil {
+	if err := atomicfile.Write(l.ContainerdConfig(), b.Bytes(), 0o600); err != nil {
 		return err
 	}
 	if err := unix.Exec(path, []string{"containerd", "--config", l.ContainerdConfig()}, os.Environ()); err != nil {

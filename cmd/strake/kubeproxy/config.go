@@ -13,6 +13,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
+	"github.com/strake-io/strake/atomicfile"
 	"github.com/strake-io/strake/bpf"
 	"github.com/strake-io/strake/cmd/strake/layout"
 	"github.com/strake-io/strake/cmd/strake/leftovers"
@@ -74,7 +75,7 @@ func (s Settings) save(l layout.Layout) error {
 	if err != nil {
 		return err
 	}
-	return layout.WriteFile(settingsFile(l), append(data, '\n'), 0o600)
+	return atomicfile.Write(settingsFile(l), append(data, '\n'), 0o600)
 }
 
 // REST is the way to the API server.

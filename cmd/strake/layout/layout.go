@@ -14,6 +14,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+
+	"github.com/strake-io/strake/atomicfile"
 )
 
 // DefaultDataDir is where a node keeps its data unless told otherwise.
@@ -241,7 +243,7 @@ func (l Layout) prepare(folders []folder) error {
 	if err != nil {
 		return fmt.Errorf("data folder %s: %w", l.Data, err)
 	}
-	return WriteFile(l.stampFile(), append(data, '\n'), 0o600)
+	return atomicfile.Write(l.stampFile(), append(data, '\n'), 0o600)
 }
 
 // Clear removes all data but the logs.
@@ -257,29 +259,6 @@ func (l Layout) Clear() error {
 		if err := os.RemoveAll(l.in(e.Name())); err != nil {
 			return fmt.Errorf("data folder %s: %w", l.Data, err)
 		}
-	}
-	return nil
-}
-
-// WriteFile replaces a file atomically, so that a full disk or a crash leaves the old content.
-func WriteFile(path string, data []byte, mode os.FileMode) error {
-	tmp, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
-	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	defer os.Remove(tmp.Name())
-	err = tmp.Chmod(mode)
-	if err == nil {
-		_, err = tmp.Write(data)
-	}
-	if closeErr := tmp.Close(); err == nil {
-		err = closeErr
-	}
-	if err == nil {
-		err = os.Rename(tmp.Name(), path)
-	}
-	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
 	}
 	return nil
 }

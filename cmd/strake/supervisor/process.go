@@ -12,7 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/strake-io/strake/cmd/strake/layout"
+	"github.com/strake-io/strake/atomicfile"
 )
 
 // Process is one incarnation of a component: a pid alone may be reused by the kernel, a pid with
@@ -66,7 +66,7 @@ func Record(pidFile string, pid int) (Process, error) {
 		return Process{}, fmt.Errorf("process %d: %w", pid, err)
 	}
 	p := Process{PID: pid, Start: start}
-	return p, layout.WriteFile(pidFile, fmt.Appendf(nil, "%d %d\n", p.PID, p.Start), 0o600)
+	return p, atomicfile.Write(pidFile, fmt.Appendf(nil, "%d %d\n", p.PID, p.Start), 0o600)
 }
 
 // WaitExit blocks until the process is gone or the time is over, and tells which. A negative
