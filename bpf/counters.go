@@ -23,6 +23,7 @@ var reasons = []string{
 	"drop_source_range", "drop_backend_gone", "pod_to_service", "service_to_pod", "uplink_to_node", "node_to_uplink",
 	"drop_port_kept", "drop_hops",
 	"drop_policy_egress", "drop_policy_ingress", "drop_no_verdict", "drop_policy_fragment", "policy_hits_full", "policy_flows_full",
+	"tunnel_to_remote",
 }
 
 // Reasons are the names of all counters.

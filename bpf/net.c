@@ -254,6 +254,19 @@ int strake_tunnel_out(struct __sk_buff *skb)
 	return TC_ACT_OK;
 }
 
+/* What came through the tunnel from a node and is for another one, as it came: if they know each other by us alone. */
+static __always_inline int tunnel_pass_on(struct __sk_buff *skb, const struct packet *p, const struct remote *from)
+{
+	struct remote *to = remote_of(&p->daddr);
+
+	if (!to || remote_is_native(to) || from->behind == to->behind)
+		return drop(skb, DROP_NO_POD);
+	if (tunnel_to(skb, &to->node))
+		return drop(skb, DROP_REWRITE);
+	note(skb, TUNNEL_TO_REMOTE);
+	return bpf_redirect(skb->ifindex, 0);
+}
+
 /* At the tunnel's device: what comes in. It is from a node that we know, which has the address that it sends from. */
 SEC("tc")
 int strake_tunnel_in(struct __sk_buff *skb)
@@ -285,7 +298,7 @@ int strake_tunnel_in(struct __sk_buff *skb)
 	}
 	node = node_of(s->p.v6);
 	if (!addr_eq(&s->p.daddr, &node))
-		return drop(skb, DROP_NO_POD);
+		return tunnel_pass_on(skb, &s->p, r);
 	verdict = service_in(skb);
 	if (verdict >= 0)
 		return verdict;

@@ -338,7 +338,7 @@ type netRemote struct {
 	_      structs.HostLayout
 	Node   netAddr
 	IsNode uint32
-	Pad    uint32
+	Behind uint32
 	Owner  [64]uint8
 }
 

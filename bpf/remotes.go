@@ -12,6 +12,7 @@ type Remote struct {
 	Owner  string       // Node UID
 	Prefix netip.Prefix // pod range, or a node's own address as /32 or /128
 	Node   netip.Addr   // underlay address of the node, the tunnel's other end; the zero value with native routing
+	Behind bool         // this node passes on what comes for it through the tunnel from nodes that are not behind, and the other way round
 }
 
 // remoteTable implements Table[Remote].
@@ -46,6 +47,9 @@ func (t *remoteTable) Replace(owner string, want []Remote) (Changes, error) {
 		if r.Prefix.IsSingleIP() {
 			v.IsNode = 1
 		}
+		if r.Behind {
+			v.Behind = 1
+		}
 		if r.Node.IsValid() {
 			v.Node = addr16(r.Node)
 		}
@@ -69,7 +73,7 @@ func (t *remoteTable) Dump() ([]Remote, error) {
 	var v netRemote
 	it := t.m.Iterate()
 	for it.Next(&k, &v) {
-		r := Remote{Owner: textOf(v.Owner[:]), Prefix: rangeOf(k)}
+		r := Remote{Owner: textOf(v.Owner[:]), Prefix: rangeOf(k), Behind: v.Behind != 0}
 		if v.Node != (netAddr{}) {
 			r.Node = addrOf(v.Node)
 		}

@@ -16,10 +16,17 @@ func TestRemotes(t *testing.T) {
 		want[prefix] = r
 		return r
 	}
+	behind := func(owner, prefix string, node netip.Addr) Remote {
+		r := add(owner, prefix, node)
+		r.Behind = true
+		want[prefix] = r
+		return r
+	}
 	for owner, rows := range map[string][]Remote{
 		"b": {add("b", "10.244.1.0/24", node4), add("b", "192.0.2.2/32", node4), add("b", "fd00::1:0:0:0:0/64", node4)},
 		"c": {add("c", "10.244.1.128/32", node6), add("c", "2001:db8::2/128", node6)},
 		"d": {add("d", "10.244.3.0/24", netip.Addr{})},
+		"e": {behind("e", "10.244.4.0/24", node4)},
 	} {
 		if _, err := d.Remotes().Replace(owner, rows); err != nil {
 			t.Fatal(err)
@@ -41,18 +48,18 @@ func TestRemotes(t *testing.T) {
 	must(t, d.Close())
 	d = open(t, c)
 	check()
-	if _, err := d.Remotes().Replace("e", []Remote{{Prefix: netip.MustParsePrefix("10.244.1.0/24"), Node: node4}}); err == nil {
+	if _, err := d.Remotes().Replace("f", []Remote{{Prefix: netip.MustParsePrefix("10.244.1.0/24"), Node: node4}}); err == nil {
 		t.Error("a range of another node was taken over")
 	}
 	for _, bad := range []netip.Prefix{{}, netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::ffff:10.0.0.0/104")} {
-		if _, err := d.Remotes().Replace("e", []Remote{{Prefix: bad, Node: node4}}); err == nil {
+		if _, err := d.Remotes().Replace("f", []Remote{{Prefix: bad, Node: node4}}); err == nil {
 			t.Errorf("%s was accepted", bad)
 		}
 	}
 	if got, err := d.Remotes().Replace("b", []Remote{want["10.244.1.0/24"]}); err != nil || got != (Changes{Deleted: 2}) {
 		t.Errorf("%+v, %v", got, err)
 	}
-	if got, err := d.Remotes().Prune(func(o string) bool { return o == "b" }); err != nil || got != (Changes{Deleted: 3}) {
+	if got, err := d.Remotes().Prune(func(o string) bool { return o == "b" }); err != nil || got != (Changes{Deleted: 4}) {
 		t.Errorf("%+v, %v", got, err)
 	}
 	want = map[string]Remote{"b": want["10.244.1.0/24"]}

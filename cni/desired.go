@@ -28,8 +28,8 @@ func Desired(stateDir string, nodeAddrs []netip.Addr, indexOf func(host string) 
 }
 
 // DesiredRemotes returns the rows that a node should have of all others: pure.
-func DesiredRemotes(self string, addrs []netip.Addr, routing Routing, nodes []corev1.Node) []bpf.Remote {
-	d := newDirectory(self, addrs, routing)
+func DesiredRemotes(self string, addrs []netip.Addr, routing Routing, relay Relay, nodes []corev1.Node) []bpf.Remote {
+	d := newDirectory(self, addrs, routing, relay)
 	for i := range nodes {
 		info, _ := ReadNode(&nodes[i]) // what of it can't be read is told by the agent
 		d.set(info.Name, &info)
@@ -45,7 +45,7 @@ func DesiredRemotes(self string, addrs []netip.Addr, routing Routing, nodes []co
 
 // CompareRoutes tells how many routes to nodes' pods the kernel has, and how they differ from what a node should have, a line each. It changes
 // nothing.
-func CompareRoutes(self string, addrs []netip.Addr, uplinks []string, routing Routing, nodes []corev1.Node) (have int, drift []string, err error) {
+func CompareRoutes(self string, addrs []netip.Addr, uplinks []string, routing Routing, relay Relay, nodes []corev1.Node) (have int, drift []string, err error) {
 	links, err := readUnderlay(addrs, uplinks)
 	if err != nil {
 		return 0, nil, err
@@ -58,7 +58,7 @@ func CompareRoutes(self string, addrs []netip.Addr, uplinks []string, routing Ro
 	if err != nil {
 		return 0, nil, err
 	}
-	d := newDirectory(self, addrs, routing)
+	d := newDirectory(self, addrs, routing, relay)
 	for i := range nodes {
 		info, _ := ReadNode(&nodes[i])
 		d.set(info.Name, &info)

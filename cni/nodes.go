@@ -20,6 +20,24 @@ const (
 	Native Routing = "native" // as they are: nodes that share a link route to each other, else the fabric has routes to the nodes' pods
 )
 
+// Relay is a node that stands between others: those behind it know the rest by it alone, and are known by it. The zero value is none.
+type Relay struct {
+	Node   string         // its name
+	Behind []netip.Prefix // where the addresses of the nodes behind it are
+}
+
+// between tells whether two nodes, neither of them the relay, meet at it.
+func (r Relay) between(a, b NodeInfo) bool {
+	return r.Node != "" && a.Name != r.Node && b.Name != r.Node && r.hides(a) != r.hides(b)
+}
+
+// hides tells whether a node is behind the relay.
+func (r Relay) hides(n NodeInfo) bool {
+	return n.Name != r.Node && slices.ContainsFunc(n.Addrs, func(a netip.Addr) bool {
+		return slices.ContainsFunc(r.Behind, func(p netip.Prefix) bool { return p.Contains(a) })
+	})
+}
+
 // NodeInfo is what matters here of a Node.
 type NodeInfo struct {
 	Name, UID string
@@ -105,12 +123,13 @@ type directory struct {
 	self    string
 	addrs   []netip.Addr // our own
 	routing Routing
+	relay   Relay
 	nodes   map[string]NodeInfo
 	sorted  []claim
 }
 
-func newDirectory(self string, addrs []netip.Addr, routing Routing) *directory {
-	d := &directory{self: self, addrs: addrs, routing: routing, nodes: map[string]NodeInfo{}}
+func newDirectory(self string, addrs []netip.Addr, routing Routing, relay Relay) *directory {
+	d := &directory{self: self, addrs: addrs, routing: routing, relay: relay, nodes: map[string]NodeInfo{}}
 	for _, a := range addrs { // ours before anybody says so
 		d.insert(claim{netip.PrefixFrom(a, a.BitLen()), ""})
 	}
@@ -172,7 +191,7 @@ func (d *directory) set(name string, now *NodeInfo) map[string]bool {
 		}
 		others(*now)
 	}
-	if name == d.self { // the families of our pods may be others
+	if name == d.self || affected[d.relay.Node] { // the families of our pods may be others, or the way to other nodes
 		for n := range d.nodes {
 			affected[n] = true
 		}
@@ -277,13 +296,23 @@ func (d *directory) desired(name string, links []onLink) want {
 		}
 		return w
 	}
+	via, viaPrefixes := n, prefixes
+	relayed := d.relay.between(n, NodeInfo{Name: d.self, Addrs: d.addrs})
+	if relayed {
+		via = d.nodes[d.relay.Node]
+		viaPrefixes, _ = d.granted(via)
+	}
 	var end netip.Addr
 	if d.routing == VXLAN && len(prefixes) > 0 {
-		if end, ok = d.underlay(n); !ok {
-			w.problems = append(w.problems, fmt.Sprintf("it has none of our address families: its InternalIPs are %v, ours %v", n.Addrs, d.addrs))
+		if end, ok = d.underlay(via); !ok {
+			if relayed {
+				w.problems = append(w.problems, fmt.Sprintf("the node %s, by which it is reached, has no address that we can use", d.relay.Node))
+			} else {
+				w.problems = append(w.problems, fmt.Sprintf("it has none of our address families: its InternalIPs are %v, ours %v", n.Addrs, d.addrs))
+			}
 			return w
 		}
-		if !slices.Contains(prefixes, netip.PrefixFrom(end, end.BitLen())) {
+		if !slices.Contains(viaPrefixes, netip.PrefixFrom(end, end.BitLen())) {
 			return w // another node's address: not where this one can be
 		}
 		w.over6 = end.Is6()
@@ -292,15 +321,15 @@ func (d *directory) desired(name string, links []onLink) want {
 		if !d.speaks(p.Addr().Is4()) {
 			continue
 		}
-		w.remotes = append(w.remotes, bpf.Remote{Owner: n.UID, Prefix: p, Node: end})
-		if !slices.Contains(n.PodCIDRs, p) {
-			continue
+		w.remotes = append(w.remotes, bpf.Remote{Owner: n.UID, Prefix: p, Node: end, Behind: d.self == d.relay.Node && d.relay.hides(n)})
+		if !relayed && !slices.Contains(n.PodCIDRs, p) {
+			continue // the node itself is reached as any machine
 		}
 		r := nodeRoute{Dst: p}
 		r.Src, _ = ofFamily(d.addrs, p.Addr().Is4())
 		if d.routing == VXLAN {
 			r.Tunnel = true
-		} else if !r.via(n.Addrs, links) {
+		} else if !r.via(via.Addrs, links) {
 			continue // the fabric knows the way
 		}
 		w.routes = append(w.routes, r)

@@ -34,6 +34,7 @@ type NodesConfig struct {
 	Addrs      []netip.Addr // its own: at most one of each family
 	Uplinks    []string     // interfaces that lead to other nodes besides those that have the node's addresses; they may come and go
 	Routing    Routing
+	Relay      Relay
 	TunnelPort int // UDP, with VXLAN; the same on all nodes
 	Datapath   NodesDatapath
 	// OnUnderlay is called, from Begin, Apply or Run, with the node's links at first and whenever something in them changes. An error means: again.
@@ -74,7 +75,7 @@ func NewNodes(cfg NodesConfig) (*Nodes, error) {
 		return nil, errors.New("cni: a node has a name and an address")
 	}
 	return &Nodes{
-		cfg: cfg, wake: make(chan struct{}, 1), dir: newDirectory(cfg.Name, cfg.Addrs, cfg.Routing), dirty: map[string]bool{}, owners: map[string]string{},
+		cfg: cfg, wake: make(chan struct{}, 1), dir: newDirectory(cfg.Name, cfg.Addrs, cfg.Routing, cfg.Relay), dirty: map[string]bool{}, owners: map[string]string{},
 		routes: map[netip.Prefix]nodeRoute{}, byNode: map[string][]netip.Prefix{}, over6: map[string]bool{}, told: map[string]string{}, all: true,
 	}, nil
 }

@@ -39,7 +39,11 @@ func info(name string, ranges []netip.Prefix, own []netip.Addr) NodeInfo {
 func (w want) show() string {
 	var lines []string
 	for _, r := range w.remotes {
-		lines = append(lines, fmt.Sprintf("%s %s at %s", r.Owner, r.Prefix, r.Node))
+		line := fmt.Sprintf("%s %s at %s", r.Owner, r.Prefix, r.Node)
+		if r.Behind {
+			line += ", behind"
+		}
+		lines = append(lines, line)
 	}
 	for _, r := range w.routes {
 		switch {
@@ -61,6 +65,7 @@ func TestDesiredOfNodes(t *testing.T) {
 	self := info("a", prefixes("10.244.0.0/24"), addrs("192.0.2.1"))
 	dualSelf := info("a", prefixes("10.244.0.0/24", "fd00:10:244::/64"), addrs("192.0.2.1", "2001:db8::1"))
 	links := []onLink{{netip.MustParsePrefix("192.0.2.0/24"), 3}, {netip.MustParsePrefix("2001:db8::/64"), 4}}
+	relay, hidden := info("r", prefixes("10.244.9.0/24"), addrs("192.0.2.9")), info("b", prefixes("10.244.1.0/24"), addrs("172.31.0.2"))
 	for _, c := range []struct {
 		name    string
 		routing Routing
@@ -69,6 +74,19 @@ func TestDesiredOfNodes(t *testing.T) {
 		of      string
 		want    string
 	}{
+		{"from beyond the relay", VXLAN, self, []NodeInfo{relay, hidden}, "b", "uid-b 10.244.1.0/24 at 192.0.2.9\nuid-b 172.31.0.2/32 at 192.0.2.9\n" +
+			"route 10.244.1.0/24 tunnel src 192.0.2.1\nroute 172.31.0.2/32 tunnel src 192.0.2.1"},
+		{"from behind the relay", VXLAN, hidden, []NodeInfo{relay, self}, "a", "uid-a 10.244.0.0/24 at 192.0.2.9\nuid-a 192.0.2.1/32 at 192.0.2.9\n" +
+			"route 10.244.0.0/24 tunnel src 172.31.0.2\nroute 192.0.2.1/32 tunnel src 172.31.0.2"},
+		{"the relay from behind it", VXLAN, hidden, []NodeInfo{relay}, "r", "uid-r 10.244.9.0/24 at 192.0.2.9\nuid-r 192.0.2.9/32 at 192.0.2.9\nroute 10.244.9.0/24 tunnel src 172.31.0.2"},
+		{"two behind the relay", VXLAN, hidden, []NodeInfo{relay, info("c", prefixes("10.244.2.0/24"), addrs("172.31.0.3"))}, "c",
+			"uid-c 10.244.2.0/24 at 172.31.0.3\nuid-c 172.31.0.3/32 at 172.31.0.3\nroute 10.244.2.0/24 tunnel src 172.31.0.2"},
+		{"at the relay, behind it", VXLAN, relay, []NodeInfo{hidden}, "b", "uid-b 10.244.1.0/24 at 172.31.0.2, behind\nuid-b 172.31.0.2/32 at 172.31.0.2, behind\nroute 10.244.1.0/24 tunnel src 192.0.2.9"},
+		{"at the relay, beyond it", VXLAN, relay, []NodeInfo{self}, "a", "uid-a 10.244.0.0/24 at 192.0.2.1\nuid-a 192.0.2.1/32 at 192.0.2.1\nroute 10.244.0.0/24 tunnel src 192.0.2.9"},
+		{"a relay that is not there yet", VXLAN, self, []NodeInfo{hidden}, "b", "problem the node r, by which it is reached, has no address that we can use"},
+		{"native, from beyond a relay on our link", Native, self, []NodeInfo{relay, hidden}, "b", "uid-b 10.244.1.0/24 at invalid IP\nuid-b 172.31.0.2/32 at invalid IP\n" +
+			"route 10.244.1.0/24 via 192.0.2.9 dev 3 src 192.0.2.1\nroute 172.31.0.2/32 via 192.0.2.9 dev 3 src 192.0.2.1"},
+		{"native, by a relay that no link of ours reaches", Native, hidden, []NodeInfo{info("r", prefixes("10.244.9.0/24"), addrs("198.51.100.9")), self}, "a", "uid-a 10.244.0.0/24 at invalid IP\nuid-a 192.0.2.1/32 at invalid IP"},
 		{"our own range", VXLAN, dualSelf, nil, "a", "route 10.244.0.0/24 unreachable\nroute fd00:10:244::/64 unreachable"},
 		{"a tunnel", VXLAN, self, []NodeInfo{info("b", prefixes("10.244.1.0/24"), addrs("192.0.2.2"))}, "b",
 			"uid-b 10.244.1.0/24 at 192.0.2.2\nuid-b 192.0.2.2/32 at 192.0.2.2\nroute 10.244.1.0/24 tunnel src 192.0.2.1"},
@@ -105,7 +123,7 @@ func TestDesiredOfNodes(t *testing.T) {
 			"uid-c 10.244.2.0/24 at 192.0.2.3\nuid-c 192.0.2.3/32 at 192.0.2.3\nroute 10.244.2.0/24 tunnel src 192.0.2.1\nproblem 10.244.1.9/32 overlaps 10.244.1.0/24 of node b"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			d := newDirectory(c.self.Name, c.self.Addrs, c.routing)
+			d := newDirectory(c.self.Name, c.self.Addrs, c.routing, Relay{"r", prefixes("172.31.0.0/24")})
 			for _, n := range append([]NodeInfo{c.self}, c.others...) {
 				d.set(n.Name, &n)
 			}
@@ -121,7 +139,8 @@ func TestDesiredOfNodes(t *testing.T) {
 func TestDesiredDependsOnNodesOnly(t *testing.T) {
 	rng := rand.New(rand.NewPCG(3, 4))
 	for range 200 {
-		d := newDirectory("a", addrs("192.0.2.1"), VXLAN)
+		relay := Relay{string(rune('a' + rng.IntN(4))), prefixes("192.0.2.4/30")}
+		d := newDirectory("a", addrs("192.0.2.1"), VXLAN, relay)
 		present := map[string]NodeInfo{}
 		state := map[string]want{}
 		for range 30 {
@@ -144,7 +163,7 @@ func TestDesiredDependsOnNodesOnly(t *testing.T) {
 				state[n] = d.desired(n, nil)
 			}
 		}
-		fresh := newDirectory("a", addrs("192.0.2.1"), VXLAN)
+		fresh := newDirectory("a", addrs("192.0.2.1"), VXLAN, relay)
 		for _, n := range slices.SortedFunc(maps.Values(present), func(a, b NodeInfo) int { return strings.Compare(b.Name, a.Name) }) {
 			fresh.set(n.Name, &n)
 		}

@@ -24,7 +24,7 @@ const volatile __u8 tunnel_has_local;
 struct remote {
 	struct addr node; /* the tunnel's other end; all zero: the fabric knows the way */
 	__u32 is_node;    /* the row is an address of the node itself, no pods' range */
-	__u32 pad;
+	__u32 behind;     /* of a node that those beyond reach by us: what one side sends the other through the tunnel is passed on */
 	__u8 owner[64];   /* Node UID */
 };
 

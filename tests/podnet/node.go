@@ -29,6 +29,7 @@ type Spec struct {
 	DNSAddrs      []netip.Addr
 	NoMasquerade  []netip.Prefix
 	Routing       cni.Routing
+	Relay         cni.Relay
 	Nodes         []cni.NodeInfo // all of the cluster, this one too
 	LoadBalancers []bpf.LoadBalancer
 	Names         []bpf.Name
@@ -102,7 +103,7 @@ func serve(file string) error {
 	var mtu atomic.Int64
 	var server *cni.Server
 	nodes, err := cni.NewNodes(cni.NodesConfig{
-		Name: filepath.Base(s.Dir), Addrs: s.Addrs, Routing: s.Routing, TunnelPort: cni.DefaultTunnelPort, Datapath: d,
+		Name: filepath.Base(s.Dir), Addrs: s.Addrs, Routing: s.Routing, Relay: s.Relay, TunnelPort: cni.DefaultTunnelPort, Datapath: d,
 		OnUnderlay: func(u cni.Underlay) error {
 			mtu.Store(int64(u.MTU))
 			for _, index := range u.Uplinks {

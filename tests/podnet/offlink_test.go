@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -74,6 +75,65 @@ func TestNativeOffLink(t *testing.T) {
 	}
 }
 
+// Nodes that can't reach each other meet at the one between them: pods, nodes and Services. Nobody else passes by there.
+func TestRelay(t *testing.T) {
+	const relay, beyond, hidden = 0, 1, 2
+	c := start(t, 3, cni.VXLAN, func(n *Node) {
+		n.Relay = cni.Relay{Node: n.Nodes[relay].Name}
+		for _, a := range n.Nodes[hidden].Addrs {
+			n.Relay.Behind = append(n.Relay.Behind, netip.PrefixFrom(a, a.BitLen()))
+		}
+		other := map[string]int{n.Nodes[beyond].Name: hidden, n.Nodes[hidden].Name: beyond}
+		if i, ok := other[filepath.Base(n.Dir)]; ok {
+			must(t, n.Space.In(func() error { return unreachable(n.Nodes[i].Addrs) }))
+		}
+	})
+	c.between(t)
+	for _, ends := range [][2]int{{beyond, hidden}, {hidden, beyond}} {
+		from, to := c.Nodes[ends[0]], c.Nodes[ends[1]]
+		name := fmt.Sprint("node", ends[1]+1)
+		pod := c.pods[podsOnNode*ends[0]]
+		for family, addr := range to.Addrs {
+			for _, network := range networks[family] {
+				out, err := from.Ask(network, netip.AddrPortFrom(addr, serverPort), 1)
+				answered(t, out, err, name+" "+from.Addrs[family].String(), network, "a node", name)
+				out, err = pod.Ask(network, netip.AddrPortFrom(addr, serverPort), 1)
+				answered(t, out, err, name+" "+pod.Addrs[family].String(), network, pod.ID, name)
+			}
+		}
+	}
+	n := c.Nodes[relay]
+	passed := n.counter(t, "tunnel_to_remote")
+	if passed == 0 {
+		t.Error("tunnel_to_remote counts nothing")
+	}
+	// Without its rows of who is behind it, the node in between drops what is for others.
+	n.Relay = cni.Relay{}
+	must(t, n.Stop())
+	must(t, n.Start())
+	if out, err := c.pods[podsOnNode*beyond].Ask("udp4", netip.AddrPortFrom(c.pods[podsOnNode*hidden].Addrs[0], serverPort), 1); err == nil {
+		t.Errorf("an answer by a node that is no relay: %s", out)
+	}
+	if n.counter(t, "drop_no_pod") == 0 || n.counter(t, "tunnel_to_remote") != passed {
+		t.Error("a node that is no relay passes packets on")
+	}
+}
+
+// unreachable leads the way to neighbours on the uplink to nobody.
+func unreachable(addrs []netip.Addr) error {
+	up, err := netlink.LinkByName(Uplink)
+	if err != nil {
+		return err
+	}
+	for _, a := range addrs {
+		nobody := &netlink.Neigh{LinkIndex: up.Attrs().Index, IP: a.AsSlice(), HardwareAddr: net.HardwareAddr{2, 0, 0, 0, 0, 1}, State: netlink.NUD_PERMANENT}
+		if err := netlink.NeighSet(nobody); err != nil {
+			return fmt.Errorf("neighbour %s: %w", a, err)
+		}
+	}
+	return nil
+}
+
 // What is wrong with the routes is told by name.
 func TestCompareRoutes(t *testing.T) {
 	for _, routing := range []cni.Routing{cni.VXLAN, cni.Native} {
@@ -94,7 +154,7 @@ func TestCompareRoutes(t *testing.T) {
 			compare := func(nodes []corev1.Node) (have int, drift []string) {
 				t.Helper()
 				must(t, n.Space.In(func() (err error) {
-					have, drift, err = cni.CompareRoutes("node1", n.Addrs, nil, routing, nodes)
+					have, drift, err = cni.CompareRoutes("node1", n.Addrs, nil, routing, cni.Relay{}, nodes)
 					return err
 				}))
 				return have, drift

@@ -43,6 +43,7 @@ type Config struct {
 	MasqueradeSources []netip.Prefix // ranges behind this node that are not its pods, and leave by it as they do
 	AllowLinkLocal    []netip.Prefix // link-local destinations that pods reach
 	Native            bool           // routes lead to the other nodes' pods, else the tunnel
+	Relay             cni.Relay
 	TunnelPort        int
 	MaxFrontends      int // sizes of the tables of Services; 0: as bpf.Config has them
 	MaxBackends       int

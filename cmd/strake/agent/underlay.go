@@ -26,7 +26,7 @@ func (u *underlay) nodes(cfg Config, d *bpf.Datapath, server *cni.Server) (*cni.
 		routing = cni.Native
 	}
 	n, err := cni.NewNodes(cni.NodesConfig{
-		Name: cfg.NodeName, Addrs: cfg.NodeAddrs, Uplinks: cfg.Uplinks, Routing: routing, TunnelPort: cfg.TunnelPort, Datapath: d,
+		Name: cfg.NodeName, Addrs: cfg.NodeAddrs, Uplinks: cfg.Uplinks, Routing: routing, Relay: cfg.Relay, TunnelPort: cfg.TunnelPort, Datapath: d,
 		OnUnderlay: func(now cni.Underlay) error {
 			if len(now.Uplinks) == 0 {
 				klog.InfoS("The node's address is on lo: NodePorts answer on this machine only, and pods reach the outside only where it has a route to them")

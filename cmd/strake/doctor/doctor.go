@@ -19,6 +19,7 @@ import (
 
 	"github.com/strake-io/strake/bpf"
 	"github.com/strake-io/strake/cmd/strake/layout"
+	"github.com/strake-io/strake/cni"
 	"github.com/strake-io/strake/kubelet/cgroups"
 )
 
@@ -31,6 +32,7 @@ type Node struct {
 	DNSAddrs     []netip.Addr   // cluster DNS
 	Zone         string
 	Native       bool // no tunnel between the nodes
+	Relay        cni.Relay
 	TunnelPort   int
 	Uplinks      []string // interfaces that lead to other nodes besides those that have the node's addresses
 	Kubeconfigs  []string // ways to the API, the first that is there is used

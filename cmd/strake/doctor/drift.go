@@ -55,8 +55,8 @@ func (e *examination) compare(o *objects, have bpf.Rows) []comparison {
 		routing = cni.Native
 	}
 	out = append(out, comparison{table: "table of other nodes", rows: len(have.Remotes),
-		drift: differences(flattenRemotes(cni.DesiredRemotes(e.Name, e.Addrs, routing, o.nodes)), flattenRemotes(have.Remotes))})
-	routes, drift, routesErr := cni.CompareRoutes(e.Name, e.Addrs, e.Uplinks, routing, o.nodes)
+		drift: differences(flattenRemotes(cni.DesiredRemotes(e.Name, e.Addrs, routing, e.Relay, o.nodes)), flattenRemotes(have.Remotes))})
+	routes, drift, routesErr := cni.CompareRoutes(e.Name, e.Addrs, e.Uplinks, routing, e.Relay, o.nodes)
 	out = append(out, comparison{table: "routes to pods of nodes", rows: routes, drift: drift, err: routesErr})
 	if err != nil {
 		return append(out, comparison{table: "table of pods", err: err})
@@ -205,6 +205,9 @@ func flattenRemotes(l []bpf.Remote) map[string]string {
 		at := "by native routing"
 		if r.Node.IsValid() {
 			at = "at " + r.Node.String()
+		}
+		if r.Behind {
+			at += ", behind this node"
 		}
 		out[r.Prefix.String()] = at + ", of node " + r.Owner
 	}
