@@ -20,7 +20,6 @@ import (
 	"github.com/strake-io/strake/cmd/strake/cluster"
 	"github.com/strake-io/strake/cmd/strake/containerd"
 	"github.com/strake-io/strake/cmd/strake/demo"
-	"github.com/strake-io/strake/cmd/strake/server"
 	"github.com/strake-io/strake/controlplane/apiserver"
 )
 
@@ -254,12 +253,7 @@ with or without the leading dashes; so they hold for strake up too. What the com
 		if err := set.Check(); err != nil {
 			return err
 		}
-		cfg, err := s.Server(l)
-		if err != nil {
-			return err
-		}
-		cfg.APISettings = set
-		return server.Run(cmd.Context(), cfg)
+		return cluster.RunServer(cmd.Context(), l, s, set)
 	}
 	return cmd
 }

@@ -218,6 +218,20 @@ func TestJoin(t *testing.T) {
 	})
 	t.Run("it gets another address", func(t *testing.T) { otherAddress(t, c.in(t), m.in(t), names) })
 	t.Run("the cluster changes what its nodes share", func(t *testing.T) { otherSettings(t, c.in(t), m.in(t), joined) })
+	t.Run("a node beside the first one", func(t *testing.T) {
+		c := c.in(t)
+		if out, err := c.Strake("up", "--nodes", "2", "--wait", "120s"); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		c.busybox()
+		names = append(names, nodeName+"-2")
+		c.onEach(names)
+		everyWay(t, c, names)
+		for _, n := range names { // the kubelets, by the API server; and host to host
+			c.kubectl("exec", "on-"+n, "--", "true")
+		}
+	})
+	t.Run("the control plane gets another address", func(t *testing.T) { otherAddressOfTheControlPlane(t, c.in(t), m.in(t), names) })
 	t.Run("leaving", func(t *testing.T) {
 		c, m := c.in(t), m.in(t)
 		c.kubectl("delete", "pod", "on-"+joined)
@@ -228,7 +242,7 @@ func TestJoin(t *testing.T) {
 		if out, err := c.Strake("node", "remove", joined); err != nil {
 			t.Errorf("%v\n%s", err, out)
 		}
-		if out := c.kubectl("get", "nodes", "-o", "name"); strings.TrimSpace(out) != "node/"+nodeName {
+		if out := c.kubectl("get", "nodes", "-o", "name"); strings.Contains(out, joined) {
 			t.Errorf("nodes are left:\n%s", out)
 		}
 	})
@@ -263,6 +277,74 @@ func otherAddress(t *testing.T, c, m *cluster, names []string) {
 	if after := agentOf(t, m); after != before {
 		t.Errorf("the agent is process %d now, it was %d", after, before)
 	}
+}
+
+// otherAddressOfTheControlPlane gives the first machine another address, once while all runs and once while it is down. It and the nodes beside
+// it follow; a machine that has joined by the address is told the new one.
+func otherAddressOfTheControlPlane(t *testing.T, c, m *cluster, names []string) {
+	move := func(from, to string) {
+		t.Helper()
+		for _, args := range []string{"addr del " + from + "/24 dev up0", "addr add " + to + "/24 dev up0", "route add default via " + lab.OutsideIP} {
+			c.must(exec.Command("ip", append([]string{"-n", c.Net}, strings.Fields(args)...)...))
+		}
+	}
+	follows := func(addr string) {
+		t.Helper()
+		eventually(t, 90*time.Second, func() string {
+			out, err := c.try("get", "node", nodeName, "-o", "jsonpath={.status.addresses[?(@.type==\"InternalIP\")].address}")
+			if err != nil || out != addr {
+				return fmt.Sprintf("the node: %q, %v", out, err)
+			}
+			if out, err = c.try("get", "endpointslice", "kubernetes", "-o", "jsonpath={.endpoints[*].addresses[*]}"); err != nil || out != addr {
+				return fmt.Sprintf("the Service kubernetes: %q, %v", out, err)
+			}
+			return ""
+		})
+		if config, err := os.ReadFile(filepath.Join(c.Data, "admin.kubeconfig")); err != nil || !strings.Contains(string(config), "https://"+addr+":6443") {
+			t.Errorf("the administrator's kubeconfig: %v\n%s", err, config)
+		}
+		if out, err := m.Strake("join", "https://"+addr+":6443"); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		eventually(t, 90*time.Second, func() string {
+			out, err := c.try("get", "nodes", "-o", "jsonpath={.items[*].status.conditions[?(@.type==\"Ready\")].status}")
+			if err != nil || out != strings.TrimSpace(strings.Repeat("True ", len(names))) {
+				return fmt.Sprintf("ready: %q, %v", out, err)
+			}
+			return ""
+		})
+		everyWay(t, c, names)
+		for _, n := range names {
+			eventually(t, 60*time.Second, func() string { // a pod finds the API server, which finds the kubelet
+				out, _ := c.try("exec", "on-"+n, "--", "timeout", "5", "wget", "-O", "-", "http://kubernetes.default.svc:443/")
+				if !strings.Contains(out, "400 Bad Request") { // of HTTP without TLS
+					return fmt.Sprintf("the API server from %s: %s", n, out)
+				}
+				return ""
+			})
+		}
+		if out, err := c.Strake("doctor"); err != nil {
+			t.Errorf("doctor: %v\n%s", err, out)
+		}
+	}
+	const other = "198.18.0.77"
+	before := agentOf(t, c)
+	move(lab.NodeIP, other)
+	follows(other)
+	if after := agentOf(t, c); after != before {
+		t.Errorf("the agent is process %d now, it was %d", after, before)
+	}
+	if out, err := c.Strake("down"); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	move(other, lab.NodeIP)
+	if out, err := c.Strake("up"); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	for _, n := range names {
+		c.kubectl("wait", "--for=condition=Ready", "pod/on-"+n, "--timeout=90s")
+	}
+	follows(lab.NodeIP)
 }
 
 func agentOf(t *testing.T, m *cluster) int {

@@ -166,6 +166,7 @@ func (s *Settings) findNodeAddrs(v6 []bool) error {
 		}
 		s.NodeAddrs = append(s.NodeAddrs, a)
 	}
+	s.FoundAddrs = true
 	return nil
 }
 

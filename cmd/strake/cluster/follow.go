@@ -27,17 +27,43 @@ import (
 	"github.com/strake-io/strake/cmd/strake/agent"
 	"github.com/strake-io/strake/cmd/strake/layout"
 	"github.com/strake-io/strake/cmd/strake/ready"
+	"github.com/strake-io/strake/cmd/strake/server"
 	"github.com/strake-io/strake/cni"
+	"github.com/strake-io/strake/controlplane/apiserver"
 )
 
-// RunAgent runs a node until ctx ends. A node that has joined follows what may change while it runs: its own addresses, if they were found
-// and not named, and what all nodes share. For that the process begins anew with the new settings, as after an upgrade of the agent: the
-// kernel carries on meanwhile, and no packet is lost.
+// RunAgent runs a node until ctx ends. It follows what may change meanwhile: its own addresses, if they were found and not named, and, if it
+// has joined, what all nodes share. For that the process begins anew with the new settings, as after an upgrade of the agent: the kernel
+// carries on meanwhile, and no packet is lost.
 func RunAgent(ctx context.Context, l layout.Layout, s Settings) error {
-	if !s.Joined() {
-		return agent.Run(ctx, s.Agent(l))
+	if s.Joined() {
+		s = refresh(ctx, l, s)
 	}
-	s = refresh(ctx, l, s)
+	return runFollowing(ctx, l, s, func(ctx context.Context, s Settings) error {
+		if nodes, err := l.LabNodes(); err == nil && len(nodes) > 0 {
+			if err := s.lab(l).EnsureBridge(); err != nil { // its routes go with an address that this node had
+				return err
+			}
+		}
+		return agent.Run(ctx, s.Agent(l))
+	})
+}
+
+// RunServer runs the control plane until ctx ends. It follows the machine's addresses as RunAgent does: certificates, kubeconfigs and the
+// Service kubernetes name the new ones.
+func RunServer(ctx context.Context, l layout.Layout, s Settings, set *apiserver.Settings) error {
+	return runFollowing(ctx, l, s, func(ctx context.Context, s Settings) error {
+		cfg, err := s.Server(l)
+		if err != nil {
+			return err
+		}
+		cfg.APISettings = set
+		return server.Run(ctx, cfg)
+	})
+}
+
+// runFollowing runs a component with the settings that hold now, and as a new process with those that come instead.
+func runFollowing(ctx context.Context, l layout.Layout, s Settings, run func(context.Context, Settings) error) error {
 	if now, err := s.withAddresses(); err != nil {
 		klog.InfoS("The node's address is looked for again when its links change", "addresses", s.NodeAddrs, "err", err)
 	} else if !slices.Equal(now.NodeAddrs, s.NodeAddrs) {
@@ -64,7 +90,7 @@ func RunAgent(ctx context.Context, l layout.Layout, s Settings) error {
 		close(changed)
 	}()
 	ended := make(chan error, 1)
-	go func() { ended <- agent.Run(running, s.Agent(l)) }()
+	go func() { ended <- run(running, s) }()
 	select {
 	case err := <-ended:
 		return err
@@ -77,7 +103,7 @@ func RunAgent(ctx context.Context, l layout.Layout, s Settings) error {
 	select {
 	case err := <-ended:
 		if err != nil {
-			klog.ErrorS(err, "The agent did not end as it should")
+			klog.ErrorS(err, "What ran did not end as it should")
 		}
 	case <-time.After(endWithin): // it may be killed at any time: so it may be here
 	}
@@ -93,10 +119,16 @@ func follow(ctx context.Context, l layout.Layout, s Settings) (Settings, error) 
 	defer stop()
 	found := make(chan Settings, 2)
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return followShared(ctx, l, s, found) })
+	if s.Joined() {
+		g.Go(func() error { return followShared(ctx, l, s, found) })
+	}
 	if s.FoundAddrs {
 		g.Go(func() error { return followAddresses(ctx, s, found) })
 	}
+	g.Go(func() error { // there may be nothing to follow
+		<-ctx.Done()
+		return nil
+	})
 	failed := make(chan error, 1)
 	go func() { failed <- g.Wait() }()
 	select {
@@ -274,7 +306,7 @@ func (s Settings) withAddresses() (Settings, error) {
 	if len(now.NodeAddrs) == len(s.NodeAddrs) {
 		return s, nil
 	}
-	if way, err := s.addrToServer(); err == nil && !slices.ContainsFunc(now.NodeAddrs, func(a netip.Addr) bool { return a.Is4() == way.Is4() }) {
+	if way, err := s.addrToServer(); s.Joined() && err == nil && !slices.ContainsFunc(now.NodeAddrs, func(a netip.Addr) bool { return a.Is4() == way.Is4() }) {
 		now.NodeAddrs = append(now.NodeAddrs, way)
 	}
 	if err := now.completeFamilies(); err != nil {

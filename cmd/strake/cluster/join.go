@@ -49,7 +49,7 @@ func Join(ctx context.Context, l layout.Layout, flags Settings, given func(flag 
 	defer release()
 	u := &joinStart{start: newStart(l), ticket: ticket}
 	return u.run(ctx, []step{
-		{"check the machine", func(context.Context) error { return u.check(flags, given) }},
+		{"check the machine", func(ctx context.Context) error { return u.check(ctx, flags, given) }},
 		{"certificates of the node", u.bootstrap},
 		{"settings of the cluster", u.learn},
 		{"start containerd and agent", u.supervise},
@@ -63,7 +63,7 @@ type joinStart struct {
 	ticket Ticket
 }
 
-func (u *joinStart) check(flags Settings, given func(string) bool) error {
+func (u *joinStart) check(ctx context.Context, flags Settings, given func(string) bool) error {
 	if err := u.l.Check(); err != nil {
 		return err
 	}
@@ -88,17 +88,45 @@ func (u *joinStart) check(flags Settings, given func(string) bool) error {
 		}
 	case !saved.Joined():
 		return fmt.Errorf("%s is the folder of a cluster with a control plane of its own: join with another folder (--data-dir), or remove the cluster with `strake down --purge`", u.l.Data)
-	case u.ticket.Server != "" && u.ticket.Server != saved.APIServer:
-		return fmt.Errorf("the node in %s has joined %s: it can't join %s before `strake down --purge`", u.l.Data, saved.APIServer, u.ticket.Server)
 	default:
 		if u.s, err = settle(u.l, flags, given); err != nil {
 			return err
 		}
+		if err := u.moved(ctx); err != nil {
+			return err
+		}
+		u.changed = !reflect.DeepEqual(u.s, saved)
 	}
 	if !u.fresh {
 		return nil
 	}
 	return u.checkMachine(kubeletPorts(u.s))
+}
+
+// movedWithin bounds the question to an API server whether it is the node's.
+const movedWithin = 10 * time.Second
+
+// moved takes the API server's URL that was given to a node which has joined by another one, if the cluster is the same: the control plane's
+// machine has another address or name.
+func (u *joinStart) moved(ctx context.Context) error {
+	to := u.ticket.Server
+	if to == "" || to == u.s.APIServer {
+		return nil
+	}
+	rc, err := clientcmd.BuildConfigFromFlags("", u.l.Kubeconfig("node-network"))
+	if err != nil {
+		return err
+	}
+	rc.Host, rc.Timeout = to, movedWithin
+	c, err := kubernetes.NewForConfig(rc)
+	if err == nil {
+		_, err = fetchShared(ctx, c) // by the certificates of both: nobody else's server is believed, nor believes
+	}
+	if err != nil {
+		return fmt.Errorf("the node in %s has joined %s: it can't join %s before `strake down --purge`, unless that is the same cluster's API server, of which there is no sign: %w", u.l.Data, u.s.APIServer, to, err)
+	}
+	u.s.APIServer = to
+	return nil
 }
 
 // findAddress takes the machine's address on the way to the API server, unless the user named some.
@@ -135,7 +163,7 @@ func (u *joinStart) bootstrap(ctx context.Context) error {
 // learn asks the cluster what the node has to know of it, once: the agent follows what changes later.
 func (u *joinStart) learn(ctx context.Context) error {
 	if !u.isNew {
-		return nil
+		return u.s.Save(u.l)
 	}
 	v, err := u.client.Discovery().ServerVersion()
 	if err != nil {

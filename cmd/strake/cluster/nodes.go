@@ -70,7 +70,7 @@ func (u *upStart) planNodes(want int) error {
 	if len(u.lab.nodes) == 0 || len(u.s.LabCIDRs) > 0 {
 		return nil
 	}
-	u.lab.first = true
+	u.lab.first, u.s.LabNode = true, u.s.NodeName
 	u.s.LabCIDRs, err = lab.Choose(areV6(u.s.PodCIDRs), slices.Concat(u.s.PodCIDRs, u.s.ServiceCIDRs, u.s.NoMasquerade))
 	return err
 }
@@ -187,7 +187,8 @@ func runNode(ctx context.Context, node layout.Layout, hostname string, stdin io.
 
 // ticket makes a token that is good for this `up`; drop ends it. Without a node to add there is none.
 func (u *upStart) ticket(ctx context.Context) (Ticket, func(), error) {
-	t := Ticket{Server: u.s.URL()}
+	// By the bridge's address, which stays when the first node gets another.
+	t := Ticket{Server: fmt.Sprintf("https://%s", netip.AddrPortFrom(u.s.lab(u.l).Addrs(1)[0], uint16(u.s.Port)))}
 	if !slices.ContainsFunc(u.lab.nodes, func(n int) bool { _, err := os.Stat(u.l.Node(n).Settings()); return err != nil }) {
 		return t, func() {}, nil
 	}

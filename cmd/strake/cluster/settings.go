@@ -26,7 +26,7 @@ import (
 type Settings struct {
 	NodeName   string       `json:"nodeName"`
 	NodeAddrs  []netip.Addr `json:"nodeAddrs"`
-	FoundAddrs bool         `json:"foundAddrs,omitempty"` // nobody named them: a node that has joined follows what its links have
+	FoundAddrs bool         `json:"foundAddrs,omitempty"` // nobody named them: the node follows what its links have
 	ResolvConf string       `json:"resolvConf"`
 	Healthz    string       `json:"healthzBindAddress,omitempty"` // as proxy.BindAddrs reads it
 	Metrics    string       `json:"metricsBindAddress,omitempty"`
@@ -37,7 +37,6 @@ type Settings struct {
 	ServiceCIDRs []netip.Prefix `json:"serviceCIDRs,omitempty"`
 	Port         int            `json:"port,omitempty"`
 	EtcdPort     int            `json:"etcdPort,omitempty"`
-	LabCIDRs     []netip.Prefix `json:"labCIDRs,omitempty"` // of the nodes beside the first one on this machine
 
 	// APIServer is the URL of the API server that the node has joined; it is empty on the control plane's node.
 	APIServer string `json:"server,omitempty"`
@@ -60,6 +59,9 @@ type Shared struct {
 	Routing      string         `json:"routing"`
 	TunnelPort   int            `json:"tunnelPort"`
 	NoMasquerade []netip.Prefix `json:"nonMasqueradeCIDRs,omitempty"` // where pods are known by their own addresses, besides the pod ranges
+	// LabCIDRs are of the nodes beside the first one, LabNode, on its machine: the others know these by it alone.
+	LabCIDRs []netip.Prefix `json:"labCIDRs,omitempty"`
+	LabNode  string         `json:"labNode,omitempty"`
 	// AllowLinkLocal are services on nodes' links that pods may reach; none by default.
 	AllowLinkLocal []netip.Prefix `json:"allowLinkLocal,omitempty"`
 	// NodePortAddrs are ranges of nodes' addresses where NodePorts answer; without any it is the nodes' InternalIPs.
@@ -190,7 +192,7 @@ func settle(l layout.Layout, flags Settings, given func(flag string) bool) (Sett
 		name       string
 		have, want any
 	}{
-		{FlagNodeName, s.NodeName, flags.NodeName}, {FlagNodeIP, s.NodeAddrs, flags.NodeAddrs}, {FlagIPFamily, familyOf(s.PodCIDRs), flags.IPFamily},
+		{FlagNodeName, s.NodeName, flags.NodeName}, {FlagIPFamily, familyOf(s.PodCIDRs), flags.IPFamily},
 		{FlagPodCIDR, s.PodCIDRs, flags.PodCIDRs}, {FlagServiceCIDR, s.ServiceCIDRs, flags.ServiceCIDRs}, {FlagPort, s.Port, flags.Port},
 		{FlagEtcdPort, s.EtcdPort, flags.EtcdPort}, {FlagRouting, s.Routing, flags.Routing}, {FlagTunnelPort, s.TunnelPort, flags.TunnelPort},
 	} {
@@ -201,6 +203,11 @@ func settle(l layout.Layout, flags Settings, given func(flag string) bool) (Sett
 			return s, fmt.Errorf("the cluster in %s was made with --%s %v, which can't be changed to %v: leave the flag out, or remove the cluster with `strake down --purge`",
 				l.Data, f.name, f.have, f.want)
 		}
+	}
+	if given(FlagNodeIP) {
+		s.NodeAddrs, s.FoundAddrs = flags.NodeAddrs, false
+	} else if now, err := s.withAddresses(); err == nil { // else the check of the machine says what is missing
+		s = now
 	}
 	// No state of the cluster depends on these.
 	if given(FlagNoMasquerade) {
@@ -249,6 +256,9 @@ func (s *Settings) complete() error {
 	}
 	if err := s.completeAddresses(); err != nil {
 		return err
+	}
+	if !s.Joined() && len(s.LabCIDRs) > 0 {
+		s.LabNode = s.NodeName
 	}
 	return s.check()
 }

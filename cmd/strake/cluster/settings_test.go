@@ -121,7 +121,7 @@ func TestSettledFlags(t *testing.T) {
 		t.Fatal(err)
 	}
 	for flag, change := range map[string]func(*Settings){
-		FlagNodeName: func(s *Settings) { s.NodeName = "m" }, FlagNodeIP: func(s *Settings) { s.NodeAddrs = addrs("192.0.2.2,2001:db8::1") },
+		FlagNodeName: func(s *Settings) { s.NodeName = "m" },
 		FlagIPFamily: func(s *Settings) { s.IPFamily = IPv4 }, FlagPodCIDR: func(s *Settings) { s.PodCIDRs = ranges("10.1.0.0/16,fd00::/56") },
 		FlagServiceCIDR: func(s *Settings) { s.ServiceCIDRs = ranges("10.1.0.0/16,fd00::/112") }, FlagPort: func(s *Settings) { s.Port++ },
 		FlagEtcdPort: func(s *Settings) { s.EtcdPort++ }, FlagRouting: func(s *Settings) { s.Routing = RoutingNative }, FlagTunnelPort: func(s *Settings) { s.TunnelPort++ },
@@ -141,9 +141,9 @@ func TestSettledFlags(t *testing.T) {
 		}
 	}
 	flags := Defaults()
-	flags.NoMasquerade, flags.ResolvConf = ranges("192.168.0.0/16"), "/run/resolv.conf"
-	s, err := settle(l, flags, func(f string) bool { return f == FlagNoMasquerade || f == FlagResolvConf })
-	if err != nil || len(s.NoMasquerade) != 1 || s.ResolvConf != "/run/resolv.conf" {
+	flags.NoMasquerade, flags.ResolvConf, flags.NodeAddrs = ranges("192.168.0.0/16"), "/run/resolv.conf", addrs("192.0.2.2,2001:db8::2")
+	s, err := settle(l, flags, func(f string) bool { return f == FlagNoMasquerade || f == FlagResolvConf || f == FlagNodeIP })
+	if err != nil || len(s.NoMasquerade) != 1 || s.ResolvConf != "/run/resolv.conf" || join(s.NodeAddrs) != "192.0.2.2,2001:db8::2" || s.FoundAddrs {
 		t.Errorf("what may change: %+v, %v", s, err)
 	}
 }

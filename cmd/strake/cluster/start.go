@@ -31,6 +31,7 @@ type start struct {
 	fresh     bool // nothing runs yet
 	isNew     bool // there was no node in the data folder
 	touched   bool // the data folder has been written to
+	changed   bool // what runs has begun with other settings
 	s         Settings
 	client    kubernetes.Interface                   // with the rights of the node's components, or more
 	processes map[string]map[supervisor.Process]bool // seen so far, by component
@@ -156,9 +157,19 @@ func anyRunning(l layout.Layout) bool {
 	return slices.ContainsFunc(supervisor.All, func(c string) bool { return running(l, c) })
 }
 
-// supervise starts the background process, unless it runs.
+// supervise starts the background process, unless it runs. What runs with other settings is ended, for the supervisor to start it again:
+// nothing of the node's network depends on that it runs.
 func (u *start) supervise(context.Context) error {
 	l := u.l
+	if u.changed && !u.fresh {
+		for _, c := range supervisor.Components(l, "", []string{"server", "agent"}) {
+			if p, ok := supervisor.Find(l.Pid(c.Name)); ok {
+				if err := p.Stop(c.Grace); err != nil {
+					return fmt.Errorf("stop %s: %w", c.Name, err)
+				}
+			}
+		}
+	}
 	if running(l, supervisor.Own) {
 		return nil
 	}

@@ -20,7 +20,6 @@ import (
 
 	"github.com/strake-io/strake/cmd/strake/demo"
 	"github.com/strake-io/strake/cmd/strake/layout"
-	"github.com/strake-io/strake/cmd/strake/supervisor"
 )
 
 // Up brings the cluster up, or what of it does not run, and returns when the demo is served. flags are the settings of a new
@@ -68,9 +67,8 @@ func Up(ctx context.Context, l layout.Layout, flags Settings, given func(flag st
 // upStart is one `up`.
 type upStart struct {
 	start
-	admin   *rest.Config
-	lab     labStart
-	changed bool // what runs has begun with other settings
+	admin *rest.Config
+	lab   labStart
 }
 
 func (u *upStart) prepare(context.Context) error {
@@ -90,21 +88,6 @@ func (u *upStart) prepare(context.Context) error {
 		return err
 	}
 	return u.labNetwork()
-}
-
-// supervise starts what does not run. What runs with other settings is ended, for the supervisor to start it again: nothing of the node's network
-// depends on that it runs.
-func (u *upStart) supervise(ctx context.Context) error {
-	if u.changed && !u.fresh {
-		for _, c := range supervisor.Components(u.l, "", []string{"server", "agent"}) {
-			if p, ok := supervisor.Find(u.l.Pid(c.Name)); ok {
-				if err := p.Stop(c.Grace); err != nil {
-					return fmt.Errorf("stop %s: %w", c.Name, err)
-				}
-			}
-		}
-	}
-	return u.start.supervise(ctx)
 }
 
 func (u *upStart) undo(ctx context.Context, cause error) error {

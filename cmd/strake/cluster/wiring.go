@@ -12,6 +12,7 @@ import (
 	"github.com/strake-io/strake/cmd/strake/lab"
 	"github.com/strake-io/strake/cmd/strake/layout"
 	"github.com/strake-io/strake/cmd/strake/server"
+	"github.com/strake-io/strake/cni"
 	"github.com/strake-io/strake/controlplane/pki"
 	"github.com/strake-io/strake/controlplane/store"
 	"github.com/strake-io/strake/kubelet/certificates"
@@ -53,7 +54,7 @@ func (s Settings) URL() string {
 // pki is what the machine of the control plane keeps certificates for.
 func (s Settings) pki(l layout.Layout) pki.Config {
 	return pki.Config{
-		Dir: l.PKI(), ServerAddrs: s.NodeAddrs, ServiceIPs: nthOfEach(s.ServiceCIDRs, 1), Zone: s.Zone, Hostname: s.NodeName, Server: s.URL(),
+		Dir: l.PKI(), ServerAddrs: slices.Concat(s.NodeAddrs, s.lab(l).Addrs(1)), ServiceIPs: nthOfEach(s.ServiceCIDRs, 1), Zone: s.Zone, Hostname: s.NodeName, Server: s.URL(),
 		Kubeconfigs: []pki.Kubeconfig{
 			{Path: l.AdminKubeconfig(), Identity: pki.Admin, Portable: true},
 			{Path: l.Kubeconfig("controller-manager"), Identity: pki.ControllerManager}, {Path: l.Kubeconfig("scheduler"), Identity: pki.Scheduler},
@@ -80,7 +81,7 @@ func (s Settings) Agent(l layout.Layout) agent.Config {
 	cfg := agent.Config{
 		Layout: l, NodeName: s.NodeName, NodeAddrs: s.NodeAddrs, DNSAddrs: s.DNSAddrs, Zone: s.Zone, ResolvConf: s.ResolvConf,
 		PodCIDRs: s.PodCIDRs, NoMasquerade: slices.Concat(s.PodCIDRs, s.NoMasquerade), AllowLinkLocal: s.AllowLinkLocal,
-		Native: s.Routing == RoutingNative, TunnelPort: s.TunnelPort, MaxFrontends: s.MaxFrontends, MaxBackends: s.MaxBackends, NodePortAddrs: s.NodePortAddrs, Healthz: s.Healthz, Metrics: s.Metrics, Flows: s.Flows,
+		Native: s.Routing == RoutingNative, Relay: cni.Relay{Node: s.LabNode, Behind: s.LabCIDRs}, TunnelPort: s.TunnelPort, MaxFrontends: s.MaxFrontends, MaxBackends: s.MaxBackends, NodePortAddrs: s.NodePortAddrs, Healthz: s.Healthz, Metrics: s.Metrics, Flows: s.Flows,
 		KeepFlows: s.PolicyEstablished == PolicyKeep, MaxPolicyPeers: s.MaxPolicyPeers, MaxPolicyRules: s.MaxPolicyRules,
 		Certificates: s.certificateConfig(l),
 	}

@@ -5,6 +5,7 @@ package server
 import (
 	"context"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"runtime/debug"
@@ -30,7 +31,7 @@ type Config struct {
 	PKI          pki.Files
 	Certificates pki.Config // what is renewed while the server runs
 	EtcdDir      string
-	Addr         netip.Addr
+	Addr         netip.Addr // by which it is known; it listens on all
 	Port         int
 	EtcdPort     int // etcd's client port on loopback; its peer port is the next one
 	// Ranges of each family, the primary one first.
@@ -102,7 +103,7 @@ func StoreConfig(cfg Config) store.Config {
 func APIServerConfig(cfg Config, etcdURL string) apiserver.Config {
 	f := cfg.PKI
 	return apiserver.Config{
-		BindAddress: cfg.Addr.AsSlice(), Port: cfg.Port,
+		BindAddress: net.IPv6unspecified, AdvertiseAddress: cfg.Addr.AsSlice(), Port: cfg.Port, // IPv4 as well
 		ServingCertFile: f.APIServer().Cert, ServingKeyFile: f.APIServer().Key, ClientCAFile: f.CA().Cert,
 		Settings: cfg.APISettings, EtcdServers: []string{etcdURL}, EtcdCAFile: f.EtcdCA().Cert, EtcdCertFile: f.EtcdClient().Cert, EtcdKeyFile: f.EtcdClient().Key,
 		ServiceCIDRs: cfg.ServiceCIDRs, NodePortMin: 30000, NodePortMax: 32767,
