@@ -24,6 +24,7 @@ var reasons = []string{
 	"drop_port_kept", "drop_hops",
 	"drop_policy_egress", "drop_policy_ingress", "drop_no_verdict", "drop_policy_fragment", "policy_hits_full", "policy_flows_full",
 	"tunnel_to_remote",
+	"policy_records_lost", "policy_records_skipped", "policy_classes_full",
 }
 
 // Reasons are the names of all counters.

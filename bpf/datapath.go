@@ -56,6 +56,10 @@ type Config struct {
 	// DefaultMaxPolicyPeers, DefaultMaxPolicyRules.
 	MaxPolicyPeers, MaxPolicyRules int
 
+	// RecordFlows: each new flow of a pod, and each packet that policies deny, is counted in its class, and so many of a kind in a second are told, by
+	// each processor (DefaultRecordFlows). 0: nothing is recorded. It needs Policy.
+	RecordFlows int
+
 	noSetRetval bool      // tests: as on Linux before 6.1
 	masqPorts   portRange // tests: instead of those that the kernel leaves
 }
@@ -114,6 +118,9 @@ func Open(c Config) (*Datapath, error) {
 	if err := errors.Join(resizeCounters(c.PinDir), resizeTables(c.PinDir, slices.Concat(lbPins, policyTables), c.sizes())); err != nil {
 		return nil, err
 	}
+	if err := c.forgetRecord(); err != nil {
+		return nil, err
+	}
 	lost, err := c.resizePolicyFlows()
 	if err != nil {
 		return nil, err
@@ -168,6 +175,9 @@ func (c Config) check() error {
 	}
 	if c.MaxPolicyPeers < 0 || c.MaxPolicyRules < 0 || c.MaxPolicyPeers > maxRows || c.MaxPolicyRules > maxRows {
 		return fmt.Errorf("bpf: tables of %d peers and %d rules of policies: each is 0 to %d", c.MaxPolicyPeers, c.MaxPolicyRules, maxRows)
+	}
+	if c.RecordFlows < 0 || c.RecordFlows > maxRecordFlows || c.RecordFlows > 0 && !c.Policy {
+		return fmt.Errorf("bpf: %d flows recorded in a second: it is 0 to %d, and 0 without Policy", c.RecordFlows, maxRecordFlows)
 	}
 	if c.Zone == "" && len(c.DNSAddrs) > 0 {
 		return errors.New("bpf: Zone is empty")
@@ -265,7 +275,7 @@ func (d *Datapath) load(c Config, before map[string]*ebpf.Map) error {
 	dns4, dns6 := constantsOf(c.DNSAddrs)
 	constants := map[string]any{
 		"dns_addr4": dns4, "dns_addr6": dns6, "dns_ttl": c.DNSTTL, "dns_zone": wire, "dns_zone_len": uint32(len(zone)), "dns_zone_labels": uint32(labels),
-		"flows_have_before": before != nil, "policy_on": c.Policy,
+		"flows_have_before": before != nil, "policy_on": c.Policy, "policy_records": uint32(c.RecordFlows),
 	}
 	if err := c.masquerade(constants); err != nil {
 		return err

@@ -79,6 +79,8 @@ type judgePolicyWork struct {
 	Revision uint32
 	Born     uint32
 	Adopts   uint32
+	Happened uint32
+	How      uint32
 	Verdicts [4]judgePolicyVerdict
 	_        [4]byte
 	Key      struct {
@@ -122,6 +124,7 @@ const (
 	judgeMapPolicyWorks    = "policy_works"
 	judgeProgStrakeJudge   = "strake_judge"
 	judgeVarPolicyOn       = "policy_on"
+	judgeVarPolicyRecords  = "policy_records"
 )
 
 // loadJudge returns the embedded CollectionSpec for judge.
@@ -188,7 +191,8 @@ type judgeMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type judgeVariableSpecs struct {
-	PolicyOn *ebpf.VariableSpec `ebpf:"policy_on"`
+	PolicyOn      *ebpf.VariableSpec `ebpf:"policy_on"`
+	PolicyRecords *ebpf.VariableSpec `ebpf:"policy_records"`
 }
 
 // judgeObjects contains all objects after they have been loaded into the kernel.
@@ -240,7 +244,8 @@ func (m *judgeMaps) Close() error {
 //
 // It can be passed to loadJudgeObjects or ebpf.CollectionSpec.LoadAndAssign.
 type judgeVariables struct {
-	PolicyOn *ebpf.Variable `ebpf:"policy_on"`
+	PolicyOn      *ebpf.Variable `ebpf:"policy_on"`
+	PolicyRecords *ebpf.Variable `ebpf:"policy_records"`
 }
 
 // judgePrograms contains all programs after they have been loaded into the kernel.

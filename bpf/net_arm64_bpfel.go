@@ -214,6 +214,15 @@ type netPath struct {
 	Mtu    uint32
 }
 
+type netPeer struct {
+	_       structs.HostLayout
+	Addr    netAddr
+	Port    uint16
+	Proto   uint16
+	Service uint32
+	Netns   uint64
+}
+
 type netPolicyAnswerKey struct {
 	_        structs.HostLayout
 	Rules    uint32
@@ -224,6 +233,30 @@ type netPolicyBlock struct {
 	_        structs.HostLayout
 	Identity uint32
 	V6       uint32
+}
+
+type netPolicyClass struct {
+	_        structs.HostLayout
+	From     netAddr
+	To       netAddr
+	Verdicts [4]netPolicyVerdict
+	Port     uint16
+	Proto    uint8
+	How      uint8
+	Asked    uint8
+	Denied   uint8
+	Net      uint8
+	Pad      uint8
+}
+
+type netPolicyCount struct {
+	_       structs.HostLayout
+	Flows   uint64
+	Again   uint64
+	Packets uint64
+	Bytes   uint64
+	First   uint64
+	Last    uint64
 }
 
 type netPolicyFlow struct {
@@ -277,6 +310,21 @@ type netPolicyPortKey struct {
 	Pad   uint8
 }
 
+type netPolicyRecorder struct {
+	_      structs.HostLayout
+	Class  netPolicyClass
+	None   netPolicyCount
+	Second uint64
+	Left   [5]uint32
+	_      [4]byte
+}
+
+type netPolicySeen struct {
+	_      structs.HostLayout
+	Seen   uint32
+	Number uint32
+}
+
 type netPolicySubject struct {
 	_        structs.HostLayout
 	Identity uint32
@@ -309,6 +357,8 @@ type netPolicyWork struct {
 	Revision uint32
 	Born     uint32
 	Adopts   uint32
+	Happened uint32
+	How      uint32
 	Verdicts [4]netPolicyVerdict
 	_        [4]byte
 	Key      netPolicyKey
@@ -384,6 +434,15 @@ type netSlotKey struct {
 	Slot    uint32
 }
 
+type netSocketKey struct {
+	_      structs.HostLayout
+	Cookie uint64
+	Addr   netAddr
+	Port   uint16
+	Row    uint16
+	Pad    uint32
+}
+
 type netSourceKey struct {
 	_         structs.HostLayout
 	Prefixlen uint32
@@ -435,6 +494,8 @@ const (
 	netMapPath               = "path"
 	netMapPolicyAnswers      = "policy_answers"
 	netMapPolicyBlocks       = "policy_blocks"
+	netMapPolicyClasses      = "policy_classes"
+	netMapPolicyEvents       = "policy_events"
 	netMapPolicyFlowsFull    = "policy_flows_full"
 	netMapPolicyFlowsOpen    = "policy_flows_open"
 	netMapPolicyFlowsPassing = "policy_flows_passing"
@@ -444,12 +505,15 @@ const (
 	netMapPolicyNames        = "policy_names"
 	netMapPolicyPeers        = "policy_peers"
 	netMapPolicyPorts        = "policy_ports"
+	netMapPolicyRecorders    = "policy_recorders"
 	netMapPolicyRevision     = "policy_revision"
+	netMapPolicySeen         = "policy_seen"
 	netMapPolicySubjects     = "policy_subjects"
 	netMapPolicyWorks        = "policy_works"
 	netMapRefusals           = "refusals"
 	netMapRemotes            = "remotes"
 	netMapScratches          = "scratches"
+	netMapSockReverse        = "sock_reverse"
 	netMapUplinkMacs         = "uplink_macs"
 	netProgStrakeEgress      = "strake_egress"
 	netProgStrakePod         = "strake_pod"
@@ -471,6 +535,7 @@ const (
 	netVarNodeAddr4          = "node_addr4"
 	netVarNodeAddr6          = "node_addr6"
 	netVarPolicyOn           = "policy_on"
+	netVarPolicyRecords      = "policy_records"
 	netVarSpareFirst         = "spare_first"
 	netVarSpareLast          = "spare_last"
 	netVarTunnelHasLocal     = "tunnel_has_local"
@@ -563,6 +628,8 @@ type netMapSpecs struct {
 	Path               *ebpf.MapSpec `ebpf:"path"`
 	PolicyAnswers      *ebpf.MapSpec `ebpf:"policy_answers"`
 	PolicyBlocks       *ebpf.MapSpec `ebpf:"policy_blocks"`
+	PolicyClasses      *ebpf.MapSpec `ebpf:"policy_classes"`
+	PolicyEvents       *ebpf.MapSpec `ebpf:"policy_events"`
 	PolicyFlowsFull    *ebpf.MapSpec `ebpf:"policy_flows_full"`
 	PolicyFlowsOpen    *ebpf.MapSpec `ebpf:"policy_flows_open"`
 	PolicyFlowsPassing *ebpf.MapSpec `ebpf:"policy_flows_passing"`
@@ -572,12 +639,15 @@ type netMapSpecs struct {
 	PolicyNames        *ebpf.MapSpec `ebpf:"policy_names"`
 	PolicyPeers        *ebpf.MapSpec `ebpf:"policy_peers"`
 	PolicyPorts        *ebpf.MapSpec `ebpf:"policy_ports"`
+	PolicyRecorders    *ebpf.MapSpec `ebpf:"policy_recorders"`
 	PolicyRevision     *ebpf.MapSpec `ebpf:"policy_revision"`
+	PolicySeen         *ebpf.MapSpec `ebpf:"policy_seen"`
 	PolicySubjects     *ebpf.MapSpec `ebpf:"policy_subjects"`
 	PolicyWorks        *ebpf.MapSpec `ebpf:"policy_works"`
 	Refusals           *ebpf.MapSpec `ebpf:"refusals"`
 	Remotes            *ebpf.MapSpec `ebpf:"remotes"`
 	Scratches          *ebpf.MapSpec `ebpf:"scratches"`
+	SockReverse        *ebpf.MapSpec `ebpf:"sock_reverse"`
 	UplinkMacs         *ebpf.MapSpec `ebpf:"uplink_macs"`
 }
 
@@ -599,6 +669,7 @@ type netVariableSpecs struct {
 	NodeAddr4       *ebpf.VariableSpec `ebpf:"node_addr4"`
 	NodeAddr6       *ebpf.VariableSpec `ebpf:"node_addr6"`
 	PolicyOn        *ebpf.VariableSpec `ebpf:"policy_on"`
+	PolicyRecords   *ebpf.VariableSpec `ebpf:"policy_records"`
 	SpareFirst      *ebpf.VariableSpec `ebpf:"spare_first"`
 	SpareLast       *ebpf.VariableSpec `ebpf:"spare_last"`
 	TunnelHasLocal  *ebpf.VariableSpec `ebpf:"tunnel_has_local"`
@@ -657,6 +728,8 @@ type netMaps struct {
 	Path               *ebpf.Map `ebpf:"path"`
 	PolicyAnswers      *ebpf.Map `ebpf:"policy_answers"`
 	PolicyBlocks       *ebpf.Map `ebpf:"policy_blocks"`
+	PolicyClasses      *ebpf.Map `ebpf:"policy_classes"`
+	PolicyEvents       *ebpf.Map `ebpf:"policy_events"`
 	PolicyFlowsFull    *ebpf.Map `ebpf:"policy_flows_full"`
 	PolicyFlowsOpen    *ebpf.Map `ebpf:"policy_flows_open"`
 	PolicyFlowsPassing *ebpf.Map `ebpf:"policy_flows_passing"`
@@ -666,12 +739,15 @@ type netMaps struct {
 	PolicyNames        *ebpf.Map `ebpf:"policy_names"`
 	PolicyPeers        *ebpf.Map `ebpf:"policy_peers"`
 	PolicyPorts        *ebpf.Map `ebpf:"policy_ports"`
+	PolicyRecorders    *ebpf.Map `ebpf:"policy_recorders"`
 	PolicyRevision     *ebpf.Map `ebpf:"policy_revision"`
+	PolicySeen         *ebpf.Map `ebpf:"policy_seen"`
 	PolicySubjects     *ebpf.Map `ebpf:"policy_subjects"`
 	PolicyWorks        *ebpf.Map `ebpf:"policy_works"`
 	Refusals           *ebpf.Map `ebpf:"refusals"`
 	Remotes            *ebpf.Map `ebpf:"remotes"`
 	Scratches          *ebpf.Map `ebpf:"scratches"`
+	SockReverse        *ebpf.Map `ebpf:"sock_reverse"`
 	UplinkMacs         *ebpf.Map `ebpf:"uplink_macs"`
 }
 
@@ -710,6 +786,8 @@ func (m *netMaps) Close() error {
 		m.Path,
 		m.PolicyAnswers,
 		m.PolicyBlocks,
+		m.PolicyClasses,
+		m.PolicyEvents,
 		m.PolicyFlowsFull,
 		m.PolicyFlowsOpen,
 		m.PolicyFlowsPassing,
@@ -719,12 +797,15 @@ func (m *netMaps) Close() error {
 		m.PolicyNames,
 		m.PolicyPeers,
 		m.PolicyPorts,
+		m.PolicyRecorders,
 		m.PolicyRevision,
+		m.PolicySeen,
 		m.PolicySubjects,
 		m.PolicyWorks,
 		m.Refusals,
 		m.Remotes,
 		m.Scratches,
+		m.SockReverse,
 		m.UplinkMacs,
 	)
 }
@@ -747,6 +828,7 @@ type netVariables struct {
 	NodeAddr4       *ebpf.Variable `ebpf:"node_addr4"`
 	NodeAddr6       *ebpf.Variable `ebpf:"node_addr6"`
 	PolicyOn        *ebpf.Variable `ebpf:"policy_on"`
+	PolicyRecords   *ebpf.Variable `ebpf:"policy_records"`
 	SpareFirst      *ebpf.Variable `ebpf:"spare_first"`
 	SpareLast       *ebpf.Variable `ebpf:"spare_last"`
 	TunnelHasLocal  *ebpf.Variable `ebpf:"tunnel_has_local"`

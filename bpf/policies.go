@@ -70,6 +70,7 @@ func (c Config) policySizes(sizes map[string]uint32) {
 	if !c.Policy {
 		sizes["policy_fragments"] = 1
 	}
+	c.recordSizes(sizes)
 }
 
 // Flags of a subject's row, as in lib/policy.h.

@@ -95,10 +95,7 @@ func (l *serviceLab) at(t testing.TB, program string, ifindex int, in []byte) (v
 
 func (l *serviceLab) run(t testing.TB, program string, ifindex int, in []byte) (verdict uint32, out []byte) {
 	t.Helper()
-	context := make([]byte, 192) // struct __sk_buff
-	binary.NativeEndian.PutUint32(context[8:], l.mark)
-	binary.NativeEndian.PutUint32(context[36:], uint32(l.from))
-	binary.NativeEndian.PutUint32(context[40:], uint32(ifindex))
+	context := l.context(ifindex)
 	out = make([]byte, len(in)+512)
 	result := make(chan error)
 	l.do <- func() {
@@ -112,6 +109,15 @@ func (l *serviceLab) run(t testing.TB, program string, ifindex int, in []byte) (
 	}
 	must(t, err)
 	return verdict, out
+}
+
+// context is that of packets at an interface.
+func (l *serviceLab) context(ifindex int) []byte {
+	context := make([]byte, 192) // struct __sk_buff
+	binary.NativeEndian.PutUint32(context[8:], l.mark)
+	binary.NativeEndian.PutUint32(context[36:], uint32(l.from))
+	binary.NativeEndian.PutUint32(context[40:], uint32(ifindex))
+	return context
 }
 
 func (l *serviceLab) service(t testing.TB, lbs ...LoadBalancer) {

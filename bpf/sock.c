@@ -9,6 +9,7 @@
 #include "lib/count.h"
 #include "lib/lb.h"
 #include "lib/monitor.h"
+#include "lib/reverse.h"
 
 char _license[] SEC("license") = "Dual BSD/GPL";
 
@@ -17,34 +18,6 @@ const volatile __u64 node_netns;   /* SO_NETNS_COOKIE of the node's namespace */
 const volatile __u64 node_cgroup;  /* id of the node's cgroup2 folder */
 const volatile __u32 node_level;   /* its depth below the root */
 const volatile __u8 has_set_retval; /* the kernel lets these hooks choose an error (Linux 6.1) */
-
-enum { ROW_REVERSE, ROW_CHOICE };
-
-struct socket_key {
-	__u64 cookie;
-	struct addr addr;
-	__be16 port;
-	__u16 row;
-	__u32 pad;
-};
-
-struct peer {
-	struct addr addr;
-	__be16 port;
-	__u16 proto;
-	__u32 service;
-	__u64 netns; /* of the socket */
-};
-
-/* What is known of a socket. ROW_REVERSE: the frontend that it asked for, by the backend that it got.
- * ROW_CHOICE: the backend that its datagrams to a frontend go to. Go reads the former when a backend went, see sockets.go. */
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, LB_REVERSE);
-	__type(key, struct socket_key);
-	__type(value, struct peer);
-	__uint(pinning, LIBBPF_PIN_BY_NAME);
-} sock_reverse SEC(".maps");
 
 /* Network namespaces of pods whose sockets are left alone: the packets tell what they ask for. */
 struct sockets_off {

@@ -148,6 +148,9 @@ static __always_inline __u32 policy_revision_now(void)
 /* Set at load: packets of pods are judged, and a pod without a row sends and gets nothing. */
 const volatile __u8 policy_on;
 
+/* Set at load: flows are recorded, see policyrecord.h; so many of a kind in a second by processor, besides that all are counted. 0: they are not. */
+const volatile __u32 policy_records;
+
 /* Mark of what was judged, on its way into the queue of a pod's interface: strake_to_pod lets it pass. No other packet can have it there: marks don't cross
  * namespaces. */
 #define POLICY_MARK 0x53701ce5
@@ -190,14 +193,20 @@ static __always_inline int policy_is_free(__u32 ifindex, int v6, __u32 revision)
 /* policyflow.h: whether the packet at hand, of which somebody may be judged, goes nowhere. */
 int policy_denies(struct __sk_buff *skb, __u32 how, __u32 to);
 
+/* policyflow.h: records the packet at hand, of which nobody is judged, if it begins a flow. 0. */
+int policy_notes(struct __sk_buff *skb, __u32 how, __u32 to);
+
 /* Whether the packet at hand goes nowhere: then the verdict of its drop, else 0. to: the interface of the pod of this node that is to get it, or 0. With
  * POLICY_SOURCE who sends is the pod at this one. */
 static __always_inline int policy_check(struct __sk_buff *skb, int v6, __u32 how, __u32 to)
 {
 	__u32 revision = policy_revision_now();
 
-	if ((!(how & POLICY_SOURCE) || policy_is_free(skb->ifindex, v6, revision)) && (!to || policy_is_free(to, v6, revision)))
+	if ((!(how & POLICY_SOURCE) || policy_is_free(skb->ifindex, v6, revision)) && (!to || policy_is_free(to, v6, revision))) {
+		if (policy_records)
+			policy_notes(skb, how, to);
 		return 0;
+	}
 	return policy_denies(skb, how, to);
 }
 
@@ -233,6 +242,7 @@ struct policy_work {
 	__u32 identity[2];            /* of the other end, by direction */
 	__u32 revision;
 	__u32 born, adopts;           /* as in the subjects' rows: the later ones */
+	__u32 happened, how;          /* for policyrecord.h; 0: nothing that is recorded */
 	struct policy_verdict verdicts[4];
 	struct policy_key key;
 	struct policy_flow flow;

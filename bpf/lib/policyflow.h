@@ -26,7 +26,9 @@
 #include "masq.h"
 #include "parse.h"
 #include "policy.h"
+#include "policyends.h"
 #include "policyhits.h"
+#include "policyrecord.h"
 #include "verdict.h"
 
 #define POLICY_FLOWS 131072
@@ -129,11 +131,12 @@ static __always_inline int policy_drop(struct __sk_buff *skb, int denied, __u32 
 }
 
 /* By what the verdicts of the flow at hand say. */
-static __always_inline int policy_denied(struct __sk_buff *skb, const struct policy_work *w, int denied)
+static __always_inline int policy_denied(struct __sk_buff *skb, struct policy_work *w, __u32 how, int denied)
 {
 	const struct policy_verdict *v = &w->verdicts[denied == POLICY_DENIES_INGRESS ? INGRESS : EGRESS];
 
 	policy_count(skb, w, denied);
+	policy_happened(w, how, RECORD_DENIES(denied));
 	return denied == POLICY_NO_VERDICT ? policy_drop(skb, denied, 0, POLICY_NO_RULE) : policy_drop(skb, denied, v->policy, v->rule);
 }
 
@@ -142,38 +145,6 @@ static __always_inline void policy_decided(struct policy_flow *f, const struct p
 {
 	f->policy = w->asked >> direction & 1 ? w->verdicts[direction].policy : 0;
 	f->rule = f->policy ? w->verdicts[direction].rule : POLICY_NO_RULE;
-}
-
-/* The other end as who begins the flow at hand. */
-static __always_inline __u32 policy_turn(struct policy_work *w, __u32 how)
-{
-	struct addr from = w->from;
-	__be16 sport = w->sport;
-
-	w->from = w->to;
-	w->to = from;
-	w->sport = w->dport;
-	w->dport = sport;
-	return (how & ~(POLICY_SOURCE | POLICY_DEST)) | (how & POLICY_SOURCE ? POLICY_DEST : 0) | (how & POLICY_DEST ? POLICY_SOURCE : 0);
-}
-
-static __always_inline void policy_key_of(struct policy_key *key, const struct addr *a, __be16 a_port, const struct addr *b, __be16 b_port, __u8 proto, int a_is_low)
-{
-	key->low = a_is_low ? *a : *b;
-	key->high = a_is_low ? *b : *a;
-	key->low_port = a_is_low ? a_port : b_port;
-	key->high_port = a_is_low ? b_port : a_port;
-	key->proto = proto;
-	key->pad[0] = key->pad[1] = key->pad[2] = 0;
-}
-
-static __always_inline int policy_is_low(const struct addr *a, __be16 a_port, const struct addr *b, __be16 b_port)
-{
-	if (a->d[0] != b->d[0])
-		return a->d[0] < b->d[0];
-	if (a->d[1] != b->d[1])
-		return a->d[1] < b->d[1];
-	return a_port <= b_port;
 }
 
 static __always_inline struct policy_flow *policy_flow_row(const struct policy_key *key)
@@ -245,6 +216,7 @@ int __attribute__((noinline)) policy_begin(struct __sk_buff *skb, __u32 how)
 			if (!policy_judge(skb, turned)) {
 				denied = 0;
 				reply = 1;
+				how = turned;
 				w->flow.flags ^= FLOW_HIGH;
 			} else {
 				policy_turn(w, turned);
@@ -252,9 +224,11 @@ int __attribute__((noinline)) policy_begin(struct __sk_buff *skb, __u32 how)
 			}
 		}
 		if (denied)
-			return policy_denied(skb, w, denied);
+			return policy_denied(skb, w, how, denied);
 		policy_count(skb, w, 0);
 	}
+	if (!(how & (POLICY_JUDGED | POLICY_ERROR)))
+		policy_happened(w, how, reply ? RECORD_AGAIN : RECORD_NEW);
 	if (how & POLICY_ONCE)
 		return 0;
 	w->flow.seen = now;
@@ -287,23 +261,32 @@ int __attribute__((noinline)) policy_again(struct __sk_buff *skb, __u32 how, __u
 		w->flow.flags |= FLOW_DENIED | (denied == POLICY_DENIES_INGRESS ? FLOW_DENIED_INGRESS : 0);
 		policy_decided(&w->flow, w, denied == POLICY_DENIES_INGRESS ? INGRESS : EGRESS);
 		policy_put(skb);
-		return policy_denied(skb, w, denied);
+		return policy_denied(skb, w, how, denied);
 	}
 	policy_count(skb, w, 0);
+	policy_happened(w, how, RECORD_AGAIN);
 	policy_decided(&w->flow, w, w->asked & 1 << INGRESS ? INGRESS : EGRESS);
 	w->flow.state = flow_next(w->flow.state, w->tcp, reply);
 	return policy_put(skb);
 }
 
-/* A packet of a flow that is denied. */
-static __always_inline int policy_still_denied(struct __sk_buff *skb, struct policy_work *w, const struct policy_flow *f)
+/* A packet of a flow that is denied, w->flow. */
+int __attribute__((noinline)) policy_still_denied(struct __sk_buff *skb, __u32 how, __u32 reply)
 {
-	__u32 slot = f->flags & FLOW_DENIED_INGRESS ? INGRESS : EGRESS;
+	struct policy_work *w = policy_work();
+	__u32 slot;
 
-	w->verdicts[slot & 1].policy = f->policy;
-	w->verdicts[slot & 1].rule = f->rule;
+	if (!skb || !w)
+		return TC_ACT_SHOT;
+	if (reply)
+		how = policy_turn(w, how);
+	slot = w->flow.flags & FLOW_DENIED_INGRESS ? INGRESS : EGRESS;
+	w->verdicts[slot & 1].policy = w->flow.policy;
+	w->verdicts[slot & 1].rule = w->flow.rule;
+	w->verdicts[slot & 1].allow = 0;
+	w->verdicts[slot & 1].tier = TIER_NONE;
 	w->asked = 1 << slot;
-	return policy_denied(skb, w, !f->policy ? POLICY_NO_VERDICT : slot == INGRESS ? POLICY_DENIES_INGRESS : POLICY_DENIES_EGRESS);
+	return policy_denied(skb, w, how, !w->flow.policy ? POLICY_NO_VERDICT : slot == INGRESS ? POLICY_DENIES_INGRESS : POLICY_DENIES_EGRESS);
 }
 
 /* The packet at hand, of which w has all: 0 if it passes. Most are of a flow that is known, and change nothing, but once a second the time. */
@@ -334,7 +317,8 @@ static __always_inline int policy_follow(struct __sk_buff *skb, struct policy_wo
 	if (f->flags & FLOW_DENIED) {
 		if (f->seen != now)
 			f->seen = now;
-		return policy_still_denied(skb, w, f);
+		w->flow = *f;
+		return policy_still_denied(skb, how, reply);
 	}
 	state = flow_next(f->state, w->tcp, reply);
 	if ((state != f->state || f->seen != now) && flow_is_open(state, w->proto) != open) {
@@ -387,17 +371,6 @@ int __attribute__((noinline)) policy_knows_error(struct __sk_buff *skb, __u32 ho
 	return f && policy_alive(f, w->key.proto, seconds_now()) && !(f->flags & FLOW_DENIED);
 }
 
-/* What IPv6 does not work without (RFC 4890 4.4.1) is not for policies, as PassesAlways of netpol says; its errors are those of flows.
- * Not asked of what a pod sends: pods are on no link with each other. */
-static __always_inline int policy_spares(struct __sk_buff *skb, const struct packet *p)
-{
-	__u8 type;
-
-	if (p->proto != IPPROTO_ICMP6 || !p->v6 || bpf_skb_load_bytes(skb, p->l4, &type, 1))
-		return 0;
-	return (type >= 130 && type <= 137) || (type >= 141 && type <= 143) || type == 148 || type == 149 || (type >= 151 && type <= 153);
-}
-
 /* Whether the first of the fragments of which this is one was let through. */
 int __attribute__((noinline)) policy_knows_fragment(struct __sk_buff *skb)
 {
@@ -448,11 +421,8 @@ int __attribute__((noinline)) policy_packet(struct __sk_buff *skb, __u32 how)
 		if (policy_knows_error(skb, how))
 			return 0;
 		how |= POLICY_ONCE;
-	} else if (how & POLICY_TRANSLATED && !addr_eq(&w->from, &w->to)) {
-		w->sport = s->flow.sport;
-		w->dport = s->flow.dport;
 	} else if (how & POLICY_TRANSLATED) {
-		w->dport = s->flow.dport;
+		policy_translated(w, s);
 	} else if (!(how & POLICY_SOURCE) && policy_spares(skb, p)) {
 		return 0;
 	}
@@ -562,14 +532,20 @@ int __attribute__((noinline)) policy_denies(struct __sk_buff *skb, __u32 how, __
 
 	if (!skb || !s || !w)
 		return TC_ACT_SHOT;
-	w->from = how & POLICY_TRANSLATED ? s->flow.saddr : s->p.saddr;
-	w->to = how & (POLICY_TRANSLATED | POLICY_ERROR) ? s->flow.daddr : s->p.daddr;
-	if (how & POLICY_TRANSLATED && how & POLICY_SOURCE && addr_eq(&s->flow.daddr, &s->p.saddr)) /* it got itself, as the node's */
-		w->from = s->p.saddr;
+	policy_ends(w, s, how);
 	if (policy_knows(skb, how))
 		return 0;
+	w->happened = 0;
 	follows = policy_follows(skb, how, to);
-	return follows == POLICY_FOLLOWS ? policy_packet(skb, to ? how | POLICY_DEST : how) : follows;
+	if (follows == POLICY_FOLLOWS)
+		follows = policy_packet(skb, to ? how | POLICY_DEST : how);
+	else if (policy_records && !follows)
+		policy_notes(skb, how, to);
+	else if (policy_records)
+		policy_without_verdict(w, s, to ? how | POLICY_DEST : how);
+	if (policy_records && w->happened)
+		policy_record(skb);
+	return follows;
 }
 
 #endif
