@@ -46,6 +46,9 @@ func (b *builder) aggregator(core *genericapiserver.GenericAPIServer, extensions
 	if err != nil {
 		return nil, err
 	}
+	if err := a.GenericAPIServer.AddPreShutdownHook("strake/drain", func() error { return b.drain.run(b.cfg.Settings.ShutdownDelay) }); err != nil {
+		return nil, err
+	}
 	return a, b.registerLocal(a, core, extensions)
 }
 

@@ -7,32 +7,20 @@ import (
 	"net"
 	"net/http"
 	"strconv"
-	"time"
 
-	corev1 "k8s.io/api/core/v1"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	apiextensionsapiserver "k8s.io/apiextensions-apiserver/pkg/apiserver"
 	apiextensionsoptions "k8s.io/apiextensions-apiserver/pkg/cmd/server/options"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/apimachinery/pkg/util/sets"
 	"k8s.io/apiserver/pkg/admission"
 	"k8s.io/apiserver/pkg/admission/plugin/resourcequota"
-	apiserverapi "k8s.io/apiserver/pkg/apis/apiserver"
-	"k8s.io/apiserver/pkg/authentication/authenticator"
-	"k8s.io/apiserver/pkg/authentication/authenticatorfactory"
-	"k8s.io/apiserver/pkg/authentication/request/headerrequest"
-	tokenunion "k8s.io/apiserver/pkg/authentication/token/union"
-	"k8s.io/apiserver/pkg/authentication/user"
-	"k8s.io/apiserver/pkg/authorization/authorizerfactory"
-	unionauthz "k8s.io/apiserver/pkg/authorization/union"
 	"k8s.io/apiserver/pkg/endpoints/discovery/aggregated"
 	"k8s.io/apiserver/pkg/endpoints/openapi"
 	genericapiserver "k8s.io/apiserver/pkg/server"
-	"k8s.io/apiserver/pkg/server/dynamiccertificates"
 	"k8s.io/apiserver/pkg/server/filters"
 	"k8s.io/apiserver/pkg/server/options"
 	serverstorage "k8s.io/apiserver/pkg/server/storage"
@@ -49,9 +37,6 @@ import (
 
 	strakeadmission "github.com/strake-io/strake/controlplane/apiserver/admission"
 	"github.com/strake-io/strake/controlplane/apiserver/allocator"
-	"github.com/strake-io/strake/controlplane/apiserver/auth"
-	"github.com/strake-io/strake/controlplane/apiserver/auth/bootstrap"
-	"github.com/strake-io/strake/controlplane/apiserver/auth/node"
 	"github.com/strake-io/strake/controlplane/apiserver/auth/rbac"
 	"github.com/strake-io/strake/controlplane/apiserver/auth/token"
 	"github.com/strake-io/strake/controlplane/apiserver/descriptor"
@@ -82,6 +67,7 @@ type builder struct {
 	rbac      *rbac.Authorizer
 	services  *allocator.Allocator
 	resolver  webhook.ServiceResolver
+	drain     *drain
 	destroy   []func() // of storages that no registry owns
 }
 
@@ -143,6 +129,7 @@ func (b *builder) buildGeneric() error {
 	g.EffectiveVersion = newVersion()
 	set := b.cfg.Settings
 	g.RequestTimeout, g.ShutdownDelayDuration, g.GoawayChance = set.RequestTimeout, set.ShutdownDelay, set.GoawayChance
+	g.ShutdownWatchTerminationGracePeriod = set.ShutdownWatchGrace
 	g.MaxRequestsInFlight, g.MaxMutatingRequestsInFlight = set.MaxRequestsInflight, set.MaxMutatingInflight
 	g.EnableIndex, g.EnableDiscovery, g.EnableMetrics, g.EnableProfiling = true, true, true, set.EnableProfiling
 	g.LongRunningFunc = filters.BasicLongRunningRequestCheck(sets.NewString("watch", "proxy"), sets.NewString("attach", "exec", "proxy", "log", "portforward"))
@@ -161,6 +148,11 @@ func (b *builder) buildGeneric() error {
 	serving.ServerCert.CertKey = options.CertKey{CertFile: b.cfg.ServingCertFile, KeyFile: b.cfg.ServingKeyFile}
 	if err := serving.ApplyTo(&g.SecureServing, &g.LoopbackClientConfig); err != nil {
 		return fmt.Errorf("listen on %s: %w", net.JoinHostPort(b.cfg.BindAddress.String(), strconv.Itoa(b.cfg.Port)), err)
+	}
+	b.drain = newDrain(g.SecureServing.Listener)
+	g.SecureServing.Listener = b.drain
+	g.BuildHandlerChainFunc = func(api http.Handler, c *genericapiserver.Config) http.Handler {
+		return b.drain.handler(genericapiserver.DefaultBuildHandlerChain(api, c))
 	}
 	g.LoopbackClientConfig.ContentType = protobuf
 	// Post-start hooks and admission must not wait for each other's turn.
@@ -214,112 +206,6 @@ func (b *builder) storageFactory() *serverstorage.DefaultStorageFactory {
 		}
 	}
 	return serverstorage.NewDefaultStorageFactory(b.etcd.StorageConfig, protobuf, b.codecs, serverstorage.NewDefaultResourceEncodingConfig(b.scheme), served, prefixes)
-}
-
-// anonymousPaths are open to everybody: load balancers and probes have no credentials, and who joins the cluster learns its
-// CA first.
-var anonymousPaths = []string{"/healthz", "/livez", "/readyz", "/version", "/api/v1/namespaces/kube-public/configmaps/cluster-info"}
-
-// tokenCacheTTL bounds how long a token works on after what it is bound to is gone.
-const tokenCacheTTL = 10 * time.Second
-
-func (b *builder) buildAuth() error {
-	core := b.informers.Core().V1()
-	var err error
-	audiences := []string{b.cfg.ServiceAccountIssuer}
-	b.issuer, err = token.NewIssuer(b.cfg.ServiceAccountKeyFile, b.cfg.ServiceAccountIssuer, audiences, token.Objects{
-		ServiceAccounts: core.ServiceAccounts().Lister(), Pods: core.Pods().Lister(), Secrets: core.Secrets().Lister(), Nodes: core.Nodes().Lister(),
-		Live: b.client.CoreV1(),
-	})
-	if err != nil {
-		return err
-	}
-	clientCA, err := dynamiccertificates.NewDynamicCAContentFromFile("client-ca", b.cfg.ClientCAFile)
-	if err != nil {
-		return err
-	}
-	proxyCA, err := dynamiccertificates.NewDynamicCAContentFromFile("front-proxy-ca", b.cfg.FrontProxyCAFile)
-	if err != nil {
-		return err
-	}
-	header := &authenticatorfactory.RequestHeaderConfig{
-		UsernameHeaders: headerrequest.StaticStringSlice{"X-Remote-User"}, UIDHeaders: headerrequest.StaticStringSlice{"X-Remote-Uid"},
-		GroupHeaders: headerrequest.StaticStringSlice{"X-Remote-Group"}, ExtraHeaderPrefixes: headerrequest.StaticStringSlice{"X-Remote-Extra-"},
-		CAContentProvider: proxyCA, AllowedClientNames: headerrequest.StaticStringSlice{"front-proxy-client"},
-	}
-	a := &b.generic.Authentication
-	a.APIAudiences = audiences
-	a.RequestHeaderConfig = header
-	for _, ca := range []dynamiccertificates.CAContentProvider{clientCA, proxyCA} {
-		if err := a.ApplyClientCert(ca, b.generic.SecureServing); err != nil {
-			return err
-		}
-	}
-	conf := &apiserverapi.AuthenticationConfiguration{}
-	if path := b.cfg.Settings.AuthenticationConfig; path != "" {
-		if conf, err = auth.LoadAuthentication(path, b.cfg.ServiceAccountIssuer); err != nil {
-			return err
-		}
-	}
-	tokens, err := b.tokens(audiences, conf)
-	if err != nil {
-		return err
-	}
-	a.Authenticator = auth.New(auth.Config{
-		ClientCA: clientCA, FrontProxy: header, Tokens: tokens, Anonymous: conf.Anonymous, TokenTTL: tokenCacheTTL, Audiences: audiences, AnonymousPaths: anonymousPaths,
-	})
-
-	roles := b.informers.Rbac().V1()
-	b.rbac = &rbac.Authorizer{
-		Roles: roles.Roles().Lister(), RoleBindings: roles.RoleBindings().Lister(),
-		ClusterRoles: roles.ClusterRoles().Lister(), ClusterRoleBindings: roles.ClusterRoleBindings().Lister(),
-	}
-	nodes, err := node.New(core.Pods().Informer(), rbac.NodeRules(), b.boundPods)
-	if err != nil {
-		return err
-	}
-	deciders := []unionauthz.NamedAuthorizer{{AuthorizerName: "node", Authorizer: nodes}, {AuthorizerName: "rbac", Authorizer: b.rbac}}
-	if path := b.cfg.Settings.AuthorizationConfig; path != "" {
-		if deciders, err = auth.Authorizers(path, nodes, b.rbac); err != nil {
-			return err
-		}
-	}
-	privileged := unionauthz.NamedAuthorizer{AuthorizerName: "privileged", Authorizer: authorizerfactory.NewPrivilegedGroups(user.SystemPrivilegedGroup)}
-	b.generic.Authorization.Authorizer, err = unionauthz.New(append([]unionauthz.NamedAuthorizer{privileged}, deciders...)...)
-	b.generic.RuleResolver = b.rbac
-	return err
-}
-
-// tokens knows tokens of ServiceAccounts, of machines that join, and of who the settings name.
-func (b *builder) tokens(audiences authenticator.Audiences, conf *apiserverapi.AuthenticationConfiguration) (authenticator.Token, error) {
-	joining := bootstrap.New(b.informers.Core().V1().Secrets().Lister().Secrets(metav1.NamespaceSystem))
-	all := []authenticator.Token{b.issuer, authenticator.WrapAudienceAgnosticToken(audiences, joining)}
-	ctx, cancel := context.WithCancel(context.Background())
-	b.destroy = append(b.destroy, cancel)
-	others, err := auth.OIDC(ctx, conf, b.cfg.ServiceAccountIssuer, audiences)
-	if err != nil {
-		return nil, err
-	}
-	all = append(all, others...)
-	if path := b.cfg.Settings.TokenWebhookConfig; path != "" {
-		asked, err := auth.TokenWebhook(path, b.cfg.Settings.TokenWebhookTTL, audiences)
-		if err != nil {
-			return nil, err
-		}
-		all = append(all, asked)
-	}
-	return tokenunion.New(all...), nil
-}
-
-// boundPods lists a node's pods from the watch cache, which is what the node's kubelet learnt of them from.
-func (b *builder) boundPods(ctx context.Context, node string) ([]corev1.Pod, error) {
-	list, err := b.client.CoreV1().Pods(metav1.NamespaceAll).List(ctx, metav1.ListOptions{
-		FieldSelector: fields.OneTermEqualSelector("spec.nodeName", node).String(), ResourceVersion: "0",
-	})
-	if err != nil {
-		return nil, err
-	}
-	return list.Items, nil
 }
 
 func (b *builder) buildAdmission() error {

@@ -31,7 +31,10 @@ type Settings struct {
 	AuthorizationConfig  string // file of an AuthorizationConfiguration
 
 	// ShutdownDelay is how long the server goes on as before, but for /readyz, once it has been told to end.
-	ShutdownDelay       time.Duration
+	ShutdownDelay time.Duration
+	// ShutdownWatchGrace is how long the server takes at most to end watches, one after the other; with 0 it waits until their clients
+	// end them, or for RequestTimeout.
+	ShutdownWatchGrace  time.Duration
 	MaxRequestsInflight int
 	MaxMutatingInflight int
 	RequestTimeout      time.Duration
@@ -43,7 +46,7 @@ type Settings struct {
 func NewSettings() *Settings {
 	limits := options.NewServerRunOptions()
 	return &Settings{
-		EtcdPrefix: storagePrefix, Audit: options.NewAuditOptions(), TokenWebhookTTL: 2 * time.Minute, RequestTimeout: time.Minute, EnableProfiling: true,
+		EtcdPrefix: storagePrefix, Audit: options.NewAuditOptions(), TokenWebhookTTL: 2 * time.Minute, RequestTimeout: time.Minute, ShutdownWatchGrace: 5 * time.Second, EnableProfiling: true,
 		MaxRequestsInflight: limits.MaxRequestsInFlight, MaxMutatingInflight: limits.MaxMutatingRequestsInFlight,
 	}
 }
@@ -65,6 +68,7 @@ func (s *Settings) AddFlags(fs *pflag.FlagSet) {
 	fs.DurationVar(&s.TokenWebhookTTL, "authentication-token-webhook-cache-ttl", s.TokenWebhookTTL, "how long its answers hold")
 	fs.StringVar(&s.AuthorizationConfig, "authorization-config", "", "file that says who decides what users may do, in which order (AuthorizationConfiguration); default: Node, RBAC")
 	fs.DurationVar(&s.ShutdownDelay, "shutdown-delay-duration", 0, "how long the server still takes new requests while /readyz tells load balancers that it ends")
+	fs.DurationVar(&s.ShutdownWatchGrace, "shutdown-watch-termination-grace-period", s.ShutdownWatchGrace, "how long the server takes at most to end watches one after the other, so that not all clients come again at once")
 	fs.IntVar(&s.MaxRequestsInflight, "max-requests-inflight", s.MaxRequestsInflight, "with --max-mutating-requests-inflight: how many requests are served at a time, shared out by priority and fairness")
 	fs.IntVar(&s.MaxMutatingInflight, "max-mutating-requests-inflight", s.MaxMutatingInflight, "see --max-requests-inflight")
 	fs.DurationVar(&s.RequestTimeout, "request-timeout", s.RequestTimeout, "after which a request that is no watch is given up")
@@ -82,8 +86,8 @@ func (s *Settings) Check() error {
 	if s.GoawayChance < 0 || s.GoawayChance > 0.02 {
 		errs = append(errs, fmt.Errorf("--goaway-chance must be from 0 to 0.02"))
 	}
-	if s.ShutdownDelay < 0 || s.RequestTimeout <= 0 {
-		errs = append(errs, fmt.Errorf("--shutdown-delay-duration and --request-timeout can't be negative"))
+	if s.ShutdownDelay < 0 || s.ShutdownWatchGrace < 0 || s.RequestTimeout <= 0 {
+		errs = append(errs, fmt.Errorf("--shutdown-delay-duration, --shutdown-watch-termination-grace-period and --request-timeout can't be negative"))
 	}
 	if len(s.EtcdServers) == 0 && (s.EtcdCAFile != "" || s.EtcdCertFile != "" || s.EtcdKeyFile != "") {
 		errs = append(errs, fmt.Errorf("--etcd-cafile, --etcd-certfile and --etcd-keyfile need --etcd-servers"))

@@ -69,7 +69,7 @@ func Start(t testing.TB, change ...func(*apiserver.Config)) *Server {
 	s.EtcdURL = startEtcd(t, filepath.Join(dir, "etcd"))
 	s.cfg = apiserver.Config{
 		// A Service can't lead to a loopback address; nobody follows this one (RFC 5737).
-		BindAddress: net.IPv4(127, 0, 0, 1), AdvertiseAddress: net.IPv4(192, 0, 2, 1), Port: freePort(t), ServingCertFile: certFile, ServingKeyFile: keyFile, ClientCAFile: ca,
+		BindAddress: net.IPv4(127, 0, 0, 1), AdvertiseAddress: net.IPv4(192, 0, 2, 1), Port: FreePort(t), ServingCertFile: certFile, ServingKeyFile: keyFile, ClientCAFile: ca,
 		EtcdServers: []string{s.EtcdURL}, ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")}, NodePortMin: 30000, NodePortMax: 32767,
 		ServiceAccountKeyFile: write("sa.key", encodeKey(t, saKey)), ServiceAccountIssuer: "https://kubernetes.default.svc.cluster.local",
 		FrontProxyCAFile: ca, ProxyClientCertFile: certFile, ProxyClientKeyFile: keyFile,
@@ -215,7 +215,7 @@ func encodeKey(t testing.TB, k *ecdsa.PrivateKey) []byte {
 func startEtcd(t testing.TB, dir string) string {
 	cfg := embed.NewConfig()
 	cfg.Dir = dir
-	client, peer := url.URL{Scheme: "http", Host: net.JoinHostPort("127.0.0.1", strconv.Itoa(freePort(t)))}, url.URL{Scheme: "http", Host: net.JoinHostPort("127.0.0.1", strconv.Itoa(freePort(t)))}
+	client, peer := url.URL{Scheme: "http", Host: net.JoinHostPort("127.0.0.1", strconv.Itoa(FreePort(t)))}, url.URL{Scheme: "http", Host: net.JoinHostPort("127.0.0.1", strconv.Itoa(FreePort(t)))}
 	cfg.ListenClientUrls, cfg.AdvertiseClientUrls = []url.URL{client}, []url.URL{client}
 	cfg.ListenPeerUrls, cfg.AdvertisePeerUrls = []url.URL{peer}, []url.URL{peer}
 	cfg.InitialCluster = cfg.InitialClusterFromName(cfg.Name)
@@ -230,7 +230,9 @@ func startEtcd(t testing.TB, dir string) string {
 	return client.String()
 }
 
-func freePort(t testing.TB) int {
+// FreePort is a TCP port of 127.0.0.1 that nobody has at the moment.
+func FreePort(t testing.TB) int {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -244,7 +246,7 @@ func freePort(t testing.TB) int {
 func (s *Server) Refused(t testing.TB, set *apiserver.Settings) error {
 	t.Helper()
 	cfg := s.cfg
-	cfg.Port, cfg.Settings = freePort(t), set
+	cfg.Port, cfg.Settings = FreePort(t), set
 	_, err := apiserver.New(cfg)
 	return err
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"time"
 
 	"k8s.io/apimachinery/pkg/runtime"
@@ -20,6 +19,7 @@ import (
 	"k8s.io/apiserver/pkg/authorization/authorizer"
 	"k8s.io/apiserver/pkg/authorization/authorizerfactory"
 	authorizationcel "k8s.io/apiserver/pkg/authorization/cel"
+	authorizationmetrics "k8s.io/apiserver/pkg/authorization/metrics"
 	unionauthz "k8s.io/apiserver/pkg/authorization/union"
 	"k8s.io/apiserver/pkg/server/dynamiccertificates"
 	"k8s.io/apiserver/pkg/server/options"
@@ -30,48 +30,50 @@ import (
 	"k8s.io/apiserver/plugin/pkg/authorizer/webhook/metrics"
 )
 
-// LoadAuthentication reads an AuthenticationConfiguration. Its issuers must be others than our own.
-func LoadAuthentication(path, ownIssuer string) (*apiserver.AuthenticationConfiguration, error) {
-	data, err := os.ReadFile(path)
+// ReadAuthentication reads an AuthenticationConfiguration. Its issuers must be others than our own.
+func ReadAuthentication(content []byte, ownIssuer string) (*apiserver.AuthenticationConfiguration, error) {
+	scheme := runtime.NewScheme()
+	install.Install(scheme)
+	obj, err := runtime.Decode(serializer.NewCodecFactory(scheme, serializer.EnableStrict).UniversalDecoder(), content)
 	if err != nil {
 		return nil, fmt.Errorf("authentication configuration: %w", err)
 	}
-	scheme := runtime.NewScheme()
-	install.Install(scheme)
-	obj, err := runtime.Decode(serializer.NewCodecFactory(scheme, serializer.EnableStrict).UniversalDecoder(), data)
-	if err != nil {
-		return nil, fmt.Errorf("authentication configuration %s: %w", path, err)
-	}
 	c, ok := obj.(*apiserver.AuthenticationConfiguration)
 	if !ok {
-		return nil, fmt.Errorf("authentication configuration %s: it is a %T", path, obj)
+		return nil, fmt.Errorf("authentication configuration: it is a %T", obj)
 	}
 	if errs := validation.ValidateAuthenticationConfiguration(authenticationcel.NewDefaultCompiler(), c, []string{ownIssuer}); len(errs) > 0 {
-		return nil, fmt.Errorf("authentication configuration %s: %w", path, errs.ToAggregate())
+		return nil, fmt.Errorf("authentication configuration: %w", errs.ToAggregate())
 	}
 	return c, nil
 }
 
-// OIDC returns the authenticators of tokens of other issuers. They fetch the issuers' keys as long as ctx lives; until
-// then such tokens are not known.
-func OIDC(ctx context.Context, c *apiserver.AuthenticationConfiguration, ownIssuer string, audiences authenticator.Audiences) ([]authenticator.Token, error) {
-	var all []authenticator.Token
+// OIDC returns the authenticators of tokens of other issuers, and what tells whether they have the issuers' keys. They fetch
+// these as long as ctx lives; until they have them such tokens are not known.
+func OIDC(ctx context.Context, c *apiserver.AuthenticationConfiguration, ownIssuer string, audiences authenticator.Audiences) (all []authenticator.Token, ready func() error, err error) {
+	var known []oidc.AuthenticatorTokenWithHealthCheck
 	for i, jwt := range c.JWT {
 		var ca oidc.CAContentProvider
 		if pem := jwt.Issuer.CertificateAuthority; pem != "" {
 			provider, err := dynamiccertificates.NewStaticCAContent(fmt.Sprintf("oidc-%d", i), []byte(pem))
 			if err != nil {
-				return nil, fmt.Errorf("issuer %s: certificateAuthority: %w", jwt.Issuer.URL, err)
+				return nil, nil, fmt.Errorf("issuer %s: certificateAuthority: %w", jwt.Issuer.URL, err)
 			}
 			ca = provider
 		}
-		known, err := oidc.New(ctx, oidc.Options{JWTAuthenticator: jwt, CAContentProvider: ca, SupportedSigningAlgs: oidc.AllValidSigningAlgorithms(), DisallowedIssuers: []string{ownIssuer}})
+		one, err := oidc.New(ctx, oidc.Options{JWTAuthenticator: jwt, CAContentProvider: ca, SupportedSigningAlgs: oidc.AllValidSigningAlgorithms(), DisallowedIssuers: []string{ownIssuer}})
 		if err != nil {
-			return nil, fmt.Errorf("issuer %s: %w", jwt.Issuer.URL, err)
+			return nil, nil, fmt.Errorf("issuer %s: %w", jwt.Issuer.URL, err)
 		}
-		all = append(all, authenticator.WrapAudienceAgnosticToken(audiences, known))
+		known, all = append(known, one), append(all, authenticator.WrapAudienceAgnosticToken(audiences, one))
 	}
-	return all, nil
+	return all, func() error {
+		var errs []error
+		for _, one := range known {
+			errs = append(errs, one.HealthCheck())
+		}
+		return errors.Join(errs...)
+	}, nil
 }
 
 // TokenWebhook returns the authenticator that asks the service of a kubeconfig, whose answers hold for a while.
@@ -88,16 +90,16 @@ func TokenWebhook(kubeconfig string, ttl time.Duration, audiences authenticator.
 }
 
 // Authorizers reads an AuthorizationConfiguration and returns who decides, in its order. node and rbac are ours.
-func Authorizers(path string, node, rbac authorizer.Authorizer) ([]unionauthz.NamedAuthorizer, error) {
-	c, err := load.LoadFromFile(path)
+func Authorizers(content []byte, node, rbac authorizer.Authorizer) (authorizer.Authorizer, error) {
+	c, err := load.LoadFromData(content)
 	if err != nil {
-		return nil, fmt.Errorf("authorization configuration %s: %w", path, err)
+		return nil, fmt.Errorf("authorization configuration: %w", err)
 	}
 	compiler := authorizationcel.NewDefaultCompiler()
 	const allow, deny = "AlwaysAllow", "AlwaysDeny"
 	known := sets.New(string(apiserver.TypeWebhook), "Node", "RBAC", allow, deny)
 	if errs := validation.ValidateAuthorizationConfiguration(compiler, nil, c, known, sets.New(string(apiserver.TypeWebhook))); len(errs) > 0 {
-		return nil, fmt.Errorf("authorization configuration %s: %w", path, errs.ToAggregate())
+		return nil, fmt.Errorf("authorization configuration: %w", errs.ToAggregate())
 	}
 	var all []unionauthz.NamedAuthorizer
 	for _, a := range c.Authorizers {
@@ -113,13 +115,20 @@ func Authorizers(path string, node, rbac authorizer.Authorizer) ([]unionauthz.Na
 			one = authorizerfactory.NewAlwaysDenyAuthorizer()
 		case string(apiserver.TypeWebhook):
 			if one, err = authorizationWebhook(a, compiler); err != nil {
-				return nil, fmt.Errorf("authorization configuration %s: authorizer %s: %w", path, a.Name, err)
+				return nil, fmt.Errorf("authorization configuration: authorizer %s: %w", a.Name, err)
 			}
 		}
-		all = append(all, unionauthz.NamedAuthorizer{AuthorizerName: a.Name, Authorizer: one})
+		all = append(all, unionauthz.NamedAuthorizer{AuthorizerName: a.Name, Authorizer: authorizationmetrics.InstrumentedAuthorizer(string(a.Type), a.Name, one)})
 	}
-	return all, nil
+	return unionauthz.New(all...)
 }
+
+// webhookMetrics counts and times what authorization webhooks are asked.
+var webhookMetrics = struct {
+	metrics.RequestMetrics
+	metrics.WebhookMetrics
+	authorizationcel.MatcherMetrics
+}{metrics.NoopRequestMetrics{}, metrics.NewWebhookMetrics(), authorizationcel.NewMatcherMetrics()}
 
 func authorizationWebhook(a apiserver.AuthorizerConfiguration, compiler authorizationcel.Compiler) (authorizer.Authorizer, error) {
 	w := a.Webhook
@@ -142,5 +151,5 @@ func authorizationWebhook(a apiserver.AuthorizerConfiguration, compiler authoriz
 	if !w.CacheUnauthorizedRequests {
 		no = 0
 	}
-	return authzwebhook.New(rc, w.SubjectAccessReviewVersion, yes, no, *options.DefaultAuthWebhookRetryBackoff(), onError, w.MatchConditions, a.Name, metrics.NoopAuthorizerMetrics{}, compiler)
+	return authzwebhook.New(rc, w.SubjectAccessReviewVersion, yes, no, *options.DefaultAuthWebhookRetryBackoff(), onError, w.MatchConditions, a.Name, webhookMetrics, compiler)
 }
