@@ -121,8 +121,10 @@ func Open(c Config) (*Datapath, error) {
 	if err := c.forgetRecord(); err != nil {
 		return nil, err
 	}
-	lost, err := c.resizePolicyFlows()
-	if err != nil {
+	if err := c.seedPolicies(); err != nil {
+		return nil, err
+	}
+	if err := c.resizePolicyFlows(); err != nil {
 		return nil, err
 	}
 	if err := c.growFlows(); err != nil {
@@ -132,7 +134,7 @@ func Open(c Config) (*Datapath, error) {
 	if err := d.load(c, nil); err != nil {
 		return nil, errors.Join(err, d.Close())
 	}
-	err = d.takeOldFlows()
+	err := d.takeOldFlows()
 	if err == nil {
 		d.loadBalancers, err = openLoadBalancers(d.net.Maps)
 	}
@@ -149,7 +151,7 @@ func Open(c Config) (*Datapath, error) {
 		d.socketsOff, err = openSocketsOff(d.sock.Maps)
 	}
 	if err == nil {
-		d.policies, err = openPolicies(d.net.Maps, d.endpoints.addrs(), lost)
+		d.policies, err = openPolicies(d.net.Maps, c.Policy)
 	}
 	if err == nil {
 		err = d.sweep()

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"sync"
 
 	"github.com/cilium/ebpf"
@@ -18,6 +19,7 @@ type PolicyChange struct {
 	Answers  []PolicyAnswer
 	Peers    []PolicyPeer
 	Subjects []PolicySubject
+	Reborn   []netip.Addr // of Subjects: those that are another pod's from now on, which has no part in the flows of the one before
 
 	GoneSubjects []netip.Addr
 	GonePeers    []netip.Prefix
@@ -90,7 +92,6 @@ type PolicyTables struct {
 	mu       sync.Mutex
 	subjects map[netAddr]netPolicySubject
 	lists    map[uint32]map[portRow]bool
-	older    map[netAddr]bool // pods that were there before anything judged them
 }
 
 // portRow is a row of a known list of ports.
@@ -100,9 +101,8 @@ type portRow struct {
 	bits     uint8
 }
 
-// openPolicies takes over the rows that the maps hold. older are addresses of pods that may have connections from before there were policies, and
-// lost tells that rows of flows may have been lost.
-func openPolicies(m map[string]*ebpf.Map, older map[netAddr]bool, lost bool) (*PolicyTables, error) {
+// openPolicies takes over the rows that the maps hold, in which programs look if judged.
+func openPolicies(m map[string]*ebpf.Map, judged bool) (*PolicyTables, error) {
 	t := &PolicyTables{m: map[string]*ebpf.Map{}, subjects: map[netAddr]netPolicySubject{}, lists: map[uint32]map[portRow]bool{}}
 	for _, name := range policyTables {
 		t.m[name] = m[name]
@@ -111,21 +111,10 @@ func openPolicies(m map[string]*ebpf.Map, older map[netAddr]bool, lost bool) (*P
 		eachPolicyRow(t.m["policy_subjects"], func(k netAddr, v netPolicySubject) { t.subjects[k] = v }),
 		eachPolicyRow(t.m["policy_ports"], func(k netPolicyPortKey, _ netPolicyVerdict) { t.listed(k) }),
 	)
-	if len(t.subjects) == 0 {
-		t.older = older
-	}
-	if err == nil { // who was killed may have written subjects, and not the revision
+	if err == nil && judged { // who was killed may have written subjects, and not the revision
 		var revision uint32
 		if revision, err = t.revision(); err == nil {
 			err = t.m["policy_revision"].Put(uint32(0), revision+1)
-		}
-	}
-	for k, v := range t.subjects {
-		if v.Adopts = uint32(Monotonic().Seconds()) + adoptFor; err == nil && lost && v.Flags&subjectFollowed != 0 {
-			if err = t.m["policy_subjects"].Put(k, v); err != nil {
-				err = fmt.Errorf("bpf: policy subject %v: %w", addrOf(k), err)
-			}
-			t.subjects[k] = v
 		}
 	}
 	return t, err
@@ -146,6 +135,14 @@ func (r portRow) key(list uint32) netPolicyPortKey {
 // Apply writes a change. After an error everything that was live is as it was, but that subjects written before the error may be live already: call it
 // again with the same change, or with a smaller one; rows that are there may be written again. A full table is an error that tells what makes it larger.
 func (t *PolicyTables) Apply(c PolicyChange) error {
+	err := t.apply(c)
+	if len(c.GoneNames) > 0 { // with no lock held: it reads all that was counted
+		err = errors.Join(err, t.forgetHits(c.GoneNames))
+	}
+	return err
+}
+
+func (t *PolicyTables) apply(c PolicyChange) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	revision, err := t.revision()
@@ -212,7 +209,7 @@ func (t *PolicyTables) write(c PolicyChange, revision uint32) error {
 			blocks.add(prefixOf(p.Prefix), netPolicyBlock{Identity: p.Identity, V6: uint32(flag(p.Prefix.Addr().Is6()))})
 		}
 	}
-	subjects, err := t.subjectRows(c.Subjects, revision)
+	subjects, err := t.subjectRows(c.Subjects, c.Reborn, revision)
 	if err != nil {
 		return err
 	}
@@ -239,13 +236,12 @@ func (t *PolicyTables) write(c PolicyChange, revision uint32) error {
 	}
 	for i, k := range subjects.keys {
 		t.subjects[k] = subjects.values[i]
-		delete(t.older, k)
 	}
 	return nil
 }
 
-// subjectRows are the rows of subjects from a revision on.
-func (t *PolicyTables) subjectRows(subjects []PolicySubject, revision uint32) (rowsOf[netAddr, netPolicySubject], error) {
+// subjectRows are the rows of subjects from a revision on, of which those with reborn addresses are others than before.
+func (t *PolicyTables) subjectRows(subjects []PolicySubject, reborn []netip.Addr, revision uint32) (rowsOf[netAddr, netPolicySubject], error) {
 	var out rowsOf[netAddr, netPolicySubject]
 	now := uint32(Monotonic().Seconds())
 	for _, s := range subjects {
@@ -260,12 +256,11 @@ func (t *PolicyTables) subjectRows(subjects []PolicySubject, revision uint32) (r
 		if s.KeepFlows {
 			v.Flags |= subjectKeeps
 		}
-		had, is := t.subjects[k]
-		if is {
+		if had, is := t.subjects[k]; is && !slices.Contains(reborn, s.Addr) {
 			v.Born, v.Adopts = had.Born, had.Adopts
-		}
-		if v.Flags&subjectFollowed != 0 && (is && had.Flags&subjectFollowed == 0 || t.older[k]) {
-			v.Adopts = now + adoptFor
+			if v.Flags&subjectFollowed != 0 && had.Flags&subjectFollowed == 0 {
+				v.Adopts = now + adoptFor
+			}
 		}
 		out.add(k, v)
 	}
@@ -309,9 +304,6 @@ func (t *PolicyTables) delete(c PolicyChange) error {
 	}
 	for _, n := range c.GoneNames {
 		gone("policy_names", n)
-	}
-	if len(c.GoneNames) > 0 {
-		errs = append(errs, t.forgetHits(c.GoneNames))
 	}
 	return errors.Join(errs...)
 }

@@ -187,15 +187,22 @@ func (t *PolicyTables) forgetHits(policies []uint32) error {
 		gone[p] = true
 	}
 	var keys []netPolicyHitKey
-	var k netPolicyHitKey
-	var per []netPolicyHit
-	it := t.m["policy_hits"].Iterate()
-	for it.Next(&k, &per) {
+	var errs []error
+	m := t.m["policy_hits"]
+	var at any // keys alone: of each the counts are as many as there are CPUs
+	for range m.MaxEntries() {
+		var k netPolicyHitKey
+		if err := m.NextKey(at, &k); err != nil {
+			if !errors.Is(err, ebpf.ErrKeyNotExist) {
+				errs = append(errs, err)
+			}
+			break
+		}
 		if gone[k.Policy] {
 			keys = append(keys, k)
 		}
+		at = k
 	}
-	errs := []error{it.Err()}
 	for _, k := range keys {
 		if err := t.m["policy_hits"].Delete(k); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			errs = append(errs, err)

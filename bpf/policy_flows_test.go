@@ -126,6 +126,11 @@ func TestKeptFlowsAreThePodsOwn(t *testing.T) {
 		l.judge(t, PolicySubject{KeepFlows: true, Ingress: nobody}, PolicySubject{})
 		l.want(t, f.name+" goes on", toPodProgram, l.podVeth, in, "")
 		l.want(t, f.name+" another", toPodProgram, l.podVeth, segment(at(f.far, 5001), at(f.pod, 80), syn), "drop_policy_ingress")
+		addr := netip.MustParseAddr(f.pod)
+		must(t, l.d.Policies().Apply(PolicyChange{Subjects: []PolicySubject{{Addr: addr, KeepFlows: true, Ingress: nobody}}, Reborn: []netip.Addr{addr}}))
+		l.want(t, f.name+" another pod, at once", toPodProgram, l.podVeth, in, "drop_policy_ingress")
+		l.judge(t, PolicySubject{KeepFlows: true}, PolicySubject{})
+		l.want(t, f.name+" begins again", toPodProgram, l.podVeth, open, "")
 		must(t, l.d.Policies().Apply(PolicyChange{GoneSubjects: []netip.Addr{netip.MustParseAddr(f.pod)}}))
 		l.want(t, f.name+" no pod", toPodProgram, l.podVeth, in, "drop_no_verdict")
 		l.judge(t, PolicySubject{KeepFlows: true, Ingress: nobody}, PolicySubject{})
@@ -186,6 +191,50 @@ func TestConnectionsOlderThanIsolation(t *testing.T) {
 		l.want(t, f.name+" an older one, adopted", podProgram, l.podVeth, answer, "")
 		l.want(t, f.name+" too late", podProgram, l.podVeth, segment(at(f.pod, 8080), at(f.far, 5001), ack), "drop_policy_egress")
 	}
+}
+
+// Connections that policies end stay where they are, so that they push out nothing that goes on.
+func TestDeniedConnectionsPushNothingOut(t *testing.T) {
+	l := newPolicyLab(t)
+	for _, f := range families {
+		l.judge(t, PolicySubject{Egress: everybody}, PolicySubject{Ingress: everybody})
+		client, server := at(f.pod, 5000), at(f.other, 8080)
+		for _, flags := range []byte{syn, ack} {
+			l.want(t, f.name+" connects", podProgram, l.podVeth, segment(client, server, flags), "pod_to_pod")
+			l.want(t, f.name+" is accepted", podProgram, l.otherVeth, segment(server, client, flags|ack), "pod_to_pod")
+		}
+		l.judge(t, PolicySubject{Egress: nobody}, PolicySubject{Ingress: everybody})
+		l.want(t, f.name+" goes on", podProgram, l.podVeth, segment(client, server, ack), "drop_policy_egress")
+		if table, row := policyFlow(t, l.d, 6, client, server); table != policyFlowsOpen || row.Flags&4 == 0 {
+			t.Errorf("%s: in %q, %+v", f.name, table, row)
+		}
+		l.judge(t, PolicySubject{Egress: everybody}, PolicySubject{Ingress: everybody})
+		l.want(t, f.name+" is allowed again", podProgram, l.otherVeth, segment(server, client, ack), "pod_to_pod")
+		if table, row := policyFlow(t, l.d, 6, client, server); table != policyFlowsOpen || row.Flags&4 != 0 {
+			t.Errorf("%s, allowed again: in %q, %+v", f.name, table, row)
+		}
+	}
+}
+
+// Pods from before there were policies on a node go on, from the first instant of programs that judge, also if these were killed on their way; where
+// something was judged once, who has no row sends nothing, also if all pods went meanwhile.
+func TestPodsFromBeforePoliciesGoOn(t *testing.T) {
+	var config Config
+	l := &policyLab{serviceLab: newServiceLab(t, func(c *Config) { config = *c })}
+	f := families[0]
+	in := frame(17, at(f.pod, 9000), at(f.other, 8080), []byte("hi"))
+	config.Policy = true
+	must(t, config.seedPolicies()) // and killed
+	l.want(t, "the programs of before", podProgram, l.podVeth, in, "pod_to_pod")
+	must(t, l.d.Close())
+	l.d = open(t, config)
+	for _, f := range families {
+		l.want(t, f.name+", from before", podProgram, l.podVeth, frame(17, at(f.pod, 9000), at(f.other, 8080), []byte("hi")), "pod_to_pod")
+	}
+	must(t, l.d.Policies().Apply(PolicyChange{GoneSubjects: []netip.Addr{netip.MustParseAddr(f.pod), netip.MustParseAddr(f.other)}}))
+	must(t, l.d.Close())
+	l.d = open(t, config)
+	l.want(t, "without a row", podProgram, l.podVeth, in, "drop_no_verdict")
 }
 
 // A restart keeps flows, verdicts, revision and what was counted; so does one that changes how many flows there may be.

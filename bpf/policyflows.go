@@ -18,12 +18,11 @@ const (
 var policyFlowTables = []string{policyFlowsOpen, policyFlowsPassing}
 
 // resizePolicyFlows gives the tables of flows that policies judged the size that they are to have, with their rows. The programs go on with the old ones
-// until they are replaced: what they write meanwhile is lost, and what finds no room. It tells whether there may be such rows; they are judged
-// anew.
-func (c Config) resizePolicyFlows() (lost bool, err error) {
+// until they are replaced: what they write meanwhile is lost, and what finds no room. Such flows are judged anew.
+func (c Config) resizePolicyFlows() error {
 	spec, err := loadNet()
 	if err != nil {
-		return false, fmt.Errorf("bpf: object: %w", err)
+		return fmt.Errorf("bpf: object: %w", err)
 	}
 	sizes := c.sizes()
 	for _, name := range append([]string{"policy_fragments"}, policyFlowTables...) {
@@ -31,30 +30,31 @@ func (c Config) resizePolicyFlows() (lost bool, err error) {
 		if !ok {
 			rows = spec.Maps[name].MaxEntries
 		}
-		resized, err := resizePolicyFlow(filepath.Join(c.PinDir, name), flowSpec(spec, name, rows))
-		if err != nil {
-			return false, fmt.Errorf("bpf: make %s one of %d rows: %w", name, rows, err)
+		if err := c.resizePolicyFlow(filepath.Join(c.PinDir, name), flowSpec(spec, name, rows)); err != nil {
+			return fmt.Errorf("bpf: make %s one of %d rows: %w", name, rows, err)
 		}
-		lost = lost || resized
 	}
-	return lost, nil
+	return nil
 }
 
-func resizePolicyFlow(pin string, spec *ebpf.MapSpec) (bool, error) {
+func (c Config) resizePolicyFlow(pin string, spec *ebpf.MapSpec) error {
 	old, err := ebpf.LoadPinnedMap(pin, nil)
 	if errors.Is(err, os.ErrNotExist) {
-		return false, nil
+		return nil
 	}
 	if err != nil {
-		return false, err
+		return err
 	}
 	defer old.Close()
 	if old.MaxEntries() == spec.MaxEntries {
-		return false, nil
+		return nil
+	}
+	if err := c.adoptAgain(); err != nil {
+		return err
 	}
 	fresh, err := ebpf.NewMap(spec)
 	if err != nil {
-		return false, err
+		return err
 	}
 	defer fresh.Close()
 	if spec.MaxEntries > 1 && spec.Name != "policy_fragments" {
@@ -65,10 +65,10 @@ func resizePolicyFlow(pin string, spec *ebpf.MapSpec) (bool, error) {
 			}
 		})
 		if err != nil || failed != nil && !isFull(failed) {
-			return false, errors.Join(err, failed)
+			return errors.Join(err, failed)
 		}
 	}
-	return true, pinOver(fresh, pin)
+	return pinOver(fresh, pin)
 }
 
 // isOverPolicy tells whether a row of policy_flows_open is of no use any more.

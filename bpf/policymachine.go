@@ -69,7 +69,7 @@ func OpenPolicyMachine() (*PolicyMachine, error) {
 	if err != nil {
 		return nil, fmt.Errorf("bpf: load (the kernel must be Linux 5.10 or newer, with BPF, and this process root): %w", err)
 	}
-	tables, err := openPolicies(coll.Maps, nil, false)
+	tables, err := openPolicies(coll.Maps, true)
 	if err != nil {
 		coll.Close()
 		return nil, err

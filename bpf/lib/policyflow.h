@@ -168,7 +168,7 @@ int __attribute__((noinline)) policy_put(struct __sk_buff *skb)
 
 	if (!skb || !w)
 		return 0;
-	if (!flow_is_open(w->flow.state, w->key.proto) || w->flow.flags & FLOW_DENIED) {
+	if (!flow_is_open(w->flow.state, w->key.proto)) {
 		bpf_map_update_elem(&policy_flows_passing, &w->key, &w->flow, BPF_ANY);
 		if (flow_has_connection(w->key.proto))
 			bpf_map_delete_elem(&policy_flows_open, &w->key);

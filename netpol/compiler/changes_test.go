@@ -504,3 +504,38 @@ func TestIdentityKey(t *testing.T) {
 		}
 	}
 }
+
+// TestAddressPassesOn: a pod that gets another's address, between two writes, is a new one, also if it is like the one before; one that changes is not.
+func TestAddressPassesOn(t *testing.T) {
+	c := New(Options{})
+	labels := map[string]string{"app": "web"}
+	c.SetPod(plainPod("one", "10.0.0.1", labels))
+	reborn := func() (out []netip.Addr) {
+		for _, change := range c.Flush() {
+			for _, a := range change.Reborn {
+				if !slices.ContainsFunc(change.Subjects, func(s bpf.PolicySubject) bool { return s.Addr == a }) {
+					t.Errorf("%s has no row in %+v", a, change)
+				}
+			}
+			out = append(out, change.Reborn...)
+		}
+		return out
+	}
+	if got := reborn(); len(got) > 0 {
+		t.Errorf("at first: %v", got)
+	}
+	for i, name := range []string{"two", "three"} {
+		c.DeletePod(types.UID([]string{"one", "two"}[i]))
+		if i > 0 {
+			labels = map[string]string{"app": "db"}
+		}
+		c.SetPod(plainPod(name, "10.0.0.1", labels))
+		if got := reborn(); len(got) != 1 || got[0] != netip.MustParseAddr("10.0.0.1") {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+	c.SetPod(plainPod("three", "10.0.0.1", map[string]string{"app": "other"}))
+	if got := reborn(); len(got) > 0 {
+		t.Errorf("relabelled: %v", got)
+	}
+}

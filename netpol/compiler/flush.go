@@ -378,12 +378,18 @@ func (c *Compiler) settle(change *bpf.PolicyChange, flips map[*kind]subjectSets)
 		case row == nil:
 			change.GoneSubjects = append(change.GoneSubjects, a.addr)
 			a.subject = nil
+			continue
 		case a.subject == nil:
+			change.Subjects = append(change.Subjects, row.of(a.addr))
+			a.subject = row
+		case a.of != a.owner().uid:
+			change.Reborn = append(change.Reborn, a.addr)
 			change.Subjects = append(change.Subjects, row.of(a.addr))
 			a.subject = row
 		default:
 			write(a, *row)
 		}
+		a.of = a.owner().uid
 	}
 	if len(c.dirtyAddrs) > 1024 { // a map keeps the room that it once took
 		c.dirtyAddrs, c.movedAddrs = map[*address]struct{}{}, map[*address]struct{}{}

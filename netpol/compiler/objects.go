@@ -105,6 +105,7 @@ type address struct {
 	identity *identity
 	kind     *kind       // of its pod, when it got its identity
 	subject  *subjectRow // in the tables
+	of       types.UID   // whose row that is
 }
 
 // owner is the pod that has the address; nil: none. What an API object of another node's pod claims takes nothing from a pod of this node: it got the address

@@ -11,8 +11,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-
-	"github.com/strake-io/strake/bpf"
 )
 
 // Endpoint is what a pod of this node got from the CNI server. Its addresses count for the node's own pods, not those that the API has: the API
@@ -60,24 +58,12 @@ func (a *attached) is(p *corev1.Pod) bool {
 	return a.UID == "" || a.UID == string(p.UID) || a.UID == p.Annotations[staticPodUID]
 }
 
-// Known tells of the Endpoints of former runs. It is to be called once, before Run. Where nothing has ever been judged they are from
-// before there were policies on this node: they go on as they did until the API is known.
-func (e *Enforcer) Known(all ...Endpoint) error {
-	rows, err := e.cfg.Tables.Dump()
-	if err != nil {
-		return err
-	}
-	var c bpf.PolicyChange
+// Known tells of the Endpoints of former runs. It is to be called once, before Run. Those that have no rows go on without: bpf.Open has given some to pods from
+// before anything was judged on this node.
+func (e *Enforcer) Known(all ...Endpoint) {
 	for _, ep := range all {
 		e.attach(ep)
-		for _, a := range ep.Addrs {
-			c.Subjects = append(c.Subjects, bpf.PolicySubject{Addr: a})
-		}
 	}
-	if len(rows.Subjects) > 0 || len(c.Subjects) == 0 {
-		return nil
-	}
-	return e.cfg.Tables.Apply(c)
 }
 
 func (e *Enforcer) attach(ep Endpoint) *attached {

@@ -84,6 +84,7 @@ type Enforcer struct {
 	compiler *compiler.Compiler
 	local    map[types.UID]*localPod
 	torn     bool             // the last write did not succeed
+	reborn   []netip.Addr     // of writes that did not succeed
 	learned  []history.Change // of policies, and not enforced yet
 	told     bool             // History knows all policies that were there at the start
 }
@@ -312,17 +313,21 @@ func (e *Enforcer) write() error {
 		if err != nil {
 			return err
 		}
-		changes = repair(have, e.compiler.Rows())
+		for _, c := range changes {
+			e.reborn = append(e.reborn, c.Reborn...)
+		}
+		changes = repair(have, e.compiler.Rows(), e.reborn)
 	}
 	for _, c := range changes {
 		e.torn = true
 		if err := e.cfg.Tables.Apply(c); err != nil {
+			e.reborn = append(e.reborn, c.Reborn...)
 			return fmt.Errorf("write the rows of policies: %w", err)
 		}
 		e.name(c)
 		e.usage.stale()
 	}
-	e.torn = false
+	e.torn, e.reborn = false, nil
 	return nil
 }
 

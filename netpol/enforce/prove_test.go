@@ -131,7 +131,7 @@ func TestRepair(t *testing.T) {
 	for range 500 {
 		have, want := rows(), rows()
 		tables := load(have)
-		for i, c := range repair(have, want) {
+		for i, c := range repair(have, want, nil) {
 			if i == 0 && len(c.Subjects)+len(c.Answers) == 0 { // what frees room
 				for _, a := range c.GoneAnswers {
 					if slices.ContainsFunc(have.Subjects, func(s bpf.PolicySubject) bool { return s.Ingress == a.RuleSet }) {
@@ -147,7 +147,7 @@ func TestRepair(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if left := repair(now, want); len(left) != 0 {
+		if left := repair(now, want, nil); len(left) != 0 {
 			t.Fatalf("left %+v\nof %+v\nto %+v", left, have, want)
 		}
 		got, meant := compiler.Interpret(now), compiler.Interpret(want)

@@ -2,6 +2,7 @@ package enforce
 
 import (
 	"net/netip"
+	"slices"
 
 	"github.com/strake-io/strake/bpf"
 )
@@ -57,14 +58,19 @@ func lists(rows []bpf.PolicyPort) map[uint32]map[bpf.PolicyPort]bool {
 }
 
 // repair gives the writes that make tables what they should be, whatever they hold. The first frees what no row in force leads to, as the
-// second may want the room.
-func repair(have, want bpf.PolicyRows) []bpf.PolicyChange {
+// second may want the room. The rows of reborn addresses, which are another pod's now, are written whatever they hold.
+func repair(have, want bpf.PolicyRows, reborn []netip.Addr) []bpf.PolicyChange {
 	havePorts, wantPorts := lists(have.Ports), lists(want.Ports)
 	c := bpf.PolicyChange{
 		Names:    different(want.Names, keyed(have.Names, nameOf), nameOf),
 		Answers:  different(want.Answers, keyed(have.Answers, answerOf), answerOf),
 		Peers:    different(want.Peers, keyed(have.Peers, peerOf), peerOf),
 		Subjects: different(want.Subjects, keyed(have.Subjects, subjectOf), subjectOf),
+	}
+	for _, s := range want.Subjects {
+		if slices.Contains(reborn, s.Addr) {
+			c.Subjects, c.Reborn = append(c.Subjects, s), append(c.Reborn, s.Addr)
+		}
 	}
 	for _, p := range want.Ports {
 		if !havePorts[p.Ports][p] {

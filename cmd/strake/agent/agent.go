@@ -138,9 +138,7 @@ func Run(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return err
 	}
-	if err := policies.known(server.Attachments()); err != nil {
-		return err
-	}
+	policies.known(server.Attachments())
 	f := informers.NewSharedInformerFactoryWithOptions(netClient, 0, informers.WithTransform(dropManagedFields))
 	nodes, err := links.nodes(cfg, d, server)
 	if err != nil {

@@ -68,12 +68,12 @@ func (p *policies) Admit(ctx context.Context, a cni.Allocation) error {
 func (p *policies) Release(a cni.Allocation) { p.Enforcer.Release(endpoint(a).Owner) }
 
 // known tells of the pods that there are.
-func (p *policies) known(attachments []cni.Allocation) error {
+func (p *policies) known(attachments []cni.Allocation) {
 	all := make([]enforce.Endpoint, 0, len(attachments))
 	for _, a := range attachments {
 		all = append(all, endpoint(a))
 	}
-	return p.Enforcer.Known(all...)
+	p.Enforcer.Known(all...)
 }
 
 // run enforces until ctx ends.
