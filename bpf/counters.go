@@ -25,6 +25,7 @@ var reasons = []string{
 	"drop_policy_egress", "drop_policy_ingress", "drop_no_verdict", "drop_policy_fragment", "policy_hits_full", "policy_flows_full",
 	"tunnel_to_remote",
 	"policy_records_lost", "policy_records_skipped", "policy_classes_full",
+	"dsr_to_remote", "dsr_to_client", "drop_dsr",
 }
 
 // Reasons are the names of all counters.

@@ -49,6 +49,10 @@ type Config struct {
 	// this node's set and of all counts twice). 0: DefaultMaxFrontends, DefaultMaxBackends. Tables that are there get another size with their rows.
 	MaxFrontends, MaxBackends int
 
+	// DSR: what clients outside ask of Services, and pods of other nodes are to answer, goes there as it came, and their nodes answer by themselves
+	// (direct server return); without it, this node asks in its own name and passes the answers back. All nodes take what others send so.
+	DSR bool
+
 	// Policy: packets of pods are judged by the rows of Policies, and a pod without a row there sends and gets nothing. Without it no program looks at
 	// them.
 	Policy bool
@@ -277,7 +281,7 @@ func (d *Datapath) load(c Config, before map[string]*ebpf.Map) error {
 	dns4, dns6 := constantsOf(c.DNSAddrs)
 	constants := map[string]any{
 		"dns_addr4": dns4, "dns_addr6": dns6, "dns_ttl": c.DNSTTL, "dns_zone": wire, "dns_zone_len": uint32(len(zone)), "dns_zone_labels": uint32(labels),
-		"flows_have_before": before != nil, "policy_on": c.Policy, "policy_records": uint32(c.RecordFlows),
+		"flows_have_before": before != nil, "policy_on": c.Policy, "policy_records": uint32(c.RecordFlows), "dsr_on": c.DSR,
 	}
 	if err := c.masquerade(constants); err != nil {
 		return err

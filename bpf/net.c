@@ -10,6 +10,7 @@
 #include "lib/bandwidth.h"
 #include "lib/conntrack.h"
 #include "lib/dns.h"
+#include "lib/dsr.h"
 #include "lib/endpoint.h"
 #include "lib/lb.h"
 #include "lib/linklocal.h"
@@ -175,6 +176,11 @@ int strake_uplink(struct __sk_buff *skb)
 	/* What another machine is to get may be seen here, too; it has the same Services. */
 	if (!s || skb->pkt_type != PACKET_HOST || parse_fresh(skb, &s->p) != PARSED)
 		return TC_ACT_OK;
+	if (dsr_proto(&s->p)) {
+		verdict = dsr_open(skb, 1);
+		if (verdict != DSR_NONE)
+			return verdict == DSR_OPENED ? service_within(skb) : verdict;
+	}
 	verdict = service_in(skb);
 	return verdict < 0 ? direct(skb, &s->p) : verdict;
 }
@@ -289,6 +295,11 @@ int strake_tunnel_in(struct __sk_buff *skb)
 	/* The sender of a tunnel's packet does not know our device's MAC address: to the kernel it is for somebody else, and before Linux 6.15
 	 * a redirect leaves it at that. */
 	bpf_skb_change_type(skb, PACKET_HOST);
+	if (dsr_proto(&s->p)) {
+		verdict = dsr_open(skb, 0);
+		if (verdict != DSR_NONE)
+			return verdict == DSR_OPENED ? service_within(skb) : verdict;
+	}
 	ep = bpf_map_lookup_elem(&endpoints, &s->p.daddr);
 	if (ep) {
 		if (policy_on && policy_check(skb, s->p.v6, 0, ep->ifindex))

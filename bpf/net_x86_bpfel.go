@@ -414,9 +414,16 @@ type netScratch struct {
 		Smac   [6]uint8
 		_      [2]byte
 	}
-	Key   netFlowKey
-	Back  netFlowKey
-	Flow  netFlow
+	Key  netFlowKey
+	Back netFlowKey
+	Flow netFlow
+	Dsr  struct {
+		_       structs.HostLayout
+		Node    netAddr
+		Backend netAddr
+		Port    uint16
+		_       [6]byte
+	}
 	Other netFlow
 }
 
@@ -527,6 +534,7 @@ const (
 	netVarDnsZone            = "dns_zone"
 	netVarDnsZoneLabels      = "dns_zone_labels"
 	netVarDnsZoneLen         = "dns_zone_len"
+	netVarDsrOn              = "dsr_on"
 	netVarFlowsHaveBefore    = "flows_have_before"
 	netVarLocalFirst         = "local_first"
 	netVarLocalLast          = "local_last"
@@ -661,6 +669,7 @@ type netVariableSpecs struct {
 	DnsZone         *ebpf.VariableSpec `ebpf:"dns_zone"`
 	DnsZoneLabels   *ebpf.VariableSpec `ebpf:"dns_zone_labels"`
 	DnsZoneLen      *ebpf.VariableSpec `ebpf:"dns_zone_len"`
+	DsrOn           *ebpf.VariableSpec `ebpf:"dsr_on"`
 	FlowsHaveBefore *ebpf.VariableSpec `ebpf:"flows_have_before"`
 	LocalFirst      *ebpf.VariableSpec `ebpf:"local_first"`
 	LocalLast       *ebpf.VariableSpec `ebpf:"local_last"`
@@ -820,6 +829,7 @@ type netVariables struct {
 	DnsZone         *ebpf.Variable `ebpf:"dns_zone"`
 	DnsZoneLabels   *ebpf.Variable `ebpf:"dns_zone_labels"`
 	DnsZoneLen      *ebpf.Variable `ebpf:"dns_zone_len"`
+	DsrOn           *ebpf.Variable `ebpf:"dsr_on"`
 	FlowsHaveBefore *ebpf.Variable `ebpf:"flows_have_before"`
 	LocalFirst      *ebpf.Variable `ebpf:"local_first"`
 	LocalLast       *ebpf.Variable `ebpf:"local_last"`

@@ -40,6 +40,8 @@ enum {
 	FLOW_MASQUERADED = 1, /* the source became the node's */
 	FLOW_HERE = 2,        /* the backend is a pod of this node */
 	FLOW_OWN = 4,         /* who asks is behind the host's stack */
+	FLOW_AWAY = 8,        /* the backend's node translates it, and answers by itself (dsr.h): of the flow there is this row alone */
+	FLOW_DIRECT = 16,     /* another node sent the question so: the answer goes where the routes lead */
 };
 
 struct flow {
@@ -122,6 +124,10 @@ struct scratch {
 	struct packet p;
 	struct flow_key key, back; /* of the packet's row; of the other one, room for the functions below */
 	struct flow flow;          /* what they say */
+	struct {                   /* what the packet around the one at hand said (dsr.h) */
+		struct addr node, backend;
+		__be16 port;
+	} dsr;
 	union {                    /* room for the functions below */
 		struct flow other;
 		struct quoted quoted;
@@ -463,6 +469,24 @@ static __always_inline int flow_open(struct scratch *s)
 	return -1;
 }
 
+/* flow_step with FLOW_AWAY: only one side is seen, and whoever sends two packets could make it a connection. So its row is never in flows_open;
+ * where it is pushed out, the client's next packet finds the same backend by its hash. */
+static __always_inline int flow_step_away(struct scratch *s, __u32 now)
+{
+	int begins = !flow_has_connection(s->key.proto) || tcp_opens(s->p.tcp);
+	__u8 state = flow_next(begins ? 0 : s->flow.state | FLOW_REPLIED, s->p.tcp, 0);
+	struct flow *f;
+
+	if (state == s->flow.state && s->flow.seen == now)
+		return 0;
+	s->flow.state = state;
+	s->flow.seen = now;
+	f = flow_row(&s->key);
+	if (f)
+		flow_mark(f, &s->flow);
+	return 0;
+}
+
 /* Follows the flow of s->key, s->flow (as flow_get left them, but for another generation) by the packet at hand. Most packets change nothing,
  * and once a second one writes the time, and a row that was pushed out. Returns -1 if it became a connection and there is no room for it. */
 int __attribute__((noinline)) flow_step(struct __sk_buff *skb)
@@ -474,6 +498,8 @@ int __attribute__((noinline)) flow_step(struct __sk_buff *skb)
 
 	if (!skb || !s)
 		return -1;
+	if (s->flow.flags & FLOW_AWAY)
+		return flow_step_away(s, now);
 	was = s->flow.state & FLOW_OPEN;
 	state = flow_next(s->flow.state, s->p.tcp, s->key.reply);
 	if (state == s->flow.state && s->flow.seen == now)

@@ -288,7 +288,8 @@ static __always_inline int quoted_at(struct __sk_buff *skb, __u32 at, int v6, st
 /* An ICMP error about a packet that a flow made: it becomes one about the packet that there was before, for who sent that. s->flow is then the
  * row of what answers it. The quoted transport checksum stays: as often as not it is cut off, and nobody checks it. Returns -1 if the error is
  * about no flow (with ERROR_OF_SERVICE: none to a frontend), or not from its other end (ERROR_OURS) or for the end that sent (without); -2 if it
- * can't be rewritten. */
+ * can't be rewritten; ERROR_AWAY, and the error as it was, if another node translates the flow. */
+#define ERROR_AWAY -3
 #define ERROR_OURS 1
 #define ERROR_OF_SERVICE 2
 
@@ -324,6 +325,8 @@ int __attribute__((noinline)) flow_error(struct __sk_buff *skb, __u32 which)
 		if (!flow_get(skb) || (of_service && !s->flow.service))
 			return -1;
 	}
+	if (s->flow.flags & FLOW_AWAY)
+		return ERROR_AWAY;
 	is[0] = s->flow.dport;
 	is[1] = s->flow.sport;
 	icmp = is_icmp(q.proto, p->v6);

@@ -206,4 +206,46 @@ int __attribute__((noinline)) refuse(struct __sk_buff *skb, __u32 reason)
 	return r && !remote_is_native(r) ? tunnel_send(skb, r, way) : dropped;
 }
 
+/* Whether the sender of the datagram at hand left its checksum to the network card: then the kernel lets nobody cut it off. */
+static __always_inline int unsummed(struct __sk_buff *skb, const struct packet *p)
+{
+	return bpf_skb_change_tail(skb, p->l4 + QUOTE - 1, 0) != 0;
+}
+
+/* Makes the packet at hand the answer that it does not fit an MTU (RFC 1191 4, RFC 4443 3.2), whether or not it might be cut: its sender is to
+ * send less. There is no field to spare for a checksum that is still to come (see above), and such a sender, on this machine, gets no answer. */
+int __attribute__((noinline)) too_big(struct __sk_buff *skb, __u32 mtu)
+{
+	struct scratch *s = scratch();
+	struct packet *p;
+
+	if (!skb)
+		return 2; /* TC_ACT_SHOT */
+	note(skb, PATH_TOO_BIG);
+	if (!s)
+		return 2;
+	p = &s->p;
+	if (!is_plain(p) || p->later || is_icmp(p->proto, p->v6) || p->l4 + QUOTE > p->end || !refusal_is_due())
+		return 2;
+	if (p->v6) {
+		struct error6 e = { .icmp = { .type = 2, .zero = bpf_htons(mtu >> 16), .unused = bpf_htons(mtu) } };
+		__u16 pseudo = pseudo_back(p, IPPROTO_ICMP6, sizeof(e));
+
+		if (bpf_skb_load_bytes(skb, ETH_HLEN, &e.ip, sizeof(e.ip) + sizeof(e.l4)) || unsummed(skb, p))
+			return 2;
+		e.icmp.check = folded(bpf_csum_diff(0, 0, (__be32 *)&e, sizeof(e), pseudo));
+		if (bpf_skb_change_tail(skb, p->l4 + sizeof(e), 0) || bpf_skb_store_bytes(skb, p->l4, &e, sizeof(e), 0) || refusal_head(skb, p, IPPROTO_ICMP6, sizeof(e)))
+			return 2;
+	} else {
+		struct error4 e = { .icmp = { .type = 3, .code = 4, .unused = bpf_htons(mtu) } };
+
+		if (bpf_skb_load_bytes(skb, ETH_HLEN, &e.ip, sizeof(e.ip) + sizeof(e.l4)) || unsummed(skb, p))
+			return 2;
+		e.icmp.check = folded(bpf_csum_diff(0, 0, (__be32 *)&e, sizeof(e), 0));
+		if (bpf_skb_change_tail(skb, p->l4 + sizeof(e), 0) || bpf_skb_store_bytes(skb, p->l4, &e, sizeof(e), 0) || refusal_head(skb, p, IPPROTO_ICMP, sizeof(e)))
+			return 2;
+	}
+	return bpf_redirect(skb->ifindex, 0);
+}
+
 #endif

@@ -25,6 +25,7 @@
 #include <bpf/bpf_helpers.h>
 #include "addr.h"
 #include "conntrack.h"
+#include "dsr.h"
 #include "endpoint.h"
 #include "fragment.h"
 #include "lb.h"
@@ -38,14 +39,6 @@
 
 /* Who asks. */
 enum asker { ASKER_POD, ASKER_OUTSIDE, ASKER_NODE };
-
-/* Verdicts that are none yet. */
-#define SERVICE_NONE -1 /* no frontend, no flow */
-#define SERVICE_NEW -2
-#define SERVICE_SEND -3   /* s->flow says to where, in the question's direction */
-#define SERVICE_ANSWER -4 /* the same in the other one */
-#define SERVICE_REFUSED -5
-#define SERVICE_GONE -6
 
 /* Whether what this node sends has answers of backends in it. It is set with the first flow of which the answers leave so. */
 struct {
@@ -208,26 +201,17 @@ int __attribute__((noinline)) service_begin(struct __sk_buff *skb, __u32 asker)
 		m = lb_member(s->flow.service, &s->flow.daddr, s->flow.dport);
 		masquerade = !m || !(m->flags & M_LOCAL) || remote_of(&s->flow.daddr);
 	}
+	if (masquerade && dsr_on && asker == ASKER_OUTSIDE) {
+		begun = dsr_begin(skb);
+		if (begun != DSR_NONE)
+			return begun;
+	}
 	if (masquerade && !masq_is_on(s->p.v6))
 		return drop(skb, DROP_NOT_MASQUERADED);
 	begun = masquerade ? masq_begin(skb) : flow_begin(skb);
 	if (begun)
 		return drop(skb, begun == FLOW_NO_PORT ? DROP_NO_PORT : DROP_CONNTRACK_FULL);
 	return SERVICE_SEND;
-}
-
-/* One hop less for what goes on to another machine, so that frontends that are each other's backends end somewhere. -1: there is none left. */
-static __always_inline int service_hop(struct __sk_buff *skb, int v6)
-{
-	__u32 off = ETH_HLEN + (v6 ? offsetof(struct ipv6hdr, hop_limit) : offsetof(struct iphdr, ttl));
-	__u8 hops;
-
-	if (bpf_skb_load_bytes(skb, off, &hops, 1) || hops <= 1)
-		return -1;
-	if (!v6 && bpf_l3_csum_replace(skb, ETH_HLEN + offsetof(struct iphdr, check), bpf_htons(hops << 8), bpf_htons((hops - 1) << 8), 2))
-		return -1;
-	hops--;
-	return bpf_skb_store_bytes(skb, off, &hops, 1, v6 ? BPF_F_RECOMPUTE_CSUM : 0);
 }
 
 /* The packet at hand, which is what s->flow says, to its backend. */
@@ -329,7 +313,7 @@ static __always_inline int service_up(struct __sk_buff *skb, __u32 ifindex)
 }
 
 /* To where the question came from, past the host's stack: its own address as a source would be a martian there. */
-static __always_inline int service_back(struct __sk_buff *skb, const struct scratch *s)
+static __always_inline int service_back(struct __sk_buff *skb, struct scratch *s)
 {
 	const struct addr *client = &s->flow.daddr;
 	struct endpoint *ep = bpf_map_lookup_elem(&endpoints, client);
@@ -339,6 +323,8 @@ static __always_inline int service_back(struct __sk_buff *skb, const struct scra
 
 	if (s->flow.flags & FLOW_OWN)
 		return service_up(skb, ifindex);
+	if (s->flow.flags & FLOW_DIRECT)
+		return dsr_back(skb, s, to);
 	if (ep)
 		return endpoint_redirect(skb, ep);
 	if (!to || to->tunnel != ifindex)
@@ -362,7 +348,9 @@ int __attribute__((noinline)) service_answer(struct __sk_buff *skb)
 		return drop(skb, DROP_CONNTRACK_FULL);
 	if (flow_rewrite(skb))
 		return drop(skb, DROP_REWRITE);
-	note(skb, s->flow.flags & FLOW_HERE ? POD_TO_UPLINK : REMOTE_TO_UPLINK);
+	if (s->flow.flags & FLOW_DIRECT && s->p.proto == IPPROTO_TCP && s->p.tcp & TCP_SYN && dsr_clamp(skb))
+		return drop(skb, DROP_REWRITE);
+	note(skb, s->flow.flags & FLOW_DIRECT ? DSR_TO_CLIENT : s->flow.flags & FLOW_HERE ? POD_TO_UPLINK : REMOTE_TO_UPLINK);
 	return service_back(skb, s);
 }
 
@@ -385,7 +373,7 @@ static __always_inline int error_source(struct __sk_buff *skb, const struct pack
 }
 
 /* An ICMP error about a packet of a flow to a frontend, from this side of the translation or the other (ours): it goes where that packet came
- * from. SERVICE_NONE: it is none. */
+ * from. SERVICE_NONE: it is none; SERVICE_AWAY. */
 int __attribute__((noinline)) service_error(struct __sk_buff *skb, __u32 ours, __u32 asker)
 {
 	struct scratch *s = scratch();
@@ -394,6 +382,8 @@ int __attribute__((noinline)) service_error(struct __sk_buff *skb, __u32 ours, _
 	if (!skb || !s || s->p.later || l4_of(skb, &s->p) != L4_ERROR)
 		return SERVICE_NONE;
 	failed = flow_error(skb, ERROR_OF_SERVICE | (ours ? ERROR_OURS : 0));
+	if (failed == ERROR_AWAY && asker == ASKER_OUTSIDE)
+		return SERVICE_AWAY;
 	if (failed)
 		return failed == -1 ? SERVICE_NONE : drop(skb, DROP_REWRITE);
 	if (policy_on && service_answer_denied(skb, s, 1))
@@ -480,6 +470,8 @@ static __always_inline int service_in(struct __sk_buff *skb)
 		return SERVICE_NONE;
 	if (is_icmp(s->p.proto, s->p.v6)) {
 		verdict = service_error(skb, 0, ASKER_OUTSIDE);
+		if (verdict == SERVICE_AWAY)
+			return dsr_send(skb);
 		return verdict == SERVICE_NONE ? masq_in(skb) : verdict;
 	}
 	/* It may have been a frontend's. To the node's own address that is asked for connections alone: what else comes there is the node's. */
@@ -497,7 +489,33 @@ static __always_inline int service_in(struct __sk_buff *skb)
 	}
 	if (found == SERVICE_NEW)
 		found = service_begin(skb, ASKER_OUTSIDE);
+	if (found == SERVICE_SEND && s->flow.flags & FLOW_AWAY)
+		return dsr_send(skb);
 	return service_verdict(skb, found, ASKER_OUTSIDE);
+}
+
+/* What dsr_open found within another node's packet. */
+static __always_inline int service_within(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch();
+	int found, verdict;
+	struct packet *p;
+
+	if (!s)
+		return drop(skb, DROP_DSR);
+	p = &s->p;
+	if (is_icmp(p->proto, p->v6)) { /* it may come from anywhere, and is as good as the flow that it is about */
+		verdict = service_error(skb, 0, ASKER_OUTSIDE);
+		return verdict < 0 ? drop(skb, DROP_DSR) : verdict;
+	}
+	found = service_known(skb, 1);
+	if (found == SERVICE_NEW || (found == SERVICE_NONE && has_ports(skb, p)))
+		found = dsr_accept(skb);
+	if (found == SERVICE_SEND && s->flow.flags & FLOW_HERE)
+		return service_send(skb, ASKER_OUTSIDE);
+	if (found >= 0)
+		return found;
+	return drop(skb, found == SERVICE_GONE ? DROP_BACKEND_GONE : DROP_DSR);
 }
 
 #endif

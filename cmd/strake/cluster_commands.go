@@ -82,6 +82,8 @@ The cluster is up. Try:
 	})
 	f.Func(cluster.FlagNodePorts, "ranges of the nodes' addresses where NodePorts answer, with commas between, such as 0.0.0.0/0 for all but loopback, which 127.0.0.0/8 adds (the nodes' InternalIPs); may change at every start", ranges(&flags.NodePortAddrs))
 	f.StringVar(&flags.PolicyEstablished, cluster.FlagPolicyEstablished, "", "what becomes of established flows when network policies change: judge (they are judged anew; the default) or keep (they go on); annotations of namespaces and pods go before it; may change at every start")
+	f.StringVar(&flags.LBMode, cluster.FlagLBMode, "", "how clients outside, who ask a Service at one node, reach a pod of another: snat (in the node's name, answers come back by it; the default) or dsr (as themselves, and the pod's node answers them directly); all nodes must be of a release that has this flag; may change at every start")
+	_ = cmd.RegisterFlagCompletionFunc(cluster.FlagLBMode, cobra.FixedCompletions([]string{cluster.LBModeSNAT, cluster.LBModeDSR}, cobra.ShellCompDirectiveNoFileComp)) // fails for unknown flags only
 	f.IntVar(&flags.Port, cluster.FlagPort, flags.Port, "port of the API server")
 	f.IntVar(&flags.EtcdPort, cluster.FlagEtcdPort, flags.EtcdPort, "port of etcd on loopback; the next one is its peers'")
 	return cmd

@@ -187,6 +187,7 @@ func lookAtServices(ctx context.Context, node doctor.Node) ([]serviceview.Servic
 	found := serviceview.Collect(rows, api.Services, api.Slices, api.Want(have))
 	held, err := bpf.HeldPorts(have)
 	serviceview.AddHeld(found, held)
+	serviceview.AddDSR(found, node.DSR)
 	return found, err
 }
 

@@ -137,7 +137,7 @@ func traceAll(ctx context.Context, notes io.Writer, node doctor.Node, from, name
 }
 
 func traceState(node doctor.Node, api doctor.Services) (trace.State, []bpf.Name, error) {
-	s := trace.State{NodeAddrs: node.Addrs, OtherPods: node.ProxyOnly, Exempt: node.NoMasquerade}
+	s := trace.State{NodeAddrs: node.Addrs, OtherPods: node.ProxyOnly, Exempt: node.NoMasquerade, DSR: node.DSR}
 	pins := node.Layout.BPF()
 	var err error
 	if s.Services, err = bpf.ReadServices(pins); err != nil {

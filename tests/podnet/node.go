@@ -32,6 +32,7 @@ type Spec struct {
 	Relay         cni.Relay
 	Nodes         []cni.NodeInfo // all of the cluster, this one too
 	LoadBalancers []bpf.LoadBalancer
+	DSR           bool // what clients outside ask goes to other nodes' pods so
 	Names         []bpf.Name
 	Policies      *bpf.PolicyChange // written at each start; nil: nobody is judged
 }
@@ -86,7 +87,7 @@ func serve(file string) error {
 	}
 	d, err := bpf.Open(bpf.Config{
 		PinDir: s.pins(), CgroupRoot: s.CgroupRoot, NodeCgroup: s.Cgroup, DNSAddrs: s.DNSAddrs, Zone: zone, DNSTTL: 30,
-		NodeAddrs: s.Addrs, NoMasquerade: s.NoMasquerade, Policy: s.Policies != nil,
+		NodeAddrs: s.Addrs, NoMasquerade: s.NoMasquerade, Policy: s.Policies != nil, DSR: s.DSR,
 	})
 	if err != nil {
 		return err

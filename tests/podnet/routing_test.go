@@ -251,52 +251,62 @@ func TestLargeTransfers(t *testing.T) {
 		t.Run(string(routing), func(t *testing.T) {
 			c := start(t, 2, routing)
 			const size = 32 << 20
-			for family, network := range []string{"tcp4", "tcp6"} {
-				var l net.Listener
-				must(t, c.pods[2].In(func() (err error) { l, err = net.Listen(network, ":9000"); return err }))
-				defer l.Close()
-				go func() {
-					conn, err := l.Accept()
-					if err != nil {
-						return
-					}
-					defer conn.Close()
-					io.Copy(conn, conn)
-				}()
+			for family := range 2 {
 				before := c.Nodes[0].counter(t, "pod_to_remote")
-				conn, err := c.pods[0].Dial(t.Context(), network, netip.AddrPortFrom(c.pods[2].Addrs[family], 9000).String())
-				must(t, err)
-				defer conn.Close()
-				must(t, conn.SetDeadline(time.Now().Add(100*time.Second)))
-				sent := make(chan error, 1)
-				go func() {
-					b := make([]byte, 1<<16)
-					for at := 0; at < size; at += len(b) {
-						for i := 0; i < len(b); i += 8 {
-							binary.BigEndian.PutUint64(b[i:], uint64(at+i))
-						}
-						if _, err := conn.Write(b); err != nil {
-							sent <- err
-							return
-						}
-					}
-					sent <- conn.(*net.TCPConn).CloseWrite()
-				}()
-				got, err := io.ReadAll(conn)
-				must(t, errors.Join(err, <-sent))
-				if len(got) != size {
-					t.Fatalf("%s: %d of %d bytes came back", network, len(got), size)
-				}
-				for i := 0; i < size; i += 8 {
-					if binary.BigEndian.Uint64(got[i:]) != uint64(i) {
-						t.Fatalf("%s: other bytes at %d", network, i)
-					}
-				}
+				transfer(t, family, c.pods[0].Space, c.pods[2].Space, netip.AddrPortFrom(c.pods[2].Addrs[family], echoPort), size)
 				if packets := c.Nodes[0].counter(t, "pod_to_remote") - before; packets > size/1400 {
-					t.Errorf("%s: %d packets for %d bytes: they are not sent in large segments", network, packets, size)
+					t.Errorf("%s: %d packets for %d bytes: they are not sent in large segments", networks[family][0], packets, size)
 				}
 			}
 		})
+	}
+}
+
+// echoPort is where transfer listens.
+const echoPort = 9000
+
+// transfer sends bytes to an address, by which to answers with the same, and wants them all back.
+func transfer(t *testing.T, family int, from, to Space, addr netip.AddrPort, size int) {
+	t.Helper()
+	network := networks[family][0]
+	var l net.Listener
+	must(t, to.In(func() (err error) { l, err = net.Listen(network, fmt.Sprint(":", echoPort)); return err }))
+	defer l.Close()
+	go func() {
+		conn, err := l.Accept()
+		if err != nil {
+			return
+		}
+		defer conn.Close()
+		io.Copy(conn, conn)
+	}()
+	conn, err := from.Dial(t.Context(), network, addr.String())
+	must(t, err)
+	defer conn.Close()
+	must(t, conn.SetDeadline(time.Now().Add(100*time.Second)))
+	sent := make(chan error, 1)
+	go func() {
+		b := make([]byte, 1<<16)
+		for at := 0; at < size; at += len(b) {
+			for i := 0; i < len(b); i += 8 {
+				binary.BigEndian.PutUint64(b[i:], uint64(at+i))
+			}
+			if _, err := conn.Write(b); err != nil {
+				sent <- err
+				return
+			}
+		}
+		sent <- conn.(*net.TCPConn).CloseWrite()
+	}()
+	got, err := io.ReadAll(conn)
+	must(t, errors.Join(err, <-sent))
+	if len(got) != size {
+		t.Fatalf("%s: %d of %d bytes came back", network, len(got), size)
+	}
+	for i := 0; i < size; i += 8 {
+		if binary.BigEndian.Uint64(got[i:]) != uint64(i) {
+			t.Fatalf("%s: other bytes at %d", network, i)
+		}
 	}
 }
 

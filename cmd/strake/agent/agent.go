@@ -49,6 +49,7 @@ type Config struct {
 	MaxBackends       int
 	MaxPolicyPeers    int // and of those of policies
 	MaxPolicyRules    int
+	DSR               bool                // other nodes' pods answer clients outside by themselves, as bpf.Config has it
 	KeepFlows         bool                // established flows go on when policies change
 	NodePortAddrs     []netip.Prefix      // where NodePorts answer; none: NodeAddrs
 	Flows             int                 // how many connections the node follows at a time, as bpf.Config has it
@@ -78,7 +79,7 @@ func OpenDatapath(cfg Config) (*bpf.Datapath, error) {
 	return bpf.Open(bpf.Config{
 		PinDir: l.BPF(), CgroupRoot: root, NodeCgroup: dir, DNSAddrs: cfg.DNSAddrs, Zone: cfg.Zone, DNSTTL: dnsTTL,
 		NodeAddrs: cfg.NodeAddrs, NoMasquerade: cfg.NoMasquerade, MasqueradeSources: cfg.MasqueradeSources, AllowLinkLocal: cfg.AllowLinkLocal,
-		Flows:        cfg.Flows,
+		Flows: cfg.Flows, DSR: cfg.DSR,
 		MaxFrontends: cfg.MaxFrontends, MaxBackends: cfg.MaxBackends,
 		Policy: true, MaxPolicyPeers: cfg.MaxPolicyPeers, MaxPolicyRules: cfg.MaxPolicyRules,
 	})

@@ -68,7 +68,15 @@ type Shared struct {
 	NodePortAddrs []netip.Prefix `json:"nodePortAddresses,omitempty"`
 	// PolicyEstablished tells what becomes of established flows when policies change; empty: PolicyJudge.
 	PolicyEstablished string `json:"policyEstablished,omitempty"`
+	// LBMode tells how clients outside reach pods of other nodes than the one that they ask; empty: LBModeSNAT.
+	LBMode string `json:"lbMode,omitempty"`
 }
+
+// How clients outside, who ask a Service at one node, reach a pod of another.
+const (
+	LBModeSNAT = "snat" // the node asks in its own name, and passes the answers back
+	LBModeDSR  = "dsr"  // the pod's node answers by itself: direct server return
+)
 
 // What becomes of established flows when policies change.
 const (
@@ -111,6 +119,7 @@ const (
 	FlagFlows        = "flows"
 
 	FlagPolicyEstablished = "policy-established"
+	FlagLBMode            = "lb-mode"
 )
 
 // UnmarshalJSON reads the form of before there were two families as well.
@@ -222,6 +231,9 @@ func settle(l layout.Layout, flags Settings, given func(flag string) bool) (Sett
 	if given(FlagPolicyEstablished) {
 		s.PolicyEstablished = flags.PolicyEstablished
 	}
+	if given(FlagLBMode) {
+		s.LBMode = flags.LBMode
+	}
 	if given(bpf.FlagMaxPolicyPeers) {
 		s.MaxPolicyPeers = flags.MaxPolicyPeers
 	}
@@ -286,6 +298,9 @@ func (s Settings) check() error {
 	}
 	if e := s.PolicyEstablished; e != "" && e != PolicyJudge && e != PolicyKeep {
 		return fmt.Errorf("--%s %q is neither %s nor %s", FlagPolicyEstablished, e, PolicyJudge, PolicyKeep)
+	}
+	if m := s.LBMode; m != "" && m != LBModeSNAT && m != LBModeDSR {
+		return fmt.Errorf("--%s %q is neither %s nor %s", FlagLBMode, m, LBModeSNAT, LBModeDSR)
 	}
 	if err := bpf.CheckFlows(s.Flows); err != nil {
 		return fmt.Errorf("--%s: %w", FlagFlows, err)

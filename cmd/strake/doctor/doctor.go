@@ -40,6 +40,7 @@ type Node struct {
 	ProxyOnly    bool     // Services are all that Strake serves here: pods, names and ways to other nodes are somebody else's
 	// NoMasquerade are destinations that get pods' packets with the pods' own addresses.
 	NoMasquerade []netip.Prefix
+	DSR          bool   // pods of other nodes answer clients outside by themselves
 	Cgroup       string // folder of the cgroup2 tree whose processes are the node's, if it isn't the Layout's
 }
 

@@ -26,6 +26,7 @@ type Service struct {
 	Note       string   `json:"note,omitempty"` // why there is nothing to be served
 	Ports      []Port   `json:"ports"`
 	Hits       uint64   `json:"hits"`            // choices of a backend
+	DSR        bool     `json:"dsr,omitempty"`   // clients outside are answered by other nodes' pods directly
 	Held       []string `json:"held,omitempty"`  // its node ports that processes have as well
 	Drift      []string `json:"drift,omitempty"` // where the kernel is not as the API says
 }

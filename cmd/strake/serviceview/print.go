@@ -90,6 +90,13 @@ func (s Service) others() []string {
 	return out
 }
 
+// AddDSR notes the node's way to pods of other nodes at Services that clients outside can ask.
+func AddDSR(found []Service, on bool) {
+	for i := range found {
+		found[i].DSR = on && len(found[i].others()) > 0
+	}
+}
+
 func (s Service) state() string {
 	switch {
 	case len(s.Drift) > 0:
@@ -105,6 +112,9 @@ func PrintOne(w io.Writer, s Service) {
 	fmt.Fprintf(w, "%s/%s  %s  uid %s\n", s.Namespace, s.Name, or(s.Type), s.UID)
 	if s.Note != "" {
 		fmt.Fprintf(w, "  %s\n", s.Note)
+	}
+	if s.DSR {
+		fmt.Fprintln(w, "  clients outside are answered by pods of other nodes directly (--lb-mode dsr)")
 	}
 	for _, p := range s.Ports {
 		fmt.Fprintf(w, "\nport %s  %s", or(p.Name), p.Protocol)

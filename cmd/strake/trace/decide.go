@@ -47,6 +47,7 @@ type State struct {
 	Exempt     []netip.Prefix
 	Who        func(netip.Addr) string // names an address; nil: nobody
 	OtherPods  bool                    // another plugin makes the pods
+	DSR        bool                    // pods of other nodes answer clients outside by themselves
 	Policies   *compiler.Tables        // of network policies; nil: nobody judges
 }
 
@@ -292,6 +293,17 @@ func (s State) here(row *bpf.ServiceRows, b netip.AddrPort) bool {
 	return slices.ContainsFunc(row.Backends, func(v bpf.Backend) bool { return v.Addr == b && v.Local })
 }
 
+// direct tells whether a pod of another node answers by itself, as dsr_begin in bpf/lib/dsr.h has it: one of a pod range, a client that is
+// in no node's, and a frontend that the other node knows.
+func (s State) direct(q Question, to bpf.Remote) bool {
+	inside := func(r bpf.Remote) bool { return r.Prefix.Contains(q.From.Addr) }
+	if !s.DSR || q.From.Kind != Outside || to.Prefix.IsSingleIP() || slices.ContainsFunc(s.Remotes, inside) {
+		return false
+	}
+	_, front := s.frontend(q)
+	return front.Kind != bpf.HostPort && (front.Kind != bpf.NodePort || slices.Contains(s.NodeAddrs, front.Addr.Addr()))
+}
+
 // way is how packets come to an address: translated ones, or those that went there by themselves. local: the Service says that it is here.
 func (s State) way(q Question, to netip.AddrPort, translated, local bool) Choice {
 	c := Choice{Address: to.String(), Chance: 1, Source: q.From.Addr.String()}
@@ -319,6 +331,11 @@ func (s State) way(q Question, to netip.AddrPort, translated, local bool) Choice
 		}
 	case addr == node:
 		c.Path = "this node's own processes"
+	case remote != nil && translated && s.direct(q, *remote):
+		c.Path = "within a packet to the pod, by native routing to another node, which answers the client itself (dsr)"
+		if remote.Node.IsValid() {
+			c.Path = "within a packet to the pod, by the tunnel to the node " + remote.Node.String() + ", which answers the client itself (dsr)"
+		}
 	case remote != nil && remote.Node.IsValid():
 		c.Path = "by the tunnel to the node " + remote.Node.String()
 		if translated && q.From.Kind == Outside {

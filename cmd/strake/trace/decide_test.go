@@ -40,6 +40,8 @@ func TestDecide(t *testing.T) {
 	}
 	alone := s
 	alone.SocketsOff = []uint64{7}
+	direct := s
+	direct.DSR = true
 	exact := "10.244.0.2:8080 100 of this node"
 	if hashed.Maglev[0][bpf.MaglevEntry(netip.AddrPortFrom(outside.Addr, 40000), 80, 6, false, 4)] == 1 {
 		exact = "10.244.1.2:8080 100 tunnel"
@@ -57,6 +59,8 @@ func TestDecide(t *testing.T) {
 		{"local policy from outside; what was kept has expired", outside, "198.18.0.2:30080", s, "packet", "the only one, then kept", Delivered, "", "10.244.0.2:8080 100 of this node"},
 		{"consistent hashing from outside", outside, "10.96.0.8:80", s, "packet", "a table of 4 entries", Delivered, "", "10.244.0.2:8080 75 of this node|10.244.1.2:8080 25 tunnel"},
 		{"consistent hashing from outside by a known port", Client{Kind: Outside, Addr: outside.Addr, Port: 40000}, "10.96.0.8:80", s, "packet", "this client's is number", Delivered, "", exact},
+		{"the other node answers by itself", outside, "10.96.0.8:80", direct, "packet", "a table of 4 entries", Delivered, "", "10.244.0.2:8080 75 of this node|10.244.1.2:8080 25 (dsr)"},
+		{"but not a client of the cluster", Client{Kind: Outside, Addr: netip.MustParseAddr("10.244.1.9")}, "10.96.0.8:80", direct, "packet", "a table of 4 entries", Delivered, "", "10.244.0.2:8080 75 of this node|10.244.1.2:8080 25 by the tunnel to the node"},
 		{"no local backend", outside, "10.96.0.6:80", s, "packet", "none", Dropped, "drop_no_local_backend", ""},
 		{"a pod asks an external address of it: every backend", pod, "10.96.0.6:80", s, "socket", "the only one", Delivered, "", "10.244.1.2:8080 100 tunnel"},
 		{"no backend", pod, "10.96.0.7:80", s, "socket", "no backend", Refused, "no endpoint is ready", ""},
