@@ -101,6 +101,7 @@ const (
 	toPodProgram  = "strake_to_pod"
 	uplinkProgram = "strake_uplink"
 	egressProgram = "strake_egress"
+	namesProgram  = "strake_dns"
 	tunnelIn      = "strake_tunnel_in"
 	tunnelOut     = "strake_tunnel_out"
 	linkPrefix    = "link_"

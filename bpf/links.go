@@ -175,9 +175,11 @@ func (d *Datapath) DetachUplink(ifindex int) error {
 }
 
 // Uplinks are the interfaces that have the uplink's programs, by index, those included that are gone.
-func (d *Datapath) Uplinks() ([]int, error) {
+func (d *Datapath) Uplinks() ([]int, error) { return d.interfacesWith(uplinkProgram) }
+
+func (d *Datapath) interfacesWith(program string) ([]int, error) {
 	found := map[int]bool{}
-	for _, prefix := range []string{linkPrefix + uplinkProgram + "_", filterPrefix + uplinkProgram + "_"} {
+	for _, prefix := range []string{linkPrefix + program + "_", filterPrefix + program + "_"} {
 		pins, err := filepath.Glob(filepath.Join(d.pinDir, prefix+"*"))
 		if err != nil {
 			return nil, err

@@ -70,21 +70,27 @@ func OpenMonitor(pinDir string, all bool) (*Monitor, error) {
 		return nil, errors.Join(err, m.release())
 	}
 	m.done.Go(func() {
-		tick := time.NewTicker(leaseRenew)
-		defer tick.Stop()
-		for {
-			select {
-			case <-m.stop:
-				return
-			case <-tick.C:
-				if err := m.renew(leaseTime); err != nil {
-					m.reader.Close() // Read tells
-					return
-				}
-			}
+		if keepLease(m.stop, m.renew) != nil {
+			m.reader.Close() // Read tells
 		}
 	})
 	return m, nil
+}
+
+// keepLease renews a lease until stop is closed.
+func keepLease(stop <-chan struct{}, renew func(time.Duration) error) error {
+	tick := time.NewTicker(leaseRenew)
+	defer tick.Stop()
+	for {
+		select {
+		case <-stop:
+			return nil
+		case <-tick.C:
+			if err := renew(leaseTime); err != nil {
+				return err
+			}
+		}
+	}
 }
 
 func (m *Monitor) open(pinDir string) error {

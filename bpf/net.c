@@ -10,6 +10,8 @@
 #include "lib/bandwidth.h"
 #include "lib/conntrack.h"
 #include "lib/dns.h"
+#include "lib/dnsbeside.h"
+#include "lib/dnswatch.h"
 #include "lib/dsr.h"
 #include "lib/endpoint.h"
 #include "lib/lb.h"
@@ -73,14 +75,21 @@ int strake_pod(struct __sk_buff *skb)
 		return verdict;
 
 	if (is_dns(p)) {
+		__u64 came = dns_watched();
+
 		if (policy_on && policy_check(skb, p->v6, POLICY_SOURCE | POLICY_ONCE, 0))
 			return TC_ACT_SHOT;
 		verdict = is_plain(p) ? dns_answer(skb, p->v6) : -1;
-		if (verdict >= 0)
+		if (verdict >= 0) {
+			if (came)
+				dns_tell(skb, 1, came);
 			return verdict;
+		}
 		if (policy_on && policy_check(skb, p->v6, POLICY_SOURCE | POLICY_JUDGED, 0))
 			return TC_ACT_SHOT;
 		note(skb, DNS_PASSED);
+		if (came)
+			dns_tell(skb, 0, came);
 		return TC_ACT_OK;
 	}
 	if (is_icmp(p->proto, p->v6)) {
@@ -106,6 +115,26 @@ int strake_pod(struct __sk_buff *skb)
 	if (policy_on && policy_check(skb, p->v6, POLICY_SOURCE, 0))
 		return TC_ACT_SHOT;
 	return r ? remote_send(skb, p, r) : TC_ACT_OK;
+}
+
+/* At the host's side of a veth of a pod that another plugin has made: names that the kernel knows are answered in the stead of the cluster's
+ * name servers, and all else is as if this program were not there. */
+SEC("tc")
+int strake_dns(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch();
+	__u64 came;
+	int verdict;
+
+	if (!s || !is_udp(skb) || parse_fresh(skb, &s->p) != PARSED || !asks_name_server(&s->p))
+		return TC_ACT_UNSPEC;
+	came = dns_watched();
+	verdict = is_plain(&s->p) ? dns_answer(skb, s->p.v6) : -1;
+	if (verdict < 0)
+		note(skb, DNS_PASSED);
+	if (came)
+		dns_tell(skb, verdict >= 0, came);
+	return verdict < 0 ? TC_ACT_UNSPEC : verdict;
 }
 
 /* Whether policies let what goes to a pod by its interface not go there. */

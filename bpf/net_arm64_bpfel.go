@@ -208,6 +208,13 @@ type netNameKey struct {
 	Name [256]uint8
 }
 
+type netNameServer struct {
+	_    structs.HostLayout
+	Addr netAddr
+	Port uint16
+	Pad  [3]uint16
+}
+
 type netPath struct {
 	_      structs.HostLayout
 	Tunnel uint32
@@ -470,7 +477,9 @@ type netWatch struct {
 const (
 	netMapAnswersLeave       = "answers_leave"
 	netMapCounters           = "counters"
+	netMapDnsEvents          = "dns_events"
 	netMapDnsScratch         = "dns_scratch"
+	netMapDnsWatch           = "dns_watch"
 	netMapEndpoints          = "endpoints"
 	netMapEvents             = "events"
 	netMapEventsLost         = "events_lost"
@@ -496,6 +505,7 @@ const (
 	netMapMasqFragments      = "masq_fragments"
 	netMapMasqSources        = "masq_sources"
 	netMapMonitor            = "monitor"
+	netMapNameServers        = "name_servers"
 	netMapNames              = "names"
 	netMapNamesState         = "names_state"
 	netMapPath               = "path"
@@ -522,6 +532,7 @@ const (
 	netMapScratches          = "scratches"
 	netMapSockReverse        = "sock_reverse"
 	netMapUplinkMacs         = "uplink_macs"
+	netProgStrakeDns         = "strake_dns"
 	netProgStrakeEgress      = "strake_egress"
 	netProgStrakePod         = "strake_pod"
 	netProgStrakeToPod       = "strake_to_pod"
@@ -591,6 +602,7 @@ type netSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type netProgramSpecs struct {
+	StrakeDns       *ebpf.ProgramSpec `ebpf:"strake_dns"`
 	StrakeEgress    *ebpf.ProgramSpec `ebpf:"strake_egress"`
 	StrakePod       *ebpf.ProgramSpec `ebpf:"strake_pod"`
 	StrakeToPod     *ebpf.ProgramSpec `ebpf:"strake_to_pod"`
@@ -605,7 +617,9 @@ type netProgramSpecs struct {
 type netMapSpecs struct {
 	AnswersLeave       *ebpf.MapSpec `ebpf:"answers_leave"`
 	Counters           *ebpf.MapSpec `ebpf:"counters"`
+	DnsEvents          *ebpf.MapSpec `ebpf:"dns_events"`
 	DnsScratch         *ebpf.MapSpec `ebpf:"dns_scratch"`
+	DnsWatch           *ebpf.MapSpec `ebpf:"dns_watch"`
 	Endpoints          *ebpf.MapSpec `ebpf:"endpoints"`
 	Events             *ebpf.MapSpec `ebpf:"events"`
 	EventsLost         *ebpf.MapSpec `ebpf:"events_lost"`
@@ -631,6 +645,7 @@ type netMapSpecs struct {
 	MasqFragments      *ebpf.MapSpec `ebpf:"masq_fragments"`
 	MasqSources        *ebpf.MapSpec `ebpf:"masq_sources"`
 	Monitor            *ebpf.MapSpec `ebpf:"monitor"`
+	NameServers        *ebpf.MapSpec `ebpf:"name_servers"`
 	Names              *ebpf.MapSpec `ebpf:"names"`
 	NamesState         *ebpf.MapSpec `ebpf:"names_state"`
 	Path               *ebpf.MapSpec `ebpf:"path"`
@@ -706,7 +721,9 @@ func (o *netObjects) Close() error {
 type netMaps struct {
 	AnswersLeave       *ebpf.Map `ebpf:"answers_leave"`
 	Counters           *ebpf.Map `ebpf:"counters"`
+	DnsEvents          *ebpf.Map `ebpf:"dns_events"`
 	DnsScratch         *ebpf.Map `ebpf:"dns_scratch"`
+	DnsWatch           *ebpf.Map `ebpf:"dns_watch"`
 	Endpoints          *ebpf.Map `ebpf:"endpoints"`
 	Events             *ebpf.Map `ebpf:"events"`
 	EventsLost         *ebpf.Map `ebpf:"events_lost"`
@@ -732,6 +749,7 @@ type netMaps struct {
 	MasqFragments      *ebpf.Map `ebpf:"masq_fragments"`
 	MasqSources        *ebpf.Map `ebpf:"masq_sources"`
 	Monitor            *ebpf.Map `ebpf:"monitor"`
+	NameServers        *ebpf.Map `ebpf:"name_servers"`
 	Names              *ebpf.Map `ebpf:"names"`
 	NamesState         *ebpf.Map `ebpf:"names_state"`
 	Path               *ebpf.Map `ebpf:"path"`
@@ -764,7 +782,9 @@ func (m *netMaps) Close() error {
 	return _NetClose(
 		m.AnswersLeave,
 		m.Counters,
+		m.DnsEvents,
 		m.DnsScratch,
+		m.DnsWatch,
 		m.Endpoints,
 		m.Events,
 		m.EventsLost,
@@ -790,6 +810,7 @@ func (m *netMaps) Close() error {
 		m.MasqFragments,
 		m.MasqSources,
 		m.Monitor,
+		m.NameServers,
 		m.Names,
 		m.NamesState,
 		m.Path,
@@ -848,6 +869,7 @@ type netVariables struct {
 //
 // It can be passed to loadNetObjects or ebpf.CollectionSpec.LoadAndAssign.
 type netPrograms struct {
+	StrakeDns       *ebpf.Program `ebpf:"strake_dns"`
 	StrakeEgress    *ebpf.Program `ebpf:"strake_egress"`
 	StrakePod       *ebpf.Program `ebpf:"strake_pod"`
 	StrakeToPod     *ebpf.Program `ebpf:"strake_to_pod"`
@@ -858,6 +880,7 @@ type netPrograms struct {
 
 func (p *netPrograms) Close() error {
 	return _NetClose(
+		p.StrakeDns,
 		p.StrakeEgress,
 		p.StrakePod,
 		p.StrakeToPod,

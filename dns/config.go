@@ -43,6 +43,7 @@ type Config struct {
 	Cache    CacheLimits      `json:"cache,omitzero"`
 	Log      bool             `json:"log,omitempty"` // a line for each query that the kernel leaves to the resolver
 	Avoid    []netip.AddrPort `json:"-"`             // where the resolver itself listens: no upstream
+	inDoubt  bool             // something of a Corefile that is not done may say something of names in a zone
 }
 
 // Upstream is a set of name servers.

@@ -40,15 +40,9 @@ func FromConfigMap(m *corev1.ConfigMap) (Config, []string, error) {
 // FollowConfigMap configures a server by a ConfigMap until ctx ends. What that does not set is as in base, which also counts while there is
 // no such ConfigMap. One that is wrong is told in the log, and changes nothing.
 func FollowConfigMap(ctx context.Context, client kubernetes.Interface, namespace, name string, s *Server, base Config) error {
-	f := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithNamespace(namespace), informers.WithTweakListOptions(func(o *metav1.ListOptions) {
-		o.FieldSelector = fields.OneTermEqualSelector("metadata.name", name).String()
-	}))
-	use := func(obj any) {
+	return followConfigMap(ctx, client, namespace, name, func(m *corev1.ConfigMap) {
 		cfg := base
-		if m, ok := obj.(*corev1.ConfigMap); ok {
-			if m.Name != name {
-				return
-			}
+		if m != nil {
 			var skipped []string
 			var err error
 			if cfg, skipped, err = FromConfigMap(m); err != nil {
@@ -66,9 +60,21 @@ func FollowConfigMap(ctx context.Context, client kubernetes.Interface, namespace
 			return
 		}
 		klog.InfoS("DNS configuration", "configMap", namespace+"/"+name, "zones", s.Config().Zones, "upstream", s.Config().Upstream.Servers)
+	})
+}
+
+// followConfigMap calls use with each version of a ConfigMap until ctx ends, and with nil when there is none.
+func followConfigMap(ctx context.Context, client kubernetes.Interface, namespace, name string, use func(*corev1.ConfigMap)) error {
+	f := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithNamespace(namespace), informers.WithTweakListOptions(func(o *metav1.ListOptions) {
+		o.FieldSelector = fields.OneTermEqualSelector("metadata.name", name).String()
+	}))
+	seen := func(obj any) {
+		if m, ok := obj.(*corev1.ConfigMap); ok && m.Name == name {
+			use(m)
+		}
 	}
 	if _, err := f.Core().V1().ConfigMaps().Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
-		AddFunc: use, UpdateFunc: func(_, obj any) { use(obj) },
+		AddFunc: seen, UpdateFunc: func(_, obj any) { seen(obj) },
 		DeleteFunc: func(obj any) {
 			if t, ok := obj.(cache.DeletedFinalStateUnknown); ok {
 				obj = t.Obj
@@ -82,6 +88,10 @@ func FollowConfigMap(ctx context.Context, client kubernetes.Interface, namespace
 	}
 	f.Start(ctx.Done())
 	defer f.Shutdown()
+	f.WaitForCacheSync(ctx.Done())
+	if ctx.Err() == nil && len(f.Core().V1().ConfigMaps().Informer().GetStore().ListKeys()) == 0 {
+		use(nil)
+	}
 	<-ctx.Done()
 	return nil
 }

@@ -34,6 +34,7 @@ type Server struct {
 	listen   []netip.AddrPort
 	settings atomic.Pointer[settings]
 	metrics  *metrics
+	watchers watchers
 
 	// Alone makes a port that another process has an error, also if that one would share it. Else a successor may listen before its
 	// predecessor has ended.
@@ -203,6 +204,12 @@ func (h handler) count(a Answer, q *dns.Msg, proto string, client netip.Addr, si
 	m.duration.WithLabelValues(h.name, a.Zone, "").Observe(took.Seconds())
 	m.requestSize.WithLabelValues(h.name, a.Zone, "", proto).Observe(float64(asked))
 	m.answerSize.WithLabelValues(h.name, a.Zone, "", proto).Observe(float64(size))
+	if h.watchers.n.Load() > 0 && len(q.Question) == 1 {
+		h.watchers.tell(Query{
+			Time: time.Now().Add(-took), Client: client, Name: q.Question[0].Name, Type: dns.Type(q.Question[0].Qtype).String(), Proto: proto,
+			Code: dns.RcodeToString[a.Msg.Rcode], By: a.By, Took: took,
+		})
+	}
 	if h.settings.Load().cfg.Log && len(q.Question) == 1 {
 		klog.InfoS("DNS query", "client", client, "id", q.Id, "name", q.Question[0].Name, "type", dns.TypeToString[q.Question[0].Qtype], "proto", proto, "size", asked,
 			"rcode", dns.RcodeToString[a.Msg.Rcode], "by", a.By, "zone", a.Zone, "bytes", size, "took", took)

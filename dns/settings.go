@@ -114,8 +114,8 @@ func (s *settings) zoneOf(name string) (*Records, *Forwarder, string) {
 // inZone tells whether the configuration says anything of names inside a zone of the cluster that cluster objects do not.
 func (c Config) inZone(zone string) bool {
 	zone = canonical(zone)
-	if len(c.Rewrites) > 0 {
-		return true // what they are for can't be told in general
+	if c.inDoubt || len(c.Rewrites) > 0 {
+		return true // what rewrites are for can't be told in general
 	}
 	inside := func(name string) bool { return dns.IsSubDomain(zone, canonical(name)) }
 	return slices.ContainsFunc(c.Stubs, func(s Stub) bool { return inside(s.Zone) }) ||

@@ -40,12 +40,17 @@ func FromCorefile(text string) (Config, []string, error) {
 
 type translation struct {
 	c       Config
+	plugin  string // whose directive is being read
 	cached  bool
 	skipped []string
 	errs    []error
 }
 
+// harmless are plugins, and directives of plugins, that leave the cluster's names as they are.
+var harmless = []string{"forward", "cache", "loadbalance", "endpoint", "kubeconfig", "tls", "resyncperiod", "pprof", "trace", "dnstap", "debug", "chaos", "whoami"}
+
 func (t *translation) skip(d corefile.Directive, why string, args ...any) {
+	t.c.inDoubt = t.c.inDoubt || !slices.Contains(harmless, t.plugin) && !slices.Contains(harmless, d.Name)
 	t.skipped = append(t.skipped, fmt.Sprintf("line %d: %s: %s", d.Line, strings.Join(append([]string{d.Name}, d.Args...), " "), fmt.Sprintf(why, args...)))
 }
 
@@ -98,6 +103,7 @@ func (t *translation) block(b corefile.Block) {
 		return
 	}
 	for _, d := range b.Directives {
+		t.plugin = d.Name
 		switch d.Name {
 		case "errors", "loop", "reload", "ready", "health", "prometheus", "cancel", "bind", "multisocket":
 			// The resolver does so by itself, or its flags say where.

@@ -22,6 +22,8 @@ const roleProxy = "proxy"
 func agentCommand(place places) *cobra.Command {
 	var only []string
 	var cleanup bool
+	var answer bool
+	var names kubeproxy.Names
 	c := kubeproxy.Config{Cgroup: "/"}
 	cmd := &cobra.Command{
 		Use:   "agent",
@@ -30,11 +32,12 @@ func agentCommand(place places) *cobra.Command {
 
 With --only proxy it serves Services alone, in kube-proxy's place: with any API server, kubelet and CNI plugin. It attaches to
 the sockets of all processes of the machine, and to the devices where packets from outside come in; what it has loaded goes on
-when it ends, and --cleanup takes it away. Flags that kube-proxy has too are called as there. docs/kube-proxy.md tells more.`,
+when it ends, and --cleanup takes it away. With --dns it answers names besides, before the cluster's own DNS (docs/dns.md). Flags that kube-proxy has too are called as there. docs/kube-proxy.md tells more.`,
 		Example: `  strake agent --data-dir /var/lib/strake
   strake agent --only proxy --kubeconfig /etc/kubernetes/kube-proxy.kubeconfig
   strake agent --only proxy --kubeconfig proxy.kubeconfig --devices 'eth0,en*' --hostname-override node-1
   strake agent --only proxy --kubeconfig proxy.kubeconfig --clean-kube-proxy
+  strake agent --only proxy --kubeconfig proxy.kubeconfig --dns
   strake agent --only proxy --cleanup`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -78,6 +81,12 @@ when it ends, and --cleanup takes it away. Flags that kube-proxy has too are cal
 					return err
 				}
 			}
+			if answer {
+				c.Names = names
+			}
+			if err := c.Names.Check(); err != nil {
+				return err
+			}
 			return kubeproxy.Run(cmd.Context(), l, c)
 		},
 	}
@@ -97,6 +106,10 @@ when it ends, and --cleanup takes it away. Flags that kube-proxy has too are cal
 	f.StringVar(&c.Healthz, cluster.FlagHealthz, "", "where load balancers ask for the node's health: IP:port, :port, or none (port 10256 of the node's addresses and of loopback)")
 	f.IntVar(&c.Flows, cluster.FlagFlows, 0, fmt.Sprintf("how many connections the node can follow at a time, and as many other flows (%d)", bpf.DefaultFlows))
 	f.StringVar(&c.Metrics, cluster.FlagMetrics, "", "where metrics are served: IP:port, :port for loopback, or none (port 10249 of loopback)")
+	f.BoolVar(&answer, "dns", false, "answer names of the cluster that pods ask its DNS for in the kernel, at the pods' own veths; what the kernel does not know goes to that DNS, as before")
+	f.StringVar(&names.Zone, "dns-zone", "cluster.local", "with --dns: zone of the cluster")
+	f.StringVar(&names.Service, "dns-service", "kube-system/kube-dns", "with --dns: Service of the cluster's DNS, NAMESPACE/NAME")
+	f.StringVar(&names.Config, "dns-config", "kube-system/coredns", "with --dns: ConfigMap with that DNS's Corefile, NAMESPACE/NAME: what it says of names in the zone is left to it")
 	f.BoolVar(&c.Clean, "clean-kube-proxy", false, "remove the rules that kube-proxy has left, once Services are served: its own and nobody else's. Connections that they have translated go on if there is nft; those of mode ipvs end")
 	f.BoolVar(&cleanup, "cleanup", false, "take away what --only proxy has loaded, and end")
 	f.VisitAll(func(flag *pflag.Flag) { flag.Annotations = map[string][]string{roleProxy: {"true"}} })

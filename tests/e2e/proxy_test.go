@@ -134,6 +134,7 @@ func TestProxyAlone(t *testing.T) {
 		out, err := l.askOutside(url("http", two.addrs[0], 30105), 10)
 		answers(t, out, err, 10, "a")
 	})
+	t.Run("names, before the cluster's own DNS", func(t *testing.T) { proxyNames(t, l, a, b, here) })
 	t.Run("seen", func(t *testing.T) {
 		if out, err := one.strake("service", "list"); err != nil || !strings.Contains(out, "both") {
 			t.Errorf("service list: %v\n%s", err, out)

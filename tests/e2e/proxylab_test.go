@@ -284,6 +284,14 @@ func (n *proxyNode) strake(args ...string) (string, error) {
 
 // pod makes one that serves HTTP and UDP on port 8080: who answers, and as whom it sees the client.
 func (n *proxyNode) pod(name string) *proxyPod {
+	n.lab.t.Helper()
+	p := n.bare(name)
+	p.serve(8080)
+	return p
+}
+
+// bare makes one that serves nothing.
+func (n *proxyNode) bare(name string) *proxyPod {
 	t := n.lab.t
 	t.Helper()
 	space, err := podnet.NewSpace(filepath.Join(t.TempDir(), name+".net"))
@@ -323,7 +331,6 @@ func (n *proxyNode) pod(name string) *proxyPod {
 		out, err := n.lab.runIn(space, "", "ip", "-6", "addr", "show", "tentative")
 		return strings.TrimSpace(out) + errorText(err)
 	})
-	p.serve(8080)
 	return p
 }
 

@@ -16,9 +16,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"golang.org/x/sync/errgroup"
-	corev1 "k8s.io/api/core/v1"
-	discoveryv1 "k8s.io/api/discovery/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
@@ -77,7 +74,7 @@ func connect(kubeconfig string) (kubernetes.Interface, error) {
 
 // run serves; alone: nobody else on this machine may have the ports.
 func run(ctx context.Context, c Config, client kubernetes.Interface, alone bool) error {
-	f := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(needed))
+	f := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(dns.Needed))
 	var self []netip.Addr
 	for _, a := range c.Listen {
 		if !a.Addr().IsUnspecified() {
@@ -176,36 +173,4 @@ func readiness(ctx context.Context, s *dns.Server) http.Handler {
 			fmt.Fprint(w, "OK")
 		}
 	})
-}
-
-// needed cuts objects down to what records are made of: a cluster has many.
-func needed(obj any) (any, error) {
-	meta := func(m metav1.ObjectMeta) metav1.ObjectMeta {
-		out := metav1.ObjectMeta{Name: m.Name, Namespace: m.Namespace, UID: m.UID, ResourceVersion: m.ResourceVersion}
-		if service, ok := m.Labels[discoveryv1.LabelServiceName]; ok {
-			out.Labels = map[string]string{discoveryv1.LabelServiceName: service}
-		}
-		return out
-	}
-	switch o := obj.(type) {
-	case *corev1.Service:
-		s := &corev1.Service{ObjectMeta: meta(o.ObjectMeta), Spec: corev1.ServiceSpec{
-			Type: o.Spec.Type, ClusterIP: o.Spec.ClusterIP, ClusterIPs: o.Spec.ClusterIPs, ExternalName: o.Spec.ExternalName, PublishNotReadyAddresses: o.Spec.PublishNotReadyAddresses,
-		}}
-		for _, p := range o.Spec.Ports {
-			s.Spec.Ports = append(s.Spec.Ports, corev1.ServicePort{Name: p.Name, Protocol: p.Protocol, Port: p.Port})
-		}
-		return s, nil
-	case *discoveryv1.EndpointSlice:
-		s := &discoveryv1.EndpointSlice{ObjectMeta: meta(o.ObjectMeta), AddressType: o.AddressType, Ports: o.Ports}
-		for _, e := range o.Endpoints {
-			s.Endpoints = append(s.Endpoints, discoveryv1.Endpoint{Addresses: e.Addresses, Hostname: e.Hostname, Conditions: discoveryv1.EndpointConditions{Ready: e.Conditions.Ready}})
-		}
-		return s, nil
-	case *corev1.Namespace:
-		return &corev1.Namespace{ObjectMeta: meta(o.ObjectMeta)}, nil
-	case *corev1.Pod:
-		return &corev1.Pod{ObjectMeta: meta(o.ObjectMeta), Spec: corev1.PodSpec{HostNetwork: o.Spec.HostNetwork}, Status: corev1.PodStatus{Phase: o.Status.Phase, PodIPs: o.Status.PodIPs}}, nil
-	}
-	return obj, nil
 }

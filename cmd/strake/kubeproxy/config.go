@@ -38,6 +38,7 @@ type Config struct {
 	Flows            int // how many connections the node follows at a time, as bpf.Config has it
 	// MaxFrontends and MaxBackends are the sizes of the tables, as bpf.Config has them.
 	MaxFrontends, MaxBackends int
+	Names                     Names
 	// Clean removes what kube-proxy has left, once Services are served without it.
 	Clean bool
 }
@@ -50,6 +51,7 @@ type Settings struct {
 	Cgroup     string       `json:"cgroup"`
 
 	NodePorts []netip.Prefix `json:"nodePorts,omitempty"`
+	Names     Names          `json:"names,omitzero"`
 }
 
 func settingsFile(l layout.Layout) string { return filepath.Join(l.Data, "proxy.json") }

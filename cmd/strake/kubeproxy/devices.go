@@ -27,6 +27,7 @@ type Device struct {
 	Global   bool // it has an address that is neither of the link nor of the host alone
 	Node     bool // it has one of the node's addresses
 	Gateway  bool // a route with a gateway leads out of it
+	Far      bool // its other end is in another network namespace
 }
 
 // Wanted are the indices of the devices where the programs belong. Patterns (shell patterns, such as "eth*") choose by name; without any it is
@@ -49,6 +50,17 @@ func Wanted(devices []Device, patterns []string) []int {
 		}
 	}
 	slices.Sort(out)
+	return out
+}
+
+// ofPods are the indices of the devices that lead to pods: veths whose other end is elsewhere, and by which the node itself is not reached.
+func ofPods(devices []Device) []int {
+	var out []int
+	for _, d := range devices {
+		if d.Kind == "veth" && d.Far && d.Ethernet && !d.Node && !d.Gateway {
+			out = append(out, d.Index)
+		}
+	}
 	return out
 }
 
@@ -85,7 +97,7 @@ func Devices(node []netip.Addr) ([]Device, error) {
 			kind = ""
 		}
 		at[a.Index] = len(out)
-		out = append(out, Device{Name: a.Name, Index: a.Index, Kind: kind, Loopback: a.RawFlags&unix.IFF_LOOPBACK != 0, Ethernet: a.EncapType == "ether"})
+		out = append(out, Device{Name: a.Name, Index: a.Index, Kind: kind, Loopback: a.RawFlags&unix.IFF_LOOPBACK != 0, Ethernet: a.EncapType == "ether", Far: a.NetNsID >= 0})
 	}
 	for _, a := range addrs {
 		i, ok := at[a.LinkIndex]
@@ -110,19 +122,19 @@ func Devices(node []netip.Addr) ([]Device, error) {
 	return out, nil
 }
 
-// attacher is what the devices need of a datapath.
-type attacher interface {
-	AttachUplink(ifindex int) error
-	DetachUplink(ifindex int) error
-	Uplinks() ([]int, error)
+// place is a kind of devices that have programs.
+type place struct {
+	what           string // for the log
+	want           func([]Device) []int
+	attach, detach func(ifindex int) error
+	have           func() ([]int, error)
+	attached       map[int]bool // by this process, with its programs
 }
 
 // devices keeps the programs where they belong.
 type devices struct {
-	datapath attacher
-	patterns []string
-	node     []netip.Addr
-	attached map[int]bool // by this process, with its programs
+	node   []netip.Addr
+	places []*place
 }
 
 // apply brings the programs to where they belong now, and takes them from where they don't any more.
@@ -131,33 +143,41 @@ func (d *devices) apply() error {
 	if err != nil {
 		return err
 	}
-	want := Wanted(list, d.patterns)
+	var errs []error
+	for _, p := range d.places {
+		errs = append(errs, p.apply(list))
+	}
+	return errors.Join(errs...)
+}
+
+func (p *place) apply(list []Device) error {
+	want := p.want(list)
 	var errs []error
 	for _, index := range want {
-		if d.attached[index] {
+		if p.attached[index] {
 			continue
 		}
 		name := list[slices.IndexFunc(list, func(v Device) bool { return v.Index == index })].Name
-		if err := d.datapath.AttachUplink(index); err != nil {
+		if err := p.attach(index); err != nil {
 			if _, gone := netlink.LinkByIndex(index); !errors.As(gone, new(netlink.LinkNotFoundError)) {
 				errs = append(errs, fmt.Errorf("device %s: %w", name, err))
 			}
 			continue
 		}
-		d.attached[index] = true
-		klog.InfoS("Packets for Services are served at a device", "device", name)
+		p.attached[index] = true
+		klog.InfoS(p.what+" at a device", "device", name)
 	}
-	have, err := d.datapath.Uplinks()
+	have, err := p.have()
 	errs = append(errs, err)
 	for _, index := range have {
 		if slices.Contains(want, index) {
 			continue
 		}
-		if err := d.datapath.DetachUplink(index); err != nil {
+		if err := p.detach(index); err != nil {
 			errs = append(errs, err)
 			continue
 		}
-		delete(d.attached, index)
+		delete(p.attached, index)
 		klog.InfoS("A device is gone, or is none of ours any more", "index", index)
 	}
 	return errors.Join(errs...)
@@ -225,7 +245,7 @@ func (d *devices) follow(ctx context.Context) error {
 		case <-timer.C:
 			soon = false
 			if err := d.apply(); err != nil {
-				klog.ErrorS(err, "Not all devices serve Services, trying again")
+				klog.ErrorS(err, "Not all devices have their programs, trying again")
 				timer.Reset(again)
 			}
 		}

@@ -55,12 +55,12 @@ func Run(ctx context.Context, l layout.Layout, c Config) error {
 	if err := bpf.MountBPFFS(l.BPF()); err != nil {
 		return err
 	}
-	d, err := bpf.Open(bpf.Config{PinDir: l.BPF(), CgroupRoot: mount, NodeCgroup: dir, NodeAddrs: c.Addrs, MaxFrontends: c.MaxFrontends, MaxBackends: c.MaxBackends, Flows: c.Flows})
+	d, err := bpf.Open(bpf.Config{PinDir: l.BPF(), CgroupRoot: mount, NodeCgroup: dir, NodeAddrs: c.Addrs, MaxFrontends: c.MaxFrontends, MaxBackends: c.MaxBackends, Flows: c.Flows, Zone: c.Names.Zone, DNSTTL: namesTTL})
 	if err != nil {
 		return err
 	}
 	defer d.Close()
-	if err := (Settings{NodeName: c.NodeName, Addrs: c.Addrs, Kubeconfig: c.Kubeconfig, Cgroup: c.Cgroup, NodePorts: c.NodePorts}).save(l); err != nil {
+	if err := (Settings{NodeName: c.NodeName, Addrs: c.Addrs, Kubeconfig: c.Kubeconfig, Cgroup: c.Cgroup, NodePorts: c.NodePorts, Names: c.Names}).save(l); err != nil {
 		return err
 	}
 	f := ownNode(client, c.NodeName)
@@ -70,7 +70,14 @@ func Run(ctx context.Context, l layout.Layout, c Config) error {
 	if err != nil {
 		return err
 	}
-	devices := devices{datapath: d, patterns: c.Devices, node: c.Addrs, attached: map[int]bool{}}
+	names, err := c.Names.besides(client, d)
+	if err != nil {
+		return err
+	}
+	devices := devices{node: c.Addrs, places: []*place{
+		{"Packets for Services are served", func(list []Device) []int { return Wanted(list, c.Devices) }, d.AttachUplink, d.DetachUplink, d.Uplinks, map[int]bool{}},
+		{"Names are answered", c.Names.at, d.AttachNames, d.DetachNames, d.NamesAt, map[int]bool{}},
+	}}
 	if err := devices.apply(); err != nil {
 		return err
 	}
@@ -79,6 +86,7 @@ func Run(ctx context.Context, l layout.Layout, c Config) error {
 	f.Start(ctx.Done())
 	g.Go(func() error { return served.Run(ctx) })
 	g.Go(func() error { return devices.run(ctx) })
+	g.Go(func() error { return names.run(ctx) })
 	g.Go(func() error { return kubeProxy(ctx, c.Clean, served.Settled) })
 	if !given {
 		g.Go(func() error { return watchAddrs(ctx, client, c.NodeName, c.Addrs) })

@@ -159,6 +159,9 @@ func (l Layout) ContainerdState() string { return filepath.Join(l.Run(), "contai
 // CNISocket is where the agent serves the CNI plugin.
 func (l Layout) CNISocket() string { return filepath.Join(l.Run(), "cni.sock") }
 
+// DNSSocket is where the agent's resolver tells of the queries that it answers.
+func (l Layout) DNSSocket() string { return filepath.Join(l.Run(), "dns.sock") }
+
 // Pid is the file that names a component's process.
 func (l Layout) Pid(component string) string { return filepath.Join(l.Run(), component+".pid") }
 

@@ -1,0 +1,70 @@
+package bpf
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+)
+
+// AttachNames makes names that the kernel knows be answered at the host's side of a veth of a pod that another plugin has made, in the stead of
+// the name servers that SetNameServers tells. All else that the pod sends is left alone, and goes to others' programs at the same place.
+func (d *Datapath) AttachNames(ifindex int) error { return d.attach(namesProgram, ifindex) }
+
+// DetachNames undoes AttachNames; an interface that is gone is no error.
+func (d *Datapath) DetachNames(ifindex int) error { return d.detach(namesProgram, ifindex) }
+
+// NamesAt are the interfaces of AttachNames, by index, those included that are gone.
+func (d *Datapath) NamesAt() ([]int, error) { return d.interfacesWith(namesProgram) }
+
+// SetNameServers tells the programs of AttachNames in whose stead to answer over UDP. It stays when the process ends.
+func (d *Datapath) SetNameServers(want []netip.AddrPort) error {
+	m := d.net.Maps["name_servers"]
+	rows := map[netNameServer]bool{}
+	for _, a := range want {
+		if !plain(a.Addr()) || a.Port() == 0 {
+			return fmt.Errorf("bpf: name server %s is no address with a port", a)
+		}
+		k := netNameServer{Addr: addr16(a.Addr()), Port: port16(a.Port())}
+		rows[k] = true
+		if err := m.Put(k, uint32(1)); err != nil {
+			return fmt.Errorf("bpf: name server %s: %w", a, explain(err))
+		}
+	}
+	have, err := d.nameServers()
+	if err != nil {
+		return err
+	}
+	for _, k := range have {
+		if !rows[k] {
+			if err := m.Delete(k); err != nil {
+				return fmt.Errorf("bpf: name server %s: %w", addrOf(k.Addr), err)
+			}
+		}
+	}
+	return nil
+}
+
+// NameServers are those of SetNameServers, in order.
+func (d *Datapath) NameServers() ([]netip.AddrPort, error) {
+	rows, err := d.nameServers()
+	var out []netip.AddrPort
+	for _, k := range rows {
+		out = append(out, netip.AddrPortFrom(addrOf(k.Addr), port16(k.Port)))
+	}
+	slices.SortFunc(out, netip.AddrPort.Compare)
+	return out, err
+}
+
+func (d *Datapath) nameServers() ([]netNameServer, error) {
+	var out []netNameServer
+	var k netNameServer
+	var v uint32
+	it := d.net.Maps["name_servers"].Iterate()
+	for it.Next(&k, &v) {
+		out = append(out, k)
+	}
+	if err := it.Err(); err != nil {
+		return nil, fmt.Errorf("bpf: name servers: %w", err)
+	}
+	return out, nil
+}
