@@ -49,15 +49,16 @@ type Flow struct {
 }
 
 // PassesAlways tells the messages of ICMP that no policy judges: errors, which belong to flows that are judged, and what IPv6 does not work
-// without (RFC 4890, section 4.4.1: neighbour discovery, listeners of multicast, SEND, multicast router discovery). Echo requests
-// are judged in both families.
-func PassesAlways(protocol, icmpType uint8) bool {
+// without on a link (RFC 4890, section 4.4.1: neighbour discovery, listeners of multicast, SEND, multicast router discovery). Of the latter those that a pod
+// sends are judged: pods are on no link with each other, and what is for a link is not to be forwarded (section 4.3.3). Echo requests are judged in
+// both families.
+func PassesAlways(protocol, icmpType uint8, fromPod bool) bool {
 	switch protocol {
 	case ICMP:
 		return icmpType == 3 || icmpType == 11 || icmpType == 12
 	case ICMPv6:
-		return 1 <= icmpType && icmpType <= 4 || 130 <= icmpType && icmpType <= 137 || icmpType == 141 || icmpType == 142 ||
-			icmpType == 143 || icmpType == 148 || icmpType == 149 || 151 <= icmpType && icmpType <= 153
+		link := 130 <= icmpType && icmpType <= 137 || 141 <= icmpType && icmpType <= 143 || icmpType == 148 || icmpType == 149 || 151 <= icmpType && icmpType <= 153
+		return 1 <= icmpType && icmpType <= 4 || link && !fromPod
 	}
 	return false
 }

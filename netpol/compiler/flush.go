@@ -318,8 +318,8 @@ func (c *Compiler) settle(change *bpf.PolicyChange, flips map[*kind]subjectSets)
 	}
 	slices.SortFunc(subjects, func(a, b *address) int { return a.addr.Compare(b.addr) })
 	c.answerAll(change)
+	first := c.evict() // before what is in between: that is made of the rule sets that pods have then
 	between := c.between(flips, change)
-	first := c.evict()
 	for prefix := range prefixes {
 		want, needed := c.peerRow(prefix)
 		have, there := c.peers[prefix]

@@ -17,6 +17,8 @@ import (
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/klog/v2"
 	policyv1alpha2 "sigs.k8s.io/network-policy-api/apis/v1alpha2"
+
+	"github.com/strake-io/strake/netpol"
 )
 
 // ClusterNetworkPolicies exist where their definition is installed: in every cluster of ours, and perhaps in others. Their definition is
@@ -137,59 +139,13 @@ func keptCustom(obj any) (metav1.Object, error) {
 	case *policyv1alpha2.ClusterNetworkPolicy:
 		return keptClusterNetworkPolicy(o), nil
 	case *unstructured.Unstructured:
-		var p policyv1alpha2.ClusterNetworkPolicy
-		if err := runtime.DefaultUnstructuredConverter.FromUnstructured(o.Object, &p); err != nil {
+		p, err := netpol.ReadClusterNetworkPolicy(o)
+		if err != nil {
 			klog.ErrorS(err, "A ClusterNetworkPolicy can't be read: what of it is not understood denies", "policy", o.GetName())
-			return readable(o), nil
 		}
-		return keptClusterNetworkPolicy(&p), nil
+		return keptClusterNetworkPolicy(p), nil
 	}
 	return nil, fmt.Errorf("%T is no ClusterNetworkPolicy", obj)
-}
-
-// readable is what can be read of a ClusterNetworkPolicy. The rest is left empty, which the compiler tells of and closes: a rule without an action denies
-// all, a subject without anything is every pod, a tier that is none opens nothing.
-func readable(o *unstructured.Unstructured) *policyv1alpha2.ClusterNetworkPolicy {
-	p := &policyv1alpha2.ClusterNetworkPolicy{ObjectMeta: keptPolicyMeta(&metav1.ObjectMeta{
-		Name: o.GetName(), UID: o.GetUID(), ResourceVersion: o.GetResourceVersion(), Generation: o.GetGeneration(), Annotations: o.GetAnnotations(),
-	})}
-	spec, _ := o.Object["spec"].(map[string]any)
-	p.Spec.Tier, _ = read[policyv1alpha2.Tier](spec["tier"])
-	p.Spec.Subject, _ = read[policyv1alpha2.ClusterNetworkPolicySubject](spec["subject"])
-	var ok bool
-	if p.Spec.Priority, ok = read[int32](spec["priority"]); !ok {
-		p.Spec.Tier = "" // nobody knows what it goes before
-	}
-	p.Spec.Ingress = readRules[policyv1alpha2.ClusterNetworkPolicyIngressRule](spec, "ingress")
-	p.Spec.Egress = readRules[policyv1alpha2.ClusterNetworkPolicyEgressRule](spec, "egress")
-	return p
-}
-
-// readRules are a direction's; of one that can't be read there is an empty one, as of rules that are no list, or in a spec that is none.
-func readRules[T any](spec map[string]any, direction string) []T {
-	value, ok := spec[direction]
-	if ok && value == nil || !ok && spec != nil {
-		return nil
-	}
-	list, ok := value.([]any)
-	if !ok {
-		return make([]T, 1)
-	}
-	out := make([]T, len(list))
-	for i, r := range list {
-		out[i], _ = read[T](r)
-	}
-	return out
-}
-
-// read is a value of T, or an empty one if it is none.
-func read[T any](value any) (T, bool) {
-	var out, none T
-	data, err := json.Marshal(value)
-	if err != nil || json.Unmarshal(data, &out) != nil {
-		return none, false
-	}
-	return out, true
 }
 
 // customCodec is that of ClusterNetworkPolicies.

@@ -8,19 +8,25 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/pager"
 	policyv1alpha2 "sigs.k8s.io/network-policy-api/apis/v1alpha2"
-	policyclient "sigs.k8s.io/network-policy-api/pkg/client/clientset/versioned"
 
 	"github.com/strake-io/strake/netpol"
 )
 
+var clusterNetworkPolicies = schema.GroupVersionResource{Group: policyv1alpha2.GroupName, Version: policyv1alpha2.GroupVersion.Version, Resource: "clusternetworkpolicies"}
+
 // FromAPI reads a cluster's State. A cluster without ClusterNetworkPolicies (their CRD is not there) has none. The lists are read one
-// after the other: a State of a cluster that changes meanwhile may be of no single moment.
-func FromAPI(ctx context.Context, kube kubernetes.Interface, policies policyclient.Interface) (netpol.State, error) {
+// after the other: a State of a cluster that changes meanwhile may be of no single moment. Problems are ClusterNetworkPolicies that can't be read as a whole: what
+// can't closes, as it does on nodes.
+func FromAPI(ctx context.Context, kube kubernetes.Interface, custom dynamic.Interface) (netpol.State, []Problem, error) {
 	var s netpol.State
+	var problems []Problem
 	core, all := kube.CoreV1(), metav1.NamespaceAll
 	for _, read := range []struct {
 		what string
@@ -47,21 +53,25 @@ func FromAPI(ctx context.Context, kube kubernetes.Interface, policies policyclie
 			return kube.NetworkingV1().NetworkPolicies(all).List(ctx, o)
 		}, func(o runtime.Object) { s.NetworkPolicies = append(s.NetworkPolicies, o.(*networkingv1.NetworkPolicy)) }},
 		{"clusternetworkpolicies", func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
-			list, err := policies.PolicyV1alpha2().ClusterNetworkPolicies().List(ctx, o)
+			list, err := custom.Resource(clusterNetworkPolicies).List(ctx, o)
 			if apierrors.IsNotFound(err) {
-				return &policyv1alpha2.ClusterNetworkPolicyList{}, nil
+				return &unstructured.UnstructuredList{}, nil
 			}
 			return list, err
 		}, func(o runtime.Object) {
-			s.ClusterNetworkPolicies = append(s.ClusterNetworkPolicies, o.(*policyv1alpha2.ClusterNetworkPolicy))
+			p, err := netpol.ReadClusterNetworkPolicy(o.(*unstructured.Unstructured))
+			if err != nil {
+				problems = append(problems, Problem{File: "the cluster", Object: "ClusterNetworkPolicy " + p.Name, Reason: fmt.Sprintf("what can't be read of it denies: %v", err)})
+			}
+			s.ClusterNetworkPolicies = append(s.ClusterNetworkPolicies, p)
 		}},
 	} {
 		err := pager.New(read.list).EachListItem(ctx, metav1.ListOptions{}, func(o runtime.Object) error { read.add(o); return nil })
 		if err != nil {
-			return netpol.State{}, fmt.Errorf("read the cluster's %s: %w", read.what, err)
+			return netpol.State{}, nil, fmt.Errorf("read the cluster's %s: %w", read.what, err)
 		}
 	}
 	s.DNSAddrs = dnsAddrs(s)
 	order(&s)
-	return s, nil
+	return s, problems, nil
 }

@@ -76,7 +76,7 @@ func (e *Evaluator) judge(f netpol.Flow, shadow bool) (netpol.Verdict, error) {
 
 // unjudged tells why no policy has a say in a flow; empty: they have.
 func unjudged(q question) string {
-	if netpol.PassesAlways(q.Protocol, q.ICMPType) { // facts 38
+	if netpol.PassesAlways(q.Protocol, q.ICMPType, q.from.guarded()) { // facts 38
 		return "ICMP errors, and what IPv6 does not work without, always pass"
 	}
 	// Facts 24: a pod reaches itself at its own address, and the packets never leave it. Through a Service they do.

@@ -362,8 +362,9 @@ func TestFact38ICMP(t *testing.T) {
 	j := in(t, `{name: x/p, policyTypes: [Ingress, Egress]}`)
 	j.denies("u/a", "x/a", "ICMP")
 	j.denies("x/a", "198.51.100.1", "50")
+	from := "u/a"
 	icmp := func(protocol uint8, kind uint8) bool {
-		f := flow(end("u/a"), end("x/a"), "ICMP")
+		f := flow(end(from), end("x/a"), "ICMP")
 		f.Protocol, f.ICMPType = protocol, kind
 		return j.verdict(f).Allowed
 	}
@@ -377,9 +378,19 @@ func TestFact38ICMP(t *testing.T) {
 			t.Errorf("ICMP type %d must be judged", kind)
 		}
 	}
-	for _, kind := range []uint8{1, 2, 3, 4, 130, 131, 132, 133, 134, 135, 136, 137, 141, 142, 143, 148, 149, 151, 152, 153} {
+	for _, kind := range []uint8{1, 2, 3, 4} {
 		if !icmp(netpol.ICMPv6, kind) {
 			t.Errorf("ICMPv6 type %d must pass", kind)
+		}
+	}
+	for _, kind := range []uint8{130, 131, 132, 133, 134, 135, 136, 137, 141, 142, 143, 148, 149, 151, 152, 153} {
+		from = "198.51.100.1"
+		if !icmp(netpol.ICMPv6, kind) {
+			t.Errorf("ICMPv6 type %d must pass from a link", kind)
+		}
+		from = "u/a"
+		if icmp(netpol.ICMPv6, kind) {
+			t.Errorf("ICMPv6 type %d of a pod, which is on no link with another, must be judged", kind)
 		}
 	}
 	for _, kind := range []uint8{0, 5, 128, 138, 139, 140, 144, 150, 154} {

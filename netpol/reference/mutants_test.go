@@ -69,7 +69,8 @@ var seeded = []struct{ file, right, wrong string }{
 	{"evaluator.go", "q.from.pod == q.to.pod && !q.ViaService", "false"},
 	{"evaluator.go", "if q.ViaService && q.from.guarded() && q.from.pod == q.to.pod {", "if false {"},
 	{"evaluator.go", "if q.ViaService && q.from.guarded() && q.from.pod == q.to.pod {", "if q.ViaService {"},
-	{"evaluator.go", "if netpol.PassesAlways(q.Protocol, q.ICMPType) {", "if false {"},
+	{"evaluator.go", "if netpol.PassesAlways(q.Protocol, q.ICMPType, q.from.guarded()) {", "if false {"},
+	{"evaluator.go", "q.ICMPType, q.from.guarded()", "q.ICMPType, false"},
 	{"evaluator.go", "case p.pod.dns:", "case false:"},
 	// ClusterNetworkPolicy
 	{"evaluator.go", "return nil, name + \" passes it; \"", "continue"},

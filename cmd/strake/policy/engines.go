@@ -167,7 +167,7 @@ var unasked = netpol.Side{Allowed: true, Rule: netpol.NoRule, Why: "no packet th
 // unasked tells of flows that the programs never see as such, or pass before they ask rows.
 func (e *rowsEngine) unasked(f netpol.Flow, q bpf.PolicyQuery) bool {
 	own := e.pods[q.From]
-	return netpol.PassesAlways(f.Protocol, f.ICMPType) || own != nil && (own == e.pods[q.To] && !f.ViaService || q.To.IsLoopback())
+	return netpol.PassesAlways(f.Protocol, f.ICMPType, own != nil) || own != nil && (own == e.pods[q.To] && !f.ViaService || q.To.IsLoopback())
 }
 
 func (e *rowsEngine) verdict(q bpf.PolicyQuery, d bpf.PolicyDecision) verdict {

@@ -5,9 +5,9 @@ import (
 	"io"
 
 	"github.com/spf13/cobra"
+	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
-	policyclient "sigs.k8s.io/network-policy-api/pkg/client/clientset/versioned"
 
 	"github.com/strake-io/strake/netpol"
 	"github.com/strake-io/strake/netpol/manifests"
@@ -88,13 +88,15 @@ func (s *source) live(cmd *cobra.Command) (netpol.State, error) {
 		return netpol.State{}, Exit{broken, err}
 	}
 	s.kube = kube
-	policies, err := policyclient.NewForConfig(config)
+	custom, err := dynamic.NewForConfig(config)
 	if err != nil {
 		return netpol.State{}, Exit{broken, err}
 	}
-	state, err := manifests.FromAPI(cmd.Context(), kube, policies)
+	state, problems, err := manifests.FromAPI(cmd.Context(), kube, custom)
 	if err != nil {
 		return state, Exit{broken, err}
 	}
+	s.loaded.Problems = problems
+	tell(cmd.ErrOrStderr(), problems)
 	return state, nil
 }

@@ -8,9 +8,9 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
-	policyclient "sigs.k8s.io/network-policy-api/pkg/client/clientset/versioned"
 
 	"github.com/strake-io/strake/bpf"
 	"github.com/strake-io/strake/cmd/strake/layout"
@@ -40,11 +40,11 @@ func (n Node) state(ctx context.Context) (netpol.State, []cni.Allocation, error)
 	if err != nil {
 		return netpol.State{}, nil, err
 	}
-	custom, err := policyclient.NewForConfig(config)
+	custom, err := dynamic.NewForConfig(config)
 	if err != nil {
 		return netpol.State{}, nil, err
 	}
-	s, err := manifests.FromAPI(ctx, kube, custom)
+	s, _, err := manifests.FromAPI(ctx, kube, custom) // what can't be read closes here as it does in the kernel
 	if err != nil {
 		return s, nil, err
 	}
