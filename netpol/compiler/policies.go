@@ -97,6 +97,11 @@ func (c *Compiler) SetClusterNetworkPolicy(o *policyv1alpha2.ClusterNetworkPolic
 	c.changePolicy(policyKey{"", ref.Name}, ref, netpol.InShadow(o), parseClusterNetworkPolicy(ref, o))
 }
 
+// ClusterNetworkPolicyProblems are what is wrong with a ClusterNetworkPolicy, whatever else there is.
+func ClusterNetworkPolicyProblems(o *policyv1alpha2.ClusterNetworkPolicy) []Problem {
+	return parseClusterNetworkPolicy(netpol.PolicyRef{Kind: clusterNetworkPolicy, Name: o.Name, UID: o.UID}, o).problems
+}
+
 // DeleteClusterNetworkPolicy takes the end of a ClusterNetworkPolicy.
 func (c *Compiler) DeleteClusterNetworkPolicy(name string) {
 	c.changePolicy(policyKey{"", name}, netpol.PolicyRef{}, false, nil)

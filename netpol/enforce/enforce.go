@@ -79,6 +79,7 @@ type Enforcer struct {
 	mend      bool   // the tables are not what they should be
 	names     map[uint32]bpf.PolicyName
 	wake      chan struct{}
+	unsaid    chan struct{} // ClusterNetworkPolicies may lack their conditions
 
 	// Of the loop alone.
 	compiler *compiler.Compiler
@@ -105,7 +106,7 @@ func New(cfg Config) *Enforcer {
 		cfg.Recorder = &record.FakeRecorder{} // without a channel it says nothing
 	}
 	e := &Enforcer{
-		cfg: cfg, metrics: newInstruments(), latest: map[object]int{}, endpoints: map[string]*attached{}, names: map[uint32]bpf.PolicyName{}, wake: make(chan struct{}, 1),
+		cfg: cfg, metrics: newInstruments(), latest: map[object]int{}, endpoints: map[string]*attached{}, names: map[uint32]bpf.PolicyName{}, wake: make(chan struct{}, 1), unsaid: make(chan struct{}, 1),
 		compiler: compiler.New(compiler.Options{NodeName: cfg.NodeName, KeepFlows: cfg.KeepFlows, MaxRules: cfg.MaxRules, MaxPeers: cfg.MaxPeers}), local: map[types.UID]*localPod{},
 	}
 	e.trouble = newTrouble(cfg.Recorder, cfg.NodeName)
@@ -113,7 +114,15 @@ func New(cfg Config) *Enforcer {
 	e.namespaces = newFollowed(kindNamespace, keyOf, keeping(keptNamespace), e.note)
 	e.nodes = newFollowed(kindNode, keyOf, keeping(keptNode), e.note)
 	e.policies = newFollowed(kindNetworkPolicy, keyOf, keeping(keptNetworkPolicy), e.note)
-	e.clusterPolicies = newFollowed(kindClusterNetworkPolicy, keyOf, customCodec, e.note)
+	e.clusterPolicies = newFollowed(kindClusterNetworkPolicy, keyOf, customCodec, func(kind, id string, now metav1.Object) {
+		e.note(kind, id, now)
+		if now != nil {
+			select {
+			case e.unsaid <- struct{}{}:
+			default:
+			}
+		}
+	})
 	e.definition = newDefinition()
 	e.compiler.SetDNSAddrs(cfg.DNSAddrs)
 	e.compiler.SetNamespace(&corev1.Namespace{}) // of what is no pod
@@ -167,6 +176,7 @@ func (e *Enforcer) Run(ctx context.Context) error {
 	}
 	following.Go(func() { e.followClusterPolicies(ctx) })
 	following.Go(func() { e.prove(ctx) })
+	following.Go(func() { e.writeStatus(ctx) })
 	if !e.awaitAll(ctx) {
 		return nil
 	}

@@ -155,7 +155,7 @@ func clusterRoles() []rbacv1.ClusterRole {
 		named("strake:node-network",
 			rule(read, "", "nodes", "services", "endpoints", "pods", "namespaces"),
 			rule(read, "discovery.k8s.io", "endpointslices"), rule(read, "networking.k8s.io", "networkpolicies"),
-			rule(read, "policy.networking.k8s.io", "clusternetworkpolicies"),
+			rule(read, "policy.networking.k8s.io", "clusternetworkpolicies"), rule([]string{"update"}, "policy.networking.k8s.io", "clusternetworkpolicies/status"),
 			rule([]string{"create", "patch", "update"}, "", "events"),
 			only(rule([]string{"list", "watch"}, "apiextensions.k8s.io", "customresourcedefinitions"), "clusternetworkpolicies.policy.networking.k8s.io")),
 		named("system:kube-scheduler",
