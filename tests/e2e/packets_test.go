@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -69,43 +70,51 @@ func (c *threeNodes) podAddrs(pod string) (addrs []netip.Addr) {
 	return addrs
 }
 
-// countPackets sends numbered datagrams from a pod to one on another node, ten thousand a second, while the agents of both nodes are killed and
-// come back. None is lost.
-func countPackets(t *testing.T, c *threeNodes) {
-	from, to := c.podAddrs("resident-0"), c.podAddrs("resident-2")
-	places := [2]podnet.Space{podnet.Space(c.nodes[0].allocation(t, from[0]).Netns), podnet.Space(c.nodes[2].allocation(t, to[0]).Netns)}
-	sending, stop := context.WithCancel(t.Context())
-	defer stop()
-	var g errgroup.Group
-	var sent, got [2]int
+// packets are numbered datagrams from a pod to one on another node, of both families, each ten thousand in two seconds.
+type packets struct {
+	to        []netip.Addr
+	began     time.Time
+	stop      func()
+	run       errgroup.Group
+	sent, got [2]int
+}
+
+// send begins to send packets from the resident on a node to that on another.
+func (c *threeNodes) send(from, to int) *packets {
+	c.t.Helper()
+	ends := [2][]netip.Addr{c.podAddrs(fmt.Sprint("resident-", from)), c.podAddrs(fmt.Sprint("resident-", to))}
+	places := [2]podnet.Space{podnet.Space(c.nodes[from].allocation(c.t, ends[0][0]).Netns), podnet.Space(c.nodes[to].allocation(c.t, ends[1][0]).Netns)}
+	sending, stop := context.WithCancel(c.t.Context())
+	c.t.Cleanup(stop)
+	p := &packets{to: ends[1], began: time.Now(), stop: stop}
 	for family, network := range []string{"udp4", "udp6"} {
 		var sink *net.UDPConn
 		if err := places[1].In(func() (err error) {
-			sink, err = net.ListenUDP(network, &net.UDPAddr{IP: to[family].AsSlice()})
+			sink, err = net.ListenUDP(network, &net.UDPAddr{IP: p.to[family].AsSlice()})
 			return err
 		}); err != nil {
-			t.Fatal(err)
+			c.t.Fatal(err)
 		}
-		defer sink.Close()
+		c.t.Cleanup(func() { sink.Close() })
 		raw, err := sink.SyscallConn()
 		if err != nil {
-			t.Fatal(err)
+			c.t.Fatal(err)
 		}
 		if cerr := raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 256<<20) }); errors.Join(err, cerr) != nil {
-			t.Fatal(errors.Join(err, cerr))
+			c.t.Fatal(errors.Join(err, cerr))
 		}
-		conn, err := places[0].Dial(t.Context(), network, sink.LocalAddr().String())
+		conn, err := places[0].Dial(c.t.Context(), network, sink.LocalAddr().String())
 		if err != nil {
-			t.Fatal(err)
+			c.t.Fatal(err)
 		}
-		defer conn.Close()
-		g.Go(func() error {
+		c.t.Cleanup(func() { conn.Close() })
+		p.run.Go(func() error {
 			seen := map[uint64]bool{}
 			b := make([]byte, 64)
 			for {
 				n, err := sink.Read(b)
 				if errors.Is(err, os.ErrDeadlineExceeded) {
-					got[family] = len(seen)
+					p.got[family] = len(seen)
 					return nil
 				}
 				if err != nil {
@@ -116,22 +125,43 @@ func countPackets(t *testing.T, c *threeNodes) {
 				}
 			}
 		})
-		g.Go(func() error {
+		p.run.Go(func() error {
 			b := make([]byte, 64)
 			for began, tick := time.Now(), time.Tick(time.Millisecond); sending.Err() == nil; <-tick {
 				// No more at once than the kernel queues for a CPU, after this thread was held up.
-				for range min(50, int(time.Since(began).Microseconds()/200)-sent[family]) {
-					order.BigEndian.PutUint64(b, uint64(sent[family]))
+				for range min(50, int(time.Since(began).Microseconds()/200)-p.sent[family]) {
+					order.BigEndian.PutUint64(b, uint64(p.sent[family]))
 					if _, err := conn.Write(b); err != nil {
-						return errors.Join(fmt.Errorf("packet %d: %w", sent[family], err), sink.Close())
+						return errors.Join(fmt.Errorf("packet %d: %w", p.sent[family], err), sink.Close())
 					}
-					sent[family]++
+					p.sent[family]++
 				}
 			}
 			return sink.SetReadDeadline(time.Now().Add(2 * time.Second)) // for what is on its way
 		})
 	}
-	began := time.Now()
+	return p
+}
+
+// allArrive ends the sending: not one packet was lost.
+func (p *packets) allArrive(t *testing.T) {
+	t.Helper()
+	took := time.Since(p.began)
+	p.stop()
+	if err := p.run.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	for family := range p.sent {
+		line := fmt.Sprintf("%s: %d of %d packets arrived, %.0f a second", p.to[family], p.got[family], p.sent[family], float64(p.sent[family])/took.Seconds())
+		if t.Log(line); p.got[family] != p.sent[family] || p.sent[family] < 1000 {
+			t.Error(line)
+		}
+	}
+}
+
+// countPackets counts packets between two nodes while the agents of both are killed and come back. None is lost.
+func countPackets(t *testing.T, c *threeNodes) {
+	packets := c.send(0, 2)
 	for _, i := range []int{0, 2} {
 		if err := syscall.Kill(c.nodes[i].agent(), syscall.SIGKILL); err != nil {
 			t.Fatal(err)
@@ -152,17 +182,69 @@ func countPackets(t *testing.T, c *threeNodes) {
 		}
 		return ""
 	})
-	took := time.Since(began)
-	stop()
-	if err := g.Wait(); err != nil {
+	packets.allArrive(t)
+}
+
+// rebootNode reboots a node whose pod, among others, serves a Service that is called all the time. Its pods come back with a clean network, no
+// address is left behind, and what passes between the other nodes loses nothing.
+func rebootNode(t *testing.T, c *threeNodes) {
+	const gone = 2
+	l, err := layout.New(c.nodes[gone].DataDir)
+	if err != nil {
 		t.Fatal(err)
 	}
-	for family := range sent {
-		line := fmt.Sprintf("%s: %d of %d packets arrived, %.0f a second", to[family], got[family], sent[family], float64(sent[family])/took.Seconds())
-		if t.Log(line); got[family] != sent[family] || sent[family] < 1000 {
-			t.Error(line)
+	others := c.send(0, 1)
+	calls := "http://" + netip.AddrPortFrom(netip.MustParseAddr(c.kubectl("get", "service", "residents", "-o", "jsonpath={.spec.clusterIP}")), 80).String()
+	all := func() string { // the client on a node that stays gets answers of all three
+		out, err := c.try("exec", "resident-1", "-c", "echo", "--", "/strake", "demo", "client", "--interval", "1ms", "--count", "60", "--url", calls)
+		if seen := answersOf(out); err != nil || strings.Contains(out, "error") || !only(seen, "resident-0", "resident-1", "resident-2") {
+			return fmt.Sprintf("%v, answers of %v:\n%s", err, seen, out)
 		}
+		return ""
 	}
+	eventually(t, 60*time.Second, all)
+	was := c.podAddrs("resident-2")
+	c.powerOff(l)
+	if out, err := c.Strake("up", "--wait", "120s"); err != nil {
+		t.Fatalf("up: %v\n%s", err, out)
+	}
+	eventually(t, 90*time.Second, c.refresh)
+	eventually(t, 90*time.Second, all)
+	if now := c.podAddrs("resident-2"); slices.Equal(now, was) {
+		t.Errorf("the pod has the addresses that it had before, %v, though others are free", now)
+	}
+	others.allArrive(t)
+	// What is allocated is what pods have, and the kernel's tables say the same.
+	eventually(t, 60*time.Second, func() string {
+		var of, pods []string
+		files, err := filepath.Glob(filepath.Join(l.CNIState(), "*.json"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range files {
+			if data, err := os.ReadFile(f); err == nil {
+				var a cni.Allocation
+				if json.Unmarshal(data, &a) == nil && len(a.Addrs) > 0 {
+					of = append(of, a.Addrs[0].String())
+				}
+			}
+		}
+		for _, ip := range strings.Fields(c.kubectl("get", "pods", "-A", "--field-selector", "spec.nodeName="+c.nodes[gone].Name, "-o", `jsonpath={range .items[?(@.status.phase=="Running")]}{.status.podIP}{" "}{end}`)) {
+			pods = append(pods, ip)
+		}
+		slices.Sort(of)
+		slices.Sort(pods)
+		if !slices.Equal(of, pods) {
+			return fmt.Sprintf("allocated are %v, pods have %v", of, pods)
+		}
+		return ""
+	})
+	eventually(t, 60*time.Second, func() string {
+		if out, err := c.nodes[gone].command(t, c.Binary, "doctor", "--data-dir", l.Data).CombinedOutput(); err != nil {
+			return string(out)
+		}
+		return ""
+	})
 }
 
 // limitedPod: a pod's annotations reach its interface through kubelet, containerd and the plugin.

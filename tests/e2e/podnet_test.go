@@ -127,6 +127,7 @@ func TestPodNetwork(t *testing.T) {
 		{"the MTU follows the uplink's", followMTU},
 		{"agents are killed under traffic", killAgents},
 		{"agents of two nodes are killed, and each packet is counted", countPackets},
+		{"a node is rebooted under traffic", rebootNode},
 		{"a pod with limits", limitedPod},
 		{"no address is left on a node", exhaust},
 		{"a node is removed", removeNode},

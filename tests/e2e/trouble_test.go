@@ -134,36 +134,38 @@ func reboot(t *testing.T, c *cluster) {
 	})
 }
 
-// reboot takes away all that a reboot takes away: every process at once, the mounts, /run, the links and addresses, and the
-// namespaces of the lab's nodes. What is on the disk stays as it happens to be. Then the node is started again.
+// powerOff takes away what a power loss takes of a node, and of those of its lab: every process at once, the mounts, /run, and their namespaces.
+// What is on the disk stays as it happens to be.
+func (c *cluster) powerOff(l layout.Layout) {
+	c.t.Helper()
+	c.must(c.Command(c.t.Context(), "sh", "-c", `for i in 1 2 3; do
+	for f in /proc/[0-9]*; do
+		if grep -qs `+l.Cgroup()+` $f/cgroup || tr '\0' ' ' 2>/dev/null < $f/cmdline | grep -qe '`+l.Data+`' -e '`+l.Run()+`'; then
+			case $(tr '\0' ' ' < $f/cmdline) in sh*|tr*|grep*|*e2e.test*) ;; *) kill -9 ${f#/proc/};; esac
+		fi
+	done 2>/dev/null
+	sleep 0.2
+done
+awk -v d=`+l.Data+`/ -v r=`+l.Run()+` 'index($2, d) == 1 || index($2, r) == 1 {print $2}' /proc/self/mounts | tac | xargs -r umount -l
+rm -r `+l.Run()+`*
+for n in $(ip netns | cut -d' ' -f1 | grep -E "^strake-`+l.ID+`(-[0-9]+)?$"); do ip netns del $n; done`))
+	if running, _ := exec.Command("pgrep", "-af", l.Data+"( |/|$)").Output(); len(running) > 0 { // 1: none
+		c.t.Fatalf("these survived the power loss:\n%s", running)
+	}
+}
+
+// reboot is a power loss that takes the node's links and addresses as well. Then the node is started again.
 func (c *cluster) reboot() {
 	c.t.Helper()
 	l, err := layout.New(c.Data)
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	shell := func(script string) {
-		c.t.Helper()
-		c.must(c.Command(c.t.Context(), "sh", "-c", script))
-	}
-	shell(`for i in 1 2 3; do
-	for f in /proc/[0-9]*; do
-		if grep -qs ` + l.Cgroup() + ` $f/cgroup || tr '\0' ' ' 2>/dev/null < $f/cmdline | grep -qe '` + l.Data + `' -e '` + l.Run() + `'; then
-			case $(tr '\0' ' ' < $f/cmdline) in sh*|tr*|grep*|*e2e.test*) ;; *) kill -9 ${f#/proc/};; esac
-		fi
-	done 2>/dev/null
-	sleep 0.2
-done
-awk -v d=` + l.Data + `/ -v r=` + l.Run() + ` 'index($2, d) == 1 || index($2, r) == 1 {print $2}' /proc/self/mounts | tac | xargs -r umount -l
-rm -r ` + l.Run() + `*
-for n in $(ip netns | grep -o "^strake-` + l.ID + `-[0-9]*"); do ip netns del $n; done
-for l in $(ip -br link | grep -o '^stk[^@]*'); do ip link del $l; done
+	c.powerOff(l)
+	c.must(c.Command(c.t.Context(), "sh", "-c", `for l in $(ip -br link | grep -o '^stk[^@]*'); do ip link del $l; done
 ip link del strake-vxlan 2>/dev/null
 ip addr flush dev lo scope global
-tc filter del dev up0 ingress 2>/dev/null; true`)
-	if running, _ := exec.Command("pgrep", "-af", l.Data).Output(); len(running) > 0 { // 1: none
-		c.t.Fatalf("these survived the reboot:\n%s", running)
-	}
+tc filter del dev up0 ingress 2>/dev/null; true`))
 	if out, err := c.Strake("up", "--wait", "90s"); err != nil {
 		c.t.Fatalf("up: %v\n%s", err, out)
 	}
