@@ -12,11 +12,8 @@ import (
 	"syscall"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/asm"
-	"github.com/cilium/ebpf/features"
 	"github.com/cilium/ebpf/link"
 	"github.com/cilium/ebpf/rlimit"
-	"golang.org/x/sys/unix"
 )
 
 // Config says where a node's datapath lives and what it serves itself.
@@ -216,29 +213,6 @@ func ofEachFamily(what string, addrs []netip.Addr) error {
 // load brings both objects into the kernel, with their constants set. before are tables of flows from which the programs take what is not in
 // theirs.
 func (d *Datapath) load(c Config, before map[string]*ebpf.Map) error {
-	cookie, err := netnsCookie(c.CgroupRoot)
-	if err != nil {
-		return err
-	}
-	var st unix.Stat_t
-	if err := unix.Stat(c.NodeCgroup, &st); err != nil {
-		return fmt.Errorf("bpf: node cgroup %s: %w", c.NodeCgroup, err)
-	}
-	rel, err := filepath.Rel(c.CgroupRoot, c.NodeCgroup)
-	if err != nil {
-		return fmt.Errorf("bpf: node cgroup %s: %w", c.NodeCgroup, err)
-	}
-	var zone []byte
-	var labels int
-	if c.Zone != "" {
-		if zone, labels, err = wireName(strings.TrimSuffix(c.Zone, ".") + "."); err != nil {
-			return fmt.Errorf("bpf: zone %q: %w", c.Zone, err)
-		}
-	}
-	var wire [64]byte
-	if copy(wire[:], zone) < len(zone) {
-		return fmt.Errorf("bpf: zone %q is longer than %d bytes", c.Zone, len(wire))
-	}
 	load := func(spec func() (*ebpf.CollectionSpec, error), constants map[string]any) (*ebpf.Collection, error) {
 		s, err := spec()
 		if err != nil {
@@ -271,33 +245,27 @@ func (d *Datapath) load(c Config, before map[string]*ebpf.Map) error {
 		}
 		return coll, nil
 	}
-	d.netns, d.cgroupRoot = cookie, c.CgroupRoot
-	d.sock, err = load(loadSock, map[string]any{
-		"node_netns": cookie, "node_cgroup": st.Ino, "node_level": levelOf(rel),
-		"has_set_retval": !c.noSetRetval && features.HaveProgramHelper(ebpf.CGroupSockAddr, asm.FnSetRetval) == nil,
-	})
+	constants, err := c.sockConstants()
 	if err != nil {
 		return err
 	}
-	dns4, dns6 := constantsOf(c.DNSAddrs)
-	constants := map[string]any{
-		"dns_addr4": dns4, "dns_addr6": dns6, "dns_ttl": c.DNSTTL, "dns_zone": wire, "dns_zone_len": uint32(len(zone)), "dns_zone_labels": uint32(labels),
-		"flows_have_before": before != nil, "policy_on": c.Policy, "policy_records": uint32(c.RecordFlows), "dsr_on": c.DSR,
-	}
-	if err := c.masquerade(constants); err != nil {
+	d.netns, d.cgroupRoot = constants["node_netns"].(uint64), c.CgroupRoot
+	if d.sock, err = load(loadSock, constants); err != nil {
 		return err
 	}
-	if constants["tunnel_has_local"], err = tunnelHasLocal(); err != nil {
+	if constants, err = c.netConstants(); err != nil {
 		return err
 	}
+	constants["flows_have_before"] = before != nil
 	if d.net, err = load(loadNet, constants); err != nil {
 		return err
 	}
-	return errors.Join(
-		fillRanges(d.net.Maps["masq_exempt"], "not to be masqueraded", slices.Concat(c.NoMasquerade, c.MasqueradeSources)),
-		fillRanges(d.net.Maps["masq_sources"], "to be masqueraded", c.MasqueradeSources),
-		fillRanges(d.net.Maps["link_local_allowed"], "link-local for pods", c.AllowLinkLocal),
-	)
+	for _, t := range c.ranges() {
+		if err := fillRanges(d.net.Maps[t.name], t.what, t.ranges); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // switchLinks brings the programs that stand on interfaces up to date.

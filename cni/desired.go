@@ -27,42 +27,74 @@ func Desired(stateDir string, nodeAddrs []netip.Addr, indexOf func(host string) 
 	return pods, ports, nil
 }
 
-// DesiredRemotes returns the rows that a node should have of all others: pure.
-func DesiredRemotes(self string, addrs []netip.Addr, routing Routing, relay Relay, nodes []corev1.Node) []bpf.Remote {
-	d := newDirectory(self, addrs, routing, relay)
+// NodeView is what the rows and routes of a node depend on besides the Nodes.
+type NodeView struct {
+	Name    string
+	Addrs   []netip.Addr
+	Uplinks []string
+	Routing Routing
+	Relay   Relay
+}
+
+func (v NodeView) directory(nodes []corev1.Node) *directory {
+	d := newDirectory(v.Name, v.Addrs, v.Routing, v.Relay)
 	for i := range nodes {
 		info, _ := ReadNode(&nodes[i]) // what of it can't be read is told by the agent
 		d.set(info.Name, &info)
 	}
+	return d
+}
+
+// DesiredRemotes returns the rows that a node should have of all others: pure.
+func DesiredRemotes(v NodeView, nodes []corev1.Node) []bpf.Remote {
+	d := v.directory(nodes)
 	var out []bpf.Remote
 	for i := range nodes {
-		if name := nodes[i].Name; name != self {
+		if name := nodes[i].Name; name != v.Name {
 			out = append(out, d.desired(name, nil).remotes...)
 		}
 	}
 	return out
 }
 
+// DesiredPath returns what the programs are to know of the way to other nodes: the index of the tunnel's device, 0 with native routing or if it
+// is gone, and the MTU, by that of the uplinks as it is now.
+func DesiredPath(v NodeView, nodes []corev1.Node) (tunnel, mtu int, err error) {
+	links, err := readUnderlay(v.Addrs, v.Uplinks)
+	if err != nil {
+		return 0, 0, err
+	}
+	d, over6 := v.directory(nodes), false
+	for i := range nodes {
+		over6 = over6 || d.desired(nodes[i].Name, nil).over6
+	}
+	if v.Routing == VXLAN {
+		tunnel = tunnelIndex()
+	}
+	return tunnel, pathMTU(links.mtu, v.Routing, v.Addrs, over6), nil
+}
+
+func tunnelIndex() int {
+	l, err := netlink.LinkByName(TunnelDevice)
+	if err != nil {
+		return 0
+	}
+	return l.Attrs().Index
+}
+
 // CompareRoutes tells how many routes to nodes' pods the kernel has, and how they differ from what a node should have, a line each. It changes
 // nothing.
-func CompareRoutes(self string, addrs []netip.Addr, uplinks []string, routing Routing, relay Relay, nodes []corev1.Node) (have int, drift []string, err error) {
-	links, err := readUnderlay(addrs, uplinks)
+func CompareRoutes(v NodeView, nodes []corev1.Node) (have int, drift []string, err error) {
+	links, err := readUnderlay(v.Addrs, v.Uplinks)
 	if err != nil {
 		return 0, nil, err
 	}
-	tunnel := 0
-	if l, err := netlink.LinkByName(TunnelDevice); err == nil {
-		tunnel = l.Attrs().Index
-	}
+	tunnel := tunnelIndex()
 	list, err := ourRoutes()
 	if err != nil {
 		return 0, nil, err
 	}
-	d := newDirectory(self, addrs, routing, relay)
-	for i := range nodes {
-		info, _ := ReadNode(&nodes[i])
-		d.set(info.Name, &info)
-	}
+	d := v.directory(nodes)
 	missing := map[netip.Prefix]nodeRoute{}
 	for i := range nodes {
 		for _, r := range links.withoutMissing(d.desired(nodes[i].Name, links.onLinks).routes) {

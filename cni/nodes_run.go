@@ -390,13 +390,7 @@ func (n *Nodes) look() (map[string]want, error) {
 			n.over6[name] = true
 		}
 	}
-	mtu := n.underlay.mtu
-	if n.cfg.Routing == VXLAN {
-		mtu -= overhead4
-		if _, has4 := ofFamily(n.cfg.Addrs, true); !has4 || len(n.over6) > 0 {
-			mtu -= overhead6 - overhead4
-		}
-	}
+	mtu := pathMTU(n.underlay.mtu, n.cfg.Routing, n.cfg.Addrs, len(n.over6) > 0)
 	if n.looked && mtu == n.underlay.MTU {
 		return wants, nil
 	}

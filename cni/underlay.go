@@ -75,6 +75,17 @@ func readUnderlay(addrs []netip.Addr, names []string) (Underlay, error) {
 	return u, nil
 }
 
+// pathMTU is that of packets to other nodes, by that of the uplinks; over6 tells of tunnels to some over IPv6.
+func pathMTU(uplink int, routing Routing, addrs []netip.Addr, over6 bool) int {
+	if routing != VXLAN {
+		return uplink
+	}
+	if _, has4 := ofFamily(addrs, true); !has4 || over6 {
+		return uplink - overhead6
+	}
+	return uplink - overhead4
+}
+
 func (u Underlay) equal(o Underlay) bool {
 	return u.mtu == o.mtu && slices.Equal(u.Uplinks, o.Uplinks) && slices.Equal(u.onLinks, o.onLinks) && slices.Equal(u.missing, o.missing)
 }

@@ -345,7 +345,7 @@ func TestKernelAnswersNamesOfChanceAsTheServerDoes(t *testing.T) {
 func askOver(t *testing.T, conn *dns.Conn, q *dns.Msg) *dns.Msg {
 	t.Helper()
 	for range 6 {
-		must(t, conn.SetReadDeadline(time.Now().Add(10*time.Second)))
+		must(t, conn.SetDeadline(time.Now().Add(10*time.Second)))
 		must(t, conn.WriteMsg(q))
 		for {
 			m, err := conn.ReadMsg()

@@ -71,7 +71,7 @@ func examined(l layout.Layout) (doctor.Node, error) {
 	}
 	c := s.Agent(l)
 	return doctor.Node{
-		NoMasquerade: c.NoMasquerade, DSR: c.DSR,
+		NoMasquerade: c.NoMasquerade, Datapath: c.Datapath, DSR: c.DSR,
 		Layout: l, Name: c.NodeName, Addrs: c.NodeAddrs, NodePorts: c.NodePortAddrs, DNSAddrs: c.DNSAddrs, Zone: c.Zone, Native: c.Native, Relay: c.Relay, TunnelPort: c.TunnelPort, Uplinks: c.Uplinks,
 		Kubeconfigs: []string{l.AdminKubeconfig(), l.Kubeconfig("node-network")}, Certificates: []string{l.PKI(), l.AdminKubeconfig()},
 	}, nil

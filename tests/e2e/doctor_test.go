@@ -90,7 +90,7 @@ func TestDoctor(t *testing.T) {
 	in := func(args ...string) { t.Helper(); c.must(c.Command(t.Context(), args...)) }
 	defer func() {
 		os.Remove(config)
-		for _, undo := range [][]string{{"sysctl", "-qw", "net.ipv4.ip_forward=1"}, {"ip", "link", "del", "cni0"}, {"nft", "delete", "table", "ip", "other"}} {
+		for _, undo := range [][]string{{"sysctl", "-qw", "net.ipv4.ip_forward=1"}, {"sysctl", "-qw", "net.ipv4.ip_local_port_range=32768 60999"}, {"ip", "link", "del", "cni0"}, {"nft", "delete", "table", "ip", "other"}} {
 			if out, err := c.Command(t.Context(), undo...).CombinedOutput(); err != nil {
 				t.Errorf("%v: %v\n%s", undo, err, out)
 			}
@@ -103,6 +103,14 @@ func TestDoctor(t *testing.T) {
 	in("nft", "add", "table", "ip", "other")
 	in("nft", "add", "chain", "ip", "other", "KUBE-SERVICES")
 	in("sysctl", "-qw", "net.ipv4.ip_forward=0")
+	in("sysctl", "-qw", "net.ipv4.ip_local_port_range=32768 50999")
+	way, err := ebpf.LoadPinnedMap(filepath.Join(pins, "path"), nil)
+	must(err)
+	defer way.Close()
+	var to struct{ Tunnel, MTU uint32 }
+	must(way.Lookup(uint32(0), &to))
+	to.MTU = 9000
+	must(way.Put(uint32(0), to))
 	detach(filepath.Join(pins, "link_strake_connect4"))
 	detach(pods[0])
 	forget("lb_backends")
@@ -115,6 +123,7 @@ func TestDoctor(t *testing.T) {
 	for name, detail := range map[string]string{
 		"hooks": "strake_connect4 at the cgroup root; strake_pod at stk", "net.ipv4.ip_forward": "0", "interfaces": "cni0", "nftables chains": "KUBE-SERVICES",
 		"CNI configurations": "05-other.conflist", "table of Services": "should be frontends", "table of names": ".svc.cluster.local.", "table of pods": "is missing",
+		"way to other nodes": "the programs take 9000 for the MTU", "constants of the programs": "local_last is 60999, should be 50999",
 	} {
 		i := slices.IndexFunc(r.Checks, func(c doctor.Check) bool { return c.Name == name })
 		if i < 0 || r.Checks[i].Status != doctor.Failure || !strings.Contains(r.Checks[i].Detail, detail) || r.Checks[i].Hint == "" {

@@ -154,7 +154,7 @@ func TestCompareRoutes(t *testing.T) {
 			compare := func(nodes []corev1.Node) (have int, drift []string) {
 				t.Helper()
 				must(t, n.Space.In(func() (err error) {
-					have, drift, err = cni.CompareRoutes("node1", n.Addrs, nil, routing, cni.Relay{}, nodes)
+					have, drift, err = cni.CompareRoutes(cni.NodeView{Name: "node1", Addrs: n.Addrs, Routing: routing}, nodes)
 					return err
 				}))
 				return have, drift

@@ -68,21 +68,30 @@ const KubeletPort = 10250
 
 // OpenDatapath mounts the node's bpffs and opens what is loaded in it.
 func OpenDatapath(cfg Config) (*bpf.Datapath, error) {
-	l := cfg.Layout
-	if err := bpf.MountBPFFS(l.BPF()); err != nil {
+	if err := bpf.MountBPFFS(cfg.Layout.BPF()); err != nil {
 		return nil, err
 	}
+	c, err := cfg.Datapath()
+	if err != nil {
+		return nil, err
+	}
+	return bpf.Open(c)
+}
+
+// Datapath is with what the node's programs are loaded. It makes the node's cgroup if there is none.
+func (cfg Config) Datapath() (bpf.Config, error) {
+	l := cfg.Layout
 	root, dir := cgroups.UnifiedPath(l.Cgroup())
 	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return nil, fmt.Errorf("node cgroup: %w", err)
+		return bpf.Config{}, fmt.Errorf("node cgroup: %w", err)
 	}
-	return bpf.Open(bpf.Config{
+	return bpf.Config{
 		PinDir: l.BPF(), CgroupRoot: root, NodeCgroup: dir, DNSAddrs: cfg.DNSAddrs, Zone: cfg.Zone, DNSTTL: dnsTTL,
 		NodeAddrs: cfg.NodeAddrs, NoMasquerade: cfg.NoMasquerade, MasqueradeSources: cfg.MasqueradeSources, AllowLinkLocal: cfg.AllowLinkLocal,
 		Flows: cfg.Flows, DSR: cfg.DSR,
 		MaxFrontends: cfg.MaxFrontends, MaxBackends: cfg.MaxBackends,
 		Policy: true, MaxPolicyPeers: cfg.MaxPolicyPeers, MaxPolicyRules: cfg.MaxPolicyRules,
-	})
+	}, nil
 }
 
 // CNI returns the CNI server over a datapath. mtu tells that of pods' interfaces.

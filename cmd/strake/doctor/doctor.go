@@ -34,10 +34,11 @@ type Node struct {
 	Native       bool // no tunnel between the nodes
 	Relay        cni.Relay
 	TunnelPort   int
-	Uplinks      []string // interfaces that lead to other nodes besides those that have the node's addresses
-	Kubeconfigs  []string // ways to the API, the first that is there is used
-	Certificates []string // folders and files that hold the node's certificates
-	ProxyOnly    bool     // Services are all that Strake serves here: pods, names and ways to other nodes are somebody else's
+	Uplinks      []string                   // interfaces that lead to other nodes besides those that have the node's addresses
+	Kubeconfigs  []string                   // ways to the API, the first that is there is used
+	Certificates []string                   // folders and files that hold the node's certificates
+	Datapath     func() (bpf.Config, error) // with what the programs are to be loaded; unless ProxyOnly
+	ProxyOnly    bool                       // Services are all that Strake serves here: pods, names and ways to other nodes are somebody else's
 	// NoMasquerade are destinations that get pods' packets with the pods' own addresses.
 	NoMasquerade []netip.Prefix
 	DSR          bool   // pods of other nodes answer clients outside by themselves

@@ -50,19 +50,52 @@ func (e *examination) compare(o *objects, have bpf.Rows) []comparison {
 		return out
 	}
 	out = append(out, comparison{table: "table of names", rows: len(have.Names), drift: differences(flattenNames(e.wantedNames(o)), flattenNames(have.Names))})
-	routing := cni.VXLAN
+	view := cni.NodeView{Name: e.Name, Addrs: e.Addrs, Uplinks: e.Uplinks, Routing: cni.VXLAN, Relay: e.Relay}
 	if e.Native {
-		routing = cni.Native
+		view.Routing = cni.Native
 	}
 	out = append(out, comparison{table: "table of other nodes", rows: len(have.Remotes),
-		drift: differences(flattenRemotes(cni.DesiredRemotes(e.Name, e.Addrs, routing, e.Relay, o.nodes)), flattenRemotes(have.Remotes))})
-	routes, drift, routesErr := cni.CompareRoutes(e.Name, e.Addrs, e.Uplinks, routing, e.Relay, o.nodes)
-	out = append(out, comparison{table: "routes to pods of nodes", rows: routes, drift: drift, err: routesErr})
+		drift: differences(flattenRemotes(cni.DesiredRemotes(view, o.nodes)), flattenRemotes(have.Remotes))})
+	routes, drift, routesErr := cni.CompareRoutes(view, o.nodes)
+	out = append(out, comparison{table: "routes to pods of nodes", rows: routes, drift: drift, err: routesErr}, e.comparePath(view, o.nodes), e.compareConstants())
 	if err != nil {
 		return append(out, comparison{table: "table of pods", err: err})
 	}
 	return append(out, services("table of host ports", ofService),
 		comparison{table: "table of pods", rows: len(have.Endpoints), drift: differences(flattenEndpoints(pods), flattenEndpoints(have.Endpoints))})
+}
+
+// comparePath holds what the programs know of the way to other nodes against the links as they are.
+func (e *examination) comparePath(view cni.NodeView, nodes []corev1.Node) comparison {
+	c := comparison{table: "way to other nodes", rows: 1}
+	tunnel, mtu, err := bpf.ReadPath(e.Layout.BPF())
+	if err != nil {
+		c.err = err
+		return c
+	}
+	wantTunnel, wantMTU, err := cni.DesiredPath(view, nodes)
+	if err != nil {
+		c.err = err
+		return c
+	}
+	if tunnel != wantTunnel {
+		c.drift = append(c.drift, fmt.Sprintf("the programs send to the interface with the number %d, the tunnel's is %d", tunnel, wantTunnel))
+	}
+	if mtu != wantMTU {
+		c.drift = append(c.drift, fmt.Sprintf("the programs take %d for the MTU, by the uplink it is %d", mtu, wantMTU))
+	}
+	return c
+}
+
+// compareConstants holds what the programs were told when they were loaded against the node's settings.
+func (e *examination) compareConstants() comparison {
+	c := comparison{table: "constants of the programs"}
+	config, err := e.Datapath()
+	if err == nil {
+		c.rows, c.drift, err = bpf.CompareConstants(config)
+	}
+	c.err = err
+	return c
 }
 
 // slicesByService sorts EndpointSlices by the key of their Service.
