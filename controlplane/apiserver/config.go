@@ -7,9 +7,9 @@ import (
 
 // Config says with which addresses, files and store the API server runs. All fields but those marked optional are required.
 type Config struct {
-	BindAddress net.IP // where it listens
-	Port        int
-	// AdvertiseAddress is what the kubernetes Service leads to. Optional: BindAddress.
+	BindAddresses []net.IP // where it listens; the machine need not have them yet
+	Port          int
+	// AdvertiseAddress is what the kubernetes Service leads to. Optional: the first of BindAddresses.
 	AdvertiseAddress net.IP
 	ServingCertFile  string
 	ServingKeyFile   string

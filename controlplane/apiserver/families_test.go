@@ -35,7 +35,7 @@ func TestFamilies(t *testing.T) {
 	t.Run("IPv6", func(t *testing.T) {
 		a := newAPI(t, apiservertest.Start(t, func(c *apiserver.Config) {
 			c.ServiceCIDRs = []netip.Prefix{services6}
-			c.BindAddress, c.AdvertiseAddress = net.IPv6unspecified, net.ParseIP("2001:db8::1")
+			c.BindAddresses, c.AdvertiseAddress = []net.IP{net.IPv6unspecified}, net.ParseIP("2001:db8::1")
 		}))
 		a.kubernetesService("fd00:10:96::1", discoveryv1.AddressTypeIPv6, "2001:db8::1")
 		s := must(a.client.CoreV1().Services(a.ns).Create(t.Context(), service("web"), metav1.CreateOptions{}))(t)
@@ -44,7 +44,7 @@ func TestFamilies(t *testing.T) {
 		}
 	})
 	t.Run("of two minds", func(t *testing.T) {
-		_, err := apiserver.New(apiserver.Config{BindAddress: net.IPv4(127, 0, 0, 1), ServiceCIDRs: []netip.Prefix{services6, services4}})
+		_, err := apiserver.New(apiserver.Config{BindAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, ServiceCIDRs: []netip.Prefix{services6, services4}})
 		if err == nil {
 			t.Error("an API server with an IPv4 address gives its Service an IPv6 address")
 		}

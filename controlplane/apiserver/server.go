@@ -79,8 +79,11 @@ func New(cfg Config) (*Server, error) {
 	if err := cfg.Settings.Check(); err != nil {
 		return nil, fmt.Errorf("API server: %w", err)
 	}
+	if len(cfg.BindAddresses) == 0 {
+		return nil, errors.New("API server: no address to listen on")
+	}
 	if cfg.AdvertiseAddress == nil {
-		cfg.AdvertiseAddress = cfg.BindAddress
+		cfg.AdvertiseAddress = cfg.BindAddresses[0]
 	}
 	if len(cfg.ServiceCIDRs) == 0 {
 		return nil, errors.New("API server: no range of ClusterIPs")
@@ -144,10 +147,13 @@ func (b *builder) buildGeneric() error {
 	g.OpenAPIV3Config.Info.Title, g.OpenAPIV3Config.GetDefinitionName = "Kubernetes", external(namer)
 
 	serving := options.NewSecureServingOptions().WithLoopback()
-	serving.BindAddress, serving.BindPort = b.cfg.BindAddress, b.cfg.Port
+	var err error
+	if serving.Listener, err = listen(b.cfg.BindAddresses, b.cfg.Port); err != nil {
+		return err
+	}
 	serving.ServerCert.CertKey = options.CertKey{CertFile: b.cfg.ServingCertFile, KeyFile: b.cfg.ServingKeyFile}
 	if err := serving.ApplyTo(&g.SecureServing, &g.LoopbackClientConfig); err != nil {
-		return fmt.Errorf("listen on %s: %w", net.JoinHostPort(b.cfg.BindAddress.String(), strconv.Itoa(b.cfg.Port)), err)
+		return errors.Join(err, serving.Listener.Close())
 	}
 	b.drain = newDrain(g.SecureServing.Listener)
 	g.SecureServing.Listener = b.drain
@@ -172,7 +178,6 @@ func (b *builder) buildGeneric() error {
 	if err := b.etcd.ApplyWithStorageFactoryTo(b.storageFactory(), g); err != nil {
 		return err
 	}
-	var err error
 	if b.client, err = kubernetes.NewForConfig(g.LoopbackClientConfig); err != nil {
 		return err
 	}

@@ -26,12 +26,14 @@ func (u *upStart) check(flags Settings, given func(string) bool, nodes int) erro
 		return err
 	}
 	loopback := netip.AddrFrom4([4]byte{127, 0, 0, 1})
-	return u.checkMachine(append(kubeletPorts(u.s),
-		listener{u.s.NodeAddrs[0], u.s.Port, "the API server (another: --" + FlagPort + ")"},
-		listener{netip.IPv6Unspecified(), u.s.Port, "the API server (another: --" + FlagPort + ")"},
+	ports := append(kubeletPorts(u.s),
 		listener{loopback, u.s.EtcdPort, "etcd (another: --" + FlagEtcdPort + ")"},
 		listener{loopback, u.s.EtcdPort + 1, "etcd's peers (another: --" + FlagEtcdPort + ")"},
-	))
+	)
+	for _, a := range u.s.NodeAddrs {
+		ports = append(ports, listener{a, u.s.Port, "the API server (another: --" + FlagPort + ")"})
+	}
+	return u.checkMachine(ports)
 }
 
 // listener is a port that a component wants.

@@ -40,7 +40,8 @@ func (s Settings) Store(l layout.Layout) store.Config {
 }
 
 func (s Settings) server() server.Config {
-	return server.Config{Addr: s.NodeAddrs[0], Port: s.Port, EtcdPort: s.EtcdPort, ServiceCIDRs: s.ServiceCIDRs, PodCIDRs: s.PodCIDRs, NodeBits: NodeBits}
+	addrs := slices.Concat(s.NodeAddrs, lab.Network{Ranges: s.LabCIDRs}.Addrs(1)) // nodes beside the first one ask by their bridge
+	return server.Config{Addrs: addrs, Port: s.Port, EtcdPort: s.EtcdPort, ServiceCIDRs: s.ServiceCIDRs, PodCIDRs: s.PodCIDRs, NodeBits: NodeBits}
 }
 
 // URL is where the API server is reached.
@@ -54,7 +55,7 @@ func (s Settings) URL() string {
 // pki is what the machine of the control plane keeps certificates for.
 func (s Settings) pki(l layout.Layout) pki.Config {
 	return pki.Config{
-		Dir: l.PKI(), ServerAddrs: slices.Concat(s.NodeAddrs, s.lab(l).Addrs(1)), ServiceIPs: nthOfEach(s.ServiceCIDRs, 1), Zone: s.Zone, Hostname: s.NodeName, Server: s.URL(),
+		Dir: l.PKI(), ServerAddrs: s.server().Addrs, ServiceIPs: nthOfEach(s.ServiceCIDRs, 1), Zone: s.Zone, Hostname: s.NodeName, Server: s.URL(),
 		Kubeconfigs: []pki.Kubeconfig{
 			{Path: l.AdminKubeconfig(), Identity: pki.Admin, Portable: true},
 			{Path: l.Kubeconfig("controller-manager"), Identity: pki.ControllerManager}, {Path: l.Kubeconfig("scheduler"), Identity: pki.Scheduler},

@@ -31,7 +31,7 @@ type Config struct {
 	PKI          pki.Files
 	Certificates pki.Config // what is renewed while the server runs
 	EtcdDir      string
-	Addr         netip.Addr // by which it is known; it listens on all
+	Addrs        []netip.Addr // where the API server listens; it is known by the first
 	Port         int
 	EtcdPort     int // etcd's client port on loopback; its peer port is the next one
 	// Ranges of each family, the primary one first.
@@ -47,7 +47,7 @@ type Config struct {
 
 // URL is where the API server is reached.
 func (c Config) URL() string {
-	return fmt.Sprintf("https://%s", netip.AddrPortFrom(c.Addr, uint16(c.Port)))
+	return fmt.Sprintf("https://%s", netip.AddrPortFrom(c.Addrs[0], uint16(c.Port)))
 }
 
 // gcPercent makes the heap grow by half between collections rather than to the double. Of an idle control plane's heap
@@ -102,8 +102,12 @@ func StoreConfig(cfg Config) store.Config {
 // APIServerConfig is the API server's part of the configuration.
 func APIServerConfig(cfg Config, etcdURL string) apiserver.Config {
 	f := cfg.PKI
+	addrs := make([]net.IP, len(cfg.Addrs))
+	for i, a := range cfg.Addrs {
+		addrs[i] = a.AsSlice()
+	}
 	return apiserver.Config{
-		BindAddress: net.IPv6unspecified, AdvertiseAddress: cfg.Addr.AsSlice(), Port: cfg.Port, // IPv4 as well
+		BindAddresses: addrs, Port: cfg.Port,
 		ServingCertFile: f.APIServer().Cert, ServingKeyFile: f.APIServer().Key, ClientCAFile: f.CA().Cert,
 		Settings: cfg.APISettings, EtcdServers: []string{etcdURL}, EtcdCAFile: f.EtcdCA().Cert, EtcdCertFile: f.EtcdClient().Cert, EtcdKeyFile: f.EtcdClient().Key,
 		ServiceCIDRs: cfg.ServiceCIDRs, NodePortMin: 30000, NodePortMax: 32767,

@@ -69,7 +69,7 @@ func Start(t testing.TB, change ...func(*apiserver.Config)) *Server {
 	s.EtcdURL = startEtcd(t, filepath.Join(dir, "etcd"))
 	s.cfg = apiserver.Config{
 		// A Service can't lead to a loopback address; nobody follows this one (RFC 5737).
-		BindAddress: net.IPv4(127, 0, 0, 1), AdvertiseAddress: net.IPv4(192, 0, 2, 1), Port: FreePort(t), ServingCertFile: certFile, ServingKeyFile: keyFile, ClientCAFile: ca,
+		BindAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, AdvertiseAddress: net.IPv4(192, 0, 2, 1), Port: FreePort(t), ServingCertFile: certFile, ServingKeyFile: keyFile, ClientCAFile: ca,
 		EtcdServers: []string{s.EtcdURL}, ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")}, NodePortMin: 30000, NodePortMax: 32767,
 		ServiceAccountKeyFile: write("sa.key", encodeKey(t, saKey)), ServiceAccountIssuer: "https://kubernetes.default.svc.cluster.local",
 		FrontProxyCAFile: ca, ProxyClientCertFile: certFile, ProxyClientKeyFile: keyFile,
