@@ -8,7 +8,7 @@ LDFLAGS := -s -w -X k8s.io/component-base/version.gitVersion=$(VERSION)
 RUN_PACKAGES := containerd runc
 TEST_PACKAGES := $(RUN_PACKAGES) iproute2 busybox-static curl containernetworking-plugins iptables nftables procps
 
-.PHONY: build up down test test-packages run-packages lint unit e2e soak cross generate check-generated bench bench-podnet bench-services bench-netpol kernel-packages test-kernels coredns test-coredns bench-dns test-ui
+.PHONY: build up down test test-packages run-packages lint unit e2e soak cross generate check-generated bench bench-podnet bench-services bench-netpol bench-api kernel-packages test-kernels coredns test-coredns bench-dns test-ui
 
 build:
 	$(GO) build -trimpath -ldflags "$(LDFLAGS)" -o bin/strake ./cmd/strake
@@ -68,6 +68,12 @@ bench-netpol: build
 	$(call install,iproute2 nftables containernetworking-plugins)
 	$(GO) build -trimpath -ldflags "-s -w" -o bin/bench ./tests/bench
 	bin/bench -netpol -json bin/bench-netpol.json $(ARGS)
+
+# Figures of the API server alone, beside an etcd alone under the same load; ARGS=--quick is a quick look.
+bench-api: build
+	$(call install,iproute2)
+	$(GO) build -trimpath -ldflags "-s -w" -o bin/bench ./tests/bench
+	bin/bench -api -json bin/bench-api.json $(ARGS)
 
 # Cluster DNS from a pod: the kernel, our resolver and CoreDNS in turns; STRAKE_BENCH_SERVICES=50000 is a larger cluster.
 bench-dns: coredns

@@ -1,5 +1,5 @@
 // Command bench measures a whole cluster that it brings up in a lab of its own (tests/lab), and takes down again; or the
-// node network alone (tests/podnet), Services, or network policies. `make bench` and its like run it; docs/benchmarks.md tells what each row means.
+// node network alone (tests/podnet), Services, network policies, or the API server alone. `make bench` and its like run it; docs/benchmarks.md tells what each row means.
 //
 // Its one idea: what is compared with a rival is measured in turns with it, in the same pods, so that the ratio holds
 // on a noisy machine. No figure is asserted: a row says whether its target is met.
@@ -28,6 +28,7 @@ func main() {
 	podnet.Main()
 	work()
 	runAgent()
+	runEtcd()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	var o options
@@ -35,12 +36,13 @@ func main() {
 	flag.StringVar(&o.load, "load", "bin/bench-load", "the binary of tests/bench/load")
 	flag.StringVar(&o.json, "json", "", "write the results to this file as JSON as well")
 	flag.StringVar(&o.format, "o", "table", "what to print: table or json")
-	flag.StringVar(&o.only, "only", "", "measure only these: "+strings.Join(names(clusterParts), ",")+"; with -podnet "+strings.Join(names(podnetParts), ",")+"; with -services "+strings.Join(names(servicesParts), ",")+"; with -netpol "+strings.Join(names(netpolParts), ",")+" (a comma between)")
+	flag.StringVar(&o.only, "only", "", "measure only these: "+strings.Join(names(clusterParts), ",")+"; with -podnet "+strings.Join(names(podnetParts), ",")+"; with -services "+strings.Join(names(servicesParts), ",")+"; with -netpol "+strings.Join(names(netpolParts), ",")+"; with -api "+strings.Join(names(apiParts), ",")+" (a comma between)")
 	flag.BoolVar(&o.podnet, "podnet", false, "measure the node network alone, without a cluster")
 	flag.StringVar(&o.svg, "svg", "", "with -services: draw what was measured into this file")
 	flag.StringVar(&o.bpfTests, "bpf-tests", "bin/bpf.test", "the tests of ./bpf, for the programs' costs")
 	flag.BoolVar(&o.services, "services", false, "measure Services at growing numbers of them, against kube-proxy's rulesets")
 	flag.BoolVar(&o.netpol, "netpol", false, "measure network policies at growing numbers of them, against rules of nftables")
+	flag.BoolVar(&o.api, "api", false, "measure the API server alone, beside an etcd alone")
 	flag.Float64Var(&o.effort, "effort", 1, "how much to measure: 0.2 is a quick look")
 	flag.BoolFunc("quick", "the same as -effort 0.3", func(string) error { o.effort = 0.3; return nil })
 	flag.Parse()
@@ -54,7 +56,7 @@ type options struct {
 	strake, load, json, format, only string
 	svg, bpfTests                    string
 	effort                           float64
-	podnet, services, netpol         bool
+	podnet, services, netpol, api    bool
 }
 
 // times scales a number of repetitions.
@@ -67,6 +69,7 @@ type bench struct {
 	client  kubernetes.Interface
 	report  *Report
 	charts  []*chart
+	plane   *plane
 }
 
 // part is a measurement.
@@ -92,6 +95,8 @@ func (o options) parts() []part {
 		return servicesParts
 	case o.netpol:
 		return netpolParts
+	case o.api:
+		return apiParts
 	case o.podnet:
 		return podnetParts
 	}
@@ -129,7 +134,16 @@ func run(ctx context.Context, o options) error {
 	if b.report, err = newReport(o.strake); err != nil {
 		return err
 	}
-	if !o.podnet && !o.services && !o.netpol {
+	if o.api {
+		if b.plane, err = newPlane(dir, o.strake); err != nil {
+			return err
+		}
+		defer func() {
+			if err := b.plane.close(); err != nil {
+				fmt.Fprintln(os.Stderr, "bench:", err)
+			}
+		}()
+	} else if !o.podnet && !o.services && !o.netpol {
 		if b.cluster, err = lab.New("strake-bench", filepath.Join(dir, "data"), o.strake); err != nil {
 			return err
 		}
@@ -154,6 +168,11 @@ func run(ctx context.Context, o options) error {
 func (b *bench) measure(ctx context.Context, chosen []string) error {
 	if b.cluster != nil && !slices.Contains(chosen, "start") {
 		if _, err := b.up(ctx); err != nil {
+			return err
+		}
+	}
+	if b.plane != nil && !slices.Contains(chosen, "start") {
+		if _, err := b.plane.start(ctx); err != nil {
 			return err
 		}
 	}

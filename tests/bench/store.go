@@ -29,21 +29,7 @@ import (
 // fill puts Services and their EndpointSlices into a cluster's etcd as its API server would store them, from the first to before the
 // last: through the API that takes minutes, and is not what is measured. The API server learns of them by its watch.
 func fill(ctx context.Context, c *lab.Cluster, first, last int) error {
-	l, err := layout.New(c.Data)
-	if err != nil {
-		return err
-	}
-	f := pki.Files{Dir: l.PKI()}
-	tls, err := (transport.TLSInfo{CertFile: f.EtcdClient().Cert, KeyFile: f.EtcdClient().Key, TrustedCAFile: f.EtcdCA().Cert}).ClientConfig()
-	if err != nil {
-		return err
-	}
-	etcd, err := clientv3.New(clientv3.Config{
-		Endpoints: []string{"127.0.0.1:2379"}, TLS: tls, DialTimeout: 10 * time.Second,
-		DialOptions: []grpc.DialOption{grpc.WithContextDialer(func(ctx context.Context, addr string) (net.Conn, error) {
-			return c.Dial(ctx, "tcp", strings.TrimPrefix(addr, "passthrough:///"))
-		})},
-	})
+	etcd, err := etcdClient(c, "127.0.0.1:2379")
 	if err != nil {
 		return err
 	}
@@ -75,6 +61,25 @@ func fill(ctx context.Context, c *lab.Cluster, first, last int) error {
 		}
 	}
 	return flush()
+}
+
+// etcdClient is a way to an etcd in a cluster's namespace that has the cluster's certificates.
+func etcdClient(c *lab.Cluster, endpoint string) (*clientv3.Client, error) {
+	l, err := layout.New(c.Data)
+	if err != nil {
+		return nil, err
+	}
+	f := pki.Files{Dir: l.PKI()}
+	tls, err := (transport.TLSInfo{CertFile: f.EtcdClient().Cert, KeyFile: f.EtcdClient().Key, TrustedCAFile: f.EtcdCA().Cert}).ClientConfig()
+	if err != nil {
+		return nil, err
+	}
+	return clientv3.New(clientv3.Config{
+		Endpoints: []string{endpoint}, TLS: tls, DialTimeout: 10 * time.Second,
+		DialOptions: []grpc.DialOption{grpc.WithContextDialer(func(ctx context.Context, addr string) (net.Conn, error) {
+			return c.Dial(ctx, "tcp", strings.TrimPrefix(addr, "passthrough:///"))
+		})},
+	})
 }
 
 const apiNamespace = "bench"
