@@ -6,7 +6,7 @@ export CGO_ENABLED := 0
 export GOTOOLCHAIN := local
 LDFLAGS := -s -w -X k8s.io/component-base/version.gitVersion=$(VERSION)
 RUN_PACKAGES := containerd runc
-TEST_PACKAGES := $(RUN_PACKAGES) iproute2 busybox-static curl containernetworking-plugins iptables nftables procps
+TEST_PACKAGES := $(RUN_PACKAGES) iproute2 busybox-static curl containernetworking-plugins iptables musl-tools nftables procps
 
 .PHONY: build up down test test-packages run-packages lint unit e2e soak cross generate check-generated bench bench-podnet bench-services bench-netpol bench-api kernel-packages test-kernels coredns test-coredns bench-dns test-ui
 

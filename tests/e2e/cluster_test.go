@@ -163,15 +163,21 @@ func eventually(t *testing.T, within time.Duration, f func() string) {
 // busybox makes an image of the machine's static busybox and loads it.
 func (c *cluster) busybox() {
 	c.t.Helper()
+	c.image("strake.io/busybox:1", "")
+}
+
+// image makes one of the machine's static busybox, and what a script puts into the folder root, and loads it.
+func (c *cluster) image(name, script string) {
+	c.t.Helper()
 	dir := c.t.TempDir()
-	sh := func(cmd string) { c.t.Helper(); c.must(exec.Command("sh", "-ec", cmd)) }
 	// The form that `docker save` writes: a layer, a configuration, a manifest.
-	sh(fmt.Sprintf(`cd %s; mkdir -p root/bin root/tmp; cp /bin/busybox root/bin/; for a in sh wget rm mkdir nslookup cat sleep echo env httpd ls true kill test nc stty tty seq wc timeout tar date dd id hostname; do ln -s busybox root/bin/$a; done
+	c.must(exec.Command("sh", "-ec", fmt.Sprintf(`here=$PWD; cd %s; mkdir -p root/bin root/tmp; cp /bin/busybox root/bin/; for a in sh wget rm mkdir nslookup cat sleep echo env httpd ls true kill test nc stty tty seq wc timeout tar date dd id hostname; do ln -s busybox root/bin/$a; done
+%s
 tar -C root -cf layer.tar .; sum=$(sha256sum layer.tar | cut -d' ' -f1)
 printf '{"architecture":"amd64","os":"linux","config":{},"rootfs":{"type":"layers","diff_ids":["sha256:%%s"]}}' $sum > config.json
-printf '[{"Config":"config.json","RepoTags":["strake.io/busybox:1"],"Layers":["layer.tar"]}]' > manifest.json
-tar -cf image.tar layer.tar config.json manifest.json`, dir))
-	if out, err := c.Strake("image", "import", filepath.Join(dir, "image.tar")); err != nil || !strings.Contains(out, "strake.io/busybox:1") {
+printf '[{"Config":"config.json","RepoTags":["%s"],"Layers":["layer.tar"]}]' > manifest.json
+tar -cf image.tar layer.tar config.json manifest.json`, dir, script, name)))
+	if out, err := c.Strake("image", "import", filepath.Join(dir, "image.tar")); err != nil || !strings.Contains(out, name) {
 		c.t.Fatalf("image import: %v\n%s", err, out)
 	}
 }
