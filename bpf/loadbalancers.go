@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"net/netip"
 	"slices"
 	"sync"
 
@@ -98,6 +99,16 @@ func (t *loadBalancers) find(owner, name string, protocol uint8) *service {
 		}
 	}
 	return nil
+}
+
+// nameAt is the name of the load balancer that has a frontend, as LoadBalancer.Name; empty: none has.
+func (t *loadBalancers) nameAt(frontend netip.AddrPort, protocol uint8) string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if s := t.byID[t.owner[netFrontendKey{Addr: addr16(frontend.Addr()), Port: port16(frontend.Port()), Proto: protocol}]]; s != nil {
+		return s.name
+	}
+	return ""
 }
 
 func (t *loadBalancers) add(s *service) {

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -119,6 +120,14 @@ func (d *Datapath) FlowRecord() (*FlowRecord, error) {
 	}
 	return &FlowRecord{classes: d.net.Maps[policyClasses], reader: reader, pinDir: d.pinDir}, nil
 }
+
+// ServiceAt is the Name of the load balancer that has a frontend; empty: none has.
+func (d *Datapath) ServiceAt(frontend netip.AddrPort, protocol uint8) string {
+	return d.loadBalancers.nameAt(frontend, protocol)
+}
+
+// Waiting tells whether there is something to read now.
+func (r *FlowRecord) Waiting() bool { return r.reader.AvailableBytes() > 0 }
 
 // Read waits for the next event. After Close, and when deadline has passed, it returns os.ErrClosed and os.ErrDeadlineExceeded.
 func (r *FlowRecord) Read(deadline time.Time) (FlowEvent, error) {
@@ -263,6 +272,14 @@ func flowClassKey(c FlowClass) netPolicyClass {
 		}
 	}
 	return k
+}
+
+// ID names a class: as long as it is not forgotten no other one of the node has it.
+func (c FlowClass) ID() uint64 {
+	k := flowClassKey(c)
+	h := fnv.New64a()
+	_ = binary.Write(h, binary.NativeEndian, k) // a hash takes everything
+	return h.Sum64()
 }
 
 // flowEventSize is that of struct policy_event of lib/policyrecord.h.

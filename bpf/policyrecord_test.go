@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"runtime"
 	"slices"
 	"testing"
 	"time"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 )
 
 // recordLab is a policyLab that records flows.
@@ -286,10 +288,14 @@ func TestFlowsAreCountedExactly(t *testing.T) {
 	f := families[0]
 	before, err := l.record.Losses()
 	must(t, err)
-	failed := make(chan error)
+	node, failed := currentSpace(t), make(chan error)
 	for range threads {
 		go func() {
-			_, err := l.d.net.Programs[podProgram].Run(&ebpf.RunOptions{Data: frame(6, at(f.pod, 5000), at(f.other, 8080), nil), Repeat: packets, Context: l.context(l.podVeth)})
+			runtime.LockOSThread() // and never unlocked, as in newServiceLab
+			err := unix.Setns(int(node.f.Fd()), unix.CLONE_NEWNET)
+			if err == nil {
+				_, err = l.d.net.Programs[podProgram].Run(&ebpf.RunOptions{Data: frame(6, at(f.pod, 5000), at(f.other, 8080), nil), Repeat: packets, Context: l.context(l.podVeth)})
+			}
 			failed <- err
 		}()
 	}

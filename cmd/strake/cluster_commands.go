@@ -21,6 +21,7 @@ import (
 	"github.com/strake-io/strake/cmd/strake/containerd"
 	"github.com/strake-io/strake/cmd/strake/demo"
 	"github.com/strake-io/strake/controlplane/apiserver"
+	"github.com/strake-io/strake/netpol/flows"
 )
 
 func upCommand(place places) *cobra.Command {
@@ -105,6 +106,9 @@ func nodeFlags(f *pflag.FlagSet, flags *cluster.Settings) {
 	f.IntVar(&flags.MaxPolicyRules, bpf.FlagMaxPolicyRules, 0, fmt.Sprintf("how many answers, and how many ranges of ports, the rules of a node's network policies come to (%d); may change at every start", bpf.DefaultMaxPolicyRules))
 	f.StringVar(&flags.Healthz, cluster.FlagHealthz, "", "where load balancers ask for the node's health: IP:port, :port, or none (port 10256 of the node's addresses and of loopback); may change at every start")
 	f.IntVar(&flags.Flows, cluster.FlagFlows, 0, fmt.Sprintf("how many connections the node can follow at a time, such as 500000, and as many other flows; some 300 bytes of kernel memory each (%d); may change at every start, and those that there are live on", bpf.DefaultFlows))
+	f.BoolVar(&flags.Recording.On, cluster.FlagRecordFlows, false, "record the flows of the node's pods, for `strake policy flows`; may change at every start")
+	f.Int64Var(&flags.Recording.Size, cluster.FlagRecordSize, 0, fmt.Sprintf("MiB that the record of flows may take of the disk (%d); may change at every start", flows.DefaultSize>>20))
+	f.DurationVar(&flags.Recording.Age, cluster.FlagRecordAge, 0, fmt.Sprintf("how long the record of flows goes back, where its size lets it (%v); may change at every start", flows.DefaultAge))
 	f.StringVar(&flags.Metrics, cluster.FlagMetrics, "", "where metrics of the node's network are served: IP:port, :port for loopback, or none (port 10249 of loopback); may change at every start")
 }
 

@@ -3,19 +3,49 @@ package main
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"os"
 
 	"github.com/spf13/cobra"
 
+	"github.com/strake-io/strake/cmd/strake/layout"
 	"github.com/strake-io/strake/cmd/strake/policy"
 	"github.com/strake-io/strake/netpol/analysis"
 )
+
+// flowRecords are the folders of records of flows that this machine's nodes have: the node's that is meant, and if it is the first one those of the nodes
+// beside it.
+func flowRecords(place places) ([]string, error) {
+	l, err := place()
+	if err != nil {
+		return nil, err
+	}
+	nodes := []layout.Layout{l}
+	if _, _, beside := l.LabNode(); !beside {
+		numbers, err := l.LabNodes()
+		if err != nil {
+			return nil, err
+		}
+		for _, n := range numbers {
+			nodes = append(nodes, l.Node(n))
+		}
+	}
+	var dirs []string
+	for _, n := range nodes {
+		if _, err := os.Stat(n.FlowRecord()); err == nil {
+			dirs = append(dirs, n.FlowRecord())
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+	}
+	return dirs, nil
+}
 
 // policyCommand is the workbench of network policies. How it is asked wrongly is no answer either: exit code 2, as diff(1) has it.
 func policyCommand(place places) *cobra.Command {
 	group := policy.Command(adminKubeconfig(os.Args[1:]), func(ctx context.Context, probes int) (analysis.Evidence, error) {
 		return lookAtNode(ctx, place, probes)
-	})
+	}, func() ([]string, error) { return flowRecords(place) })
 	group.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return exitError{2, err} })
 	for _, cmd := range group.Commands() {
 		if args := cmd.Args; args != nil {

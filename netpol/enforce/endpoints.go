@@ -74,6 +74,7 @@ func (e *Enforcer) attach(ep Endpoint) *attached {
 		close(a.ended)
 	}
 	e.endpoints[ep.Owner] = a
+	e.whose.attached(ep)
 	e.noteLocked(object{kindEndpoint, ep.name()}, nil)
 	return a
 }
@@ -133,6 +134,7 @@ func (e *Enforcer) Release(owner string) {
 	defer e.mu.Unlock()
 	if a, ok := e.endpoints[owner]; ok {
 		delete(e.endpoints, owner)
+		e.whose.released(a.Endpoint)
 		e.noteLocked(object{kindEndpoint, a.name()}, nil)
 	}
 }

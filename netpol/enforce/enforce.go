@@ -54,6 +54,8 @@ type Config struct {
 	Recorder record.EventRecorder
 	// History is told what is enforced, and what proofs find; nil: nobody is.
 	History *history.Log
+	// Whose: who has which address is followed, see Enforcer.Whose.
+	Whose bool
 }
 
 // Enforcer is a node's.
@@ -65,6 +67,7 @@ type Enforcer struct {
 
 	metrics *instruments
 	usage   usage
+	whose   *whose // nil unless Config.Whose
 	trouble *trouble
 
 	mu        sync.Mutex
@@ -109,6 +112,9 @@ func New(cfg Config) *Enforcer {
 		cfg: cfg, metrics: newInstruments(), latest: map[object]int{}, endpoints: map[string]*attached{}, names: map[uint32]bpf.PolicyName{}, wake: make(chan struct{}, 1), unsaid: make(chan struct{}, 1),
 		compiler: compiler.New(compiler.Options{NodeName: cfg.NodeName, KeepFlows: cfg.KeepFlows, MaxRules: cfg.MaxRules, MaxPeers: cfg.MaxPeers}), local: map[types.UID]*localPod{},
 	}
+	if cfg.Whose {
+		e.whose = newWhose()
+	}
 	e.trouble = newTrouble(cfg.Recorder, cfg.NodeName)
 	e.pods = newFollowed(kindPod, uidOf, keeping(keptPod), e.note)
 	e.namespaces = newFollowed(kindNamespace, keyOf, keeping(keptNamespace), e.note)
@@ -131,6 +137,7 @@ func New(cfg Config) *Enforcer {
 
 // note has a change written.
 func (e *Enforcer) note(kind, id string, now metav1.Object) {
+	e.whose.note(kind, id, now)
 	e.mu.Lock()
 	e.noteLocked(object{kind, id}, now)
 	e.mu.Unlock()

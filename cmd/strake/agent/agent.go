@@ -9,6 +9,7 @@ import (
 	"os"
 	"runtime/debug"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
@@ -52,10 +53,26 @@ type Config struct {
 	DSR               bool                // other nodes' pods answer clients outside by themselves, as bpf.Config has it
 	KeepFlows         bool                // established flows go on when policies change
 	NodePortAddrs     []netip.Prefix      // where NodePorts answer; none: NodeAddrs
+	Recording         Recording           // of the flows of the node's pods
 	Flows             int                 // how many connections the node follows at a time, as bpf.Config has it
 	Healthz, Metrics  string              // where Services tell how they are, as services.Config has it
 	Uplinks           []string            // interfaces that lead to other nodes besides those that have the node's addresses
 	Certificates      certificates.Config // by which the API server knows the node, and the node is known
+}
+
+// Recording says whether, and within which bounds, flows are recorded.
+type Recording struct {
+	On   bool          `json:"on,omitempty"`
+	Size int64         `json:"sizeMiB,omitempty"` // 0: flows.DefaultSize
+	Age  time.Duration `json:"age,omitempty"`     // 0: flows.DefaultAge
+}
+
+// rate is how many flows of a kind are told in a second.
+func (r Recording) rate() int {
+	if !r.On {
+		return 0
+	}
+	return bpf.DefaultRecordFlows
 }
 
 const dnsTTL = 30 // seconds
@@ -90,7 +107,7 @@ func (cfg Config) Datapath() (bpf.Config, error) {
 		NodeAddrs: cfg.NodeAddrs, NoMasquerade: cfg.NoMasquerade, MasqueradeSources: cfg.MasqueradeSources, AllowLinkLocal: cfg.AllowLinkLocal,
 		Flows: cfg.Flows, DSR: cfg.DSR,
 		MaxFrontends: cfg.MaxFrontends, MaxBackends: cfg.MaxBackends,
-		Policy: true, MaxPolicyPeers: cfg.MaxPolicyPeers, MaxPolicyRules: cfg.MaxPolicyRules,
+		Policy: true, MaxPolicyPeers: cfg.MaxPolicyPeers, MaxPolicyRules: cfg.MaxPolicyRules, RecordFlows: cfg.Recording.rate(),
 	}, nil
 }
 

@@ -2,7 +2,9 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"net/netip"
 	"strings"
 	"sync"
 
@@ -18,6 +20,7 @@ import (
 	"github.com/strake-io/strake/bpf"
 	"github.com/strake-io/strake/cni"
 	"github.com/strake-io/strake/netpol/enforce"
+	"github.com/strake-io/strake/netpol/flows"
 	"github.com/strake-io/strake/netpol/history"
 )
 
@@ -27,6 +30,7 @@ type policies struct {
 	client  kubernetes.Interface
 	events  record.EventBroadcaster
 	history *history.Log
+	record  *flows.Recorder // nil: flows are not recorded
 }
 
 func newPolicies(cfg Config, rc *rest.Config, client kubernetes.Interface, d *bpf.Datapath) (*policies, error) {
@@ -42,14 +46,43 @@ func newPolicies(cfg Config, rc *rest.Config, client kubernetes.Interface, d *bp
 		past = nil
 	}
 	events := record.NewBroadcaster()
-	return &policies{
+	p := &policies{
 		Enforcer: enforce.New(enforce.Config{
 			Client: client, Dynamic: custom, Tables: d.Policies(), NodeName: cfg.NodeName, DNSAddrs: cfg.DNSAddrs, KeepFlows: cfg.KeepFlows, MaxRules: cfg.MaxPolicyRules, MaxPeers: cfg.MaxPolicyPeers,
 			History:  past,
+			Whose:    cfg.Recording.On,
 			Recorder: events.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "strake-policy", Host: cfg.NodeName}),
 		}),
 		client: client, events: events, history: past,
-	}, nil
+	}
+	if cfg.Recording.On {
+		if p.record, err = p.newRecord(cfg, d); err != nil { // nor does it for these
+			klog.ErrorS(err, "Flows are not recorded")
+		}
+	}
+	return p, nil
+}
+
+// newRecord goes on with the record of flows.
+func (p *policies) newRecord(cfg Config, d *bpf.Datapath) (*flows.Recorder, error) {
+	source, err := d.FlowRecord()
+	if err != nil {
+		return nil, err
+	}
+	r, err := flows.New(flows.Config{
+		Dir: cfg.Layout.FlowRecord(), Node: cfg.NodeName, Source: source, Size: cfg.Recording.Size << 20, Age: cfg.Recording.Age,
+		Names: flows.Names{
+			End: func(a netip.Addr) (flows.End, bool) {
+				who, ok := p.Whose(a)
+				return flows.End{Namespace: who.Namespace, Pod: who.Pod, Labels: who.Labels, Node: who.Node}, ok
+			},
+			Policy: p.PolicyName, Service: d.ServiceAt,
+		},
+	})
+	if err != nil {
+		return nil, errors.Join(err, source.Close())
+	}
+	return r, nil
 }
 
 // endpoint is an attachment as policies see it.
@@ -83,6 +116,13 @@ func (p *policies) run(ctx context.Context) error {
 	var noting sync.WaitGroup
 	if p.history != nil {
 		noting.Go(func() { p.history.Run(ctx) })
+	}
+	if p.record != nil {
+		noting.Go(func() {
+			if err := p.record.Run(ctx); err != nil {
+				klog.ErrorS(err, "The end of the record of flows")
+			}
+		})
 	}
 	defer noting.Wait()
 	return p.Enforcer.Run(ctx)

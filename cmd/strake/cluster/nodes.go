@@ -156,6 +156,7 @@ func (u *upStart) startNode(ctx context.Context, n int, t Ticket) error {
 		wait = time.Until(deadline).String()
 	}
 	args := []string{"join", t.Server, "--token-file", "-", "--node-name", u.lab.names[n], "--node-ip", join(network.Addrs(n)), "--resolv-conf", u.l.LabResolvConf(), "--wait", wait}
+	args = append(args, fmt.Sprintf("--%s=%t", FlagRecordFlows, u.s.Recording.On), fmt.Sprintf("--%s=%d", FlagRecordSize, u.s.Recording.Size), fmt.Sprintf("--%s=%v", FlagRecordAge, u.s.Recording.Age))
 	for _, h := range t.CAHashes {
 		args = append(args, "--ca-cert-hash", h)
 	}

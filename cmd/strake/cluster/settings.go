@@ -18,19 +18,21 @@ import (
 	"github.com/strake-io/strake/bpf"
 	"github.com/strake-io/strake/cmd/strake/agent"
 	"github.com/strake-io/strake/cmd/strake/layout"
+	"github.com/strake-io/strake/netpol/flows"
 	"github.com/strake-io/strake/proxy"
 )
 
 // Settings are what `up` or `join` was told; they stay with the data folder. Lists of addresses and ranges have one of each
 // family at most, and that of the primary family first.
 type Settings struct {
-	NodeName   string       `json:"nodeName"`
-	NodeAddrs  []netip.Addr `json:"nodeAddrs"`
-	FoundAddrs bool         `json:"foundAddrs,omitempty"` // nobody named them: the node follows what its links have
-	ResolvConf string       `json:"resolvConf"`
-	Healthz    string       `json:"healthzBindAddress,omitempty"` // as proxy.BindAddrs reads it
-	Metrics    string       `json:"metricsBindAddress,omitempty"`
-	Flows      int          `json:"flows,omitempty"` // as bpf.Config has it
+	NodeName   string          `json:"nodeName"`
+	NodeAddrs  []netip.Addr    `json:"nodeAddrs"`
+	FoundAddrs bool            `json:"foundAddrs,omitempty"` // nobody named them: the node follows what its links have
+	ResolvConf string          `json:"resolvConf"`
+	Healthz    string          `json:"healthzBindAddress,omitempty"` // as proxy.BindAddrs reads it
+	Metrics    string          `json:"metricsBindAddress,omitempty"`
+	Flows      int             `json:"flows,omitempty"` // as bpf.Config has it
+	Recording  agent.Recording `json:"recordFlows,omitzero"`
 	Shared
 
 	// Of the control plane's node.
@@ -120,6 +122,9 @@ const (
 
 	FlagPolicyEstablished = "policy-established"
 	FlagLBMode            = "lb-mode"
+	FlagRecordFlows       = "record-flows"
+	FlagRecordSize        = "record-flows-size"
+	FlagRecordAge         = "record-flows-age"
 )
 
 // UnmarshalJSON reads the form of before there were two families as well.
@@ -258,6 +263,15 @@ func settle(l layout.Layout, flags Settings, given func(flag string) bool) (Sett
 	if given(FlagResolvConf) {
 		s.ResolvConf = flags.ResolvConf
 	}
+	if given(FlagRecordFlows) {
+		s.Recording.On = flags.Recording.On
+	}
+	if given(FlagRecordSize) {
+		s.Recording.Size = flags.Recording.Size
+	}
+	if given(FlagRecordAge) {
+		s.Recording.Age = flags.Recording.Age
+	}
 	return s, s.complete()
 }
 
@@ -304,6 +318,9 @@ func (s Settings) check() error {
 	}
 	if err := bpf.CheckFlows(s.Flows); err != nil {
 		return fmt.Errorf("--%s: %w", FlagFlows, err)
+	}
+	if r := s.Recording; r.Size != 0 && r.Size < flows.MinSize>>20 || r.Age < 0 {
+		return fmt.Errorf("--%s %d, --%s %v: a record has %d MiB at least, and an age of more than nothing", FlagRecordSize, r.Size, FlagRecordAge, r.Age, flows.MinSize>>20)
 	}
 	for flag, text := range map[string]string{FlagHealthz: s.Healthz, FlagMetrics: s.Metrics} {
 		if _, err := proxy.BindAddrs(text, s.NodeAddrs, 1); err != nil {

@@ -134,6 +134,9 @@ func (l Layout) CNIState() string { return l.in("cni", "state") }
 // PolicyHistory is where the agent notes what it has enforced of network policies, and when.
 func (l Layout) PolicyHistory() string { return l.in("policy", "history.jsonl") }
 
+// FlowRecord is the folder with the record of flows.
+func (l Layout) FlowRecord() string { return l.in("policy", "flows") }
+
 // BPF is the node's own bpffs.
 func (l Layout) BPF() string { return l.in("bpf") }
 

@@ -31,8 +31,8 @@ const (
 )
 
 // Command is the group. kubeconfig is the way to the cluster unless --kubeconfig names another; empty: what kubectl would take. look looks at
-// this node.
-func Command(kubeconfig string, look Look) *cobra.Command {
+// this node, records finds what its flows are recorded in.
+func Command(kubeconfig string, look Look, records Records) *cobra.Command {
 	policy := &cobra.Command{
 		Use:   "policy",
 		Short: "Judge network policies: of the cluster, or of a folder of manifests",
@@ -44,7 +44,7 @@ Exit code: 0 if all is as asked, 1 if not (differences, findings, an assertion t
 		Example: "  strake policy eval -f manifests/ --from default/web --to default/db --port 5432/TCP",
 	}
 	s := &source{fallback: kubeconfig, look: look}
-	policy.AddCommand(evalCommand(s), matrixCommand(s), lintCommand(s), diffCommand(s), checkCommand(s), reportCommand(s), uiCommand(s))
+	policy.AddCommand(evalCommand(s), matrixCommand(s), lintCommand(s), diffCommand(s), checkCommand(s), reportCommand(s), uiCommand(s), flowsCommand(records))
 	return policy
 }
 

@@ -54,7 +54,7 @@ func folder(t *testing.T, text string) string {
 // eval runs the command and tells its exit code.
 func eval(t *testing.T, stdin string, args ...string) (stdout string, code int, err error) {
 	t.Helper()
-	cmd := Command("", noNode)
+	cmd := Command("", noNode, noRecords)
 	var out, errs bytes.Buffer
 	cmd.SetArgs(append([]string{"eval"}, args...))
 	cmd.SetIn(strings.NewReader(stdin))

@@ -1,0 +1,498 @@
+package flows
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/strake-io/strake/bpf"
+	"github.com/strake-io/strake/netpol"
+)
+
+// kernel is a Source.
+type kernel struct {
+	mu      sync.Mutex
+	events  []bpf.FlowEvent
+	classes map[bpf.FlowClass]bpf.FlowTally
+	losses  bpf.FlowLosses
+	room    int
+	more    chan struct{}
+	closed  bool
+}
+
+func newKernel() *kernel {
+	return &kernel{classes: map[bpf.FlowClass]bpf.FlowTally{}, room: 100, more: make(chan struct{}, 1)}
+}
+
+func (k *kernel) Read(deadline time.Time) (bpf.FlowEvent, error) {
+	for {
+		k.mu.Lock()
+		if k.closed {
+			k.mu.Unlock()
+			return bpf.FlowEvent{}, os.ErrClosed
+		}
+		if len(k.events) > 0 {
+			e := k.events[0]
+			k.events = k.events[1:]
+			k.mu.Unlock()
+			return e, nil
+		}
+		k.mu.Unlock()
+		select {
+		case <-k.more:
+		case <-time.After(time.Until(deadline)):
+			return bpf.FlowEvent{}, os.ErrDeadlineExceeded
+		}
+	}
+}
+
+func (k *kernel) wake() {
+	select {
+	case k.more <- struct{}{}:
+	default:
+	}
+}
+
+func (k *kernel) Waiting() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return len(k.events) > 0
+}
+
+func (k *kernel) Classes() (map[bpf.FlowClass]bpf.FlowTally, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	out := map[bpf.FlowClass]bpf.FlowTally{}
+	for c, n := range k.classes {
+		out[c] = n
+	}
+	return out, nil
+}
+
+func (k *kernel) Forget(list []bpf.FlowClass) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, c := range list {
+		delete(k.classes, c)
+	}
+	return nil
+}
+
+func (k *kernel) Losses() (bpf.FlowLosses, error) { return k.losses, nil }
+func (k *kernel) Room() int                       { return k.room }
+
+func (k *kernel) Close() error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.closed = true
+	k.wake()
+	return nil
+}
+
+// seen counts packets of a class at a time of the kernel's clock.
+func (k *kernel) seen(c bpf.FlowClass, flows, packets uint64, at time.Duration) {
+	n, ok := k.classes[c]
+	if !ok {
+		n.First = at
+	}
+	n.Flows += flows
+	n.Packets += packets
+	n.Bytes += 60 * (flows + packets)
+	n.Last = at
+	k.classes[c] = n
+}
+
+var (
+	web, db = netip.MustParseAddr("10.244.0.5"), netip.MustParseAddr("10.244.0.6")
+	clock   = time.Hour // of the kernel
+	today   = time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)
+)
+
+func names() Names {
+	return Names{
+		End: func(a netip.Addr) (End, bool) {
+			switch a {
+			case web:
+				return End{Namespace: "shop", Pod: "web-1", Labels: map[string]string{"app": "web"}}, true
+			case db:
+				return End{Namespace: "shop", Pod: "db-0", Labels: map[string]string{"app": "db"}}, true
+			case netip.MustParseAddr("192.0.2.1"):
+				return End{Node: "n1"}, true
+			}
+			return End{}, false
+		},
+		Policy: func(n uint32) (bpf.PolicyName, bool) {
+			return bpf.PolicyName{Policy: n, UID: "u", Kind: "NetworkPolicy", Namespace: "shop", Name: "allow-web"}, n == 7
+		},
+		Service: func(a netip.AddrPort, _ uint8) string { return "shop/db:pg" },
+	}
+}
+
+func open(t *testing.T, k *kernel, dir string) *Recorder {
+	t.Helper()
+	k.closed = false
+	r, err := New(Config{Dir: dir, Node: "n1", Source: k, Names: names(), Clock: func() (time.Time, time.Duration) { return today, clock }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// once runs a recorder until it has read all events, and ends it.
+func once(t *testing.T, r *Recorder) {
+	t.Helper()
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- r.Run(ctx) }()
+	for r.cfg.Source.Waiting() {
+		time.Sleep(time.Millisecond)
+	}
+	stop()
+	if err := <-ended; err != nil {
+		t.Fatal(err)
+	}
+}
+
+func lines(t *testing.T, o Options, dirs ...string) []Line {
+	t.Helper()
+	var out []Line
+	if err := Read(dirs, o, func(l Line) error { out = append(out, l); return nil }); err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+func verdict(policy uint32, rule uint16, allow bool) bpf.FlowVerdict {
+	return bpf.FlowVerdict{Asked: true, PolicyVerdict: bpf.PolicyVerdict{Allow: allow, Policy: policy, Rule: rule, Tier: bpf.PolicyTierNetworkPolicy}}
+}
+
+func event() bpf.FlowEvent {
+	return bpf.FlowEvent{
+		Time: clock - time.Second, Kind: bpf.FlowNew, From: netip.AddrPortFrom(web, 4000), To: netip.AddrPortFrom(db, 5432), Front: netip.MustParseAddrPort("10.96.0.9:5432"), Protocol: 6,
+		FlowSides: bpf.FlowSides{Source: true, Dest: true}, Length: 74, Verdicts: bpf.FlowVerdicts{Egress: verdict(7, 2, true), ShadowIngress: verdict(8, bpf.PolicyNoRule, false)},
+	}
+}
+
+func class() bpf.FlowClass {
+	e := event()
+	return bpf.FlowClass{From: netip.PrefixFrom(web, 32), To: db, Protocol: 6, Port: 5432, FlowSides: e.FlowSides, Verdicts: e.Verdicts}
+}
+
+// What the kernel tells comes back with its names.
+func TestRecordHasNames(t *testing.T) {
+	k, dir := newKernel(), t.TempDir()
+	k.events = append(k.events, event())
+	drop := event()
+	drop.Kind, drop.Denied, drop.From, drop.Front, drop.Middle = bpf.FlowDrop, bpf.DeniedByEgress, netip.MustParseAddrPort("203.0.113.7:99"), netip.AddrPort{}, true
+	drop.FlowSides = bpf.FlowSides{Dest: true}
+	k.events = append(k.events, drop)
+	once(t, open(t, k, dir))
+	got := lines(t, Options{}, dir)
+	if len(got) != 3 || got[2].Kind != KindStart {
+		t.Fatalf("%+v", got)
+	}
+	want := Line{Seq: 2, Time: today.Add(-time.Second), Node: "n1", Kind: KindFlow,
+		Flow: &Flow{Verdict: Allowed, From: End{Addr: "10.244.0.5", Namespace: "shop", Pod: "web-1", Labels: map[string]string{"app": "web"}},
+			To:       End{Addr: "10.244.0.6", Namespace: "shop", Pod: "db-0", Labels: map[string]string{"app": "db"}},
+			Protocol: "TCP", Port: 5432, Sides: []string{"source", "destination"},
+			Egress:        &Decision{Allowed: true, Tier: netpol.TierNetworkPolicy, Policy: &netpol.PolicyRef{Kind: "NetworkPolicy", Namespace: "shop", Name: "allow-web", UID: "u"}, Rule: 2},
+			ShadowIngress: &Decision{Tier: netpol.TierNetworkPolicy, Rule: netpol.NoRule}},
+		Sample: &Sample{Event: "new", Sport: 4000, Service: &Service{Name: "shop/db:pg", Addr: "10.96.0.9", Port: 5432}, Bytes: 74}}
+	if have, want := asJSON(t, got[0]), asJSON(t, want); have != want {
+		t.Errorf("have %s\nwant %s", have, want)
+	}
+	if l := got[1]; l.Verdict != Dropped || l.From.Name() != "203.0.113.7" || l.Port != 0 || l.Dport != 5432 || l.Service != nil || l.Event != "drop" {
+		t.Errorf("%s", asJSON(t, l))
+	}
+	if !got[0].WouldDrop() || got[1].WouldDrop() || got[0].WouldAllow() {
+		t.Error("what would be dropped")
+	}
+	for _, l := range got {
+		if l.Text() == "" || strings.Contains(l.Text(), "%!") {
+			t.Errorf("%q", l.Text())
+		}
+	}
+	for _, f := range []string{dir} {
+		entries, _ := os.ReadDir(f)
+		for _, e := range entries {
+			if info, _ := e.Info(); info.Mode().Perm() != 0o600 {
+				t.Errorf("%s: %v", e.Name(), info.Mode())
+			}
+		}
+	}
+}
+
+func asJSON(t *testing.T, v any) string {
+	t.Helper()
+	b, err := json.Marshal(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+// sum adds up what the files have of the one class.
+func sum(t *testing.T, dir string) (flows, packets uint64) {
+	t.Helper()
+	for _, l := range lines(t, Options{Counts: true}, dir) {
+		flows += l.Flows
+		packets += l.Packets
+	}
+	return flows, packets
+}
+
+// Counts are in the files once, whoever is killed when; a class that was forgotten, or counted anew behind a reboot, is counted from nothing.
+func TestCountsAreToldOnce(t *testing.T) {
+	k, dir := newKernel(), t.TempDir()
+	k.seen(class(), 5, 0, clock)
+	once(t, open(t, k, dir))
+	wants := func(what string, flows, packets uint64) {
+		t.Helper()
+		if f, p := sum(t, dir); f != flows || p != packets {
+			t.Errorf("%s: %d flows, %d packets in the files, want %d, %d", what, f, p, flows, packets)
+		}
+	}
+	wants("counted", 5, 0)
+	k.seen(class(), 2, 3, clock+time.Second)
+	r := open(t, k, dir)
+	wants("an agent that was killed before it wrote", 5, 0)
+	if err := errors.Join(r.count(), r.count()); err != nil {
+		t.Fatal(err)
+	}
+	wants("counted again", 7, 3)
+	r = open(t, k, dir) // the other one was killed
+	if err := r.count(); err != nil {
+		t.Fatal(err)
+	}
+	wants("a restart", 7, 3)
+	if err := k.Forget([]bpf.FlowClass{class()}); err != nil {
+		t.Fatal(err)
+	}
+	k.seen(class(), 1, 0, clock+2*time.Second)
+	if err := r.count(); err != nil {
+		t.Fatal(err)
+	}
+	wants("forgotten", 8, 3)
+	k.classes = map[bpf.FlowClass]bpf.FlowTally{}
+	k.seen(class(), 100, 0, 5*time.Second) // another clock
+	once(t, open(t, k, dir))
+	wants("a reboot", 108, 3)
+	// The files are gone, but the class was seen before the last line of another.
+	entries, err := os.ReadDir(dir)
+	if err != nil || len(entries) == 0 {
+		t.Fatal(err)
+	}
+	other := class()
+	other.Port = 1
+	k.seen(other, 4, 0, clock)
+	once(t, open(t, k, dir))
+	wants("another class", 112, 3)
+}
+
+// A table that fills makes room of what is idle; what goes on is kept.
+func TestIdleClassesMakeRoom(t *testing.T) {
+	k, dir := newKernel(), t.TempDir()
+	k.room = 10
+	busy := class()
+	for i := range 9 {
+		c := class()
+		c.Port = uint16(i + 1)
+		k.seen(c, 1, 0, clock-time.Minute)
+	}
+	k.seen(busy, 1, 0, clock)
+	r := open(t, k, dir)
+	for range 2 {
+		if err := r.count(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, ok := k.classes[busy]; !ok || len(k.classes) != 1 {
+		t.Errorf("left: %+v", k.classes)
+	}
+	if f, _ := sum(t, dir); f != 10 {
+		t.Errorf("%d flows in the files", f)
+	}
+}
+
+// What is not recorded is told.
+func TestLossesAreTold(t *testing.T) {
+	k, dir := newKernel(), t.TempDir()
+	k.losses = bpf.FlowLosses{Lost: 5, Skipped: 6}
+	r := open(t, k, dir)
+	k.losses = bpf.FlowLosses{Lost: 7, Skipped: 16, Full: 1}
+	once(t, r)
+	var found []Loss
+	for _, l := range lines(t, Options{}, dir) {
+		if l.Loss != nil {
+			found = append(found, *l.Loss)
+		}
+	}
+	if len(found) != 1 || found[0] != (Loss{Lost: 2, Skipped: 10, Full: 1}) {
+		t.Errorf("%+v", found)
+	}
+}
+
+// A line that was half written is not read, and the next agent writes behind what is whole; numbers go on. Rubbish is left out.
+func TestTornRecord(t *testing.T) {
+	k, dir := newKernel(), t.TempDir()
+	k.events = []bpf.FlowEvent{event(), event()}
+	once(t, open(t, k, dir))
+	list, err := segmentsOf(dir, sortFlows)
+	if err != nil || len(list) != 1 {
+		t.Fatal(list, err)
+	}
+	f, err := os.OpenFile(list[0].path, os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteString("\x00\x00{}\n{\"seq\":5,\"kind\":\"flow\"}\n" + `{"seq":6,"time":"2026-`); err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+	if got := lines(t, Options{}, dir); len(got) != 3 {
+		t.Errorf("%+v", got)
+	}
+	k.events = []bpf.FlowEvent{event()}
+	once(t, open(t, k, dir))
+	got := lines(t, Options{}, dir)
+	var last uint64
+	for _, l := range got {
+		last = max(last, l.Seq)
+	}
+	if len(got) != 5 || last != 7 {
+		t.Errorf("%d lines, the last has number %d", len(got), last)
+	}
+}
+
+// The files stay within their bound, and the oldest go; who reads meanwhile goes on.
+func TestRecordIsBounded(t *testing.T) {
+	k, dir := newKernel(), t.TempDir()
+	r := open(t, k, dir)
+	r.flows.room = 80000
+	var n int
+	ctx, stop := context.WithCancel(t.Context())
+	followed := make(chan error, 1)
+	go func() {
+		followed <- Follow(ctx, []string{dir}, Options{}, func(l Line) error {
+			if n++; l.Seq == 1000 {
+				stop()
+			}
+			return nil
+		})
+	}()
+	for r.flows.seq <= 1000 {
+		l := r.line(KindFlow)
+		l.Flow, l.Sample = r.class(class()), &Sample{Event: "new"}
+		if err := errors.Join(r.flows.add(l), r.flows.flush()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := <-followed; err != nil {
+		t.Fatal(err)
+	}
+	list, err := segmentsOf(dir, sortFlows)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var size int64
+	for _, s := range list {
+		size += s.size
+	}
+	if size > 80000 || size < 40000 || len(list) < 5 {
+		t.Errorf("%d files with %d bytes", len(list), size)
+	}
+	got := lines(t, Options{}, dir)
+	for i := 1; i < len(got); i++ {
+		if got[i].Seq != got[i-1].Seq+1 {
+			t.Errorf("line %d behind %d", got[i].Seq, got[i-1].Seq)
+		}
+	}
+	old := time.Now().Add(-r.flows.age - time.Hour)
+	for _, s := range list[:3] {
+		if err := os.Chtimes(s.path, old, old); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := r.flows.prune(r.flows.room); err != nil {
+		t.Fatal(err)
+	}
+	if left, _ := segmentsOf(dir, sortFlows); len(left) != len(list)-3 {
+		t.Errorf("%d of %d files are left, 3 of them too old", len(left), len(list))
+	}
+	if _, err := New(Config{Dir: dir, Size: 1, Source: k}); err == nil {
+		t.Error("a record of one byte is no error")
+	}
+}
+
+// Follow gives what is there, and what comes, of several folders in the order of time.
+func TestFollowGoesOn(t *testing.T) {
+	k, dirs := newKernel(), []string{t.TempDir(), t.TempDir()}
+	for i, dir := range dirs {
+		e := event()
+		e.Time -= time.Duration(i) * time.Minute
+		k.events = []bpf.FlowEvent{e}
+		once(t, open(t, k, dir))
+	}
+	var got []string
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	came := make(chan struct{}, 100)
+	ended := make(chan error, 1)
+	go func() {
+		ended <- Follow(ctx, dirs, Options{Since: today.Add(-30 * time.Second)}, func(l Line) error {
+			if l.Kind == KindFlow {
+				got = append(got, fmt.Sprint(l.Time.Sub(today)))
+				came <- struct{}{}
+			}
+			return nil
+		})
+	}()
+	<-came
+	k.events = []bpf.FlowEvent{event()}
+	r := open(t, k, dirs[1])
+	once(t, r)
+	<-came
+	stop()
+	if err := <-ended; err != nil {
+		t.Fatal(err)
+	}
+	if len(got) != 2 || got[0] != "-1s" || got[1] != "-1s" {
+		t.Errorf("%v", got)
+	}
+	if err := Follow(ctx, []string{filepath.Join(dirs[0], "none")}, Options{}, nil); err == nil {
+		t.Error("a folder that is not there is no error")
+	}
+}
+
+// Whatever is in a file: no panic, and what is read can be shown and judged.
+func FuzzParse(f *testing.F) {
+	f.Add([]byte(`{"seq":2,"time":"2026-11-21T12:00:00Z","node":"n1","kind":"flow","verdict":"allowed","from":{"addr":"10.0.0.1"},"to":{"addr":"x"},"protocol":"TCP","sides":["source"],"event":"new","bytes":1}`))
+	f.Add([]byte(`{"kind":"count","class":"1","egress":{},"total":[1]}`))
+	f.Add([]byte(`{"kind":"loss","lost":1}`))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		l, ok := parse(text)
+		if !ok {
+			return
+		}
+		if bytes.ContainsRune([]byte(l.Text()), '\n') && !bytes.Contains(text, []byte(`\n`)) {
+			t.Errorf("%q", l.Text())
+		}
+		if l.Flow != nil {
+			l.Flow.Why()
+			Filter{Verdict: WouldAllow, Pod: "a/b", Policy: "c"}.Takes(l.Flow)
+			_, _ = l.From.Address()
+		}
+		var s Sums
+		s.Add(l)
+		s.Sums()
+	})
+}
