@@ -54,7 +54,6 @@ var gaps = map[string]string{
 	"autoscaling/v2 horizontalpodautoscalers":             "no controller acts on them",
 	"v1 persistentvolumes":                                "no binder, no provisioning",
 	"v1 persistentvolumeclaims":                           "no binder, no provisioning",
-	"v1 endpoints":                                        "written by users only; no controller makes them from Services",
 	"networking.k8s.io/v1 ingresses":                      "no controller acts on them: bring an ingress controller",
 	"networking.k8s.io/v1 servicecidrs":                   "the cluster's own range only: no addresses are given from further ones",
 	"resource.k8s.io/v1 resourceclaims":                   "stored; scheduler and kubelet don't allocate devices",

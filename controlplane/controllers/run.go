@@ -25,6 +25,7 @@ import (
 	"github.com/strake-io/strake/controlplane/controllers/daemonset"
 	"github.com/strake-io/strake/controlplane/controllers/deployment"
 	"github.com/strake-io/strake/controlplane/controllers/disruption"
+	"github.com/strake-io/strake/controlplane/controllers/endpoints"
 	"github.com/strake-io/strake/controlplane/controllers/endpointslice"
 	"github.com/strake-io/strake/controlplane/controllers/endpointslicemirror"
 	"github.com/strake-io/strake/controlplane/controllers/garbage"
@@ -105,6 +106,7 @@ func Run(ctx context.Context, cfg Config) error {
 		func() (func(context.Context), error) {
 			return endpointslice.Setup(cfg.Client, f, recorder("endpoint-slice-controller"))
 		},
+		func() (func(context.Context), error) { return endpoints.Setup(cfg.Client, f) },
 		func() (func(context.Context), error) {
 			return endpointslicemirror.Setup(cfg.Client, f, recorder("endpoint-slice-mirroring-controller"))
 		},

@@ -5,6 +5,7 @@ package endpointslice
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"sync"
@@ -14,7 +15,6 @@ import (
 	apiequality "k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/labels"
-	"k8s.io/apimachinery/pkg/util/sets"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	corelisters "k8s.io/client-go/listers/core/v1"
@@ -26,6 +26,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/strake-io/strake/controlplane/controllers/queue"
+	"github.com/strake-io/strake/controlplane/controllers/selected"
 )
 
 const (
@@ -37,7 +38,7 @@ type controller struct {
 	services corelisters.ServiceLister
 	pods     corelisters.PodLister
 	nodes    corelisters.NodeLister
-	// What the listers have, by the indexes of selected.go.
+	// What the listers have, by the indexes of package selected and slicesByOwner.
 	serviceIndex, podIndex, sliceIndex cache.Indexer
 
 	tracker    *sliceutil.EndpointSliceTracker
@@ -57,14 +58,8 @@ func Setup(client kubernetes.Interface, f informers.SharedInformerFactory, recor
 		tracker: sliceutil.NewEndpointSliceTracker(), triggers: sliceutil.NewTriggerTimeTracker(), topology: topologycache.NewTopologyCache(), queue: queue.New("endpointslice"),
 	}
 	c.reconciler = endpointslice.NewReconciler(client, nodes.Lister(), maxEndpoints, c.tracker, c.topology, recorder, managedBy, endpointslice.WithPreferSameTrafficDistributionEnabled(true))
-	for _, i := range []struct {
-		in    cache.SharedIndexInformer
-		name  string
-		index cache.IndexFunc
-	}{{pods.Informer(), podsByLabel, podLabels}, {services.Informer(), servicesByLabel, selectedLabel}, {slices.Informer(), slicesByOwner, sliceOwner}} {
-		if err := i.in.AddIndexers(cache.Indexers{i.name: i.index}); err != nil {
-			return nil, fmt.Errorf("endpointslice controller: %w", err)
-		}
+	if err := errors.Join(selected.AddIndexes(pods.Informer(), services.Informer()), slices.Informer().AddIndexers(cache.Indexers{slicesByOwner: sliceOwner})); err != nil {
+		return nil, fmt.Errorf("endpointslice controller: %w", err)
 	}
 	if _, err := services.Informer().AddEventHandler(c.queue.Handlers()); err != nil {
 		return nil, fmt.Errorf("endpointslice controller: %w", err)
@@ -136,6 +131,21 @@ func Setup(client kubernetes.Interface, f informers.SharedInformerFactory, recor
 	}, nil
 }
 
+// slicesByOwner is the index of our slices by the key of their Service.
+const slicesByOwner = "endpointslice: slices by Service"
+
+func sliceOwner(obj any) ([]string, error) {
+	s, ok := obj.(*discoveryv1.EndpointSlice)
+	if !ok || s.Labels[discoveryv1.LabelManagedBy] != managedBy {
+		return nil, nil
+	}
+	key, err := endpointslice.ServiceControllerKey(s)
+	if err != nil {
+		return nil, nil // of no Service
+	}
+	return []string{key}, nil
+}
+
 func (c *controller) addOwner(s *discoveryv1.EndpointSlice) {
 	if key, err := endpointslice.ServiceControllerKey(s); err == nil {
 		c.queue.Add(key)
@@ -143,16 +153,10 @@ func (c *controller) addOwner(s *discoveryv1.EndpointSlice) {
 }
 
 func (c *controller) podChanged(old, obj any) {
-	var names sets.Set[string]
-	if key := sliceutil.GetPodUpdateProjectionKey(old, obj); key != nil {
-		few, err := candidatesFor(c.serviceIndex, key)
-		if err == nil {
-			names, err = sliceutil.GetServicesToUpdate(few, key)
-		}
-		if err != nil {
-			klog.ErrorS(err, "Services of a changed pod")
-			return
-		}
+	names, err := selected.Services(c.serviceIndex, old, obj)
+	if err != nil {
+		klog.ErrorS(err, "Services of a changed pod")
+		return
 	}
 	for key := range names {
 		c.queue.Add(key)
@@ -212,11 +216,11 @@ func (c *controller) reconcile(_ context.Context, namespace, name string) error 
 	if err != nil || svc.Spec.Type == corev1.ServiceTypeExternalName || svc.Spec.Selector == nil {
 		return err // without a selector, the endpoints are the user's
 	}
-	pods, err := selected(c.podIndex, c.pods, namespace, svc.Spec.Selector)
+	pods, err := selected.Pods(c.podIndex, c.pods, namespace, svc.Spec.Selector)
 	if err != nil {
 		return err
 	}
-	have, err := indexed[*discoveryv1.EndpointSlice](c.sliceIndex, slicesByOwner, namespace+"/"+name)
+	have, err := selected.Under[*discoveryv1.EndpointSlice](c.sliceIndex, slicesByOwner, namespace+"/"+name)
 	if err != nil {
 		return err
 	}

@@ -1,4 +1,4 @@
-package endpointslice
+package selected
 
 import (
 	"fmt"
@@ -49,7 +49,7 @@ func TestIndexesFindWhatIsSelected(t *testing.T) {
 	for range 300 {
 		namespace, set, old := fmt.Sprint("ns", rng.IntN(2)), some(), some()
 		if set != nil {
-			got, err := selected(pods, podLister, namespace, set)
+			got, err := Pods(pods, podLister, namespace, set)
 			if err != nil {
 				t.Fatal(err)
 			}

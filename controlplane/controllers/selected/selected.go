@@ -1,4 +1,5 @@
-package endpointslice
+// Package selected finds the pods that a Service selects and the Services that a pod may belong to, by indexes of the shared informers.
+package selected
 
 import (
 	"fmt"
@@ -6,19 +7,17 @@ import (
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
-	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/util/sets"
 	corelisters "k8s.io/client-go/listers/core/v1"
 	"k8s.io/client-go/tools/cache"
-	"k8s.io/endpointslice"
 	sliceutil "k8s.io/endpointslice/util"
 )
 
 // Indexes by which what belongs together is found: to look at all that a namespace has for each Service and each pod of it costs its square.
 const (
-	podsByLabel       = "endpointslice: pods by label"
-	servicesByLabel   = "endpointslice: Services by a label that they select"
-	slicesByOwner     = "endpointslice: slices by Service"
+	podsByLabel       = "pods by label"
+	servicesByLabel   = "Services by a label that they select"
 	selectsEverything = ""
 )
 
@@ -58,20 +57,25 @@ func selectedLabel(obj any) ([]string, error) {
 	return []string{labelled(s.Namespace, key, s.Spec.Selector[key])}, nil
 }
 
-func sliceOwner(obj any) ([]string, error) {
-	s, ok := obj.(*discoveryv1.EndpointSlice)
-	if !ok || s.Labels[discoveryv1.LabelManagedBy] != managedBy {
-		return nil, nil
+// AddIndexes has both informers keep the indexes; who comes second finds them there.
+func AddIndexes(pods, services cache.SharedIndexInformer) error {
+	for _, i := range []struct {
+		in    cache.SharedIndexInformer
+		name  string
+		index cache.IndexFunc
+	}{{pods, podsByLabel, podLabels}, {services, servicesByLabel, selectedLabel}} {
+		if i.in.GetIndexer().GetIndexers()[i.name] != nil {
+			continue
+		}
+		if err := i.in.AddIndexers(cache.Indexers{i.name: i.index}); err != nil {
+			return fmt.Errorf("index %q: %w", i.name, err)
+		}
 	}
-	key, err := endpointslice.ServiceControllerKey(s)
-	if err != nil {
-		return nil, nil // of no Service
-	}
-	return []string{key}, nil
+	return nil
 }
 
-// indexed returns what an index has under a value.
-func indexed[T any](in cache.Indexer, index, value string) ([]T, error) {
+// Under returns what an index has under a value.
+func Under[T any](in cache.Indexer, index, value string) ([]T, error) {
 	list, err := in.ByIndex(index, value)
 	if err != nil {
 		return nil, fmt.Errorf("index %q: %w", index, err)
@@ -85,8 +89,8 @@ func indexed[T any](in cache.Indexer, index, value string) ([]T, error) {
 	return out, nil
 }
 
-// selected are the pods of a namespace that a selector wants.
-func selected(pods cache.Indexer, lister corelisters.PodLister, namespace string, selector map[string]string) ([]*corev1.Pod, error) {
+// Pods are the pods of a namespace that a selector wants.
+func Pods(pods cache.Indexer, lister corelisters.PodLister, namespace string, selector map[string]string) ([]*corev1.Pod, error) {
 	if len(selector) == 0 {
 		return lister.Pods(namespace).List(labels.Everything())
 	}
@@ -102,7 +106,7 @@ func selected(pods cache.Indexer, lister corelisters.PodLister, namespace string
 			fewest, by = keys, labelled(namespace, k, v)
 		}
 	}
-	list, err := indexed[*corev1.Pod](pods, podsByLabel, by)
+	list, err := Under[*corev1.Pod](pods, podsByLabel, by)
 	wants := labels.SelectorFromSet(selector)
 	return slices.DeleteFunc(list, func(p *corev1.Pod) bool { return !wants.Matches(labels.Set(p.Labels)) }), err
 }
@@ -118,11 +122,24 @@ func (c candidates) Services(string) corelisters.ServiceNamespaceLister { return
 
 func (c candidates) List(labels.Selector) ([]*corev1.Service, error) { return c.list, nil }
 
+// Services are the keys of the Services whose endpoints a change of a pod may change; either may be nil.
+func Services(services cache.Indexer, old, obj any) (sets.Set[string], error) {
+	key := sliceutil.GetPodUpdateProjectionKey(old, obj)
+	if key == nil {
+		return nil, nil
+	}
+	few, err := candidatesFor(services, key)
+	if err != nil {
+		return nil, err
+	}
+	return sliceutil.GetServicesToUpdate(few, key)
+}
+
 // candidatesFor are those of a pod that changed.
 func candidatesFor(services cache.Indexer, key *sliceutil.PodProjectionKey) (candidates, error) {
 	all := map[string]*corev1.Service{}
 	add := func(k, v string) error {
-		list, err := indexed[*corev1.Service](services, servicesByLabel, labelled(key.Namespace, k, v))
+		list, err := Under[*corev1.Service](services, servicesByLabel, labelled(key.Namespace, k, v))
 		for _, s := range list {
 			all[s.Name] = s
 		}
