@@ -252,7 +252,7 @@ func (m *machine) startKubelet() {
 		Services: func() []*corev1.Service { return nil }, Allocatable: func() corev1.ResourceList { return nil }, HostIPs: []string{"127.0.0.1"}, LogsDir: filepath.Join(m.dir, "logs"),
 	}
 	k.Objects = objects.New(m.client, func(uids []types.UID) { k.Wake(uids...) })
-	k.Volumes = volumes.New(filepath.Join(m.dir, "pods"), volumes.Sources{
+	k.Volumes = volumes.New(filepath.Join(m.dir, "pods"), filepath.Join(m.dir, "local-volumes"), volumes.Sources{
 		Secret: func(ctx context.Context, p *corev1.Pod, name string) (*corev1.Secret, error) {
 			return k.Objects.Secret(ctx, p.UID, p.Namespace, name)
 		},

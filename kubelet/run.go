@@ -96,7 +96,8 @@ func Run(ctx context.Context, cfg Config) error {
 	if err := os.MkdirAll(cfg.RootDir, 0o700); err != nil {
 		return fmt.Errorf("kubelet: %w", err)
 	}
-	nodeConfig := node.Config{Name: cfg.NodeName, IPs: nodeIPs, Port: cfg.Port, Labels: cfg.Labels, MaxPods: cfg.MaxPods, RootDir: cfg.RootDir, Client: client, Runtime: runtime}
+	localVolumes := filepath.Join(cfg.RootDir, "local-volumes")
+	nodeConfig := node.Config{Annotations: map[string]string{volumes.LocalAnnotation: localVolumes}, Name: cfg.NodeName, IPs: nodeIPs, Port: cfg.Port, Labels: cfg.Labels, MaxPods: cfg.MaxPods, RootDir: cfg.RootDir, Client: client, Runtime: runtime}
 	machine, err := node.Inspect(ctx, nodeConfig)
 	if err != nil {
 		return fmt.Errorf("kubelet: %w", err)
@@ -130,7 +131,7 @@ func Run(ctx context.Context, cfg Config) error {
 		HostIPs:     nodeIPs, LogsDir: cfg.PodLogsDir,
 	}
 	pods.Objects = objects.New(client, func(uids []types.UID) { pods.Wake(uids...) })
-	pods.Volumes = volumes.New(filepath.Join(cfg.RootDir, "pods"), volumes.Sources{
+	pods.Volumes = volumes.New(filepath.Join(cfg.RootDir, "pods"), localVolumes, volumes.Sources{
 		ConfigMap: func(ctx context.Context, p *corev1.Pod, name string) (*corev1.ConfigMap, error) {
 			return pods.Objects.ConfigMap(ctx, p.UID, p.Namespace, name)
 		},
@@ -149,6 +150,17 @@ func Run(ctx context.Context, cfg Config) error {
 			return tr.Status.Token, tr.Status.ExpirationTimestamp.Time, nil
 		},
 		Node: machine.Allocatable,
+		Claim: func(ctx context.Context, p *corev1.Pod, name string) (*corev1.PersistentVolumeClaim, error) {
+			var claim *corev1.PersistentVolumeClaim
+			err := objects.Permitted(ctx, func() (err error) {
+				claim, err = client.CoreV1().PersistentVolumeClaims(p.Namespace).Get(ctx, name, metav1.GetOptions{})
+				return err
+			})
+			return claim, err
+		},
+		Volume: func(ctx context.Context, name string) (*corev1.PersistentVolume, error) {
+			return client.CoreV1().PersistentVolumes().Get(ctx, name, metav1.GetOptions{})
+		},
 	})
 	pods.Init(ctx)
 
@@ -183,7 +195,7 @@ func Run(ctx context.Context, cfg Config) error {
 	g.Go(func() error {
 		return server.Run(gctx, server.Config{
 			Addrs: addrs, Certificate: cfg.Certificate, ClientCAFile: cfg.ClientCAFile,
-			NodeName: cfg.NodeName, Client: client, Runtime: runtime, Pods: pods, Stats: figures, Healthy: pods.Healthy,
+			NodeName: cfg.NodeName, Client: client, Runtime: runtime, Pods: pods, Stats: figures, Healthy: pods.Healthy, RemoveVolume: pods.Volumes.RemoveLocal,
 		})
 	})
 	g.Go(func() error { return watchPods(gctx, client, cfg.NodeName, pods) })

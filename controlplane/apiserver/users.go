@@ -140,7 +140,7 @@ func (b *builder) buildAuthorization(ctx context.Context) error {
 		Roles: roles.Roles().Lister(), RoleBindings: roles.RoleBindings().Lister(),
 		ClusterRoles: roles.ClusterRoles().Lister(), ClusterRoleBindings: roles.ClusterRoleBindings().Lister(),
 	}
-	nodes, err := node.New(b.informers.Core().V1().Pods().Informer(), rbac.NodeRules(), b.boundPods)
+	nodes, err := node.New(b.informers.Core().V1().Pods().Informer(), rbac.NodeRules(), b.boundPods, b.volume)
 	if err != nil {
 		return err
 	}
@@ -193,4 +193,9 @@ func (b *builder) boundPods(ctx context.Context, node string) ([]corev1.Pod, err
 		return nil, err
 	}
 	return list.Items, nil
+}
+
+// volume reads a PersistentVolume for the authorizer of nodes.
+func (b *builder) volume(ctx context.Context, name string) (*corev1.PersistentVolume, error) {
+	return b.client.CoreV1().PersistentVolumes().Get(ctx, name, metav1.GetOptions{ResourceVersion: "0"})
 }

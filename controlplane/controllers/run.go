@@ -28,10 +28,12 @@ import (
 	"github.com/strake-io/strake/controlplane/controllers/endpoints"
 	"github.com/strake-io/strake/controlplane/controllers/endpointslice"
 	"github.com/strake-io/strake/controlplane/controllers/endpointslicemirror"
+	"github.com/strake-io/strake/controlplane/controllers/ephemeralvolume"
 	"github.com/strake-io/strake/controlplane/controllers/garbage"
 	"github.com/strake-io/strake/controlplane/controllers/job"
 	"github.com/strake-io/strake/controlplane/controllers/namespace"
 	"github.com/strake-io/strake/controlplane/controllers/node"
+	"github.com/strake-io/strake/controlplane/controllers/persistentvolume"
 	"github.com/strake-io/strake/controlplane/controllers/replicaset"
 	"github.com/strake-io/strake/controlplane/controllers/resourcequota"
 	"github.com/strake-io/strake/controlplane/controllers/serviceaccount"
@@ -112,6 +114,12 @@ func Run(ctx context.Context, cfg Config) error {
 		},
 		func() (func(context.Context), error) {
 			return resourcequota.Setup(cfg.Client, cfg.Metadata, f, cfg.Quota)
+		},
+		func() (func(context.Context), error) {
+			return persistentvolume.Setup(cfg.Client, f, recorder("persistentvolume-controller"))
+		},
+		func() (func(context.Context), error) {
+			return ephemeralvolume.Setup(cfg.Client, f, recorder("ephemeral-volume-controller"))
 		},
 		func() (func(context.Context), error) { return volumeprotection.Setup(cfg.Client, f) },
 		func() (func(context.Context), error) { return garbage.Setup(cfg.Client, cfg.Metadata), nil },

@@ -80,6 +80,15 @@ func nodeAction(old, n *v1.Node) framework.ActionType {
 	return a
 }
 
+// tells has pods tried again that wait for what became of objects of a kind.
+func (s *scheduler) tells(resource framework.EventResource) cache.ResourceEventHandler {
+	return cache.ResourceEventHandlerFuncs{
+		AddFunc:    func(obj any) { s.queue.event(clusterEvent{resource, framework.Add, nil, obj}) },
+		UpdateFunc: func(old, obj any) { s.queue.event(clusterEvent{resource, framework.Update, old, obj}) },
+		DeleteFunc: func(obj any) { s.queue.event(clusterEvent{resource, framework.Delete, obj, nil}) },
+	}
+}
+
 func finished(p *v1.Pod) bool {
 	return p.Status.Phase == v1.PodSucceeded || p.Status.Phase == v1.PodFailed
 }

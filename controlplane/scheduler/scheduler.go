@@ -17,6 +17,7 @@ import (
 	"k8s.io/client-go/tools/leaderelection"
 	"k8s.io/client-go/tools/leaderelection/resourcelock"
 	"k8s.io/client-go/tools/record"
+	"k8s.io/kube-scheduler/framework"
 
 	"github.com/strake-io/strake/controlplane/scheduler/plugins"
 )
@@ -49,6 +50,7 @@ func DefaultPlugins() []Plugin {
 		{New: plugins.NewPrioritySort}, {New: plugins.NewSchedulingGates},
 		{New: plugins.NewNodeName}, {New: plugins.NewNodeUnschedulable}, {New: plugins.NewTaintToleration, Weight: 3},
 		{New: plugins.NewNodeAffinity, Weight: 2}, {New: plugins.NewNodePorts}, {New: plugins.NewNodeResourcesFit},
+		{New: plugins.NewVolumeRestrictions}, {New: plugins.NewVolumeBinding},
 		{New: plugins.NewPodTopologySpread, Weight: 2}, {New: plugins.NewInterPodAffinity, Weight: 2},
 		{New: plugins.NewNodeResourcesBalancedAllocation}, {New: plugins.NewDefaultBinder},
 	}
@@ -154,6 +156,14 @@ func run(ctx context.Context, cfg Config, recorder record.EventRecorder) error {
 	})
 	if err != nil {
 		return fmt.Errorf("scheduler: %w", err)
+	}
+	for resource, informer := range map[framework.EventResource]cache.SharedIndexInformer{
+		framework.PersistentVolumeClaim: s.informers.Core().V1().PersistentVolumeClaims().Informer(), framework.PersistentVolume: s.informers.Core().V1().PersistentVolumes().Informer(),
+		framework.StorageClass: s.informers.Storage().V1().StorageClasses().Informer(),
+	} {
+		if _, err := informer.AddEventHandler(s.tells(resource)); err != nil {
+			return fmt.Errorf("scheduler: %w", err)
+		}
 	}
 	s.informers.StartWithContext(ctx)
 	defer s.informers.Shutdown()

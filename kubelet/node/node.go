@@ -38,14 +38,16 @@ const (
 
 // Config says what to register.
 type Config struct {
-	Name    string
-	IPs     []string // the primary family's first
-	Port    int
-	Labels  map[string]string
-	MaxPods int64
-	RootDir string // whose file system is the node's ephemeral storage
-	Client  kubernetes.Interface
-	Runtime cri.RuntimeService
+	Name   string
+	IPs    []string // the primary family's first
+	Port   int
+	Labels map[string]string
+	// Annotations that the node has beside others'.
+	Annotations map[string]string
+	MaxPods     int64
+	RootDir     string // whose file system is the node's ephemeral storage
+	Client      kubernetes.Interface
+	Runtime     cri.RuntimeService
 	// Pressure tells whether the node is short of what a condition means, and how short.
 	Pressure func(corev1.NodeConditionType) (detail string, short bool)
 	// Changed has the status reported at once.
@@ -193,7 +195,7 @@ func ready(n *corev1.Node) bool {
 	return false
 }
 
-// register makes the Node, or brings its labels up to date.
+// register makes the Node, or brings its labels and annotations up to date.
 func register(ctx context.Context, cfg Config, m Machine) (*corev1.Node, error) {
 	labels := map[string]string{
 		corev1.LabelHostname: cfg.Name, corev1.LabelOSStable: "linux", corev1.LabelArchStable: runtime.GOARCH,
@@ -204,7 +206,7 @@ func register(ctx context.Context, cfg Config, m Machine) (*corev1.Node, error) 
 	}
 	for {
 		n, err := cfg.Client.CoreV1().Nodes().Create(ctx, &corev1.Node{
-			ObjectMeta: metav1.ObjectMeta{Name: cfg.Name, Labels: labels},
+			ObjectMeta: metav1.ObjectMeta{Name: cfg.Name, Labels: labels, Annotations: cfg.Annotations},
 			Spec:       corev1.NodeSpec{Taints: []corev1.Taint{{Key: corev1.TaintNodeNotReady, Effect: corev1.TaintEffectNoSchedule}}},
 		}, metav1.CreateOptions{})
 		if apierrors.IsAlreadyExists(err) {
@@ -216,6 +218,9 @@ func register(ctx context.Context, cfg Config, m Machine) (*corev1.Node, error) 
 				}
 				for k, v := range labels {
 					want.Labels[k] = v
+				}
+				for k, v := range cfg.Annotations {
+					metav1.SetMetaDataAnnotation(&want.ObjectMeta, k, v)
 				}
 				if !apiequality.Semantic.DeepEqual(n, want) {
 					n, err = cfg.Client.CoreV1().Nodes().Update(ctx, want, metav1.UpdateOptions{})

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -205,7 +206,7 @@ func (w *worker) mounts(p *corev1.Pod, c *corev1.Container, volumes, values map[
 				return nil, fmt.Errorf("failed to prepare subPath for volumeMount %q of container %q: %w", m.Name, c.Name, err)
 			}
 		}
-		mount := &runtimeapi.Mount{HostPath: path, ContainerPath: m.MountPath, Readonly: m.ReadOnly}
+		mount := &runtimeapi.Mount{HostPath: path, ContainerPath: m.MountPath, Readonly: m.ReadOnly || readOnly(p, m.Name)}
 		if !filepath.IsAbs(mount.ContainerPath) {
 			mount.ContainerPath = "/" + mount.ContainerPath
 		}
@@ -245,6 +246,13 @@ func (w *worker) mounts(p *corev1.Pod, c *corev1.Container, volumes, values map[
 		out = append(out, &runtimeapi.Mount{HostPath: path, ContainerPath: c.TerminationMessagePath})
 	}
 	return out, nil
+}
+
+// readOnly tells whether the pod has a claim's volume for reading only.
+func readOnly(p *corev1.Pod, name string) bool {
+	return slices.ContainsFunc(p.Spec.Volumes, func(v corev1.Volume) bool {
+		return v.Name == name && v.PersistentVolumeClaim != nil && v.PersistentVolumeClaim.ReadOnly
+	})
 }
 
 func (w *worker) terminationLog(p *corev1.Pod, container string, restarts uint32) string {

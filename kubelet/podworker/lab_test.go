@@ -125,7 +125,7 @@ func (l *lab) start() {
 		Services: func() []*corev1.Service { return nil }, Allocatable: func() corev1.ResourceList { return nil }, HostIPs: []string{"198.18.0.2"}, LogsDir: filepath.Join(l.dir, "logs"),
 	}
 	k.Objects = objects.New(l.client, func(uids []types.UID) { k.Wake(uids...) })
-	k.Volumes = volumes.New(filepath.Join(l.dir, "pods"), volumes.Sources{
+	k.Volumes = volumes.New(filepath.Join(l.dir, "pods"), filepath.Join(l.dir, "local-volumes"), volumes.Sources{
 		ConfigMap: func(ctx context.Context, p *corev1.Pod, name string) (*corev1.ConfigMap, error) {
 			return k.Objects.ConfigMap(ctx, p.UID, p.Namespace, name)
 		},

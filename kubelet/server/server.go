@@ -57,6 +57,8 @@ type Config struct {
 	Stats        Stats
 	// Healthy tells what is wrong with this kubelet; nil: nothing.
 	Healthy func() error
+	// RemoveVolume removes the data of a local volume of this node.
+	RemoveVolume func(name string) error
 }
 
 // Stats tells what is used.
@@ -135,6 +137,7 @@ func Handler(cfg Config) http.Handler {
 		handle(m+" /attach/{namespace}/{pod}/{container}", s.attach, "proxy")
 		handle(m+" /portForward/{namespace}/{pod}", s.portForward, "proxy")
 	}
+	handle("DELETE /localVolumes/{name}", s.removeVolume, "proxy")
 	handle("/", http.NotFound, "proxy")
 	return mux
 }
@@ -342,6 +345,13 @@ func (s *server) portForward(w http.ResponseWriter, r *http.Request) {
 	}
 	resp, err := s.Runtime.PortForward(r.Context(), &runtimeapi.PortForwardRequest{PodSandboxId: id, Port: ports})
 	s.stream(w, r, resp.GetUrl(), err)
+}
+
+// removeVolume is for the controller of volumes, once a volume's claim is gone.
+func (s *server) removeVolume(w http.ResponseWriter, r *http.Request) {
+	if err := s.RemoveVolume(r.PathValue("name")); err != nil {
+		http.Error(w, err.Error(), http.StatusConflict)
+	}
 }
 
 // stream passes the connection on to the container runtime's streaming server, which listens on loopback.

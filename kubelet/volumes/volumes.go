@@ -32,16 +32,20 @@ type Sources struct {
 	// Token asks for a token of the pod's ServiceAccount, bound to the pod.
 	Token func(ctx context.Context, pod *corev1.Pod, req authenticationv1.TokenRequestSpec) (string, time.Time, error)
 	Node  corev1.ResourceList
+	// Claim and Volume read what a pod's claims are bound to.
+	Claim  func(ctx context.Context, pod *corev1.Pod, name string) (*corev1.PersistentVolumeClaim, error)
+	Volume func(ctx context.Context, name string) (*corev1.PersistentVolume, error)
 }
 
 // Manager keeps the volumes below Root/UID/volumes.
 type Manager struct {
-	root    string
-	src     Sources
-	mounter mount.Interface
+	root, localRoot string
+	src             Sources
+	mounter         mount.Interface
 
-	mu     sync.Mutex
-	tokens map[types.UID]map[string]token
+	mu      sync.Mutex
+	tokens  map[types.UID]map[string]token
+	mounted map[types.UID]map[string]string // where the volumes of pods' claims are, by the names that the pods have for them
 }
 
 type token struct {
@@ -49,9 +53,9 @@ type token struct {
 	refresh time.Time
 }
 
-// New returns a manager whose pods have their folders below root.
-func New(root string, src Sources) *Manager {
-	return &Manager{root: root, src: src, mounter: mount.New(""), tokens: map[types.UID]map[string]token{}}
+// New returns a manager whose pods have their folders below root; the local volumes that are made here are in localRoot.
+func New(root, localRoot string, src Sources) *Manager {
+	return &Manager{root: root, localRoot: localRoot, src: src, mounter: mount.New(""), tokens: map[types.UID]map[string]token{}, mounted: map[types.UID]map[string]string{}}
 }
 
 // PodDir is the folder of one pod.
@@ -95,8 +99,11 @@ func (m *Manager) setup(ctx context.Context, pod *corev1.Pod, v *corev1.Volume) 
 	case v.Projected != nil:
 		files, again, err := m.projected(ctx, pod, v.Projected)
 		return dir, again, m.inMemory(pod, dir, files, err)
+	case v.PersistentVolumeClaim != nil, v.Ephemeral != nil:
+		path, err := m.persistent(ctx, pod, v)
+		return path, none, err
 	}
-	return "", none, errors.New("its type is not supported here (supported: configMap, secret, projected, downwardAPI, emptyDir, hostPath)")
+	return "", none, errors.New("its type is not supported here (supported: configMap, secret, projected, downwardAPI, emptyDir, hostPath, persistentVolumeClaim, ephemeral)")
 }
 
 // checkHostPath follows the meanings of HostPathType.
@@ -394,6 +401,7 @@ func (m *Manager) Teardown(uid types.UID) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	delete(m.tokens, uid)
+	delete(m.mounted, uid)
 	return nil
 }
 

@@ -30,6 +30,8 @@ type rig struct {
 	life    time.Duration
 	pod     *corev1.Pod
 	podRoot string
+	claim   *corev1.PersistentVolumeClaim // claim c, and p-own, and what they are bound to
+	volume  *corev1.PersistentVolume
 }
 
 func newRig(t *testing.T) *rig {
@@ -37,7 +39,7 @@ func newRig(t *testing.T) *rig {
 		t.Fatal("needs root: it mounts")
 	}
 	r := &rig{t: t, data: map[string]string{"a": "1", "b": "2"}, life: time.Hour, podRoot: t.TempDir()}
-	r.Manager = New(r.podRoot, Sources{
+	r.Manager = New(r.podRoot, filepath.Join(t.TempDir(), "local"), Sources{
 		ConfigMap: func(_ context.Context, _ *corev1.Pod, name string) (*corev1.ConfigMap, error) {
 			if name != "cm" {
 				return nil, apierrors.NewNotFound(corev1.Resource("configmaps"), name)
@@ -56,6 +58,18 @@ func newRig(t *testing.T) *rig {
 		Token: func(_ context.Context, _ *corev1.Pod, req authenticationv1.TokenRequestSpec) (string, time.Time, error) {
 			r.tokens++
 			return fmt.Sprintf("token %d for %v", r.tokens, req.Audiences), time.Now().Add(r.life), nil
+		},
+		Claim: func(_ context.Context, _ *corev1.Pod, name string) (*corev1.PersistentVolumeClaim, error) {
+			if r.claim == nil || name != r.claim.Name {
+				return nil, apierrors.NewNotFound(corev1.Resource("persistentvolumeclaims"), name)
+			}
+			return r.claim, nil
+		},
+		Volume: func(_ context.Context, name string) (*corev1.PersistentVolume, error) {
+			if r.volume == nil || name != r.volume.Name {
+				return nil, apierrors.NewNotFound(corev1.Resource("persistentvolumes"), name)
+			}
+			return r.volume, nil
 		},
 		Node: corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("4")},
 	})

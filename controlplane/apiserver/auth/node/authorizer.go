@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/selection"
 	"k8s.io/apiserver/pkg/authentication/user"
@@ -24,16 +25,19 @@ type Authorizer struct {
 	// Bound lists a node's pods as its kubelet sees them. It is asked before a request is turned down: the index
 	// may not have heard yet of a pod whose kubelet has.
 	Bound func(ctx context.Context, node string) ([]corev1.Pod, error)
+	// Volume reads a PersistentVolume: a node may know those that its pods' claims are bound to.
+	Volume func(ctx context.Context, name string) (*corev1.PersistentVolume, error)
 }
 
 var _ authorizer.Authorizer = (*Authorizer)(nil)
 
 // New adds an index to a pod informer that has not started yet: from node and referenced object to pods.
-func New(pods cache.SharedIndexInformer, rules authorizer.Authorizer, bound func(ctx context.Context, node string) ([]corev1.Pod, error)) (*Authorizer, error) {
+func New(pods cache.SharedIndexInformer, rules authorizer.Authorizer, bound func(ctx context.Context, node string) ([]corev1.Pod, error),
+	volume func(ctx context.Context, name string) (*corev1.PersistentVolume, error)) (*Authorizer, error) {
 	if err := pods.AddIndexers(cache.Indexers{indexName: index}); err != nil {
 		return nil, fmt.Errorf("node authorizer: %w", err)
 	}
-	return &Authorizer{pods: pods.GetIndexer(), Rules: rules, Bound: bound}, nil
+	return &Authorizer{pods: pods.GetIndexer(), Rules: rules, Bound: bound, Volume: volume}, nil
 }
 
 func index(obj any) ([]string, error) {
@@ -79,12 +83,24 @@ func (a *Authorizer) Authorize(ctx context.Context, attr authorizer.Attributes) 
 		if !reads || attr.GetSubresource() != "" {
 			return authorizer.DecisionNoOpinion, "a node can only read " + attr.GetResource(), nil
 		}
-		return a.referenced(ctx, node, attr)
+		return a.referenced(ctx, node, attr.GetResource(), attr.GetNamespace(), attr.GetName())
+	case "/persistentvolumes":
+		if attr.GetVerb() != "get" || attr.GetSubresource() != "" || attr.GetName() == "" {
+			return authorizer.DecisionNoOpinion, "a node can only get single PersistentVolumes", nil
+		}
+		v, err := a.Volume(ctx, attr.GetName())
+		if apierrors.IsNotFound(err) || err == nil && v.Spec.ClaimRef == nil {
+			return authorizer.DecisionNoOpinion, fmt.Sprintf("no pod bound to node %q uses PersistentVolume %s", node, attr.GetName()), nil
+		}
+		if err != nil {
+			return authorizer.DecisionNoOpinion, "", fmt.Errorf("PersistentVolume %s: %w", attr.GetName(), err)
+		}
+		return a.referenced(ctx, node, "persistentvolumeclaims", v.Spec.ClaimRef.Namespace, v.Spec.ClaimRef.Name)
 	case "/serviceaccounts":
 		if attr.GetVerb() != "create" || attr.GetSubresource() != "token" {
 			return authorizer.DecisionNoOpinion, "a node can only create tokens of ServiceAccounts", nil
 		}
-		return a.referenced(ctx, node, attr)
+		return a.referenced(ctx, node, attr.GetResource(), attr.GetNamespace(), attr.GetName())
 	case "/pods":
 		if reads && attr.GetSubresource() == "" {
 			return a.readPods(ctx, node, attr)
@@ -123,11 +139,11 @@ func (a *Authorizer) readPods(ctx context.Context, node string, attr authorizer.
 	return a.lately(ctx, node, key(node, "pods", attr.GetNamespace(), attr.GetName()), fmt.Sprintf("pod %s/%s is not bound to node %q", attr.GetNamespace(), attr.GetName(), node))
 }
 
-func (a *Authorizer) referenced(ctx context.Context, node string, attr authorizer.Attributes) (authorizer.Decision, string, error) {
-	if attr.GetName() == "" || attr.GetNamespace() == "" {
+func (a *Authorizer) referenced(ctx context.Context, node, resource, namespace, name string) (authorizer.Decision, string, error) {
+	if name == "" || namespace == "" {
 		return authorizer.DecisionNoOpinion, "a node must name the object", nil
 	}
-	wanted := key(node, attr.GetResource(), attr.GetNamespace(), attr.GetName())
+	wanted := key(node, resource, namespace, name)
 	pods, err := a.pods.IndexKeys(indexName, wanted)
 	if err != nil {
 		return authorizer.DecisionNoOpinion, "", err
@@ -135,7 +151,7 @@ func (a *Authorizer) referenced(ctx context.Context, node string, attr authorize
 	if len(pods) > 0 {
 		return authorizer.DecisionAllow, "", nil
 	}
-	return a.lately(ctx, node, wanted, fmt.Sprintf("no pod bound to node %q uses %s %s/%s", node, attr.GetResource(), attr.GetNamespace(), attr.GetName()))
+	return a.lately(ctx, node, wanted, fmt.Sprintf("no pod bound to node %q uses %s %s/%s", node, resource, namespace, name))
 }
 
 // lately allows what a pod that the index does not know yet opens.

@@ -2,9 +2,11 @@ package node_test
 
 import (
 	"context"
+	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apiserver/pkg/authentication/user"
@@ -50,7 +52,17 @@ func onNode(name, nodeName string) *corev1.Pod {
 func newAuthorizer(t *testing.T, pods ...*corev1.Pod) (*node.Authorizer, cache.Indexer) {
 	t.Helper()
 	inf := informers.NewSharedInformerFactory(nil, 0).Core().V1().Pods().Informer()
-	a, err := node.New(inf, rbac.NodeRules(), func(context.Context, string) ([]corev1.Pod, error) { return nil, nil })
+	a, err := node.New(inf, rbac.NodeRules(), func(context.Context, string) ([]corev1.Pod, error) { return nil, nil },
+		func(_ context.Context, name string) (*corev1.PersistentVolume, error) {
+			v := &corev1.PersistentVolume{}
+			switch claim, bound := strings.CutPrefix(name, "of-"); {
+			case name == "absent":
+				return nil, apierrors.NewNotFound(corev1.Resource("persistentvolumes"), name)
+			case bound:
+				v.Spec.ClaimRef = &corev1.ObjectReference{Namespace: "ns", Name: claim}
+			}
+			return v, nil
+		})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -105,6 +117,22 @@ func TestReferencedObjects(t *testing.T) {
 					t.Errorf("%s %s %s", verb, resource, n)
 				}
 			}
+		}
+	}
+}
+
+// A node may get the volumes that its pods' claims are bound to, and no others.
+func TestVolumesOfClaims(t *testing.T) {
+	a, _ := newAuthorizer(t, onNode("p1", "n1"), onNode("p2", "n2"))
+	for _, c := range []struct {
+		verb, name string
+		want       bool
+	}{
+		{"get", "of-p1-claim", true}, {"get", "of-p1-scratch", true}, {"get", "of-p2-claim", false}, {"get", "free", false}, {"get", "absent", false}, {"get", "", false},
+		{"list", "of-p1-claim", false}, {"watch", "of-p1-claim", false}, {"update", "of-p1-claim", false}, {"delete", "of-p1-claim", false},
+	} {
+		if got := allowed(t, a, authorizer.AttributesRecord{User: kubelet("n1"), Verb: c.verb, Resource: "persistentvolumes", Name: c.name, ResourceRequest: true}); got != c.want {
+			t.Errorf("%s %s: %v", c.verb, c.name, got)
 		}
 	}
 }

@@ -84,7 +84,8 @@ func over(resources map[string][]string, verbs []string) []rbacv1.PolicyRule {
 // namespace and collecting garbage touch any resource, also ones that only a CRD knows.
 var controllerRules = []rbacv1.PolicyRule{
 	rule([]string{"get", "list", "watch", "delete", "deletecollection", "patch", "update"}, "*", "*"),
-	rule([]string{"create"}, "", "pods", "events", "serviceaccounts", "configmaps", "endpoints", "secrets", "serviceaccounts/token"),
+	rule([]string{"create"}, "", "pods", "events", "serviceaccounts", "configmaps", "endpoints", "secrets", "serviceaccounts/token", "persistentvolumeclaims", "persistentvolumes"),
+	rule([]string{"create"}, "storage.k8s.io", "storageclasses"),
 	rule([]string{"create"}, "apps", "replicasets", "controllerrevisions"),
 	rule([]string{"create"}, "batch", "jobs"),
 	rule([]string{"create"}, "discovery.k8s.io", "endpointslices"),
@@ -164,7 +165,7 @@ func clusterRoles() []rbacv1.ClusterRole {
 			only(rule([]string{"get", "update", "patch"}, "coordination.k8s.io", "leases"), "kube-scheduler"),
 			rule(read, "", "nodes", "namespaces", "persistentvolumeclaims", "persistentvolumes", "services", "replicationcontrollers"),
 			rule([]string{"get", "list", "watch", "delete"}, "", "pods"), rule([]string{"create"}, "", "bindings", "pods/binding"),
-			rule([]string{"patch", "update"}, "", "pods/status"), rule(read, "apps", "replicasets", "statefulsets"),
+			rule([]string{"patch", "update"}, "", "pods/status", "persistentvolumeclaims", "persistentvolumes"), rule(read, "apps", "replicasets", "statefulsets"),
 			rule(read, "policy", "poddisruptionbudgets"), rule(read, "storage.k8s.io", "csinodes", "storageclasses", "csidrivers", "csistoragecapacities", "volumeattachments")),
 		named("system:kube-controller-manager", controllerRules...),
 		// The three roles for people are sums: anyone may add to them with a label.
