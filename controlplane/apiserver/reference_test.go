@@ -50,10 +50,7 @@ var reference = map[string]map[string]string{
 
 // gaps are served, but not as the reference does it, or with nobody that acts on them.
 var gaps = map[string]string{
-	"autoscaling/v1 horizontalpodautoscalers":             "no controller acts on them",
-	"autoscaling/v2 horizontalpodautoscalers":             "no controller acts on them",
-	"v1 persistentvolumes":                                "no binder, no provisioning",
-	"v1 persistentvolumeclaims":                           "no binder, no provisioning",
+	"v1 persistentvolumes":                                "bound, made for claims as local folders, mounted where they are local or hostPath; no CSI drivers, no block devices",
 	"networking.k8s.io/v1 ingresses":                      "no controller acts on them: bring an ingress controller",
 	"networking.k8s.io/v1 servicecidrs":                   "the cluster's own range only: no addresses are given from further ones",
 	"resource.k8s.io/v1 resourceclaims":                   "stored; scheduler and kubelet don't allocate devices",

@@ -56,7 +56,7 @@ func start(t *testing.T) *cluster {
 	done := make(chan error, 1)
 	go func() {
 		done <- controllers.Run(ctx, controllers.Config{
-			Client: client, Metadata: meta, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("fd00:10:244::/56")}, CAFile: server.CAFile, CAKeyFile: server.CAKeyFile, Server: server.Admin.Host,
+			Client: client, Metadata: meta, Metrics: serveMetrics(t), PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("fd00:10:244::/56")}, CAFile: server.CAFile, CAKeyFile: server.CAKeyFile, Server: server.Admin.Host,
 			Quota: quota.Evaluators,
 		})
 	}()

@@ -17,8 +17,10 @@ import (
 	"k8s.io/client-go/kubernetes/scheme"
 	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/metadata"
+	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/record"
 
+	"github.com/strake-io/strake/controlplane/controllers/autoscaler"
 	"github.com/strake-io/strake/controlplane/controllers/bootstraptoken"
 	"github.com/strake-io/strake/controlplane/controllers/certificates"
 	"github.com/strake-io/strake/controlplane/controllers/cronjob"
@@ -45,6 +47,8 @@ import (
 type Config struct {
 	Client   kubernetes.Interface
 	Metadata metadata.Interface
+	// Metrics is by whom the metrics APIs are asked.
+	Metrics  *rest.Config
 	PodCIDRs []netip.Prefix // ranges of all pods, at most one of each family, the primary family's first
 	// NodeBits is the prefix length of a node's part of a range; nil: 24 of IPv4, 64 of IPv6.
 	NodeBits func(netip.Prefix) int
@@ -111,6 +115,9 @@ func Run(ctx context.Context, cfg Config) error {
 		func() (func(context.Context), error) { return endpoints.Setup(cfg.Client, f) },
 		func() (func(context.Context), error) {
 			return endpointslicemirror.Setup(cfg.Client, f, recorder("endpoint-slice-mirroring-controller"))
+		},
+		func() (func(context.Context), error) {
+			return autoscaler.Setup(cfg.Client, cfg.Metrics, f, recorder("horizontal-pod-autoscaler"))
 		},
 		func() (func(context.Context), error) {
 			return resourcequota.Setup(cfg.Client, cfg.Metadata, f, cfg.Quota)

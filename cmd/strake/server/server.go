@@ -149,7 +149,7 @@ func runControllers(ctx context.Context, cfg Config) error {
 		return nil // ctx ended
 	}
 	return controllers.Run(ctx, controllers.Config{
-		Client: client, Metadata: meta, PodCIDRs: cfg.PodCIDRs, NodeBits: cfg.NodeBits,
+		Client: client, Metadata: meta, Metrics: rc, PodCIDRs: cfg.PodCIDRs, NodeBits: cfg.NodeBits,
 		CAFile: cfg.PKI.CA().Cert, CAKeyFile: cfg.PKI.CA().Key, Server: cfg.URL(), Quota: quota.Evaluators,
 	})
 }
