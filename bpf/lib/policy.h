@@ -262,12 +262,11 @@ static __always_inline struct policy_work *policy_work(void)
 	return bpf_map_lookup_elem(&policy_works, &zero);
 }
 
-/* The identity of an end of the flow at hand. */
+/* The identity of an end of the flow at hand that is no subject. */
 __u32 __attribute__((noinline)) policy_identity(struct __sk_buff *skb, __u32 of_to)
 {
 	struct policy_work *w = policy_work();
 	struct prefix key = { .len = 128 };
-	struct policy_subject *own;
 	struct policy_block *block;
 	struct addr *addr;
 	__u32 *identity;
@@ -275,9 +274,6 @@ __u32 __attribute__((noinline)) policy_identity(struct __sk_buff *skb, __u32 of_
 	if (!skb || !w)
 		return 0;
 	addr = of_to ? &w->to : &w->from;
-	own = bpf_map_lookup_elem(&policy_subjects, addr);
-	if (own)
-		return own->identity;
 	identity = bpf_map_lookup_elem(&policy_peers, addr);
 	if (identity)
 		return *identity;
@@ -323,17 +319,21 @@ int __attribute__((noinline)) policy_ask(struct __sk_buff *skb, __u32 rules, __u
 	return to->allow;
 }
 
-/* One direction of the flow at hand: 0 if it is allowed. */
-static __always_inline int policy_side(struct __sk_buff *skb, struct policy_work *w, __u32 direction, __u32 how)
+/* One direction of the flow at hand, of the pod whose row is own, with the other end: 0 if it is allowed. */
+static __always_inline int policy_side(struct __sk_buff *skb, struct policy_work *w, __u32 direction, __u32 how, const struct policy_subject *own, const struct policy_subject *other)
 {
-	struct policy_subject *own = bpf_map_lookup_elem(&policy_subjects, direction == EGRESS ? &w->from : &w->to);
-	__u32 shadow;
+	__u32 rules, shadow;
 	int denied = 0;
 
 	if (!own)
 		return POLICY_NO_VERDICT;
+	rules = own->rules[direction];
 	shadow = own->shadow[direction];
-	if (own->rules[direction] && !(how & POLICY_AGAIN && own->flags & SUBJECT_KEEPS) && !policy_ask(skb, own->rules[direction], w->identity[direction], direction))
+	if (how & POLICY_AGAIN && own->flags & SUBJECT_KEEPS)
+		rules = 0;
+	if (rules || shadow)
+		w->identity[direction] = other ? other->identity : policy_identity(skb, direction == EGRESS);
+	if (rules && !policy_ask(skb, rules, w->identity[direction], direction))
 		denied = w->verdicts[direction].policy ? (direction == EGRESS ? POLICY_DENIES_EGRESS : POLICY_DENIES_INGRESS) : POLICY_NO_VERDICT;
 	if (shadow)
 		policy_ask(skb, shadow, w->identity[direction], POLICY_SHADOW + direction);
@@ -344,6 +344,7 @@ static __always_inline int policy_side(struct __sk_buff *skb, struct policy_work
  * of rows that are gone. */
 int __attribute__((noinline)) policy_judge(struct __sk_buff *skb, __u32 how)
 {
+	struct policy_subject *from, *to;
 	struct policy_work *w = policy_work();
 	int egress = 0, ingress = 0;
 
@@ -353,14 +354,12 @@ int __attribute__((noinline)) policy_judge(struct __sk_buff *skb, __u32 how)
 		w->revision = policy_revision_now();
 		w->asked = 0;
 		egress = ingress = 0;
-		if (how & POLICY_SOURCE) {
-			w->identity[EGRESS] = policy_identity(skb, 1);
-			egress = policy_side(skb, w, EGRESS, how);
-		}
-		if (how & POLICY_DEST && !(how & POLICY_NODE)) {
-			w->identity[INGRESS] = policy_identity(skb, 0);
-			ingress = policy_side(skb, w, INGRESS, how);
-		}
+		from = bpf_map_lookup_elem(&policy_subjects, &w->from);
+		to = bpf_map_lookup_elem(&policy_subjects, &w->to);
+		if (how & POLICY_SOURCE)
+			egress = policy_side(skb, w, EGRESS, how, from, to);
+		if (how & POLICY_DEST && !(how & POLICY_NODE))
+			ingress = policy_side(skb, w, INGRESS, how, to, from);
 		if (policy_revision_now() == w->revision)
 			break;
 	}

@@ -170,7 +170,7 @@ int __attribute__((noinline)) policy_put(struct __sk_buff *skb)
 		return 0;
 	if (!flow_is_open(w->flow.state, w->key.proto)) {
 		bpf_map_update_elem(&policy_flows_passing, &w->key, &w->flow, BPF_ANY);
-		if (flow_has_connection(w->key.proto))
+		if (flow_has_connection(w->key.proto) && bpf_map_lookup_elem(&policy_flows_open, &w->key)) /* the look takes no lock */
 			bpf_map_delete_elem(&policy_flows_open, &w->key);
 		return 0;
 	}
@@ -186,6 +186,24 @@ int __attribute__((noinline)) policy_put(struct __sk_buff *skb)
 		bpf_ringbuf_output(&flows_events, full, sizeof(*full), 0);
 	}
 	return 0;
+}
+
+/* A packet of a flow that passes was seen, in a state that it makes: the row is in the table for open ones, or not. */
+static __always_inline void policy_goes_on(struct __sk_buff *skb, struct policy_work *w, struct policy_flow *f, __u8 state, __u32 now, int open)
+{
+	if (state == f->state && now == f->seen)
+		return;
+	if (flow_is_open(state, w->key.proto) != open) {
+		w->flow = *f;
+		w->flow.state = state;
+		w->flow.seen = now;
+		policy_put(skb);
+		return;
+	}
+	if (f->state != state)
+		f->state = state;
+	if (f->seen != now)
+		f->seen = now;
 }
 
 /* The packet at hand begins a flow, or nobody knows of which it is. */
@@ -295,7 +313,6 @@ static __always_inline int policy_follow(struct __sk_buff *skb, struct policy_wo
 	struct policy_flow *f = 0;
 	__u32 now, reply;
 	int open;
-	__u8 state;
 
 	if (how & POLICY_ONCE)
 		return policy_begin(skb, how);
@@ -320,17 +337,7 @@ static __always_inline int policy_follow(struct __sk_buff *skb, struct policy_wo
 		w->flow = *f;
 		return policy_still_denied(skb, how, reply);
 	}
-	state = flow_next(f->state, w->tcp, reply);
-	if ((state != f->state || f->seen != now) && flow_is_open(state, w->proto) != open) {
-		w->flow = *f;
-		w->flow.state = state;
-		w->flow.seen = now;
-		return policy_put(skb);
-	}
-	if (f->state != state)
-		f->state = state;
-	if (f->seen != now)
-		f->seen = now;
+	policy_goes_on(skb, w, f, flow_next(f->state, w->tcp, reply), now, open);
 	return 0;
 }
 
@@ -448,7 +455,8 @@ static __always_inline struct policy_subject *policy_subject(const struct addr *
 	return own;
 }
 
-/* Whether the packet at hand is one of a flow that passes at this revision: most are. Then nobody need be looked up. */
+/* Whether the packet at hand is one of a flow that passes at this revision: most are, also those that end it. Then nobody need be looked up: the row
+ * changes with a revision if anybody does. */
 int __attribute__((noinline)) policy_knows(struct __sk_buff *skb, __u32 how)
 {
 	struct policy_work *w = policy_work();
@@ -458,14 +466,15 @@ int __attribute__((noinline)) policy_knows(struct __sk_buff *skb, __u32 how)
 	struct packet *p;
 	__u32 now, reply;
 	__u8 state, tcp;
-	int high;
+	int high, open;
 
 	if (!skb || !s || !w)
 		return 0;
 	p = &s->p;
 	sport = p->sport;
 	dport = p->dport;
-	if (!p->ports || how & (POLICY_ERROR | POLICY_ONCE))
+	tcp = p->proto == IPPROTO_UDP ? 0 : p->tcp;
+	if (!p->ports || how & (POLICY_ERROR | POLICY_ONCE) || tcp_opens(tcp))
 		return 0;
 	if (how & POLICY_TRANSLATED) {
 		dport = s->flow.dport;
@@ -474,20 +483,19 @@ int __attribute__((noinline)) policy_knows(struct __sk_buff *skb, __u32 how)
 	}
 	high = !policy_is_low(&w->from, sport, &w->to, dport);
 	policy_key_of(&w->key, &w->from, sport, &w->to, dport, p->proto, !high);
-	f = policy_flow_row(&w->key);
+	if (flow_has_connection(p->proto))
+		f = bpf_map_lookup_elem(&policy_flows_open, &w->key);
+	open = f != 0;
+	if (!f)
+		f = bpf_map_lookup_elem(&policy_flows_passing, &w->key);
 	if (!f || f->revision != policy_revision_now() || f->flags & FLOW_DENIED)
 		return 0;
 	now = seconds_now();
-	tcp = p->proto == IPPROTO_UDP ? 0 : p->tcp;
+	if (!policy_alive(f, p->proto, now))
+		return 0;
 	reply = !(f->flags & FLOW_HIGH) != !high;
 	state = flow_next(f->state, tcp, reply);
-	if (f->state != state || !policy_alive(f, p->proto, now) || tcp_opens(tcp))
-		return 0;
-	if (f->seen == now)
-		return 1;
-	if (f->state & FLOW_AGREED && flow_has_connection(p->proto)) /* it may be in the wrong table */
-		return 0;
-	f->seen = now;
+	policy_goes_on(skb, w, f, state, now, open);
 	return 1;
 }
 
