@@ -115,6 +115,15 @@ func neighbor(l netlink.Link, a netip.Addr, mac net.HardwareAddr) error {
 
 func openDatapath(t *testing.T) *bpf.Datapath {
 	t.Helper()
+	d, err := bpf.Open(datapathConfig(t))
+	must(t, err)
+	t.Cleanup(func() { must(t, d.Close()) })
+	return d
+}
+
+// datapathConfig has a bpffs and a cgroup that go with the test.
+func datapathConfig(t *testing.T) bpf.Config {
+	t.Helper()
 	pins := filepath.Join(t.TempDir(), "bpf")
 	must(t, bpf.MountBPFFS(pins))
 	t.Cleanup(func() { must(t, bpf.Remove(pins)); must(t, bpf.UnmountBPFFS(pins)) })
@@ -125,10 +134,7 @@ func openDatapath(t *testing.T) *bpf.Datapath {
 	group, err := os.MkdirTemp(root, "strake-test-dns-")
 	must(t, err)
 	t.Cleanup(func() { must(t, os.Remove(group)) })
-	d, err := bpf.Open(bpf.Config{PinDir: pins, CgroupRoot: root, NodeCgroup: group, DNSAddrs: []netip.Addr{self, self6}, Zone: "cluster.local", DNSTTL: 30})
-	must(t, err)
-	t.Cleanup(func() { must(t, d.Close()) })
-	return d
+	return bpf.Config{PinDir: pins, CgroupRoot: root, NodeCgroup: group, DNSAddrs: []netip.Addr{self, self6}, Zone: "cluster.local", DNSTTL: 30}
 }
 
 // podAndServer is a pod on a node whose kernel holds the names of the tests' cluster, and the server behind it.

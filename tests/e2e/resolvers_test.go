@@ -137,6 +137,13 @@ spec:
 		}
 	}
 
+	t.Run("a process of the node", func(t *testing.T) {
+		dns := strings.TrimSpace(c.kubectl("exec", "client", "--", "sh", "-c", "while read key value; do test $key = nameserver && echo $value; done < /etc/resolv.conf"))
+		out, err := c.Command(t.Context(), "busybox", "nslookup", "-type=a", "web."+c.namespace+".svc.cluster.local.", dns).CombinedOutput()
+		if err != nil || !strings.Contains(string(out), ip) {
+			t.Errorf("%v\n%s", err, out)
+		}
+	})
 	t.Run("seen by dns top", func(t *testing.T) {
 		has := func(client, name, layer, code string) func() string {
 			return func() string {
