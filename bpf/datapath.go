@@ -73,6 +73,7 @@ type Datapath struct {
 	loadBalancers *loadBalancers
 	endpoints     *endpointTable
 	names         *nameTable
+	records       *recordTable
 	remotes       *remoteTable
 	socketsOff    *socketsOffTable
 	policies      *PolicyTables
@@ -145,6 +146,9 @@ func Open(c Config) (*Datapath, error) {
 	}
 	if err == nil {
 		d.names, err = openNames(d.net.Maps)
+	}
+	if err == nil {
+		d.records, err = openRecords(d.net.Maps)
 	}
 	if err == nil {
 		d.remotes, err = openRemotes(d.net.Maps)
@@ -310,6 +314,12 @@ func (d *Datapath) Endpoints() Table[Endpoint] { return d.endpoints }
 
 // Names is the table of DNS names answered in the kernel.
 func (d *Datapath) Names() Table[Name] { return d.names }
+
+// Records is the table of answers that are more than a few addresses. One that is longer than the kernel gives has no row: user space answers.
+func (d *Datapath) Records() Table[Record] { return d.records }
+
+// Outside is the cache of what servers outside have answered.
+func (d *Datapath) Outside() *Outside { return &Outside{m: d.net.Maps[outsidePin]} }
 
 // Remotes is the table of what other nodes have.
 func (d *Datapath) Remotes() Table[Remote] { return d.remotes }

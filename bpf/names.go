@@ -50,23 +50,40 @@ func namesStateOf(m *ebpf.Map) (NamesState, error) {
 	return NamesState{Whole: v&namesWhole != 0, Off: v&namesOff != 0, TTL: uint16(v >> namesTTL)}, nil
 }
 
-// ReadNames reads the names pinned below pinDir, and what the programs have been told of them; no agent need run.
-func ReadNames(pinDir string) ([]Name, NamesState, error) {
-	maps, done, err := openPins(pinDir, []string{"names", "names_state"})
+// NameRows are what a node's kernel knows of names.
+type NameRows struct {
+	Names   []Name
+	Records []Record
+	State   NamesState
+	Outside []OutsideAnswer
+}
+
+// ReadNames reads what is pinned below pinDir; no agent need run.
+func ReadNames(pinDir string) (r NameRows, err error) {
+	maps, done, err := openPins(pinDir, []string{"names", "names_state", recordsPin, listsPin, outsidePin})
 	if err != nil {
-		return nil, NamesState{}, err
+		return r, err
 	}
 	defer done()
 	t, err := openNames(maps)
 	if err != nil {
-		return nil, NamesState{}, err
+		return r, err
 	}
-	names, err := t.Dump()
+	if r.Names, err = t.Dump(); err != nil {
+		return r, fmt.Errorf("bpf: names: %w", err)
+	}
+	records, err := openRecords(maps)
 	if err != nil {
-		return nil, NamesState{}, fmt.Errorf("bpf: names: %w", err)
+		return r, err
 	}
-	state, err := namesStateOf(maps["names_state"])
-	return names, state, err
+	if r.Records, err = records.Dump(); err != nil {
+		return r, fmt.Errorf("bpf: records: %w", err)
+	}
+	if r.Outside, err = (&Outside{m: maps[outsidePin]}).Dump(); err != nil {
+		return r, err
+	}
+	r.State, err = namesStateOf(maps["names_state"])
+	return r, err
 }
 
 // nameTable implements Table[Name].

@@ -9,8 +9,8 @@
 #include <bpf/bpf_helpers.h>
 #include "lib/bandwidth.h"
 #include "lib/conntrack.h"
-#include "lib/dns.h"
 #include "lib/dnsbeside.h"
+#include "lib/dnsnames.h"
 #include "lib/dnswatch.h"
 #include "lib/dsr.h"
 #include "lib/endpoint.h"

@@ -33,6 +33,14 @@ type netAffinityKey struct {
 	Pad     uint32
 }
 
+type netAsked struct {
+	_    structs.HostLayout
+	Type uint16
+	Bits uint8
+	Zero uint8
+	Key  netNameKey
+}
+
 type netBackend struct {
 	_    structs.HostLayout
 	Addr netAddr
@@ -42,15 +50,20 @@ type netBackend struct {
 
 type netDnsScratch struct {
 	_       structs.HostLayout
-	Raw     [512]uint8
-	Key     netNameKey
+	Raw     [4096]uint8
+	Asked   netAsked
 	Service netNameKey
-	Start   [16]uint8
+	Start   [64]uint8
 	Left    uint32
 	Labels  uint32
 	Len     uint32
 	Type    uint32
 	Edns    uint32
+	Limit   uint32
+	Bits    uint32
+	Stored  netStored
+	TtlAt   [32]uint16
+	Ttls    uint32
 	Record  struct {
 		_   structs.HostLayout
 		Soa struct {
@@ -72,6 +85,7 @@ type netDnsScratch struct {
 		}
 		_ [2]byte
 	}
+	_ [4]byte
 }
 
 type netEndpoint struct {
@@ -164,6 +178,15 @@ type netLimit struct {
 	Next  uint64
 }
 
+type netList struct {
+	_     structs.HostLayout
+	Head  netStored
+	Owner [40]uint8
+	Body  [1232]uint8
+	Tag   uint32
+	Pad   uint32
+}
+
 type netMaglev struct {
 	_     structs.HostLayout
 	Slots [64]uint16
@@ -213,6 +236,16 @@ type netNameServer struct {
 	Addr netAddr
 	Port uint16
 	Pad  [3]uint16
+}
+
+type netOutside struct {
+	_     structs.HostLayout
+	Head  netStored
+	Used  uint64
+	Ttls  uint32
+	TtlAt [32]uint16
+	Body  [592]uint8
+	Tag   uint32
 }
 
 type netPath struct {
@@ -385,6 +418,15 @@ type netPrefix struct {
 	Addr [16]uint8
 }
 
+type netRecord struct {
+	_     structs.HostLayout
+	Head  netStored
+	Owner [40]uint8
+	Body  [112]uint8
+	Tag   uint32
+	Pad   uint32
+}
+
 type netRefusals struct {
 	_      structs.HostLayout
 	Second uint32
@@ -464,6 +506,22 @@ type netSourceKey struct {
 	Addr      netAddr
 }
 
+type netStored struct {
+	_           structs.HostLayout
+	Tag         uint32
+	Ttl         uint32
+	Expires     uint64
+	Len         uint16
+	Stride      uint16
+	Turns       uint16
+	Answers     uint16
+	Authorities uint16
+	Additionals uint16
+	Flags1      uint8
+	Flags2      uint8
+	Pad         [2]uint8
+}
+
 type netWatch struct {
 	_     structs.HostLayout
 	Until uint64
@@ -505,6 +563,9 @@ const (
 	netMapMasqFragments      = "masq_fragments"
 	netMapMasqSources        = "masq_sources"
 	netMapMonitor            = "monitor"
+	netMapNameLists          = "name_lists"
+	netMapNameOutside        = "name_outside"
+	netMapNameRecords        = "name_records"
 	netMapNameServers        = "name_servers"
 	netMapNames              = "names"
 	netMapNamesState         = "names_state"
@@ -645,6 +706,9 @@ type netMapSpecs struct {
 	MasqFragments      *ebpf.MapSpec `ebpf:"masq_fragments"`
 	MasqSources        *ebpf.MapSpec `ebpf:"masq_sources"`
 	Monitor            *ebpf.MapSpec `ebpf:"monitor"`
+	NameLists          *ebpf.MapSpec `ebpf:"name_lists"`
+	NameOutside        *ebpf.MapSpec `ebpf:"name_outside"`
+	NameRecords        *ebpf.MapSpec `ebpf:"name_records"`
 	NameServers        *ebpf.MapSpec `ebpf:"name_servers"`
 	Names              *ebpf.MapSpec `ebpf:"names"`
 	NamesState         *ebpf.MapSpec `ebpf:"names_state"`
@@ -749,6 +813,9 @@ type netMaps struct {
 	MasqFragments      *ebpf.Map `ebpf:"masq_fragments"`
 	MasqSources        *ebpf.Map `ebpf:"masq_sources"`
 	Monitor            *ebpf.Map `ebpf:"monitor"`
+	NameLists          *ebpf.Map `ebpf:"name_lists"`
+	NameOutside        *ebpf.Map `ebpf:"name_outside"`
+	NameRecords        *ebpf.Map `ebpf:"name_records"`
 	NameServers        *ebpf.Map `ebpf:"name_servers"`
 	Names              *ebpf.Map `ebpf:"names"`
 	NamesState         *ebpf.Map `ebpf:"names_state"`
@@ -810,6 +877,9 @@ func (m *netMaps) Close() error {
 		m.MasqFragments,
 		m.MasqSources,
 		m.Monitor,
+		m.NameLists,
+		m.NameOutside,
+		m.NameRecords,
 		m.NameServers,
 		m.Names,
 		m.NamesState,

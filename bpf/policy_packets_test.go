@@ -463,7 +463,7 @@ func TestPolicyOfDNS(t *testing.T) {
 		if n := policyFlowCount(t, l.d); n != 0 {
 			t.Errorf("%s: %d flows after a question that the kernel answered", f.name, n)
 		}
-		l.want(t, f.name+" allowed, goes up", podProgram, l.podVeth, unknown, "dns_passed")
+		l.want(t, f.name+" allowed, goes up", podProgram, l.podVeth, unknown, "dns_passed"+"dns_passed_outside")
 		l.want(t, f.name+" the answer from above", toPodProgram, l.podVeth, frame(17, at(f.dns, 53), at(f.pod, 5001), []byte("answer")), "")
 		if n := policyFlowCount(t, l.d); n != 1 {
 			t.Errorf("%s: %d flows after a question that went up", f.name, n)

@@ -135,6 +135,12 @@ type Name struct {
 	Elsewhere bool         // user space answers for it
 }
 
+// Record is an answer of the cluster that the kernel gives as it is.
+type Record struct {
+	Owner   string // UID of a Service, or what else its writer knows it by: at most 40 bytes
+	Message []byte // a response in wire format with one question, whose names are lower-case, and no OPT record
+}
+
 // Changes counts the rows that a call wrote.
 type Changes struct{ Added, Updated, Deleted int }
 

@@ -88,7 +88,7 @@ func ReadStatus(pinDir string) (Status, error) {
 			if err := readCounters(path, s.Counters); err != nil {
 				return s, err
 			}
-		case name == "endpoints" || name == "names" || name == "remotes" || name == policyClasses || name != "lb_changes" && slices.Contains(lbPins, name) || name != "policy_revision" && slices.Contains(policyTables, name):
+		case name == "endpoints" || name == "names" || name == recordsPin || name == listsPin || name == "remotes" || name == policyClasses || name != "lb_changes" && slices.Contains(lbPins, name) || name != "policy_revision" && slices.Contains(policyTables, name):
 			m, err := ebpf.LoadPinnedMap(path, &ebpf.LoadPinOptions{ReadOnly: true})
 			if err != nil {
 				return s, fmt.Errorf("bpf: status: %s: %w", path, err)

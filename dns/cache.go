@@ -44,6 +44,22 @@ type cached struct {
 	msg   *dns.Msg
 	since time.Time
 	ttl   time.Duration
+	kept  bool // it is remembered
+}
+
+// until is when the first of its records has lived long enough: those that are no part of the answer may before the rest. Zero if it is
+// not remembered, or a failure.
+func (c cached) until() time.Time {
+	if !c.kept || c.msg.Rcode == dns.RcodeServerFailure {
+		return time.Time{}
+	}
+	ttl := c.ttl
+	for _, section := range [][]dns.RR{c.msg.Ns, c.msg.Extra} {
+		for _, rr := range section {
+			ttl = min(ttl, time.Duration(rr.Header().Ttl)*time.Second)
+		}
+	}
+	return c.since.Add(ttl)
 }
 
 // get returns what is known of a question: fresh, or if that is allowed what was so once.
@@ -86,7 +102,7 @@ func (a *answers) add(key cacheKey, m *dns.Msg, now time.Time) cached {
 		limit, into, other = a.limits.MaxDenial.Duration, a.denials, a.success
 	}
 	ttl = min(ttl, limit)
-	c := cached{m, now, ttl}
+	c := cached{msg: m, since: now, ttl: ttl}
 	if a.limits.Off || ttl <= 0 {
 		c.ttl = limit // nothing counts down; what is given to a client is not longer than what is remembered
 		return c
@@ -96,6 +112,7 @@ func (a *answers) add(key cacheKey, m *dns.Msg, now time.Time) cached {
 			return c // an old answer is better
 		}
 	}
+	c.kept = true
 	other.Remove(key)
 	into.Add(key, c)
 	return c

@@ -39,18 +39,19 @@ func newForwarder(cfg Upstream, cache *answers, m *metrics, avoid []netip.AddrPo
 func (f *Forwarder) close() { f.servers.close() }
 
 // forward answers a query of a client from the cache or from upstream, without an OPT record. Without a server that answers it is a
-// SERVFAIL, or what was remembered for too long if that is allowed.
-func (f *Forwarder) forward(ctx context.Context, client netip.Addr, q *dns.Msg) *dns.Msg {
+// SERVFAIL, or what was remembered for too long if that is allowed. until is when the first of its records has lived long enough; zero if
+// that is not to be remembered.
+func (f *Forwarder) forward(ctx context.Context, client netip.Addr, q *dns.Msg) (m *dns.Msg, until time.Time) {
 	question := q.Question[0]
 	name := strings.ToLower(question.Name)
 	if slices.ContainsFunc(f.cfg.Except, func(zone string) bool { return dns.IsSubDomain(canonical(zone), name) }) {
-		return reply(q, new(dns.Msg).SetRcode(q, dns.RcodeRefused))
+		return reply(q, new(dns.Msg).SetRcode(q, dns.RcodeRefused)), until
 	}
 	key := f.key(q, name)
 	now := time.Now()
 	old, fresh := f.cache.get(key, now)
 	if fresh {
-		return reply(q, old.at(now))
+		return reply(q, old.at(now)), old.until()
 	}
 	flight := f.flights.DoChan(fmt.Sprint(key), func() (any, error) {
 		m, err := f.resolve(client, q)
@@ -60,21 +61,21 @@ func (f *Forwarder) forward(ctx context.Context, client netip.Addr, q *dns.Msg) 
 		return f.cache.add(key, m, time.Now()), nil
 	})
 	if old.msg != nil && !f.cache.verify {
-		return reply(q, old.at(now))
+		return reply(q, old.at(now)), until
 	}
 	select {
 	case r := <-flight:
 		if c, ok := r.Val.(cached); ok && r.Err == nil && (c.msg.Rcode != dns.RcodeServerFailure || old.msg == nil) {
-			return reply(q, c.at(c.since))
+			return reply(q, c.at(c.since)), c.until()
 		}
 		klog.V(2).InfoS("Not resolved", "name", question.Name, "err", r.Err)
 	case <-ctx.Done():
 	}
 	if old.msg != nil {
 		f.metrics.stale()
-		return reply(q, old.at(time.Now()))
+		return reply(q, old.at(time.Now())), until
 	}
-	return reply(q, new(dns.Msg).SetRcode(q, dns.RcodeServerFailure))
+	return reply(q, new(dns.Msg).SetRcode(q, dns.RcodeServerFailure)), until
 }
 
 func (f *Forwarder) key(q *dns.Msg, name string) cacheKey {

@@ -16,7 +16,8 @@ import (
 )
 
 func ask(f *Forwarder, name string, qtype uint16) *dns.Msg {
-	return f.forward(context.Background(), netip.Addr{}, new(dns.Msg).SetQuestion(name, qtype))
+	m, _ := f.forward(context.Background(), netip.Addr{}, new(dns.Msg).SetQuestion(name, qtype))
+	return m
 }
 
 // says answers A questions with an address.
@@ -277,7 +278,7 @@ func TestForwarderWithoutServers(t *testing.T) {
 	} {
 		q := new(dns.Msg).SetQuestion("A.example.", dns.TypeA)
 		f := forwarder(t, conf, at)
-		m := f.forward(context.Background(), netip.Addr{}, q)
+		m, _ := f.forward(context.Background(), netip.Addr{}, q)
 		if name == "only ourselves" && len(f.servers.list) != 0 {
 			t.Errorf("it would ask %v", f.servers.list)
 		}
@@ -378,7 +379,7 @@ func TestForwarderAsksOnce(t *testing.T) {
 		wg.Go(func() {
 			name := strings.Repeat("a", i%2) + strings.Repeat("A", 1-i%2) + "." // two spellings
 			q := new(dns.Msg).SetQuestion(name, dns.TypeA)
-			if m := f.forward(context.Background(), netip.Addr{}, q); address(m) != "192.0.2.8" || m.Id != q.Id || m.Question[0].Name != name || m.Answer[0].Header().Name != name {
+			if m, _ := f.forward(context.Background(), netip.Addr{}, q); address(m) != "192.0.2.8" || m.Id != q.Id || m.Question[0].Name != name || m.Answer[0].Header().Name != name {
 				t.Errorf("%s:\n%s", name, m)
 			}
 		})

@@ -42,6 +42,7 @@ type Server struct {
 
 	mu      sync.Mutex // of Configure
 	changed func(Config) error
+	kernel  Kernel // nil: there is none
 }
 
 // NewServer answers on the addresses, over UDP and TCP.
@@ -70,6 +71,9 @@ func (s *Server) Configure(cfg Config) error {
 	s.settings.Store(next)
 	if before != nil {
 		before.closeBut(next)
+	}
+	if s.kernel != nil {
+		return s.kernel.Flush()
 	}
 	return nil
 }
@@ -230,6 +234,8 @@ type Answer struct {
 	By   string // such as ByCluster
 	Zone string // that the name is in: one of the cluster, a stub zone, or the root
 	As   string // the name that was answered, if a rule has rewritten the one that was asked
+
+	until time.Time // of what others may give in our stead: when that ends
 }
 
 // Answer answers one query: from the cluster's records, or from upstream.
@@ -244,7 +250,9 @@ func (s *Server) Ask(ctx context.Context, client netip.Addr, q *dns.Msg) Answer 
 	if rcode := acceptable(q); rcode != dns.RcodeSuccess {
 		a.Msg = new(dns.Msg).SetRcode(q, rcode)
 	} else {
-		a = s.rewritten(request{ctx, s.settings.Load(), client}, q)
+		set := s.settings.Load()
+		a = s.rewritten(request{ctx, set, client}, q)
+		s.share(set, q, a)
 	}
 	a.Msg.RecursionAvailable = true
 	if o != nil {
@@ -327,14 +335,16 @@ func (s *Server) answer(r request, q *dns.Msg) Answer {
 		return Answer{Msg: m, By: ByHosts, Zone: zone}
 	}
 	if records != nil {
-		return Answer{Msg: s.cluster(r, records, q, name), By: ByCluster, Zone: zone}
+		m, until := s.cluster(r, records, q, name)
+		return Answer{Msg: m, By: ByCluster, Zone: zone, until: until}
 	}
 	if addr, arpa, ok := reverseAddr(name); ok {
 		if m := s.reverse(r, q, addr, arpa); m != nil {
 			return Answer{Msg: m, By: ByCluster, Zone: arpa}
 		}
 	}
-	return Answer{Msg: forwarder.forward(r.ctx, r.client, q), By: ByForward, Zone: zone}
+	m, until := forwarder.forward(r.ctx, r.client, q)
+	return Answer{Msg: m, By: ByForward, Zone: zone, until: until}
 }
 
 // minimalAny answers a question for all that there is of a name as RFC 8482 4.2 allows, and asks nobody for it.
@@ -365,33 +375,45 @@ func (s *Server) reverse(r request, q *dns.Msg, addr netip.Addr, arpa string) *d
 	return m
 }
 
-func (s *Server) cluster(r request, records *Records, q *dns.Msg, name string) *dns.Msg {
-	question := q.Question[0]
-	m := new(dns.Msg).SetReply(q)
+// cluster answers for a name in a zone. until is that of what servers outside have said; zero if they were not asked.
+func (s *Server) cluster(r request, records *Records, q *dns.Msg, name string) (m *dns.Msg, until time.Time) {
 	if !records.ready() {
 		// An honest "not now" rather than a false "there is no such name".
-		m.Rcode = dns.RcodeServerFailure
-		return m
+		return new(dns.Msg).SetRcode(q, dns.RcodeServerFailure), until
 	}
+	m, outside := inCluster(records, r.set.zone, q, name)
+	if outside != "" {
+		_, forwarder, _ := r.set.zoneOf(strings.ToLower(outside))
+		up := q.Copy()
+		up.Question[0].Name = outside
+		var resp *dns.Msg
+		resp, until = forwarder.forward(r.ctx, r.client, up)
+		// The code is that of the chain's last name (RFC 6604 3).
+		m.Rcode, m.Answer, m.Ns = resp.Rcode, append(m.Answer, resp.Answer...), resp.Ns
+		if own := time.Now().Add(time.Duration(records.ttl) * time.Second); own.Before(until) {
+			until = own
+		}
+	}
+	return m, until
+}
+
+// inCluster answers a question for a name, lower-case, of a zone, and follows aliases while they are in zones: outside is where the chain
+// leaves them. zoneOf is nil for a name that is in none.
+func inCluster(records *Records, zoneOf func(name string) *Records, q *dns.Msg, name string) (m *dns.Msg, outside string) {
+	question := q.Question[0]
+	m = new(dns.Msg).SetReply(q)
 	m.Authoritative = true
 	a := records.lookup(question.Name, name, question.Qtype)
 	m.Answer, m.Extra = a.rrs, a.extra
 	for hop := 0; a.cname != "" && question.Qtype != dns.TypeCNAME && question.Qtype != dns.TypeANY; hop++ {
 		if hop == maxChase { // in a circle, most likely
 			m.Rcode, m.Answer, m.Authoritative = dns.RcodeServerFailure, nil, false
-			return m
+			return m, ""
 		}
 		target := strings.ToLower(a.cname)
-		next, forwarder, _ := r.set.zoneOf(target)
-		if next == nil {
-			up := q.Copy()
-			up.Question[0].Name = a.cname
-			resp := forwarder.forward(r.ctx, r.client, up)
-			// The code is that of the chain's last name (RFC 6604 3).
-			m.Rcode, m.Answer, m.Ns = resp.Rcode, append(m.Answer, resp.Answer...), resp.Ns
-			return m
+		if records = zoneOf(target); records == nil {
+			return m, a.cname
 		}
-		records = next
 		a = records.lookup(a.cname, target, question.Qtype)
 		m.Answer, m.Extra = append(m.Answer, a.rrs...), append(m.Extra, a.extra...)
 	}
@@ -403,5 +425,5 @@ func (s *Server) cluster(r request, records *Records, q *dns.Msg, name string) *
 	} else if len(a.rrs) == 0 {
 		m.Ns = []dns.RR{records.soa(records.zone)}
 	}
-	return m
+	return m, ""
 }

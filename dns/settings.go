@@ -111,6 +111,12 @@ func (s *settings) zoneOf(name string) (*Records, *Forwarder, string) {
 	return nil, s.upstream, "."
 }
 
+// zone is that of the cluster which a lower-case name is in; nil if it is in none.
+func (s *settings) zone(name string) *Records {
+	z, _, _ := s.zoneOf(name)
+	return z
+}
+
 // inZone tells whether the configuration says anything of names inside a zone of the cluster that cluster objects do not.
 func (c Config) inZone(zone string) bool {
 	zone = canonical(zone)

@@ -88,11 +88,11 @@ it the name is asked as it is.`,
 
 // lookUp asks as a resolver does: one name of the search list after the other, until one has records.
 func lookUp(ctx context.Context, node doctor.Node, s cluster.Settings, name string, types []string, from string) ([]lookedUp, error) {
-	rows, state, err := bpf.ReadNames(node.Layout.BPF())
+	rows, err := bpf.ReadNames(node.Layout.BPF())
 	if err != nil {
 		return nil, err
 	}
-	kernel := dns.NewKernelNames(s.Zone, rows, state)
+	kernel := dns.NewKernelNames(s.Zone, rows)
 	names := []string{mdns.Fqdn(name)}
 	direct := "" // why the kernel is not asked at all
 	if from != "" {
@@ -124,7 +124,7 @@ func lookUp(ctx context.Context, node doctor.Node, s cluster.Settings, name stri
 		for _, t := range types {
 			qtype := mdns.StringToType[t]
 			one := lookedUp{Name: n, Type: t, Layer: "resolver"}
-			answers, why := kernel.Explain(n, qtype, false)
+			answers, why := kernel.Explain(n, qtype, 0)
 			if one.Why = why; direct != "" {
 				one.Why = direct
 			} else if answers {

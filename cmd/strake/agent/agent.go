@@ -4,6 +4,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -178,6 +179,11 @@ func Run(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return err
 	}
+	kernelRecords, err := dns.NewKernelRecords(f, d.Records(), cfg.Zone)
+	if err != nil {
+		return err
+	}
+	kernelRecords.Flush = d.Outside().Flush
 	records, err := dns.NewRecords(f, cfg.DNSAddrs...)
 	if err != nil {
 		return err
@@ -191,7 +197,8 @@ func Run(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return err
 	}
-	if err := resolver.OnConfigure(names.Configure); err != nil {
+	configure := func(c dns.Config) error { return errors.Join(names.Configure(c), kernelRecords.Configure(c)) }
+	if err := errors.Join(resolver.OnConfigure(configure), resolver.ShareWith(d.Outside())); err != nil {
 		return err
 	}
 	svc, err := services.New(services.Config{
@@ -232,6 +239,7 @@ func Run(ctx context.Context, cfg Config) error {
 		return svc.Run(ctx)
 	})
 	g.Go(func() error { return names.Run(ctx) })
+	g.Go(func() error { return kernelRecords.Run(ctx) })
 	g.Go(func() error { return resolver.Run(ctx) })
 	g.Go(func() error { return resolver.ServeQueries(ctx, l.DNSSocket()) })
 	g.Go(func() error {

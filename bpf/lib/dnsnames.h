@@ -1,0 +1,211 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Names of the cluster, whose answers are put together of their addresses; and those that do not exist. */
+#ifndef STRAKE_DNSNAMES_H
+#define STRAKE_DNSNAMES_H
+
+#include "dnsreply.h"
+#include "dnsstored.h"
+
+#define NAMES 65536
+#define NAME_ADDRS 8 /* of each family */
+
+struct addr4 {
+	__u8 b[4];
+};
+
+/* A row of more than NAME_ADDRS addresses says that user space answers for the name; one without any, that the name exists. */
+struct name {
+	__u32 n4, n6;
+	struct addr4 addrs4[NAME_ADDRS];
+	struct addr addrs6[NAME_ADDRS];
+	__u8 owner[64];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, NAMES);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct name_key);
+	__type(value, struct name);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} names SEC(".maps");
+
+/* Names that no object can have, by the naming rules alone (DNS-based service discovery 1.1.0): the label before the zone is none of
+ * svc, pod, dns, dns-version; or there are more than four labels before svc. These are what a resolver's search list makes. */
+static __always_inline int dns_impossible(const struct dns_scratch *s, __u32 labels)
+{
+	__u32 before = labels - dns_zone_labels;
+	__u32 at;
+	const __u8 *l = s->asked.key.name;
+
+	if (before == 0)
+		return 0;
+	at = s->start[(before - 1) & (LABELS - 1)];
+	if (at > NAME_MAX - 8)
+		return 0;
+	if (l[at] == 3) {
+		if (l[at + 1] == 's' && l[at + 2] == 'v' && l[at + 3] == 'c')
+			return before - 1 > 4;
+		if (l[at + 1] == 'p' && l[at + 2] == 'o' && l[at + 3] == 'd')
+			return 0;
+		if (l[at + 1] == 'd' && l[at + 2] == 'n' && l[at + 3] == 's')
+			return 0;
+	}
+	if (l[at] == 11) /* dns-version, and what else is as long */
+		return 0;
+	return 1;
+}
+
+/* Whether a name that has no row can't exist: all Services and namespaces have one, and it is below none of them. */
+int __attribute__((noinline)) dns_missing(struct __sk_buff *skb)
+{
+	struct dns_scratch *s = dns_scratch_now();
+	__u32 before, at, len;
+
+	if (!skb || !s || !(dns_state() & NAMES_WHOLE))
+		return 0;
+	before = OPAQUE(s->labels) - dns_zone_labels;
+	if (before < 2 || before > 5)
+		return 0;
+	at = s->start[(before - 1) & (LABELS - 1)];
+	if (at > NAME_MAX - 8 || s->asked.key.name[at] != 3 || s->asked.key.name[at + 1] != 's' || s->asked.key.name[at + 2] != 'v' || s->asked.key.name[at + 3] != 'c')
+		return 0;
+	if (before < 4) /* a namespace, or a Service */
+		return 1;
+	at = s->start[(before - 3) & (LABELS - 1)];
+	len = OPAQUE(s->len);
+	__builtin_memset(&s->service, 0, sizeof(s->service));
+	for (__u32 i = 0; i < NAME_MAX - 1; i++) {
+		if (at + i >= len)
+			break;
+		s->service.name[i] = s->asked.key.name[(at + i) & (NAME_MAX - 1)];
+	}
+	return !bpf_map_lookup_elem(&names, &s->service);
+}
+
+/* Writes the n addresses of the scratch's name from an offset on, beginning with any. On its own, where registers are enough for the
+ * counter: Linux 5.10 forgets one that goes through the stack, and would see no end. */
+int __attribute__((noinline)) dns_records(struct __sk_buff *skb, __u32 off, __u32 v6, __u32 n)
+{
+	struct dns_scratch *s = dns_scratch_now();
+	__u32 first = bpf_get_prandom_u32();
+	struct answer *a;
+	struct name *name;
+
+	if (!skb || !s)
+		return -1;
+	name = bpf_map_lookup_elem(&names, &s->asked.key);
+	if (!name)
+		return -1;
+	if (!n || n != (v6 ? name->n6 : name->n4)) /* changed meanwhile */
+		return -1;
+	a = &s->record.answer;
+	a->name = bpf_htons(0xc000 | sizeof(struct dns_header));
+	a->type = bpf_htons(v6 ? TYPE_AAAA : TYPE_A);
+	a->class = bpf_htons(1);
+	a->ttl = dns_ttl_now();
+	a->len = bpf_htons(v6 ? 16 : 4);
+	for (__u32 i = 0; i < NAME_ADDRS; i++) {
+		__u32 at = (first + i) % n & (NAME_ADDRS - 1);
+
+		if (i >= n)
+			break;
+		if (v6)
+			__builtin_memcpy(a->addr, &name->addrs6[at], 16);
+		else
+			__builtin_memcpy(a->addr, &name->addrs4[at], 4);
+		if (v6 ? bpf_skb_store_bytes(skb, off, a, ANSWER_SIZE(1), 0) : bpf_skb_store_bytes(skb, off, a, ANSWER_SIZE(0), 0))
+			return -1;
+		off += ANSWER_SIZE(v6);
+	}
+	return 0;
+}
+
+/* Answers a question for a name in the zone, which begins at an offset of the name. */
+int __attribute__((noinline)) dns_cluster(struct __sk_buff *skb, __u32 over_v6, __u32 zone_at)
+{
+	__u32 question = ETH_HLEN + (over_v6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr)) + sizeof(struct dns_head);
+	struct dns_scratch *s = dns_scratch_now();
+	__u32 len, type, n = 0, size, rcode = 0;
+	struct name *name;
+	struct soa *soa;
+	int v6 = 0, verdict;
+
+	if (!skb || !s)
+		return -1;
+	len = OPAQUE(s->len);
+	type = OPAQUE(s->type);
+	name = bpf_map_lookup_elem(&names, &s->asked.key);
+	if (name) {
+		if (name->n4 > NAME_ADDRS || type == TYPE_SRV || type == TYPE_ANY) {
+			verdict = dns_record(skb, over_v6);
+			if (verdict < 0 && name->n4 > NAME_ADDRS) /* an alias that leads outside, it may be */
+				verdict = dns_outside(skb, over_v6);
+			return verdict;
+		}
+		v6 = type == TYPE_AAAA;
+		n = v6 ? name->n6 : name->n4;
+		if (type != TYPE_A && type != TYPE_AAAA)
+			n = 0;
+		if (n > NAME_ADDRS)
+			return -1;
+	} else if (dns_impossible(s, OPAQUE(s->labels)) || dns_missing(skb)) {
+		rcode = RCODE_NXDOMAIN;
+	} else {
+		return dns_record(skb, over_v6);
+	}
+
+	size = n ? n * ANSWER_SIZE(v6) : sizeof(struct soa);
+	question += len + 4;
+	if (!dns_fits(s, len + 4 + size) || dns_room(skb, s, question + size))
+		return -1;
+	if (n) {
+		if (dns_records(skb, question, v6, n))
+			return drop(skb, DROP_REWRITE);
+		return dns_reply(skb, over_v6, question + size, SECTIONS(n, 0, 0), DNS_AA | DNS_ANSWERED << 16);
+	}
+	soa = &s->record.soa;
+	soa->name = soa->mname_zone = soa->rname_zone = bpf_htons(0xc000 | (sizeof(struct dns_header) + zone_at));
+	soa->type = bpf_htons(TYPE_SOA);
+	soa->class = bpf_htons(1);
+	soa->ttl = soa->minimum = dns_ttl_now();
+	soa->len = bpf_htons(42);
+	__builtin_memcpy(soa->mname, "\2ns\3dns", 7);
+	__builtin_memcpy(soa->rname, "\12hostmaster", 11);
+	soa->serial = bpf_htonl(1);
+	soa->refresh = bpf_htonl(7200);
+	soa->retry = bpf_htonl(1800);
+	soa->expire = bpf_htonl(86400);
+	if (bpf_skb_store_bytes(skb, question, soa, sizeof(*soa), 0))
+		return drop(skb, DROP_REWRITE);
+	return dns_reply(skb, over_v6, question + size, SECTIONS(0, 1, 0), DNS_AA | rcode << 8 | (rcode ? DNS_NO_NAME : DNS_NO_DATA) << 16);
+}
+
+/* Answers a query, behind an IP header that is plain, or returns -1 and leaves it as it is. */
+int __attribute__((noinline)) dns_answer(struct __sk_buff *skb, __u32 over_v6)
+{
+	struct dns_scratch *s = dns_scratch_now();
+	__u32 zone_at, type;
+	int verdict;
+
+	if (!skb || !s || dns_state() & NAMES_OFF)
+		return -1;
+	if (dns_read(skb, over_v6)) {
+		count(DNS_PASSED_ODD);
+		return -1;
+	}
+	type = OPAQUE(s->type);
+	if (type >= TYPE_META && type < TYPE_ANY)
+		return -1;
+	zone_at = dns_zone_at(skb);
+	if (zone_at != 0xffff)
+		return dns_cluster(skb, over_v6, zone_at);
+	if (type == TYPE_PTR) {
+		verdict = dns_record(skb, over_v6);
+		if (verdict >= 0)
+			return verdict;
+	}
+	return dns_outside(skb, over_v6);
+}
+
+#endif

@@ -1,0 +1,90 @@
+package bpf
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/cilium/ebpf"
+)
+
+// Pins of maps, by their names.
+const (
+	recordsPin = "name_records"
+	listsPin   = "name_lists"
+)
+
+// recordTable implements Table[Record] over two maps: of the answers that are short, as most are, and of the others.
+type recordTable struct {
+	short *ownedMap[netAsked, netRecord]
+	long  *ownedMap[netAsked, netList]
+}
+
+func openRecords(maps map[string]*ebpf.Map) (*recordTable, error) {
+	short, err := openOwned[netAsked](maps[recordsPin], "record", func(v netRecord) string { return textOf(v.Owner[:]) })
+	if err != nil {
+		return nil, err
+	}
+	long, err := openOwned[netAsked](maps[listsPin], "list of records", func(v netList) string { return textOf(v.Owner[:]) })
+	return &recordTable{short, long}, err
+}
+
+// Replace implements Table. A row that goes from one map to the other is nowhere for a moment, in which user space answers.
+func (t *recordTable) Replace(owner string, want []Record) (Changes, error) {
+	short, long := map[netAsked]netRecord{}, map[netAsked]netList{}
+	for _, r := range want {
+		s, err := storedOf(r.Message)
+		if err != nil {
+			return Changes{}, fmt.Errorf("bpf: record of %s: %w", owner, err)
+		}
+		if len(s.body) <= len(netRecord{}.Body) {
+			var v netRecord
+			if err := text(v.Owner[:], owner, "owner"); err != nil {
+				return Changes{}, err
+			}
+			copy(v.Body[:], s.body)
+			v.Head = s.head(0)
+			v.Tag = v.Head.Tag
+			short[s.key] = v
+		} else if len(s.body) <= len(netList{}.Body) {
+			var v netList
+			if err := text(v.Owner[:], owner, "owner"); err != nil {
+				return Changes{}, err
+			}
+			copy(v.Body[:], s.body)
+			v.Head = s.head(0)
+			v.Tag = v.Head.Tag
+			long[s.key] = v
+		}
+	}
+	a, errA := t.short.replace(owner, short, showAsked)
+	b, errB := t.long.replace(owner, long, showAsked)
+	return a.and(b), errors.Join(errA, errB)
+}
+
+// Prune implements Table.
+func (t *recordTable) Prune(keep func(string) bool) (Changes, error) {
+	a, errA := t.short.prune(keep, showAsked)
+	b, errB := t.long.prune(keep, showAsked)
+	return a.and(b), errors.Join(errA, errB)
+}
+
+func (c Changes) and(o Changes) Changes {
+	return Changes{c.Added + o.Added, c.Updated + o.Updated, c.Deleted + o.Deleted}
+}
+
+// Dump implements Table. Messages have no id, and what the programs add to them is not in their headers.
+func (t *recordTable) Dump() ([]Record, error) {
+	var out []Record
+	var k netAsked
+	var short netRecord
+	it := t.short.m.Iterate()
+	for it.Next(&k, &short) {
+		out = append(out, Record{textOf(short.Owner[:]), messageOf(k, short.Head, short.Body[:])})
+	}
+	var long netList
+	more := t.long.m.Iterate()
+	for more.Next(&k, &long) {
+		out = append(out, Record{textOf(long.Owner[:]), messageOf(k, long.Head, long.Body[:])})
+	}
+	return out, errors.Join(it.Err(), more.Err())
+}
