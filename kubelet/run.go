@@ -60,6 +60,7 @@ type Config struct {
 	// Certificate returns what the kubelet's API serves with; it is asked for every connection.
 	Certificate  func(*tls.ClientHelloInfo) (*tls.Certificate, error)
 	ClientCAFile string
+	CalledBy     func(user string, from netip.Addr) // as server.Config has it
 }
 
 // callTimeout bounds calls to the container runtime that start nothing long.
@@ -196,6 +197,7 @@ func Run(ctx context.Context, cfg Config) error {
 		return server.Run(gctx, server.Config{
 			Addrs: addrs, Certificate: cfg.Certificate, ClientCAFile: cfg.ClientCAFile,
 			NodeName: cfg.NodeName, Client: client, Runtime: runtime, Pods: pods, Stats: figures, Healthy: pods.Healthy, RemoveVolume: pods.Volumes.RemoveLocal,
+			CalledBy: cfg.CalledBy,
 		})
 	})
 	g.Go(func() error { return watchPods(gctx, client, cfg.NodeName, pods) })

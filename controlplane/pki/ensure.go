@@ -19,6 +19,9 @@ import (
 	"github.com/strake-io/strake/atomicfile"
 )
 
+// KubeletClient is who the API server is to kubelets.
+const KubeletClient = "kube-apiserver-kubelet-client"
+
 // caName is the common name of the cluster's CA.
 const caName = "strake-ca"
 
@@ -103,7 +106,7 @@ func ensure(f Files, cfg Config, now time.Time) (due time.Time, err error) {
 			dnsNames: []string{"kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc." + cfg.Zone, "localhost", cfg.Hostname},
 			ips:      ips(append(slices.Concat(cfg.ServerAddrs, cfg.ServiceIPs), netip.MustParseAddr("127.0.0.1"), netip.IPv6Loopback())),
 		}},
-		{ca, f.APIServerKubeletClient(), leaf{commonName: "kube-apiserver-kubelet-client", organization: []string{"strake:kubelet-api-admins"}, client: true}},
+		{ca, f.APIServerKubeletClient(), leaf{commonName: KubeletClient, organization: []string{"strake:kubelet-api-admins"}, client: true}},
 		{frontCA, f.FrontProxyClient(), leaf{commonName: "front-proxy-client", client: true}},
 		{etcdCA, f.EtcdServer(), leaf{commonName: "etcd", dnsNames: []string{"localhost"}, ips: []net.IP{loopback}, server: true, client: true}},
 		{etcdCA, f.EtcdClient(), leaf{commonName: "kube-apiserver-etcd-client", client: true}},

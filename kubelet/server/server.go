@@ -59,6 +59,8 @@ type Config struct {
 	Healthy func() error
 	// RemoveVolume removes the data of a local volume of this node.
 	RemoveVolume func(name string) error
+	// CalledBy is told who has shown a certificate of the cluster's CA, and from where; nil: nobody is told. It must not wait.
+	CalledBy func(user string, from netip.Addr)
 }
 
 // Stats tells what is used.
@@ -184,6 +186,9 @@ func verb(method string) string {
 func (s *server) authenticate(r *http.Request) (authenticationv1.UserInfo, error) {
 	if r.TLS != nil && len(r.TLS.VerifiedChains) > 0 {
 		c := r.TLS.VerifiedChains[0][0]
+		if from, err := netip.ParseAddrPort(r.RemoteAddr); err == nil && s.CalledBy != nil {
+			s.CalledBy(c.Subject.CommonName, from.Addr().Unmap())
+		}
 		return authenticationv1.UserInfo{Username: c.Subject.CommonName, Groups: append(c.Subject.Organization, "system:authenticated")}, nil
 	}
 	token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")

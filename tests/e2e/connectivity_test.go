@@ -35,7 +35,7 @@ func TestConnectivity(t *testing.T) {
 		return r, cmd.ProcessState.ExitCode()
 	}
 	t.Run("every path", func(t *testing.T) {
-		r, code := test(t, "--outside", listener.Addr().String())
+		r, code := test(t, "--outside", listener.Addr().String(), "--perf")
 		for _, o := range r.Checks {
 			if !o.OK {
 				t.Errorf("%s → %s (%s, %s): %s", o.From, o.Column, o.Family, o.Target, o.Reason)
@@ -43,6 +43,14 @@ func TestConnectivity(t *testing.T) {
 		}
 		if code != 0 || !r.OK || len(r.Checks) < 40 {
 			t.Errorf("exit code %d, ok %v, %d paths", code, r.OK, len(r.Checks))
+		}
+		for _, f := range r.Figures {
+			if f.Error != "" || f.BitsPerS <= 0 || f.RoundTrip <= 0 || f.ThroughputRatio <= 0 || f.RoundTripRatio <= 0 {
+				t.Errorf("%+v", f)
+			}
+		}
+		if len(r.Figures) < 4 || r.Reference == "" {
+			t.Errorf("figures beside %q: %+v", r.Reference, r.Figures)
 		}
 	})
 	t.Run("a path that does not work", func(t *testing.T) {

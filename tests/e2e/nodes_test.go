@@ -280,7 +280,7 @@ func otherAddress(t *testing.T, c, m *cluster, names []string) {
 }
 
 // otherAddressOfTheControlPlane gives the first machine another address, once while all runs and once while it is down. It and the nodes beside
-// it follow; a machine that has joined by the address is told the new one.
+// it follow, and a machine that has joined by the address: once it is called by the API server, and once it is told.
 func otherAddressOfTheControlPlane(t *testing.T, c, m *cluster, names []string) {
 	move := func(from, to string) {
 		t.Helper()
@@ -288,7 +288,7 @@ func otherAddressOfTheControlPlane(t *testing.T, c, m *cluster, names []string) 
 			c.must(exec.Command("ip", append([]string{"-n", c.Net}, strings.Fields(args)...)...))
 		}
 	}
-	follows := func(addr string) {
+	follows := func(addr string, told bool) {
 		t.Helper()
 		eventually(t, 90*time.Second, func() string {
 			out, err := c.try("get", "node", nodeName, "-o", "jsonpath={.status.addresses[?(@.type==\"InternalIP\")].address}")
@@ -303,9 +303,17 @@ func otherAddressOfTheControlPlane(t *testing.T, c, m *cluster, names []string) 
 		if config, err := os.ReadFile(filepath.Join(c.Data, "admin.kubeconfig")); err != nil || !strings.Contains(string(config), "https://"+addr+":6443") {
 			t.Errorf("the administrator's kubeconfig: %v\n%s", err, config)
 		}
-		if out, err := m.Strake("join", "https://"+addr+":6443"); err != nil {
-			t.Fatalf("%v\n%s", err, out)
+		if told {
+			if out, err := m.Strake("join", "https://"+addr+":6443"); err != nil {
+				t.Fatalf("%v\n%s", err, out)
+			}
 		}
+		eventually(t, 120*time.Second, func() string {
+			if s, err := os.ReadFile(filepath.Join(m.Data, "settings.json")); err != nil || !strings.Contains(string(s), "https://"+addr+":6443") {
+				return fmt.Sprintf("the machine that has joined keeps %s (%v)", s, err)
+			}
+			return ""
+		})
 		eventually(t, 90*time.Second, func() string {
 			out, err := c.try("get", "nodes", "-o", "jsonpath={.items[*].status.conditions[?(@.type==\"Ready\")].status}")
 			if err != nil || out != strings.TrimSpace(strings.Repeat("True ", len(names))) {
@@ -330,7 +338,7 @@ func otherAddressOfTheControlPlane(t *testing.T, c, m *cluster, names []string) 
 	const other = "198.18.0.77"
 	before := agentOf(t, c)
 	move(lab.NodeIP, other)
-	follows(other)
+	follows(other, false)
 	if after := agentOf(t, c); after != before {
 		t.Errorf("the agent is process %d now, it was %d", after, before)
 	}
@@ -344,7 +352,7 @@ func otherAddressOfTheControlPlane(t *testing.T, c, m *cluster, names []string) 
 	for _, n := range names {
 		c.kubectl("wait", "--for=condition=Ready", "pod/on-"+n, "--timeout=90s")
 	}
-	follows(lab.NodeIP)
+	follows(lab.NodeIP, true)
 }
 
 func agentOf(t *testing.T, m *cluster) int {

@@ -51,14 +51,15 @@ type Config struct {
 	MaxBackends       int
 	MaxPolicyPeers    int // and of those of policies
 	MaxPolicyRules    int
-	DSR               bool                // other nodes' pods answer clients outside by themselves, as bpf.Config has it
-	KeepFlows         bool                // established flows go on when policies change
-	NodePortAddrs     []netip.Prefix      // where NodePorts answer; none: NodeAddrs
-	Recording         Recording           // of the flows of the node's pods
-	Flows             int                 // how many connections the node follows at a time, as bpf.Config has it
-	Healthz, Metrics  string              // where Services tell how they are, as services.Config has it
-	Uplinks           []string            // interfaces that lead to other nodes besides those that have the node's addresses
-	Certificates      certificates.Config // by which the API server knows the node, and the node is known
+	DSR               bool                               // other nodes' pods answer clients outside by themselves, as bpf.Config has it
+	KeepFlows         bool                               // established flows go on when policies change
+	NodePortAddrs     []netip.Prefix                     // where NodePorts answer; none: NodeAddrs
+	Recording         Recording                          // of the flows of the node's pods
+	Flows             int                                // how many connections the node follows at a time, as bpf.Config has it
+	Healthz, Metrics  string                             // where Services tell how they are, as services.Config has it
+	Uplinks           []string                           // interfaces that lead to other nodes besides those that have the node's addresses
+	CalledBy          func(user string, from netip.Addr) // as kubelet.Config has it
+	Certificates      certificates.Config                // by which the API server knows the node, and the node is known
 }
 
 // Recording says whether, and within which bounds, flows are recorded.
@@ -278,6 +279,7 @@ func Run(ctx context.Context, cfg Config) error {
 			NodeName: cfg.NodeName, NodeIPs: cfg.NodeAddrs, Port: KubeletPort, Client: id.kubelet, CRISocket: l.ContainerdSocket(),
 			RootDir: l.Kubelet(), PodLogsDir: l.PodLogs(), Cgroup: l.Cgroup(), ClusterDNS: dnsAddrs, ClusterDomain: cfg.Zone,
 			ResolvConf: cfg.ResolvConf, Certificate: id.ServingCertificate, ClientCAFile: cfg.Certificates.CAFile,
+			CalledBy: cfg.CalledBy,
 		})
 	})
 	return g.Wait()

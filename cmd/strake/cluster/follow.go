@@ -30,6 +30,7 @@ import (
 	"github.com/strake-io/strake/cmd/strake/server"
 	"github.com/strake-io/strake/cni"
 	"github.com/strake-io/strake/controlplane/apiserver"
+	"github.com/strake-io/strake/controlplane/pki"
 )
 
 // RunAgent runs a node until ctx ends. It follows what may change meanwhile: its own addresses, if they were found and not named, and, if it
@@ -39,20 +40,68 @@ func RunAgent(ctx context.Context, l layout.Layout, s Settings) error {
 	if s.Joined() {
 		s = refresh(ctx, l, s)
 	}
-	return runFollowing(ctx, l, s, func(ctx context.Context, s Settings) error {
+	calls := make(chan netip.Addr, 1)
+	also := func(ctx context.Context, s Settings, found chan<- Settings) error { return followServer(ctx, l, s, calls, found) }
+	if !s.Joined() {
+		also = nil
+	}
+	return runFollowing(ctx, l, s, also, func(ctx context.Context, s Settings) error {
 		if nodes, err := l.LabNodes(); err == nil && len(nodes) > 0 {
 			if err := s.lab(l).EnsureBridge(); err != nil { // its routes go with an address that this node had
 				return err
 			}
 		}
-		return agent.Run(ctx, s.Agent(l))
+		cfg := s.Agent(l)
+		cfg.CalledBy = func(user string, from netip.Addr) {
+			if user != pki.KubeletClient {
+				return
+			}
+			select {
+			case calls <- from:
+			default: // one is being looked at
+			}
+		}
+		return agent.Run(ctx, cfg)
 	})
+}
+
+// followServer finds the API server where it calls the kubelet from, if it no longer answers where the node knows it. One that the node knows by
+// a name is where the name leads.
+func followServer(ctx context.Context, l layout.Layout, s Settings, calls <-chan netip.Addr, found chan<- Settings) error {
+	known, err := url.Parse(s.APIServer)
+	if err != nil {
+		return fmt.Errorf("API server %q: %w", s.APIServer, err)
+	}
+	at, err := netip.ParseAddr(known.Hostname())
+	for err == nil {
+		select {
+		case <-ctx.Done():
+			return nil
+		case from := <-calls:
+			if from == at || servedAt(ctx, l, s.APIServer) == nil {
+				continue
+			}
+			now := s
+			now.APIServer = "https://" + net.JoinHostPort(from.String(), known.Port())
+			if err := servedAt(ctx, l, now.APIServer); err != nil {
+				klog.InfoS("The API server calls from where it does not answer", "from", from, "err", err)
+				continue
+			}
+			klog.InfoS("The API server is at another address", "was", s.APIServer, "is", now.APIServer)
+			select {
+			case found <- now:
+			case <-ctx.Done():
+			}
+			return nil
+		}
+	}
+	return nil
 }
 
 // RunServer runs the control plane until ctx ends. It follows the machine's addresses as RunAgent does: certificates, kubeconfigs and the
 // Service kubernetes name the new ones.
 func RunServer(ctx context.Context, l layout.Layout, s Settings, set *apiserver.Settings) error {
-	return runFollowing(ctx, l, s, func(ctx context.Context, s Settings) error {
+	return runFollowing(ctx, l, s, nil, func(ctx context.Context, s Settings) error {
 		cfg, err := s.Server(l)
 		if err != nil {
 			return err
@@ -62,8 +111,12 @@ func RunServer(ctx context.Context, l layout.Layout, s Settings, set *apiserver.
 	})
 }
 
-// runFollowing runs a component with the settings that hold now, and as a new process with those that come instead.
-func runFollowing(ctx context.Context, l layout.Layout, s Settings, run func(context.Context, Settings) error) error {
+// watch sends other settings, if it finds some, until ctx ends.
+type watch func(ctx context.Context, s Settings, found chan<- Settings) error
+
+// runFollowing runs a component with the settings that hold now, and as a new process with those that come instead. also, if there is one, is
+// watched besides what all components watch.
+func runFollowing(ctx context.Context, l layout.Layout, s Settings, also watch, run func(context.Context, Settings) error) error {
 	if now, err := s.withAddresses(); err != nil {
 		klog.InfoS("The node's address is looked for again when its links change", "addresses", s.NodeAddrs, "err", err)
 	} else if !slices.Equal(now.NodeAddrs, s.NodeAddrs) {
@@ -76,7 +129,7 @@ func runFollowing(ctx context.Context, l layout.Layout, s Settings, run func(con
 	defer stop()
 	changed := make(chan struct{})
 	go func() {
-		now, err := follow(running, l, s)
+		now, err := follow(running, l, s, also)
 		if err == nil {
 			err = now.Save(l)
 		}
@@ -114,16 +167,19 @@ func runFollowing(ctx context.Context, l layout.Layout, s Settings, run func(con
 const endWithin = 10 * time.Second
 
 // follow returns the settings that are to be instead of s, as soon as there are some.
-func follow(ctx context.Context, l layout.Layout, s Settings) (Settings, error) {
+func follow(ctx context.Context, l layout.Layout, s Settings, also watch) (Settings, error) {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
-	found := make(chan Settings, 2)
+	found := make(chan Settings, 3)
 	g, ctx := errgroup.WithContext(ctx)
 	if s.Joined() {
 		g.Go(func() error { return followShared(ctx, l, s, found) })
 	}
 	if s.FoundAddrs {
 		g.Go(func() error { return followAddresses(ctx, s, found) })
+	}
+	if also != nil {
+		g.Go(func() error { return also(ctx, s, found) })
 	}
 	g.Go(func() error { // there may be nothing to follow
 		<-ctx.Done()

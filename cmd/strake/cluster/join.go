@@ -113,20 +113,28 @@ func (u *joinStart) moved(ctx context.Context) error {
 	if to == "" || to == u.s.APIServer {
 		return nil
 	}
-	rc, err := clientcmd.BuildConfigFromFlags("", u.l.Kubeconfig("node-network"))
-	if err != nil {
-		return err
-	}
-	rc.Host, rc.Timeout = to, movedWithin
-	c, err := kubernetes.NewForConfig(rc)
-	if err == nil {
-		_, err = fetchShared(ctx, c) // by the certificates of both: nobody else's server is believed, nor believes
-	}
-	if err != nil {
+	if err := servedAt(ctx, u.l, to); err != nil {
 		return fmt.Errorf("the node in %s has joined %s: it can't join %s before `strake down --purge`, unless that is the same cluster's API server, of which there is no sign: %w", u.l.Data, u.s.APIServer, to, err)
 	}
 	u.s.APIServer = to
 	return nil
+}
+
+// servedAt tells, by the certificates of both, whether the cluster of a node that has joined answers at a URL: nobody else's server is believed,
+// nor believes.
+func servedAt(ctx context.Context, l layout.Layout, url string) error {
+	ctx, cancel := context.WithTimeout(ctx, movedWithin)
+	defer cancel()
+	rc, err := clientcmd.BuildConfigFromFlags("", l.Kubeconfig("node-network"))
+	if err != nil {
+		return err
+	}
+	rc.Host = url
+	c, err := kubernetes.NewForConfig(rc)
+	if err == nil {
+		_, err = fetchShared(ctx, c)
+	}
+	return err
 }
 
 // findAddress takes the machine's address on the way to the API server, unless the user named some.

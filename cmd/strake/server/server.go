@@ -88,6 +88,7 @@ func Run(ctx context.Context, cfg Config) error {
 	g.Go(func() error { return runControllers(gctx, cfg) })
 	g.Go(func() error { return runScheduler(gctx, cfg) })
 	g.Go(func() error { return publish(gctx, cfg) })
+	g.Go(func() error { return announce(gctx, cfg) })
 	return g.Wait()
 }
 
