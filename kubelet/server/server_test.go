@@ -16,6 +16,7 @@ import (
 	"math/big"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -41,11 +42,12 @@ import (
 // node is the kubelet's API with one pod, ns/p, whose container c logs into a file.
 type node struct {
 	cri.RuntimeService
-	srv  *httptest.Server
-	dir  string
-	mu   sync.Mutex
-	done bool // the container has ended
-	sars []string
+	srv     *httptest.Server
+	dir     string
+	mu      sync.Mutex
+	done    bool // the container has ended
+	sars    []string
+	callers []string
 }
 
 func (n *node) Get(namespace, name string) (*corev1.Pod, bool) {
@@ -124,7 +126,11 @@ func serve(t *testing.T) *node {
 		r.Status.Allowed = x.Resource == "nodes" && x.Name == "node-1" && slices.Contains(allowed[r.Spec.User], x.Verb+" "+x.Subresource)
 		return true, r, nil
 	})
-	n.srv = httptest.NewUnstartedServer(Handler(Config{NodeName: "node-1", Client: client, Runtime: n, Pods: n, Stats: figures{}}))
+	n.srv = httptest.NewUnstartedServer(Handler(Config{NodeName: "node-1", Client: client, Runtime: n, Pods: n, Stats: figures{}, CalledBy: func(user string, from netip.Addr) {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		n.callers = append(n.callers, user+" "+from.String())
+	}}))
 	n.srv.TLS = &tls.Config{ClientAuth: tls.VerifyClientCertIfGiven, ClientCAs: x509.NewCertPool()}
 	n.srv.StartTLS()
 	t.Cleanup(n.srv.Close)
@@ -225,6 +231,12 @@ func TestClientCertificate(t *testing.T) {
 	}
 	if code, err := get(issue(t, "admin", other, otherKey)); err == nil && code != 401 {
 		t.Errorf("a certificate of another authority: %d", code)
+	}
+	n.ask(t, "GET", "/pods", "token-of-admin")
+	// Who calls is told by certificate alone, and only by those of the cluster.
+	slices.Sort(n.callers)
+	if want := []string{"admin 127.0.0.1", "nobody 127.0.0.1"}; !slices.Equal(n.callers, want) {
+		t.Errorf("called by %q, want %q", n.callers, want)
 	}
 }
 
