@@ -160,7 +160,7 @@ func (s *Settings) findNodeAddrs(v6 []bool) error {
 		return nil
 	}
 	for _, f := range v6 {
-		a, err := nodeAddr(families[f])
+		a, err := nodeAddr(families[f], anywhere)
 		if err != nil {
 			return err
 		}
@@ -261,8 +261,16 @@ func join[T fmt.Stringer](list []T) string {
 	return strings.Join(words, ",")
 }
 
-// nodeAddr finds the machine's address of a family: that on the way to the default route, else any that is not loopback.
-func nodeAddr(f family) (netip.Addr, error) {
+// place is where an address of the node is looked for.
+type place bool
+
+const (
+	anywhere       place = false // on the interface of the default route, else on any but loopback
+	onDefaultRoute place = true  // there alone: while a node runs, an uplink that is away for a while is no reason to move to what is left
+)
+
+// nodeAddr finds the machine's address of a family.
+func nodeAddr(f family, where place) (netip.Addr, error) {
 	fail := func(err error) (netip.Addr, error) { return netip.Addr{}, fmt.Errorf("node address: %w", err) }
 	links, err := cni.Whole(netlink.LinkList)
 	if err != nil {
@@ -293,10 +301,13 @@ func nodeAddr(f family) (netip.Addr, error) {
 			if link.Attrs().Index == preferred {
 				return ip, nil
 			}
-			if !found.IsValid() {
+			if !found.IsValid() && where == anywhere {
 				found = ip
 			}
 		}
+	}
+	if !found.IsValid() && where == onDefaultRoute {
+		return fail(fmt.Errorf("the interface of the default route has no %s address, or there is none", f.name))
 	}
 	if !found.IsValid() {
 		return fail(errors.New("this machine has no " + f.name + " address but loopback; give it one, or name one with --" + FlagNodeIP))

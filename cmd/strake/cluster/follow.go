@@ -41,7 +41,9 @@ func RunAgent(ctx context.Context, l layout.Layout, s Settings) error {
 		s = refresh(ctx, l, s)
 	}
 	calls := make(chan netip.Addr, 1)
-	also := func(ctx context.Context, s Settings, found chan<- Settings) error { return followServer(ctx, l, s, calls, found) }
+	also := func(ctx context.Context, s Settings, found chan<- Settings) error {
+		return followServer(ctx, l, s, calls, found)
+	}
 	if !s.Joined() {
 		also = nil
 	}
@@ -117,7 +119,7 @@ type watch func(ctx context.Context, s Settings, found chan<- Settings) error
 // runFollowing runs a component with the settings that hold now, and as a new process with those that come instead. also, if there is one, is
 // watched besides what all components watch.
 func runFollowing(ctx context.Context, l layout.Layout, s Settings, also watch, run func(context.Context, Settings) error) error {
-	if now, err := s.withAddresses(); err != nil {
+	if now, err := s.withAddresses(onDefaultRoute); err != nil {
 		klog.InfoS("The node's address is looked for again when its links change", "addresses", s.NodeAddrs, "err", err)
 	} else if !slices.Equal(now.NodeAddrs, s.NodeAddrs) {
 		if err := now.Save(l); err != nil {
@@ -319,7 +321,7 @@ func followLinks(ctx context.Context, s Settings, found chan<- Settings) (again 
 			timer.Reset(min(calm, max(0, longest-time.Since(first))))
 		default:
 			first = time.Time{}
-			now, err := s.withAddresses()
+			now, err := s.withAddresses(onDefaultRoute)
 			if err != nil {
 				klog.InfoS("An address of the node is gone, and no other is there", "addresses", s.NodeAddrs, "err", err)
 			} else if !slices.Equal(now.NodeAddrs, s.NodeAddrs) {
@@ -342,8 +344,8 @@ func runDry[T any](from <-chan T) {
 }
 
 // withAddresses are the settings with the addresses that the node has: those of before that an interface has, and in the place of others what
-// a first start would find. What the user named stays.
-func (s Settings) withAddresses() (Settings, error) {
+// a first start would find, where it may look. What the user named stays.
+func (s Settings) withAddresses(where place) (Settings, error) {
 	if !s.FoundAddrs {
 		return s, nil
 	}
@@ -365,7 +367,7 @@ func (s Settings) withAddresses() (Settings, error) {
 	if way, err := s.addrToServer(); s.Joined() && err == nil && !slices.ContainsFunc(now.NodeAddrs, func(a netip.Addr) bool { return a.Is4() == way.Is4() }) {
 		now.NodeAddrs = append(now.NodeAddrs, way)
 	}
-	if err := now.completeFamilies(); err != nil {
+	if err := now.completeFamilies(where); err != nil {
 		return s, err
 	}
 	return now, now.check()
@@ -390,7 +392,7 @@ func (s Settings) addrToServer() (netip.Addr, error) {
 }
 
 // completeFamilies finds the addresses of the families that the cluster has and that are not known yet.
-func (s *Settings) completeFamilies() error {
+func (s *Settings) completeFamilies(where place) error {
 	known := s.NodeAddrs
 	s.NodeAddrs = nil
 	for _, v6 := range areV6(s.PodCIDRs) {
@@ -399,7 +401,7 @@ func (s *Settings) completeFamilies() error {
 			s.NodeAddrs = append(s.NodeAddrs, known[i])
 			continue
 		}
-		a, err := nodeAddr(families[v6])
+		a, err := nodeAddr(families[v6], where)
 		if err != nil {
 			return err
 		}

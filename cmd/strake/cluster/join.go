@@ -190,7 +190,7 @@ func (u *joinStart) learn(ctx context.Context) error {
 	}); err != nil {
 		return err
 	}
-	if err := u.s.completeFamilies(); err != nil {
+	if err := u.s.completeFamilies(anywhere); err != nil {
 		return err
 	}
 	if err := u.s.check(); err != nil {

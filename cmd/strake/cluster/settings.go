@@ -220,7 +220,7 @@ func settle(l layout.Layout, flags Settings, given func(flag string) bool) (Sett
 	}
 	if given(FlagNodeIP) {
 		s.NodeAddrs, s.FoundAddrs = flags.NodeAddrs, false
-	} else if now, err := s.withAddresses(); err == nil { // else the check of the machine says what is missing
+	} else if now, err := s.withAddresses(anywhere); err == nil { // else the check of the machine says what is missing
 		s = now
 	}
 	// No state of the cluster depends on these.
