@@ -69,8 +69,8 @@ The cluster is up. Try:
 	f.TextVar(&flags.IPFamily, cluster.FlagIPFamily, flags.IPFamily, "ipv4, ipv6 or dual: the families of the default ranges (ipv4)")
 	f.Func(cluster.FlagPodCIDR, "range of pods, or two of different families, the primary one first (10.244.0.0/16, fd00:10:244::/56)", into(&flags.PodCIDRs, cluster.ParsePrefixes))
 	f.Func(cluster.FlagServiceCIDR, "range of Services, likewise (10.96.0.0/16, fd00:10:96::/112)", into(&flags.ServiceCIDRs, cluster.ParsePrefixes))
-	f.StringVar(&flags.Routing, cluster.FlagRouting, flags.Routing, "how packets come to another node's pods: vxlan, or native where routes lead to them")
-	f.IntVar(&flags.TunnelPort, cluster.FlagTunnelPort, flags.TunnelPort, "UDP port of VXLAN")
+	f.StringVar(&flags.Routing, cluster.FlagRouting, flags.Routing, "how packets come to another node's pods: vxlan, or native where routes lead to them; may change at every start, and packets between nodes are lost until all have followed")
+	f.IntVar(&flags.TunnelPort, cluster.FlagTunnelPort, flags.TunnelPort, "UDP port of VXLAN; may change likewise")
 	f.Func(cluster.FlagNoMasquerade, "range that gets pods' packets with the pods' own addresses, as the pod ranges do; repeatable, may change at every start", func(v string) error {
 		r, err := netip.ParsePrefix(v)
 		flags.NoMasquerade = append(flags.NoMasquerade, r)

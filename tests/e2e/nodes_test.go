@@ -88,6 +88,24 @@ func TestNodes(t *testing.T) {
 		}
 		c.kubectl("delete", "deployment", "moves")
 	})
+	t.Run("routing is switched", func(t *testing.T) {
+		c := c.in(t)
+		for _, routing := range []string{strake.RoutingNative, strake.RoutingVXLAN} {
+			if out, err := c.Strake("up", "--routing", routing, "--wait", "120s"); err != nil {
+				t.Fatalf("%v\n%s", err, out)
+			}
+			eventually(t, 60*time.Second, func() string {
+				for _, netns := range []string{"/run/netns/" + c.Net, l.Node(2).Netns(), l.Node(3).Netns()} {
+					out := c.must(exec.Command("nsenter", "--net="+netns, "ip", "route", "show", "proto", "83"))
+					if strings.Contains(out, "dev strake-vxlan") != (routing == strake.RoutingVXLAN) || !strings.Contains(out, "via") {
+						return fmt.Sprintf("%s, with %s:\n%s", netns, routing, out)
+					}
+				}
+				return ""
+			})
+			everyWay(t, c, names)
+		}
+	})
 	t.Run("a reboot", func(t *testing.T) {
 		c := c.in(t)
 		c.reboot()

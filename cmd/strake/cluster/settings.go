@@ -208,7 +208,7 @@ func settle(l layout.Layout, flags Settings, given func(flag string) bool) (Sett
 	}{
 		{FlagNodeName, s.NodeName, flags.NodeName}, {FlagIPFamily, familyOf(s.PodCIDRs), flags.IPFamily},
 		{FlagPodCIDR, s.PodCIDRs, flags.PodCIDRs}, {FlagServiceCIDR, s.ServiceCIDRs, flags.ServiceCIDRs}, {FlagPort, s.Port, flags.Port},
-		{FlagEtcdPort, s.EtcdPort, flags.EtcdPort}, {FlagRouting, s.Routing, flags.Routing}, {FlagTunnelPort, s.TunnelPort, flags.TunnelPort},
+		{FlagEtcdPort, s.EtcdPort, flags.EtcdPort},
 	} {
 		if given(f.name) && !reflect.DeepEqual(f.have, f.want) {
 			if s.Joined() {
@@ -224,6 +224,12 @@ func settle(l layout.Layout, flags Settings, given func(flag string) bool) (Sett
 		s = now
 	}
 	// No state of the cluster depends on these.
+	if given(FlagRouting) {
+		s.Routing = flags.Routing
+	}
+	if given(FlagTunnelPort) {
+		s.TunnelPort = flags.TunnelPort
+	}
 	if given(FlagNoMasquerade) {
 		s.NoMasquerade = flags.NoMasquerade
 	}

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -124,7 +125,7 @@ func TestSettledFlags(t *testing.T) {
 		FlagNodeName: func(s *Settings) { s.NodeName = "m" },
 		FlagIPFamily: func(s *Settings) { s.IPFamily = IPv4 }, FlagPodCIDR: func(s *Settings) { s.PodCIDRs = ranges("10.1.0.0/16,fd00::/56") },
 		FlagServiceCIDR: func(s *Settings) { s.ServiceCIDRs = ranges("10.1.0.0/16,fd00::/112") }, FlagPort: func(s *Settings) { s.Port++ },
-		FlagEtcdPort: func(s *Settings) { s.EtcdPort++ }, FlagRouting: func(s *Settings) { s.Routing = RoutingNative }, FlagTunnelPort: func(s *Settings) { s.TunnelPort++ },
+		FlagEtcdPort: func(s *Settings) { s.EtcdPort++ },
 	} {
 		flags, _, err := Load(l)
 		if err != nil {
@@ -142,8 +143,11 @@ func TestSettledFlags(t *testing.T) {
 	}
 	flags := Defaults()
 	flags.NoMasquerade, flags.ResolvConf, flags.NodeAddrs = ranges("192.168.0.0/16"), "/run/resolv.conf", addrs("192.0.2.2,2001:db8::2")
-	s, err := settle(l, flags, func(f string) bool { return f == FlagNoMasquerade || f == FlagResolvConf || f == FlagNodeIP })
-	if err != nil || len(s.NoMasquerade) != 1 || s.ResolvConf != "/run/resolv.conf" || join(s.NodeAddrs) != "192.0.2.2,2001:db8::2" || s.FoundAddrs {
+	flags.Routing, flags.TunnelPort = RoutingNative, 4789
+	s, err := settle(l, flags, func(f string) bool {
+		return slices.Contains([]string{FlagNoMasquerade, FlagResolvConf, FlagNodeIP, FlagRouting, FlagTunnelPort}, f)
+	})
+	if err != nil || len(s.NoMasquerade) != 1 || s.ResolvConf != "/run/resolv.conf" || join(s.NodeAddrs) != "192.0.2.2,2001:db8::2" || s.FoundAddrs || s.Routing != RoutingNative || s.TunnelPort != 4789 {
 		t.Errorf("what may change: %+v, %v", s, err)
 	}
 }
