@@ -91,7 +91,7 @@ func (s *Sums) Add(l Line) {
 	if s.by == nil {
 		s.by = map[string]*Sum{}
 	}
-	key := l.Node + " " + l.Flow.key()
+	key := l.Node + " " + l.Flow.Key()
 	sum := s.by[key]
 	if sum == nil {
 		sum = &Sum{Flow: l.Flow, Node: l.Node, Since: l.Count.Since}
@@ -107,18 +107,18 @@ func (s *Sums) Add(l Line) {
 // Sums are the classes, those with most flows and packets first.
 func (s *Sums) Sums() []*Sum {
 	return slices.SortedFunc(maps.Values(s.by), func(a, b *Sum) int {
-		return cmp.Or(cmp.Compare(b.Flows+b.Packets, a.Flows+a.Packets), strings.Compare(a.key(), b.key()), strings.Compare(a.Node, b.Node))
+		return cmp.Or(cmp.Compare(b.Flows+b.Packets, a.Flows+a.Packets), strings.Compare(a.Key(), b.Key()), strings.Compare(a.Node, b.Node))
 	})
 }
 
-// key is the same for flows that are alike.
-func (f *Flow) key() string {
+// Key is the same for flows that are alike.
+func (f *Flow) Key() string {
 	return fmt.Sprint(f.Verdict, "|", f.From.key(), "|", f.To.key(), "|", f.Protocol, "|", f.Port, "|", f.Sides, "|", f.Egress, "|", f.Ingress, "|", f.ShadowEgress, "|", f.ShadowIngress)
 }
 
 func (e End) key() string {
 	if e.Pod != "" {
-		return e.Namespace + "/" + e.Pod + "@" + e.Addr
+		return fmt.Sprint(e.Namespace, "/", e.Pod, "@", e.Addr, e.Labels)
 	}
 	return e.Name()
 }
