@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"runtime/debug"
 
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
@@ -50,14 +49,10 @@ func (c Config) URL() string {
 	return fmt.Sprintf("https://%s", netip.AddrPortFrom(c.Addrs[0], uint16(c.Port)))
 }
 
-// gcPercent makes the heap grow by half between collections rather than to the double. Of an idle control plane's heap
-// some 75 MiB are alive; what it allocates is little, so collecting more often costs no CPU to speak of.
-const gcPercent = 50
-
 // Run serves until ctx ends or a part fails for good.
 func Run(ctx context.Context, cfg Config) error {
 	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(gcPercent)
+		go paceGC(ctx)
 	}
 	var endpoint string
 	var storeEnds <-chan error // nobody's, where the store is somebody else's

@@ -25,7 +25,7 @@ type Config struct {
 	FrontProxy *authenticatorfactory.RequestHeaderConfig
 	// Tokens knows bearer tokens. It must answer with the audiences that it found, as token.Issuer does.
 	Tokens authenticator.Token
-	// TokenTTL bounds how long a token works on after what it is bound to is gone.
+	// TokenTTL bounds how long a token works on after what it is bound to is gone, and a certificate after its CA is.
 	TokenTTL time.Duration
 	// Audiences are the API server's own names.
 	Audiences authenticator.Audiences
@@ -40,7 +40,7 @@ type Config struct {
 func New(c Config) authenticator.Request {
 	p := c.FrontProxy
 	proxy := headerrequest.NewDynamicVerifyOptionsSecure(p.CAContentProvider.VerifyOptions, p.AllowedClientNames, p.UsernameHeaders, p.UIDHeaders, p.GroupHeaders, p.ExtraHeaderPrefixes)
-	certificate := x509.NewDynamic(c.ClientCA.VerifyOptions, x509.CommonNameUserConversion)
+	certificate := rememberCertificates(x509.NewDynamic(c.ClientCA.VerifyOptions, x509.CommonNameUserConversion), c.TokenTTL)
 	// A token that is unknown now may be made in a moment: machines join with new ones.
 	tokens := tokencache.New(c.Tokens, false, c.TokenTTL, 0)
 	known := group.NewAuthenticatedGroupAdder(union.New(

@@ -145,7 +145,10 @@ func TestNew(t *testing.T) {
 			if tc.cert != nil {
 				req.TLS.PeerCertificates = []*x509.Certificate{tc.cert}
 			}
-			resp, ok, err := a.AuthenticateRequest(req)
+			if _, ok, _ := a.AuthenticateRequest(req.Clone(req.Context())); ok != (tc.want != "") {
+				t.Errorf("when it is not known yet: accepted %v", ok)
+			}
+			resp, ok, err := a.AuthenticateRequest(req) // as it is remembered
 			if tc.want == "" {
 				if ok {
 					t.Errorf("accepted as %+v", resp.User)
@@ -170,5 +173,46 @@ func TestNew(t *testing.T) {
 	}
 	if resp, ok, _ := New(config).AuthenticateRequest(req); ok {
 		t.Errorf("without open paths: accepted as %+v", resp.User)
+	}
+}
+
+// TestRememberedCertificates counts who is asked.
+func TestRememberedCertificates(t *testing.T) {
+	clients := newAuthority(t, "clients")
+	asked := 0
+	ask := authenticator.RequestFunc(func(r *http.Request) (*authenticator.Response, bool, error) {
+		asked++
+		cn := r.TLS.PeerCertificates[0].Subject.CommonName
+		return &authenticator.Response{User: &user.DefaultInfo{Name: cn}}, cn != "mallory", nil
+	})
+	for name, tc := range map[string]struct {
+		ttl   time.Duration
+		later time.Duration // when it expires, in an hour and so much
+		cn    string
+		want  int
+	}{
+		"remembered":              {time.Hour, 0, "bob", 1},
+		"refused":                 {time.Hour, 0, "mallory", 3},
+		"forgotten":               {-time.Second, 0, "bob", 3},
+		"expired since, or about": {time.Hour, -time.Hour, "bob", 3},
+	} {
+		t.Run(name, func(t *testing.T) {
+			asked = 0
+			a := rememberCertificates(ask, tc.ttl)
+			req := &http.Request{TLS: &tls.ConnectionState{PeerCertificates: []*x509.Certificate{clients.sign(t, x509.ExtKeyUsageClientAuth, tc.later, tc.cn)}}}
+			for range 3 {
+				resp, ok, err := a.AuthenticateRequest(req)
+				if err != nil || ok == (tc.cn == "mallory") || resp.User.GetName() != tc.cn || resp.Audiences != nil {
+					t.Errorf("%+v, %v, %v", resp, ok, err)
+				}
+				resp.Audiences = authenticator.Audiences{"x"} // as the wrapper does
+			}
+			if asked != tc.want {
+				t.Errorf("asked %d times, want %d", asked, tc.want)
+			}
+			if _, ok, _ := a.AuthenticateRequest(&http.Request{}); ok {
+				t.Error("a request without a certificate is accepted")
+			}
+		})
 	}
 }
