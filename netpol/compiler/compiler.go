@@ -39,7 +39,7 @@ type Options struct {
 	// is no room denies all, and is reported.
 	MaxRules int
 	// MaxPeers is how many blocks the tables hold, with a default as MaxRules. The policies of a namespace, and those of the cluster, name no more than half of
-	// them: one that goes beyond denies all, and is reported.
+	// them, and all together three quarters: one that goes beyond denies all, and is reported.
 	MaxPeers int
 }
 
@@ -64,11 +64,14 @@ type Compiler struct {
 
 	policies        map[policyKey]*policy
 	clusterPolicies map[*policy]struct{}
-	faulty          map[*policy]struct{} // with problems
-	atoms           map[string]*atom     // peers, by what is in them
-	portNames       map[string]*portName
-	nodeAtoms       map[*atom]struct{} // active ones that select nodes
-	selectors       *selectorIndex     // of active atoms
+	// How many blocks those name, and all policies, and who is closed because there are too many.
+	clusterBlocks, allBlocks int
+	crowded                  map[policyKey]*policy
+	faulty                   map[*policy]struct{} // with problems
+	atoms                    map[string]*atom     // peers, by what is in them
+	portNames                map[string]*portName
+	nodeAtoms                map[*atom]struct{} // active ones that select nodes
+	selectors                *selectorIndex     // of active atoms
 
 	stranger   *identity // of all that no atom covers: 0
 	identities map[string]*identity
@@ -139,6 +142,7 @@ func New(options Options) *Compiler {
 		places:            newPlaces(),
 		policies:          map[policyKey]*policy{},
 		clusterPolicies:   map[*policy]struct{}{},
+		crowded:           map[policyKey]*policy{},
 		faulty:            map[*policy]struct{}{},
 		atoms:             map[string]*atom{},
 		portNames:         map[string]*portName{},

@@ -37,6 +37,7 @@ func (c *Compiler) Flush() []bpf.PolicyChange {
 		for _, key := range slices.SortedFunc(maps.Keys(c.changedPolicies), policyKey.compare) {
 			c.applyPolicy(key, c.changedPolicies[key])
 		}
+		c.makeRoom()
 		clear(c.changedPolicies)
 		c.stage(&out)
 	}

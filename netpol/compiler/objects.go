@@ -23,6 +23,7 @@ type namespace struct {
 	keep     keep
 	kinds    map[*kind]struct{}
 	policies map[*policy]struct{} // NetworkPolicies in it
+	blocks   int                  // that they name
 }
 
 // keep is what FlowsAnnotation says.

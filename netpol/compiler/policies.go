@@ -32,9 +32,11 @@ type policy struct {
 	priority int32
 	subject  podSelector
 	sides    [2]*side
-	kinds    int  // that have subjects and that it selects
-	active   bool // its atoms count
-	blocks   int  // that its rules name, with their exceptions
+	kinds    int     // that have subjects and that it selects
+	active   bool    // its atoms count
+	blocks   int     // that its rules name, with their exceptions
+	wants    int     // blocks that it would name if there were room
+	crowded  *parsed // what it says, while there is not
 	problems []Problem
 	read     *parsed // until it is applied
 }
@@ -117,8 +119,11 @@ func (c *Compiler) changePolicy(key policyKey, ref netpol.PolicyRef, shadow bool
 		c.changedPolicies[key] = nil
 		return
 	}
-	p := &policy{ref: ref, shadow: shadow, tier: read.tier, priority: read.priority, subject: intern(read.subject), problems: read.problems, read: read}
-	c.changedPolicies[key] = p
+	c.changedPolicies[key] = newPolicy(ref, shadow, read)
+}
+
+func newPolicy(ref netpol.PolicyRef, shadow bool, read *parsed) *policy {
+	return &policy{ref: ref, shadow: shadow, tier: read.tier, priority: read.priority, subject: intern(read.subject), problems: read.problems, read: read}
 }
 
 func (c *Compiler) side(t tier, read *parsedSide) *side {
@@ -149,6 +154,10 @@ func (c *Compiler) side(t tier, read *parsedSide) *side {
 // applyPolicy makes a change of a policy count.
 func (c *Compiler) applyPolicy(key policyKey, p *policy) {
 	old := c.policies[key]
+	delete(c.crowded, key)
+	if old != nil {
+		c.countBlocks(old, -1)
+	}
 	if p == nil {
 		delete(c.policies, key)
 	} else {
@@ -158,7 +167,11 @@ func (c *Compiler) applyPolicy(key policyKey, p *policy) {
 		} else {
 			p.number = c.policyNumber(p.ref)
 		}
-		c.limitBlocks(p, old)
+		c.limitBlocks(p)
+		c.countBlocks(p, 1)
+		if p.crowded != nil {
+			c.crowded[key] = p
+		}
 		for d := range p.sides {
 			s := c.side(p.tier, &p.read.sides[d])
 			s.policy = p.number

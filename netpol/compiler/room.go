@@ -2,9 +2,11 @@ package compiler
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/strake-io/strake/bpf"
+	"github.com/strake-io/strake/netpol"
 )
 
 // What does not fit into the tables closes: a rule set for which there is no room denies all. A new one has room for half of the tables, so that no
@@ -159,18 +161,26 @@ func (c *Compiler) roomProblems() []Problem {
 	return out
 }
 
-// limitBlocks lets a policy deny all that names more blocks than the others of its namespace leave: so the policies of one namespace don't take all of the table.
-func (c *Compiler) limitBlocks(p, old *policy) {
-	scope := c.clusterPolicies
-	if p.ref.Namespace != "" {
-		scope = c.namespace(p.ref.Namespace).policies
-	}
-	left := c.options.MaxPeers / 2
-	for other := range scope {
-		if other != old {
-			left -= other.blocks
+// Closed are the policies that deny more than they say, for want of room, without their UIDs.
+func (c *Compiler) Closed() map[netpol.PolicyRef]bool {
+	out := map[netpol.PolicyRef]bool{}
+	add := func(number uint32) {
+		if n, is := c.names[number]; is {
+			out[netpol.PolicyRef{Kind: n.Kind, Namespace: n.Namespace, Name: n.Name}] = true
 		}
 	}
+	for _, p := range c.crowded {
+		add(p.number)
+	}
+	for s := range c.closed {
+		add(s.denial().other.verdict.Policy)
+	}
+	return out
+}
+
+// limitBlocks lets a policy deny all that names more blocks than are left: for the policies of its namespace, of which each may take half of the tables, or for all,
+// which leave a quarter for pods and nodes. So no tenant takes all of it, and no write fails for want of room. It is opened when there is room: see makeRoom.
+func (c *Compiler) limitBlocks(p *policy) {
 	for _, side := range p.read.sides {
 		for _, r := range side.rules {
 			if r.peers != nil {
@@ -178,20 +188,53 @@ func (c *Compiler) limitBlocks(p, old *policy) {
 			}
 		}
 	}
+	left := c.blocksLeft(p)
 	if p.blocks == 0 || p.blocks <= left {
 		return
 	}
-	p.problems = append(p.problems, Problem{Policy: p.ref, Reason: fmt.Sprintf(
-		"it names %d blocks, and %d are left of those that the policies of one namespace may name: it denies all until it is written with fewer; --%s makes the tables larger", p.blocks, max(left, 0), bpf.FlagMaxPolicyPeers)})
-	p.blocks = 0
-	for d := range p.read.sides {
-		side := &p.read.sides[d]
+	whole := *p.read
+	p.crowded = &whole
+	p.problems = append(slices.Clip(p.problems), Problem{Policy: p.ref, Reason: fmt.Sprintf(
+		"it names %d blocks, and %d are left of those that the policies of one namespace, or all, may name: it denies all until others, or it, name fewer; --%s makes the tables larger", p.blocks, max(left, 0), bpf.FlagMaxPolicyPeers)})
+	p.wants, p.blocks = p.blocks, 0
+	read := whole
+	for d := range read.sides {
+		side := &read.sides[d]
 		if len(side.rules) == 0 {
 			continue
 		}
 		side.rules = nil
 		if !side.isolates {
 			side.rules = []parsedRule{{index: bpf.PolicyNoRule, action: deny}}
+		}
+	}
+	p.read = &read
+}
+
+// blocksLeft is how many blocks a policy may name.
+func (c *Compiler) blocksLeft(p *policy) int {
+	return min(c.options.MaxPeers/2-*c.blocksOf(p), c.options.MaxPeers/4*3-c.allBlocks)
+}
+
+// blocksOf is how many blocks the policies of a policy's namespace name, or those of the cluster.
+func (c *Compiler) blocksOf(p *policy) *int {
+	if p.ref.Namespace == "" {
+		return &c.clusterBlocks
+	}
+	return &c.namespace(p.ref.Namespace).blocks
+}
+
+// countBlocks adds the blocks that a policy names, or takes them away.
+func (c *Compiler) countBlocks(p *policy, by int) {
+	c.allBlocks += by * p.blocks
+	*c.blocksOf(p) += by * p.blocks
+}
+
+// makeRoom opens policies that were closed because of their blocks and that there is room for now: in the order of their names.
+func (c *Compiler) makeRoom() {
+	for _, key := range slices.SortedFunc(maps.Keys(c.crowded), policyKey.compare) {
+		if p := c.crowded[key]; p.wants <= c.blocksLeft(p) {
+			c.applyPolicy(key, newPolicy(p.ref, p.shadow, p.crowded))
 		}
 	}
 }

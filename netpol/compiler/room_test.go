@@ -236,7 +236,7 @@ func TestNoRoomInBetween(t *testing.T) {
 	}
 }
 
-// TestTooManyBlocks: the policies of one namespace name no more than half of the blocks. One that goes beyond denies all and is reported, until it names fewer.
+// TestTooManyBlocks: the policies of one namespace name no more than half of the blocks. One that goes beyond denies all and is reported, until it or others name fewer.
 func TestTooManyBlocks(t *testing.T) {
 	c := New(Options{MaxPeers: 100})
 	c.SetPod(plainPod("server", "10.0.0.1", nil))
@@ -275,4 +275,59 @@ func TestTooManyBlocks(t *testing.T) {
 	check(true, true)
 	policy("first", 1, 31)
 	check(false, true)
+	policy("second", 2, 19) // nobody writes the first one anew
+	check(true, true)
+	policy("second", 2, 30)
+	check(true, false)
+	c.DeleteNetworkPolicy("alpha", "first")
+	for _, change := range c.Flush() {
+		tables.Apply(change)
+	}
+	q := bpf.PolicyQuery{From: netip.MustParseAddr("10.2.0.1"), To: netip.MustParseAddr("10.0.0.1"), Protocol: netpol.TCP, Port: 80}
+	if !tables.Judge(q).Allowed || len(c.Problems()) > 0 {
+		t.Errorf("what was closed stays so: %v", c.Problems())
+	}
+}
+
+// TestTenantsShareBlocks: however many namespaces name blocks, a quarter of the tables is left, and who is closed is opened when another one goes.
+func TestTenantsShareBlocks(t *testing.T) {
+	c := New(Options{MaxPeers: 100})
+	tables := Interpret(bpf.PolicyRows{})
+	apply := func() {
+		for _, change := range c.Flush() {
+			tables.Apply(change)
+		}
+	}
+	open := func() (out string) {
+		for i := range 4 {
+			from, to := netip.MustParseAddr(fmt.Sprintf("10.%d.0.1", i)), netip.MustParseAddr(fmt.Sprintf("10.100.0.%d", i))
+			if tables.Judge(bpf.PolicyQuery{From: from, To: to, Protocol: netpol.TCP, Port: 80}).Allowed {
+				out += fmt.Sprint(i)
+			}
+		}
+		return out
+	}
+	for i := range 4 {
+		ns := fmt.Sprint("tenant-", i)
+		c.SetNamespace(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: ns}})
+		pod := plainPod(ns, fmt.Sprintf("10.100.0.%d", i), nil)
+		pod.Namespace = ns
+		c.SetPod(pod)
+		p := &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "p", UID: types.UID(ns)}}
+		var from []networkingv1.NetworkPolicyPeer
+		for j := range 25 {
+			from = append(from, networkingv1.NetworkPolicyPeer{IPBlock: &networkingv1.IPBlock{CIDR: fmt.Sprintf("10.%d.%d.0/24", i, 2*j)}})
+		}
+		p.Spec.Ingress = []networkingv1.NetworkPolicyIngressRule{{From: from}}
+		c.SetNetworkPolicy(p)
+		apply()
+	}
+	if got := open(); got != "012" || len(c.Problems()) != 1 || len(c.Rows().Peers) > 75+4 {
+		t.Errorf("open are %q, %d rows, problems %v", got, len(c.Rows().Peers), c.Problems())
+	}
+	c.DeleteNetworkPolicy("tenant-1", "p")
+	apply()
+	if got := open(); got != "0123" || len(c.Problems()) != 0 { // nothing judges 1 any more
+		t.Errorf("when one has gone, open are %q, problems %v", got, c.Problems())
+	}
 }

@@ -26,6 +26,7 @@ import (
 	policyv1alpha2 "sigs.k8s.io/network-policy-api/apis/v1alpha2"
 
 	"github.com/strake-io/strake/bpf"
+	"github.com/strake-io/strake/netpol"
 	"github.com/strake-io/strake/netpol/compiler"
 	"github.com/strake-io/strake/netpol/history"
 )
@@ -76,10 +77,11 @@ type Enforcer struct {
 	endpoints map[string]*attached
 	failed    error // why the last write did not succeed
 	synced    bool
-	over      bool   // Run has ended
-	noted     uint64 // changes so far
-	enforced  uint64 // how many of them
-	mend      bool   // the tables are not what they should be
+	over      bool                      // Run has ended
+	noted     uint64                    // changes so far
+	enforced  uint64                    // how many of them
+	mend      bool                      // the tables are not what they should be
+	closed    map[netpol.PolicyRef]bool // for want of room
 	names     map[uint32]bpf.PolicyName
 	wake      chan struct{}
 	unsaid    chan struct{} // ClusterNetworkPolicies may lack their conditions
@@ -368,6 +370,7 @@ func (e *Enforcer) live(changes []change, noted uint64) {
 	}
 	e.mu.Lock()
 	e.failed, e.enforced = nil, noted
+	e.closed = e.compiler.Closed()
 	for _, a := range e.endpoints {
 		if a.known && !a.isLive() {
 			close(a.live)

@@ -130,7 +130,7 @@ func (e *Enforcer) snapshot() (*bpf.PolicyRows, netpol.State, verify.Options, er
 	if e.noted != before || !e.settled() {
 		return nil, state, o, nil
 	}
-	o.Untold = untold
+	o.Untold, o.Closed = untold, e.closed
 	placed := map[string]bool{}
 	var pods []*corev1.Pod
 	for _, p := range state.Pods {

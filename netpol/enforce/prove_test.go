@@ -182,3 +182,28 @@ func TestPoliciesOfANewDefinition(t *testing.T) {
 		t.Errorf("%d policies, error %v", len(list), err)
 	}
 }
+
+// What a policy denies beyond what it says, as the tables have no room for it, is told as such, and is no drift that is mended again and again.
+func TestClosedPoliciesAreNoDrift(t *testing.T) {
+	p := deny("many")
+	p.Spec.Ingress[0].From = nil
+	for i := range 20 {
+		p.Spec.Ingress[0].From = append(p.Spec.Ingress[0].From, networkingv1.NetworkPolicyPeer{IPBlock: &networkingv1.IPBlock{CIDR: fmt.Sprintf("192.0.%d.0/24", 2*i)}})
+	}
+	l := newLab(t, newTables(), namespace("ns"), pod("ns", "a", "u1", self), p)
+	l.compiler = compiler.New(compiler.Options{NodeName: self, MaxPeers: 20})
+	l.run()
+	if err := l.Admit(t.Context(), endpoint("c1", "ns", "a", "u1", "10.244.0.2")); err != nil {
+		t.Fatal(err)
+	}
+	l.settle()
+	if e := <-l.events; !strings.Contains(e, reasonInvalid) || !strings.Contains(e, "names 20 blocks") {
+		t.Errorf("event %q", e)
+	}
+	if !l.proof(t.Context()) || testutil.ToFloat64(l.metrics.drift) != 0 {
+		t.Errorf("%v differences", testutil.ToFloat64(l.metrics.drift))
+	}
+	if asked := testutil.ToFloat64(l.metrics.questions); asked < 30 {
+		t.Errorf("%v questions", asked)
+	}
+}

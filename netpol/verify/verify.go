@@ -28,6 +28,8 @@ type Options struct {
 	Others []netip.Addr
 	// Untold are addresses of pods of which the State has not all: whose they are it does not tell, so that other ends with them are not asked about.
 	Untold map[netip.Addr]bool
+	// Closed are policies, without their UIDs, that deny more than they say, for want of room in the tables: that is no drift.
+	Closed map[netpol.PolicyRef]bool
 }
 
 // Report is what came of it.
@@ -91,6 +93,7 @@ type verifier struct {
 	rows   bpf.PolicyRows
 	tables *compiler.Tables
 	truth  *reference.Evaluator
+	closed map[netpol.PolicyRef]bool
 	ids    map[netip.Addr]bpf.PolicySubject
 	report Report
 }
@@ -102,7 +105,7 @@ func Verify(ctx context.Context, rows bpf.PolicyRows, s netpol.State, o Options)
 	if err != nil {
 		return Report{}, err
 	}
-	v := &verifier{rows: rows, tables: compiler.Interpret(rows), truth: truth, ids: map[netip.Addr]bpf.PolicySubject{}, report: Report{Node: o.Node}}
+	v := &verifier{rows: rows, tables: compiler.Interpret(rows), truth: truth, closed: o.Closed, ids: map[netip.Addr]bpf.PolicySubject{}, report: Report{Node: o.Node}}
 	for _, r := range rows.Subjects {
 		v.ids[r.Addr] = r
 	}
@@ -330,6 +333,9 @@ func (v *verifier) compare(from, to end, p port, egress bool) {
 	}
 	if verdict != nil {
 		if ref, ok := v.tables.Policy(verdict.Policy); ok {
+			if !allows && v.closed[netpol.PolicyRef{Kind: ref.Kind, Namespace: ref.Namespace, Name: ref.Name}] {
+				return
+			}
 			kernel += fmt.Sprintf(" (%s)", ref)
 		}
 	}
