@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"reflect"
 	"slices"
@@ -121,6 +122,9 @@ func CompareConstants(c Config) (checked int, drift []string, err error) {
 // compareProgram looks at the maps of one program that are not in seen yet.
 func compareProgram(id ebpf.ProgramID, spec *ebpf.CollectionSpec, want map[string]any, ranges []rangeTable, seen map[ebpf.MapID]bool) (checked int, drift []string, err error) {
 	p, err := ebpf.NewProgramFromID(id)
+	if errors.Is(err, os.ErrNotExist) {
+		return 0, nil, nil // replaced meanwhile, or of a pod that has gone
+	}
 	if err != nil {
 		return 0, nil, err
 	}

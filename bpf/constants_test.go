@@ -1,10 +1,15 @@
 package bpf
 
 import (
+	"errors"
 	"net/netip"
+	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // What was told to the programs is read back from the kernel, by who did not load them; each thing that would be told otherwise now is named.
@@ -47,4 +52,36 @@ func TestCompareConstants(t *testing.T) {
 	if ifindex, mtu, err := ReadPath(c.PinDir); ifindex != 0 || mtu != 1450 || err != nil {
 		t.Errorf("path %d, %d, %v", ifindex, mtu, err)
 	}
+}
+
+// Pods come and go while somebody looks: that is no error.
+func TestStatusWhilePodsComeAndGo(t *testing.T) {
+	d := open(t, testConfig(t))
+	done := make(chan error, 1)
+	stop := make(chan struct{})
+	home, err := os.Open("/proc/thread-self/ns/net")
+	must(t, err)
+	defer home.Close()
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends in the test's namespace
+		err := unix.Setns(int(home.Fd()), unix.CLONE_NEWNET)
+		for err == nil {
+			select {
+			case <-stop:
+				done <- nil
+				return
+			default:
+				err = errors.Join(d.AttachNewPod(1), d.DetachPod(1))
+			}
+		}
+		done <- err
+	}()
+	for range 300 {
+		if _, err := d.Status(); err != nil {
+			t.Error(err)
+			break
+		}
+	}
+	close(stop)
+	must(t, <-done)
 }

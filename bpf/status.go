@@ -58,6 +58,9 @@ func ReadStatus(pinDir string) (Status, error) {
 		switch name := e.Name(); {
 		case strings.HasPrefix(name, linkPrefix):
 			l, err := link.LoadPinnedLink(path, nil)
+			if errors.Is(err, os.ErrNotExist) {
+				continue // a pod has gone meanwhile
+			}
 			if err != nil {
 				return s, fmt.Errorf("bpf: status: %s: %w", path, err)
 			}
@@ -73,6 +76,9 @@ func ReadStatus(pinDir string) (Status, error) {
 			s.Links = append(s.Links, ls)
 		case strings.HasPrefix(name, filterPrefix):
 			p, err := ebpf.LoadPinnedProgram(path, &ebpf.LoadPinOptions{ReadOnly: true})
+			if errors.Is(err, os.ErrNotExist) {
+				continue // or has a link now
+			}
 			if err != nil {
 				return s, fmt.Errorf("bpf: status: %s: %w", path, err)
 			}
