@@ -27,6 +27,7 @@ var reasons = []string{
 	"policy_records_lost", "policy_records_skipped", "policy_classes_full",
 	"dsr_to_remote", "dsr_to_client", "drop_dsr",
 	"dns_outside", "dns_passed_outside", "dns_passed_large", "dns_passed_odd",
+	"xdp_forwarded",
 }
 
 // Reasons are the names of all counters.

@@ -49,6 +49,8 @@ type Config struct {
 	// DSR: what clients outside ask of Services, and pods of other nodes are to answer, goes there as it came, and their nodes answer by themselves
 	// (direct server return); without it, this node asks in its own name and passes the answers back. All nodes take what others send so.
 	DSR bool
+	// XDP tells whether packets that only pass the node go on at its uplinks' drivers.
+	XDP XDPMode
 
 	// Policy: packets of pods are judged by the rows of Policies, and a pod without a row there sends and gets nothing. Without it no program looks at
 	// them.
@@ -78,8 +80,9 @@ type Datapath struct {
 	socketsOff    *socketsOffTable
 	policies      *PolicyTables
 	mu            sync.Mutex // of attachments
-	noTCX         bool       // tests: as on Linux before 6.6
-	netns         uint64     // cookie of the node's namespace
+	xdp           XDPMode
+	noTCX         bool   // tests: as on Linux before 6.6
+	netns         uint64 // cookie of the node's namespace
 	cgroupRoot    string
 	stopReaper    func()
 }
@@ -100,6 +103,7 @@ const (
 	uplinkProgram = "strake_uplink"
 	egressProgram = "strake_egress"
 	namesProgram  = "strake_dns"
+	xdpProgram    = "strake_xdp"
 	tunnelIn      = "strake_tunnel_in"
 	tunnelOut     = "strake_tunnel_out"
 	linkPrefix    = "link_"
@@ -133,7 +137,7 @@ func Open(c Config) (*Datapath, error) {
 	if err := c.growFlows(); err != nil {
 		return nil, err
 	}
-	d := &Datapath{pinDir: c.PinDir, sources: c.MasqueradeSources}
+	d := &Datapath{pinDir: c.PinDir, sources: c.MasqueradeSources, xdp: c.XDP}
 	if err := d.load(c, nil); err != nil {
 		return nil, errors.Join(err, d.Close())
 	}
@@ -177,6 +181,9 @@ func (c Config) check() error {
 	}
 	if err := CheckFlows(c.Flows); err != nil {
 		return fmt.Errorf("bpf: %w", err)
+	}
+	if err := c.XDP.Check(); err != nil {
+		return fmt.Errorf("bpf: XDP: %w", err)
 	}
 	if c.MaxFrontends < 0 || c.MaxBackends < 0 || c.MaxFrontends > maxRows || c.MaxBackends > maxRows {
 		return fmt.Errorf("bpf: tables of %d frontends and %d backends: each is 0 to %d", c.MaxFrontends, c.MaxBackends, maxRows)
@@ -237,6 +244,9 @@ func (d *Datapath) load(c Config, before map[string]*ebpf.Map) error {
 			if m := s.Maps[name]; m != nil {
 				m.MaxEntries = size
 			}
+		}
+		if !c.XDP.on() {
+			delete(s.Programs, xdpProgram)
 		}
 		for name, v := range constants {
 			if err := s.Variables[name].Set(v); err != nil {
@@ -341,6 +351,9 @@ func (d *Datapath) sweep() error {
 		info, err := l.Info()
 		if err == nil {
 			if tcx := info.TCX(); tcx != nil && tcx.Ifindex == 0 {
+				err = l.Unpin()
+			}
+			if xdp := info.XDP(); xdp != nil && xdp.Ifindex == 0 {
 				err = l.Unpin()
 			}
 		}

@@ -47,19 +47,6 @@ func transportAt(b []byte) int {
 
 func direct(c *Config) { c.DSR = true }
 
-// native lets the other node's addresses be reached without a tunnel.
-func (l *serviceLab) native(t testing.TB) {
-	t.Helper()
-	for _, f := range families {
-		node := netip.MustParseAddr(f.peer())
-		_, err := l.d.Remotes().Replace("b"+f.name, []Remote{
-			{Prefix: netip.PrefixFrom(netip.MustParseAddr(f.remote()), f.of32(24, 64)).Masked()}, {Prefix: netip.PrefixFrom(node, node.BitLen())},
-		})
-		must(t, err)
-	}
-	must(t, l.d.net.Maps["path"].Put(uint32(0), netPath{Mtu: 1400}))
-}
-
 // sends wants a frame to go as it is to the backend's node, within a packet of this one.
 func (l *serviceLab) sends(t *testing.T, what string, f family, in []byte, port uint16) {
 	t.Helper()

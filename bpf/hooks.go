@@ -30,6 +30,7 @@ const (
 	HookToPod  = toPodProgram
 	HookUplink = uplinkProgram
 	HookEgress = egressProgram
+	HookXDP    = xdpProgram
 )
 
 // ReadHooks asks the kernel what is attached where the pins below pinDir say that programs are, and at the socket hooks that every node
@@ -79,6 +80,13 @@ func ReadHooks(pinDir, cgroupRoot string) ([]Hook, error) {
 			return nil, err
 		}
 		h := Hook{Program: rest[:i], Ifindex: ifindex}
+		if h.Program == xdpProgram {
+			if err := h.atDriver(ifindex, id); err != nil && !gone(ifindex) {
+				return nil, err
+			}
+			out = append(out, h)
+			continue
+		}
 		at := ebpf.AttachTCXIngress
 		if leaves(h.Program) {
 			at = ebpf.AttachTCXEgress

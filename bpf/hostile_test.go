@@ -133,7 +133,8 @@ type hostileLab struct {
 }
 
 func newHostileLab(t testing.TB) *hostileLab {
-	l := &hostileLab{serviceLab: newServiceLab(t, direct)}
+	l := &hostileLab{serviceLab: newDriverLab(t, direct)}
+	l.tunnelled(t)
 	var rows []LoadBalancer
 	for _, f := range families {
 		third := netip.MustParseAddr(f.hop) // a node without a tunnel
@@ -148,7 +149,7 @@ func newHostileLab(t testing.TB) *hostileLab {
 	}
 	l.service(t, rows...)
 	must(t, l.d.net.Maps["answers_leave"].Put(uint32(0), uint32(1)))
-	for program, ifindex := range map[string]int{podProgram: l.podVeth, toPodProgram: l.podVeth, uplinkProgram: l.uplink, egressProgram: l.uplink, tunnelIn: l.tunnel, tunnelOut: l.tunnel} {
+	for program, ifindex := range map[string]int{podProgram: l.podVeth, toPodProgram: l.podVeth, uplinkProgram: l.uplink, egressProgram: l.uplink, tunnelIn: l.tunnel, tunnelOut: l.tunnel, xdpProgram: l.uplink} {
 		l.at = append(l.at, struct {
 			program string
 			ifindex int
@@ -200,9 +201,15 @@ func (l *hostileLab) try(t testing.TB, which byte, in []byte) {
 		in = slices.Clone(in)
 		repair(in)
 	}
-	context := make([]byte, 192)
-	binary.NativeEndian.PutUint32(context[40:], uint32(p.ifindex))
-	run := &ebpf.RunOptions{Data: in, DataOut: make([]byte, len(in)+512), Context: context}
+	run := &ebpf.RunOptions{Data: in, DataOut: make([]byte, len(in)+512)}
+	if p.program != xdpProgram {
+		context := make([]byte, 192)
+		binary.NativeEndian.PutUint32(context[40:], uint32(p.ifindex))
+		run.Context = context
+	} else { // which has nothing to do where there is a tunnel
+		must(t, l.d.net.Maps["path"].Put(uint32(0), netPath{Mtu: 1400}))
+		defer func() { must(t, l.d.net.Maps["path"].Put(uint32(0), netPath{Tunnel: uint32(l.tunnel), Mtu: 1400})) }()
+	}
 	var verdict uint32
 	result := make(chan error)
 	l.do <- func() {
@@ -211,6 +218,9 @@ func (l *hostileLab) try(t testing.TB, which byte, in []byte) {
 		result <- err
 	}
 	must(t, <-result)
+	if p.program == xdpProgram {
+		verdict = map[uint32]uint32{xdpPass: actOK, xdpTx: actRedirect}[verdict]
+	}
 	switch {
 	case verdict != actOK && verdict != actShot && verdict != actRedirect:
 		t.Fatalf("%s: verdict %d for %x", p.program, verdict, in)

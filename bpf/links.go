@@ -111,7 +111,10 @@ func (d *Datapath) AttachUplink(ifindex int) error {
 	if err := d.attach(uplinkProgram, ifindex); err != nil {
 		return err
 	}
-	return d.attach(egressProgram, ifindex)
+	if err := d.attach(egressProgram, ifindex); err != nil {
+		return err
+	}
+	return d.attachXDP(ifindex)
 }
 
 // AttachTunnel puts the tunnel's programs on its device, and tells the pods' program to send what is for other nodes there. mtu is that of
@@ -171,7 +174,7 @@ func (d *Datapath) DetachPod(ifindex int) error {
 
 // DetachUplink undoes AttachUplink; an interface that is gone is no error.
 func (d *Datapath) DetachUplink(ifindex int) error {
-	return errors.Join(d.detach(egressProgram, ifindex), d.detach(uplinkProgram, ifindex))
+	return errors.Join(d.detachXDP(ifindex), d.detach(egressProgram, ifindex), d.detach(uplinkProgram, ifindex))
 }
 
 // Uplinks are the interfaces that have the uplink's programs, by index, those included that are gone.

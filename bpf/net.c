@@ -24,6 +24,7 @@
 #include "lib/service.h"
 #include "lib/tunnel.h"
 #include "lib/verdict.h"
+#include "lib/xdp.h"
 
 char _license[] SEC("license") = "Dual BSD/GPL";
 
@@ -193,6 +194,27 @@ static __always_inline int direct(struct __sk_buff *skb, struct packet *p)
 		return endpoint_redirect(skb, ep);
 	}
 	return r->is_node ? TC_ACT_OK : drop(skb, DROP_SPOOFED); /* pods of other nodes come through the tunnel */
+}
+
+/* At the uplink's driver: what only passes this node. */
+SEC("xdp")
+int strake_xdp(struct xdp_md *ctx)
+{
+	struct scratch *s = scratch();
+	struct path *way = path_now();
+	struct flow *f;
+	int verdict;
+
+	if (!s || !way || way->tunnel || flows_have_before || watched(0) || !xdp_parse((void *)(long)ctx->data, (void *)(long)ctx->data_end, &s->p))
+		return XDP_PASS;
+	f = xdp_flow(s, 0);
+	if (f)
+		verdict = xdp_question(ctx, s, f, way);
+	else
+		verdict = (f = xdp_flow(s, 1)) ? xdp_answer(ctx, s, f) : XDP_PASS;
+	if (verdict == XDP_TX)
+		count(XDP_FORWARDED);
+	return verdict;
 }
 
 /* At the uplink: what comes in from outside. What is for no frontend and answers no pod is not ours. */

@@ -600,6 +600,7 @@ const (
 	netProgStrakeTunnelIn    = "strake_tunnel_in"
 	netProgStrakeTunnelOut   = "strake_tunnel_out"
 	netProgStrakeUplink      = "strake_uplink"
+	netProgStrakeXdp         = "strake_xdp"
 	netVarDnsAddr4           = "dns_addr4"
 	netVarDnsAddr6           = "dns_addr6"
 	netVarDnsTtl             = "dns_ttl"
@@ -670,6 +671,7 @@ type netProgramSpecs struct {
 	StrakeTunnelIn  *ebpf.ProgramSpec `ebpf:"strake_tunnel_in"`
 	StrakeTunnelOut *ebpf.ProgramSpec `ebpf:"strake_tunnel_out"`
 	StrakeUplink    *ebpf.ProgramSpec `ebpf:"strake_uplink"`
+	StrakeXdp       *ebpf.ProgramSpec `ebpf:"strake_xdp"`
 }
 
 // netMapSpecs contains maps before they are loaded into the kernel.
@@ -946,6 +948,7 @@ type netPrograms struct {
 	StrakeTunnelIn  *ebpf.Program `ebpf:"strake_tunnel_in"`
 	StrakeTunnelOut *ebpf.Program `ebpf:"strake_tunnel_out"`
 	StrakeUplink    *ebpf.Program `ebpf:"strake_uplink"`
+	StrakeXdp       *ebpf.Program `ebpf:"strake_xdp"`
 }
 
 func (p *netPrograms) Close() error {
@@ -957,6 +960,7 @@ func (p *netPrograms) Close() error {
 		p.StrakeTunnelIn,
 		p.StrakeTunnelOut,
 		p.StrakeUplink,
+		p.StrakeXdp,
 	)
 }
 

@@ -59,15 +59,28 @@ func newServiceLab(t testing.TB, change ...func(*Config)) *serviceLab {
 			_, err = d.Endpoints().Replace("lab "+owner, []Endpoint{row})
 			must(t, err)
 		}
+	}
+	l.tunnelled(t)
+	return l
+}
+
+// tunnelled lets the other node be reached by the tunnel, native without.
+func (l *serviceLab) tunnelled(t testing.TB) {
+	l.reach(t, netip.MustParseAddr("192.0.2.20"), netPath{Tunnel: uint32(l.tunnel), Mtu: 1400})
+}
+
+func (l *serviceLab) native(t testing.TB) { l.reach(t, netip.Addr{}, netPath{Mtu: 1400}) }
+
+func (l *serviceLab) reach(t testing.TB, end netip.Addr, way netPath) {
+	t.Helper()
+	for _, f := range families {
 		node := netip.MustParseAddr(f.peer())
-		_, err := d.Remotes().Replace("b"+f.name, []Remote{
-			{Prefix: netip.PrefixFrom(netip.MustParseAddr(f.remote()), f.of32(24, 64)).Masked(), Node: netip.MustParseAddr("192.0.2.20")},
-			{Prefix: netip.PrefixFrom(node, node.BitLen()), Node: netip.MustParseAddr("192.0.2.20")},
+		_, err := l.d.Remotes().Replace("b"+f.name, []Remote{
+			{Prefix: netip.PrefixFrom(netip.MustParseAddr(f.remote()), f.of32(24, 64)).Masked(), Node: end}, {Prefix: netip.PrefixFrom(node, node.BitLen()), Node: end},
 		})
 		must(t, err)
 	}
-	must(t, d.net.Maps["path"].Put(uint32(0), netPath{Tunnel: uint32(l.tunnel), Mtu: 1400}))
-	return l
+	must(t, l.d.net.Maps["path"].Put(uint32(0), way))
 }
 
 func (f family) of32(v4, v6 int) int {

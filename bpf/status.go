@@ -73,6 +73,9 @@ func ReadStatus(pinDir string) (Status, error) {
 			if tcx := info.TCX(); tcx != nil {
 				ls.Ifindex = tcx.Ifindex
 			}
+			if xdp := info.XDP(); xdp != nil {
+				ls.Ifindex = xdp.Ifindex
+			}
 			s.Links = append(s.Links, ls)
 		case strings.HasPrefix(name, filterPrefix):
 			p, err := ebpf.LoadPinnedProgram(path, &ebpf.LoadPinOptions{ReadOnly: true})

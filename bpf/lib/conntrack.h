@@ -469,12 +469,19 @@ static __always_inline int flow_open(struct scratch *s)
 	return -1;
 }
 
+/* flow_next with FLOW_AWAY: whatever goes on was answered, as far as can be seen. */
+static __always_inline __u8 flow_next_away(__u8 state, __u8 proto, __u8 tcp)
+{
+	int begins = !flow_has_connection(proto) || tcp_opens(tcp);
+
+	return flow_next(begins ? 0 : state | FLOW_REPLIED, tcp, 0);
+}
+
 /* flow_step with FLOW_AWAY: only one side is seen, and whoever sends two packets could make it a connection. So its row is never in flows_open;
  * where it is pushed out, the client's next packet finds the same backend by its hash. */
 static __always_inline int flow_step_away(struct scratch *s, __u32 now)
 {
-	int begins = !flow_has_connection(s->key.proto) || tcp_opens(s->p.tcp);
-	__u8 state = flow_next(begins ? 0 : s->flow.state | FLOW_REPLIED, s->p.tcp, 0);
+	__u8 state = flow_next_away(s->flow.state, s->key.proto, s->p.tcp);
 	struct flow *f;
 
 	if (state == s->flow.state && s->flow.seen == now)

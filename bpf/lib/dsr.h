@@ -110,41 +110,50 @@ int __attribute__((noinline)) dsr_begin(struct __sk_buff *skb)
 	return SERVICE_SEND;
 }
 
-/* The header of this node's before the packet at hand. */
-static __always_inline int dsr_wrap4(struct __sk_buff *skb, const struct scratch *s)
+/* The header around a packet of so many bytes, of a flow. */
+static __always_inline void dsr_header4(struct iphdr *ip, const struct addr *node, const struct flow *f, __u32 len)
 {
-	struct iphdr ip = { .version = 4, .ihl = 5, .tot_len = bpf_htons(skb->len - ETH_HLEN), .frag_off = bpf_htons(0x4000), .ttl = TUNNEL_TTL, .protocol = IPPROTO_IPIP };
-	struct addr node = node_of(0);
+	struct iphdr h = { .version = 4, .ihl = 5, .tot_len = bpf_htons(sizeof(h) + len), .id = f->dport, .frag_off = bpf_htons(0x4000), .ttl = TUNNEL_TTL, .protocol = IPPROTO_IPIP };
 
-	ip.saddr = node.w[3];
-	ip.daddr = s->flow.daddr.w[3];
-	if (!s->p.later)
-		ip.id = s->flow.dport;
-	ip.check = folded(bpf_csum_diff(0, 0, (__be32 *)&ip, sizeof(ip), 0));
-	return bpf_skb_store_bytes(skb, ETH_HLEN, &ip, sizeof(ip), BPF_F_RECOMPUTE_CSUM);
+	h.saddr = node->w[3];
+	h.daddr = f->daddr.w[3];
+	h.check = folded(bpf_csum_diff(0, 0, (__be32 *)&h, sizeof(h), 0));
+	*ip = h;
 }
 
-static __always_inline int dsr_wrap6(struct __sk_buff *skb, const struct scratch *s)
+static __always_inline void dsr_header6(struct ipv6hdr *ip, const struct addr *node, const struct flow *f, __u32 len)
 {
-	struct ipv6hdr ip = { .version = 6, .payload_len = bpf_htons(skb->len - ETH_HLEN - sizeof(ip)), .nexthdr = IPPROTO_IPV6, .hop_limit = TUNNEL_TTL };
-	struct addr node = node_of(1);
+	struct ipv6hdr h = { .version = 6, .payload_len = bpf_htons(len), .nexthdr = IPPROTO_IPV6, .hop_limit = TUNNEL_TTL };
 
-	__builtin_memcpy(&ip.saddr, &node, 16);
-	__builtin_memcpy(&ip.daddr, &s->flow.daddr, 16);
-	if (!s->p.later)
-		__builtin_memcpy(&ip.flow_lbl[1], &s->flow.dport, 2);
-	return bpf_skb_store_bytes(skb, ETH_HLEN, &ip, sizeof(ip), BPF_F_RECOMPUTE_CSUM);
+	__builtin_memcpy(&h.flow_lbl[1], &f->dport, 2);
+	__builtin_memcpy(&h.saddr, node, 16);
+	__builtin_memcpy(&h.daddr, &f->daddr, 16);
+	*ip = h;
 }
 
+/* The packet at hand into one of this node's to the backend. A fragment that is not the first does not know its port. */
 int __attribute__((noinline)) dsr_wrap(struct __sk_buff *skb)
 {
 	struct scratch *s = scratch();
+	__u32 len = skb->len - ETH_HLEN;
+	struct addr node;
 
 	if (!skb || !s)
 		return -1;
-	if (s->p.v6)
-		return bpf_skb_adjust_room(skb, sizeof(struct ipv6hdr), BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6 | BPF_F_ADJ_ROOM_FIXED_GSO) || dsr_wrap6(skb, s);
-	return bpf_skb_adjust_room(skb, sizeof(struct iphdr), BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 | BPF_F_ADJ_ROOM_FIXED_GSO) || dsr_wrap4(skb, s);
+	node = node_of(s->p.v6);
+	if (s->p.later)
+		s->flow.dport = 0;
+	if (s->p.v6) {
+		struct ipv6hdr ip;
+
+		dsr_header6(&ip, &node, &s->flow, len);
+		return bpf_skb_adjust_room(skb, sizeof(ip), BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6 | BPF_F_ADJ_ROOM_FIXED_GSO) || bpf_skb_store_bytes(skb, ETH_HLEN, &ip, sizeof(ip), BPF_F_RECOMPUTE_CSUM);
+	} else {
+		struct iphdr ip;
+
+		dsr_header4(&ip, &node, &s->flow, len);
+		return bpf_skb_adjust_room(skb, sizeof(ip), BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 | BPF_F_ADJ_ROOM_FIXED_GSO) || bpf_skb_store_bytes(skb, ETH_HLEN, &ip, sizeof(ip), BPF_F_RECOMPUTE_CSUM);
+	}
 }
 
 /* The packet at hand, of a flow with FLOW_AWAY or an error about one's answers, to the backend's node. */

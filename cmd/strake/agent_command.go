@@ -105,6 +105,7 @@ when it ends, and --cleanup takes it away. With --dns it answers names besides, 
 	sizeFlags(f, &c.MaxFrontends, &c.MaxBackends, "")
 	f.StringVar(&c.Healthz, cluster.FlagHealthz, "", "where load balancers ask for the node's health: IP:port, :port, or none (port 10256 of the node's addresses and of loopback)")
 	f.IntVar(&c.Flows, cluster.FlagFlows, 0, fmt.Sprintf("how many connections the node can follow at a time, and as many other flows (%d)", bpf.DefaultFlows))
+	xdpFlag(f, &c.XDP, "")
 	f.StringVar(&c.Metrics, cluster.FlagMetrics, "", "where metrics are served: IP:port, :port for loopback, or none (port 10249 of loopback)")
 	f.BoolVar(&answer, "dns", false, "answer names of the cluster that pods ask its DNS for in the kernel, at the pods' own veths; what the kernel does not know goes to that DNS, as before")
 	f.StringVar(&names.Zone, "dns-zone", "cluster.local", "with --dns: zone of the cluster")

@@ -96,6 +96,14 @@ func sizeFlags(f *pflag.FlagSet, frontends, backends *int, more string) {
 	f.IntVar(backends, bpf.FlagMaxBackends, 0, fmt.Sprintf("how many backends of Services a node holds; those of its own pods count twice (%d)%s", bpf.DefaultMaxBackends, more))
 }
 
+// xdpFlag is that of the uplinks' drivers.
+func xdpFlag(f *pflag.FlagSet, mode *bpf.XDPMode, more string) {
+	f.Func(cluster.FlagXDP, "where packets for backends of other nodes, and their answers, go on at the driver of the interface, with native routing: off, auto (drivers that can, but no veth), or native (all, and one that can't is an error) (off)"+more, func(v string) error {
+		*mode = bpf.XDPMode(v)
+		return mode.Check()
+	})
+}
+
 // nodeFlags are those of a single node.
 func nodeFlags(f *pflag.FlagSet, flags *cluster.Settings) {
 	f.StringVar(&flags.NodeName, cluster.FlagNodeName, "", "name of the node (the host's)")
@@ -109,6 +117,7 @@ func nodeFlags(f *pflag.FlagSet, flags *cluster.Settings) {
 	f.BoolVar(&flags.Recording.On, cluster.FlagRecordFlows, false, "record the flows of the node's pods, for `strake policy flows`; may change at every start")
 	f.Int64Var(&flags.Recording.Size, cluster.FlagRecordSize, 0, fmt.Sprintf("MiB that the record of flows may take of the disk (%d); may change at every start", flows.DefaultSize>>20))
 	f.DurationVar(&flags.Recording.Age, cluster.FlagRecordAge, 0, fmt.Sprintf("how long the record of flows goes back, where its size lets it (%v); may change at every start", flows.DefaultAge))
+	xdpFlag(f, &flags.XDP, "; may change at every start")
 	f.StringVar(&flags.Metrics, cluster.FlagMetrics, "", "where metrics of the node's network are served: IP:port, :port for loopback, or none (port 10249 of loopback); may change at every start")
 }
 

@@ -19,6 +19,7 @@ import (
 var servicesParts = []part{
 	{"clusterip", (*bench).clusterIP},
 	{"nodeport", (*bench).nodePort},
+	{"forwarded", (*bench).forwarded},
 	{"api", (*bench).follow},
 	{"programs", (*bench).programs},
 }

@@ -197,49 +197,69 @@ func (l *servicesLab) rival(p *place, id byte) error {
 	if p.kind == kindNFTables {
 		id++
 	}
-	name := fmt.Sprintf("%.3s-%d", p.kind, p.size)
-	node, err := l.Joined(name)
+	m, err := l.machine(fmt.Sprintf("%.3s-%d", p.kind, p.size), id, "client", "server")
 	if err != nil {
 		return err
 	}
-	addr := func(last byte) netip.Addr { return netip.AddrFrom4([4]byte{10, 89, id, last}) }
-	nodeAddr := netip.AddrFrom4([4]byte{198, 18, 0, 100 + id})
-	if err := node.Address(podnet.Uplink, nodeAddr.String()+"/24"); err != nil {
+	server := m.pods[1].addr
+	if err := l.rules(m, p.kind, p.size, server); err != nil {
 		return err
 	}
-	var pods [2]podnet.Space
-	for i, pod := range []string{"client", "server"} {
-		if pods[i], err = l.Space(name + "-" + pod); err != nil {
-			return err
-		}
-		gateway, own := addr(byte(64*i+1)), addr(byte(64*i+2))
-		if err := errors.Join(
-			node.Connect(pod, pods[i], "eth0"), node.Address(pod, gateway.String()+"/26"), pods[i].Address("eth0", own.String()+"/26"),
-			pods[i].In(func() error { return netlink.RouteAdd(&netlink.Route{Gw: gateway.AsSlice()}) }),
-		); err != nil {
-			return err
-		}
+	if p.client, err = l.worker(m.pods[0].Space, ""); err != nil {
+		return err
 	}
-	server := addr(64 + 2)
-	set := kubeproxy.Ruleset{PodCIDR: netip.MustParsePrefix("10.89.0.0/16"), NodeAddrs: []netip.Addr{nodeAddr}, Services: []kubeproxy.Service{benchService(0, server)}}
-	for i := range p.size - 1 {
+	p.address(server, m.addr)
+	return l.serve(m.pods[1].Space)
+}
+
+// machine is a node of nobody's: a namespace on the link that routes for pods behind it.
+type machine struct {
+	podnet.Space
+	name string
+	addr netip.Addr
+	pods []plainPod
+}
+
+type plainPod struct {
+	podnet.Space
+	addr netip.Addr
+}
+
+func (l *servicesLab) machine(name string, id byte, pods ...string) (m machine, err error) {
+	m = machine{name: name, addr: netip.AddrFrom4([4]byte{198, 18, 0, 100 + id})}
+	if m.Space, err = l.Joined(name); err != nil {
+		return m, err
+	}
+	if err := m.Address(podnet.Uplink, m.addr.String()+"/24"); err != nil {
+		return m, err
+	}
+	for i, pod := range pods {
+		addr := func(last int) netip.Addr { return netip.AddrFrom4([4]byte{10, 89, id, byte(64*i + last)}) }
+		gateway, own := addr(1), plainPod{addr: addr(2)}
+		if own.Space, err = l.Space(name + "-" + pod); err != nil {
+			return m, err
+		}
+		if err := errors.Join(
+			m.Connect(pod, own.Space, "eth0"), m.Address(pod, gateway.String()+"/26"), own.Address("eth0", own.addr.String()+"/26"),
+			own.In(func() error { return netlink.RouteAdd(&netlink.Route{Gw: gateway.AsSlice()}) }),
+		); err != nil {
+			return m, err
+		}
+		m.pods = append(m.pods, own)
+	}
+	return m, m.In(func() error { return os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0) })
+}
+
+// rules gives a machine the ruleset of a kind for so many Services, the first one's endpoints at a server.
+func (l *servicesLab) rules(m machine, kind string, size int, server netip.Addr) error {
+	set := kubeproxy.Ruleset{PodCIDR: netip.MustParsePrefix("10.89.0.0/16"), NodeAddrs: []netip.Addr{m.addr}, Services: []kubeproxy.Service{benchService(0, server)}}
+	for i := range size - 1 {
 		set.Others = append(set.Others, benchService(i+1, server))
 	}
-	write, load := set.IPTables, "iptables-restore"
-	if p.kind == kindNFTables {
-		write, load = set.NFTables, "nft -f -"
+	if kind == kindNFTables {
+		return l.load(m.Space, m.name, set.NFTables, "nft -f -")
 	}
-	if err := l.load(node, name, write, load); err != nil {
-		return err
-	}
-	if err := node.In(func() error { return os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0) }); err != nil {
-		return err
-	}
-	if p.client, err = l.worker(pods[0], ""); err != nil {
-		return err
-	}
-	p.address(server, nodeAddr)
-	return l.serve(pods[1])
+	return l.load(m.Space, m.name, set.IPTables, "iptables-restore")
 }
 
 // load gives a ruleset to the program that loads it.

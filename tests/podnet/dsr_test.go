@@ -42,6 +42,24 @@ func familyOf(lb *bpf.LoadBalancer) int {
 	return 1
 }
 
+// TestAtTheDriver: what only passes a node does so at its driver, and what does not finds its way as ever.
+func TestAtTheDriver(t *testing.T) {
+	c := start(t, 2, cni.Native, direct, func(n *Node) { n.XDP = bpf.XDPNative })
+	must(t, c.ServeDrivers())
+	asked := c.Nodes[0]
+	for family := range 2 {
+		for _, network := range networks[family] {
+			out, err := c.AskOutside(network, netip.AddrPortFrom(asked.Addrs[family], nodePort), 40)
+			c.spread(t, out, err, network, "outside", "a NodePort")
+		}
+		forwarded := asked.counter(t, "xdp_forwarded")
+		transfer(t, family, c.Outside, c.pods[2].Space, netip.AddrPortFrom(asked.Addrs[family], echoNodePort), 1<<20)
+		if asked.counter(t, "xdp_forwarded") < forwarded+100 {
+			t.Errorf("%s: %d packets went on at the driver", networks[family][0], asked.counter(t, "xdp_forwarded")-forwarded)
+		}
+	}
+}
+
 // TestDirectReturn: clients outside ask one node, pods of all nodes answer, and each sees the client's own address. The node that is asked gets
 // none of the others' answers, and nobody's checks of the way back matter.
 func TestDirectReturn(t *testing.T) {

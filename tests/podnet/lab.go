@@ -16,7 +16,10 @@ import (
 	"sync"
 	"syscall"
 	"time"
+	"unsafe"
 
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/vishvananda/netlink"
@@ -151,6 +154,49 @@ func (l *Lab) addNode(i int, root string) error {
 		}
 		return nil
 	})
+}
+
+// ServeDrivers makes the link what programs at the nodes' drivers need: its ends take the frames that they send back, and the machine outside
+// makes its checksums itself.
+func (l *Lab) ServeDrivers() error {
+	pass, err := ebpf.NewProgram(&ebpf.ProgramSpec{Name: "podnet_pass", Type: ebpf.XDP, License: "GPL", Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 2), asm.Return()}})
+	if err != nil {
+		return err
+	}
+	defer pass.Close()
+	return l.Outside.In(func() error {
+		for _, n := range l.Nodes {
+			port, err := netlink.LinkByName(filepath.Base(n.Dir))
+			if err == nil { // it goes with the namespace
+				err = netlink.LinkSetXdpFdWithFlags(port, pass.FD(), unix.XDP_FLAGS_DRV_MODE)
+			}
+			if err != nil {
+				return fmt.Errorf("port of %s: %w", n.Dir, err)
+			}
+		}
+		return sumItself("link")
+	})
+}
+
+// sumItself lets nobody behind a device make the checksums of what it sends.
+func sumItself(device string) error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	off := struct{ command, on uint32 }{command: unix.ETHTOOL_STXCSUM}
+	var r struct { // ifreq
+		name [unix.IFNAMSIZ]byte
+		data unsafe.Pointer
+		_    [16]byte
+	}
+	copy(r.name[:], device)
+	r.data = unsafe.Pointer(&off)
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCETHTOOL, uintptr(unsafe.Pointer(&r))); errno != 0 {
+		return fmt.Errorf("checksums of %s: %w", device, errno)
+	}
+	return nil
 }
 
 // onLink gives addresses of both families in CIDR notation.

@@ -33,6 +33,7 @@ type Spec struct {
 	Nodes         []cni.NodeInfo // all of the cluster, this one too
 	LoadBalancers []bpf.LoadBalancer
 	DSR           bool // what clients outside ask goes to other nodes' pods so
+	XDP           bpf.XDPMode
 	Names         []bpf.Name
 	Policies      *bpf.PolicyChange // written at each start; nil: nobody is judged
 }
@@ -87,7 +88,7 @@ func serve(file string) error {
 	}
 	d, err := bpf.Open(bpf.Config{
 		PinDir: s.pins(), CgroupRoot: s.CgroupRoot, NodeCgroup: s.Cgroup, DNSAddrs: s.DNSAddrs, Zone: zone, DNSTTL: 30,
-		NodeAddrs: s.Addrs, NoMasquerade: s.NoMasquerade, Policy: s.Policies != nil, DSR: s.DSR,
+		NodeAddrs: s.Addrs, NoMasquerade: s.NoMasquerade, Policy: s.Policies != nil, DSR: s.DSR, XDP: s.XDP,
 	})
 	if err != nil {
 		return err

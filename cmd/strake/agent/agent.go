@@ -52,6 +52,7 @@ type Config struct {
 	MaxPolicyPeers    int // and of those of policies
 	MaxPolicyRules    int
 	DSR               bool                               // other nodes' pods answer clients outside by themselves, as bpf.Config has it
+	XDP               bpf.XDPMode                        // as bpf.Config has it; auto means it for native routing
 	KeepFlows         bool                               // established flows go on when policies change
 	NodePortAddrs     []netip.Prefix                     // where NodePorts answer; none: NodeAddrs
 	Recording         Recording                          // of the flows of the node's pods
@@ -107,10 +108,18 @@ func (cfg Config) Datapath() (bpf.Config, error) {
 	return bpf.Config{
 		PinDir: l.BPF(), CgroupRoot: root, NodeCgroup: dir, DNSAddrs: cfg.DNSAddrs, Zone: cfg.Zone, DNSTTL: dnsTTL,
 		NodeAddrs: cfg.NodeAddrs, NoMasquerade: cfg.NoMasquerade, MasqueradeSources: cfg.MasqueradeSources, AllowLinkLocal: cfg.AllowLinkLocal,
-		Flows: cfg.Flows, DSR: cfg.DSR,
+		Flows: cfg.Flows, DSR: cfg.DSR, XDP: cfg.xdp(),
 		MaxFrontends: cfg.MaxFrontends, MaxBackends: cfg.MaxBackends,
 		Policy: true, MaxPolicyPeers: cfg.MaxPolicyPeers, MaxPolicyRules: cfg.MaxPolicyRules, RecordFlows: cfg.Recording.rate(),
 	}, nil
+}
+
+// xdp is off where the program at the driver would only pass everything on: what goes through the tunnel is not for it.
+func (cfg Config) xdp() bpf.XDPMode {
+	if cfg.XDP == bpf.XDPAuto && !cfg.Native {
+		return bpf.XDPOff
+	}
+	return cfg.XDP
 }
 
 // CNI returns the CNI server over a datapath. mtu tells that of pods' interfaces.

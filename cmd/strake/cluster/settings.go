@@ -32,6 +32,7 @@ type Settings struct {
 	Healthz    string          `json:"healthzBindAddress,omitempty"` // as proxy.BindAddrs reads it
 	Metrics    string          `json:"metricsBindAddress,omitempty"`
 	Flows      int             `json:"flows,omitempty"` // as bpf.Config has it
+	XDP        bpf.XDPMode     `json:"xdp,omitempty"`
 	Recording  agent.Recording `json:"recordFlows,omitzero"`
 	Shared
 
@@ -119,6 +120,7 @@ const (
 	FlagHealthz      = "healthz-bind-address"
 	FlagMetrics      = "metrics-bind-address"
 	FlagFlows        = "flows"
+	FlagXDP          = "xdp"
 
 	FlagPolicyEstablished = "policy-established"
 	FlagLBMode            = "lb-mode"
@@ -263,6 +265,9 @@ func settle(l layout.Layout, flags Settings, given func(flag string) bool) (Sett
 	if given(FlagMetrics) {
 		s.Metrics = flags.Metrics
 	}
+	if given(FlagXDP) {
+		s.XDP = flags.XDP
+	}
 	if given(FlagFlows) {
 		s.Flows = flags.Flows
 	}
@@ -321,6 +326,9 @@ func (s Settings) check() error {
 	}
 	if m := s.LBMode; m != "" && m != LBModeSNAT && m != LBModeDSR {
 		return fmt.Errorf("--%s %q is neither %s nor %s", FlagLBMode, m, LBModeSNAT, LBModeDSR)
+	}
+	if err := s.XDP.Check(); err != nil {
+		return fmt.Errorf("--%s: %w", FlagXDP, err)
 	}
 	if err := bpf.CheckFlows(s.Flows); err != nil {
 		return fmt.Errorf("--%s: %w", FlagFlows, err)

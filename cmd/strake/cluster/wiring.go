@@ -83,7 +83,7 @@ func (s Settings) Agent(l layout.Layout) agent.Config {
 		Layout: l, NodeName: s.NodeName, NodeAddrs: s.NodeAddrs, DNSAddrs: s.DNSAddrs, Zone: s.Zone, ResolvConf: s.ResolvConf,
 		PodCIDRs: s.PodCIDRs, NoMasquerade: slices.Concat(s.PodCIDRs, s.NoMasquerade), AllowLinkLocal: s.AllowLinkLocal,
 		Native: s.Routing == RoutingNative, Relay: cni.Relay{Node: s.LabNode, Behind: s.LabCIDRs}, TunnelPort: s.TunnelPort, MaxFrontends: s.MaxFrontends, MaxBackends: s.MaxBackends, NodePortAddrs: s.NodePortAddrs, Healthz: s.Healthz, Metrics: s.Metrics, Flows: s.Flows,
-		DSR: s.LBMode == LBModeDSR, KeepFlows: s.PolicyEstablished == PolicyKeep, MaxPolicyPeers: s.MaxPolicyPeers, MaxPolicyRules: s.MaxPolicyRules,
+		DSR: s.LBMode == LBModeDSR, XDP: s.XDP, KeepFlows: s.PolicyEstablished == PolicyKeep, MaxPolicyPeers: s.MaxPolicyPeers, MaxPolicyRules: s.MaxPolicyRules,
 		Recording:    s.Recording,
 		Certificates: s.certificateConfig(l),
 	}

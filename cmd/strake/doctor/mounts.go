@@ -60,7 +60,7 @@ func nameOfInterface(index int) string {
 func (g group) hooks(hooks []bpf.Hook, endpoints []bpf.Endpoint, uplinks []string, nameOf func(int) string) {
 	pods := map[int]bool{}
 	var missing, others []string
-	atCgroup := 0
+	atCgroup, drivers := 0, ""
 	for _, h := range hooks {
 		at := "the cgroup root"
 		if h.Ifindex != 0 {
@@ -81,6 +81,8 @@ func (g group) hooks(hooks []bpf.Hook, endpoints []bpf.Endpoint, uplinks []strin
 			atCgroup++
 		case h.Program == bpf.HookPod:
 			pods[h.Ifindex] = true
+		case h.Program == bpf.HookXDP:
+			drivers += ", " + at + "'s driver"
 		}
 	}
 	type atPod struct {
@@ -115,7 +117,7 @@ func (g group) hooks(hooks []bpf.Hook, endpoints []bpf.Endpoint, uplinks []strin
 		slices.Sort(missing)
 		g.fail("hooks", restartAgent, "not attached: %s", strings.Join(missing, "; "))
 	} else {
-		g.ok("hooks", "%d at the cgroup root, %d pods' interfaces", atCgroup, len(pods))
+		g.ok("hooks", "%d at the cgroup root, %d pods' interfaces%s", atCgroup, len(pods), drivers)
 	}
 	if len(others) > 0 {
 		slices.Sort(others)

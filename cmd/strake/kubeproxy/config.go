@@ -36,6 +36,7 @@ type Config struct {
 	NodePorts        []netip.Prefix
 	Healthz, Metrics string
 	Flows            int // how many connections the node follows at a time, as bpf.Config has it
+	XDP              bpf.XDPMode
 	// MaxFrontends and MaxBackends are the sizes of the tables, as bpf.Config has them.
 	MaxFrontends, MaxBackends int
 	Names                     Names
