@@ -11,16 +11,18 @@ import (
 // maxAddrs is how many addresses of a family the kernel answers for one name (NAME_ADDRS in lib/dns.h).
 const maxAddrs = 8
 
-// NamesState is what the programs are told of all names together (NAMES_WHOLE and NAMES_OFF in lib/dns.h).
+// NamesState is what the programs are told of all names together (NAMES_WHOLE and its like in lib/dns.h).
 type NamesState struct {
 	Whole bool   // every Service and namespace has its row: names below svc.<zone> that are below none of them are denied
 	Off   bool   // user space answers for all names
+	Pods  bool   // pods' names are those of any addresses, if there is the namespace
 	TTL   uint16 // seconds that records live; 0: Config.DNSTTL
 }
 
 const (
 	namesWhole uint32 = 1
 	namesOff   uint32 = 2
+	namesPods  uint32 = 4
 	namesTTL          = 16 // the bit from which on it is the TTL
 )
 
@@ -32,6 +34,9 @@ func (d *Datapath) SetNamesState(s NamesState) error {
 	}
 	if s.Off {
 		v |= namesOff
+	}
+	if s.Pods {
+		v |= namesPods
 	}
 	if err := d.net.Maps["names_state"].Put(uint32(0), v); err != nil {
 		return fmt.Errorf("bpf: state of names: %w", err)
@@ -47,7 +52,7 @@ func namesStateOf(m *ebpf.Map) (NamesState, error) {
 	if err := m.Lookup(uint32(0), &v); err != nil {
 		return NamesState{}, fmt.Errorf("bpf: state of names: %w", err)
 	}
-	return NamesState{Whole: v&namesWhole != 0, Off: v&namesOff != 0, TTL: uint16(v >> namesTTL)}, nil
+	return NamesState{Whole: v&namesWhole != 0, Off: v&namesOff != 0, Pods: v&namesPods != 0, TTL: uint16(v >> namesTTL)}, nil
 }
 
 // NameRows are what a node's kernel knows of names.

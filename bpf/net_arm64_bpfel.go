@@ -64,7 +64,20 @@ type netDnsScratch struct {
 	Stored  netStored
 	TtlAt   [32]uint16
 	Ttls    uint32
-	Record  struct {
+	Dashed  struct {
+		_       structs.HostLayout
+		Number  uint32
+		Decimal uint32
+		Digits  uint32
+		Groups  uint32
+		Gap     uint32
+		Dash    uint32
+		Plain   uint32
+		Hex     [8]uint16
+		Bytes   [8]uint8
+		Addr    [16]uint8
+	}
+	Record struct {
 		_   structs.HostLayout
 		Soa struct {
 			_         structs.HostLayout
@@ -85,7 +98,6 @@ type netDnsScratch struct {
 		}
 		_ [2]byte
 	}
-	_ [4]byte
 }
 
 type netEndpoint struct {

@@ -2,9 +2,11 @@ package bpf
 
 import (
 	"encoding/binary"
+	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/miekg/dns"
@@ -257,8 +259,37 @@ func TestTruncatedPackets(t *testing.T) {
 	}
 }
 
+// response is one as user space stores it.
+func response(t testing.TB, name string, rrs ...string) []byte {
+	t.Helper()
+	m := new(dns.Msg).SetReply(new(dns.Msg).SetQuestion(name, dns.TypeA))
+	m.Compress = true
+	for _, text := range rrs {
+		rr, err := dns.NewRR(text)
+		must(t, err)
+		m.Answer = append(m.Answer, rr)
+	}
+	data, err := m.Pack()
+	must(t, err)
+	return data
+}
+
 func FuzzHostileQuestions(f *testing.F) {
 	d := withPods(f)
+	_, err := d.Names().Replace("u", []Name{{Name: "web.default.svc.cluster.local.", Addrs: []netip.Addr{netip.MustParseAddr("10.96.0.5")}}, {Name: "default.svc.cluster.local."}})
+	must(f, err)
+	var many []string
+	for i := range 70 {
+		many = append(many, fmt.Sprintf("many.default.svc.cluster.local. 30 IN A 10.1.0.%d", i))
+	}
+	_, err = d.Records().Replace("u", []Record{{Message: response(f, "many.default.svc.cluster.local.", many...)}})
+	must(f, err)
+	must(f, d.Outside().Keep(response(f, "a.example.", "a.example. 300 IN CNAME b.example.", "b.example. 60 IN A 192.0.2.1"), AskedRecursion, time.Now().Add(time.Hour)))
+	must(f, d.SetNamesState(NamesState{Whole: true, Pods: true}))
+	for _, name := range []string{"web.default.svc.cluster.local.", "many.default.svc.cluster.local.", "a.example.", "10-1-0-1.default.pod.cluster.local.", "fd00--1.default.pod.cluster.local.", "x.default.svc.cluster.local."} {
+		f.Add(query(f, name, dns.TypeA, true))
+		f.Add(query(f, name, dns.TypeAAAA, false))
+	}
 	f.Add([]byte("\x00\x01\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x03web\x07cluster\x05local\x00\x00\x01\x00\x01"))
 	f.Fuzz(func(t *testing.T, payload []byte) {
 		if len(payload) > 1400 {

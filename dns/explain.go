@@ -76,8 +76,10 @@ func (k KernelNames) Explain(name string, qtype, size uint16) (kernel bool, why 
 		return true, "no name of the cluster is so deep: it does not exist"
 	case last != "svc" && last != "pod" && last != "dns" && len(last) != len("dns-version"):
 		return true, fmt.Sprintf("no name of the cluster ends in .%s.%s: it does not exist", last, k.Zone)
+	case last == "pod" && before == 3 && k.State.Pods && qtype != dns.TypeANY:
+		return k.explainPod(labels[0], labels[1])
 	case last != "svc" || before < 2:
-		return false, "names of pods and of the zone itself are left to user space"
+		return false, "names of the zone itself are left to user space"
 	case !k.State.Whole:
 		return false, "not all Services are in the kernel, so it denies none"
 	case before == 2:
@@ -92,6 +94,19 @@ func (k KernelNames) Explain(name string, qtype, size uint16) (kernel bool, why 
 		return false, fmt.Sprintf("Service %s/%s exists, and what else is below it is left to user space", labels[before-2], labels[before-3])
 	}
 	return true, fmt.Sprintf("there is no Service %s with an address in namespace %s", labels[before-3], labels[before-2])
+}
+
+func (k KernelNames) explainPod(label, namespace string) (bool, string) {
+	if _, ok := k.rows[namespace+".svc."+k.Zone]; !ok {
+		if k.State.Whole {
+			return true, "there is no namespace " + namespace
+		}
+		return false, "not all namespaces are in the kernel, so it denies none"
+	}
+	if addr, ok := dashed(label); ok {
+		return true, "it is the name of address " + addr.String()
+	}
+	return false, "it is the name of no address"
 }
 
 // explainOutside is for a question that asks for recursion, and for nothing else.

@@ -72,6 +72,49 @@ func TestKernelAnswersRecords(t *testing.T) {
 	}
 }
 
+// Names of pods are addresses, as the server reads them, of a namespace that there is.
+func TestKernelAnswersNamesOfPods(t *testing.T) {
+	dial, s, d := podAndServer(t)
+	conns := []*dns.Conn{{Conn: dial("udp", at), UDPSize: 4096}, {Conn: dial("udp", at6), UDPSize: 4096}}
+	labels := []string{"10-1-0-1", "255-255-255-255", "256-1-1-1", "01-1-1-1", "1-2-3", "1-2-3-4-5", "0-0-0-0", "00-0-0-0", "1--2", "--1", "--", "1--", "-1", "1-", "---", "1---2", "fd00-10-244--7", "FD00--A",
+		"1-2-3-4-5-6-7-8", "1-2-3-4-5-6-7--", "1-2-3-4-5-6-7-8--", "1--3-4-5-6-7-8", "1--2--3", "12345--", "g--", "--ffff-102-304", "0001-0002-0003-0004-0005-0006-0007-0008", "a", "-", "1-1-1-a", "1000-1-1-1"}
+	random := rand.New(rand.NewPCG(7, 8))
+	for range 400 {
+		label := ""
+		for range 1 + random.IntN(12) {
+			label += []string{"-", "-", "0", "1", "25", "a", "F", "10", "ffff"}[random.IntN(9)]
+		}
+		labels = append(labels, label[:min(len(label), 45)])
+	}
+	kernel := NewKernelNames("cluster.local", bpf.NameRows{Names: []bpf.Name{{Name: "default.svc.cluster.local."}}, State: bpf.NamesState{Whole: true, Pods: true}})
+	told := 0
+	for i, label := range labels {
+		for _, namespace := range []string{"default", "nowhere"} {
+			q := new(dns.Msg).SetQuestion(label+"."+namespace+".pod.Cluster.local.", []uint16{dns.TypeA, dns.TypeAAAA, dns.TypeTXT}[i%3])
+			if i < 50 {
+				q.Question[0].Qtype = []uint16{dns.TypeA, dns.TypeAAAA}[i%2]
+			}
+			before := kernelCount(t, d, "dns_passed")
+			got := askOver(t, conns[i%2], q)
+			byKernel := kernelCount(t, d, "dns_passed") == before
+			if explained, why := kernel.Explain(q.Question[0].Name, q.Question[0].Qtype, 0); explained != byKernel {
+				t.Errorf("%s: by the kernel: %v, and not %q", &q.Question[0], byKernel, why)
+			}
+			if _, ok := dashed(strings.ToLower(label)); byKernel != (ok || namespace == "nowhere") {
+				t.Errorf("%s: by the kernel: %v", &q.Question[0], byKernel)
+			} else if byKernel && ok {
+				told++
+			}
+			if want := s.Answer(context.Background(), q); !sameMessage(got, want) {
+				t.Errorf("%s\n%s\nthe server says\n%s", &q.Question[0], got, want)
+			}
+		}
+	}
+	if told < 30 {
+		t.Errorf("the kernel told %d addresses", told)
+	}
+}
+
 // dns6 is the name of an address.
 func dns6(t *testing.T, addr string) string {
 	t.Helper()

@@ -152,7 +152,7 @@ func podAndServer(t *testing.T) (dial func(network string, to netip.AddrPort) ne
 	run(t, s)
 	d = openDatapath(t)
 	fillKernel(t, d, records)
-	must(t, d.SetNamesState(bpf.NamesState{Whole: true}))
+	must(t, d.SetNamesState(bpf.NamesState{Whole: true, Pods: true}))
 	return podDial(t, d), s, d
 }
 
@@ -275,7 +275,7 @@ func TestKernelDeniesWhatIsNowhere(t *testing.T) {
 			}
 		}
 	}
-	for _, name := range []string{"nobody.web.default.svc.cluster.local.", "_none._tcp.web.default.svc.cluster.local.", "10-1-0-1.default.pod.cluster.local.", "a.b.pod.cluster.local."} {
+	for _, name := range []string{"nobody.web.default.svc.cluster.local.", "_none._tcp.web.default.svc.cluster.local.", "x.default.pod.cluster.local."} {
 		if ask(name, dns.TypeA) {
 			t.Errorf("%s was answered by the kernel, which can't know", name)
 		}
@@ -310,7 +310,7 @@ func TestKernelAnswersNamesOfChanceAsTheServerDoes(t *testing.T) {
 	words := []string{"web", "dual", "six", "db", "db-0", "default", "svc", "pod", "dns", "ns", "dns-version", "cluster", "local", "_http", "_tcp", "_", "10-1-0-1", "Xdnsversion",
 		"abcdefghijk", "a", `\000`, `\255\.`, "*", strings.Repeat("x", 63), "SVC", "Cluster"}
 	types := []uint16{dns.TypeA, dns.TypeAAAA, dns.TypeSRV, dns.TypePTR, dns.TypeCNAME, dns.TypeSOA, dns.TypeTXT, dns.TypeANY, 65280}
-	rows := bpf.NameRows{State: bpf.NamesState{Whole: true}}
+	rows := bpf.NameRows{State: bpf.NamesState{Whole: true, Pods: true}}
 	var err error
 	rows.Names, err = d.Names().Dump()
 	must(t, err)

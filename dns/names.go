@@ -166,7 +166,7 @@ func (n *Names) Configure(cfg Config) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	state := n.known
-	state.Off, state.TTL = cfg.inZone(n.zone), uint16(cfg.TTL)
+	state.Off, state.TTL, state.Pods = cfg.inZone(n.zone), uint16(cfg.TTL), cfg.Pods == PodsInsecure
 	return n.tell(state)
 }
 

@@ -408,15 +408,17 @@ func TestNamesAreConfigured(t *testing.T) {
 		cfg  Config
 		want bpf.NamesState
 	}{
-		"by default":            {Config{}, bpf.NamesState{TTL: 30}},
-		"another TTL":           {Config{TTL: 5}, bpf.NamesState{TTL: 5}},
-		"hosts elsewhere":       {Config{Hosts: []Host{{"192.0.2.1", []string{"a.example"}}}}, bpf.NamesState{TTL: 30}},
-		"hosts in the zone":     {Config{Hosts: []Host{{"192.0.2.1", []string{"b.example", "a.Cluster.local"}}}}, bpf.NamesState{TTL: 30, Off: true}},
-		"a stub elsewhere":      {Config{Stubs: []Stub{{Zone: "a.example", Upstream: Upstream{Servers: []string{"192.0.2.1"}}}}}, bpf.NamesState{TTL: 30}},
-		"a stub in the zone":    {Config{Stubs: []Stub{{Zone: "consul.cluster.local", Upstream: Upstream{Servers: []string{"192.0.2.1"}}}}}, bpf.NamesState{TTL: 30, Off: true}},
-		"a second zone":         {Config{Zones: []string{"cluster.local", "old.example"}}, bpf.NamesState{TTL: 30}},
-		"a second zone, below":  {Config{Zones: []string{"cluster.local", "b.cluster.local"}}, bpf.NamesState{TTL: 30, Off: true}},
-		"rewrites of any names": {Config{Rewrites: []Rewrite{{From: "a.example", To: "b.example"}}}, bpf.NamesState{TTL: 30, Off: true}},
+		"by default":            {Config{}, bpf.NamesState{Pods: true, TTL: 30}},
+		"pods' names disabled":  {Config{Pods: PodsDisabled}, bpf.NamesState{TTL: 30}},
+		"pods' names verified":  {Config{Pods: PodsVerified}, bpf.NamesState{TTL: 30}},
+		"another TTL":           {Config{TTL: 5}, bpf.NamesState{Pods: true, TTL: 5}},
+		"hosts elsewhere":       {Config{Hosts: []Host{{"192.0.2.1", []string{"a.example"}}}}, bpf.NamesState{Pods: true, TTL: 30}},
+		"hosts in the zone":     {Config{Hosts: []Host{{"192.0.2.1", []string{"b.example", "a.Cluster.local"}}}}, bpf.NamesState{Pods: true, TTL: 30, Off: true}},
+		"a stub elsewhere":      {Config{Stubs: []Stub{{Zone: "a.example", Upstream: Upstream{Servers: []string{"192.0.2.1"}}}}}, bpf.NamesState{Pods: true, TTL: 30}},
+		"a stub in the zone":    {Config{Stubs: []Stub{{Zone: "consul.cluster.local", Upstream: Upstream{Servers: []string{"192.0.2.1"}}}}}, bpf.NamesState{Pods: true, TTL: 30, Off: true}},
+		"a second zone":         {Config{Zones: []string{"cluster.local", "old.example"}}, bpf.NamesState{Pods: true, TTL: 30}},
+		"a second zone, below":  {Config{Zones: []string{"cluster.local", "b.cluster.local"}}, bpf.NamesState{Pods: true, TTL: 30, Off: true}},
+		"rewrites of any names": {Config{Rewrites: []Rewrite{{From: "a.example", To: "b.example"}}}, bpf.NamesState{Pods: true, TTL: 30, Off: true}},
 	} {
 		must(t, n.Configure(c.cfg))
 		if got, _ := state.NamesState(); got != c.want {

@@ -47,6 +47,7 @@ struct name_key {
 /* What the agent has said of all names. */
 #define NAMES_WHOLE 1 /* every Service and namespace has its row: others do not exist */
 #define NAMES_OFF 2   /* user space answers for all */
+#define NAMES_PODS 4  /* names of pods are those of any addresses, if there is the namespace */
 #define NAMES_TTL 16  /* from this bit on: seconds that records live; 0: as was set at load */
 
 struct {
@@ -137,6 +138,20 @@ struct stored {
 	__u8 pad[2];
 };
 
+/* An address that is read out of a label, of dns_dashed. */
+struct dashed {
+	__u32 number, decimal;     /* the group that is read, as hexadecimal and as decimal digits */
+	__u32 digits;              /* that it has so far */
+	__u32 groups, gap;         /* how many are complete; at which the zeroes are left out, or NO_GAP */
+	__u32 dash;                /* the last was a dash behind a group, or the first of all */
+	__u32 plain;               /* all groups are those of an IPv4 address */
+	__u16 hex[8];
+	__u8 bytes[8];
+	__u8 addr[16];
+};
+
+#define NO_GAP 255
+
 /* The stack is small. */
 struct dns_scratch {
 	__u8 raw[RAW_MAX];       /* question and what follows, as received */
@@ -149,6 +164,7 @@ struct dns_scratch {
 	struct stored stored;    /* what dns_stored sends */
 	__u16 ttl_at[OUTSIDE_TTLS];
 	__u32 ttls;
+	struct dashed dashed;
 	union {
 		struct soa soa;
 		struct answer answer;

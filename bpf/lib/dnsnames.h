@@ -3,6 +3,7 @@
 #ifndef STRAKE_DNSNAMES_H
 #define STRAKE_DNSNAMES_H
 
+#include "dnspods.h"
 #include "dnsreply.h"
 #include "dnsstored.h"
 
@@ -83,6 +84,63 @@ int __attribute__((noinline)) dns_missing(struct __sk_buff *skb)
 	return !bpf_map_lookup_elem(&names, &s->service);
 }
 
+/* What the name of a pod is: DENIED, the family of its address, which is in the scratch then; or -1, if user space is to say. */
+#define DENIED 0
+
+int __attribute__((noinline)) dns_pod(struct __sk_buff *skb)
+{
+	struct dns_scratch *s = dns_scratch_now();
+	__u32 at, len, before, state = dns_state();
+	int family;
+
+	if (!skb || !s || !(state & NAMES_PODS))
+		return -1;
+	before = OPAQUE(s->labels) - dns_zone_labels;
+	if (before != 3)
+		return -1;
+	at = s->start[2];
+	if (at > NAME_MAX - 8 || s->asked.key.name[at] != 3 || s->asked.key.name[at + 1] != 'p' || s->asked.key.name[at + 2] != 'o' || s->asked.key.name[at + 3] != 'd')
+		return -1;
+	at = s->start[1];
+	len = OPAQUE(s->len);
+	__builtin_memset(&s->service, 0, sizeof(s->service));
+	for (__u32 i = 0; i < NAME_MAX - 1; i++) {
+		if (at + i >= len)
+			break;
+		s->service.name[i] = s->asked.key.name[(at + i) & (NAME_MAX - 1)];
+	}
+	at = (s->start[2] - at) & (NAME_MAX - 1); /* the row of a namespace is that below svc */
+	s->service.name[at + 1] = 's';
+	s->service.name[at + 2] = 'v';
+	s->service.name[at + 3] = 'c';
+	if (!bpf_map_lookup_elem(&names, &s->service))
+		return state & NAMES_WHOLE ? DENIED : -1;
+	family = dns_dashed(skb);
+	return family ? family : -1;
+}
+
+/* All of an address record but the address, for the name in the question. */
+static __always_inline struct answer *dns_owner(struct dns_scratch *s, __u32 v6)
+{
+	struct answer *a = &s->record.answer;
+
+	a->name = bpf_htons(0xc000 | sizeof(struct dns_header));
+	a->type = bpf_htons(v6 ? TYPE_AAAA : TYPE_A);
+	a->class = bpf_htons(1);
+	a->ttl = dns_ttl_now();
+	a->len = bpf_htons(v6 ? 16 : 4);
+	return a;
+}
+
+/* Writes the address of dns_dashed. */
+static __always_inline int dns_address(struct __sk_buff *skb, struct dns_scratch *s, __u32 off, int v6)
+{
+	struct answer *a = dns_owner(s, v6);
+
+	__builtin_memcpy(a->addr, s->dashed.addr, 16);
+	return v6 ? bpf_skb_store_bytes(skb, off, a, ANSWER_SIZE(1), 0) : bpf_skb_store_bytes(skb, off, a, ANSWER_SIZE(0), 0);
+}
+
 /* Writes the n addresses of the scratch's name from an offset on, beginning with any. On its own, where registers are enough for the
  * counter: Linux 5.10 forgets one that goes through the stack, and would see no end. */
 int __attribute__((noinline)) dns_records(struct __sk_buff *skb, __u32 off, __u32 v6, __u32 n)
@@ -99,12 +157,7 @@ int __attribute__((noinline)) dns_records(struct __sk_buff *skb, __u32 off, __u3
 		return -1;
 	if (!n || n != (v6 ? name->n6 : name->n4)) /* changed meanwhile */
 		return -1;
-	a = &s->record.answer;
-	a->name = bpf_htons(0xc000 | sizeof(struct dns_header));
-	a->type = bpf_htons(v6 ? TYPE_AAAA : TYPE_A);
-	a->class = bpf_htons(1);
-	a->ttl = dns_ttl_now();
-	a->len = bpf_htons(v6 ? 16 : 4);
+	a = dns_owner(s, v6);
 	for (__u32 i = 0; i < NAME_ADDRS; i++) {
 		__u32 at = (first + i) % n & (NAME_ADDRS - 1);
 
@@ -129,7 +182,7 @@ int __attribute__((noinline)) dns_cluster(struct __sk_buff *skb, __u32 over_v6, 
 	__u32 len, type, n = 0, size, rcode = 0;
 	struct name *name;
 	struct soa *soa;
-	int v6 = 0, verdict;
+	int v6 = 0, verdict, pod = -1;
 
 	if (!skb || !s)
 		return -1;
@@ -152,7 +205,13 @@ int __attribute__((noinline)) dns_cluster(struct __sk_buff *skb, __u32 over_v6, 
 	} else if (dns_impossible(s, OPAQUE(s->labels)) || dns_missing(skb)) {
 		rcode = RCODE_NXDOMAIN;
 	} else {
-		return dns_record(skb, over_v6);
+		pod = type == TYPE_ANY ? -1 : dns_pod(skb);
+		if (pod < 0)
+			return dns_record(skb, over_v6);
+		if (pod == DENIED)
+			rcode = RCODE_NXDOMAIN;
+		v6 = pod == 6;
+		n = pod && type == (v6 ? TYPE_AAAA : TYPE_A);
 	}
 
 	size = n ? n * ANSWER_SIZE(v6) : sizeof(struct soa);
@@ -160,7 +219,7 @@ int __attribute__((noinline)) dns_cluster(struct __sk_buff *skb, __u32 over_v6, 
 	if (!dns_fits(s, len + 4 + size) || dns_room(skb, s, question + size))
 		return -1;
 	if (n) {
-		if (dns_records(skb, question, v6, n))
+		if (pod > 0 ? dns_address(skb, s, question, v6) : dns_records(skb, question, v6, n))
 			return drop(skb, DROP_REWRITE);
 		return dns_reply(skb, over_v6, question + size, SECTIONS(n, 0, 0), DNS_AA | DNS_ANSWERED << 16);
 	}
