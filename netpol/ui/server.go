@@ -30,6 +30,8 @@ const maxBody = 4 << 20
 type Config struct {
 	Source string                                 // for people: "the cluster", "manifests/"
 	Read   func(context.Context) (Reading, error) // called at the start, and when the user asks for it; never twice at a time
+	// Records tells the folders with records of flows; nil: there are none.
+	Records func() ([]string, error)
 }
 
 // Reading is a State, and where its objects stand: a file and a line, where it is from files.
@@ -140,6 +142,11 @@ func (s *Server) route(w http.ResponseWriter, r *http.Request) {
 		"/api/policy":   {http.MethodGet, s.policy},
 		"/api/findings": {http.MethodGet, s.findings},
 		"/api/try":      {http.MethodPost, s.try},
+		"/api/shadow":   {http.MethodGet, s.shadow},
+	}
+	if r.URL.Path == "/api/flows" && r.Method == http.MethodGet {
+		s.flows(w, r)
+		return
 	}
 	route, ok := routes[r.URL.Path]
 	if !ok {

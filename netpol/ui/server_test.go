@@ -8,7 +8,9 @@ import (
 	"net/http/cookiejar"
 	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/strake-io/strake/netpol/analysis"
 	"github.com/strake-io/strake/netpol/manifests"
@@ -46,10 +48,22 @@ type page struct {
 	browser    *http.Client
 }
 
-func serve(t *testing.T, text *string) page {
+func serve(t *testing.T, text *string, records ...string) page {
 	t.Helper()
 	var server *ui.Server
-	l := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { server.ServeHTTP(w, r) }))
+	var streamed atomic.Bool
+	l := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.Contains(r.UserAgent(), "Chrome") && r.URL.Path == "/api/flows" { // its virtual time stands still while a request goes on
+			if streamed.Swap(true) {
+				w.WriteHeader(http.StatusNoContent)
+				return
+			}
+			ctx, stop := context.WithTimeout(r.Context(), time.Second)
+			defer stop()
+			r = r.WithContext(ctx)
+		}
+		server.ServeHTTP(w, r)
+	}))
 	t.Cleanup(l.Close)
 	read := func(context.Context) (ui.Reading, error) {
 		state, problems := manifests.Parse("test", []byte(*text))
@@ -59,7 +73,7 @@ func serve(t *testing.T, text *string) page {
 		return ui.Reading{State: state, Where: func(_, _, name string) (string, int) { return name + ".yaml", 7 }}, nil
 	}
 	var err error
-	server, err = ui.New(t.Context(), ui.Config{Source: "test", Read: read}, l.Listener.Addr())
+	server, err = ui.New(t.Context(), ui.Config{Source: "test", Read: read, Records: func() ([]string, error) { return records, nil }}, l.Listener.Addr())
 	if err != nil {
 		t.Fatal(err)
 	}

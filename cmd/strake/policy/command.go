@@ -44,7 +44,7 @@ Exit code: 0 if all is as asked, 1 if not (differences, findings, an assertion t
 		Example: "  strake policy eval -f manifests/ --from default/web --to default/db --port 5432/TCP",
 	}
 	s := &source{fallback: kubeconfig, look: look}
-	policy.AddCommand(evalCommand(s), matrixCommand(s), lintCommand(s), diffCommand(s), checkCommand(s), reportCommand(s), uiCommand(s), flowsCommand(records), replayCommand(s, records), recommendCommand(s, records))
+	policy.AddCommand(evalCommand(s), matrixCommand(s), lintCommand(s), diffCommand(s), checkCommand(s), reportCommand(s), uiCommand(s, records), flowsCommand(records), replayCommand(s, records), recommendCommand(s, records))
 	return policy
 }
 

@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/strake-io/strake/netpol"
 	"github.com/strake-io/strake/netpol/flows"
 )
 
@@ -89,7 +90,8 @@ They are written every ten seconds.`,
 		Example: `  strake policy flows -f --verdict dropped
   strake policy flows --since 1h --pod default/web
   strake policy flows --since 0 --verdict would-drop --policy default/lockdown
-  strake policy flows --by class --since 24h -o json`,
+  strake policy flows --by class --since 24h -o json
+  strake policy flows --by shadow --since 24h`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := r.filter.Check(); err != nil {
@@ -101,17 +103,19 @@ They are written every ten seconds.`,
 			}
 			switch by {
 			case "":
-			case "class":
+			case "class", "shadow":
 				if follow {
-					return Exit{broken, errors.New("--by class adds up what there is: it goes without --follow")}
+					return Exit{broken, errors.New("--by adds up what there is: it goes without --follow")}
 				}
 				sums, err := r.sums(dirs)
-				if err == nil {
+				if err == nil && by == "shadow" {
+					err = printShadows(cmd.OutOrStdout(), output, flows.Shadows(sums))
+				} else if err == nil {
 					err = printSums(cmd.OutOrStdout(), output, sums)
 				}
 				return told(err)
 			default:
-				return Exit{broken, fmt.Errorf("--by %s: class is known", by)}
+				return Exit{broken, fmt.Errorf("--by %s: class and shadow are known", by)}
 			}
 			show := func(l flows.Line) error {
 				if l.Flow != nil && !r.filter.Takes(l.Flow) {
@@ -132,7 +136,8 @@ They are written every ten seconds.`,
 	r.flags(cmd, 10*time.Minute)
 	r.filterFlags(cmd)
 	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on with what is recorded, until Ctrl-C")
-	cmd.Flags().StringVar(&by, "by", "", "class: how many flows and denied packets there were of each class, exactly")
+	cmd.Flags().StringVar(&by, "by", "", "class: how many flows and denied packets there were of each class, exactly; shadow: what each policy in shadow would have dropped, or allowed")
+	_ = cmd.RegisterFlagCompletionFunc("by", cobra.FixedCompletions([]string{"class", "shadow"}, cobra.ShellCompDirectiveNoFileComp)) // fails for unknown flags only
 	formats(cmd, &output, "text", "json")
 	return cmd
 }
@@ -162,6 +167,27 @@ func printSums(w io.Writer, output string, sums []*flows.Sum) error {
 			port = fmt.Sprintf("%d/%s", s.Port, s.Protocol)
 		}
 		fmt.Fprintf(t, "%d\t%d\t%s\t%s\t%s\t%s\t%s\t%s\n", s.Flows, s.Packets, s.Verdict, s.From.Name(), s.To.Name(), port, s.Node, s.Why())
+	}
+	return t.Flush()
+}
+
+func printShadows(w io.Writer, output string, list []flows.Shadow) error {
+	if output == "json" {
+		e := json.NewEncoder(w)
+		e.SetIndent("", "  ")
+		return e.Encode(list)
+	}
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "POLICY\tDIRECTION\tRULE\tWOULD\tCOUNT\tFROM\tTO\tPORT")
+	for _, s := range list {
+		rule, port := "isolation", s.Protocol
+		if s.Rule != netpol.NoRule {
+			rule = fmt.Sprint(s.Rule)
+		}
+		if s.Port != 0 {
+			port = fmt.Sprintf("%d/%s", s.Port, s.Protocol)
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%s\t%s\t%s\n", s.Policy, s.Direction, rule, s.Would, s.Count, s.From, s.To, port)
 	}
 	return t.Flush()
 }

@@ -16,13 +16,13 @@ import (
 	"github.com/strake-io/strake/netpol/ui"
 )
 
-func uiCommand(s *source) *cobra.Command {
+func uiCommand(s *source, records Records) *cobra.Command {
 	var listen, to string
 	cmd := &cobra.Command{
 		Use:   "ui",
 		Short: "Serve a page with the matrix, its reasons, and changes to try",
 		Long: `Serves a page for a browser until Ctrl-C: who reaches whom on what, and the rule behind each answer; what a changed policy would open and
-close; what is wrong with the policies. Nothing is changed in the cluster, which is read as the user of the kubeconfig.
+close; what is wrong with the policies; on a node that records flows (strake up --record-flows) its drops as they come, and what policies in shadow would do. Nothing is changed in the cluster, which is read as the user of the kubeconfig.
 
 The address that is printed has a token, made anew at each start: who has it sees the page. It is served without TLS, and so on loopback unless
 --listen says otherwise.`,
@@ -31,7 +31,7 @@ The address that is printed has a token, made anew at each start: who has it see
   strake policy ui --listen 127.0.0.1:8800`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return serveUI(cmd, s, listen, to)
+			return serveUI(cmd, s, records, listen, to)
 		},
 	}
 	cmd.Flags().StringVar(&listen, "listen", "127.0.0.1:0", "address and port; port 0: any that is free")
@@ -40,7 +40,7 @@ The address that is printed has a token, made anew at each start: who has it see
 	return cmd
 }
 
-func serveUI(cmd *cobra.Command, s *source, listen, to string) error {
+func serveUI(cmd *cobra.Command, s *source, records Records, listen, to string) error {
 	host, _, err := net.SplitHostPort(listen)
 	if ip := net.ParseIP(host); err != nil || host == "" || ip != nil && ip.IsUnspecified() {
 		return Exit{broken, fmt.Errorf("--listen %s: one address and a port, such as 127.0.0.1:8800, so that no page of another site can reach it by a name of its own", listen)}
@@ -62,7 +62,7 @@ func serveUI(cmd *cobra.Command, s *source, listen, to string) error {
 		loaded := s.loaded
 		return ui.Reading{State: state, Where: loaded.Where}, err
 	}
-	server, err := ui.New(cmd.Context(), ui.Config{Source: name, Read: read}, l.Addr())
+	server, err := ui.New(cmd.Context(), ui.Config{Source: name, Read: read, Records: records}, l.Addr())
 	if err != nil {
 		return err
 	}

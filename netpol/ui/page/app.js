@@ -279,15 +279,63 @@ const loadFindings = () => run(async () => {
     make("p", {}, f.message), make("p", { class: "hint" }, f.hint))));
 });
 
+// ---- flows, while their view is open
+
+const mostFlows = 200; // that are drawn; the newest
+let stream = null;
+
+function portOf(f) { return f.port ? f.port + "/" + f.protocol : f.protocol; }
+
+function listen() {
+  hush();
+  $("stream").tBodies[0].replaceChildren();
+  $("live").textContent = "";
+  stream = new EventSource("/api/flows?verdict=" + encodeURIComponent($("verdict").value));
+  stream.onopen = () => { $("live").textContent = "live, and the last ten minutes"; };
+  stream.onmessage = e => {
+    const f = JSON.parse(e.data), rows = $("stream").tBodies[0];
+    const end = x => x.pod ? x.namespace + "/" + x.pod : x.node ? "node " + x.node : x.addr;
+    rows.prepend(f.kind === "flow"
+      ? make("tr", {}, make("td", {}, new Date(f.time).toLocaleTimeString()), make("td", {}, `${end(f.from)} → ${end(f.to)} ${portOf(f)}`), make("td", {}, f.why))
+      : make("tr", {}, make("td", { colspan: 3, class: "hint" }, f.text)));
+    while (rows.rows.length > mostFlows) rows.deleteRow(-1);
+  };
+  stream.addEventListener("failed", e => { $("live").textContent = JSON.parse(e.data); hush(); });
+  stream.onerror = () => { if (stream && stream.readyState === EventSource.CLOSED) $("live").textContent = "no record of flows"; };
+}
+
+function hush() {
+  if (stream) stream.close();
+  stream = null;
+}
+
+async function loadShadow() {
+  try {
+    const list = await ask("/api/shadow");
+    $("shadow").replaceChildren(list.length === 0 ? make("p", { class: "hint" }, "Nothing else than what is done, in the last 24 hours.")
+      : make("table", { class: "ranges" }, make("tbody", {}, ...list.slice(0, 500).map(s => make("tr", {},
+        make("td", {}, make("strong", {}, s.policy), ` ${s.direction}, ${s.rule < 0 ? "isolation" : "rule " + s.rule}`),
+        make("td", {}, `${s.would} ${s.count}`), make("td", {}, `${s.from} → ${s.to} ${portOf(s)}`))))));
+  } catch (e) {
+    $("shadow").replaceChildren(make("p", { class: "hint" }, e.message));
+  }
+}
+$("verdict").addEventListener("change", listen);
+
 // ---- views
 
-const views = ["matrix", "try", "findings"];
+const views = ["matrix", "try", "flows", "findings"];
 
 function open(name) {
   if (!views.includes(name)) return;
   for (const view of views) {
     $("view-" + view).hidden = view !== name;
     $("tab-" + view).setAttribute("aria-selected", String(view === name));
+  }
+  hush();
+  if (name === "flows") {
+    listen();
+    loadShadow();
   }
 }
 for (const view of views) $("tab-" + view).addEventListener("click", () => open(view));
