@@ -288,23 +288,26 @@ static __always_inline __u32 policy_number(struct __sk_buff *skb, const struct p
 
 int __attribute__((noinline)) policy_notes(struct __sk_buff *skb, __u32 how, __u32 to)
 {
-	struct policy_work *w = policy_work();
 	struct scratch *s = scratch();
+	struct policy_work *w;
 	struct packet *p;
 	enum l4 kind;
 
-	if (!skb || !s || !w)
+	if (!skb || !s)
 		return 0;
 	p = &s->p;
-	if (p->later || how & POLICY_ERROR)
+	if (p->ports && p->proto != IPPROTO_UDP && !tcp_opens(p->tcp)) /* most are */
+		return 0;
+	w = policy_work();
+	if (!w || p->later || how & POLICY_ERROR)
 		return 0;
 	if (!p->ports) {
 		kind = l4_of(skb, p);
 		if (kind == L4_ERROR || kind == L4_SHORT || (!(how & (POLICY_SOURCE | POLICY_TRANSLATED)) && policy_spares(skb, p)))
 			return 0;
+		if (flow_has_connection(p->proto) && !tcp_opens(p->tcp))
+			return 0;
 	}
-	if (flow_has_connection(p->proto) && !tcp_opens(p->tcp))
-		return 0;
 	policy_ends(w, s, how);
 	w->proto = p->proto;
 	w->tcp = flow_has_connection(p->proto) ? p->tcp : 0;
