@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -113,6 +114,8 @@ func TestNetworkPolicy(t *testing.T) {
 		{"established flows", establishedFlows},
 		{"a pod is isolated before its first instruction", isolatedFromTheFirst},
 		{"verdicts stand while processes are away", verdictsStand},
+		{"verdicts stand while the API server is away, and an agent begins anew", withoutAPI},
+		{"a report has evidence", reported},
 	} {
 		t.Run(part.name, func(t *testing.T) {
 			sub := *l
@@ -331,6 +334,14 @@ func clusterPolicies(l *policyLab) {
 	l.expect([]path{tcp("near", "server", 8081), tcp("far", "server", 8081)}, []path{tcp("near", "server", 8080), tcp("far", "server", 8080), tcp("stranger", "server", 8081)})
 	l.clusterPolicy("before", `{tier: Admin, priority: 5, `+subject+`, ingress: [{action: Pass, `+clients+`}, {action: Accept, from: [{namespaces: {matchLabels: {kubernetes.io/metadata.name: other}}}]}]}`)
 	l.expect([]path{tcp("near", "server", 8080), tcp("far", "server", 8080), tcp("stranger", "server", 8080)}, nil)
+	for _, name := range []string{"last", "first", "before"} {
+		eventually(l.t, 30*time.Second, func() string {
+			if got := l.kubectl("get", "clusternetworkpolicy", name, "-o", `jsonpath={.status.conditions[?(@.type=="Accepted")].status} {.status.conditions[?(@.type=="Accepted")].reason}`); got != "True Enforced" {
+				return fmt.Sprintf("ClusterNetworkPolicy %s: condition Accepted is %q", name, got)
+			}
+			return ""
+		})
+	}
 }
 
 // flow is a connection that is asked again and again.
@@ -457,4 +468,87 @@ func verdictsStand(l *policyLab) {
 	}
 	l.kubectl("label", "pod", "far", "-n", "shop", "app=other", "--overwrite")
 	l.expect([]path{tcp("near", "server", 8080)}, []path{tcp("far", "server", 8080)})
+}
+
+// withoutAPI stops the API server, and kills an agent meanwhile: the verdicts of before stand, and what changes afterwards counts.
+func withoutAPI(l *policyLab) {
+	eventually(l.t, 60*time.Second, l.refresh) // other parts have killed agents
+	l.kubectl("label", "pod", "far", "-n", "shop", "app=client", "--overwrite")
+	l.policy("allow", `{podSelector: {matchLabels: {app: server}}, ingress: [{from: [{podSelector: {matchLabels: {app: client}}}]}]}`)
+	open, closed := []path{tcp("near", "server", 8080), tcp("far", "server", 8080)}, []path{tcp("stranger", "server", 8080)}
+	l.expect(open, closed)
+	server, agent := 0, l.nodes[1].agent()
+	for _, c := range l.nodes[0].Components {
+		if c.Name == "server" {
+			server = c.PID
+		}
+	}
+	if server == 0 {
+		l.t.Fatalf("no server among %+v", l.nodes[0].Components)
+	}
+	if err := syscall.Kill(server, syscall.SIGSTOP); err != nil {
+		l.t.Fatal(err)
+	}
+	defer syscall.Kill(server, syscall.SIGCONT)
+	l.expect(open, closed)
+	if err := syscall.Kill(agent, syscall.SIGKILL); err != nil {
+		l.t.Fatal(err)
+	}
+	for range 4 { // in which time the next agent has begun, and does not know what there is
+		l.expect(open, closed)
+	}
+	if err := syscall.Kill(server, syscall.SIGCONT); err != nil {
+		l.t.Fatal(err)
+	}
+	eventually(l.t, 90*time.Second, func() string {
+		if why := l.refresh(); why != "" || l.nodes[1].agent() == agent {
+			return "the agent does not come back: " + why
+		}
+		return ""
+	})
+	for i, n := range l.nodes {
+		l.places[fmt.Sprint("node-", i+1)] = podnet.Space(n.netns)
+	}
+	l.expect(open, closed)
+	l.kubectl("label", "pod", "far", "-n", "shop", "app=other", "--overwrite")
+	l.expect([]path{tcp("near", "server", 8080)}, []path{tcp("far", "server", 8080)})
+}
+
+// reported: on a node a report has the proof of its kernel, packets that went as policies say, and what was enforced since when.
+func reported(l *policyLab) {
+	l.policy("allow", `{podSelector: {matchLabels: {app: server}}, ingress: [{from: [{podSelector: {matchLabels: {app: client}}}]}]}`)
+	l.expect([]path{tcp("near", "server", 8080)}, []path{tcp("stranger", "server", 8080)})
+	var r struct {
+		Evidence struct {
+			Proof *struct {
+				Questions, Differences int
+			}
+			Probes  []struct{ OK bool }
+			History []struct {
+				What   string
+				Policy struct{ Name string }
+			}
+			HistoryBroken []string
+		}
+	}
+	eventually(l.t, 30*time.Second, func() string { // the history is written beside
+		out, err := l.StrakeCommand(l.t.Context(), "policy", "report", "--probes", "10", "-o", "json").Output()
+		if len(out) == 0 || json.Unmarshal(out, &r) != nil {
+			return fmt.Sprintf("%v: %s", err, out)
+		}
+		for _, e := range r.Evidence.History {
+			if e.What == "enforced" && e.Policy.Name == "allow" {
+				return ""
+			}
+		}
+		return fmt.Sprintf("history %+v", r.Evidence.History)
+	})
+	if e := r.Evidence; e.Proof == nil || e.Proof.Questions == 0 || e.Proof.Differences > 0 || len(e.Probes) == 0 || len(e.HistoryBroken) > 0 {
+		l.t.Errorf("evidence %+v", e)
+	}
+	for _, p := range r.Evidence.Probes {
+		if !p.OK {
+			l.t.Errorf("probes %+v", r.Evidence.Probes)
+		}
+	}
 }
