@@ -72,19 +72,19 @@ func TestBesideTheClustersDNS(t *testing.T) {
 	await(t, "the DNS's addresses", func() bool {
 		return servers.are("10.96.0.10:53", "10.244.0.30:1053", "10.244.0.31:1053", "[fd00:96::a]:53")
 	})
-	await(t, "the usual Corefile, as there is none", is(bpf.NamesState{TTL: 30}))
+	await(t, "the usual Corefile, as there is none", is(bpf.NamesState{TTL: 30, Pods: true}))
 	configs := client.CoreV1().ConfigMaps("kube-system")
 	for i, c := range []struct {
 		corefile string
 		want     bpf.NamesState
 	}{
-		{".:53 {\n kubernetes cluster.local in-addr.arpa {\n  pods insecure\n  fallthrough in-addr.arpa\n  ttl 17\n }\n forward . /etc/resolv.conf {\n  max_fails 3\n }\n cache 30 {\n  prefetch 2\n }\n}", bpf.NamesState{TTL: 17}},
+		{".:53 {\n kubernetes cluster.local in-addr.arpa {\n  pods insecure\n  fallthrough in-addr.arpa\n  ttl 17\n }\n forward . /etc/resolv.conf {\n  max_fails 3\n }\n cache 30 {\n  prefetch 2\n }\n}", bpf.NamesState{TTL: 17, Pods: true}},
 		{".:53 {\n kubernetes cluster.local\n template ANY ANY {\n  rcode NXDOMAIN\n }\n}", bpf.NamesState{TTL: 5, Off: true}},
 		{".:53 {\n kubernetes cluster.local {\n  namespaces default\n }\n}", bpf.NamesState{TTL: 5, Off: true}},
 		{".:53 {\n kubernetes cluster.local\n hosts {\n  192.0.2.1 a.cluster.local\n  fallthrough\n }\n}", bpf.NamesState{TTL: 5, Off: true}},
 		{".:53 {\n kubernetes cluster.local\n hosts {\n  192.0.2.1 a.example\n  fallthrough\n }\n}", bpf.NamesState{TTL: 5}},
 		{".:53 {\n kubernetes other.local\n}", bpf.NamesState{TTL: 5, Off: true}},
-		{"rubbish {", bpf.NamesState{TTL: 30, Off: true}},
+		{"rubbish {", bpf.NamesState{TTL: 30, Off: true, Pods: true}},
 	} {
 		m := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "kube-system", Name: "coredns"}, Data: map[string]string{"Corefile": c.corefile}}
 		if i == 0 {
@@ -96,7 +96,7 @@ func TestBesideTheClustersDNS(t *testing.T) {
 		await(t, c.corefile, is(c.want))
 	}
 	must(t, configs.Delete(ctx, "coredns", metav1.DeleteOptions{}))
-	await(t, "the usual Corefile, as there is none any more", is(bpf.NamesState{TTL: 30}))
+	await(t, "the usual Corefile, as there is none any more", is(bpf.NamesState{TTL: 30, Pods: true}))
 	must(t, client.CoreV1().Services("default").Delete(ctx, "kube-dns", metav1.DeleteOptions{}))
 	await(t, "no DNS any more", func() bool { return servers.are() })
 }
