@@ -2,6 +2,7 @@ package resources
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -126,6 +127,19 @@ func replicaSets() *descriptor.Resource {
 	})
 }
 
+// withClaims is a StatefulSet's template with the volumes that its pods get beside those of the template.
+func withClaims(s *appsv1.StatefulSet) *corev1.PodTemplateSpec {
+	t := s.Spec.Template.DeepCopy()
+	for _, c := range s.Spec.VolumeClaimTemplates {
+		if c.Name != "" && !slices.ContainsFunc(t.Spec.Volumes, func(v corev1.Volume) bool { return v.Name == c.Name }) {
+			t.Spec.Volumes = append(t.Spec.Volumes, corev1.Volume{Name: c.Name, VolumeSource: corev1.VolumeSource{
+				PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: c.Name},
+			}})
+		}
+	}
+	return t
+}
+
 func statefulSets() *descriptor.Resource {
 	return kind[appsv1.StatefulSet, appsv1.StatefulSetList]("StatefulSet", descriptor.Resource{
 		GroupVersion: appsv1.SchemeGroupVersion, ShortNames: []string{"sts"}, Categories: []string{"all"}, Namespaced: true,
@@ -153,7 +167,7 @@ func statefulSets() *descriptor.Resource {
 		}),
 		Validate: descriptor.Check(func(s *appsv1.StatefulSet) field.ErrorList {
 			p := field.NewPath("spec")
-			errs := validateWorkload("StatefulSet", s.Spec.Replicas, s.Spec.Selector, &s.Spec.Template, p)
+			errs := validateWorkload("StatefulSet", s.Spec.Replicas, s.Spec.Selector, withClaims(s), p)
 			errs = append(errs, oneOf(s.Spec.PodManagementPolicy, p.Child("podManagementPolicy"), appsv1.OrderedReadyPodManagement, appsv1.ParallelPodManagement)...)
 			u, up := s.Spec.UpdateStrategy, p.Child("updateStrategy")
 			errs = append(errs, oneOf(u.Type, up.Child("type"), appsv1.RollingUpdateStatefulSetStrategyType, appsv1.OnDeleteStatefulSetStrategyType)...)

@@ -4,8 +4,10 @@ import (
 	"slices"
 	"testing"
 
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 )
 
@@ -115,4 +117,23 @@ func TestVolumes(t *testing.T) {
 	}
 	old := volume(func(*corev1.PersistentVolume) {})
 	saysOf(t, validateVolumeUpdate(volume(func(v *corev1.PersistentVolume) { v.Spec.HostPath.Path = "/other" }), old), "FieldValueForbidden spec.persistentvolumesource")
+}
+
+// TestMountsOfClaimTemplates: a container of a StatefulSet may mount what its claim templates bring, and nothing that there is not.
+func TestMountsOfClaimTemplates(t *testing.T) {
+	for mount, want := range map[string]int{"data": 0, "template": 0, "none": 1} {
+		s := &appsv1.StatefulSet{}
+		s.Spec.VolumeClaimTemplates = []corev1.PersistentVolumeClaim{{ObjectMeta: metav1.ObjectMeta{Name: "data"}}}
+		s.Spec.Template.Spec.Volumes = []corev1.Volume{{Name: "template", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}}}
+		s.Spec.Template.Spec.Containers = []corev1.Container{{Name: "main", VolumeMounts: []corev1.VolumeMount{{Name: mount, MountPath: "/data"}}}}
+		got := 0
+		for _, err := range validatePodTemplate(withClaims(s), field.NewPath("template")) {
+			if err.Field == "template.spec.containers[0].volumeMounts[0].name" {
+				got++
+			}
+		}
+		if got != want || len(s.Spec.Template.Spec.Volumes) != 1 {
+			t.Errorf("%s: %d errors, want %d", mount, got, want)
+		}
+	}
 }
