@@ -114,6 +114,7 @@ func (b *builder) storages() (storages, error) {
 	all.add(corev1.SchemeGroupVersion, map[string]rest.Storage{
 		"pods/proxy":               newPodProxyREST(core("pods"), transport),
 		"pods/ephemeralcontainers": newEphemeralREST(core("pods")),
+		"pods/resize":              newResizeREST(core("pods")),
 		"services/proxy":           newServiceProxyREST(core("services"), main[discoveryv1.Resource("endpointslices")], transport),
 	})
 	all.add(certificatesv1.SchemeGroupVersion, map[string]rest.Storage{

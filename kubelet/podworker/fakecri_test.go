@@ -177,6 +177,13 @@ func (f *fakeCRI) StartContainer(_ context.Context, id string) error {
 	return nil
 }
 
+// UpdateContainerResources tells of CPU in thousandths and of memory in Mi.
+func (f *fakeCRI) UpdateContainerResources(_ context.Context, id string, r *runtimeapi.ContainerResources) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.called("update %s %d %d", f.containers[id].Metadata.Name, r.Linux.CpuQuota/100, r.Linux.MemoryLimitInBytes>>20)
+}
+
 func (f *fakeCRI) end(c *fakeContainer, code int32) {
 	if c.State != runtimeapi.ContainerState_CONTAINER_EXITED {
 		c.State, c.ExitCode, c.FinishedAt = runtimeapi.ContainerState_CONTAINER_EXITED, code, f.stamp()

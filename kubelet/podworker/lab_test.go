@@ -122,7 +122,7 @@ func (l *lab) start() {
 	k := &Pods{
 		Client: l.client, RuntimeName: "containerd", Runtime: l.cri, Images: l.images, Recorder: l.events,
 		Cgroups: cgroups.New(l.group, 1<<30), Net: podnet.Config{ClusterDNS: []string{"10.96.0.10"}, ClusterDomain: "cluster.local", ResolvConf: filepath.Join(l.dir, "resolv.conf")},
-		Services: func() []*corev1.Service { return nil }, Allocatable: func() corev1.ResourceList { return nil }, HostIPs: []string{"198.18.0.2"}, LogsDir: filepath.Join(l.dir, "logs"),
+		Services: func() []*corev1.Service { return nil }, Allocatable: func() corev1.ResourceList { return amount("4", "4Gi") }, HostIPs: []string{"198.18.0.2"}, LogsDir: filepath.Join(l.dir, "logs"),
 	}
 	k.Objects = objects.New(l.client, func(uids []types.UID) { k.Wake(uids...) })
 	k.Volumes = volumes.New(filepath.Join(l.dir, "pods"), filepath.Join(l.dir, "local-volumes"), volumes.Sources{

@@ -36,6 +36,7 @@ func (w *worker) writeStatus(ctx context.Context, p *corev1.Pod, o observed, ter
 	for _, c := range all(p) {
 		in.Containers[c.Name] = w.containerState(p, c, o)
 	}
+	in.ResizePending, in.ResizeInProgress = w.resizing(o)
 	want := status.Make(in)
 	over := ended(want.Phase)
 	if apiequality.Semantic.DeepEqual(base.Status, want) {
@@ -97,6 +98,9 @@ func (w *worker) containerState(p *corev1.Pod, c *corev1.Container, o observed) 
 		s.Started, s.Ready = w.k.prober.State(p.UID, c.Name, now.Id)
 		if n, err := strconv.Atoi(now.Annotations[annotationRestarts]); err == nil {
 			s.Restarts = int32(n)
+		}
+		if running(now) {
+			w.resized(c, now.Id, &s)
 		}
 		if exited(now) {
 			s.Started, s.Ready = false, now.ExitCode == 0 && !sidecar(c) && isInit(p, c.Name)

@@ -25,6 +25,7 @@ func (w *worker) sync(ctx context.Context, p *corev1.Pod) (time.Duration, error)
 	if err != nil {
 		return 0, err
 	}
+	p = w.allocate(p)
 	again, acted, syncErr := w.step(ctx, p, &o)
 	if acted { // what was just done shows at once
 		o, err = w.k.observe(ctx, p.UID)
@@ -90,6 +91,10 @@ func (w *worker) step(ctx context.Context, p *corev1.Pod, o *observed) (again ti
 		a = decide(p, *o, unhealthy, started)
 	}
 	v := <-volumes
+	a.kill = append(a.kill, w.resize(ctx, p, *o)...)
+	if w.allocation.pendingReason != "" || w.allocation.trouble != "" {
+		sooner(retryResize) // others may have gone
+	}
 	for _, victim := range a.kill {
 		acted = true
 		w.k.Recorder.Eventf(p, corev1.EventTypeNormal, "Killing", "%s", victim.reason)
@@ -220,6 +225,7 @@ func (w *worker) startContainer(ctx context.Context, p *corev1.Pod, c *corev1.Co
 	if err != nil {
 		return fail("CreateContainerError", err)
 	}
+	w.allocation.applied[id] = c.Resources
 	w.k.Recorder.Eventf(p, corev1.EventTypeNormal, "Created", "Created container: %s", c.Name)
 	if err := w.k.Runtime.StartContainer(ctx, id); err != nil {
 		return fail("RunContainerError", err)

@@ -36,6 +36,8 @@ type worker struct {
 	waiting  map[string]waiting      // why a container does not run
 	failures int                     // of rounds, in a row
 	written  *corev1.Pod
+
+	allocation allocation
 }
 
 type waiting struct{ reason, message string }

@@ -21,6 +21,9 @@ type Container struct {
 	Reason, Message string
 	Started, Ready  bool
 	Restarts        int32
+	// Allocated is what a running container is given of the node, Resources what it has; nil: nothing is told.
+	Allocated corev1.ResourceList
+	Resources *corev1.ResourceRequirements
 }
 
 // Input is all that the status follows from.
@@ -33,6 +36,8 @@ type Input struct {
 	// Failed overrides the phase: reason and message, such as Evicted or DeadlineExceeded, and a condition to add.
 	FailedReason, FailedMessage string
 	FailedCondition             *corev1.PodCondition
+	// How far the pod is from what its spec asks for; nil: no further.
+	ResizePending, ResizeInProgress *corev1.PodCondition
 	// Terminating: the pod's containers were ended for good, whatever its restart policy.
 	Terminating bool
 	Runtime     string // by which container ids are prefixed, such as containerd
@@ -131,6 +136,7 @@ func containerStatus(spec *corev1.Container, in Input, waiting string) corev1.Co
 	s := corev1.ContainerStatus{Name: spec.Name, Image: spec.Image, RestartCount: c.Restarts, Ready: c.Ready}
 	started := c.Started && c.Current != nil && c.Current.State == runtimeapi.ContainerState_CONTAINER_RUNNING
 	s.Started = &started
+	s.AllocatedResources, s.Resources = c.Allocated, c.Resources
 	if c.Current != nil {
 		s.ContainerID = in.Runtime + "://" + c.Current.Id
 		s.ImageID = c.Current.ImageRef
@@ -252,6 +258,13 @@ func conditions(in Input, s corev1.PodStatus, initialized bool) []corev1.PodCond
 			}
 		}
 		put(c)
+	}
+	for kind, c := range map[corev1.PodConditionType]*corev1.PodCondition{corev1.PodResizePending: in.ResizePending, corev1.PodResizeInProgress: in.ResizeInProgress} {
+		if c != nil {
+			put(*c)
+		} else {
+			out = slices.DeleteFunc(out, func(have corev1.PodCondition) bool { return have.Type == kind })
+		}
 	}
 	if in.FailedCondition != nil {
 		put(*in.FailedCondition)

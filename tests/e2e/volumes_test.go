@@ -65,7 +65,7 @@ spec:
   containers:
   - name: both
     image: strake.io/busybox:1
-    command: [sh, -c, "cat /in/file && echo out > /in/sub/made && ! touch /read-only/x"]
+    command: [sh, -c, "cat /in/file && echo out > /in/sub/made && ! touch /read-only/x 2>/dev/null"]
     volumeMounts: [{name: shared, mountPath: /in}, {name: shared, mountPath: /sub, subPath: sub}, {name: again, mountPath: /read-only}]
   volumes:
   - {name: shared, persistentVolumeClaim: {claimName: shared}}
@@ -96,7 +96,10 @@ func TestVolumes(t *testing.T) {
 	}
 	name := c.namespace + "-by-hand"
 	c.apply(strings.NewReplacer("NAME", name, "DIR", dir).Replace(byHand))
-	t.Cleanup(func() { c.kubectl("delete", "pv", name, "--ignore-not-found", "--timeout=60s") })
+	t.Cleanup(func() {
+		c.kubectl("delete", "pod/both", "pvc/shared", "--ignore-not-found", "--timeout=60s")
+		c.kubectl("delete", "pv", name, "--ignore-not-found", "--timeout=60s")
+	})
 	c.kubectl("wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/both", "--timeout=60s")
 	if out := c.kubectl("logs", "both"); out != "from the host\n" {
 		t.Errorf("log %q", out)

@@ -60,7 +60,7 @@ var readable = map[string][]string{
 // Service's traffic to other namespaces (CVE-2021-25740).
 var writable = map[string][]string{
 	"": {
-		"configmaps", "events", "persistentvolumeclaims", "pods", "pods/attach", "pods/exec", "pods/portforward", "pods/proxy",
+		"configmaps", "events", "persistentvolumeclaims", "pods", "pods/attach", "pods/exec", "pods/portforward", "pods/proxy", "pods/resize",
 		"replicationcontrollers", "replicationcontrollers/scale", "secrets", "serviceaccounts", "services", "services/proxy",
 	},
 	"apps":              {"daemonsets", "deployments", "deployments/rollback", "deployments/scale", "replicasets", "replicasets/scale", "statefulsets", "statefulsets/scale"},
