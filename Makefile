@@ -8,7 +8,7 @@ LDFLAGS := -s -w -X k8s.io/component-base/version.gitVersion=$(VERSION)
 RUN_PACKAGES := containerd runc
 TEST_PACKAGES := $(RUN_PACKAGES) iproute2 busybox-static curl containernetworking-plugins iptables musl-tools nftables procps
 
-.PHONY: build up down test test-packages run-packages lint unit e2e soak cross generate check-generated bench bench-podnet bench-services bench-netpol bench-api kernel-packages test-kernels coredns test-coredns bench-dns test-ui
+.PHONY: build up down test test-packages run-packages lint unit e2e soak cross generate check-generated bench bench-podnet bench-services bench-netpol bench-api kernel-packages test-kernels coredns test-coredns test-clients bench-dns test-ui
 
 build:
 	$(GO) build -trimpath -ldflags "$(LDFLAGS)" -o bin/strake ./cmd/strake
@@ -93,6 +93,10 @@ coredns:
 
 test-coredns: coredns
 	STRAKE_COREDNS=$(CURDIR)/bin/coredns $(GO) test -count=1 ./tests/coredns
+
+# An operator made with controller-runtime, and Helm, in a module of their own: two minutes, more when it is built first.
+test-clients: test-packages build
+	cd tests/clients && $(GO) test -count=1 ./...
 
 # Services that change under load while agents are killed, for as long as you like: make soak DURATION=1h.
 DURATION ?= 10m
