@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+
+	"github.com/cilium/ebpf"
 )
 
 // AttachNames makes names that the kernel knows be answered at the host's side of a veth of a pod that another plugin has made, in the stead of
@@ -30,7 +32,7 @@ func (d *Datapath) SetNameServers(want []netip.AddrPort) error {
 			return fmt.Errorf("bpf: name server %s: %w", a, explain(err))
 		}
 	}
-	have, err := d.nameServers()
+	have, err := nameServers(m)
 	if err != nil {
 		return err
 	}
@@ -44,9 +46,14 @@ func (d *Datapath) SetNameServers(want []netip.AddrPort) error {
 	return nil
 }
 
-// NameServers are those of SetNameServers, in order.
-func (d *Datapath) NameServers() ([]netip.AddrPort, error) {
-	rows, err := d.nameServers()
+// ReadNameServers are those that the programs pinned below pinDir were told, in order; no agent need run.
+func ReadNameServers(pinDir string) ([]netip.AddrPort, error) {
+	maps, done, err := openPins(pinDir, []string{"name_servers"})
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	rows, err := nameServers(maps["name_servers"])
 	var out []netip.AddrPort
 	for _, k := range rows {
 		out = append(out, netip.AddrPortFrom(addrOf(k.Addr), port16(k.Port)))
@@ -55,11 +62,11 @@ func (d *Datapath) NameServers() ([]netip.AddrPort, error) {
 	return out, err
 }
 
-func (d *Datapath) nameServers() ([]netNameServer, error) {
+func nameServers(m *ebpf.Map) ([]netNameServer, error) {
 	var out []netNameServer
 	var k netNameServer
 	var v uint32
-	it := d.net.Maps["name_servers"].Iterate()
+	it := m.Iterate()
 	for it.Next(&k, &v) {
 		out = append(out, k)
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/netip"
@@ -17,7 +18,10 @@ import (
 
 	"github.com/strake-io/strake/bpf"
 	"github.com/strake-io/strake/cmd/strake/cluster"
+	"github.com/strake-io/strake/cmd/strake/dnstop"
 	"github.com/strake-io/strake/cmd/strake/doctor"
+	"github.com/strake-io/strake/cmd/strake/kubeproxy"
+	"github.com/strake-io/strake/cmd/strake/layout"
 	"github.com/strake-io/strake/dns"
 	"github.com/strake-io/strake/kubelet/podnet"
 )
@@ -26,7 +30,7 @@ import (
 type lookedUp struct {
 	Name    string   `json:"name"`
 	Type    string   `json:"type"`
-	Layer   string   `json:"layer"` // kernel or resolver
+	Layer   string   `json:"layer"` // kernel or resolver; cluster DNS where another one runs
 	Why     string   `json:"why"`
 	Code    string   `json:"code"`
 	Records []string `json:"records,omitempty"`
@@ -61,17 +65,14 @@ it the name is asked as it is.`,
 			if err != nil {
 				return err
 			}
-			if node.ProxyOnly {
-				return fmt.Errorf("this node serves Services alone, and no DNS")
-			}
 			if err := enterNode(l); err != nil {
 				return err
 			}
-			s, _, err := cluster.Load(l)
+			to, err := askedOn(l, node)
 			if err != nil {
 				return err
 			}
-			out, err := lookUp(cmd.Context(), node, s, args[0], types, from)
+			out, err := lookUp(cmd.Context(), node, to, args[0], types, from)
 			if err != nil {
 				return err
 			}
@@ -86,8 +87,45 @@ it the name is asked as it is.`,
 	return cmd
 }
 
+// asked is who is asked for names on a node if the kernel does not answer.
+type asked struct {
+	cluster.Settings
+	server netip.AddrPort
+	layer  string
+}
+
+func askedOn(l layout.Layout, node doctor.Node) (asked, error) {
+	if !node.ProxyOnly {
+		s, _, err := cluster.Load(l)
+		if err == nil && len(s.DNSAddrs) == 0 {
+			err = errors.New("the node has no address of the cluster DNS")
+		}
+		if err != nil {
+			return asked{}, err
+		}
+		return asked{s, netip.AddrPortFrom(s.DNSAddrs[0], 53), dnstop.Resolver}, nil
+	}
+	p, _, err := kubeproxy.Load(l)
+	if err != nil {
+		return asked{}, err
+	}
+	if p.Names.Zone == "" {
+		return asked{}, errors.New("this node serves Services alone: `strake agent --only proxy --dns` answers names, too")
+	}
+	servers, err := bpf.ReadNameServers(l.BPF())
+	if err == nil && len(servers) == 0 {
+		err = fmt.Errorf("the cluster's DNS, Service %s, has no addresses", p.Names.Service)
+	}
+	if err != nil {
+		return asked{}, err
+	}
+	out := asked{server: servers[0], layer: "cluster DNS"}
+	out.Zone = p.Names.Zone
+	return out, nil
+}
+
 // lookUp asks as a resolver does: one name of the search list after the other, until one has records.
-func lookUp(ctx context.Context, node doctor.Node, s cluster.Settings, name string, types []string, from string) ([]lookedUp, error) {
+func lookUp(ctx context.Context, node doctor.Node, s asked, name string, types []string, from string) ([]lookedUp, error) {
 	rows, err := bpf.ReadNames(node.Layout.BPF())
 	if err != nil {
 		return nil, err
@@ -96,6 +134,9 @@ func lookUp(ctx context.Context, node doctor.Node, s cluster.Settings, name stri
 	names := []string{mdns.Fqdn(name)}
 	direct := "" // why the kernel is not asked at all
 	if from != "" {
+		if node.ProxyOnly {
+			return nil, errors.New("--from: pods of this node have their search list of another kubelet; ask for whole names without it")
+		}
 		pod, err := podOf(ctx, node, from)
 		if err != nil {
 			return nil, err
@@ -117,18 +158,18 @@ func lookUp(ctx context.Context, node doctor.Node, s cluster.Settings, name stri
 		}
 	}
 	client := &mdns.Client{Timeout: 5 * time.Second}
-	server := netip.AddrPortFrom(s.DNSAddrs[0], 53).String()
+	server := s.server.String()
 	var out []lookedUp
 	for _, n := range names {
 		found := false
 		for _, t := range types {
 			qtype := mdns.StringToType[t]
-			one := lookedUp{Name: n, Type: t, Layer: "resolver"}
+			one := lookedUp{Name: n, Type: t, Layer: s.layer}
 			answers, why := kernel.Explain(n, qtype, 0)
 			if one.Why = why; direct != "" {
 				one.Why = direct
 			} else if answers {
-				one.Layer = "kernel"
+				one.Layer = dnstop.Kernel
 			}
 			m, took, err := client.ExchangeContext(ctx, new(mdns.Msg).SetQuestion(n, qtype), server)
 			if err == nil && m.Truncated {

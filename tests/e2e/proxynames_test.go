@@ -3,6 +3,7 @@ package e2e
 import (
 	"fmt"
 	"net"
+	"os/exec"
 	"strings"
 	"syscall"
 	"testing"
@@ -77,6 +78,28 @@ func proxyNames(t *testing.T, l *proxyLab, a, b *proxyPod, known *corev1.Service
 	}
 	want(t, name, known.Spec.ClusterIP)
 	want(t, "example.com", othersAnswer)
+	out, err := one.strake("dns", "lookup", name, "--type", "A")
+	other, err2 := one.strake("dns", "lookup", "example.com", "--type", "A")
+	if err != nil || err2 != nil || !strings.Contains(out, " kernel ") || !strings.Contains(other, " cluster DNS ") {
+		t.Errorf("dns lookup: %v, %v\n%s%s", err, err2, out, other)
+	}
+	top := exec.Command("nsenter", "--net="+string(one.space), l.Binary, "--data-dir", one.data, "dns", "top", "--log")
+	var told journal
+	top.Stdout, top.Stderr = &told, &told
+	if err := top.Start(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 60*time.Second, func() string {
+		a.lookUp(name, dns.Spec.ClusterIP)
+		a.lookUp("example.com", dns.Spec.ClusterIP)
+		if said := told.String(); !strings.Contains(said, a.addrs[0]+" "+name+". A: NOERROR, kernel") || !strings.Contains(said, a.addrs[0]+" example.com. A: ?, passed") {
+			return "dns top: " + said
+		}
+		return ""
+	})
+	top.Process.Kill()
+	top.Wait()
+
 	later := l.service("later", 30107, nil)
 	want(t, "later.default.svc.cluster.local", later.Spec.ClusterIP)
 
