@@ -138,7 +138,9 @@ spec:
 	}
 
 	t.Run("a process of the node", func(t *testing.T) {
-		dns := strings.TrimSpace(c.kubectl("exec", "client", "--", "sh", "-c", "while read key value; do test $key = nameserver && echo $value; done < /etc/resolv.conf"))
+		c := c.in(t)
+		_, conf, _ := strings.Cut(c.kubectl("exec", "client", "--", "cat", "/etc/resolv.conf"), "nameserver ")
+		dns, _, _ := strings.Cut(conf, "\n")
 		out, err := c.Command(t.Context(), "busybox", "nslookup", "-type=a", "web."+c.namespace+".svc.cluster.local.", dns).CombinedOutput()
 		if err != nil || !strings.Contains(string(out), ip) {
 			t.Errorf("%v\n%s", err, out)
