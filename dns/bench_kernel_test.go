@@ -251,6 +251,7 @@ func TestBenchMix(t *testing.T) {
 	records := newRecords(t, objs...)
 	s := newServer(t, records, resolvConf(t, public), at, at6)
 	d := openDatapath(t)
+	must(t, s.ShareWith(d.Outside()))
 	run(t, s)
 	for _, obj := range records.services.List() {
 		svc := obj.(*corev1.Service)

@@ -2,6 +2,7 @@ package dns
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -31,18 +32,19 @@ type Beside struct {
 	service          string // NAMESPACE/NAME
 	to               NameServers
 	names            *Names
+	records          *KernelRecords
 	services, slices cache.Indexer
 	synced           []cache.InformerSynced
 	changed          chan struct{}
 }
 
 // NewBeside registers with the informers; start them afterwards.
-func NewBeside(f informers.SharedInformerFactory, to NameServers, names *Names, service string) (*Beside, error) {
+func NewBeside(f informers.SharedInformerFactory, to NameServers, names *Names, records *KernelRecords, service string) (*Beside, error) {
 	svc, sl := f.Core().V1().Services().Informer(), f.Discovery().V1().EndpointSlices().Informer()
 	if err := addIndex(sl, byService, sliceService); err != nil {
 		return nil, err
 	}
-	b := &Beside{service: service, to: to, names: names, services: svc.GetIndexer(), slices: sl.GetIndexer(), changed: make(chan struct{}, 1)}
+	b := &Beside{service: service, to: to, names: names, records: records, services: svc.GetIndexer(), slices: sl.GetIndexer(), changed: make(chan struct{}, 1)}
 	for _, informer := range []cache.SharedIndexInformer{svc, sl} {
 		registration, err := informer.AddEventHandler(cache.FilteringResourceEventHandler{
 			FilterFunc: func(obj any) bool { return b.about(obj) },
@@ -163,7 +165,7 @@ func (b *Beside) FollowCorefile(ctx context.Context, client kubernetes.Interface
 				klog.InfoS("The cluster's DNS has a configuration of names in the zone that the kernel does not know: all names are left to it", "configMap", ref, "not done", skipped)
 			}
 		}
-		if err := n.Configure(cfg); err != nil {
+		if err := errors.Join(n.Configure(cfg), b.records.Configure(cfg)); err != nil {
 			klog.ErrorS(err, "The kernel answers as by the former configuration", "configMap", ref)
 		}
 	})

@@ -53,7 +53,9 @@ func TestBesideTheClustersDNS(t *testing.T) {
 	state, servers := &fakeState{}, &fakeNameServers{}
 	names, err := NewNames(f, newTable(0), state, "cluster.local")
 	must(t, err)
-	b, err := NewBeside(f, servers, names, "default/kube-dns")
+	records, err := NewKernelRecords(f, &fakeRecords{rows: map[string][]bpf.Record{}, changed: make(chan struct{}, 1)}, "cluster.local")
+	must(t, err)
+	b, err := NewBeside(f, servers, names, records, "default/kube-dns")
 	must(t, err)
 	is := func(want bpf.NamesState) func() bool {
 		return func() bool { got, _ := state.NamesState(); return got == want }

@@ -185,16 +185,17 @@ func Run(ctx context.Context, cfg Config) error {
 	if err := nodes.Follow(f); err != nil {
 		return err
 	}
-	names, err := dns.NewNames(f, d.Names(), d, cfg.Zone)
+	named := informers.NewSharedInformerFactoryWithOptions(netClient, 0, informers.WithTransform(dns.Needed))
+	names, err := dns.NewNames(named, d.Names(), d, cfg.Zone)
 	if err != nil {
 		return err
 	}
-	kernelRecords, err := dns.NewKernelRecords(f, d.Records(), cfg.Zone)
+	kernelRecords, err := dns.NewKernelRecords(named, d.Records(), cfg.Zone)
 	if err != nil {
 		return err
 	}
 	kernelRecords.Flush = d.Outside().Flush
-	records, err := dns.NewRecords(f, cfg.DNSAddrs...)
+	records, err := dns.NewRecords(named, cfg.DNSAddrs...)
 	if err != nil {
 		return err
 	}
@@ -221,9 +222,11 @@ func Run(ctx context.Context, cfg Config) error {
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	defer f.Shutdown()
+	defer named.Shutdown()
 	g.Go(func() error {
 		if ready.API(ctx, netClient.Discovery().RESTClient()) == nil {
 			f.Start(ctx.Done())
+			named.Start(ctx.Done())
 		}
 		return nil
 	})

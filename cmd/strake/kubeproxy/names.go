@@ -51,6 +51,7 @@ type besides struct {
 	client    kubernetes.Interface
 	informers informers.SharedInformerFactory
 	names     *dns.Names
+	records   *dns.KernelRecords
 	beside    *dns.Beside
 }
 
@@ -63,7 +64,10 @@ func (n Names) besides(client kubernetes.Interface, d *bpf.Datapath) (*besides, 
 	if b.names, err = dns.NewNames(b.informers, d.Names(), d, n.Zone); err != nil {
 		return nil, err
 	}
-	b.beside, err = dns.NewBeside(b.informers, d, b.names, n.Service)
+	if b.records, err = dns.NewKernelRecords(b.informers, d.Records(), n.Zone); err != nil {
+		return nil, err
+	}
+	b.beside, err = dns.NewBeside(b.informers, d, b.names, b.records, n.Service)
 	return b, err
 }
 
@@ -75,6 +79,7 @@ func (b *besides) run(ctx context.Context) error {
 	defer b.informers.Shutdown()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return b.names.Run(ctx) })
+	g.Go(func() error { return b.records.Run(ctx) })
 	g.Go(func() error { return b.beside.Run(ctx) })
 	g.Go(func() error { return b.beside.FollowCorefile(ctx, b.client, b.cfg.Config) })
 	return g.Wait()
