@@ -191,6 +191,15 @@ func testMirror(t *testing.T, c *cluster) {
 	c.patchService(ns, `{"spec":{"selector":{"app":"nobody"}}}`)
 	c.endpoints(ns, "web", tell)
 	c.patchService(ns, `{"spec":{"selector":null}}`)
+	// The controller of Endpoints took them over with the selector: they are the user's again with what is written now.
+	c.eventually("Endpoints written anew", func() error {
+		made.ResourceVersion = ""
+		now, err := api.Update(t.Context(), made, metav1.UpdateOptions{})
+		if err == nil {
+			made = now
+		}
+		return err
+	})
 	c.endpoints(ns, "web", tell, "IPv4 [198.51.100.1] ready true at http TCP/8080", "IPv4 [198.51.100.3] ready true at http TCP/9090")
 	made.Labels[discoveryv1.LabelSkipMirror] = "true"
 	if _, err := api.Update(t.Context(), made, metav1.UpdateOptions{}); err != nil {
