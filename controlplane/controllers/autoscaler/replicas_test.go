@@ -85,6 +85,8 @@ func TestByUtilization(t *testing.T) {
 		"unready, up: as idle":          {"2000 2000 500:starting", 3, 50, usual, "8 200%"},
 		"unready, down: not counted":    {"100 100 9000:starting", 3, 50, usual, "1 10%"},
 		"pending is not ready":          {"2000 2000 ?:pending", 3, 50, usual, "8 200%"},
+		"unready decides: no change":    {"800 9000:starting 9000:starting", 3, 50, usual, "3 80%"},
+		"unready and missing, up":       {"1600 ? 500:starting", 3, 50, usual, "3 160%"},
 		"its sample is of the start":    {"2000 2000 9000:fresh", 3, 50, usual, "8 200%"},
 		"ready once: counted":           {"1000 1000:broken", 2, 50, usual, "4 100%"},
 		"never ready: not counted down": {"100 9000:never", 2, 50, usual, "1 10%"},
