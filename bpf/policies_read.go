@@ -122,7 +122,7 @@ func policySubjectOf(k netAddr, v netPolicySubject) PolicySubject {
 // PolicyHit is how often a rule decided: each time that a flow was judged which it allows, and each packet that it denies.
 type PolicyHit struct {
 	Policy  uint32
-	Rule    uint16 // PolicyNoRule: isolation
+	Rule    uint16 // PolicyNoRule: isolation; PolicyNoRoom: want of room
 	Ingress bool   // its direction, else egress
 	Allow   bool
 	// Shadow: it is in a rule set that is asked but not followed, and would have done the other thing than what was done: Allow, what was denied;

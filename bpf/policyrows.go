@@ -51,7 +51,7 @@ type PolicyPort struct {
 type PolicyVerdict struct {
 	Allow  bool
 	Policy uint32 // number of the policy, see PolicyName; 0: none had a say
-	Rule   uint16 // its index in the policy's list of the direction; PolicyNoRule: isolation
+	Rule   uint16 // its index in the policy's list of the direction; PolicyNoRule: isolation; PolicyNoRoom: want of room
 	// Tier is that of who decided. What NetworkPolicies deny is allowed all the same where a pod gets itself by a Service: they let a pod
 	// have itself, which no row can say, for an identity is a class of addresses. What other tiers deny stays denied.
 	Tier PolicyTier
@@ -69,6 +69,9 @@ const (
 
 // PolicyNoRule stands for the rule where isolation decided.
 const PolicyNoRule = 0xffff
+
+// PolicyNoRoom stands for the rule of a policy that denies more than it says, as the tables have no room for it.
+const PolicyNoRoom = PolicyNoRule - 1
 
 // PolicyName tells what a policy's number stands for, so that the tables explain themselves without an agent.
 type PolicyName struct {

@@ -29,7 +29,8 @@ func policyVerifyCommand(place places) *cobra.Command {
 		Short: "Prove that this node's kernel judges as the policies say",
 		Long: `Reads the rows by which the kernel judges packets, and asks them and the reference evaluator, which knows nothing of rows but only what the API
 has, the same questions: every class of pods of this node with every class of other ends, both ways, on every port at which a verdict may
-change, the ends of blocks and ranges and what is beside them. It changes nothing, and the agent need not run.
+change, the ends of blocks and ranges and what is beside them. It changes nothing, and the agent need not run. What policies deny beyond what they say, as
+the tables have no room for them, is no difference: those policies are told.
 
 Exit code: 0 if they agree, 1 if not, 2 if there is no answer.`,
 		Example: "  strake policy verify\n  strake policy verify --data-dir /var/lib/strake/nodes/2\n  strake policy verify --questions 10000 -o json",
@@ -143,5 +144,8 @@ func printProof(w io.Writer, r verify.Report) {
 	}
 	if more := r.Drifts - len(r.Examples); more > 0 {
 		fmt.Fprintf(w, "  and %d more\n", more)
+	}
+	if crowded := r.Crowded(); crowded != "" {
+		fmt.Fprintln(w, " ", crowded)
 	}
 }

@@ -34,7 +34,7 @@ var seeded = []struct{ file, right, wrong string }{
 	{"sets.go", "if !p.shadow {", "if true {"},
 	{"sets.go", "state, v = passed, bpf.PolicyVerdict{}", "state, v = decided, bpf.PolicyVerdict{Allow: true}"},
 	{"sets.go", "		out.nextTier()\n", ""},
-	{"sets.go", "if side.isolates && isolating == nil {", "if side.isolates {"},
+	{"sets.go", "if side.isolates && (isolating == nil || side.crowded && !isolating.crowded) {", "if side.isolates {"},
 	{"sets.go", "key = append(append(key, 0), kindContent(nil, named)...)", "_ = key"},
 	{"sets.go", "return s.names[a.port.name] != nil", "return false"},
 	{"sets.go", "(n.protocol == 0 || n.protocol == p.protocol) {\n				of :=", "true {\n				of :="},

@@ -45,6 +45,7 @@ type parsed struct {
 
 type parsedSide struct {
 	isolates bool // of NetworkPolicies: what no rule accepts is denied
+	crowded  bool // its rules are not there, for want of room
 	rules    []parsedRule
 }
 
@@ -140,8 +141,8 @@ func (r *reader) prefix(s, field string) (netip.Prefix, bool) {
 	return netip.Prefix{}, false
 }
 
-// ruleIndexes is how many rules a list may have: the rows have 16 bits for a rule's index, and one value of them means isolation.
-const ruleIndexes = bpf.PolicyNoRule
+// ruleIndexes is how many rules a list may have: the rows have 16 bits for a rule's index, and two values of them mean isolation and want of room.
+const ruleIndexes = bpf.PolicyNoRoom
 
 func parseNetworkPolicy(ref netpol.PolicyRef, p *networkingv1.NetworkPolicy) *parsed {
 	r := &reader{ref: ref}

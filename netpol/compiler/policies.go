@@ -47,6 +47,7 @@ type side struct {
 	policy   uint32
 	tier     tier
 	isolates bool
+	crowded  bool // its rules are not there, for want of room
 	rules    []rule
 }
 
@@ -127,7 +128,7 @@ func newPolicy(ref netpol.PolicyRef, shadow bool, read *parsed) *policy {
 }
 
 func (c *Compiler) side(t tier, read *parsedSide) *side {
-	s := &side{tier: t, isolates: read.isolates, rules: make([]rule, 0, len(read.rules))}
+	s := &side{tier: t, isolates: read.isolates, crowded: read.crowded, rules: make([]rule, 0, len(read.rules))}
 	for i := range read.rules {
 		from := &read.rules[i]
 		r := rule{index: from.index, action: from.action, all: from.ports == nil}

@@ -12,6 +12,9 @@ import (
 // What does not fit into the tables closes: a rule set for which there is no room denies all. A new one has room for half of the tables, so that no
 // policy takes all of it; of the rest who comes first has it.
 
+// MakesRoom tells what opens policies that are closed for want of room.
+const MakesRoom = "--" + bpf.FlagMaxPolicyRules + " or --" + bpf.FlagMaxPolicyPeers + " makes room; the policy's Event tells which"
+
 // room is where a rule set began to take room.
 type room struct{ answers, ports, answersOut int }
 
@@ -63,7 +66,7 @@ func (s *ruleSet) denial() *canvas {
 	}
 	first := s.sides[0]
 	out := newCanvas()
-	out.paintAll(decided, bpf.PolicyVerdict{Policy: first.policy, Rule: bpf.PolicyNoRule, Tier: tiers[first.tier]})
+	out.paintAll(decided, bpf.PolicyVerdict{Policy: first.policy, Rule: bpf.PolicyNoRoom, Tier: tiers[first.tier]})
 	return out
 }
 
@@ -203,9 +206,9 @@ func (c *Compiler) limitBlocks(p *policy) {
 		if len(side.rules) == 0 {
 			continue
 		}
-		side.rules = nil
+		side.rules, side.crowded = nil, true
 		if !side.isolates {
-			side.rules = []parsedRule{{index: bpf.PolicyNoRule, action: deny}}
+			side.rules = []parsedRule{{index: bpf.PolicyNoRoom, action: deny}}
 		}
 	}
 	p.read = &read

@@ -187,7 +187,11 @@ func (s *ruleSet) canvas(c *Compiler, id *identity) *canvas {
 	var isolating *side
 	finish := func() {
 		if tier == tierNetworkPolicy && isolating != nil {
-			out.paintAll(decided, bpf.PolicyVerdict{Policy: isolating.policy, Rule: bpf.PolicyNoRule, Tier: bpf.PolicyTierNetworkPolicy})
+			v := bpf.PolicyVerdict{Policy: isolating.policy, Rule: bpf.PolicyNoRule, Tier: bpf.PolicyTierNetworkPolicy}
+			if isolating.crowded {
+				v.Rule = bpf.PolicyNoRoom
+			}
+			out.paintAll(decided, v)
 		}
 		out.nextTier()
 	}
@@ -196,7 +200,7 @@ func (s *ruleSet) canvas(c *Compiler, id *identity) *canvas {
 			finish()
 			tier++
 		}
-		if side.isolates && isolating == nil {
+		if side.isolates && (isolating == nil || side.crowded && !isolating.crowded) { // who would admit more if there were room is named before others
 			isolating = side
 		}
 		for i := range side.rules {

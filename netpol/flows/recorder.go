@@ -328,7 +328,7 @@ func (r *Recorder) decision(v bpf.FlowVerdict) *Decision {
 	d := &Decision{Allowed: v.Allow, Rule: int(v.Rule), Tier: map[bpf.PolicyTier]netpol.Tier{
 		bpf.PolicyTierAdmin: netpol.TierAdmin, bpf.PolicyTierNetworkPolicy: netpol.TierNetworkPolicy, bpf.PolicyTierBaseline: netpol.TierBaseline,
 	}[v.Tier]}
-	if v.Rule == bpf.PolicyNoRule {
+	if v.Rule >= bpf.PolicyNoRoom {
 		d.Rule = netpol.NoRule
 	}
 	if v.Policy == 0 {

@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -28,20 +29,29 @@ type Options struct {
 	Others []netip.Addr
 	// Untold are addresses of pods of which the State has not all: whose they are it does not tell, so that other ends with them are not asked about.
 	Untold map[netip.Addr]bool
-	// Closed are policies, without their UIDs, that deny more than they say, for want of room in the tables: that is no drift.
+	// Closed are policies, without their UIDs, that deny more than they say, for want of room in the tables: that is no drift. nil: those of which rows say so.
 	Closed map[netpol.PolicyRef]bool
 }
 
 // Report is what came of it.
 type Report struct {
-	Node     string  `json:"node"`
-	Pods     int     `json:"pods"`   // addresses of pods of the node
-	Ends     int     `json:"ends"`   // classes of other ends that were asked about, the addresses at the ends of blocks among them
-	Ports    int     `json:"ports"`  // protocols with ports
-	Asked    int     `json:"asked"`  // questions
-	Of       int     `json:"of"`     // questions that there are
-	Drifts   int     `json:"drifts"` // answers that are not the evaluator's, and rows that are missing or nobody's
-	Examples []Drift `json:"examples,omitempty"`
+	Node     string   `json:"node"`
+	Pods     int      `json:"pods"`   // addresses of pods of the node
+	Ends     int      `json:"ends"`   // classes of other ends that were asked about, the addresses at the ends of blocks among them
+	Ports    int      `json:"ports"`  // protocols with ports
+	Asked    int      `json:"asked"`  // questions
+	Of       int      `json:"of"`     // questions that there are
+	Drifts   int      `json:"drifts"` // answers that are not the evaluator's, and rows that are missing or nobody's
+	Examples []Drift  `json:"examples,omitempty"`
+	Closed   []string `json:"closed,omitempty"` // policies that deny more than they say, as the tables have no room for them
+}
+
+// Crowded tells in a line of the policies that are closed for want of room; empty if there are none.
+func (r Report) Crowded() string {
+	if len(r.Closed) == 0 {
+		return ""
+	}
+	return fmt.Sprintf("closed for want of room: %s: %s", strings.Join(r.Closed, ", "), compiler.MakesRoom)
 }
 
 // Drift is where tables and evaluator disagree.
@@ -90,12 +100,13 @@ func (p port) String() string {
 }
 
 type verifier struct {
-	rows   bpf.PolicyRows
-	tables *compiler.Tables
-	truth  *reference.Evaluator
-	closed map[netpol.PolicyRef]bool
-	ids    map[netip.Addr]bpf.PolicySubject
-	report Report
+	rows    bpf.PolicyRows
+	tables  *compiler.Tables
+	truth   *reference.Evaluator
+	closed  map[netpol.PolicyRef]bool
+	crowded map[string]bool // of closed those that deny what they should not
+	ids     map[netip.Addr]bpf.PolicySubject
+	report  Report
 }
 
 // Verify holds rows against a State. In the State the node's pods have the addresses that they have on the node.
@@ -105,7 +116,7 @@ func Verify(ctx context.Context, rows bpf.PolicyRows, s netpol.State, o Options)
 	if err != nil {
 		return Report{}, err
 	}
-	v := &verifier{rows: rows, tables: compiler.Interpret(rows), truth: truth, closed: o.Closed, ids: map[netip.Addr]bpf.PolicySubject{}, report: Report{Node: o.Node}}
+	v := &verifier{rows: rows, tables: compiler.Interpret(rows), truth: truth, closed: o.Closed, crowded: map[string]bool{}, ids: map[netip.Addr]bpf.PolicySubject{}, report: Report{Node: o.Node}}
 	for _, r := range rows.Subjects {
 		v.ids[r.Addr] = r
 	}
@@ -123,6 +134,7 @@ func Verify(ctx context.Context, rows bpf.PolicyRows, s netpol.State, o Options)
 	if err := v.ask(ctx, locals, others, ports, o.Questions); err != nil {
 		return Report{}, err
 	}
+	v.report.Closed = slices.Sorted(maps.Keys(v.crowded))
 	return v.report, nil
 }
 
@@ -333,7 +345,8 @@ func (v *verifier) compare(from, to end, p port, egress bool) {
 	}
 	if verdict != nil {
 		if ref, ok := v.tables.Policy(verdict.Policy); ok {
-			if !allows && v.closed[netpol.PolicyRef{Kind: ref.Kind, Namespace: ref.Namespace, Name: ref.Name}] {
+			if !allows && verdict.Rule == bpf.PolicyNoRoom && (v.closed == nil || v.closed[netpol.PolicyRef{Kind: ref.Kind, Namespace: ref.Namespace, Name: ref.Name}]) {
+				v.crowded[ref.String()] = true
 				return
 			}
 			kernel += fmt.Sprintf(" (%s)", ref)

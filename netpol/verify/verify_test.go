@@ -3,6 +3,7 @@ package verify
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -208,5 +209,54 @@ func TestLargeClustersAreSampled(t *testing.T) {
 	cancel()
 	if _, err := Verify(ended, rows, s, Options{Node: "n1"}); !errors.Is(err, context.Canceled) {
 		t.Errorf("all questions, though nobody waits for them: error %v", err)
+	}
+}
+
+// What policies deny beyond what they say, for want of room, is told as such: by the rows, of which an agent may say that it is not so.
+func TestClosedForWantOfRoom(t *testing.T) {
+	blocks, ports := state(t), state(t)
+	open := &networkingv1.NetworkPolicy{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "open", UID: "open"},
+		Spec:       networkingv1.NetworkPolicySpec{PodSelector: metav1.LabelSelector{MatchLabels: map[string]string{"app": "web"}}, Ingress: []networkingv1.NetworkPolicyIngressRule{{}}},
+	}
+	many := open.DeepCopy()
+	for i := range 20 {
+		many.Spec.Ingress[0].From = append(many.Spec.Ingress[0].From, networkingv1.NetworkPolicyPeer{IPBlock: &networkingv1.IPBlock{CIDR: fmt.Sprintf("192.0.%d.0/24", 2*i)}})
+	}
+	blocks.NetworkPolicies = append(blocks.NetworkPolicies, many)
+	many = open.DeepCopy()
+	for i := range 5000 {
+		port := intstr.FromInt(1 + 2*i)
+		many.Spec.Ingress[0].Ports = append(many.Spec.Ingress[0].Ports, networkingv1.NetworkPolicyPort{Port: &port})
+	}
+	ports.NetworkPolicies = append(ports.NetworkPolicies, many)
+	for name, c := range map[string]struct {
+		s netpol.State
+		o compiler.Options
+	}{"blocks": {blocks, compiler.Options{NodeName: "n1", MaxPeers: 36}}, "ports": {ports, compiler.Options{NodeName: "n1", MaxRules: 1000}}} {
+		t.Run(name, func(t *testing.T) {
+			made := compiler.New(c.o)
+			made.SetState(c.s)
+			made.Flush()
+			asked := Options{Node: "n1", Questions: 20000}
+			verified := func() Report {
+				t.Helper()
+				r, err := Verify(t.Context(), made.Rows(), c.s, asked)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return r
+			}
+			r := verified()
+			if r.Drifts != 0 || len(r.Closed) == 0 || !strings.Contains(r.Crowded(), "shop/") || !strings.Contains(r.Crowded(), "--max-policy-") {
+				t.Errorf("report %+v: %q", r, r.Crowded())
+			}
+			if asked.Closed = made.Closed(); verified().Drifts != 0 {
+				t.Errorf("the compiler closed others than the rows tell: %v", asked.Closed)
+			}
+			if asked.Closed = map[netpol.PolicyRef]bool{}; verified().Drifts == 0 {
+				t.Error("rows are believed that the compiler does not know of")
+			}
+		})
 	}
 }

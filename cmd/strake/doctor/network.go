@@ -73,6 +73,8 @@ func (e *examination) policies(ctx context.Context, g group) {
 			lines = append(lines, d.String())
 		}
 		g.fail(what, "restart the agent, which writes what is missing; `strake policy verify` tells more", "%s", strings.Join(firstOf(lines, 10), "\n"))
+	case len(r.Closed) > 0:
+		g.warn(what, "start the nodes with larger tables", "%s", r.Crowded())
 	default:
 		g.ok(what, "the kernel judges as they say: %d questions about %d addresses of pods", r.Asked, r.Pods)
 	}

@@ -190,7 +190,7 @@ func (c Config) policy(e bpf.Event) *Policy {
 		return nil
 	}
 	p := &Policy{Kind: n.Kind, Namespace: n.Namespace, Name: n.Name}
-	if e.Rule != bpf.PolicyNoRule {
+	if e.Rule < bpf.PolicyNoRoom {
 		rule := int(e.Rule)
 		p.Rule = &rule
 	}

@@ -216,11 +216,14 @@ func (e *rowsEngine) side(v *bpf.PolicyVerdict, itself bool) (netpol.Side, error
 		return netpol.Side{}, fmt.Errorf("a row names policy %d, which has no name", v.Policy)
 	}
 	out := netpol.Side{Allowed: v.Allow, Tier: tiers[v.Tier], Policy: &ref, Rule: int(v.Rule)}
-	if v.Rule != bpf.PolicyNoRule {
+	if v.Rule < bpf.PolicyNoRoom {
 		out.Why = fmt.Sprintf("rule %d of %s", v.Rule, ref)
 		return out, nil
 	}
 	out.Rule, out.Why = netpol.NoRule, "isolated by "+ref.String()
+	if v.Rule == bpf.PolicyNoRoom {
+		out.Why = fmt.Sprintf("%s is closed for want of room: %s", ref, compiler.MakesRoom)
+	}
 	if itself && v.Tier == bpf.PolicyTierNetworkPolicy {
 		out.Allowed = true
 		out.Why = "itself by way of a Service: NetworkPolicies always allow that"

@@ -20,6 +20,9 @@ func Look(ctx context.Context, n Node, probes int) (analysis.Evidence, error) {
 		return analysis.Evidence{}, err
 	}
 	e := analysis.Evidence{Proof: &analysis.Proof{Node: r.Node, Time: time.Now().UTC(), Questions: r.Asked, Of: r.Of, Differences: r.Drifts}}
+	if crowded := r.Crowded(); crowded != "" {
+		e.Limits = append(e.Limits, fmt.Sprintf("On node %s %s", n.Name, crowded))
+	}
 	for _, d := range r.Examples {
 		e.Proof.Examples = append(e.Proof.Examples, d.String())
 	}

@@ -149,6 +149,8 @@ func (s State) judge(q Question, c Choice) *Policy {
 		switch {
 		case !ok:
 			return word + ": no policy has a say in it"
+		case v.Rule == bpf.PolicyNoRoom:
+			return fmt.Sprintf("%s: %s %s is closed for want of room: %s", word, ref.Kind, ref, compiler.MakesRoom)
 		case v.Rule == bpf.PolicyNoRule:
 			return fmt.Sprintf("%s: isolated by %s %s, and no rule admits it", word, ref.Kind, ref)
 		}
