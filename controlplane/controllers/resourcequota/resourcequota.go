@@ -1,5 +1,10 @@
-// Package resourcequota writes into the status of ResourceQuotas how much of them is used. Admission keeps
-// that up to date as objects are made; what goes is found here.
+// Package resourcequota writes into the status of ResourceQuotas how much of them is used. Admission charges
+// objects before they are made; what goes is found here.
+//
+// What admission charged is not counted yet while the object is on its way into the store, and while the caches
+// here lag behind it. A plain sum of what the caches hold would give such room away twice. So a figure is only
+// lowered by what was seen to go. Charges for objects that never came into being are found by adding up a quota
+// that nobody has charged for longer than a request may take.
 package resourcequota
 
 import (
@@ -37,6 +42,9 @@ const (
 	gather = 100 * time.Millisecond
 	// again is after how long a quota is added up though nothing was seen to change.
 	again = 5 * time.Minute
+	// settled is how long after its last change a quota holds no charge of a request that is still served: such a
+	// request ends within a minute (--request-timeout), the rest is for the caches.
+	settled = 90 * time.Second
 )
 
 // Evaluators makes the evaluators that measure objects as admission does.
@@ -50,6 +58,8 @@ type controller struct {
 	typed      map[schema.GroupVersionResource]cache.GenericLister
 	mapper     meta.ResettableRESTMapper
 	queue      *queue.Queue
+	settled    time.Duration
+	ledger     ledger
 
 	mu      sync.Mutex
 	watches sync.WaitGroup
@@ -58,44 +68,60 @@ type controller struct {
 
 // Setup registers the controller with the informers and returns what runs it.
 func Setup(client kubernetes.Interface, md metadata.Interface, f informers.SharedInformerFactory, evaluators Evaluators) (func(context.Context), error) {
+	c, synced, err := register(client, md, f, evaluators)
+	if err != nil {
+		return nil, fmt.Errorf("resourcequota controller: %w", err)
+	}
+	return func(ctx context.Context) {
+		c.queue.Run(ctx, 2, c.reconcile, synced...)
+		c.watches.Wait()
+	}, nil
+}
+
+func register(client kubernetes.Interface, md metadata.Interface, f informers.SharedInformerFactory, evaluators Evaluators) (*controller, []cache.InformerSynced, error) {
 	quotas := f.Core().V1().ResourceQuotas()
 	c := &controller{
 		client: client, metadata: md, quotas: quotas.Lister(), queue: queue.New("resourcequota"),
 		typed: map[schema.GroupVersionResource]cache.GenericLister{}, counted: map[schema.GroupVersionResource]informers.GenericInformer{},
+		settled: settled, ledger: ledger{accounts: map[string]*account{}},
 		mapper: restmapper.NewDeferredDiscoveryRESTMapper(memory.NewMemCacheClient(client.Discovery())),
 	}
 	c.evaluators = evaluators(c.list)
 	if _, err := quotas.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
-		AddFunc: c.queue.AddObject, DeleteFunc: func(obj any) { c.changed(obj) },
+		AddFunc: c.queue.AddObject, DeleteFunc: func(obj any) {
+			if q, ok := queue.Object[*corev1.ResourceQuota](obj); ok {
+				c.ledger.close(q)
+			}
+		},
 		UpdateFunc: func(old, obj any) {
-			if !apiequality.Semantic.DeepEqual(old.(*corev1.ResourceQuota).Spec, obj.(*corev1.ResourceQuota).Spec) {
+			was, q := old.(*corev1.ResourceQuota), obj.(*corev1.ResourceQuota)
+			if was.UID != q.UID {
+				c.ledger.close(was)
+			}
+			if !apiequality.Semantic.DeepEqual(was.Spec.ScopeSelector, q.Spec.ScopeSelector) {
+				c.ledger.recount(q) // it counts other objects than before
+			}
+			if !apiequality.Semantic.DeepEqual(was.Spec, q.Spec) {
 				c.queue.AddObject(obj)
 			}
 		},
 	}); err != nil {
-		return nil, fmt.Errorf("resourcequota controller: %w", err)
+		return nil, nil, err
 	}
 	synced := []cache.InformerSynced{quotas.Informer().HasSynced}
 	for _, name := range []string{"pods", "services", "persistentvolumeclaims"} {
 		gvr := corev1.SchemeGroupVersion.WithResource(name)
 		inf, err := f.ForResource(gvr)
 		if err != nil {
-			return nil, fmt.Errorf("resourcequota controller: %w", err)
+			return nil, nil, err
 		}
 		c.typed[gvr] = inf.Lister()
-		if _, err := inf.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: c.changed, DeleteFunc: c.changed, UpdateFunc: func(old, obj any) {
-			if measuredChange(old, obj) {
-				c.changed(obj)
-			}
-		}}); err != nil {
-			return nil, fmt.Errorf("resourcequota controller: %w", err)
+		if _, err := inf.Informer().AddEventHandler(c.handlers(gvr)); err != nil {
+			return nil, nil, err
 		}
 		synced = append(synced, inf.Informer().HasSynced)
 	}
-	return func(ctx context.Context) {
-		c.queue.Run(ctx, 2, c.reconcile, synced...)
-		c.watches.Wait()
-	}, nil
+	return c, synced, nil
 }
 
 // measuredChange tells whether an update may change what an object takes: its spec, or a pod's end.
@@ -110,15 +136,27 @@ func measuredChange(old, obj any) bool {
 		o := old.(*corev1.PersistentVolumeClaim)
 		return !apiequality.Semantic.DeepEqual(o.Spec, n.Spec) || !apiequality.Semantic.DeepEqual(o.Status.AllocatedResources, n.Status.AllocatedResources)
 	}
-	return true
+	return false // of what is only counted nothing but its presence matters
 }
 
-// changed queues the quotas of an object's namespace.
-func (c *controller) changed(obj any) {
-	if t, ok := obj.(cache.DeletedFinalStateUnknown); ok {
-		obj = t.Obj
+// handlers note what becomes of the objects of a resource.
+func (c *controller) handlers(gvr schema.GroupVersionResource) cache.ResourceEventHandler {
+	return cache.ResourceEventHandlerFuncs{
+		AddFunc:    func(obj any) { c.changed(gvr, nil, obj) },
+		DeleteFunc: func(obj any) { c.changed(gvr, obj, nil) },
+		UpdateFunc: func(old, obj any) { c.changed(gvr, old, obj) },
 	}
-	m, err := meta.Accessor(obj)
+}
+
+// changed credits the quotas of an object's namespace with what it no longer takes, and queues them. One of old and now may be nil.
+func (c *controller) changed(gvr schema.GroupVersionResource, old, now any) {
+	before, _ := queue.Object[runtime.Object](old)
+	after, _ := now.(runtime.Object)
+	object := after
+	if object == nil {
+		object = before
+	}
+	m, err := meta.Accessor(object)
 	if err != nil {
 		return
 	}
@@ -126,8 +164,14 @@ func (c *controller) changed(obj any) {
 	if err != nil {
 		return
 	}
+	due := before == nil || after == nil || measuredChange(before, after)
 	for _, q := range quotas {
-		c.queue.AddAfter(q.Namespace+"/"+q.Name, gather)
+		if before != nil && c.ledger.credit(q, quota.SubtractWithNonNegativeResult(c.usage(q, gvr, before), c.usage(q, gvr, after))) {
+			due = true
+		}
+		if due {
+			c.queue.AddAfter(q.Namespace+"/"+q.Name, gather)
+		}
 	}
 }
 
@@ -154,7 +198,7 @@ func (c *controller) watch(ctx context.Context, gvr schema.GroupVersionResource)
 	inf, ok := c.counted[gvr]
 	if !ok {
 		inf = metadatainformer.NewFilteredMetadataInformer(c.metadata, gvr, metav1.NamespaceAll, 0, cache.Indexers{cache.NamespaceIndex: cache.MetaNamespaceIndexFunc}, nil)
-		if _, err := inf.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: c.changed, DeleteFunc: c.changed}); err != nil {
+		if _, err := inf.Informer().AddEventHandler(c.handlers(gvr)); err != nil {
 			c.mu.Unlock()
 			return err
 		}
@@ -178,23 +222,46 @@ func (c *controller) reconcile(ctx context.Context, namespace, name string) erro
 	if err != nil {
 		return err
 	}
-	used, sumErr := c.sum(ctx, q)
-	c.queue.AddAfter(namespace+"/"+name, again)
-	status := corev1.ResourceQuotaStatus{Hard: q.Spec.Hard.DeepCopy(), Used: used}
-	// What could not be added up keeps the figure that it had.
+	// The credit is read before the caches: what it tells of is gone from them.
+	credit, since, anew := c.ledger.read(q)
+	counted, sumErr := c.sum(ctx, q)
+	whole := anew || time.Since(since) >= c.settled
+	status := corev1.ResourceQuotaStatus{Hard: q.Spec.Hard.DeepCopy(), Used: corev1.ResourceList{}}
+	spent, uncounted := corev1.ResourceList{}, false
 	for n := range q.Spec.Hard {
-		if _, ok := used[n]; !ok {
-			if was, had := q.Status.Used[n]; had {
-				used[n] = was
+		was, had := q.Status.Used[n]
+		now, ok := counted[n]
+		switch {
+		case !ok && had: // what could not be added up keeps the figure that it had
+			status.Used[n] = was
+			continue
+		case !ok:
+			continue
+		case had && !whole:
+			left := was.DeepCopy()
+			left.Sub(credit[n])
+			if left.Cmp(now) > 0 {
+				now, uncounted = left, true
 			}
 		}
+		status.Used[n] = now
+		if back, ok := credit[n]; ok {
+			spent[n] = back
+		}
 	}
-	if !apiequality.Semantic.DeepEqual(q.Status, status) {
-		q = q.DeepCopy()
-		q.Status = status
-		if _, err := c.client.CoreV1().ResourceQuotas(namespace).UpdateStatus(ctx, q, metav1.UpdateOptions{}); err != nil && !apierrors.IsNotFound(err) {
+	// A credit is spent by a write, though it may change nothing: it fails if the figures that it was reckoned from are old.
+	if len(spent) > 0 || !apiequality.Semantic.DeepEqual(q.Status, status) {
+		next := q.DeepCopy()
+		next.Status = status
+		if _, err := c.client.CoreV1().ResourceQuotas(namespace).UpdateStatus(ctx, next, metav1.UpdateOptions{}); err != nil && !apierrors.IsNotFound(err) {
 			return errors.Join(sumErr, err)
 		}
+	}
+	c.ledger.spend(q, spent, anew && sumErr == nil)
+	if uncounted {
+		c.queue.AddAfter(namespace+"/"+name, c.settled)
+	} else {
+		c.queue.AddAfter(namespace+"/"+name, again)
 	}
 	return sumErr
 }
