@@ -11,7 +11,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
-	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
@@ -85,8 +84,7 @@ func (b *Beside) Run(ctx context.Context) error {
 		return nil
 	}
 	b.note(nil)
-	backoff := wait.Backoff{Duration: 10 * time.Millisecond, Factor: 2, Steps: 12, Cap: 30 * time.Second}
-	for next := backoff; ; {
+	for backoff := newBackoff(); ; {
 		select {
 		case <-ctx.Done():
 			return nil
@@ -95,12 +93,13 @@ func (b *Beside) Run(ctx context.Context) error {
 		servers := b.servers()
 		if err := b.to.SetNameServers(servers); err != nil {
 			klog.ErrorS(err, "The kernel does not know where the cluster's DNS is, trying again", "service", b.service)
-			time.AfterFunc(next.Step(), func() { b.note(nil) })
+			time.AfterFunc(backoff.Step(), func() { b.note(nil) })
 			continue
 		}
-		next = backoff
+		backoff = newBackoff()
 		if len(servers) == 0 {
 			klog.InfoS("There is no such Service: names are not answered in the kernel", "service", b.service)
+			continue
 		}
 		klog.InfoS("The kernel answers in the stead of the cluster's DNS", "service", b.service, "servers", servers)
 	}
@@ -150,24 +149,33 @@ func (b *Beside) FollowCorefile(ctx context.Context, client kubernetes.Interface
 	n := b.names
 	namespace, name, _ := strings.Cut(configMap, "/")
 	ref := klog.KRef(namespace, name)
-	return followConfigMap(ctx, client, namespace, name, func(m *corev1.ConfigMap) {
+	return followConfigMap(ctx, client, namespace, name, func(m *corev1.ConfigMap) error {
 		cfg := Config{Zones: []string{n.zone}}
+		say := func() {}
 		if m != nil {
 			var skipped []string
 			var err error
 			if cfg, skipped, err = FromConfigMap(m); err != nil {
-				klog.ErrorS(err, "The cluster's DNS has a configuration that is not understood: all names are left to it", "configMap", ref)
+				say = func() {
+					klog.ErrorS(err, "The cluster's DNS has a configuration that is not understood: all names are left to it", "configMap", ref)
+				}
 				cfg = Config{inDoubt: true}
 			} else if !slices.Contains(cfg.withDefaults().Zones, canonical(n.zone)) {
-				klog.InfoS("The cluster's DNS does not serve the zone: all names are left to it", "configMap", ref, "zone", n.zone)
+				say = func() {
+					klog.InfoS("The cluster's DNS does not serve the zone: all names are left to it", "configMap", ref, "zone", n.zone)
+				}
 				cfg.inDoubt = true
 			} else if cfg.inZone(n.zone) {
-				klog.InfoS("The cluster's DNS has a configuration of names in the zone that the kernel does not know: all names are left to it", "configMap", ref, "not done", skipped)
+				say = func() {
+					klog.InfoS("The cluster's DNS has a configuration of names in the zone that the kernel does not know: all names are left to it", "configMap", ref, "not done", skipped)
+				}
 			}
 		}
 		if err := errors.Join(n.Configure(cfg), b.records.Configure(cfg)); err != nil {
-			klog.ErrorS(err, "The kernel answers as by the former configuration", "configMap", ref)
+			return err
 		}
+		say()
+		return nil
 	})
 }
 

@@ -89,6 +89,9 @@ func TestBesideTheClustersDNS(t *testing.T) {
 		{"rubbish {", bpf.NamesState{TTL: 30, Off: true, Pods: true}},
 	} {
 		m := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "kube-system", Name: "coredns"}, Data: map[string]string{"Corefile": c.corefile}}
+		state.mu.Lock()
+		state.fail = i % 3 // what the kernel could not be told is told again
+		state.mu.Unlock()
 		if i == 0 {
 			_, err = configs.Create(ctx, m, metav1.CreateOptions{})
 		} else {

@@ -2,8 +2,10 @@ package dns
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/miekg/dns"
 	corev1 "k8s.io/api/core/v1"
@@ -202,4 +204,49 @@ func TestFollowConfigMap(t *testing.T) {
 	}
 	must(t, maps.Delete(ctx, "strake-dns", metav1.DeleteOptions{}))
 	answers("x.example.", "192.0.2.1")
+}
+
+// A ConfigMap is used as it is at last, never two at once; what failed is tried again.
+func TestConfigMapAtLast(t *testing.T) {
+	client, watched := newClient()
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	using, next := make(chan *corev1.ConfigMap), make(chan error)
+	go func() {
+		ended <- followConfigMap(ctx, client, "kube-system", "strake-dns", func(m *corev1.ConfigMap) error {
+			using <- m
+			return <-next
+		})
+	}()
+	is := func(want string) {
+		t.Helper()
+		got := ""
+		if m := <-using; m != nil {
+			got = m.Data["at"]
+		}
+		if got != want {
+			t.Errorf("used is %q, want %q", got, want)
+		}
+	}
+	is("")
+	<-watched
+	maps := client.CoreV1().ConfigMaps("kube-system")
+	m := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "strake-dns"}, Data: map[string]string{"at": "first"}}
+	_, err := maps.Create(ctx, m, metav1.CreateOptions{})
+	must(t, err)
+	select {
+	case <-using:
+		t.Error("two are used at once")
+	case <-time.After(50 * time.Millisecond): // only a wrong one is here earlier
+	}
+	next <- nil
+	is("first")
+	next <- errors.New("not now")
+	is("first")
+	next <- nil
+	must(t, maps.Delete(ctx, "strake-dns", metav1.DeleteOptions{}))
+	is("")
+	cancel()
+	next <- nil
+	must(t, <-ended)
 }

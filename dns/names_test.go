@@ -166,13 +166,18 @@ func flat(n bpf.Name) string {
 
 // fakeState holds what the kernel is told.
 type fakeState struct {
-	mu sync.Mutex
-	v  bpf.NamesState
+	mu   sync.Mutex
+	v    bpf.NamesState
+	fail int // so many writes
 }
 
 func (f *fakeState) SetNamesState(v bpf.NamesState) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.fail > 0 {
+		f.fail--
+		return errors.New("not now")
+	}
 	f.v = v
 	return nil
 }

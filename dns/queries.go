@@ -3,14 +3,15 @@ package dns
 import (
 	"context"
 	"encoding/json"
-	"errors"
-	"fmt"
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"k8s.io/klog/v2"
 )
 
 // Query is a question that the resolver has answered.
@@ -72,36 +73,75 @@ func (w *watchers) tell(q Query) {
 	}
 }
 
-// ServeQueries writes queries, as they are answered, as JSON to who connects to a unix socket, until ctx ends. The socket is root's.
-func (s *Server) ServeQueries(ctx context.Context, path string) error {
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("dns: %w", err)
-	}
-	l, err := (&net.ListenConfig{}).Listen(ctx, "unix", path)
-	if err == nil {
-		err = os.Chmod(path, 0o600)
-	}
-	if err != nil {
-		return fmt.Errorf("dns: socket of queries: %w", err)
-	}
+// ServeQueries writes queries, as they are answered, as JSON to who connects to a unix socket, until ctx ends. The socket is its user's alone. Names
+// are answered without it, too: what goes wrong with it is told in the log, and tried again.
+func (s *Server) ServeQueries(ctx context.Context, path string) {
 	var serving sync.WaitGroup
 	defer serving.Wait()
+	backoff := newBackoff()
+	for ctx.Err() == nil {
+		err := accept(ctx, path, func(conn net.Conn) {
+			backoff = newBackoff()
+			serving.Go(func() {
+				defer conn.Close()
+				defer context.AfterFunc(ctx, func() { conn.Close() })()
+				s.writeQueries(conn)
+			})
+		})
+		if ctx.Err() != nil {
+			return
+		}
+		klog.ErrorS(err, "Nobody can look at DNS queries, trying again", "socket", path)
+		select {
+		case <-ctx.Done():
+		case <-time.After(backoff.Step()):
+		}
+	}
+}
+
+// accept hands over who connects to a unix socket, until ctx ends or something goes wrong.
+func accept(ctx context.Context, path string, use func(net.Conn)) error {
+	l, err := listen(ctx, path)
+	if err != nil {
+		return err
+	}
+	defer os.Remove(path)
 	defer context.AfterFunc(ctx, func() { l.Close() })()
 	defer l.Close()
 	for {
 		conn, err := l.Accept()
-		if ctx.Err() != nil {
-			return nil
-		}
 		if err != nil {
-			return fmt.Errorf("dns: socket of queries: %w", err)
+			return err
 		}
-		serving.Go(func() {
-			defer conn.Close()
-			defer context.AfterFunc(ctx, func() { conn.Close() })()
-			s.writeQueries(conn)
-		})
+		use(conn)
 	}
+}
+
+// listen makes a unix socket to which only its user connects, in the place of what is left of a former one. It is made in a folder that nobody else
+// enters, as the mode of a new socket follows from the umask of the process.
+func listen(ctx context.Context, path string) (net.Listener, error) {
+	folder := path + ".new"
+	if err := os.RemoveAll(folder); err != nil { // of one that was killed
+		return nil, err
+	}
+	if err := os.Mkdir(folder, 0o700); err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(folder)
+	made := filepath.Join(folder, "s") // short: a socket's path has 107 bytes at most
+	l, err := (&net.ListenConfig{}).Listen(ctx, "unix", made)
+	if err != nil {
+		return nil, err
+	}
+	l.(*net.UnixListener).SetUnlinkOnClose(false) // it will have another name
+	if err = os.Chmod(made, 0o600); err == nil {
+		err = os.Rename(made, path)
+	}
+	if err != nil {
+		l.Close()
+		return nil, err
+	}
+	return l, nil
 }
 
 // writeQueries ends when the other side does.

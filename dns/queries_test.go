@@ -4,8 +4,10 @@ import (
 	"context"
 	"encoding/json"
 	"net"
+	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/miekg/dns"
 )
@@ -16,8 +18,16 @@ func TestQueriesAreTold(t *testing.T) {
 	run(t, s)
 	socket := filepath.Join(t.TempDir(), "dns.sock")
 	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- s.ServeQueries(ctx, socket) }()
+	done := make(chan struct{})
+	changed := func() time.Time {
+		t.Helper()
+		info, err := os.Stat(filepath.Dir(socket))
+		must(t, err)
+		return info.ModTime()
+	}
+	must(t, os.MkdirAll(filepath.Join(socket, "in the way"), 0o700))
+	before := changed()
+	go func() { defer close(done); s.ServeQueries(ctx, socket) }()
 	connect := func() net.Conn {
 		t.Helper()
 		var c net.Conn
@@ -28,6 +38,9 @@ func TestQueriesAreTold(t *testing.T) {
 		})
 		return c
 	}
+	// Without a socket all goes on; once there can be one there is.
+	await(t, "a socket that can't get its name", func() bool { return changed() != before })
+	must(t, os.RemoveAll(socket))
 	watching := func(n int32) { t.Helper(); await(t, "watchers", func() bool { return s.watchers.n.Load() == n }) }
 	ask := func() {
 		t.Helper()
@@ -38,6 +51,9 @@ func TestQueriesAreTold(t *testing.T) {
 	ask() // nobody is told
 	reader, idle := connect(), connect()
 	defer idle.Close()
+	if info, err := os.Stat(socket); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("the socket: %v, %v", info, err)
+	}
 	watching(2)
 	ask()
 	var q Query
@@ -56,6 +72,10 @@ func TestQueriesAreTold(t *testing.T) {
 	}
 	s.watchers.remove(w)
 	cancel()
-	must(t, <-done)
+	<-done
 	watching(0)
+	left, err := filepath.Glob(socket + "*")
+	if must(t, err); len(left) > 0 {
+		t.Errorf("left: %v", left)
+	}
 }

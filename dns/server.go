@@ -53,11 +53,8 @@ func NewServer(r *Records, cfg Config, listen ...netip.AddrPort) (*Server, error
 
 // Configure takes another configuration from the next query on. One that is wrong is an error, and changes nothing.
 func (s *Server) Configure(cfg Config) error {
-	if err := cfg.Check(); err != nil {
+	if err := s.check(cfg); err != nil {
 		return err
-	}
-	if cfg.withDefaults().Pods == PodsVerified && s.records.pods == nil {
-		return errors.New("dns: pods verified: this resolver does not follow pods; choose insecure or disabled")
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -74,6 +71,17 @@ func (s *Server) Configure(cfg Config) error {
 	}
 	if s.kernel != nil {
 		return s.kernel.Flush()
+	}
+	return nil
+}
+
+// check tells what of a configuration this resolver can't do.
+func (s *Server) check(cfg Config) error {
+	if err := cfg.Check(); err != nil {
+		return err
+	}
+	if cfg.withDefaults().Pods == PodsVerified && s.records.pods == nil {
+		return errors.New("dns: pods verified: this resolver does not follow pods; choose insecure or disabled")
 	}
 	return nil
 }
