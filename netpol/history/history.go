@@ -190,7 +190,9 @@ func (l *Log) begin() error {
 		err = f.Sync()
 	}
 	if err == nil && l.file != nil {
-		err = os.Rename(l.path, former(l.path))
+		if err = os.Rename(l.path, former(l.path)); errors.Is(err, fs.ErrNotExist) {
+			err = nil // the last time only the next rename failed
+		}
 	}
 	if err == nil {
 		err = os.Rename(next, l.path)
@@ -380,15 +382,16 @@ func (l *Log) write(list []Entry) error {
 // Read gives the lines of the file at path and of the one before it, oldest first, and where they don't follow from one another. It is of no matter whether an
 // agent writes it meanwhile.
 func Read(path string) (list []Entry, broken []string, err error) {
+	files, err := openBoth(path)
+	for _, f := range files {
+		defer f.Close()
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("history of policies: %w", err)
+	}
 	previous, first := "", true
-	for _, name := range []string{former(path), path} {
-		f, err := os.Open(name)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return nil, nil, fmt.Errorf("history of policies: %w", err)
-		}
+	for _, f := range files {
+		name := f.Name()
 		n := 0
 		err = lines(f, func(line []byte) {
 			n++
@@ -404,10 +407,43 @@ func Read(path string) (list []Entry, broken []string, err error) {
 			}
 			previous, first = netpol.Digest(line), false
 		})
-		f.Close()
 		if err != nil {
 			return nil, nil, fmt.Errorf("history of policies: %s: %w", name, err)
 		}
 	}
 	return list, broken, nil
+}
+
+// openBoth opens the former file and that at path, as far as they are there, so that the latter follows the former whatever an agent renames meanwhile.
+func openBoth(path string) (files []*os.File, err error) {
+	for {
+		var before os.FileInfo
+		for _, name := range []string{former(path), path} {
+			f, err := os.Open(name)
+			if errors.Is(err, fs.ErrNotExist) {
+				continue
+			}
+			if err != nil {
+				return files, err
+			}
+			files = append(files, f)
+			if name == path {
+				continue
+			}
+			if before, err = f.Stat(); err != nil {
+				return files, err
+			}
+		}
+		now, err := os.Stat(former(path))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return files, err
+		}
+		if before == nil && now == nil || before != nil && now != nil && os.SameFile(before, now) {
+			return files, nil
+		}
+		for _, f := range files {
+			f.Close()
+		}
+		files = nil
+	}
 }

@@ -172,3 +172,47 @@ func TestHistoryTellsWhatItLeftOut(t *testing.T) {
 	})
 	want(t, path, "enforced a", "untold 5")
 }
+
+// If only one of the two renames succeeds the next time does the other.
+func TestHistoryGoesOnAfterHalfAChangeOfFiles(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "history")
+	run(t, path, maxBytes, func(l *Log) {
+		l.All([]Change{is("a", "1")})
+		l.flush()
+		if err := os.Rename(path, former(path)); err != nil {
+			t.Fatal(err)
+		}
+		if err := l.begin(); err != nil {
+			t.Fatal(err)
+		}
+		l.Changed([]Change{is("a", "2")})
+	})
+	want(t, path, "enforced a", "held a", "enforced a")
+}
+
+// An agent that changes its files while they are read raises no alarm.
+func TestHistoryIsReadWhileFilesChange(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "history")
+	run(t, path, maxBytes, func(l *Log) {
+		l.All([]Change{is("a", "1")})
+		l.flush()
+		ctx, stop := context.WithCancel(context.Background())
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			for ctx.Err() == nil {
+				if err := l.begin(); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		}()
+		defer func() { stop(); <-done }()
+		for range 2000 {
+			if _, broken := told(t, path); len(broken) > 0 {
+				t.Errorf("broken: %q", broken)
+				break
+			}
+		}
+	})
+}
