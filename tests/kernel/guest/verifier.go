@@ -31,7 +31,8 @@ func countInstructions(objects []string) (counts map[string]int, err error) {
 	d, err := bpf.Open(bpf.Config{
 		PinDir: pins, CgroupRoot: cgroupRoot, NodeCgroup: group, DNSAddrs: []netip.Addr{netip.MustParseAddr("10.96.0.10"), netip.MustParseAddr("fd00:10:96::a")}, Zone: "cluster.local", DNSTTL: 30,
 		NodeAddrs: []netip.Addr{netip.MustParseAddr("192.0.2.10"), netip.MustParseAddr("2001:db8::10")}, // without one the verifier leaves out all that masquerades
-		Policy:    true,                                                                                 // and without this all that judges
+		Policy:    true,                                                                                 // and without these what judges, records, and so on
+		DSR:       true, RecordFlows: bpf.DefaultRecordFlows, XDP: bpf.XDPNative,
 	})
 	if err != nil {
 		return nil, err
