@@ -19,6 +19,9 @@ import (
 	"github.com/strake-io/strake/atomicfile"
 )
 
+// APIServer is who the API server is to its clients. No other server of the cluster is given a certificate with this common name.
+const APIServer = "kube-apiserver"
+
 // KubeletClient is who the API server is to kubelets.
 const KubeletClient = "kube-apiserver-kubelet-client"
 
@@ -102,7 +105,7 @@ func ensure(f Files, cfg Config, now time.Time) (due time.Time, err error) {
 		leaf leaf
 	}{
 		{ca, f.APIServer(), leaf{
-			commonName: "kube-apiserver", server: true,
+			commonName: APIServer, server: true,
 			dnsNames: []string{"kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc." + cfg.Zone, "localhost", cfg.Hostname},
 			ips:      ips(append(slices.Concat(cfg.ServerAddrs, cfg.ServiceIPs), netip.MustParseAddr("127.0.0.1"), netip.IPv6Loopback())),
 		}},

@@ -2,10 +2,12 @@ package cluster
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"net/netip"
 	"os"
 	"reflect"
@@ -15,11 +17,13 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	utilversion "k8s.io/apimachinery/pkg/util/version"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/component-base/version"
 	"k8s.io/klog/v2"
 
 	"github.com/strake-io/strake/cmd/strake/layout"
+	"github.com/strake-io/strake/controlplane/pki"
 	"github.com/strake-io/strake/kubelet/certificates"
 )
 
@@ -120,8 +124,8 @@ func (u *joinStart) moved(ctx context.Context) error {
 	return nil
 }
 
-// servedAt tells, by the certificates of both, whether the cluster of a node that has joined answers at a URL: nobody else's server is believed,
-// nor believes.
+// servedAt tells, by the certificates of both, whether the API server of the cluster that a node has joined answers at a URL: nobody else's
+// server is believed, nor believes. Every kubelet has a certificate of the same CA for its own address, so the name in it counts, too.
 func servedAt(ctx context.Context, l layout.Layout, url string) error {
 	ctx, cancel := context.WithTimeout(ctx, movedWithin)
 	defer cancel()
@@ -130,11 +134,30 @@ func servedAt(ctx context.Context, l layout.Layout, url string) error {
 		return err
 	}
 	rc.Host = url
-	c, err := kubernetes.NewForConfig(rc)
+	conf, err := rest.TLSConfigFor(rc)
+	if err != nil {
+		return err
+	}
+	conf.VerifyConnection = isAPIServer
+	tr := &http.Transport{TLSClientConfig: conf, ForceAttemptHTTP2: true}
+	defer tr.CloseIdleConnections()
+	rt, err := rest.HTTPWrappersForConfig(rc, tr)
+	if err != nil {
+		return err
+	}
+	c, err := kubernetes.NewForConfigAndClient(rc, &http.Client{Transport: rt})
 	if err == nil {
 		_, err = fetchShared(ctx, c)
 	}
 	return err
+}
+
+// isAPIServer refuses a server of the cluster that is not its API server.
+func isAPIServer(c tls.ConnectionState) error {
+	if name := c.PeerCertificates[0].Subject.CommonName; name != pki.APIServer {
+		return fmt.Errorf("the server's certificate is %q's, not %q's", name, pki.APIServer)
+	}
+	return nil
 }
 
 // findAddress takes the machine's address on the way to the API server, unless the user named some.

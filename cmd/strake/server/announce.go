@@ -80,6 +80,8 @@ func callKubelets(ctx context.Context, f pki.Files, nodes []corev1.Node, which f
 	roots.AppendCertsFromPEM(ca)
 	caller := &http.Client{Timeout: announceWithin, Transport: &http.Transport{
 		DisableKeepAlives: true, TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots, Certificates: []tls.Certificate{pair}},
+	}, CheckRedirect: func(*http.Request, []*http.Request) error {
+		return http.ErrUseLastResponse // a kubelet must not send this certificate on elsewhere
 	}}
 	var g errgroup.Group
 	g.SetLimit(announceAtOnce)
