@@ -19,12 +19,17 @@ type drain struct {
 	ending atomic.Bool
 
 	mu    sync.Mutex
-	conns map[string]bool // by the client's address: it speaks HTTP/2, where the end of a connection is told before
-	fewer chan struct{}   // closed when one of the others is gone
+	conns map[ends]bool // it speaks HTTP/2, where the end of a connection is told before
+	fewer chan struct{} // closed when one of the others is gone
 }
 
+// ends are the addresses of a connection. A client may come from one port of its own to several addresses of the server.
+type ends struct{ server, client string }
+
+func endsOf(c net.Conn) ends { return ends{c.LocalAddr().String(), c.RemoteAddr().String()} }
+
 func newDrain(l net.Listener) *drain {
-	return &drain{Listener: l, closed: make(chan struct{}), conns: map[string]bool{}, fewer: make(chan struct{})}
+	return &drain{Listener: l, closed: make(chan struct{}), conns: map[ends]bool{}, fewer: make(chan struct{})}
 }
 
 // Accept implements net.Listener. Between the end of listening and Close it blocks.
@@ -38,7 +43,7 @@ func (d *drain) Accept() (net.Conn, error) {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.conns[c.RemoteAddr().String()] = false
+	d.conns[endsOf(c)] = false
 	return &drainedConn{Conn: c, drain: d}, nil
 }
 
@@ -52,15 +57,15 @@ func (d *drain) Close() error {
 }
 
 // known removes a connection from those that are waited for.
-func (d *drain) known(addr string, gone bool) {
+func (d *drain) known(c ends, gone bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if http2, ok := d.conns[addr]; !ok || http2 && !gone {
+	if http2, ok := d.conns[c]; !ok || http2 && !gone {
 		return
 	}
-	d.conns[addr] = true
+	d.conns[c] = true
 	if gone {
-		delete(d.conns, addr)
+		delete(d.conns, c)
 	}
 	close(d.fewer)
 	d.fewer = make(chan struct{})
@@ -70,7 +75,9 @@ func (d *drain) known(addr string, gone bool) {
 func (d *drain) handler(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.ProtoMajor > 1 {
-			d.known(r.RemoteAddr, false)
+			if at, ok := r.Context().Value(http.LocalAddrContextKey).(net.Addr); ok {
+				d.known(ends{at.String(), r.RemoteAddr}, false)
+			}
 		} else if d.ending.Load() {
 			w.Header().Set("Connection", "close")
 		}
@@ -111,6 +118,6 @@ type drainedConn struct {
 
 // Close implements net.Conn.
 func (c *drainedConn) Close() error {
-	c.drain.known(c.RemoteAddr().String(), true)
+	c.drain.known(endsOf(c.Conn), true)
 	return c.Conn.Close()
 }

@@ -50,6 +50,7 @@ var reference = map[string]map[string]string{
 
 // gaps are served, but not as the reference does it, or with nobody that acts on them.
 var gaps = map[string]string{
+	"v1 pods":                                             "what a whole pod is given (spec.resources) can't be resized",
 	"v1 persistentvolumes":                                "bound, made for claims as local folders, mounted where they are local or hostPath; no CSI drivers, no block devices",
 	"networking.k8s.io/v1 ingresses":                      "no controller acts on them: bring an ingress controller",
 	"networking.k8s.io/v1 servicecidrs":                   "the cluster's own range only: no addresses are given from further ones",

@@ -24,7 +24,7 @@ import (
 func TestNoRequestIsDropped(t *testing.T) {
 	t.Parallel()
 	s := serve(t, func(c *apiserver.Config) {
-		c.Settings.ShutdownDelay = time.Second
+		c.Settings.ShutdownDelay = 5 * time.Second // the time for the first look between the failing /readyz and the end
 	})
 	client := clientOf(t, s.Admin)
 	ctx, cancel := context.WithCancel(t.Context())
