@@ -152,7 +152,7 @@ func (t tolerances) settle(current int32, ratio float64, s samples, g groups, fu
 		if t.within(ratio) {
 			return current, nil
 		}
-		return int32(math.Ceil(ratio * float64(g.ready))), nil
+		return whole(ratio * float64(g.ready)), nil
 	}
 	for name := range g.missing {
 		if ratio < 1 {
@@ -173,30 +173,34 @@ func (t tolerances) settle(current int32, ratio float64, s samples, g groups, fu
 	if t.within(second) || ratio < 1 && second > 1 || ratio > 1 && second < 1 {
 		return current, nil // what is unknown decides: then nothing changes
 	}
-	replicas := int32(math.Ceil(second * float64(len(s))))
+	replicas := whole(second * float64(len(s)))
 	if second < 1 && replicas > current || second > 1 && replicas < current {
 		return current, nil
 	}
 	return replicas, nil
 }
 
+// whole rounds a number of pods up. What no number of pods can be becomes the nearest that can: the conversion of a float that doesn't fit is
+// left to the processor.
+func whole(n float64) int32 { return int32(min(math.MaxInt32, max(0, math.Ceil(n)))) }
+
 // byValue wants one value of all: ready is how many pods bring it about.
 func (t tolerances) byValue(current int32, target, value int64, ready int) proposal {
 	ratio := float64(value) / float64(target)
 	switch {
 	case current == 0:
-		return proposal{replicas: int32(math.Ceil(ratio)), average: value}
+		return proposal{replicas: whole(ratio), average: value}
 	case t.within(ratio):
 		return proposal{replicas: current, average: value}
 	}
-	return proposal{replicas: int32(math.Ceil(ratio * float64(ready))), average: value}
+	return proposal{replicas: whole(ratio * float64(ready)), average: value}
 }
 
 // byShare wants each pod's part of one value.
 func (t tolerances) byShare(current int32, target, value int64) proposal {
 	replicas := current
 	if current == 0 || !t.within(float64(value)/(float64(target)*float64(current))) {
-		replicas = int32(math.Ceil(float64(value) / float64(target)))
+		replicas = whole(float64(value) / float64(target))
 	}
 	share := value
 	if current > 0 {

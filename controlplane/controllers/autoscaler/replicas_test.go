@@ -2,6 +2,7 @@ package autoscaler
 
 import (
 	"fmt"
+	"math"
 	"strings"
 	"testing"
 	"time"
@@ -185,5 +186,16 @@ func TestRequested(t *testing.T) {
 	p.Spec.Resources = &whole
 	if got, err := requested(p, corev1.ResourceCPU, ""); err != nil || got != 2000 {
 		t.Errorf("%d, %v", got, err)
+	}
+}
+
+// A number of pods that doesn't fit is the most there can be, not a negative one.
+func TestReplicasThatDoNotFit(t *testing.T) {
+	tol := tolerances{tolerance, tolerance}
+	if got := tol.byValue(3, 1, math.MaxInt64, 3).replicas; got != math.MaxInt32 {
+		t.Errorf("by value: %d", got)
+	}
+	if got := tol.byShare(3, 1, math.MaxInt64).replicas; got != math.MaxInt32 {
+		t.Errorf("by share: %d", got)
 	}
 }
