@@ -200,7 +200,7 @@ func (p *place) rest(o Options, do func(Line)) (lines int, err error) {
 	return lines, nil
 }
 
-// parse reads a line; it is false for what is none of ours, such as what a disk that was full has left.
+// parse reads a line, with the parts of its kind and no others; it is false for what is none of ours, such as what a disk that was full has left.
 func parse(text []byte) (Line, bool) {
 	var l Line
 	if len(text) > maxLine || json.Unmarshal(text, &l) != nil {
@@ -208,12 +208,16 @@ func parse(text []byte) (Line, bool) {
 	}
 	switch l.Kind {
 	case KindFlow:
+		l.Count, l.Loss = nil, nil
 		return l, l.Flow != nil && l.Sample != nil
 	case KindCount:
+		l.Sample, l.Loss = nil, nil
 		return l, l.Flow != nil && l.Count != nil
 	case KindLoss:
+		l.Flow, l.Sample, l.Count = nil, nil, nil
 		return l, l.Loss != nil
 	case KindStart:
+		l.Flow, l.Sample, l.Count, l.Loss = nil, nil, nil, nil
 		return l, true
 	}
 	return Line{}, false

@@ -478,6 +478,8 @@ func FuzzParse(f *testing.F) {
 	f.Add([]byte(`{"seq":2,"time":"2026-11-21T12:00:00Z","node":"n1","kind":"flow","verdict":"allowed","from":{"addr":"10.0.0.1"},"to":{"addr":"x"},"protocol":"TCP","sides":["source"],"event":"new","bytes":1}`))
 	f.Add([]byte(`{"kind":"count","class":"1","egress":{},"total":[1]}`))
 	f.Add([]byte(`{"kind":"loss","lost":1}`))
+	f.Add([]byte(`{"kind":"loss","lost":1,"class":"1"}`))
+	f.Add([]byte(`{"kind":"start","class":"1","verdict":"dropped"}`))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		l, ok := parse(text)
 		if !ok {

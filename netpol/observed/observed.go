@@ -28,6 +28,8 @@ type Record struct {
 	Nodes    []string
 	// Unknown are the packets amid connections that nobody knows: it is not told who began those.
 	Unknown uint64
+	// Networks are the flows from outside of which only the network of who asked is known: no sample of them is there.
+	Networks uint64
 	// Losses are those of the window. Of what is Full nothing is known.
 	Losses flows.Loss
 }
@@ -38,8 +40,8 @@ type Observed struct {
 	Count uint64 // flows that began; of those that were dropped: packets
 }
 
-// Read reads the records in some folders. Counts tell of all flows; where they tell who asks from outside by his network, the samples tell his address, as
-// far as there are any.
+// Read reads the records in some folders. Counts tell of all flows; where they tell who asks from outside by his network, the samples tell his address:
+// what was counted beyond them is the network's.
 func Read(dirs []string, since time.Time) (*Record, error) {
 	r := &Record{}
 	at := map[string]*Observed{}
@@ -65,6 +67,9 @@ func Read(dirs []string, since time.Time) (*Record, error) {
 	networks := map[string]flows.Line{}
 	counts := map[string]uint64{}
 	err := flows.Read(dirs, flows.Options{Since: since, Counts: true}, func(l flows.Line) error {
+		if l.Count == nil { // a line that is none of this sort's
+			return nil
+		}
 		line(l, l.Count.Since)
 		n := l.Count.Flows + l.Count.Again
 		if l.Verdict == flows.Dropped {
@@ -82,7 +87,7 @@ func Read(dirs []string, since time.Time) (*Record, error) {
 		}
 		return nil
 	})
-	sampled := map[string]bool{}
+	sampled := map[string]uint64{}
 	err = errors.Join(err, flows.Read(dirs, flows.Options{Since: since}, func(l flows.Line) error {
 		line(l, l.Time)
 		if l.Loss != nil {
@@ -98,14 +103,15 @@ func Read(dirs []string, since time.Time) (*Record, error) {
 			network.From = flows.End{Addr: outside(a)}
 		}
 		if _, ok := networks[network.Key()]; ok {
-			sampled[network.Key()] = true
+			sampled[network.Key()]++
 			add(*l.Flow, 1)
 		}
 		return nil
 	}))
 	for key, l := range networks {
-		if !sampled[key] {
-			add(*l.Flow, counts[key])
+		if n := counts[key]; n > sampled[key] {
+			add(*l.Flow, n-sampled[key])
+			r.Networks += n - sampled[key]
 		}
 	}
 	r.Nodes = slices.Sorted(maps.Keys(nodes))

@@ -129,7 +129,7 @@ func TestReadRecord(t *testing.T) {
 		return flows.Line{Kind: flows.KindCount, Flow: &f, Count: &flows.Count{Class: "1", Flows: n, Since: at.Add(-time.Hour)}}
 	}
 	write("counts", count(o[0].Flow, 5), count(o[0].Flow, 6), count(known, 9), count(unknown, 4), count(middle, 2))
-	write("flows", flows.Line{Kind: flows.KindFlow, Flow: &client, Sample: &flows.Sample{Event: "new"}}, flows.Line{Kind: flows.KindLoss, Loss: &flows.Loss{Full: 3}})
+	write("flows", flows.Line{Kind: flows.KindFlow, Flow: &client, Sample: &flows.Sample{Event: "new"}}, flows.Line{Kind: flows.KindLoss, Loss: &flows.Loss{Lost: 2, Skipped: 6, Full: 3}})
 	r, err := Read([]string{dir}, time.Time{})
 	if err != nil {
 		t.Fatal(err)
@@ -139,9 +139,71 @@ func TestReadRecord(t *testing.T) {
 		got = append(got, fmt.Sprintf("%s:%d %d", f.From.Name(), f.Port, f.Count))
 	}
 	slices.Sort(got)
-	if want := []string{"198.51.100.0/24:9090 4", "198.51.100.77:8080 1", "shop/web-7d9f-abcde:5432 11"}; !slices.Equal(got, want) || r.Unknown != 2 || r.Losses.Full != 3 || !r.From.Equal(at.Add(-time.Hour)) {
+	if want := []string{"198.51.100.0/24:8080 8", "198.51.100.0/24:9090 4", "198.51.100.77:8080 1", "shop/web-7d9f-abcde:5432 11"}; !slices.Equal(got, want) || r.Unknown != 2 || r.Networks != 12 || r.Losses.Full != 3 || !r.From.Equal(at.Add(-time.Hour)) {
 		t.Errorf("%q, want %q; %+v", got, want, r)
 	}
+}
+
+// A policy never admits a whole namespace for a pod without labels, and tells whom its selectors admit beside who was seen; what samples left out is said.
+func TestRecommendTellsWhatItCanNotSay(t *testing.T) {
+	bare := end("shop", "bare", "10.244.0.8", "pod-template-hash=1")
+	r := record()
+	r.Losses, r.Networks = flows.Loss{Lost: 2, Skipped: 5}, 3
+	r.Flows = append(r.Flows, allowed(bare, db, "TCP", 5432, "source", "destination"))
+	// Pods of db have all labels of cache, too.
+	sub := end("shop", "sub", "10.244.0.9", "tier=data")
+	r.Flows = append(r.Flows, allowed(web, sub, "TCP", 80, "source", "destination"))
+	rec := Recommend(r, nil, "")
+	for _, p := range rec.Policies {
+		for _, in := range p.Spec.Ingress {
+			for _, from := range in.From {
+				if from.PodSelector != nil && len(from.PodSelector.MatchLabels) == 0 {
+					t.Errorf("%s admits all pods of a namespace", p.Name)
+				}
+			}
+		}
+	}
+	text, err := rec.WriteYAML()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"without labels alone: shop/(pods without labels) → shop/app=db,tier=data 5432/TCP.", "shop/tier=data: other pods", "7 samples", "Of 3 of them"} {
+		if !strings.Contains(string(text), want) {
+			t.Errorf("%q is missing in\n%s", want, text)
+		}
+	}
+	again, err := Replay(r, netpol.State{})
+	if err != nil || again.Networks != 3 || again.Unsampled != 7 {
+		t.Errorf("%+v, %v", again, err)
+	}
+	var b strings.Builder
+	if err := again.WriteText(&b); err != nil || !strings.Contains(b.String(), "3 flows and packets from outside") {
+		t.Errorf("%s, %v", b.String(), err)
+	}
+}
+
+// Whatever the files of a record have: no panic.
+func FuzzRead(f *testing.F) {
+	f.Add([]byte(`{"kind":"loss","lost":1}`))
+	f.Add([]byte(`{"kind":"start","node":"n1"}`))
+	f.Add([]byte(`{"kind":"flow","verdict":"allowed","from":{"addr":"10.0.0.1"},"to":{"addr":"x"},"protocol":"TCP","sides":["source"],"event":"new","bytes":1}`))
+	f.Add([]byte(`{"kind":"count","class":"1","verdict":"dropped","from":{"addr":"198.51.100.0/24"},"to":{"addr":"10.0.0.1","pod":"p","namespace":"n"},"sides":["destination"],"protocol":"TCP","port":1}`))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		dir := t.TempDir()
+		for _, sort := range []string{"counts", "flows"} {
+			if err := os.WriteFile(filepath.Join(dir, sort+"-00000000000000000001.jsonl"), append(text, '\n'), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		r, err := Read([]string{dir}, time.Time{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Recommend(r, nil, "").WriteYAML(); err != nil {
+			t.Fatal(err)
+		}
+		_, _ = Replay(r, netpol.State{})
+	})
 }
 
 // The selectors are the smallest, the cluster's DNS is named as policies name it, and what the policies rest on is said.

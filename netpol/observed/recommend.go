@@ -103,6 +103,12 @@ func window(r *Record) []string {
 	if r.Losses.Full > 0 {
 		out = append(out, fmt.Sprintf("INCOMPLETE: the record had no room for %d flows and packets of that time.", r.Losses.Full))
 	}
+	if n := r.Losses.Lost + r.Losses.Skipped; n > 0 {
+		out = append(out, fmt.Sprintf("%d samples of that time were left out. Their flows are counted; of clients outside it may be that only the network is known.", n))
+	}
+	if r.Networks > 0 {
+		out = append(out, fmt.Sprintf("Of %d of them, from outside, only the network of the client is known: it is admitted whole.", r.Networks))
+	}
 	if r.Unknown > 0 {
 		out = append(out, fmt.Sprintf("%d packets amid connections of which nobody knows who began them are left out.", r.Unknown))
 	}
@@ -135,7 +141,7 @@ type guarded struct {
 	seen            bool // on a node of the record
 	ingress, egress peers
 	denied          map[string]uint64
-	other           map[string]bool // protocols that no rule can name
+	remarks         map[string]bool // what its rules leave out, or admit beside
 }
 
 func (g *guarded) add(to peers, k *known, o Observed, other flows.End) {
@@ -148,13 +154,17 @@ func (g *guarded) add(to peers, k *known, o Observed, other flows.End) {
 		return
 	}
 	if !hasPorts(o.Protocol) {
-		if g.other == nil {
-			g.other = map[string]bool{}
-		}
-		g.other[fmt.Sprintf("%s → %s %s", who(o.From), who(o.To), o.Protocol)] = true
+		g.note("Not admitted, for rules have TCP, UDP and SCTP only: %s → %s %s.", who(o.From), who(o.To), o.Protocol)
 		return
 	}
-	peer := k.peer(other, g.Namespace)
+	peer, alone := k.peer(other, g.Namespace)
+	if peer.PodSelector != nil && len(peer.PodSelector.MatchLabels) == 0 { // it would admit all pods of the namespace
+		g.note("Not admitted, for no selector chooses pods without labels alone: %s → %s %s.", who(o.From), who(o.To), portText(o.Flow))
+		return
+	}
+	if !alone {
+		g.note("%s: other pods of that namespace have all of these labels, too, and more: they are admitted with them.", who(other))
+	}
 	text := peerText(peer)
 	if to[text] == nil {
 		to[text] = &admitted{peer: peer, ports: map[flowPort]bool{}}
@@ -174,10 +184,15 @@ func (g *guarded) notes() map[string]bool {
 	for text, n := range g.denied {
 		out[fmt.Sprintf("Dropped then, and not admitted: %s (%d packets).", text, n)] = true
 	}
-	for text := range g.other {
-		out[fmt.Sprintf("Not admitted, for rules have TCP, UDP and SCTP only: %s.", text)] = true
-	}
+	maps.Copy(out, g.remarks)
 	return out
+}
+
+func (g *guarded) note(format string, args ...any) {
+	if g.remarks == nil {
+		g.remarks = map[string]bool{}
+	}
+	g.remarks[fmt.Sprintf(format, args...)] = true
 }
 
 // peers are who is admitted, by the text of a rule's peer.
@@ -334,20 +349,20 @@ func subsets(keys []string, n int, do func([]string) bool) bool {
 	return true
 }
 
-// peer is how a rule of a policy in a namespace names an end.
-func (k *known) peer(e flows.End, namespace string) networkingv1.NetworkPolicyPeer {
+// peer is how a rule of a policy in a namespace names an end; alone: it names no other workload. Pods without labels have a selector without any.
+func (k *known) peer(e flows.End, namespace string) (_ networkingv1.NetworkPolicyPeer, alone bool) {
 	if e.Pod == "" {
-		return networkingv1.NetworkPolicyPeer{IPBlock: &networkingv1.IPBlock{CIDR: blockOf(e)}}
+		return networkingv1.NetworkPolicyPeer{IPBlock: &networkingv1.IPBlock{CIDR: blockOf(e)}}, true
 	}
-	labels, _ := k.selector(workloadOf(e))
+	labels, alone := k.selector(workloadOf(e))
 	if isDNS(e) {
-		labels = map[string]string{"k8s-app": "kube-dns"}
+		labels, alone = map[string]string{"k8s-app": "kube-dns"}, true
 	}
 	p := networkingv1.NetworkPolicyPeer{PodSelector: &metav1.LabelSelector{MatchLabels: labels}}
 	if e.Namespace != namespace {
 		p.NamespaceSelector = &metav1.LabelSelector{MatchLabels: map[string]string{corev1.LabelMetadataName: e.Namespace}}
 	}
-	return p
+	return p, alone
 }
 
 // blockOf is the range of an end that is no pod.

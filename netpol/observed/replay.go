@@ -28,6 +28,10 @@ type Replayed struct {
 	Opens   []Group   `json:"opens"`   // the reverse
 	// Uncounted are flows of which nothing is known, see flows.Loss.
 	Uncounted uint64 `json:"uncounted"`
+	// Networks are flows of Flows whose client outside is known by his network only: he is judged as its first address. Unsampled are the samples that
+	// were left out, of any flows.
+	Networks  uint64 `json:"networks"`
+	Unsampled uint64 `json:"unsampled"`
 }
 
 // Group are flows between two workloads on one port.
@@ -57,7 +61,7 @@ func Replay(r *Record, s netpol.State) (*Replayed, error) {
 	if err != nil {
 		return nil, err
 	}
-	out := &Replayed{From: r.From, To: r.To, Nodes: r.Nodes, Unknown: r.Unknown, Uncounted: r.Losses.Full}
+	out := &Replayed{From: r.From, To: r.To, Nodes: r.Nodes, Unknown: r.Unknown, Uncounted: r.Losses.Full, Networks: r.Networks, Unsampled: r.Losses.Lost + r.Losses.Skipped}
 	breaks, opens := map[string]*Group{}, map[string]*Group{}
 	for _, o := range r.Flows {
 		v, err := state.judge(e, o.Flow)
@@ -124,6 +128,9 @@ func (r *Replayed) WriteText(w io.Writer) error {
 	fmt.Fprintf(&b, "%d flows and dropped packets of %s, from %s to %s\n", r.Flows, strings.Join(r.Nodes, ", "), r.From.Local().Format(time.DateTime), r.To.Local().Format(time.DateTime))
 	if r.Unknown > 0 {
 		fmt.Fprintf(&b, "not judged: %d packets amid connections of which nobody knows who began them\n", r.Unknown)
+	}
+	if r.Networks > 0 {
+		fmt.Fprintf(&b, "judged by the first address of the client's network: %d flows and packets from outside without a sample (%d samples were left out)\n", r.Networks, r.Unsampled)
 	}
 	if r.Uncounted > 0 {
 		fmt.Fprintf(&b, "not known: %d flows and packets for which the record had no room\n", r.Uncounted)

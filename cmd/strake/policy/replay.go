@@ -40,7 +40,8 @@ func replayCommand(s *source, records Records) *cobra.Command {
 that was allowed, and the reverse, by workload. The folder has all policies; with --add it has those that come to the cluster's, or replace them by name.
 
 Pods, namespaces and nodes are the cluster's, or with -f those of manifests; pods that are gone are as the record has them. Of a flow between nodes each
-node's side is judged by its own record. All flows count, whatever samples were left out; clients outside of the cluster are known by the samples.
+node's side is judged by its own record. All flows count, whatever samples were left out; clients outside of the cluster are known by the
+samples, and those beyond them by their network, of which the first address is judged.
 
 Exit code: 0 if the same would have been allowed, 1 if not, 2 if that can't be told.`,
 		Example: `  strake policy replay --policies policies/ --since 24h
