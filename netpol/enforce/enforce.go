@@ -69,6 +69,7 @@ type Enforcer struct {
 	metrics *instruments
 	usage   usage
 	whose   *whose // nil unless Config.Whose
+	ready   chan struct{}
 	trouble *trouble
 
 	mu        sync.Mutex
@@ -114,6 +115,7 @@ func New(cfg Config) *Enforcer {
 		cfg: cfg, metrics: newInstruments(), latest: map[object]int{}, endpoints: map[string]*attached{}, names: map[uint32]bpf.PolicyName{}, wake: make(chan struct{}, 1), unsaid: make(chan struct{}, 1),
 		compiler: compiler.New(compiler.Options{NodeName: cfg.NodeName, KeepFlows: cfg.KeepFlows, MaxRules: cfg.MaxRules, MaxPeers: cfg.MaxPeers}), local: map[types.UID]*localPod{},
 	}
+	e.ready = make(chan struct{})
 	if cfg.Whose {
 		e.whose = newWhose()
 	}
@@ -202,6 +204,7 @@ func (e *Enforcer) Run(ctx context.Context) error {
 		case <-time.After(backoff.Step()):
 		}
 	}
+	close(e.ready)
 	return e.loop(ctx)
 }
 

@@ -29,7 +29,7 @@ type Source interface {
 
 // Names tells who is who.
 type Names struct {
-	End     func(netip.Addr) (End, bool) // without Addr
+	End     func(netip.Addr, time.Time) (End, bool) // who had an address then; without Addr
 	Policy  func(uint32) (bpf.PolicyName, bool)
 	Service func(netip.AddrPort, uint8) string
 }
@@ -229,7 +229,7 @@ func (r *Recorder) count() error {
 			continue
 		}
 		l := r.line(KindCount)
-		l.Flow = r.class(c)
+		l.Flow = r.class(c, n.Last)
 		l.Count = &Count{
 			Class: classID(c), Flows: n.Flows - was.Flows, Again: n.Again - was.Again, Packets: n.Packets - was.Packets, Bytes: n.Bytes - was.Bytes,
 			Since: r.since.UTC(), Began: int64(n.First), Total: [4]uint64{n.Flows, n.Again, n.Packets, n.Bytes},
@@ -265,7 +265,7 @@ func (r *Recorder) lost() error {
 // sample is the line of an event.
 func (r *Recorder) sample(e bpf.FlowEvent) Line {
 	l := Line{Time: r.wall(e.Time), Node: r.cfg.Node, Kind: KindFlow}
-	l.Flow = r.flow(netip.PrefixFrom(e.From.Addr(), e.From.Addr().BitLen()), e.To.Addr(), e.Protocol, e.FlowSides, e.Denied, e.Verdicts)
+	l.Flow = r.flow(l.Time, netip.PrefixFrom(e.From.Addr(), e.From.Addr().BitLen()), e.To.Addr(), e.Protocol, e.FlowSides, e.Denied, e.Verdicts)
 	l.Sample = &Sample{Event: map[bpf.FlowKind]string{bpf.FlowNew: "new", bpf.FlowDrop: "drop", bpf.FlowAgain: "again"}[e.Kind], Bytes: e.Length}
 	if hasPorts(e.Protocol) {
 		l.Sport = e.From.Port()
@@ -281,8 +281,9 @@ func (r *Recorder) sample(e bpf.FlowEvent) Line {
 	return l
 }
 
-func (r *Recorder) class(c bpf.FlowClass) *Flow {
-	f := r.flow(c.From, c.To, c.Protocol, c.FlowSides, c.Denied, c.Verdicts)
+// class is one as it was when it was seen last.
+func (r *Recorder) class(c bpf.FlowClass, last time.Duration) *Flow {
+	f := r.flow(r.wall(last), c.From, c.To, c.Protocol, c.FlowSides, c.Denied, c.Verdicts)
 	f.Port = c.Port
 	return f
 }
@@ -291,13 +292,13 @@ func hasPorts(protocol uint8) bool {
 	return protocol == netpol.TCP || protocol == netpol.UDP || protocol == netpol.SCTP
 }
 
-func (r *Recorder) flow(from netip.Prefix, to netip.Addr, protocol uint8, sides bpf.FlowSides, denied bpf.FlowDenial, v bpf.FlowVerdicts) *Flow {
-	f := &Flow{Verdict: Allowed, To: r.end(to), Protocol: protocolName(protocol)}
+func (r *Recorder) flow(at time.Time, from netip.Prefix, to netip.Addr, protocol uint8, sides bpf.FlowSides, denied bpf.FlowDenial, v bpf.FlowVerdicts) *Flow {
+	f := &Flow{Verdict: Allowed, To: r.end(to, at), Protocol: protocolName(protocol)}
 	if denied != bpf.NotDenied {
 		f.Verdict = Dropped
 	}
 	if from.IsSingleIP() {
-		f.From = r.end(from.Addr())
+		f.From = r.end(from.Addr(), at)
 	} else {
 		f.From.Addr = from.String()
 	}
@@ -315,8 +316,8 @@ func (r *Recorder) flow(from netip.Prefix, to netip.Addr, protocol uint8, sides 
 	return f
 }
 
-func (r *Recorder) end(a netip.Addr) End {
-	e, _ := r.cfg.Names.End(a)
+func (r *Recorder) end(a netip.Addr, at time.Time) End {
+	e, _ := r.cfg.Names.End(a, at)
 	e.Addr = a.String()
 	return e
 }

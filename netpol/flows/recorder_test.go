@@ -119,7 +119,7 @@ var (
 
 func names() Names {
 	return Names{
-		End: func(a netip.Addr) (End, bool) {
+		End: func(a netip.Addr, _ time.Time) (End, bool) {
 			switch a {
 			case web:
 				return End{Namespace: "shop", Pod: "web-1", Labels: map[string]string{"app": "web"}}, true
@@ -391,7 +391,7 @@ func TestRecordIsBounded(t *testing.T) {
 	}()
 	for r.flows.seq <= 1000 {
 		l := r.line(KindFlow)
-		l.Flow, l.Sample = r.class(class()), &Sample{Event: "new"}
+		l.Flow, l.Sample = r.class(class(), 0), &Sample{Event: "new"}
 		if err := errors.Join(r.flows.add(l), r.flows.flush()); err != nil {
 			t.Fatal(err)
 		}

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/dynamic"
@@ -30,7 +31,7 @@ type policies struct {
 	client  kubernetes.Interface
 	events  record.EventBroadcaster
 	history *history.Log
-	record  *flows.Recorder // nil: flows are not recorded
+	record  func() (*flows.Recorder, error) // opens the record of flows; nil: none are recorded
 }
 
 func newPolicies(cfg Config, rc *rest.Config, client kubernetes.Interface, d *bpf.Datapath) (*policies, error) {
@@ -56,9 +57,7 @@ func newPolicies(cfg Config, rc *rest.Config, client kubernetes.Interface, d *bp
 		client: client, events: events, history: past,
 	}
 	if cfg.Recording.On {
-		if p.record, err = p.newRecord(cfg, d); err != nil { // nor does it for these
-			klog.ErrorS(err, "Flows are not recorded")
-		}
+		p.record = func() (*flows.Recorder, error) { return p.newRecord(cfg, d) }
 	}
 	return p, nil
 }
@@ -72,8 +71,8 @@ func (p *policies) newRecord(cfg Config, d *bpf.Datapath) (*flows.Recorder, erro
 	r, err := flows.New(flows.Config{
 		Dir: cfg.Layout.FlowRecord(), Node: cfg.NodeName, Source: source, Size: cfg.Recording.Size << 20, Age: cfg.Recording.Age,
 		Names: flows.Names{
-			End: func(a netip.Addr) (flows.End, bool) {
-				who, ok := p.Whose(a)
+			End: func(a netip.Addr, at time.Time) (flows.End, bool) {
+				who, ok := p.Whose(a, at)
 				return flows.End{Namespace: who.Namespace, Pod: who.Pod, Labels: who.Labels, Node: who.Node}, ok
 			},
 			Policy: p.PolicyName, Service: d.ServiceAt,
@@ -118,12 +117,37 @@ func (p *policies) run(ctx context.Context) error {
 		noting.Go(func() { p.history.Run(ctx) })
 	}
 	if p.record != nil {
-		noting.Go(func() {
-			if err := p.record.Run(ctx); err != nil {
-				klog.ErrorS(err, "The end of the record of flows")
-			}
-		})
+		noting.Go(func() { p.recordFlows(ctx, p.Ready(), recordRetry) })
 	}
 	defer noting.Wait()
 	return p.Enforcer.Run(ctx)
+}
+
+// recordRetry is how long the record waits for a disk that was full when it was to be opened.
+const recordRetry = 10 * time.Second
+
+// recordFlows records until ctx ends, once it is known who is who: what happens before waits in the kernel. A disk that is full keeps no policy from being
+// enforced.
+func (p *policies) recordFlows(ctx context.Context, known <-chan struct{}, retry time.Duration) {
+	select {
+	case <-ctx.Done():
+		return
+	case <-known:
+	}
+	for told := false; ctx.Err() == nil; told = true {
+		r, err := p.record()
+		if err == nil {
+			if err := r.Run(ctx); err != nil {
+				klog.ErrorS(err, "The end of the record of flows")
+			}
+			return
+		}
+		if !told {
+			klog.ErrorS(err, "Flows are not recorded yet: it is tried again until they are", "every", retry)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(retry):
+		}
+	}
 }
