@@ -173,7 +173,14 @@ func (l Line) Text() string {
 	case l.Kind == KindStart:
 		return fmt.Sprintf("%s %s the agent started: up to a second before it is not in the record", at, l.Node)
 	case l.Loss != nil:
-		return fmt.Sprintf("%s %s not in the record: %d samples that came too fast, %d beyond the rate (both are counted), %d that are not counted either", at, l.Node, l.Lost, l.Skipped, l.Full)
+		text := fmt.Sprintf("%s %s not in the record: %d samples that came too fast, %d beyond the rate (both are counted), %d that are not counted either", at, l.Node, l.Lost, l.Skipped, l.Full)
+		if l.Pruned > 0 {
+			text += fmt.Sprintf(", %d counts for which the files had no room", l.Pruned)
+		}
+		if l.Restarted > 0 {
+			text += fmt.Sprintf(", what %d classes had between two agents", l.Restarted)
+		}
+		return text
 	case l.Sample == nil:
 		return fmt.Sprintf("%s %s %s %s → %s, %s", at, l.Node, l.Verdict, l.From.Name(), l.Flow.target(), l.Why())
 	}

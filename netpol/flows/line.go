@@ -104,6 +104,10 @@ type Loss struct {
 	Lost    uint64 `json:"lost,omitempty"`    // samples that were not read fast enough
 	Skipped uint64 `json:"skipped,omitempty"` // samples beyond the rate; counts have them
 	Full    uint64 `json:"full,omitempty"`    // flows and packets that no count has: there were too many classes
+	// Pruned are counts for which the files had no room among others of the same ten seconds. Restarted are classes of flows of which it is not known what
+	// was between two agents: their counts were too old to be there.
+	Pruned    uint64 `json:"pruned,omitempty"`
+	Restarted uint64 `json:"restarted,omitempty"`
 }
 
 // WouldDrop tells whether policies in shadow would drop what was allowed, WouldAllow the reverse.

@@ -37,6 +37,8 @@ type journal struct {
 	size    int64 // of file
 	seq     uint64
 	waiting bytes.Buffer
+	onDisk  []func() // to be called when what waits is written
+	oldest  uint64   // number of the first line that there is, as prune left it
 }
 
 // segment is a file of a sort.
@@ -130,20 +132,23 @@ func wholeLines(path string) (end int64, lines uint64, err error) {
 	}
 }
 
-// add takes a line, with the next number.
-func (j *journal) add(l Line) error {
+// add takes a line, with the next number; onDisk is called when it is written, unless it is nil.
+func (j *journal) add(l Line, onDisk func()) error {
 	l.Seq = j.seq
 	text, err := json.Marshal(l)
 	if err != nil {
 		return fmt.Errorf("record of flows: %w", err)
 	}
+	if int64(j.waiting.Len()+len(text)) >= min(1<<20, j.room/segments) { // what is written at once is in one file
+		err = j.flush()
+	}
 	j.seq++
 	j.waiting.Write(text)
 	j.waiting.WriteByte('\n')
-	if j.waiting.Len() >= 1<<20 {
-		return j.flush()
+	if onDisk != nil {
+		j.onDisk = append(j.onDisk, onDisk)
 	}
-	return nil
+	return err
 }
 
 // flush writes what waits. Where that fails it is gone, and the numbers tell.
@@ -151,7 +156,10 @@ func (j *journal) flush() error {
 	if j.waiting.Len() == 0 {
 		return nil
 	}
-	defer j.waiting.Reset()
+	defer func() {
+		j.waiting.Reset()
+		j.onDisk = nil
+	}()
 	if j.file == nil || j.size+int64(j.waiting.Len()) > j.room/segments {
 		if err := j.next(); err != nil {
 			return err
@@ -164,16 +172,20 @@ func (j *journal) flush() error {
 		j.file = nil
 		return fmt.Errorf("record of flows: %w", err)
 	}
+	for _, do := range j.onDisk {
+		do()
+	}
 	return nil
 }
 
 // next begins a file, for the lines that wait, and makes room for it.
 func (j *journal) next() error {
 	if j.file != nil {
-		if err := j.file.Close(); err != nil {
+		err := j.file.Close()
+		j.file = nil // whether or not: the next try is to be with another one
+		if err != nil {
 			return fmt.Errorf("record of flows: %w", err)
 		}
-		j.file = nil
 	}
 	if err := j.prune(j.room - j.room/segments); err != nil {
 		return err
@@ -195,6 +207,7 @@ func (j *journal) prune(room int64) error {
 		return err
 	}
 	var size int64
+	left := j.seq - uint64(bytes.Count(j.waiting.Bytes(), []byte("\n"))) // nothing but what waits
 	for i := len(list) - 1; i >= 0; i-- {
 		size += list[i].size
 		current := i == len(list)-1 && j.file != nil
@@ -202,8 +215,11 @@ func (j *journal) prune(room int64) error {
 			if err := os.Remove(list[i].path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return fmt.Errorf("record of flows: %w", err)
 			}
+		} else {
+			left = list[i].first
 		}
 	}
+	j.oldest = left
 	return nil
 }
 

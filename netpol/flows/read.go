@@ -21,6 +21,8 @@ import (
 type Options struct {
 	Since  time.Time // lines before are left out; zero: none
 	Counts bool      // the counts, else flows
+	// CaughtUp is called by Follow each time that it has given all that there is; its error ends it. It may be nil.
+	CaughtUp func() error
 }
 
 func (o Options) sort() string {
@@ -64,6 +66,11 @@ func Follow(ctx context.Context, dirs []string, o Options, do func(Line) error) 
 	for {
 		if err := t.more(do); err != nil {
 			return err
+		}
+		if o.CaughtUp != nil {
+			if err := o.CaughtUp(); err != nil {
+				return err
+			}
 		}
 		select {
 		case <-ctx.Done():

@@ -67,6 +67,7 @@ type Recorder struct {
 	counted       map[bpf.FlowClass]bpf.FlowTally // what the files have
 	since         time.Time                       // when the counts were read
 	losses        bpf.FlowLosses
+	untold        Loss                        // what the files can't have, beside losses of the kernel
 	policies      map[uint32]netpol.PolicyRef // that are known, or were
 	offset        time.Time                   // when the kernel's clock began
 	failing       bool
@@ -100,7 +101,8 @@ func New(cfg Config) (*Recorder, error) {
 	return r, r.goOn()
 }
 
-// goOn learns from the files what is counted already. A class that they don't have was not counted, unless it is older than the last look.
+// goOn learns from the files what is counted already. A class that they don't have was not counted, unless it is older than the last look: then its
+// lines are gone, and what it had since is a loss.
 func (r *Recorder) goOn() error {
 	r.setOffset()
 	type known struct {
@@ -130,8 +132,11 @@ func (r *Recorder) goOn() error {
 		switch {
 		case ok && had.began == int64(n.First) && had.total[0] <= n.Flows && had.total[1] <= n.Again && had.total[2] <= n.Packets && had.total[3] <= n.Bytes:
 			r.counted[c] = bpf.FlowTally{Flows: had.total[0], Again: had.total[1], Packets: had.total[2], Bytes: had.total[3], First: n.First}
-		case !ok && r.wall(n.Last).Before(r.since):
+		case !ok && r.wall(n.First).Before(r.since):
 			r.counted[c] = n
+			if !r.wall(n.Last).Before(r.since) {
+				r.untold.Restarted++
+			}
 		}
 	}
 	if r.since.IsZero() {
@@ -140,7 +145,7 @@ func (r *Recorder) goOn() error {
 	if r.losses, err = r.cfg.Source.Losses(); err != nil {
 		return err
 	}
-	return errors.Join(r.flows.add(r.line(KindStart)), r.flows.flush())
+	return errors.Join(r.flows.add(r.line(KindStart), nil), r.flows.flush())
 }
 
 func classID(c bpf.FlowClass) string { return strconv.FormatUint(c.ID(), 16) }
@@ -166,7 +171,7 @@ func (r *Recorder) Run(ctx context.Context) error {
 		e, err := r.cfg.Source.Read(flush)
 		switch {
 		case err == nil:
-			r.tell(r.flows.add(r.sample(e)))
+			r.tell(r.flows.add(r.sample(e), nil))
 			if !r.cfg.Source.Waiting() {
 				select {
 				case <-ctx.Done():
@@ -217,10 +222,16 @@ func (r *Recorder) count() error {
 	case len(all) < room/2:
 		patience = 0 // nobody needs the room
 	}
+	first := r.counts.seq
+	told := map[bpf.FlowClass]bpf.FlowTally{} // what the files have after this
+	complete := true
 	for c, n := range all {
-		was := r.counted[c]
+		was, ok := r.counted[c]
 		if was.First != n.First {
-			was = bpf.FlowTally{}
+			was, ok = bpf.FlowTally{}, false
+		}
+		if ok {
+			told[c] = was
 		}
 		if n.Flows == was.Flows && n.Again == was.Again && n.Packets == was.Packets {
 			if patience != 0 && clock-n.Last > patience {
@@ -234,32 +245,35 @@ func (r *Recorder) count() error {
 			Class: classID(c), Flows: n.Flows - was.Flows, Again: n.Again - was.Again, Packets: n.Packets - was.Packets, Bytes: n.Bytes - was.Bytes,
 			Since: r.since.UTC(), Began: int64(n.First), Total: [4]uint64{n.Flows, n.Again, n.Packets, n.Bytes},
 		}
-		errs = append(errs, r.counts.add(l))
+		if err := r.counts.add(l, func() { told[c] = n }); err != nil {
+			errs, complete = append(errs, err), false
+		}
 	}
-	errs = append(errs, r.counts.flush(), r.lost())
-	if err := errors.Join(errs...); err != nil {
-		return err // what was not written is told the next time
+	if err := r.counts.flush(); err != nil {
+		errs, complete = append(errs, err), false
 	}
-	r.counted, r.since = all, now
+	if r.counted = told; complete { // what was not written is told the next time
+		r.since = now
+	}
 	for _, c := range idle {
 		delete(r.counted, c)
 	}
-	if err := r.cfg.Source.Forget(idle); err != nil {
-		return err
+	errs = append(errs, r.cfg.Source.Forget(idle), r.flows.prune(r.flows.room), r.counts.prune(r.counts.room))
+	if r.counts.oldest > first { // more at once than the files have room for
+		r.untold.Pruned += r.counts.oldest - first
 	}
-	return errors.Join(r.flows.prune(r.flows.room), r.counts.prune(r.counts.room))
+	return errors.Join(append(errs, r.lost())...)
 }
 
 // lost writes what is not in the record.
 func (r *Recorder) lost() error {
 	now, err := r.cfg.Source.Losses()
-	if err != nil || now == r.losses {
+	if err != nil || now == r.losses && r.untold == (Loss{}) {
 		return err
 	}
 	l := r.line(KindLoss)
-	l.Loss = &Loss{Lost: now.Lost - r.losses.Lost, Skipped: now.Skipped - r.losses.Skipped, Full: now.Full - r.losses.Full}
-	r.losses = now
-	return r.flows.add(l)
+	l.Loss = &Loss{Lost: now.Lost - r.losses.Lost, Skipped: now.Skipped - r.losses.Skipped, Full: now.Full - r.losses.Full, Pruned: r.untold.Pruned, Restarted: r.untold.Restarted}
+	return errors.Join(r.flows.add(l, func() { r.losses, r.untold = now, Loss{} }), r.flows.flush()) // what was not written is told the next time
 }
 
 // sample is the line of an event.

@@ -323,6 +323,130 @@ func TestIdleClassesMakeRoom(t *testing.T) {
 	}
 }
 
+// Where a part of the counts did not reach the disk, that part is told the next time, and the rest not again; losses wait for their line, too.
+func TestWhatWasNotWrittenIsToldLater(t *testing.T) {
+	k, dir := newKernel(), t.TempDir()
+	k.room = 1000
+	r := open(t, k, dir)
+	r.counts.room = segments * 4000 // some lines at a time
+	for i := range 40 {
+		c := class()
+		c.Port = uint16(i + 1)
+		k.seen(c, 1, 0, clock)
+	}
+	k.losses = bpf.FlowLosses{Lost: 7}
+	wrote := 0
+	broken := *r.counts // of which the second write fails
+	_ = broken
+	half := r.counts
+	half.onDisk = append(half.onDisk, func() {
+		if wrote++; wrote == 1 {
+			half.file.Close()
+		}
+	})
+	r.flows.file.Close()
+	if err := r.count(); err == nil {
+		t.Fatal("files that are closed are no error")
+	}
+	some, _ := sum(t, dir)
+	if some == 0 || some == 40 {
+		t.Fatalf("%d of 40 flows are in the files: the test wants a part of them", some)
+	}
+	if err := r.count(); err != nil {
+		t.Fatal(err)
+	}
+	if f, _ := sum(t, dir); f != 40 {
+		t.Errorf("%d flows are in the files, want 40", f)
+	}
+	lost := uint64(0)
+	for _, l := range lines(t, Options{}, dir) {
+		if l.Loss != nil {
+			lost += l.Lost
+		}
+	}
+	if lost != 7 {
+		t.Errorf("%d samples were lost by the files, want 7", lost)
+	}
+}
+
+// A class whose lines are gone is not told again with all that it ever had, and that something of it is not known is told. So is what the files of one look
+// had no room for, and they stay within their bound.
+func TestCountsThatAreGone(t *testing.T) {
+	k, dir := newKernel(), t.TempDir()
+	k.room = 10000
+	k.seen(class(), 100, 0, clock)
+	once(t, open(t, k, dir))
+	list, err := segmentsOf(dir, sortCounts)
+	if err != nil || len(list) != 1 {
+		t.Fatal(list, err)
+	}
+	if err := os.Remove(list[0].path); err != nil {
+		t.Fatal(err)
+	}
+	later := func() (time.Time, time.Duration) { return today.Add(time.Minute), clock + time.Minute }
+	other := class()
+	other.Port = 1
+	k.seen(other, 3, 0, clock+10*time.Second)
+	r := open(t, k, dir)
+	r.cfg.Clock = later
+	once(t, r) // writes a line of the other, of a minute later
+	if err := errors.Join(removeLines(dir, class())); err != nil {
+		t.Fatal(err)
+	}
+	k.seen(class(), 1, 0, clock+2*time.Minute)
+	r = open(t, k, dir)
+	loss := func() (sum Loss) {
+		for _, l := range lines(t, Options{}, dir) {
+			if l.Loss != nil {
+				sum.Restarted += l.Restarted
+				sum.Pruned += l.Pruned
+			}
+		}
+		return sum
+	}
+	once(t, r)
+	if f, _ := sum(t, dir); f != 3 || loss().Restarted != 1 {
+		t.Errorf("%d flows, %+v; want 3 of the other class, and a loss of one", f, loss())
+	}
+	r = open(t, k, dir)
+	r.counts.room = segments * 4000
+	for i := range 200 {
+		c := class()
+		c.Port = uint16(i + 100)
+		k.seen(c, 1, 0, clock+3*time.Minute)
+	}
+	before := r.counts.seq
+	once(t, r)
+	left := lines(t, Options{Counts: true}, dir)
+	if n := loss().Pruned; n == 0 || uint64(len(left))+n != r.counts.seq-before {
+		t.Errorf("%d lines are left of %d, and %d are told as lost", len(left), r.counts.seq-before, n)
+	}
+	if list, _ = segmentsOf(dir, sortCounts); len(list) > segments {
+		t.Errorf("%d files", len(list))
+	}
+	for _, s := range list {
+		if s.size > 4000 {
+			t.Errorf("%s has %d bytes", s.path, s.size)
+		}
+	}
+}
+
+// removeLines takes the counts of a class out of the files.
+func removeLines(dir string, c bpf.FlowClass) error {
+	list, err := segmentsOf(dir, sortCounts)
+	for _, s := range list {
+		text, e := os.ReadFile(s.path)
+		var kept []byte
+		for _, line := range bytes.SplitAfter(text, []byte("\n")) {
+			if !bytes.Contains(line, []byte(`"class":"`+classID(c)+`"`)) {
+				kept = append(kept, line...)
+			}
+		}
+		err = errors.Join(err, e, os.WriteFile(s.path, kept, 0o600))
+	}
+	return err
+}
+
 // What is not recorded is told.
 func TestLossesAreTold(t *testing.T) {
 	k, dir := newKernel(), t.TempDir()
@@ -392,7 +516,7 @@ func TestRecordIsBounded(t *testing.T) {
 	for r.flows.seq <= 1000 {
 		l := r.line(KindFlow)
 		l.Flow, l.Sample = r.class(class(), 0), &Sample{Event: "new"}
-		if err := errors.Join(r.flows.add(l), r.flows.flush()); err != nil {
+		if err := errors.Join(r.flows.add(l, nil), r.flows.flush()); err != nil {
 			t.Fatal(err)
 		}
 	}

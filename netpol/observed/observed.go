@@ -94,6 +94,8 @@ func Read(dirs []string, since time.Time) (*Record, error) {
 			r.Losses.Lost += l.Loss.Lost
 			r.Losses.Skipped += l.Loss.Skipped
 			r.Losses.Full += l.Loss.Full
+			r.Losses.Pruned += l.Loss.Pruned
+			r.Losses.Restarted += l.Loss.Restarted
 		}
 		if l.Flow == nil || l.Port == 0 && hasPorts(l.Protocol) {
 			return nil

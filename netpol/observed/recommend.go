@@ -103,6 +103,9 @@ func window(r *Record) []string {
 	if r.Losses.Full > 0 {
 		out = append(out, fmt.Sprintf("INCOMPLETE: the record had no room for %d flows and packets of that time.", r.Losses.Full))
 	}
+	if r.Losses.Pruned > 0 || r.Losses.Restarted > 0 {
+		out = append(out, fmt.Sprintf("INCOMPLETE: the files had no room for %d counts, and what %d classes of flows had while agents were restarted is not known.", r.Losses.Pruned, r.Losses.Restarted))
+	}
 	if n := r.Losses.Lost + r.Losses.Skipped; n > 0 {
 		out = append(out, fmt.Sprintf("%d samples of that time were left out. Their flows are counted; of clients outside it may be that only the network is known.", n))
 	}

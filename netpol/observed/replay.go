@@ -32,6 +32,9 @@ type Replayed struct {
 	// were left out, of any flows.
 	Networks  uint64 `json:"networks"`
 	Unsampled uint64 `json:"unsampled"`
+	// Pruned and Restarted are counts and classes of which not all is known, see flows.Loss.
+	Pruned    uint64 `json:"pruned"`
+	Restarted uint64 `json:"restarted"`
 }
 
 // Group are flows between two workloads on one port.
@@ -61,7 +64,8 @@ func Replay(r *Record, s netpol.State) (*Replayed, error) {
 	if err != nil {
 		return nil, err
 	}
-	out := &Replayed{From: r.From, To: r.To, Nodes: r.Nodes, Unknown: r.Unknown, Uncounted: r.Losses.Full, Networks: r.Networks, Unsampled: r.Losses.Lost + r.Losses.Skipped}
+	out := &Replayed{From: r.From, To: r.To, Nodes: r.Nodes, Unknown: r.Unknown, Uncounted: r.Losses.Full, Networks: r.Networks, Unsampled: r.Losses.Lost + r.Losses.Skipped,
+		Pruned: r.Losses.Pruned, Restarted: r.Losses.Restarted}
 	breaks, opens := map[string]*Group{}, map[string]*Group{}
 	for _, o := range r.Flows {
 		v, err := state.judge(e, o.Flow)
@@ -131,6 +135,9 @@ func (r *Replayed) WriteText(w io.Writer) error {
 	}
 	if r.Networks > 0 {
 		fmt.Fprintf(&b, "judged by the first address of the client's network: %d flows and packets from outside without a sample (%d samples were left out)\n", r.Networks, r.Unsampled)
+	}
+	if r.Pruned > 0 || r.Restarted > 0 {
+		fmt.Fprintf(&b, "not known: %d counts for which the files had no room, and what %d classes of flows had while agents were restarted\n", r.Pruned, r.Restarted)
 	}
 	if r.Uncounted > 0 {
 		fmt.Fprintf(&b, "not known: %d flows and packets for which the record had no room\n", r.Uncounted)

@@ -21,8 +21,10 @@ func recorded(t *testing.T) (dir string, write func(port uint16)) {
 	dir = t.TempDir()
 	web := flows.End{Addr: "10.244.0.5", Namespace: "default", Pod: "web-1"}
 	db := flows.End{Addr: "10.244.0.6", Namespace: "default", Pod: "db-1"}
+	seq := uint64(0)
 	put := func(sort string, l flows.Line) {
-		l.Time, l.Node = time.Now(), "n1"
+		seq++
+		l.Seq, l.Time, l.Node = seq, time.Now(), "n1"
 		f, err := os.OpenFile(filepath.Join(dir, sort+"-00000000000000000001.jsonl"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 		if err == nil {
 			err = json.NewEncoder(f).Encode(l)
@@ -77,7 +79,7 @@ func TestLiveDrops(t *testing.T) {
 	if said := next(); !strings.Contains(said, `"port":23`) {
 		t.Errorf("what comes: %s", said)
 	}
-	if code, said := p.ask(http.MethodGet, "/api/shadow", "", nil); code != http.StatusOK || !strings.Contains(said, `"would":"drop"`) || !strings.Contains(said, `"count":41`) {
+	if code, said := p.ask(http.MethodGet, "/api/shadow", "", nil); code != http.StatusOK || !strings.Contains(said, `"would":"drop"`) || !strings.Contains(said, `"count":41`) || !strings.Contains(said, `"since":"2`) {
 		t.Errorf("in shadow: %d %s", code, said)
 	}
 	if code, said := p.ask(http.MethodGet, "/api/flows?verdict=odd", "", nil); code != http.StatusNotFound || !strings.Contains(said, "would-drop") {
@@ -86,6 +88,59 @@ func TestLiveDrops(t *testing.T) {
 	none := serve(t, &text).enter()
 	if code, said := none.ask(http.MethodGet, "/api/flows", "", nil); code != http.StatusNotFound || !strings.Contains(said, "--record-flows") {
 		t.Errorf("nothing is recorded: %d %s", code, said)
+	}
+}
+
+// Of many lines the newest are sent, a browser that comes again gets what it has not had, and there is an end to how many may listen.
+func TestStreamsAreBounded(t *testing.T) {
+	dir, write := recorded(t)
+	for port := range uint16(1000) {
+		write(1000 + port)
+	}
+	text := cluster
+	p := serve(t, &text, dir).enter()
+	listen := func(last string) (*http.Response, *bufio.Scanner) {
+		t.Helper()
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, p.url+"/api/flows?verdict=dropped", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if last != "" {
+			r.Header.Set("Last-Event-ID", last)
+		}
+		answer, err := p.browser.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { answer.Body.Close() })
+		return answer, bufio.NewScanner(answer.Body)
+	}
+	_, lines := listen("")
+	seen, id := 0, ""
+	for !strings.Contains(lines.Text(), `"port":1999`) && lines.Scan() {
+		if strings.HasPrefix(lines.Text(), "data: ") {
+			seen++
+		} else if text, ok := strings.CutPrefix(lines.Text(), "id: "); ok {
+			id = text
+		}
+	}
+	if seen < 200 || seen >= 400 || id == "" {
+		t.Errorf("%d lines came, the last was %q", seen, id)
+	}
+	write(23)
+	_, lines = listen(id)
+	for lines.Scan() && !strings.HasPrefix(lines.Text(), "data: ") {
+	}
+	if !strings.Contains(lines.Text(), `"port":23`) {
+		t.Errorf("behind %s comes %s", id, lines.Text())
+	}
+	for range 6 {
+		if answer, _ := listen(id); answer.StatusCode != http.StatusOK {
+			t.Fatal(answer.Status)
+		}
+	}
+	if answer, _ := listen(id); answer.StatusCode != http.StatusServiceUnavailable {
+		t.Errorf("the ninth page: %s", answer.Status)
 	}
 }
 

@@ -46,6 +46,7 @@ type Server struct {
 	token  string
 	hosts  map[string]bool // by which it may be asked
 	files  http.Handler
+	open   chan struct{} // has one of each stream of flows
 
 	reading sync.Mutex
 	mu      sync.Mutex
@@ -72,7 +73,7 @@ func New(ctx context.Context, c Config, listener net.Addr) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{config: c, token: hex.EncodeToString(secret), hosts: map[string]bool{addr.String(): true}, files: http.FileServerFS(files)}
+	s := &Server{config: c, token: hex.EncodeToString(secret), hosts: map[string]bool{addr.String(): true}, files: http.FileServerFS(files), open: make(chan struct{}, maxStreams)}
 	if addr.Addr().IsLoopback() {
 		s.hosts[net.JoinHostPort("localhost", fmt.Sprint(addr.Port()))] = true
 	}

@@ -291,7 +291,7 @@ function listen() {
   $("stream").tBodies[0].replaceChildren();
   $("live").textContent = "";
   stream = new EventSource("/api/flows?verdict=" + encodeURIComponent($("verdict").value));
-  stream.onopen = () => { $("live").textContent = "live, and the last ten minutes"; };
+  stream.onopen = () => { $("live").textContent = "live, and the newest of the last ten minutes"; };
   stream.onmessage = e => {
     const f = JSON.parse(e.data), rows = $("stream").tBodies[0];
     const end = x => x.pod ? x.namespace + "/" + x.pod : x.node ? "node " + x.node : x.addr;
@@ -301,7 +301,7 @@ function listen() {
     while (rows.rows.length > mostFlows) rows.deleteRow(-1);
   };
   stream.addEventListener("failed", e => { $("live").textContent = JSON.parse(e.data); hush(); });
-  stream.onerror = () => { if (stream && stream.readyState === EventSource.CLOSED) $("live").textContent = "no record of flows"; };
+  stream.onerror = () => { if (stream && stream.readyState === EventSource.CLOSED) $("live").textContent = "no record of flows, or too many pages that show it"; };
 }
 
 function hush() {
@@ -311,8 +311,9 @@ function hush() {
 
 async function loadShadow() {
   try {
-    const list = await ask("/api/shadow");
-    $("shadow").replaceChildren(list.length === 0 ? make("p", { class: "hint" }, "Nothing else than what is done, in the last 24 hours.")
+    const { since, list } = await ask("/api/shadow");
+    const window = make("p", { class: "hint" }, since ? `In what is recorded since ${new Date(since).toLocaleString()}.` : "Nothing is recorded of the last 24 hours.");
+    $("shadow").replaceChildren(window, list.length === 0 ? make("p", { class: "hint" }, "Nothing else than what is done.")
       : make("table", { class: "ranges" }, make("tbody", {}, ...list.slice(0, 500).map(s => make("tr", {},
         make("td", {}, make("strong", {}, s.policy), ` ${s.direction}, ${s.rule < 0 ? "isolation" : "rule " + s.rule}`),
         make("td", {}, `${s.would} ${s.count}`), make("td", {}, `${s.from} → ${s.to} ${portOf(s)}`))))));
