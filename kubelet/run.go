@@ -186,7 +186,7 @@ func Run(ctx context.Context, cfg Config) error {
 	}
 
 	g, gctx := errgroup.WithContext(ctx)
-	for _, run := range []func(context.Context){pressure.Run, collector.Run, logrotate.Rotator{Runtime: runtime, MaxSize: logrotate.MaxSize, MaxFiles: logrotate.MaxFiles}.Run, pods.KeepClasses} {
+	for _, run := range []func(context.Context){pressure.Run, collector.Run, logrotate.Rotator{Runtime: runtime, MaxSize: logrotate.MaxSize, MaxFiles: logrotate.MaxFiles}.Run, pods.KeepClasses, pods.Volumes.Sweep} {
 		g.Go(func() error {
 			run(gctx)
 			return nil

@@ -58,7 +58,7 @@ type Config struct {
 	// Healthy tells what is wrong with this kubelet; nil: nothing.
 	Healthy func() error
 	// RemoveVolume removes the data of a local volume of this node.
-	RemoveVolume func(name string) error
+	RemoveVolume func(ctx context.Context, name string) error
 	// CalledBy is told who has shown a certificate of the cluster's CA, and from where; nil: nobody is told. It must not wait.
 	CalledBy func(user string, from netip.Addr)
 }
@@ -354,7 +354,7 @@ func (s *server) portForward(w http.ResponseWriter, r *http.Request) {
 
 // removeVolume is for the controller of volumes, once a volume's claim is gone.
 func (s *server) removeVolume(w http.ResponseWriter, r *http.Request) {
-	if err := s.RemoveVolume(r.PathValue("name")); err != nil {
+	if err := s.RemoveVolume(r.Context(), r.PathValue("name")); err != nil {
 		http.Error(w, err.Error(), http.StatusConflict)
 	}
 }

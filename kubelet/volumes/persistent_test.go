@@ -1,11 +1,14 @@
 package volumes
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -52,7 +55,7 @@ func TestLocalVolumeOutlivesItsPods(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(path, "data"), []byte("kept"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := r.RemoveLocal("pvc-1"); !errors.Is(err, ErrInUse) {
+	if err := r.RemoveLocal(t.Context(), "pvc-1"); !errors.Is(err, ErrInUse) {
 		t.Errorf("removed under a pod: %v", err)
 	}
 	if err := r.Teardown("u"); err != nil {
@@ -66,7 +69,7 @@ func TestLocalVolumeOutlivesItsPods(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 2 { // who asks twice gets no error
-		if err := r.RemoveLocal("pvc-1"); err != nil {
+		if err := r.RemoveLocal(t.Context(), "pvc-1"); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -74,7 +77,7 @@ func TestLocalVolumeOutlivesItsPods(t *testing.T) {
 		t.Errorf("the data is still there: %v", err)
 	}
 	for _, bad := range []string{"", ".", "..", "../x", "a/b"} {
-		if err := r.RemoveLocal(bad); err == nil {
+		if err := r.RemoveLocal(t.Context(), bad); err == nil {
 			t.Errorf("removed %q", bad)
 		}
 	}
@@ -169,6 +172,142 @@ func TestGroupOfLocalVolume(t *testing.T) {
 	if g := groupOf(t, file); g != 5 {
 		t.Errorf("group %d, although the root's is right", g)
 	}
+}
+
+// Others have the volume meanwhile: whatever folder they put a link in place of, nothing outside becomes the group's.
+func TestGroupOfLocalVolumeThatChanges(t *testing.T) {
+	dir, outside := t.TempDir(), t.TempDir()
+	sub, link := filepath.Join(dir, "sub"), filepath.Join(dir, "link")
+	if err := errors.Join(os.Mkdir(sub, 0o755), os.Symlink(outside, link)); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 100 {
+		name := fmt.Sprint(i)
+		if err := errors.Join(os.WriteFile(filepath.Join(sub, name), nil, 0o600), os.WriteFile(filepath.Join(outside, name), nil, 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var swapper sync.WaitGroup
+	swapper.Go(func() {
+		for ctx.Err() == nil {
+			if err := unix.Renameat2(unix.AT_FDCWD, sub, unix.AT_FDCWD, link, unix.RENAME_EXCHANGE); err != nil {
+				t.Error(err)
+				return
+			}
+		}
+	})
+	pod := &corev1.Pod{Spec: corev1.PodSpec{SecurityContext: &corev1.PodSecurityContext{FSGroup: new(int64(777))}}}
+	done := 0
+	for range 100 {
+		if ownTree(t.Context(), pod, dir) == nil { // else a link was found in place of a folder: the next try sees it
+			done++
+		}
+	}
+	cancel()
+	swapper.Wait()
+	for i := range 100 {
+		path := filepath.Join(outside, fmt.Sprint(i))
+		if info, err := os.Stat(path); err != nil || groupOf(t, path) != 0 || info.Mode().Perm() != 0o600 {
+			t.Fatalf("%s, outside, is of group %d now, %v, %v", path, groupOf(t, path), info.Mode(), err)
+		}
+	}
+	if groupOf(t, outside) != 0 {
+		t.Error("the folder outside is of another group now")
+	}
+	if err := ownTree(ctx, pod, dir); !errors.Is(err, context.Canceled) {
+		t.Errorf("%v after the end, %d done before", err, done)
+	}
+}
+
+// again is the manager after an end of its process.
+func (r *rig) again() {
+	r.Manager = New(r.root, r.localRoot, r.src)
+}
+
+func TestClaimsOutliveTheAgent(t *testing.T) {
+	r := newRig(t)
+	path := r.dynamic("pvc-1")
+	r.pod.Spec.SecurityContext = &corev1.PodSecurityContext{FSGroup: new(int64(777))}
+	// A process that ended while it made a folder left one with another mode.
+	if err := errors.Join(os.Mkdir(r.localRoot, 0o700), os.Mkdir(filepath.Join(r.localRoot, newDir), 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	setup := func() {
+		t.Helper()
+		if paths, _, err := r.Setup(t.Context(), r.pod); err != nil || paths["v"] != path {
+			t.Fatalf("%v, %v", paths, err)
+		}
+	}
+	setup()
+	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o777 {
+		t.Fatalf("%v, %v", info, err)
+	}
+	// The application has modes of its own, and its pod may be gone from the API while its containers run.
+	if err := os.Chmod(path, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	r.again()
+	if err := r.RemoveLocal(t.Context(), "pvc-1"); !errors.Is(err, ErrInUse) {
+		t.Errorf("removed under a pod of before: %v", err)
+	}
+	setup()
+	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o700 {
+		t.Errorf("the group was given again: %v, %v", info.Mode(), err)
+	}
+	// A volume whose preparation fails is the pod's, too: it may be tried again at any time.
+	if err := errors.Join(r.Teardown("u"), os.Remove(path), os.Symlink("/nowhere", path)); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := r.Setup(t.Context(), r.pod); err == nil {
+		t.Fatal("a link to nowhere is no volume")
+	}
+	if err := r.RemoveLocal(t.Context(), "pvc-1"); !errors.Is(err, ErrInUse) {
+		t.Errorf("removed while it was prepared: %v", err)
+	}
+}
+
+func TestRemovalsOutliveTheAgent(t *testing.T) {
+	r := newRig(t)
+	left := func(name string) string {
+		path := filepath.Join(r.localRoot, goingDir, name, "data")
+		if err := os.MkdirAll(path, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		return filepath.Dir(path)
+	}
+	gone := func(path string) {
+		t.Helper()
+		if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s is left: %v", path, err)
+		}
+	}
+	swept := left("pvc-1")
+	r.Sweep(t.Context())
+	gone(swept)
+	asked := left("pvc-2")
+	if err := r.RemoveLocal(t.Context(), "pvc-2"); err != nil {
+		t.Fatal(err)
+	}
+	gone(asked)
+	// Who stops waiting does not stop the removal, and who asks again waits for it.
+	path := filepath.Join(r.localRoot, "pvc-3")
+	if err := os.MkdirAll(filepath.Join(path, "data"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	r.locals.Lock()
+	err := r.RemoveLocal(ctx, "pvc-3")
+	r.locals.Unlock()
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("%v", err)
+	}
+	if err := r.RemoveLocal(t.Context(), "pvc-3"); err != nil {
+		t.Fatal(err)
+	}
+	gone(path)
+	gone(filepath.Join(r.localRoot, goingDir, "pvc-3"))
 }
 
 func groupOf(t *testing.T, path string) uint32 {

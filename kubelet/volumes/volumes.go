@@ -15,6 +15,7 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/singleflight"
 	"golang.org/x/sys/unix"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -43,9 +44,11 @@ type Manager struct {
 	src             Sources
 	mounter         mount.Interface
 
-	mu      sync.Mutex
-	tokens  map[types.UID]map[string]token
-	mounted map[types.UID]map[string]string // where the volumes of pods' claims are, by the names that the pods have for them
+	mu     sync.Mutex
+	tokens map[types.UID]map[string]token
+
+	locals   sync.Mutex // held while it is settled who has a local volume, never while its data is gone through
+	removals singleflight.Group
 }
 
 type token struct {
@@ -55,7 +58,7 @@ type token struct {
 
 // New returns a manager whose pods have their folders below root; the local volumes that are made here are in localRoot.
 func New(root, localRoot string, src Sources) *Manager {
-	return &Manager{root: root, localRoot: localRoot, src: src, mounter: mount.New(""), tokens: map[types.UID]map[string]token{}, mounted: map[types.UID]map[string]string{}}
+	return &Manager{root: root, localRoot: localRoot, src: src, mounter: mount.New(""), tokens: map[types.UID]map[string]token{}}
 }
 
 // PodDir is the folder of one pod.
@@ -401,7 +404,6 @@ func (m *Manager) Teardown(uid types.UID) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	delete(m.tokens, uid)
-	delete(m.mounted, uid)
 	return nil
 }
 
