@@ -13,6 +13,7 @@ import (
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 
+	"github.com/strake-io/strake/controlplane/apiserver"
 	"github.com/strake-io/strake/controlplane/apiserver/apiservertest"
 )
 
@@ -27,9 +28,13 @@ type api struct {
 
 // TestAPI runs what can share a server.
 func TestAPI(t *testing.T) {
-	s := apiservertest.Start(t)
+	s := apiservertest.Start(t, func(c *apiserver.Config) {
+		c.Components = map[string]func(context.Context) error{
+			"scheduler": func(context.Context) error { return nil }, "controller-manager": func(context.Context) error { return errors.New("it hangs") },
+		}
+	})
 	for name, test := range map[string]func(*api){
-		"table": testTableOfTheAPI, "kinds": testKinds, "hostile": testHostile, "objects": testObjects, "watch": testWatch, "watchList": testWatchList, "patches": testPatches, "apply": testApply, "tables": testTables, "dryRun": testDryRun,
+		"components": testComponents, "table": testTableOfTheAPI, "kinds": testKinds, "hostile": testHostile, "objects": testObjects, "watch": testWatch, "watchList": testWatchList, "patches": testPatches, "apply": testApply, "tables": testTables, "dryRun": testDryRun,
 		"collections": testCollections, "refusals": testRefusals, "immutable": testImmutable, "status": testStatus, "scale": testScale, "events": testEvents,
 		"storage": testStorage, "system": testSystem, "namespaces": testNamespaces, "services": testServices, "manyServices": testManyServices,
 		"binding": testBinding, "eviction": testEviction, "gracefulDelete": testGracefulDelete, "ephemeral": testEphemeral,

@@ -1,6 +1,7 @@
 package apiserver
 
 import (
+	"context"
 	"net"
 	"net/netip"
 )
@@ -32,6 +33,10 @@ type Config struct {
 	ProxyClientKeyFile  string
 
 	Settings *Settings // optional
+
+	// Components are the other parts of the control plane that ComponentStatuses tell of, beside the store, by name: each returns why it does
+	// not work. Optional.
+	Components map[string]func(context.Context) error
 
 	KubeletCAFile         string
 	KubeletClientCertFile string

@@ -105,6 +105,7 @@ func (b *builder) storages() (storages, error) {
 		"namespaces/finalize": newFinalizeREST(core("namespaces")),
 		"pods/binding":        binding,
 		"bindings":            &legacyBindingREST{binding},
+		"componentstatuses":   b.newComponentREST(),
 		"pods/eviction":       &evictionREST{core("pods"), main[schema.GroupResource{Group: "policy", Resource: "poddisruptionbudgets"}]},
 		"serviceaccounts/token": &token.REST{
 			Issuer: b.issuer, ServiceAccounts: core("serviceaccounts"), Pods: core("pods"), Secrets: core("secrets"), Nodes: core("nodes"),

@@ -4,10 +4,12 @@ package server
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
+	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
@@ -64,7 +66,10 @@ func Run(ctx context.Context, cfg Config) error {
 		defer etcd.Close()
 		endpoint, storeEnds = etcd.Endpoint(), etcd.Err()
 	}
-	api, err := apiserver.New(APIServerConfig(cfg, endpoint))
+	var controllersRun, schedulerRuns part
+	conf := APIServerConfig(cfg, endpoint)
+	conf.Components = map[string]func(context.Context) error{"controller-manager": controllersRun.check, "scheduler": schedulerRuns.check}
+	api, err := apiserver.New(conf)
 	if err != nil {
 		return err
 	}
@@ -80,8 +85,8 @@ func Run(ctx context.Context, cfg Config) error {
 		}
 	})
 	g.Go(func() error { return pki.Keep(gctx, cfg.Certificates) })
-	g.Go(func() error { return runControllers(gctx, cfg) })
-	g.Go(func() error { return runScheduler(gctx, cfg) })
+	g.Go(func() error { return runControllers(gctx, cfg, &controllersRun) })
+	g.Go(func() error { return runScheduler(gctx, cfg, &schedulerRuns) })
 	g.Go(func() error { return publish(gctx, cfg) })
 	g.Go(func() error { return announce(gctx, cfg) })
 	return g.Wait()
@@ -113,6 +118,22 @@ func APIServerConfig(cfg Config, etcdURL string) apiserver.Config {
 	}
 }
 
+// part knows whether a part of the control plane runs.
+type part struct{ runs atomic.Bool }
+
+// start notes that it does, until the returned function is called.
+func (p *part) start() (end func()) {
+	p.runs.Store(true)
+	return func() { p.runs.Store(false) }
+}
+
+func (p *part) check(context.Context) error {
+	if !p.runs.Load() {
+		return errors.New("it has not begun yet, or has ended")
+	}
+	return nil
+}
+
 // clientConfig loads a kubeconfig for a component inside of this process's trust.
 func clientConfig(path, userAgent string) (*rest.Config, error) {
 	rc, err := clientcmd.BuildConfigFromFlags("", path)
@@ -126,7 +147,7 @@ func clientConfig(path, userAgent string) (*rest.Config, error) {
 	return rc, nil
 }
 
-func runControllers(ctx context.Context, cfg Config) error {
+func runControllers(ctx context.Context, cfg Config, p *part) error {
 	rc, err := clientConfig(cfg.ControllerKubeconfig, "strake-controllers")
 	if err != nil {
 		return err
@@ -144,13 +165,14 @@ func runControllers(ctx context.Context, cfg Config) error {
 	if ready.API(ctx, client.Discovery().RESTClient()) != nil {
 		return nil // ctx ended
 	}
+	defer p.start()()
 	return controllers.Run(ctx, controllers.Config{
 		Client: client, Metadata: meta, Metrics: rc, PodCIDRs: cfg.PodCIDRs, NodeBits: cfg.NodeBits,
 		CAFile: cfg.PKI.CA().Cert, CAKeyFile: cfg.PKI.CA().Key, Server: cfg.URL(), Quota: quota.Evaluators,
 	})
 }
 
-func runScheduler(ctx context.Context, cfg Config) error {
+func runScheduler(ctx context.Context, cfg Config, p *part) error {
 	rc, err := clientConfig(cfg.SchedulerKubeconfig, "strake-scheduler")
 	if err != nil {
 		return err
@@ -163,5 +185,6 @@ func runScheduler(ctx context.Context, cfg Config) error {
 	if ready.API(ctx, client.Discovery().RESTClient()) != nil {
 		return nil // ctx ended
 	}
+	defer p.start()()
 	return scheduler.Run(ctx, scheduler.Config{Client: client})
 }

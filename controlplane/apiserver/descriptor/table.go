@@ -29,6 +29,9 @@ func Since(t metav1.Time) string {
 	return duration.HumanDuration(time.Since(t.Time))
 }
 
+// Table prints rows of a resource that has no descriptor: the name, then these columns.
+func Table(columns ...Column) rest.TableConvertor { return tableConvertor{columns} }
+
 // tableConvertor prints rows by a descriptor's columns, after the name.
 type tableConvertor struct{ columns []Column }
 
