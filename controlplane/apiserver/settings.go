@@ -2,6 +2,7 @@ package apiserver
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/spf13/pflag"
@@ -29,6 +30,9 @@ type Settings struct {
 	TokenWebhookConfig   string // kubeconfig of a service that answers TokenReviews
 	TokenWebhookTTL      time.Duration
 	AuthorizationConfig  string // file of an AuthorizationConfiguration
+	// AuthorizationModes say without such a file who decides, in this order; empty: Node, RBAC.
+	AuthorizationModes  []string
+	AuthorizationPolicy string // policy file of the mode ABAC
 
 	// ShutdownDelay is how long the server goes on as before, but for /readyz, once it has been told to end.
 	ShutdownDelay time.Duration
@@ -67,6 +71,8 @@ func (s *Settings) AddFlags(fs *pflag.FlagSet) {
 	fs.StringVar(&s.TokenWebhookConfig, "authentication-token-webhook-config-file", "", "kubeconfig of a service that knows tokens")
 	fs.DurationVar(&s.TokenWebhookTTL, "authentication-token-webhook-cache-ttl", s.TokenWebhookTTL, "how long its answers hold")
 	fs.StringVar(&s.AuthorizationConfig, "authorization-config", "", "file that says who decides what users may do, in which order (AuthorizationConfiguration); default: Node, RBAC")
+	fs.StringSliceVar(&s.AuthorizationModes, "authorization-mode", nil, "without --authorization-config: who decides what users may do, in this order, of Node, RBAC, ABAC, AlwaysAllow, AlwaysDeny; default: Node,RBAC")
+	fs.StringVar(&s.AuthorizationPolicy, "authorization-policy-file", "", "policies of the mode ABAC, one in a line (abac.authorization.kubernetes.io/v1beta1)")
 	fs.DurationVar(&s.ShutdownDelay, "shutdown-delay-duration", 0, "how long the server still takes new requests while /readyz tells load balancers that it ends")
 	fs.DurationVar(&s.ShutdownWatchGrace, "shutdown-watch-termination-grace-period", s.ShutdownWatchGrace, "how long the server takes at most to end watches one after the other, so that not all clients come again at once")
 	fs.IntVar(&s.MaxRequestsInflight, "max-requests-inflight", s.MaxRequestsInflight, "with --max-mutating-requests-inflight: how many requests are served at a time, shared out by priority and fairness")
@@ -82,6 +88,12 @@ func (s *Settings) Check() error {
 	errs := s.Audit.Validate()
 	if s.EncryptionReload && s.EncryptionConfig == "" {
 		errs = append(errs, fmt.Errorf("--encryption-provider-config-automatic-reload needs --encryption-provider-config"))
+	}
+	if s.AuthorizationConfig != "" && len(s.AuthorizationModes) > 0 {
+		errs = append(errs, fmt.Errorf("--authorization-mode and --authorization-config exclude each other"))
+	}
+	if s.AuthorizationConfig == "" && slices.Contains(s.AuthorizationModes, "ABAC") != (s.AuthorizationPolicy != "") {
+		errs = append(errs, fmt.Errorf("--authorization-mode=ABAC and --authorization-policy-file need each other"))
 	}
 	if s.GoawayChance < 0 || s.GoawayChance > 0.02 {
 		errs = append(errs, fmt.Errorf("--goaway-chance must be from 0 to 0.02"))

@@ -188,7 +188,8 @@ func TestSettings(t *testing.T) {
 		set.Audit.WebhookOptions.ConfigFile = kubeconfig("audit-hook", hook.URL)
 		set.Audit.WebhookOptions.BatchOptions.BatchConfig.MaxBatchWait = 50 * time.Millisecond
 		set.TokenWebhookConfig = kubeconfig("token-hook", asks.URL)
-		set.AuthorizationConfig = f.write("authz.yaml", "apiVersion: apiserver.config.k8s.io/v1\nkind: AuthorizationConfiguration\nauthorizers:\n- {type: Node, name: node}\n- {type: RBAC, name: rbac}\n- type: Webhook\n  name: hook\n  webhook: {timeout: 3s, subjectAccessReviewVersion: v1, matchConditionSubjectAccessReviewVersion: v1, failurePolicy: NoOpinion, authorizedTTL: 1m, unauthorizedTTL: 1m, connectionInfo: {type: KubeConfigFile, kubeConfigFile: %q}, matchConditions: [{expression: \"request.user.startsWith('hook:')\"}]}\n", kubeconfig("authz-hook", decides.URL))
+		set.AuthorizationConfig = f.write("authz.yaml", "apiVersion: apiserver.config.k8s.io/v1\nkind: AuthorizationConfiguration\nauthorizers:\n- {type: Node, name: node}\n- {type: RBAC, name: rbac}\n- {type: ABAC, name: abac}\n- type: Webhook\n  name: hook\n  webhook: {timeout: 3s, subjectAccessReviewVersion: v1, matchConditionSubjectAccessReviewVersion: v1, failurePolicy: NoOpinion, authorizedTTL: 1m, unauthorizedTTL: 1m, connectionInfo: {type: KubeConfigFile, kubeConfigFile: %q}, matchConditions: [{expression: \"request.user.startsWith('hook:')\"}]}\n", kubeconfig("authz-hook", decides.URL))
+		set.AuthorizationPolicy = f.write("policy.jsonl", `{"apiVersion":"abac.authorization.kubernetes.io/v1beta1","kind":"Policy","spec":{"user":"oidc:bob@example.org","namespace":"*","resource":"podtemplates","readonly":true}}`)
 		set.AuthenticationConfig = f.write("authn.yaml", "apiVersion: apiserver.config.k8s.io/v1\nkind: AuthenticationConfiguration\nanonymous: {enabled: true, conditions: [{path: /livez}, {path: /readyz}]}\njwt:\n- issuer: {url: %q, audiences: [strake], certificateAuthority: %q}\n  claimMappings: {username: {claim: sub, prefix: 'oidc:'}, groups: {claim: roles, prefix: ''}}\n  claimValidationRules: [{expression: 'claims.email_verified == true', message: not verified}]\n", issuer.URL, ca)
 		set.EnableAdmission, set.DisableAdmission = []string{"AlwaysPullImages", "OwnerReferencesPermissionEnforcement"}, []string{"DefaultTolerationSeconds"}
 	})
@@ -253,6 +254,8 @@ func TestSettings(t *testing.T) {
 		if _, err := as(token("strake", time.Now().Add(time.Hour))).CoreV1().ConfigMaps(a.ns).List(t.Context(), metav1.ListOptions{}); !apierrors.IsForbidden(err) {
 			t.Errorf("ConfigMaps for who is not of the webhook: %v", err)
 		}
+		// A line of the policy file allows him something else.
+		must(as(token("strake", time.Now().Add(time.Hour))).CoreV1().PodTemplates(a.ns).List(t.Context(), metav1.ListOptions{}))(t)
 	})
 	t.Run("anonymous", func(t *testing.T) {
 		client := as("").Discovery().RESTClient()
@@ -274,6 +277,12 @@ func TestSettings(t *testing.T) {
 		func(s *apiserver.Settings) { s.EnableAdmission = []string{"Nonsense"} },
 		func(s *apiserver.Settings) { s.EncryptionReload = true },
 		func(s *apiserver.Settings) { s.AuthorizationConfig = f.write("bad", "kind: Nothing") },
+		func(s *apiserver.Settings) { s.AuthorizationModes = []string{"RBAC", "Nonsense"} },
+		func(s *apiserver.Settings) { s.AuthorizationModes = []string{"ABAC"} },
+		func(s *apiserver.Settings) { s.AuthorizationPolicy = f.write("bad", "{}") },
+		func(s *apiserver.Settings) {
+			s.AuthorizationModes, s.AuthorizationPolicy = []string{"ABAC"}, f.write("bad", "{}")
+		},
 		func(s *apiserver.Settings) { s.AuthenticationConfig = filepath.Join(f.dir, "absent") },
 		func(s *apiserver.Settings) { s.Audit.PolicyFile = f.write("bad", "kind: Nothing") },
 		func(s *apiserver.Settings) { s.EncryptionConfig = f.write("bad", "kind: Nothing") },

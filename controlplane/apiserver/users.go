@@ -2,6 +2,8 @@ package apiserver
 
 import (
 	"context"
+	"fmt"
+	"os"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -15,13 +17,13 @@ import (
 	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/apiserver/pkg/authorization/authorizer"
 	"k8s.io/apiserver/pkg/authorization/authorizerfactory"
-	authorizationmetrics "k8s.io/apiserver/pkg/authorization/metrics"
 	unionauthz "k8s.io/apiserver/pkg/authorization/union"
 	"k8s.io/apiserver/pkg/server/dynamiccertificates"
 	authenticationconfigmetrics "k8s.io/apiserver/pkg/server/options/authenticationconfig/metrics"
 	authorizationconfigmetrics "k8s.io/apiserver/pkg/server/options/authorizationconfig/metrics"
 
 	"github.com/strake-io/strake/controlplane/apiserver/auth"
+	"github.com/strake-io/strake/controlplane/apiserver/auth/abac"
 	"github.com/strake-io/strake/controlplane/apiserver/auth/bootstrap"
 	"github.com/strake-io/strake/controlplane/apiserver/auth/node"
 	"github.com/strake-io/strake/controlplane/apiserver/auth/rbac"
@@ -144,28 +146,47 @@ func (b *builder) buildAuthorization(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	deciders := []unionauthz.NamedAuthorizer{{AuthorizerName: "node", Authorizer: authorizationmetrics.InstrumentedAuthorizer("Node", "node", nodes)}, {AuthorizerName: "rbac", Authorizer: authorizationmetrics.InstrumentedAuthorizer("RBAC", "rbac", b.rbac)}}
-	if path := b.cfg.Settings.AuthorizationConfig; path != "" {
-		configured, err := b.configuredAuthorizer(ctx, path, nodes)
+	ours, rules := map[string]authorizer.Authorizer{"Node": nodes, "RBAC": b.rbac}, []authorizer.RuleResolver{b.rbac}
+	set := b.cfg.Settings
+	if set.AuthorizationPolicy != "" {
+		content, err := os.ReadFile(set.AuthorizationPolicy)
 		if err != nil {
-			return err
+			return fmt.Errorf("authorization policy: %w", err)
 		}
-		deciders = []unionauthz.NamedAuthorizer{{AuthorizerName: "configured", Authorizer: configured}}
+		policies, err := abac.Parse(content)
+		if err != nil {
+			return fmt.Errorf("authorization policy %s: %w", set.AuthorizationPolicy, err)
+		}
+		ours["ABAC"], rules = policies, append(rules, policies)
+	}
+	modes := auth.NewModes(ours)
+	var decider authorizer.Authorizer
+	if set.AuthorizationConfig != "" {
+		decider, err = b.configuredAuthorizer(ctx, set.AuthorizationConfig, modes)
+	} else {
+		names := set.AuthorizationModes
+		if len(names) == 0 {
+			names = []string{"Node", "RBAC"}
+		}
+		decider, err = modes.Ordered(names)
+	}
+	if err != nil {
+		return err
 	}
 	privileged := unionauthz.NamedAuthorizer{AuthorizerName: "privileged", Authorizer: authorizerfactory.NewPrivilegedGroups(user.SystemPrivilegedGroup)}
-	b.generic.Authorization.Authorizer, err = unionauthz.New(append([]unionauthz.NamedAuthorizer{privileged}, deciders...)...)
-	b.generic.RuleResolver = b.rbac
+	b.generic.Authorization.Authorizer, err = unionauthz.New(privileged, unionauthz.NamedAuthorizer{AuthorizerName: "configured", Authorizer: decider})
+	b.generic.RuleResolver = unionauthz.NewRuleResolvers(rules...)
 	return err
 }
 
 // configuredAuthorizer asks who the file names, in its order, and follows the file.
-func (b *builder) configuredAuthorizer(ctx context.Context, path string, nodes authorizer.Authorizer) (authorizer.Authorizer, error) {
+func (b *builder) configuredAuthorizer(ctx context.Context, path string, modes auth.Modes) (authorizer.Authorizer, error) {
 	authorizationconfigmetrics.RegisterMetrics()
 	id := b.generic.APIServerID
 	file := &auth.File[authorizer.Authorizer]{
 		Path: path,
 		Build: func(_ context.Context, content []byte) (auth.Built[authorizer.Authorizer], error) {
-			all, err := auth.Authorizers(content, nodes, b.rbac)
+			all, err := modes.Configured(content)
 			return auth.Built[authorizer.Authorizer]{Value: all}, err
 		},
 		Loaded: func(content string, first bool) {

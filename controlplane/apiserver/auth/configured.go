@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
+	"strings"
 	"time"
 
 	"k8s.io/apimachinery/pkg/runtime"
@@ -89,31 +92,46 @@ func TokenWebhook(kubeconfig string, ttl time.Duration, audiences authenticator.
 	return tokencache.New(w, false, ttl, ttl), nil
 }
 
-// Authorizers reads an AuthorizationConfiguration and returns who decides, in its order. node and rbac are ours.
-func Authorizers(content []byte, node, rbac authorizer.Authorizer) (authorizer.Authorizer, error) {
+// Modes are the authorizers that need no configuration of their own, by the names that --authorization-mode and an
+// AuthorizationConfiguration know.
+type Modes map[string]authorizer.Authorizer
+
+// NewModes adds those that always say the same.
+func NewModes(ours map[string]authorizer.Authorizer) Modes {
+	m := Modes{"AlwaysAllow": authorizerfactory.NewAlwaysAllowAuthorizer(), "AlwaysDeny": authorizerfactory.NewAlwaysDenyAuthorizer()}
+	maps.Copy(m, ours)
+	return m
+}
+
+// Ordered returns who decides by a list of names.
+func (m Modes) Ordered(names []string) (authorizer.Authorizer, error) {
+	var all []unionauthz.NamedAuthorizer
+	for i, name := range names {
+		one, ok := m[name]
+		if !ok || slices.Contains(names[:i], name) {
+			return nil, fmt.Errorf("authorization mode %q: each of %s may be named once; webhooks are named by a configuration file", name, strings.Join(slices.Sorted(maps.Keys(m)), ", "))
+		}
+		id := strings.ToLower(name)
+		all = append(all, unionauthz.NamedAuthorizer{AuthorizerName: id, Authorizer: authorizationmetrics.InstrumentedAuthorizer(name, id, one)})
+	}
+	return unionauthz.New(all...)
+}
+
+// Configured reads an AuthorizationConfiguration and returns who decides, in its order.
+func (m Modes) Configured(content []byte) (authorizer.Authorizer, error) {
 	c, err := load.LoadFromData(content)
 	if err != nil {
 		return nil, fmt.Errorf("authorization configuration: %w", err)
 	}
 	compiler := authorizationcel.NewDefaultCompiler()
-	const allow, deny = "AlwaysAllow", "AlwaysDeny"
-	known := sets.New(string(apiserver.TypeWebhook), "Node", "RBAC", allow, deny)
+	known := sets.KeySet(m).Insert(string(apiserver.TypeWebhook))
 	if errs := validation.ValidateAuthorizationConfiguration(compiler, nil, c, known, sets.New(string(apiserver.TypeWebhook))); len(errs) > 0 {
 		return nil, fmt.Errorf("authorization configuration: %w", errs.ToAggregate())
 	}
 	var all []unionauthz.NamedAuthorizer
 	for _, a := range c.Authorizers {
-		var one authorizer.Authorizer
-		switch string(a.Type) {
-		case "Node":
-			one = node
-		case "RBAC":
-			one = rbac
-		case allow:
-			one = authorizerfactory.NewAlwaysAllowAuthorizer()
-		case deny:
-			one = authorizerfactory.NewAlwaysDenyAuthorizer()
-		case string(apiserver.TypeWebhook):
+		one := m[string(a.Type)]
+		if a.Type == apiserver.TypeWebhook {
 			if one, err = authorizationWebhook(a, compiler); err != nil {
 				return nil, fmt.Errorf("authorization configuration: authorizer %s: %w", a.Name, err)
 			}

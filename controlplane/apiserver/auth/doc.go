@@ -10,6 +10,7 @@
 //
 //   - token: who a ServiceAccount token is of, and making such tokens
 //   - rbac: what the Roles and bindings allow, and the default ones
+//   - abac: what the lines of a policy file allow
 //   - node: what a kubelet is allowed
 //   - review: the API by which clients ask the above
 package auth
