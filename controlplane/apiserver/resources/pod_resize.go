@@ -75,3 +75,21 @@ func ValidateResize(p, old *corev1.Pod) field.ErrorList {
 	}
 	return errs
 }
+
+// validateResizePolicy allows one policy for each of CPU and memory; where nothing is ever restarted, nothing is for a resize either.
+func validateResizePolicy(policies []corev1.ContainerResizePolicy, p *field.Path, restart corev1.RestartPolicy) field.ErrorList {
+	var errs field.ErrorList
+	seen := map[corev1.ResourceName]bool{}
+	for i, policy := range policies {
+		if seen[policy.ResourceName] {
+			errs = append(errs, field.Duplicate(p.Index(i), policy.ResourceName))
+		}
+		seen[policy.ResourceName] = true
+		errs = append(errs, oneOf(policy.ResourceName, p, corev1.ResourceCPU, corev1.ResourceMemory)...)
+		errs = append(errs, oneOf(policy.RestartPolicy, p, corev1.NotRequired, corev1.RestartContainer)...)
+		if restart == corev1.RestartPolicyNever && policy.RestartPolicy != corev1.NotRequired {
+			errs = append(errs, field.Invalid(p, policy.RestartPolicy, "must be 'NotRequired' when `restartPolicy` is 'Never'"))
+		}
+	}
+	return errs
+}

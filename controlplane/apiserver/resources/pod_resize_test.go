@@ -1,10 +1,13 @@
 package resources
 
 import (
+	"cmp"
+	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
+	"k8s.io/apimachinery/pkg/util/validation/field"
 )
 
 func TestValidateResize(t *testing.T) {
@@ -65,5 +68,50 @@ func TestValidateResize(t *testing.T) {
 	ended.Status.Phase = corev1.PodFailed
 	if len(ValidateResize(old.DeepCopy(), ended)) == 0 {
 		t.Error("a pod that has ended may be resized")
+	}
+}
+
+func TestValidateResizePolicy(t *testing.T) {
+	always := corev1.ContainerRestartPolicyAlways
+	policy := func(of string) (out []corev1.ContainerResizePolicy) {
+		for _, s := range strings.Fields(of) {
+			name, restart, _ := strings.Cut(s, "=")
+			out = append(out, corev1.ContainerResizePolicy{ResourceName: corev1.ResourceName(name), RestartPolicy: corev1.ResourceResizeRestartPolicy(restart)})
+		}
+		return out
+	}
+	for name, c := range map[string]struct {
+		restart          corev1.RestartPolicy
+		main, init, side string
+		want             string // the only error
+	}{
+		"each once":           {main: "cpu=NotRequired memory=RestartContainer", side: "memory=RestartContainer"},
+		"never, not required": {restart: corev1.RestartPolicyNever, main: "cpu=NotRequired"},
+		"on failure":          {restart: corev1.RestartPolicyOnFailure, main: "cpu=RestartContainer"},
+		"one twice":           {main: "cpu=NotRequired cpu=RestartContainer", want: `spec.containers[0].resizePolicy[1]: Duplicate value: "cpu"`},
+		"another resource":    {main: "pods=NotRequired", want: `spec.containers[0].resizePolicy: Unsupported value: "pods": supported values: "cpu", "memory"`},
+		"another policy":      {main: "cpu=Perhaps", want: `spec.containers[0].resizePolicy: Unsupported value: "Perhaps": supported values: "NotRequired", "RestartContainer"`},
+		"no policy":           {main: "cpu=", want: "spec.containers[0].resizePolicy: Required value"},
+		"never":               {restart: corev1.RestartPolicyNever, main: "cpu=RestartContainer", want: "spec.containers[0].resizePolicy: Invalid value: \"RestartContainer\": must be 'NotRequired' when `restartPolicy` is 'Never'"},
+		"of what runs once":   {init: "cpu=NotRequired", want: "must not be set for init containers"},
+		"of a sidecar":        {side: "pods=NotRequired", want: `spec.initContainers[1].resizePolicy: Unsupported value: "pods": supported values: "cpu", "memory"`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			grace := int64(30)
+			container := func(name, of string) corev1.Container {
+				return corev1.Container{Name: name, Image: "i", ImagePullPolicy: corev1.PullAlways, TerminationMessagePolicy: corev1.TerminationMessageReadFile, ResizePolicy: policy(of)}
+			}
+			s := &corev1.PodSpec{
+				RestartPolicy: cmp.Or(c.restart, corev1.RestartPolicyAlways), DNSPolicy: corev1.DNSClusterFirst, TerminationGracePeriodSeconds: &grace,
+				Containers: []corev1.Container{container("a", c.main)}, InitContainers: []corev1.Container{container("init", c.init), container("side", c.side)},
+			}
+			s.InitContainers[1].RestartPolicy = &always
+			errs := validatePodSpec(s, field.NewPath("spec"))
+			switch {
+			case c.want == "" && len(errs) == 0:
+			case len(errs) != 1 || c.want == "" || !strings.HasSuffix(errs[0].Error(), c.want):
+				t.Errorf("%v, want %s", errs, c.want)
+			}
+		})
 	}
 }

@@ -63,6 +63,7 @@ func validatePodSpec(s *corev1.PodSpec, p *field.Path) field.ErrorList {
 	for i := range s.Containers {
 		c, cp := &s.Containers[i], p.Child("containers").Index(i)
 		errs = append(errs, validateContainer(c, cp, volumes, seen, s.TerminationGracePeriodSeconds)...)
+		errs = append(errs, validateResizePolicy(c.ResizePolicy, cp.Child("resizePolicy"), s.RestartPolicy)...)
 		for j, port := range c.Ports {
 			if port.HostPort == 0 {
 				continue
@@ -78,7 +79,13 @@ func validatePodSpec(s *corev1.PodSpec, p *field.Path) field.ErrorList {
 		}
 	}
 	for i := range s.InitContainers {
-		errs = append(errs, validateInitContainer(&s.InitContainers[i], p.Child("initContainers").Index(i), volumes, seen, s.TerminationGracePeriodSeconds)...)
+		c, cp := &s.InitContainers[i], p.Child("initContainers").Index(i)
+		errs = append(errs, validateInitContainer(c, cp, volumes, seen, s.TerminationGracePeriodSeconds)...)
+		if resizable(c, true) {
+			errs = append(errs, validateResizePolicy(c.ResizePolicy, cp.Child("resizePolicy"), s.RestartPolicy)...)
+		} else if len(c.ResizePolicy) > 0 {
+			errs = append(errs, field.Invalid(cp.Child("resizePolicy"), c.ResizePolicy, "must not be set for init containers"))
+		}
 	}
 	return errs
 }
