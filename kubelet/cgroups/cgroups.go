@@ -171,6 +171,9 @@ func podResources(p *corev1.Pod, v2 bool) *cgroups.Resources {
 	return r
 }
 
+// PodMemory is the limit of a whole pod's memory in bytes; 0: there is none.
+func (m *Manager) PodMemory(p *corev1.Pod) int64 { return podResources(p, m.tree.V2).Memory }
+
 // limited tells whether the pod, or every container of it, limits the resource: only then has the pod a limit.
 func limited(p *corev1.Pod, name corev1.ResourceName) bool {
 	if p.Spec.Resources != nil {

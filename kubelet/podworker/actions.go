@@ -18,6 +18,7 @@ type observed struct {
 	containers map[string][]*runtimeapi.ContainerStatus
 	// former are the newest containers of older sandboxes. They stay for their logs.
 	former map[string]*runtimeapi.ContainerStatus
+	remade map[string]bool // ids of containers that the kubelet ended only to make them anew
 }
 
 func (o observed) sandboxReady() bool {
@@ -107,7 +108,10 @@ func find(p *corev1.Pod, name string) *corev1.Container {
 }
 
 // restarts tells whether a container that ended is to be started again.
-func restarts(p *corev1.Pod, c *corev1.Container, s *runtimeapi.ContainerStatus) bool {
+func (o observed) restarts(p *corev1.Pod, c *corev1.Container, s *runtimeapi.ContainerStatus) bool {
+	if o.remade[s.Id] {
+		return true
+	}
 	policy := p.Spec.RestartPolicy
 	if c.RestartPolicy != nil {
 		policy = corev1.RestartPolicy(*c.RestartPolicy)
@@ -122,8 +126,8 @@ func restarts(p *corev1.Pod, c *corev1.Container, s *runtimeapi.ContainerStatus)
 }
 
 // restartsInit is restarts for an init container: one that succeeded has done its part.
-func restartsInit(p *corev1.Pod, c *corev1.Container, s *runtimeapi.ContainerStatus) bool {
-	return s.ExitCode != 0 && restarts(p, c, s)
+func (o observed) restartsInit(p *corev1.Pod, c *corev1.Container, s *runtimeapi.ContainerStatus) bool {
+	return s.ExitCode != 0 && o.restarts(p, c, s)
 }
 
 // decide computes the next actions. unhealthy names containers (by id) whose liveness or startup probe failed;
@@ -152,14 +156,14 @@ func decide(p *corev1.Pod, o observed, unhealthy map[string]string, started func
 		s := o.current(c.Name)
 		switch {
 		case sidecar(c):
-			consider(p, o, c, unhealthy, &sidecars, restarts)
+			consider(p, o, c, unhealthy, &sidecars, o.restarts)
 			if !begun && (!running(s) || !started(c.Name, s.Id)) {
 				return a.plus(sidecars)
 			}
 		case begun || exited(s) && s.ExitCode == 0:
 		default:
-			consider(p, o, c, unhealthy, &a, restartsInit)
-			if exited(s) && !restartsInit(p, c, s) {
+			consider(p, o, c, unhealthy, &a, o.restartsInit)
+			if exited(s) && !o.restartsInit(p, c, s) {
 				a.finished = true // an init container failed for good
 				return a
 			}
@@ -169,8 +173,8 @@ func decide(p *corev1.Pod, o observed, unhealthy map[string]string, started func
 	a.finished = true
 	for i := range p.Spec.Containers {
 		c := &p.Spec.Containers[i]
-		consider(p, o, c, unhealthy, &a, restarts)
-		if s := o.current(c.Name); !exited(s) || restarts(p, c, s) {
+		consider(p, o, c, unhealthy, &a, o.restarts)
+		if s := o.current(c.Name); !exited(s) || o.restarts(p, c, s) {
 			a.finished = false
 		}
 	}
@@ -207,14 +211,14 @@ func consider(p *corev1.Pod, o observed, c *corev1.Container, unhealthy map[stri
 func allDone(p *corev1.Pod, o observed) bool {
 	for i := range p.Spec.InitContainers {
 		c := &p.Spec.InitContainers[i]
-		if s := o.current(c.Name); !sidecar(c) && exited(s) && s.ExitCode != 0 && !restartsInit(p, c, s) {
+		if s := o.current(c.Name); !sidecar(c) && exited(s) && s.ExitCode != 0 && !o.restartsInit(p, c, s) {
 			return true
 		}
 	}
 	for i := range p.Spec.Containers {
 		c := &p.Spec.Containers[i]
 		s := o.current(c.Name)
-		if !exited(s) || restarts(p, c, s) {
+		if !exited(s) || o.restarts(p, c, s) {
 			return false
 		}
 	}

@@ -25,6 +25,8 @@ type fakeCRI struct {
 	exec      func(container string, cmd []string) error
 	startFail map[string]error
 	fault     string // the name of a call that fails
+	used      uint64 // bytes of memory, by each container
+	onUpdate  func()
 }
 
 type fakeContainer struct {
@@ -181,7 +183,16 @@ func (f *fakeCRI) StartContainer(_ context.Context, id string) error {
 func (f *fakeCRI) UpdateContainerResources(_ context.Context, id string, r *runtimeapi.ContainerResources) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.onUpdate != nil {
+		f.onUpdate()
+	}
 	return f.called("update %s %d %d", f.containers[id].Metadata.Name, r.Linux.CpuQuota/100, r.Linux.MemoryLimitInBytes>>20)
+}
+
+func (f *fakeCRI) ContainerStats(context.Context, string) (*runtimeapi.ContainerStats, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return &runtimeapi.ContainerStats{Memory: &runtimeapi.MemoryUsage{UsageBytes: &runtimeapi.UInt64Value{Value: f.used}}}, nil
 }
 
 func (f *fakeCRI) end(c *fakeContainer, code int32) {

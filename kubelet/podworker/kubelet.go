@@ -43,6 +43,7 @@ type Pods struct {
 
 	prober *prober.Manager
 
+	granting   sync.Mutex // held by the worker that gives its pod of the node's resources
 	mu         sync.Mutex
 	unanswered time.Time // since when the runtime does not answer; zero: it does
 	workers    map[types.UID]*worker
@@ -125,6 +126,19 @@ func (k *Pods) List() []*corev1.Pod {
 	out := make([]*corev1.Pod, 0, len(k.workers))
 	for _, w := range k.workers {
 		out = append(out, w.pod())
+	}
+	return out
+}
+
+// granted returns all pods of this node, asking for what they are given.
+func (k *Pods) granted() []*corev1.Pod {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	out := make([]*corev1.Pod, 0, len(k.workers))
+	for _, w := range k.workers {
+		w.mu.Lock()
+		out = append(out, withResources(w.current, w.granted))
+		w.mu.Unlock()
 	}
 	return out
 }

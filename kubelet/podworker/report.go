@@ -33,6 +33,9 @@ func (w *worker) writeStatus(ctx context.Context, p *corev1.Pod, o observed, ter
 	if f := w.failure(); f != nil {
 		in.FailedReason, in.FailedMessage, in.FailedCondition = f.reason, f.message, f.condition
 	}
+	if terminating {
+		clear(w.allocation.remade) // nothing is made anew any more
+	}
 	for _, c := range all(p) {
 		in.Containers[c.Name] = w.containerState(p, c, o)
 	}
@@ -87,6 +90,16 @@ func statusPatch(base *corev1.Pod, want corev1.PodStatus) ([]byte, error) {
 func (w *worker) containerState(p *corev1.Pod, c *corev1.Container, o observed) status.Container {
 	s := status.Container{Reason: w.waiting[c.Name].reason, Message: w.waiting[c.Name].message}
 	now, last := o.current(c.Name), o.previous(c.Name)
+	if exited(now) && w.allocation.remade[now.Id] { // the next one is about to come
+		s.Last = w.withMessage(p, c, now)
+		if n, err := strconv.Atoi(now.Annotations[annotationRestarts]); err == nil {
+			s.Restarts = int32(n)
+		}
+		if s.Reason == "" {
+			s.Reason = "ContainerCreating"
+		}
+		return s
+	}
 	if now == nil {
 		now, last = last, nil
 		if now != nil && s.Reason == "" {

@@ -70,6 +70,7 @@ func (w *worker) step(ctx context.Context, p *corev1.Pod, o *observed) (again ti
 	}
 	unhealthy := w.marks()
 	started := func(name, id string) bool { ok, _ := w.k.prober.State(p.UID, name, id); return ok }
+	o.remade = w.allocation.remade
 	a := decide(p, *o, unhealthy, started)
 	if a.finished {
 		return again, true, w.killAll(ctx, p, *o, gracePeriod(p)) // sidecars
@@ -159,6 +160,7 @@ func (w *worker) createSandbox(ctx context.Context, p *corev1.Pod, o *observed) 
 		return fmt.Errorf("create sandbox: %w", err)
 	}
 	*o, err = w.k.observe(ctx, p.UID)
+	o.remade = w.allocation.remade
 	return err
 }
 

@@ -27,8 +27,9 @@ type worker struct {
 	deleted   bool              // the object is gone
 	unhealthy map[string]string // by container id: why it is to be killed
 	failed    *failure
-	interrupt context.CancelFunc // of the round that is going on
-	sent      []corev1.PodStatus // what we told the API last; it comes back
+	interrupt context.CancelFunc                     // of the round that is going on
+	sent      []corev1.PodStatus                     // what we told the API last; it comes back
+	granted   map[string]corev1.ResourceRequirements // by container, as in allocation.given: for other pods' workers. It is never written to
 
 	// Of the goroutine alone:
 	backoffs map[string]*backoff
@@ -112,6 +113,12 @@ func (w *worker) pod() *corev1.Pod {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.current
+}
+
+func (w *worker) grant(given map[string]corev1.ResourceRequirements) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.granted = given
 }
 
 func (w *worker) markUnhealthy(id, why string) {
