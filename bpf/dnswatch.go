@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"sync"
 	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/ringbuf"
+	"golang.org/x/sys/unix"
 )
 
 // Question is what a pod asked the cluster DNS over UDP, and what the kernel did.
@@ -25,6 +27,7 @@ type Question struct {
 
 // Questions receives what pods ask of names. While there is one the programs write it.
 type Questions struct {
+	lock   *os.File
 	watch  *ebpf.Map
 	before uint64 // lost to former ones
 	reader *ringbuf.Reader
@@ -40,7 +43,7 @@ const (
 	dnsWatchLost
 )
 
-// ErrQuestionsWatched says that another Questions of the node is open, or was killed less than leaseTime ago: its buffer has one reader.
+// ErrQuestionsWatched says that another Questions of the node is open: its buffer has one reader.
 var ErrQuestionsWatched = errors.New("another `strake dns top` watches this node: end it first")
 
 // OpenQuestions watches what pods of the node ask whose maps are pinned below pinDir. Close it: until then, and for leaseTime after a
@@ -59,12 +62,21 @@ func OpenQuestions(pinDir string) (*Questions, error) {
 }
 
 func (q *Questions) open(pinDir string) error {
-	var err error
+	// The lock of the directory itself is the monitor's.
+	dir, err := filepath.Abs(filepath.Join(pinDir, ".."))
+	if err == nil {
+		q.lock, err = os.Open(dir)
+	}
+	if err != nil {
+		return fmt.Errorf("bpf: questions: %w", err)
+	}
+	if err := unix.Flock(int(q.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); errors.Is(err, unix.EWOULDBLOCK) {
+		return ErrQuestionsWatched
+	} else if err != nil {
+		return fmt.Errorf("bpf: questions: lock %s: %w", dir, err)
+	}
 	if q.watch, err = ebpf.LoadPinnedMap(filepath.Join(pinDir, "dns_watch"), nil); err != nil {
 		return fmt.Errorf("bpf: questions: is the agent of this release running? %w", err)
-	}
-	if until, err := q.row(dnsWatchUntil); err != nil || time.Duration(until) > q.began {
-		return errors.Join(err, ErrQuestionsWatched)
 	}
 	if q.before, err = q.row(dnsWatchLost); err != nil {
 		return err
@@ -137,7 +149,11 @@ func (q *Questions) release() error {
 	if q.reader != nil {
 		err = q.reader.Close()
 	}
-	return errors.Join(err, q.watch.Close()) // of nil, too
+	err = errors.Join(err, q.watch.Close()) // of nil, too
+	if q.lock != nil {
+		err = errors.Join(err, q.lock.Close())
+	}
+	return err
 }
 
 // dnsEventHead is the size of struct dns_event of lib/dnswatch.h up to its data.

@@ -221,9 +221,10 @@ func services2(maps map[string]*ebpf.Map, rows []LoadBalancer) error {
 	return nil
 }
 
-// flow2 writes a flow by its row of the direction in which it began.
+// flow2 writes a flow by its row of the direction in which it began. Layout 2 knows no direct server return: it would take the one node's row for a flow
+// to a backend of its own, and the other's answers would leave as a pod's.
 func flow2(maps map[string]*ebpf.Map, key netFlowKey, f netFlow) error {
-	if key.Reply != 0 {
+	if key.Reply != 0 || f.Flags&(flowAway|flowDirect) != 0 {
 		return nil
 	}
 	back, answer := turned(key, f)

@@ -36,6 +36,8 @@ const (
 const (
 	flowMasqueraded = 1
 	flowHere        = 2
+	flowAway        = 8
+	flowDirect      = 16
 )
 
 // CheckFlows tells whether Config.Flows can be n.

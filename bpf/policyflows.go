@@ -71,7 +71,13 @@ func (c Config) resizePolicyFlow(pin string, spec *ebpf.MapSpec) error {
 	return pinOver(fresh, pin)
 }
 
+// policyFlowDenied is FLOW_DENIED of lib/policyflow.h.
+const policyFlowDenied = 4
+
 // isOverPolicy tells whether a row of policy_flows_open is of no use any more.
 func isOverPolicy(k netPolicyKey, f netPolicyFlow, now uint32, full bool, pods map[netAddr]bool) bool {
+	if f.Flags&policyFlowDenied != 0 && int32(now-f.Seen) > lifeOfDenied {
+		return true
+	}
 	return idleTooLong(f.State, k.Proto, now-f.Seen, full) || !pods[k.Low] && !pods[k.High]
 }

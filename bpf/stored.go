@@ -100,6 +100,7 @@ func (s storedAnswer) head(expires uint64) netStored {
 	h := crc32.NewIEEE()
 	_ = binary.Write(h, binary.LittleEndian, expires) // to memory: it does not fail
 	h.Write(s.key.Key.Name[:])
+	_ = binary.Write(h, binary.LittleEndian, []uint16{s.key.Type, uint16(s.key.Bits)})
 	h.Write(s.body)
 	return netStored{
 		Tag: h.Sum32(), Ttl: s.ttl, Expires: expires, Len: uint16(len(s.body)), Stride: s.stride, Turns: s.turns,

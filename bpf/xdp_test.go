@@ -145,9 +145,17 @@ func TestDriverPassesOn(t *testing.T) {
 			good := f.packet(6, 0x10, client, front, "question")
 			passes := func(what string, in []byte) {
 				t.Helper()
-				l.at(t, uplinkProgram, l.uplink, good) // this second's first
-				if verdict, out := l.atDriver(t, in); verdict != xdpPass || string(out) != string(in) {
-					t.Errorf("%s, %s, %s: verdict %d\n%x, was\n%x", mode, f.name, what, verdict, out, in)
+				for { // both within one second: the first packet of each passes on anyway
+					second := monotonic(t)
+					l.at(t, uplinkProgram, l.uplink, good)
+					verdict, out := l.atDriver(t, in)
+					if monotonic(t) != second {
+						continue
+					}
+					if verdict != xdpPass || string(out) != string(in) {
+						t.Errorf("%s, %s, %s: verdict %d\n%x, was\n%x", mode, f.name, what, verdict, out, in)
+					}
+					return
 				}
 			}
 			l.same(t, "the plain case", good)

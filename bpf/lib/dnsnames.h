@@ -171,7 +171,7 @@ int __attribute__((noinline)) dns_records(struct __sk_buff *skb, __u32 off, __u3
 			return -1;
 		off += ANSWER_SIZE(v6);
 	}
-	return 0;
+	return bpf_map_lookup_elem(&names, &s->asked.key) == name ? 0 : -1; /* as in dns_put */
 }
 
 /* Answers a question for a name in the zone, which begins at an offset of the name. */
@@ -200,7 +200,7 @@ int __attribute__((noinline)) dns_cluster(struct __sk_buff *skb, __u32 over_v6, 
 		n = v6 ? name->n6 : name->n4;
 		if (type != TYPE_A && type != TYPE_AAAA)
 			n = 0;
-		if (n > NAME_ADDRS)
+		if (n > NAME_ADDRS || (!n && bpf_map_lookup_elem(&names, &s->asked.key) != name)) /* as in dns_put */
 			return -1;
 	} else if (dns_impossible(s, OPAQUE(s->labels)) || dns_missing(skb)) {
 		rcode = RCODE_NXDOMAIN;

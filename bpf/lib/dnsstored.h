@@ -111,8 +111,9 @@ int __attribute__((noinline)) dns_stored(struct __sk_buff *skb, __u32 over_v6, _
 			 s->stored.flags1 | (__u32)s->stored.flags2 << 8 | counter << 16);
 }
 
-/* Puts the body of a row, whose head is in the scratch, behind the question. tags are those of the head and of the end of the row. */
-static __always_inline int dns_put(struct __sk_buff *skb, struct dns_scratch *s, __u32 off, const __u8 *body, __u32 most, const __u32 *tag, const __u32 *last)
+/* Puts the body of a row of a map, whose head is in the scratch, behind the question. tags are those of the head and of the end of the row. Linux may
+ * use a row that user space replaces at once for another question (6.1 and later): so it must still be this one's behind what was read, too. */
+static __always_inline int dns_put(struct __sk_buff *skb, struct dns_scratch *s, void *map, const void *row, __u32 off, const __u8 *body, __u32 most, const __u32 *tag, const __u32 *last)
 {
 	__u64 size = s->stored.len;
 
@@ -124,7 +125,7 @@ static __always_inline int dns_put(struct __sk_buff *skb, struct dns_scratch *s,
 		return -1;
 	if (!dns_fits(s, OPAQUE(s->len) + 4 + size) || dns_room(skb, s, off + size))
 		return -1;
-	if (bpf_skb_store_bytes(skb, off, body, size, 0) || *(volatile __u32 *)tag != s->stored.tag || *(volatile __u32 *)last != s->stored.tag)
+	if (bpf_skb_store_bytes(skb, off, body, size, 0) || bpf_map_lookup_elem(map, &s->asked) != row || *(volatile __u32 *)tag != s->stored.tag || *(volatile __u32 *)last != s->stored.tag)
 		return drop(skb, DROP_REWRITE);
 	return 0;
 }
@@ -145,13 +146,13 @@ int __attribute__((noinline)) dns_record(struct __sk_buff *skb, __u32 over_v6)
 	r = bpf_map_lookup_elem(&name_records, &s->asked);
 	if (r) {
 		s->stored = r->head;
-		verdict = dns_put(skb, s, off, r->body, sizeof(r->body), &r->head.tag, &r->tag);
+		verdict = dns_put(skb, s, &name_records, r, off, r->body, sizeof(r->body), &r->head.tag, &r->tag);
 	} else {
 		l = bpf_map_lookup_elem(&name_lists, &s->asked);
 		if (!l)
 			return -1;
 		s->stored = l->head;
-		verdict = dns_put(skb, s, off, l->body, sizeof(l->body), &l->head.tag, &l->tag);
+		verdict = dns_put(skb, s, &name_lists, l, off, l->body, sizeof(l->body), &l->head.tag, &l->tag);
 	}
 	return verdict ? verdict : dns_stored(skb, over_v6, DNS_ANSWERED);
 }
@@ -200,7 +201,7 @@ int __attribute__((noinline)) dns_outside(struct __sk_buff *skb, __u32 over_v6)
 		return -1;
 	}
 	off += OPAQUE(s->len);
-	verdict = dns_put(skb, s, off, o->body, sizeof(o->body), &o->head.tag, &o->tag);
+	verdict = dns_put(skb, s, &name_outside, o, off, o->body, sizeof(o->body), &o->head.tag, &o->tag);
 	if (verdict)
 		return verdict;
 	if (now - o->used > SECOND / 16)

@@ -77,7 +77,7 @@ int __attribute__((noinline)) dns_tell(struct __sk_buff *skb, __u32 answered, __
 			__sync_fetch_and_add(w, 1);
 		return 0;
 	}
-	l4 = ETH_HLEN + (s->p.v6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr)) + sizeof(struct udphdr);
+	l4 = s->p.l4 + sizeof(struct udphdr); /* behind options, too: such a question is passed on */
 	len = skb->len > l4 ? skb->len - l4 : 0;
 	e->time = came;
 	e->took = answered ? bpf_ktime_get_ns() - came : 0;

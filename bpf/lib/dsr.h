@@ -5,7 +5,7 @@
  *
  * The outer packet goes as any from this node to a pod there: by the tunnel, or natively. It names the backend: its address is where it goes,
  * its port is the outer identification, which means nothing in a packet that must not be cut (RFC 6864 4.1), or the lower 16 bits of the flow
- * label. So each packet tells all, also to a node that knows nothing of the flow yet.
+ * label. So each packet tells all, also to a node that knows nothing of the flow yet (but for segments cut on the way, see dsr_accept).
  *
  * Whom a node believes. In the tunnel, such a packet must come from the node that has the address it is from; natively it is as good
  * as the fabric's promise that nobody outside sends from nodes' addresses, on which pods' addresses rest as well. Pods can't send from their
@@ -110,6 +110,27 @@ int __attribute__((noinline)) dsr_begin(struct __sk_buff *skb)
 	return SERVICE_SEND;
 }
 
+/* Ends a flow with FLOW_AWAY whose packet at hand, a first fragment, would not fit natively: it begins anew, and dsr_begin leaves it to this node. Who
+ * cuts his datagrams would not hear that they are too large. A connection can't move to another address: its fragments are lost (PATH_TOO_BIG). */
+int __attribute__((noinline)) dsr_leaves(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch();
+	struct path *way = path_now();
+	struct packet *p;
+	struct remote *r;
+
+	if (!skb || !s || !way)
+		return 0;
+	p = &s->p;
+	if (!p->more || p->later || flow_has_connection(p->proto) || !way->mtu)
+		return 0;
+	r = remote_of(&s->flow.daddr);
+	if (!r || !remote_is_native(r) || !exceeds(skb, p, way->mtu - dsr_header(p->v6)))
+		return 0;
+	flow_end(skb);
+	return 1;
+}
+
 /* The header around a packet of so many bytes, of a flow. */
 static __always_inline void dsr_header4(struct iphdr *ip, const struct addr *node, const struct flow *f, __u32 len)
 {
@@ -212,7 +233,9 @@ int __attribute__((noinline)) dsr_open(struct __sk_buff *skb, __u32 native)
 	return DSR_OPENED;
 }
 
-/* Begins a flow of which the node with an address sent the packet at hand, to one of our pods that it chose: SERVICE_SEND, or the verdict of a drop. */
+/* Begins a flow of which the node with an address sent the packet at hand, to one of our pods that it chose: SERVICE_SEND, or the verdict of a drop. It
+ * is asked again whatever dsr_begin asks of the frontend and service_choose of the client. Of segments that the sender's kernel cut from one, those behind the
+ * first may name a later port, for it counts their identification: where the flow is not known, they are dropped, and sent again. */
 int __attribute__((noinline)) dsr_accept(struct __sk_buff *skb)
 {
 	struct scratch *s = scratch();
@@ -230,9 +253,13 @@ int __attribute__((noinline)) dsr_accept(struct __sk_buff *skb)
 		fe = lb_frontend(&own, p->dport, p->proto);
 		if (fe && fe->kind != KIND_NODE_PORT)
 			fe = 0;
+	} else if (fe && fe->kind == KIND_NODE_PORT) { /* dsr_begin sends its own node's alone */
+		fe = 0;
 	}
-	if (!fe || !lb_member(fe->service, &s->dsr.backend, s->dsr.port))
+	if (!fe || fe->kind == KIND_HOST_PORT || fe->flags & FE_OUTSIDE_LOCAL || !lb_member(fe->service, &s->dsr.backend, s->dsr.port))
 		return drop(skb, DROP_DSR);
+	if (fe->flags & FE_SOURCES && !lb_may_ask(fe, &p->saddr))
+		return drop(skb, DROP_SOURCE_RANGE);
 	flow_key_of(p, &s->key, 0);
 	s->flow.saddr = p->saddr;
 	s->flow.sport = p->sport;

@@ -154,9 +154,15 @@ static __always_inline struct policy_flow *policy_flow_row(const struct policy_k
 	return f ? f : bpf_map_lookup_elem(&policy_flows_passing, key);
 }
 
+#define DENIED_LIFE 240 /* seconds: who is denied ends nothing, and his row is but to spare a judgement */
+
 static __always_inline int policy_alive(const struct policy_flow *f, __u8 proto, __u32 now)
 {
-	return (__s32)(now - f->seen) <= (__s32)flow_life(f->state, proto);
+	__u32 life = flow_life(f->state, proto);
+
+	if (f->flags & FLOW_DENIED && life > DENIED_LIFE)
+		life = DENIED_LIFE;
+	return (__s32)(now - f->seen) <= (__s32)life;
 }
 
 /* Puts w->flow into the table that its state asks for. Where policy_flows_open is full it stays in the other one, where it may be pushed out and be

@@ -487,6 +487,8 @@ static __always_inline int service_in(struct __sk_buff *skb)
 		if (verdict != -1)
 			return verdict;
 	}
+	if (found == SERVICE_SEND && s->flow.flags & FLOW_AWAY && s->p.more && dsr_leaves(skb))
+		found = SERVICE_NEW;
 	if (found == SERVICE_NEW)
 		found = service_begin(skb, ASKER_OUTSIDE);
 	if (found == SERVICE_SEND && s->flow.flags & FLOW_AWAY)

@@ -91,7 +91,7 @@ type Enforcer struct {
 	compiler *compiler.Compiler
 	local    map[types.UID]*localPod
 	torn     bool             // the last write did not succeed
-	reborn   []netip.Addr     // of writes that did not succeed
+	reborn   []netip.Addr     // of changes since the last write that succeeded
 	learned  []history.Change // of policies, and not enforced yet
 	told     bool             // History knows all policies that were there at the start
 }
@@ -326,6 +326,9 @@ func changeOf(c change) history.Change {
 // read then, and mended.
 func (e *Enforcer) write() error {
 	changes := e.compiler.Flush()
+	for _, c := range changes {
+		e.reborn = append(e.reborn, c.Reborn...)
+	}
 	e.mu.Lock()
 	e.torn = e.torn || e.mend
 	e.mend = false
@@ -335,15 +338,11 @@ func (e *Enforcer) write() error {
 		if err != nil {
 			return err
 		}
-		for _, c := range changes {
-			e.reborn = append(e.reborn, c.Reborn...)
-		}
 		changes = repair(have, e.compiler.Rows(), e.reborn)
 	}
 	for _, c := range changes {
 		e.torn = true
 		if err := e.cfg.Tables.Apply(c); err != nil {
-			e.reborn = append(e.reborn, c.Reborn...)
 			return fmt.Errorf("write the rows of policies: %w", err)
 		}
 		e.name(c)
