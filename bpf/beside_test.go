@@ -83,19 +83,27 @@ func TestQuestions(t *testing.T) {
 	if _, err := OpenQuestions(c.PinDir); !errors.Is(err, ErrQuestionsWatched) {
 		t.Errorf("a second one: %v", err)
 	}
+	must(t, d.net.Maps["dns_watch"].Put(dnsWatchUntil, uint64(0))) // a lease that lapsed, or another that opens at the same time
+	if _, err := OpenQuestions(c.PinDir); !errors.Is(err, ErrQuestionsWatched) {
+		t.Errorf("a second one without a lease: %v", err)
+	}
+	must(t, q.renew(leaseTime))
 	before := Monotonic()
 	ask(known)
 	ask(unknown)
+	client4 := netip.MustParseAddrPort("10.210.1.7:4000")
+	run(t, d.net.Programs[namesProgram], options(frame(17, client4, servers[0], unknown), 1, 1, 1, 1)) // IP options before it
 	for i, want := range []struct {
 		answered bool
 		name     string
 		answers  int
-	}{{true, "web.default.svc.cluster.local.", 1}, {false, "example.com.", 0}} {
+		client   netip.AddrPort
+	}{{true, "web.default.svc.cluster.local.", 1, client}, {false, "example.com.", 0, client}, {false, "example.com.", 0, client4}} {
 		one, err := q.Read(time.Now().Add(20 * time.Second))
 		must(t, err)
 		var m dns.Msg
 		must(t, m.Unpack(one.Message))
-		if one.Answered != want.answered || one.Took > 0 != want.answered || one.Client != client.Addr() || one.Time < before || m.Question[0].Name != want.name || len(m.Answer) != want.answers {
+		if one.Answered != want.answered || one.Took > 0 != want.answered || one.Client != want.client.Addr() || one.Time < before || m.Question[0].Name != want.name || len(m.Answer) != want.answers {
 			t.Errorf("question %d: %+v\n%s", i, one, &m)
 		}
 	}

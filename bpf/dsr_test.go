@@ -120,6 +120,17 @@ func TestDirectReturnIsNotForAll(t *testing.T) {
 		if _, _, counted := l.at(t, uplinkProgram, l.uplink, in); counted != "uplink_to_remote" {
 			t.Errorf("%s: fragments where they don't fit: %s", f.name, counted)
 		}
+		// Nor does one of a flow that is there: it goes on with this node's address, all of it, and so does what comes behind.
+		client, backend := at(f.far, 6150), at(f.remote(), 8080)
+		whole := frame(17, client, at(f.vip(), 80), make([]byte, 1368))
+		l.sends(t, f.name+" a flow begins", f, frame(17, client, at(f.vip(), 80), nil), 8080)
+		l.sends(t, f.name+" its small fragment", f, cut(frame(17, client, at(f.vip(), 80), make([]byte, 8)), 10, 0, true), 8080)
+		for i, in := range [][]byte{cut(whole, 11, 0, true), later(17, f.far, f.vip(), 11, 1376), frame(17, client, at(f.vip(), 80), nil)} {
+			_, out, counted := l.at(t, uplinkProgram, l.uplink, in)
+			if src, dst := addrs(out); counted != "uplink_to_remote" || src.String() != f.node || dst != backend.Addr() {
+				t.Errorf("%s: packet %d of a flow that no longer fits: %s, from %s to %s", f.name, i, counted, src, dst)
+			}
+		}
 		// What does not fit with the header is answered: to send less.
 		small, large := frame(17, at(f.far, 6200), at(f.vip(), 80), nil), frame(17, at(f.far, 6200), at(f.vip(), 80), make([]byte, 1340))
 		l.sends(t, f.name+" small", f, small, 8080)
@@ -258,7 +269,8 @@ func TestDirectReturnIsNotForStrangers(t *testing.T) {
 	for _, f := range families {
 		client, front := at(f.far, 5000), at(f.vip(), 80)
 		l.service(t, LoadBalancer{Name: "ns/web:http", Protocol: 17, Backends: backs(at(f.pod, 8080)),
-			Frontends: []Frontend{{Addr: front, Kind: ExternalIP}, {Addr: at(f.node, 30080), Kind: NodePort}, {Addr: at(f.node, 9000), Kind: HostPort}}})
+			Frontends: []Frontend{{Addr: front, Kind: ExternalIP}, {Addr: at(f.node, 30080), Kind: NodePort}, {Addr: at(f.node, 9000), Kind: HostPort}, {Addr: at(f.vip(), 82), Kind: ExternalIP, Outside: Local},
+				{Addr: at(f.vip(), 83), Kind: ExternalIP, Sources: []netip.Prefix{netip.PrefixFrom(netip.MustParseAddr(f.hop), f.of32(32, 128))}}}})
 		ask := func(from, to netip.AddrPort) []byte { return frame(17, from, to, []byte("question")) }
 		honest := within(ask(client, front), f.peer(), f.pod, 8080)
 		for _, c := range []struct {
@@ -277,6 +289,10 @@ func TestDirectReturnIsNotForStrangers(t *testing.T) {
 			{"another pod than the backend", "drop_dsr", within(ask(client, front), f.peer(), f.other, 8080)},
 			{"a NodePort of a third node", "drop_dsr", within(ask(client, at(f.hop, 30080)), f.peer(), f.pod, 8080)},
 			{"a hostPort", "drop_dsr", within(ask(client, at(f.peer(), 9000)), f.peer(), f.pod, 8080)},
+			{"a hostPort here", "drop_dsr", within(ask(client, at(f.node, 9000)), f.peer(), f.pod, 8080)},
+			{"this node's NodePort", "drop_dsr", within(ask(client, at(f.node, 30080)), f.peer(), f.pod, 8080)},
+			{"who may not ask", "drop_source_range", within(ask(client, at(f.vip(), 83)), f.peer(), f.pod, 8080)},
+			{"backends of the asked node alone", "drop_dsr", within(ask(client, at(f.vip(), 82)), f.peer(), f.pod, 8080)},
 			{"another protocol", "drop_dsr", within(frame(6, client, front, nil), f.peer(), f.pod, 8080)},
 			{"an echo", "drop_dsr", within(icmp(f.far, f.vip(), f.echo, 0, 1, nil), f.peer(), f.pod, 8080)},
 			{"an error about nothing", "drop_dsr", within(f.about(f.hop, f.vip(), ask(front, at(f.far, 9))), f.peer(), f.pod, 8080)},

@@ -262,6 +262,22 @@ func TestFlowsGoDownAndUp(t *testing.T) {
 	}
 }
 
+// Flows of direct server return have no form in layout 2, and are left out.
+func TestDowngradeLeavesDirectFlowsOut(t *testing.T) {
+	key := netFlowKey{Saddr: addr16(netip.MustParseAddr("198.51.100.1")), Daddr: addr16(netip.MustParseAddr(nodeIP)), Sport: 5000, Dport: 80, Proto: 6}
+	for flags, want := range map[uint8]bool{flowHere: true, flowAway: false, flowHere | flowDirect: false} {
+		spec := layout2[oldFlows]
+		flows, err := ebpf.NewMap(&spec)
+		must(t, err)
+		defer flows.Close()
+		must(t, flow2(map[string]*ebpf.Map{oldFlows: flows}, key, netFlow{Saddr: key.Saddr, Sport: key.Sport, Daddr: addr16(netip.MustParseAddr(pod)), Dport: 8080, Service: 1, Flags: flags}))
+		var row oldFlow
+		if is := flows.Lookup(key, &row) == nil; is != want {
+			t.Errorf("flags %d: in layout 2: %v", flags, is)
+		}
+	}
+}
+
 // The longest name of a row of this release finds its place.
 func TestLongestNameGoesDown(t *testing.T) {
 	c := testConfig(t)

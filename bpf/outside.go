@@ -43,8 +43,8 @@ func (o *Outside) Keep(msg []byte, bits uint8, until time.Time) error {
 	if err != nil {
 		return err
 	}
+	s.key.Bits = bits
 	k := s.key
-	k.Bits = bits
 	v.Head, v.Used = s.head(uint64(now+left)), uint64(now)
 	v.Head.Ttl = ^uint32(0) // of none: each answer is written the TTL that is left
 	copy(v.Body[:], s.body)

@@ -365,14 +365,18 @@ func TestPolicyFlowsAreSwept(t *testing.T) {
 	for a, row := range rows {
 		must(t, l.d.net.Maps[policyFlowsOpen].Put(netPolicyKey{Low: addr16(netip.MustParseAddr(a)), High: addr16(netip.MustParseAddr("198.51.100.1")), Proto: 6}, row))
 	}
+	for port, idle := range []uint32{200, 300} { // one that is denied has no more than minutes
+		key := netPolicyKey{Low: addr16(netip.MustParseAddr(pod)), High: addr16(netip.MustParseAddr("198.51.100.2")), HighPort: uint16(port), Proto: 6}
+		must(t, l.d.net.Maps[policyFlowsOpen].Put(key, netPolicyFlow{Seen: now - idle, State: state, Flags: policyFlowDenied}))
+	}
 	s, err := l.d.sweepFlows(false)
 	must(t, err)
 	stats, err := l.d.FlowStats()
 	must(t, err)
-	if want := (MapStatus{Name: policyFlowsOpen, Rows: 1, Max: DefaultFlows}); stats.PolicyOpen != want {
+	if want := (MapStatus{Name: policyFlowsOpen, Rows: 2, Max: DefaultFlows}); stats.PolicyOpen != want {
 		t.Errorf("%+v, want %+v", stats.PolicyOpen, want)
 	}
-	if s.Deleted != 2 || s.Left != 1 || policyFlowCount(t, l.d) != 1 {
+	if s.Deleted != 3 || s.Left != 2 || policyFlowCount(t, l.d) != 2 {
 		t.Errorf("%+v, %d rows are left", s, policyFlowCount(t, l.d))
 	}
 }

@@ -27,7 +27,7 @@ func askedOf(k netAsked) Asked { return Asked{nameOf(k.Key.Name[:]), k.Type, k.B
 
 // storedAnswer is a message as the kernel stores it.
 type storedAnswer struct {
-	key            netAsked  // without bits
+	key            netAsked  // without bits as storedOf finds it
 	sections       [3]uint16 // how many records each has
 	flags1, flags2 uint8
 	body           []byte

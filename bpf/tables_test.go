@@ -381,3 +381,18 @@ func TestAnotherLayoutIsRefused(t *testing.T) {
 func frontendKey(f netip.AddrPort, proto uint8) netFrontendKey {
 	return netFrontendKey{Addr: addr16(f.Addr()), Port: port16(f.Port()), Proto: proto}
 }
+
+// A row's tag tells it from one of another question, whose answer may be the same.
+func TestTagsOfStoredAnswers(t *testing.T) {
+	seen := map[uint32]netAsked{}
+	for _, name := range []string{"\x01a", "\x01b"} {
+		for _, k := range []netAsked{{}, {Type: typeA}, {Type: typeAAAA}, {Type: typeA, Bits: AskedRecursion}} {
+			copy(k.Key.Name[:], name)
+			tag := storedAnswer{key: k, body: []byte("body")}.head(0).Tag
+			if other, is := seen[tag]; is {
+				t.Errorf("%+v and %+v have one tag", k, other)
+			}
+			seen[tag] = k
+		}
+	}
+}

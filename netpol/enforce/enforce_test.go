@@ -3,6 +3,8 @@ package enforce
 import (
 	"context"
 	"errors"
+	"fmt"
+	"net/netip"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -12,6 +14,7 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
 	clienttesting "k8s.io/client-go/testing"
 )
 
@@ -178,6 +181,38 @@ func TestFullTables(t *testing.T) {
 		t.Fatal(err)
 	}
 	l.tables.awaitSubjects(t, "10.244.0.2")
+}
+
+// An address that is another pod's is told as such when it is written at last, whatever failed before: writing, or reading what there is.
+func TestRebornWhenWritesFail(t *testing.T) {
+	l := newLab(t, newTables())
+	l.compiler.SetNamespace(namespace("ns"))
+	l.compiler.SetPod(pod("ns", "a", "u1", self, "10.244.0.2"))
+	if err := l.write(); err != nil {
+		t.Fatal(err)
+	}
+	for i, breaks := range []func(error){func(err error) { l.tables.fail = err }, func(err error) { l.torn, l.tables.failRead = true, err }} {
+		before, after := fmt.Sprint("u", i+1), fmt.Sprint("u", i+2)
+		l.compiler.DeletePod(types.UID(before))
+		l.compiler.SetPod(pod("ns", "a", after, self, "10.244.0.2"))
+		breaks(errors.New("broken"))
+		if err := l.write(); err == nil {
+			t.Fatal("no error")
+		}
+		breaks(nil)
+		l.tables.reborn = nil
+		if err := l.write(); err != nil {
+			t.Fatal(err)
+		}
+		if got := l.tables.reborn; len(got) != 1 || got[0] != netip.MustParseAddr("10.244.0.2") {
+			t.Errorf("%d: reborn %v", i, got)
+		}
+		l.torn = true
+		l.tables.reborn = nil
+		if err := l.write(); err != nil || len(l.tables.reborn) != 0 {
+			t.Errorf("%d: then: %v, %v", i, l.tables.reborn, err)
+		}
+	}
 }
 
 // Elsewhere than in clusters of ours ClusterNetworkPolicies may not be defined, or come and go.

@@ -33,6 +33,8 @@ type fakeTables struct {
 	names    map[uint32]bpf.PolicyName
 	writes   int
 	fail     error
+	failRead error
+	reborn   []netip.Addr // of changes that were written
 	changed  chan struct{}
 }
 
@@ -56,6 +58,7 @@ func (t *fakeTables) Apply(c bpf.PolicyChange) error {
 	if t.fail != nil {
 		return t.fail
 	}
+	t.reborn = append(t.reborn, c.Reborn...)
 	for _, n := range c.Names {
 		t.names[n.Policy] = n
 	}
@@ -96,6 +99,9 @@ func (t *fakeTables) Apply(c bpf.PolicyChange) error {
 func (t *fakeTables) Dump() (bpf.PolicyRows, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.failRead != nil {
+		return bpf.PolicyRows{}, t.failRead
+	}
 	return bpf.PolicyRows{
 		Subjects: slices.Collect(maps.Values(t.subjects)), Peers: slices.Collect(maps.Values(t.peers)), Answers: slices.Collect(maps.Values(t.answers)),
 		Ports: slices.Collect(maps.Keys(t.ports)), Names: slices.Collect(maps.Values(t.names)),
