@@ -71,7 +71,7 @@ spec:
 
 // TestNetworkPolicy lets policies of every kind bite between pods of one node and of two, in both families.
 func TestNetworkPolicy(t *testing.T) {
-	l := &policyLab{threeNodes: &threeNodes{cluster: start(t, "--nodes", "2", "--ip-family", "dual")}, places: map[string]podnet.Space{}, addrs: map[string][]netip.Addr{}}
+	l := &policyLab{threeNodes: &threeNodes{cluster: start(t, "--nodes", "2", "--ip-family", "dual", "--record-flows")}, places: map[string]podnet.Space{}, addrs: map[string][]netip.Addr{}}
 	eventually(t, 60*time.Second, l.refresh)
 	first, second := l.nodes[0], l.nodes[1]
 	l.applyAll(policyPods)
@@ -111,6 +111,7 @@ func TestNetworkPolicy(t *testing.T) {
 		{"egress, and the cluster's DNS", egressPolicies},
 		{"blocks with exceptions, nodes and their own processes", blockPolicies},
 		{"ClusterNetworkPolicies before and behind", clusterPolicies},
+		{"recorded flows", recordedFlows},
 		{"established flows", establishedFlows},
 		{"a pod is isolated before its first instruction", isolatedFromTheFirst},
 		{"verdicts stand while processes are away", verdictsStand},
