@@ -63,7 +63,7 @@ type Counts struct {
 // Matrix makes the matrix of the ends that are chosen.
 func (a *Analysis) Matrix(from, to func(End) bool) *Matrix {
 	m := &Matrix{Ends: a.Ends(), a: a}
-	known := map[[2]pair]int32{}
+	known := answerIDs{all: map[[2]pair]int32{}}
 	fromOK, toOK := make([]bool, len(m.Ends)), make([]bool, len(m.Ends))
 	workloads := map[string]bool{}
 	for i, e := range m.Ends {
@@ -87,11 +87,9 @@ func (a *Analysis) Matrix(from, to func(End) bool) *Matrix {
 			if said == [2]pair{none, none} {
 				continue
 			}
-			id, ok := known[said]
-			if !ok {
-				id = int32(len(m.Answers))
+			id := known.of(said)
+			if id == int32(len(m.Answers)) {
 				m.Answers = append(m.Answers, a.answerOf(said))
-				known[said] = id
 			}
 			row[j] = id
 			m.Counts.Pairs++
@@ -107,6 +105,29 @@ func (a *Analysis) Matrix(from, to func(End) bool) *Matrix {
 		m.Rows = append(m.Rows, row)
 	}
 	return m
+}
+
+// answerIDs numbers what is said between ends. Of millions of pairs most say what was said a moment ago: that is found without the map.
+type answerIDs struct {
+	all    map[[2]pair]int32
+	recent [1 << 12]struct {
+		said [2]pair
+		next int32 // its number and one; 0: nobody was here
+	}
+}
+
+func (k *answerIDs) of(said [2]pair) int32 {
+	at := uint32(said[0].egress+said[1].egress)*0x9e3779b1 + uint32(said[0].ingress+said[1].ingress)*0x85ebca6b
+	r := &k.recent[at>>20]
+	if r.next == 0 || r.said != said {
+		id, ok := k.all[said]
+		if !ok {
+			id = int32(len(k.all))
+			k.all[said] = id
+		}
+		r.said, r.next = said, id+1
+	}
+	return r.next - 1
 }
 
 func (a *Analysis) answerOf(said [2]pair) *Answer {

@@ -211,14 +211,17 @@ func bigState(namespaces, workloads, replicas, policies int) netpol.State {
 	return s
 }
 
-// BenchmarkMatrix is the whole matrix of 5 000 pods and 1 000 policies, written as text.
+// BenchmarkMatrix is the whole matrix of 5 000 pods and 1 000 policies, written as text: of 1 000 workloads, and of as many as there are pods.
 func BenchmarkMatrix(b *testing.B) {
-	s := bigState(100, 10, 5, 1000)
-	for b.Loop() {
-		m := New(s, Options{}).Matrix(nil, nil)
-		if err := m.WriteText(io.Discard, false); err != nil {
-			b.Fatal(err)
-		}
-		b.ReportMetric(float64(m.Counts.Pairs), "pairs")
+	for name, s := range map[string]netpol.State{"1000 workloads": bigState(100, 10, 5, 1000), "5000 workloads": bigState(100, 50, 1, 1000)} {
+		b.Run(name, func(b *testing.B) {
+			for b.Loop() {
+				m := New(s, Options{}).Matrix(nil, nil)
+				if err := m.WriteText(io.Discard, false); err != nil {
+					b.Fatal(err)
+				}
+				b.ReportMetric(float64(m.Counts.Pairs), "pairs")
+			}
+		})
 	}
 }

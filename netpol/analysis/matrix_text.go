@@ -16,34 +16,38 @@ import (
 func (m *Matrix) WriteText(w io.Writer, wide bool) error {
 	t := tabwriter.NewWriter(w, 0, 8, 3, ' ', 0)
 	fmt.Fprintln(t, "FROM\tTO\tALLOWED")
-	spaces := map[string]int{} // ends of each namespace
-	for _, e := range m.Ends {
-		if e.Workload != "" {
-			spaces[e.Namespace]++
+	l := m.newLister(wide)
+	texts, ids := []string{}, map[string]int{}
+	textOf := make([]int, len(m.Answers)) // answers may say the same for different reasons
+	for i, x := range m.Answers {
+		id, said := ids[x.Allowed]
+		if !said {
+			id = len(texts)
+			texts, ids[x.Allowed] = append(texts, x.Allowed), id
 		}
+		textOf[i] = id
 	}
+	byText := make([][]int, len(texts))
 	for i, from := range m.Ends {
-		byAnswer := map[string][]int{}
-		var answers []string
+		var answers []int
 		for j, id := range m.Rows[i] {
 			if id < 0 {
 				continue
 			}
-			text := m.Answers[id].Allowed
-			list, said := byAnswer[text]
-			if !said {
+			text := textOf[id]
+			if len(byText[text]) == 0 {
 				answers = append(answers, text)
 			}
-			byAnswer[text] = append(list, j)
+			byText[text] = append(byText[text], j)
 		}
-		slices.SortStableFunc(answers, func(x, y string) int { return rank(x) - rank(y) })
+		slices.SortStableFunc(answers, func(x, y int) int { return rank(texts[x]) - rank(texts[y]) })
 		name := from.Name
 		if from.HostNetwork {
 			name += " (host network)"
 		}
 		for _, text := range answers {
-			fmt.Fprintf(t, "%s\t%s\t%s\n", name, m.list(i, byAnswer[text], spaces, wide), text)
-			name = ""
+			fmt.Fprintf(t, "%s\t%s\t%s\n", name, l.list(i, byText[text]), texts[text])
+			name, byText[text] = "", byText[text][:0]
 		}
 	}
 	if err := t.Flush(); err != nil {
@@ -86,34 +90,81 @@ func rank(allowed string) int {
 	return 0
 }
 
-// list names ends; a namespace by its name, if all in it are meant.
-func (m *Matrix) list(from int, ends []int, spaces map[string]int, wide bool) string {
-	in := map[string]int{}
-	for _, j := range ends {
-		if m.Ends[j].Workload != "" {
-			in[m.Ends[j].Namespace]++
+// lister names ends. Namespaces are numbers in it, as there may be millions of pairs.
+type lister struct {
+	m        *Matrix
+	most     int   // names; 0: all
+	space    []int // by end; -1: it is no workload
+	ends, in []int // by namespace: ends, and those of a list
+	said     []bool
+}
+
+func (m *Matrix) newLister(wide bool) *lister {
+	l := &lister{m: m, most: 8, space: make([]int, len(m.Ends))}
+	if wide {
+		l.most = 0
+	}
+	numbers := map[string]int{}
+	for i, e := range m.Ends {
+		l.space[i] = -1
+		if e.Workload == "" {
+			continue
 		}
+		n, ok := numbers[e.Namespace]
+		if !ok {
+			n = len(l.ends)
+			numbers[e.Namespace], l.ends = n, append(l.ends, 0)
+		}
+		l.space[i] = n
+		l.ends[n]++
+	}
+	l.in, l.said = make([]int, len(l.ends)), make([]bool, len(l.ends))
+	return l
+}
+
+// list names ends; a namespace by its name, if all in it are meant.
+func (l *lister) list(from int, ends []int) string {
+	clear(l.in)
+	clear(l.said)
+	for _, j := range ends {
+		if n := l.space[j]; n >= 0 {
+			l.in[n]++
+		}
+	}
+	own := l.space[from]
+	if l.m.Rows[from][from] >= 0 {
+		own = -1
 	}
 	var out []string
-	said := map[string]bool{}
+	count := 0
 	for _, j := range ends {
-		e := m.Ends[j]
-		whole := spaces[e.Namespace]
-		if m.Rows[from][from] < 0 && m.Ends[from].Workload != "" && m.Ends[from].Namespace == e.Namespace {
-			whole-- // itself is nothing to tell
+		n := l.space[j]
+		every := false
+		if n >= 0 {
+			whole := l.ends[n]
+			if n == own {
+				whole-- // itself is nothing to tell
+			}
+			every = l.in[n] >= 2 && l.in[n] >= whole
 		}
-		switch {
-		case e.Workload == "" || in[e.Namespace] < 2 || in[e.Namespace] < whole:
-			out = append(out, e.Name)
-		case !said[e.Namespace]:
-			said[e.Namespace] = true
-			out = append(out, fmt.Sprintf("%s/* (%d)", e.Namespace, in[e.Namespace]))
+		if every && l.said[n] {
+			continue
+		}
+		if count++; l.most == 0 || count <= l.most {
+			name := l.m.Ends[j].Name
+			if every {
+				name = fmt.Sprintf("%s/* (%d)", l.m.Ends[j].Namespace, l.in[n])
+			}
+			out = append(out, name)
+		}
+		if every {
+			l.said[n] = true
 		}
 	}
-	if wide {
-		return strings.Join(out, ", ")
+	if more := count - len(out); more > 0 {
+		return fmt.Sprintf("%s, +%d", strings.Join(out, ", "), more)
 	}
-	return some(out, 8)
+	return strings.Join(out, ", ")
 }
 
 // WriteJSON writes a matrix for machines. Pairs name their answer by its number.
