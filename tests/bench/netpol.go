@@ -17,11 +17,12 @@ import (
 	"github.com/strake-io/strake/tests/podnet"
 )
 
-// netpolParts measure network policies: what they cost packets at any number of them, and what a change of them costs.
+// netpolParts measure network policies: what they cost packets at any number of them, what a change of them costs, and what the recording of flows.
 var netpolParts = []part{
 	{"packets", (*bench).policyPackets},
 	{"changes", (*bench).policyChanges},
 	{"answers", (*bench).policyAnswers},
+	{"recording", (*bench).policyRecording},
 }
 
 // policySizes are numbers of policies on a node.

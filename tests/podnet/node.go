@@ -17,6 +17,7 @@ import (
 
 	"github.com/strake-io/strake/bpf"
 	"github.com/strake-io/strake/cni"
+	"github.com/strake-io/strake/netpol/flows"
 )
 
 // Spec is a node and all that is desired of it.
@@ -36,6 +37,7 @@ type Spec struct {
 	XDP           bpf.XDPMode
 	Names         []bpf.Name
 	Policies      *bpf.PolicyChange // written at each start; nil: nobody is judged
+	RecordFlows   bool              // in the node's folder; with Policies alone
 }
 
 // Uplink is the interface of a node's namespace that has the node's address.
@@ -86,9 +88,13 @@ func serve(file string) error {
 	if err := json.Unmarshal(data, &s); err != nil {
 		return fmt.Errorf("%s: %w", file, err)
 	}
+	rate := 0
+	if s.RecordFlows {
+		rate = bpf.DefaultRecordFlows
+	}
 	d, err := bpf.Open(bpf.Config{
 		PinDir: s.pins(), CgroupRoot: s.CgroupRoot, NodeCgroup: s.Cgroup, DNSAddrs: s.DNSAddrs, Zone: zone, DNSTTL: 30,
-		NodeAddrs: s.Addrs, NoMasquerade: s.NoMasquerade, Policy: s.Policies != nil, DSR: s.DSR, XDP: s.XDP,
+		NodeAddrs: s.Addrs, NoMasquerade: s.NoMasquerade, Policy: s.Policies != nil, DSR: s.DSR, XDP: s.XDP, RecordFlows: rate,
 	})
 	if err != nil {
 		return err
@@ -138,9 +144,25 @@ func serve(file string) error {
 	if err := replaceAll(d.Names(), s.Names, func(r bpf.Name) string { return r.Owner }); err != nil {
 		return err
 	}
-	ended := make(chan error, 2)
+	record := func(context.Context) error { return nil }
+	if s.RecordFlows {
+		r, err := s.recorder(d)
+		if err != nil {
+			return err
+		}
+		record = r.Run
+	}
+	ended := make(chan error, 3)
 	go func() { ended <- server.Run(ctx) }()
 	go func() { ended <- nodes.Run(ctx) }()
+	go func() {
+		if err := record(ctx); err != nil {
+			ended <- err
+			return
+		}
+		<-ctx.Done()
+		ended <- nil
+	}()
 	for {
 		c, err := net.Dial("unix", s.Socket())
 		if err == nil {
@@ -154,7 +176,28 @@ func serve(file string) error {
 		}
 	}
 	fmt.Println("ready")
-	return errors.Join(<-ended, <-ended)
+	return errors.Join(<-ended, <-ended, <-ended)
+}
+
+// recorder writes the record of flows as an agent does. A pod is known by its address.
+func (s Spec) recorder(d *bpf.Datapath) (*flows.Recorder, error) {
+	source, err := d.FlowRecord()
+	if err != nil {
+		return nil, err
+	}
+	names := map[uint32]bpf.PolicyName{}
+	for _, n := range s.Policies.Names {
+		names[n.Policy] = n
+	}
+	r, err := flows.New(flows.Config{Dir: filepath.Join(s.Dir, "flows"), Node: filepath.Base(s.Dir), Source: source, Names: flows.Names{
+		End:     func(a netip.Addr) (flows.End, bool) { return flows.End{Namespace: "podnet", Pod: a.String()}, true },
+		Policy:  func(number uint32) (bpf.PolicyName, bool) { n, ok := names[number]; return n, ok },
+		Service: d.ServiceAt,
+	}})
+	if err != nil {
+		return nil, errors.Join(err, source.Close())
+	}
+	return r, nil
 }
 
 func replaceAll[R any](t bpf.Table[R], rows []R, owner func(R) string) error {

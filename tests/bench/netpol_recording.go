@@ -1,0 +1,59 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/strake-io/strake/tests/bench/turns"
+	"github.com/strake-io/strake/tests/podnet"
+)
+
+// policyRecording compares a node that records flows, in the kernel and in files, with one that does not: the rate of connections from pod to pod, where nobody is
+// judged and where a policy is.
+func (b *bench) policyRecording(ctx context.Context) (err error) {
+	sizes := []int{0, 1}
+	lab, err := podnet.New(2 * len(sizes))
+	if err != nil {
+		return err
+	}
+	l := &servicesLab{Lab: lab, ctx: ctx}
+	defer func() { err = errors.Join(err, l.Close()) }()
+	guarded := make([]guardedWay, len(l.Nodes)) // of each size one that does not record, and one that does
+	for i, n := range l.Nodes {
+		n.RecordFlows = i%2 == 1
+		if guarded[i], err = guardedNode(l, n, sizes[i/2]); err != nil {
+			return fmt.Errorf("%s, recording %v: %w", policies(sizes[i/2]), n.RecordFlows, err)
+		}
+	}
+	if err := settled(l.Nodes...); err != nil {
+		return err
+	}
+	for _, m := range []measure{
+		{name: "connect+request", mode: modeConnect, atOnce: 1, turn: 10 * time.Millisecond, rounds: 800},
+		{name: "connect+request, 8 at a time", mode: modeConnect, atOnce: 8, turn: 10 * time.Millisecond, rounds: 800},
+	} {
+		var ways []turns.Way
+		for i, w := range guarded {
+			ways = append(ways, w.client.way(fmt.Sprintf("%s, %s, recording %v", m.name, policies(sizes[i/2]), i%2 == 1), order{Mode: m.mode, To: w.at, Ports: 1, AtOnce: m.atOnce}))
+		}
+		// The ends have two turns one after the other, in warm caches: see rotatePolicies.
+		last := len(ways) - 1
+		series, err := turns.Rotate(slices.Concat(ways[last:], ways, ways[:1]), m.turn, b.times(m.rounds))
+		if err != nil {
+			return err
+		}
+		series = series[1 : last+2]
+		for i, n := range sizes {
+			r := series[2*i+1].Against(series[2*i])
+			c := comparison{A: side(r.A), B: side(r.B), Ratio: r.Ratio, Low: r.Low, High: r.High}
+			b.report.rates(fmt.Sprintf("pod → pod, %s, %s, flows recorded, against not recorded", m.name, policies(n)), c, "1/s", 1, 0.97)
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
