@@ -190,7 +190,9 @@ func (s Spec) recorder(d *bpf.Datapath) (*flows.Recorder, error) {
 		names[n.Policy] = n
 	}
 	r, err := flows.New(flows.Config{Dir: filepath.Join(s.Dir, "flows"), Node: filepath.Base(s.Dir), Source: source, Names: flows.Names{
-		End:     func(a netip.Addr) (flows.End, bool) { return flows.End{Namespace: "podnet", Pod: a.String()}, true },
+		End: func(a netip.Addr, _ time.Time) (flows.End, bool) {
+			return flows.End{Namespace: "podnet", Pod: a.String()}, true
+		},
 		Policy:  func(number uint32) (bpf.PolicyName, bool) { n, ok := names[number]; return n, ok },
 		Service: d.ServiceAt,
 	}})
