@@ -62,7 +62,7 @@ func startCluster(t *testing.T) *cluster {
 	done := make(chan error, 1)
 	go func() {
 		done <- controllers.Run(ctx, controllers.Config{
-			Client: c.admin, Metadata: meta, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")}, CAFile: s.CAFile, CAKeyFile: s.CAKeyFile, Server: s.Admin.Host, Quota: quota.Evaluators,
+			Client: c.admin, Metadata: meta, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")}, CAFile: s.CAFile, CAKeyFile: s.CAKeyFile, Server: s.Admin.Host, Quota: quota.Evaluators, Metrics: s.Admin,
 		})
 	}()
 	t.Cleanup(func() {
