@@ -39,7 +39,7 @@ lint:
 	$(GO) vet ./...
 
 unit:
-	$(GO) test $$($(GO) list ./... | grep -v /tests/e2e)
+	$(GO) test -timeout 30m $$($(GO) list ./... | grep -v /tests/e2e)
 
 e2e: build
 	$(GO) test -count=1 -timeout 30m ./tests/e2e
