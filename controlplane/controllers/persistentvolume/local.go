@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
@@ -147,12 +148,17 @@ func (c *controller) localVolume(claim *corev1.PersistentVolumeClaim, class *sto
 	return v, nil
 }
 
+// removalTimeout is how long a node is waited for. One that needs longer goes on, and is asked again.
+const removalTimeout = 30 * time.Second
+
 // removeLocal has the node remove the volume's data, and then the volume. The data of a node that is gone is gone with it.
 func (c *controller) removeLocal(ctx context.Context, v *corev1.PersistentVolume) error {
 	node := v.Annotations[localNode]
 	_, err := c.client.CoreV1().Nodes().Get(ctx, node, metav1.GetOptions{})
 	if err == nil {
-		err = c.client.CoreV1().RESTClient().Delete().Resource("nodes").Name(node).SubResource("proxy").Suffix("localVolumes", v.Name).Do(ctx).Error()
+		ask, cancel := context.WithTimeout(ctx, removalTimeout)
+		err = c.client.CoreV1().RESTClient().Delete().Resource("nodes").Name(node).SubResource("proxy").Suffix("localVolumes", v.Name).Do(ask).Error()
+		cancel()
 		if err != nil {
 			return fmt.Errorf("remove the data of volume %s on node %s: %w", v.Name, node, err)
 		}

@@ -43,6 +43,7 @@ type controller struct {
 	claimIndex, volumeIndex cache.Indexer
 	recorder                record.EventRecorder
 	ofClaims, ofVolumes     *queue.Queue
+	removals                *queue.Queue // of volumes whose data a node is to remove
 }
 
 // Setup registers the controller with the informers and returns what runs it.
@@ -51,7 +52,7 @@ func Setup(client kubernetes.Interface, f informers.SharedInformerFactory, recor
 	c := &controller{
 		client: client, claims: claims.Lister(), volumes: volumes.Lister(), nodes: nodes.Lister(), classes: classes.Lister(),
 		claimIndex: claims.Informer().GetIndexer(), volumeIndex: volumes.Informer().GetIndexer(), recorder: recorder,
-		ofClaims: queue.New("persistentvolumeclaim"), ofVolumes: queue.New("persistentvolume"),
+		ofClaims: queue.New("persistentvolumeclaim"), ofVolumes: queue.New("persistentvolume"), removals: queue.New("persistentvolume removal"),
 	}
 	for _, register := range []func() error{
 		func() error { return claims.Informer().AddIndexers(cache.Indexers{claimsByClass: pendingClass}) },
@@ -90,8 +91,9 @@ func Setup(client kubernetes.Interface, f informers.SharedInformerFactory, recor
 		var wg sync.WaitGroup
 		// One at a time, so that no two claims are given one volume; a conflict of versions would tell, but only after the fact.
 		wg.Go(func() { c.ofClaims.Run(ctx, 1, c.claim) })
-		// The data of several volumes may be removed at a time, on nodes that may be slow.
-		c.ofVolumes.Run(ctx, 4, c.volume)
+		wg.Go(func() { c.ofVolumes.Run(ctx, 4, c.volume) })
+		// Nodes may be slow, or dead: they hold up other removals at most, and none for long.
+		c.removals.Run(ctx, 8, c.removal)
 		wg.Wait()
 	}, nil
 }

@@ -12,8 +12,23 @@ import (
 	"k8s.io/component-helpers/storage/volume"
 )
 
-// volume brings one volume a step on.
+// volume brings one volume a step on. A removal of data is queued; one that failed is tried again in its own time.
 func (c *controller) volume(ctx context.Context, _, name string) error {
+	return c.step(ctx, name, func(context.Context, *corev1.PersistentVolume) error {
+		if !c.removals.Failing(name) {
+			c.removals.Add(name)
+		}
+		return nil
+	})
+}
+
+// removal is volume with the removal of its data, if that is still its next step.
+func (c *controller) removal(ctx context.Context, _, name string) error {
+	return c.step(ctx, name, c.removeLocal)
+}
+
+// step brings one volume a step on; remove is for a local one whose data is to go.
+func (c *controller) step(ctx context.Context, name string, remove func(context.Context, *corev1.PersistentVolume) error) error {
 	v, err := c.volumes.Get(name)
 	if apierrors.IsNotFound(err) {
 		return nil // its claim is looked at on its own
@@ -27,6 +42,9 @@ func (c *controller) volume(ctx context.Context, _, name string) error {
 		}
 	}
 	if v.Spec.ClaimRef == nil || v.Spec.ClaimRef.UID == "" {
+		if v.DeletionTimestamp != nil && provisioner(v) == localProvisioner {
+			return c.released(ctx, v, remove) // somebody deleted it, and nobody has it
+		}
 		return c.setPhase(ctx, v, corev1.VolumeAvailable, "") // kept for a claim of that name, if it names one
 	}
 	claim, err := c.claims.PersistentVolumeClaims(v.Spec.ClaimRef.Namespace).Get(v.Spec.ClaimRef.Name)
@@ -34,7 +52,7 @@ func (c *controller) volume(ctx context.Context, _, name string) error {
 		// Data may go with what comes next: the API server itself is to say that the claim is gone.
 		claim, err = c.client.CoreV1().PersistentVolumeClaims(v.Spec.ClaimRef.Namespace).Get(ctx, v.Spec.ClaimRef.Name, metav1.GetOptions{})
 		if apierrors.IsNotFound(err) || err == nil && claim.UID != v.Spec.ClaimRef.UID {
-			return c.released(ctx, v)
+			return c.released(ctx, v, remove)
 		}
 	}
 	switch {
@@ -52,7 +70,7 @@ func (c *controller) volume(ctx context.Context, _, name string) error {
 	case claim.Spec.VolumeName == v.Name:
 		return c.setPhase(ctx, v, corev1.VolumeBound, "")
 	case provisioner(v) != "" && v.Spec.PersistentVolumeReclaimPolicy == corev1.PersistentVolumeReclaimDelete:
-		return c.released(ctx, v) // the claim took another one meanwhile
+		return c.released(ctx, v, remove) // the claim took another one meanwhile
 	}
 	// Free again, or kept for that claim's name, if a user said so.
 	v = v.DeepCopy()
@@ -90,7 +108,7 @@ func (c *controller) setPhase(ctx context.Context, v *corev1.PersistentVolume, p
 }
 
 // released does with a volume whose claim is gone what its policy says.
-func (c *controller) released(ctx context.Context, v *corev1.PersistentVolume) error {
+func (c *controller) released(ctx context.Context, v *corev1.PersistentVolume, remove func(context.Context, *corev1.PersistentVolume) error) error {
 	if v.Status.Phase != corev1.VolumeReleased && v.Status.Phase != corev1.VolumeFailed {
 		return c.setPhase(ctx, v, corev1.VolumeReleased, "") // which brings it here again
 	}
@@ -99,7 +117,7 @@ func (c *controller) released(ctx context.Context, v *corev1.PersistentVolume) e
 	case corev1.PersistentVolumeReclaimDelete:
 		switch {
 		case provisioner(v) == localProvisioner:
-			if err = c.removeLocal(ctx, v); err == nil {
+			if err = remove(ctx, v); err == nil {
 				return nil
 			}
 		case provisioner(v) != "" || v.Spec.CSI != nil:

@@ -30,6 +30,9 @@ func (q *Queue) Add(key string) { q.q.Add(key) }
 // AddAfter queues a key later.
 func (q *Queue) AddAfter(key string, d time.Duration) { q.q.AddAfter(key, d) }
 
+// Failing tells whether a key failed when it was last worked on, and is to be tried again.
+func (q *Queue) Failing(key string) bool { return q.q.NumRequeues(key) > 0 }
+
 // AddObject queues an object's key; tombstones of a missed delete too.
 func (q *Queue) AddObject(obj any) {
 	if key, err := cache.DeletionHandlingMetaNamespaceKeyFunc(obj); err == nil {
