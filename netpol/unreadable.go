@@ -22,6 +22,7 @@ func ReadClusterNetworkPolicy(o *unstructured.Unstructured) (*policyv1alpha2.Clu
 		Name: o.GetName(), UID: o.GetUID(), ResourceVersion: o.GetResourceVersion(), Generation: o.GetGeneration(), CreationTimestamp: o.GetCreationTimestamp(),
 		Labels: o.GetLabels(), Annotations: o.GetAnnotations(), ManagedFields: o.GetManagedFields(),
 	}}
+	p.Status, _ = read[policyv1alpha2.ClusterNetworkPolicyStatus](o.Object["status"])
 	spec, _ := o.Object["spec"].(map[string]any)
 	p.Spec.Tier, _ = read[policyv1alpha2.Tier](spec["tier"])
 	p.Spec.Subject, _ = read[policyv1alpha2.ClusterNetworkPolicySubject](spec["subject"])

@@ -151,7 +151,15 @@ func keptCustom(obj any) (metav1.Object, error) {
 // customCodec is that of ClusterNetworkPolicies.
 var customCodec = codec{
 	keep: keptCustom,
-	pack: func(o metav1.Object) ([]byte, error) { return json.Marshal(o) },
+	pack: func(o metav1.Object) ([]byte, error) {
+		p, ok := o.(*policyv1alpha2.ClusterNetworkPolicy)
+		if !ok {
+			return nil, fmt.Errorf("%T is no ClusterNetworkPolicy", o)
+		}
+		held := *p
+		held.Status = policyv1alpha2.ClusterNetworkPolicyStatus{} // no verdict follows from it
+		return json.Marshal(&held)
+	},
 	unpack: func(data string) (metav1.Object, error) {
 		var p policyv1alpha2.ClusterNetworkPolicy
 		return &p, json.Unmarshal([]byte(data), &p)

@@ -65,6 +65,7 @@ type Enforcer struct {
 
 	pods, namespaces, nodes, policies, clusterPolicies *followed
 	definition                                         *definition
+	conditions                                         *conditions // of clusterPolicies
 
 	metrics *instruments
 	usage   usage
@@ -85,7 +86,6 @@ type Enforcer struct {
 	closed    map[netpol.PolicyRef]bool // for want of room
 	names     map[uint32]bpf.PolicyName
 	wake      chan struct{}
-	unsaid    chan struct{} // ClusterNetworkPolicies may lack their conditions
 
 	// Of the loop alone.
 	compiler *compiler.Compiler
@@ -112,7 +112,7 @@ func New(cfg Config) *Enforcer {
 		cfg.Recorder = &record.FakeRecorder{} // without a channel it says nothing
 	}
 	e := &Enforcer{
-		cfg: cfg, metrics: newInstruments(), latest: map[object]int{}, endpoints: map[string]*attached{}, names: map[uint32]bpf.PolicyName{}, wake: make(chan struct{}, 1), unsaid: make(chan struct{}, 1),
+		cfg: cfg, metrics: newInstruments(), latest: map[object]int{}, endpoints: map[string]*attached{}, names: map[uint32]bpf.PolicyName{}, wake: make(chan struct{}, 1),
 		compiler: compiler.New(compiler.Options{NodeName: cfg.NodeName, KeepFlows: cfg.KeepFlows, MaxRules: cfg.MaxRules, MaxPeers: cfg.MaxPeers}), local: map[types.UID]*localPod{},
 	}
 	e.ready = make(chan struct{})
@@ -124,15 +124,9 @@ func New(cfg Config) *Enforcer {
 	e.namespaces = newFollowed(kindNamespace, keyOf, keeping(keptNamespace), e.note)
 	e.nodes = newFollowed(kindNode, keyOf, keeping(keptNode), e.note)
 	e.policies = newFollowed(kindNetworkPolicy, keyOf, keeping(keptNetworkPolicy), e.note)
-	e.clusterPolicies = newFollowed(kindClusterNetworkPolicy, keyOf, customCodec, func(kind, id string, now metav1.Object) {
-		e.note(kind, id, now)
-		if now != nil {
-			select {
-			case e.unsaid <- struct{}{}:
-			default:
-			}
-		}
-	})
+	e.clusterPolicies = newFollowed(kindClusterNetworkPolicy, keyOf, customCodec, e.note)
+	e.conditions = newConditions()
+	e.clusterPolicies.look = e.conditions.look
 	e.definition = newDefinition()
 	e.compiler.SetDNSAddrs(cfg.DNSAddrs)
 	e.compiler.SetNamespace(&corev1.Namespace{}) // of what is no pod

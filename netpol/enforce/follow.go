@@ -23,6 +23,8 @@ type followed struct {
 	id func(obj metav1.Object) string
 	// pass is told of an object that is new or has changed, or, with nil, of one that is gone.
 	pass func(kind, id string, obj metav1.Object)
+	// look, if there is one, is told of every version of an object, also of what is not held, and with nil that it is gone.
+	look func(key string, obj metav1.Object)
 
 	mu      sync.Mutex
 	known   map[string]passed
@@ -158,6 +160,9 @@ func (f *followed) put(obj metav1.Object) error {
 	key := keyOf(obj)
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.look != nil {
+		f.look(key, obj)
+	}
 	was, had := f.known[key]
 	now := passed{f.id(obj), data, obj.GetResourceVersion()}
 	if had && was.id != now.id {
@@ -183,6 +188,9 @@ func (f *followed) remove(key string) {
 	defer f.mu.Unlock()
 	if was, had := f.known[key]; had {
 		f.pass(f.kind, was.id, nil)
+		if f.look != nil {
+			f.look(key, nil)
+		}
 		delete(f.known, key)
 		f.told()
 	}

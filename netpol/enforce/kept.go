@@ -5,6 +5,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	policyv1alpha2 "sigs.k8s.io/network-policy-api/apis/v1alpha2"
 
@@ -108,5 +109,9 @@ func keptNetworkPolicy(p *networkingv1.NetworkPolicy) *networkingv1.NetworkPolic
 }
 
 func keptClusterNetworkPolicy(p *policyv1alpha2.ClusterNetworkPolicy) *policyv1alpha2.ClusterNetworkPolicy {
-	return &policyv1alpha2.ClusterNetworkPolicy{ObjectMeta: keptPolicyMeta(&p.ObjectMeta), Spec: p.Spec}
+	k := &policyv1alpha2.ClusterNetworkPolicy{ObjectMeta: keptPolicyMeta(&p.ObjectMeta), Spec: p.Spec}
+	if c := meta.FindStatusCondition(p.Status.Conditions, conditionAccepted); c != nil {
+		k.Status.Conditions = []metav1.Condition{{Type: c.Type, ObservedGeneration: c.ObservedGeneration, Status: c.Status, Reason: c.Reason}}
+	}
+	return k
 }

@@ -7,6 +7,7 @@ import (
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	policyv1alpha2 "sigs.k8s.io/network-policy-api/apis/v1alpha2"
 
 	"github.com/strake-io/strake/netpol"
 )
@@ -81,7 +82,85 @@ func TestClusterNetworkPoliciesHaveConditions(t *testing.T) {
 		t.Fatal(err)
 	}
 	l.awaitCondition("odd", 2, "True", reasonEnforced, "All")
-	if changed, err := setAccepted(written); changed || err != nil {
+	if changed, err := setAccepted(written, lacksTruth); changed || err != nil {
 		t.Errorf("what has its condition is written again: %v", err)
+	}
+	lists := 0
+	for _, a := range l.dynamic.Actions() {
+		if a.Matches("list", customPolicies.Resource) {
+			lists++
+		}
+	}
+	if lists > 1 {
+		t.Errorf("%d lists: what lacks its condition the watch tells", lists)
+	}
+}
+
+// What was said of the same generation is put right when an agent starts, and not again: another release may not understand the same.
+func TestConditionsThatAreWrong(t *testing.T) {
+	saying := func(generation int64, status metav1.ConditionStatus, reason string) *policyv1alpha2.ClusterNetworkPolicy {
+		o := customPolicy("p", 1, fineRule)
+		if err := unstructured.SetNestedSlice(o.Object, []any{map[string]any{"type": conditionAccepted, "observedGeneration": generation, "status": string(status), "reason": reason}}, "status", "conditions"); err != nil {
+			t.Fatal(err)
+		}
+		kept, err := keptCustom(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return kept.(*policyv1alpha2.ClusterNetworkPolicy)
+	}
+	right, wrong, odd, shadow, old := saying(1, "True", reasonEnforced), saying(1, "False", reasonEnforced), saying(1, "True", "Odd"), saying(1, "True", reasonShadow), saying(0, "True", reasonEnforced)
+	for what, c := range map[string]struct {
+		seen []*policyv1alpha2.ClusterNetworkPolicy
+		want lack
+	}{
+		"right":                         {[]*policyv1alpha2.ClusterNetworkPolicy{right}, lacksNothing},
+		"another status":                {[]*policyv1alpha2.ClusterNetworkPolicy{wrong}, lacksTruth},
+		"another reason, still":         {[]*policyv1alpha2.ClusterNetworkPolicy{odd, odd}, lacksTruth},
+		"put right, and changed again":  {[]*policyv1alpha2.ClusterNetworkPolicy{wrong, right, wrong}, lacksNothing},
+		"of an older generation":        {[]*policyv1alpha2.ClusterNetworkPolicy{right, old}, lacksAll},
+		"in shadow no more":             {[]*policyv1alpha2.ClusterNetworkPolicy{right, shadow}, lacksAll},
+		"another release was faster":    {[]*policyv1alpha2.ClusterNetworkPolicy{old, wrong}, lacksNothing},
+		"gone, and another of its name": {[]*policyv1alpha2.ClusterNetworkPolicy{right, nil, wrong}, lacksTruth},
+	} {
+		all := newConditions()
+		for _, p := range c.seen {
+			if p == nil {
+				all.look("p", nil)
+			} else {
+				all.look("p", p)
+			}
+		}
+		if got := all.of("p"); got != c.want || (len(all.names()) > 0) != (c.want != lacksNothing) {
+			t.Errorf("%s: it lacks %d, want %d", what, got, c.want)
+		}
+	}
+}
+
+// Another agent's condition at the start is put right in the API, and nothing that changes only the status is enforced anew.
+func TestWrongConditionIsPutRight(t *testing.T) {
+	l := newLab(t, newTables(), namespace("ns"))
+	if _, err := l.dynamic.Resource(definitions).Create(t.Context(), crd(version(customPolicies.Version, true)), metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	o := customPolicy("p", 1, oddRule)
+	said := map[string]any{"type": conditionAccepted, "observedGeneration": int64(1), "status": "True", "reason": reasonEnforced, "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"}
+	if err := unstructured.SetNestedSlice(o.Object, []any{said}, "status", "conditions"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.dynamic.Resource(customPolicies).Create(t.Context(), o, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	l.run()
+	written := l.awaitCondition("p", 1, "False", reasonNotRead, "ingress[0]")
+	passed := 0
+	f := newFollowed(kindClusterNetworkPolicy, keyOf, customCodec, func(string, string, metav1.Object) { passed++ })
+	for _, version := range []*unstructured.Unstructured{o, written} {
+		if err := f.Add(version); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if passed != 1 {
+		t.Errorf("passed on %d times", passed)
 	}
 }
