@@ -81,12 +81,12 @@ func use(t *testing.T) *cluster {
 			shared.err = fmt.Errorf("up: %w\n%s", err, out)
 			return
 		}
-		(&cluster{Cluster: shared.lab, t: t, namespace: "default"}).busybox()
 	})
 	if shared.err != nil {
 		t.Fatal(shared.err)
 	}
 	c := &cluster{Cluster: shared.lab, t: t, namespace: strings.ToLower(t.Name())}
+	c.busybox() // each time: on a disk that is rather full the kubelet removes images that no pod has
 	c.kubectl("create", "namespace", c.namespace)
 	t.Cleanup(func() { c.kubectl("delete", "namespace", c.namespace, "--timeout=60s") })
 	c.awaitServiceAccount()
