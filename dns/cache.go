@@ -62,11 +62,23 @@ func (c cached) until() time.Time {
 	return c.since.Add(ttl)
 }
 
-// get returns what is known of a question: fresh, or if that is allowed what was so once.
+// get returns what is known of a question: fresh, or if that is allowed what was so once. It counts as a hit or a miss.
 func (a *answers) get(key cacheKey, now time.Time) (c cached, fresh bool) {
 	if a.limits.Off {
 		return cached{}, false
 	}
+	c, kind, fresh := a.find(key, now)
+	switch {
+	case fresh:
+		a.metrics.hit(kind)
+	case c.msg == nil:
+		a.metrics.missed()
+	}
+	return c, fresh
+}
+
+// find is get, uncounted; kind is that of what it found.
+func (a *answers) find(key cacheKey, now time.Time) (c cached, kind string, fresh bool) {
 	for _, kind := range [...]string{kindSuccess, kindDenial} {
 		l := a.success
 		if kind == kindDenial {
@@ -79,16 +91,14 @@ func (a *answers) get(key cacheKey, now time.Time) (c cached, fresh bool) {
 		c := v.(cached)
 		age := now.Sub(c.since)
 		if age < c.ttl {
-			a.metrics.hit(kind)
-			return c, true
+			return c, kind, true
 		}
 		if age < c.ttl+a.limits.ServeStale.Duration && c.msg.Rcode != dns.RcodeServerFailure {
-			return c, false
+			return c, kind, false
 		}
 		l.Remove(key)
 	}
-	a.metrics.missed()
-	return cached{}, false
+	return cached{}, "", false
 }
 
 // add remembers an answer, and returns it as it was remembered. Only one of a question is.

@@ -54,6 +54,9 @@ func (f *Forwarder) forward(ctx context.Context, client netip.Addr, q *dns.Msg) 
 		return reply(q, old.at(now)), old.until()
 	}
 	flight := f.flights.DoChan(fmt.Sprint(key), func() (any, error) {
+		if c, _, fresh := f.cache.find(key, time.Now()); fresh { // another flight has ended since we looked
+			return c, nil
+		}
 		m, err := f.resolve(client, q)
 		if err != nil {
 			return cached{}, err
