@@ -67,6 +67,9 @@ const keepEvery = 30 * time.Second
 
 // systemObjectsHook makes what every cluster has, and goes on keeping it.
 func (b *builder) systemObjectsHook(hook genericapiserver.PostStartHookContext) error {
+	if !cache.WaitForCacheSync(hook.Done(), b.rangesKnown) {
+		return hook.Err()
+	}
 	err := until(hook, func() error {
 		if err := b.services.Repair(hook, b.storedServices); err != nil {
 			return fmt.Errorf("addresses of Services: %w", err)

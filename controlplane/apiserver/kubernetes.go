@@ -77,8 +77,12 @@ func (b *builder) keepServiceRanges(ctx context.Context) error {
 	api := b.client.NetworkingV1().ServiceCIDRs()
 	have, err := api.Get(ctx, name, metav1.GetOptions{})
 	if err == nil && len(have.Spec.CIDRs) > 0 && have.Spec.CIDRs[0] != cidrs[0] {
-		// The cluster has other ranges than before, which an object can't follow: another one takes its place.
-		err = api.Delete(ctx, name, metav1.DeleteOptions{Preconditions: metav1.NewUIDPreconditions(string(have.UID))})
+		// The cluster has other ranges than before, which an object can't follow: another one takes its place, and what is in use of
+		// the former range is kept by who uses it.
+		have.Finalizers = nil
+		if have, err = api.Update(ctx, have, metav1.UpdateOptions{}); err == nil {
+			err = api.Delete(ctx, name, metav1.DeleteOptions{Preconditions: metav1.NewUIDPreconditions(string(have.UID))})
+		}
 		have = nil
 	}
 	switch {
@@ -88,7 +92,7 @@ func (b *builder) keepServiceRanges(ctx context.Context) error {
 		have.Spec.CIDRs = cidrs
 		have, err = api.Update(ctx, have, metav1.UpdateOptions{})
 	}
-	if err == nil && meta.SetStatusCondition(&have.Status.Conditions, metav1.Condition{
+	if err == nil && have.DeletionTimestamp == nil && meta.SetStatusCondition(&have.Status.Conditions, metav1.Condition{
 		Type: networkingv1.ServiceCIDRConditionReady, Status: metav1.ConditionTrue, Reason: "Allocating", Message: "Kubernetes Service CIDR is ready", ObservedGeneration: have.Generation,
 	}) {
 		_, err = api.UpdateStatus(ctx, have, metav1.UpdateOptions{})

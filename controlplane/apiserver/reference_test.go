@@ -53,7 +53,6 @@ var gaps = map[string]string{
 	"v1 pods":                                             "what a whole pod is given (spec.resources) can't be resized",
 	"v1 persistentvolumes":                                "bound, made for claims as local folders, mounted where they are local or hostPath; no CSI drivers, no block devices",
 	"networking.k8s.io/v1 ingresses":                      "no controller acts on them: bring an ingress controller",
-	"networking.k8s.io/v1 servicecidrs":                   "the cluster's own range only: no addresses are given from further ones",
 	"resource.k8s.io/v1 resourceclaims":                   "stored; scheduler and kubelet don't allocate devices",
 	"resource.k8s.io/v1 resourceclaimtemplates":           "no controller makes claims of them",
 	"resource.k8s.io/v1 devicetaintrules":                 "no controller evicts by them",

@@ -31,6 +31,7 @@ import (
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/cache"
 	aggregatorapiserver "k8s.io/kube-aggregator/pkg/apiserver"
 	aggregatorscheme "k8s.io/kube-aggregator/pkg/apiserver/scheme"
 	openapicommon "k8s.io/kube-openapi/pkg/common"
@@ -66,9 +67,11 @@ type builder struct {
 	issuer    *token.Issuer
 	rbac      *rbac.Authorizer
 	services  *allocator.Allocator
-	resolver  webhook.ServiceResolver
-	drain     *drain
-	destroy   []func() // of storages that no registry owns
+	// rangesKnown tells whether the allocator has heard of all ServiceCIDRs.
+	rangesKnown cache.InformerSynced
+	resolver    webhook.ServiceResolver
+	drain       *drain
+	destroy     []func() // of storages that no registry owns
 }
 
 // New assembles the server. It listens from here on; requests are answered once Run is called.

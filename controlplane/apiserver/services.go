@@ -8,6 +8,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apiserver/pkg/registry/generic"
@@ -38,7 +39,10 @@ func (b *builder) buildAllocator() error {
 	if err != nil {
 		return err
 	}
+	further := b.informers.Networking().V1().ServiceCIDRs()
+	b.rangesKnown = further.Informer().HasSynced
 	b.services, err = allocator.New(allocator.Config{
+		Further:  func() ([]*networkingv1.ServiceCIDR, error) { return further.Lister().List(labels.Everything()) },
 		Prefixes: b.cfg.ServiceCIDRs, PortMin: b.cfg.NodePortMin, PortMax: b.cfg.NodePortMax,
 		Addresses: addresses, Ports: ports, WriteTimeout: b.cfg.Settings.RequestTimeout,
 	})

@@ -39,6 +39,7 @@ import (
 	"github.com/strake-io/strake/controlplane/controllers/replicaset"
 	"github.com/strake-io/strake/controlplane/controllers/resourcequota"
 	"github.com/strake-io/strake/controlplane/controllers/serviceaccount"
+	"github.com/strake-io/strake/controlplane/controllers/servicecidr"
 	"github.com/strake-io/strake/controlplane/controllers/statefulset"
 	"github.com/strake-io/strake/controlplane/controllers/volumeprotection"
 )
@@ -128,6 +129,7 @@ func Run(ctx context.Context, cfg Config) error {
 		func() (func(context.Context), error) {
 			return ephemeralvolume.Setup(cfg.Client, f, recorder("ephemeral-volume-controller"))
 		},
+		func() (func(context.Context), error) { return servicecidr.Setup(cfg.Client, f) },
 		func() (func(context.Context), error) { return volumeprotection.Setup(cfg.Client, f) },
 		func() (func(context.Context), error) { return garbage.Setup(cfg.Client, cfg.Metadata), nil },
 	} {

@@ -1,6 +1,7 @@
 package controllers_test
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -8,6 +9,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 )
@@ -206,4 +209,77 @@ func testMirror(t *testing.T, c *cluster) {
 		t.Fatal(err)
 	}
 	c.endpoints(ns, "web", tell)
+}
+
+// testServiceRanges: a further range gives addresses once it is ready, none any more when it is being deleted, and goes when the last
+// Service that has one of it alone gives it up.
+func testServiceRanges(t *testing.T, c *cluster) {
+	ns := c.namespace(t, "service-ranges")
+	api := c.client.NetworkingV1().ServiceCIDRs()
+	state := func(name string) (string, error) {
+		r, err := api.Get(t.Context(), name, metav1.GetOptions{})
+		if err != nil || len(r.Status.Conditions) != 1 {
+			return "", errors.Join(err, fmt.Errorf("conditions %+v", r.Status.Conditions))
+		}
+		return string(r.Status.Conditions[0].Status) + " " + r.Status.Conditions[0].Reason, nil
+	}
+	is := func(name, want string) {
+		t.Helper()
+		c.eventually(name+" is "+want, func() error {
+			got, err := state(name)
+			if err == nil && got != want {
+				err = fmt.Errorf("%s", got)
+			}
+			return err
+		})
+	}
+	add := func(name, cidr string) {
+		t.Helper()
+		if _, err := api.Create(t.Context(), &networkingv1.ServiceCIDR{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: networkingv1.ServiceCIDRSpec{CIDRs: []string{cidr}}}, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		is(name, "True Allocating")
+	}
+	take := func(name, ip string) error {
+		s := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: corev1.ServiceSpec{ClusterIP: ip, Ports: []corev1.ServicePort{{Port: 80}}}}
+		_, err := c.client.CoreV1().Services(ns).Create(t.Context(), s, metav1.CreateOptions{})
+		return err
+	}
+	if err := take("early", "10.97.0.5"); !apierrors.IsInvalid(err) {
+		t.Fatalf("an address of a range that there is not: %v", err)
+	}
+	add("more", "10.97.0.0/24")
+	// The API server hears of a range as the controller does, and not before it.
+	c.eventually("an address of the further range", func() error { return take("first", "10.97.0.5") })
+	if err := take("second", "10.97.0.5"); !apierrors.IsInvalid(err) {
+		t.Errorf("an address that is taken: %v", err)
+	}
+	if err := api.Delete(t.Context(), "more", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	is("more", "False Terminating")
+	if err := take("late", "10.97.0.6"); !apierrors.IsInvalid(err) {
+		t.Errorf("an address of a range that is being deleted: %v", err)
+	}
+	// A range that covers it makes it needless.
+	add("most", "10.97.0.0/20")
+	gone := func(name string) {
+		t.Helper()
+		c.eventually(name+" is gone", func() error {
+			_, err := api.Get(t.Context(), name, metav1.GetOptions{})
+			if !apierrors.IsNotFound(err) {
+				return fmt.Errorf("it is there: %v", err)
+			}
+			return nil
+		})
+	}
+	gone("more")
+	if err := api.Delete(t.Context(), "most", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	is("most", "False Terminating")
+	if err := c.client.CoreV1().Services(ns).Delete(t.Context(), "first", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	gone("most")
 }

@@ -2,7 +2,6 @@ package allocator
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -13,6 +12,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/validation/field"
@@ -25,8 +25,11 @@ import (
 
 // Config says what there is to give.
 type Config struct {
-	Prefixes         []netip.Prefix // of ClusterIPs, at most one of each family; the first is the default
-	PortMin, PortMax int32          // of node ports, both included
+	Prefixes []netip.Prefix // of ClusterIPs, at most one of each family; the first is the default
+	// Further lists the ServiceCIDRs of the API, which add ranges to those, and close them while they are deleted (KEP-1880).
+	// nil: there are none.
+	Further          func() ([]*networkingv1.ServiceCIDR, error)
+	PortMin, PortMax int32 // of node ports, both included
 	// Addresses stores networking.k8s.io/v1 IPAddresses below /registry/ipaddresses, Ports coordination.k8s.io/v1
 	// Leases below /registry/ranges/servicenodeports. Neither may be a cache.
 	Addresses, Ports storage.Interface
@@ -195,11 +198,6 @@ func (w *writing) assignAddresses(s *corev1.Service) field.ErrorList {
 	return errs
 }
 
-// prefix is the range of a family that the cluster has.
-func (a *Allocator) prefix(f corev1.IPFamily) netip.Prefix {
-	return a.cfg.Prefixes[slices.Index(a.families, f)]
-}
-
 // checkAddress claims an address that the Service asks for.
 func (w *writing) checkAddress(asked string, all []string) *field.Error {
 	path := field.NewPath("spec", "clusterIPs")
@@ -210,9 +208,13 @@ func (w *writing) checkAddress(asked string, all []string) *field.Error {
 	if slices.Contains(w.heldAddresses, ip.String()) {
 		return nil
 	}
-	p := w.a.prefix(resources.FamilyOf(ip))
-	if !p.Contains(ip) || ip == p.Addr() || ip.Is4() && ip == nth(p, size(p)-1) {
-		return field.Invalid(path, all, fmt.Sprintf("failed to allocate IP %s: the provided IP is not in the valid range. The range of valid IPs is %s", asked, p))
+	ranges, err := w.a.ranges(resources.FamilyOf(ip))
+	if err != nil {
+		w.err = errors.Join(w.err, err)
+		return nil
+	}
+	if !slices.ContainsFunc(ranges, func(p netip.Prefix) bool { return gives(p, ip) }) {
+		return field.Invalid(path, all, fmt.Sprintf("failed to allocate IP %s: the provided IP is not in the valid range. The range of valid IPs is %s", asked, listed(ranges)))
 	}
 	if !w.claimAddress(ip.String()) && w.err == nil {
 		return field.Invalid(path, all, fmt.Sprintf("failed to allocate IP %s: provided IP is already allocated", ip))
@@ -220,10 +222,24 @@ func (w *writing) checkAddress(asked string, all []string) *field.Error {
 	return nil
 }
 
-// freeAddress claims an address of its own choice: from a random place on in the upper part of the range, then in the
-// lower part, which is left to who asks for a certain address.
+// freeAddress claims an address of its own choice, of the first range that has one.
 func (w *writing) freeAddress(f corev1.IPFamily, index int) (string, *field.Error) {
-	p := w.a.prefix(f)
+	ranges, err := w.a.ranges(f)
+	if err != nil {
+		w.err = errors.Join(w.err, err)
+		return "", nil
+	}
+	for _, p := range ranges {
+		if ip := w.freeAddressOf(p); ip != "" || w.err != nil {
+			return ip, nil
+		}
+	}
+	return "", field.InternalError(field.NewPath("spec", "clusterIPs").Index(index), fmt.Errorf("range %s is full", listed(ranges)))
+}
+
+// freeAddressOf claims one of a range: from a random place on in its upper part, then in the lower part, which is left to who
+// asks for a certain address. It returns the empty string if there is none, or the store failed.
+func (w *writing) freeAddressOf(p netip.Prefix) string {
 	low := reserved(size(p))
 	for _, span := range [][2]uint64{{low, size(p) - 1}, {1, low}} {
 		n := span[1] - span[0]
@@ -234,30 +250,14 @@ func (w *writing) freeAddress(f corev1.IPFamily, index int) (string, *field.Erro
 		for i := range n {
 			ip := nth(p, span[0]+(start+i)%n).String()
 			if w.a.addresses.looksFree(ip) && w.claimAddress(ip) {
-				return ip, nil
+				return ip
 			}
 			if w.err != nil {
-				return "", nil
+				return ""
 			}
 		}
 	}
-	return "", field.InternalError(field.NewPath("spec", "clusterIPs").Index(index), fmt.Errorf("range %s is full", p))
-}
-
-// reserved is how many addresses at the start of a range are only given when asked for (kubernetes, DNS):
-// one sixteenth of it, 16 to 256 (KEP-3070).
-func reserved(size uint64) uint64 { return min(max(size/16, 16), 256, size/2) }
-
-// size is how many addresses of a range are chosen from: of a large IPv6 range the first 2^32.
-func size(p netip.Prefix) uint64 { return 1 << min(p.Addr().BitLen()-p.Bits(), 32) }
-
-// nth is a range's address of that number, which is less than its size.
-func nth(p netip.Prefix, n uint64) netip.Addr {
-	b := p.Addr().AsSlice()
-	low := b[len(b)-4:]
-	binary.BigEndian.PutUint32(low, binary.BigEndian.Uint32(low)+uint32(n))
-	a, _ := netip.AddrFromSlice(b) // four or sixteen bytes it is
-	return a
+	return ""
 }
 
 // assignPorts settles the Service's node ports. A port asked for is claimed before any is chosen.

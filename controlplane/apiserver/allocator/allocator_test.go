@@ -12,6 +12,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -26,6 +27,7 @@ type cluster struct {
 	services map[string]*corev1.Service
 	serial   int
 	prefixes []netip.Prefix
+	further  []*networkingv1.ServiceCIDR
 }
 
 func (c *cluster) list(context.Context) ([]corev1.Service, error) {
@@ -56,7 +58,7 @@ func newClusterOf(t *testing.T, prefixes ...string) *cluster {
 func (c *cluster) restart() {
 	c.Helper()
 	var err error
-	c.Allocator, err = New(Config{Prefixes: c.prefixes, PortMin: 30000, PortMax: 30004, Addresses: c.store, Ports: c.store, WriteTimeout: time.Minute})
+	c.Allocator, err = New(Config{Prefixes: c.prefixes, Further: func() ([]*networkingv1.ServiceCIDR, error) { return c.further, nil }, PortMin: 30000, PortMax: 30004, Addresses: c.store, Ports: c.store, WriteTimeout: time.Minute})
 	if err != nil {
 		c.Fatal(err)
 	}
