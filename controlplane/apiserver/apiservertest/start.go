@@ -99,6 +99,9 @@ func (s *Server) Run(t testing.TB) {
 	s.waitReady(t)
 }
 
+// Config is what the server is run with, for a test that runs others on its store.
+func (s *Server) Config() apiserver.Config { return s.cfg }
+
 // Stop ends the API server, but not its store.
 func (s *Server) Stop(t testing.TB) {
 	t.Helper()
