@@ -39,7 +39,7 @@ func TestAPI(t *testing.T) {
 		"storage": testStorage, "system": testSystem, "namespaces": testNamespaces, "services": testServices, "manyServices": testManyServices,
 		"binding": testBinding, "eviction": testEviction, "gracefulDelete": testGracefulDelete, "ephemeral": testEphemeral,
 		"customResources": testCustomResources, "clusterNetworkPolicies": testClusterNetworkPolicies, "aggregator": testAggregator, "schemas": testSchemas,
-		"streams": testStreams, "logs": testLogs, "portForward": testPortForward, "nodeProxy": testNodeProxy,
+		"streams": testStreams, "logs": testLogs, "portForward": testPortForward, "pathTricks": testPathTricks, "nodeProxy": testNodeProxy,
 		"kubelets": testKubelets, "tokens": testTokens, "users": testUsers, "certificates": testCertificates, "bootstrapTokens": testBootstrapTokens,
 	} {
 		t.Run(name, func(t *testing.T) { test(newAPI(t, s)) })

@@ -1,6 +1,7 @@
 package apiserver_test
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -216,6 +217,30 @@ func testApply(a *api) {
 	}
 	if !slices.Contains(managers, "two Apply") {
 		a.Errorf("managers %q", managers)
+	}
+	// Many that apply at once: each keeps its own field, and of a shared one all but one are told of the conflict.
+	errs := make(chan error)
+	const many = 10
+	for i := range many {
+		go func() {
+			_, err := apply(fmt.Sprint("racer-", i), fmt.Sprintf(`{"own-%d":"x","shared":"%d"}`, i, i), false)
+			if apierrors.IsConflict(err) {
+				_, own := apply(fmt.Sprint("racer-", i), fmt.Sprintf(`{"own-%d":"x"}`, i), false)
+				err = errors.Join(err, own)
+			}
+			errs <- err
+		}()
+	}
+	conflicts := 0
+	for range many {
+		if err := <-errs; apierrors.IsConflict(err) && strings.Contains(err.Error(), ".data.shared") {
+			conflicts++
+		} else if err != nil {
+			a.Errorf("an apply among many: %v", err)
+		}
+	}
+	if m = must(api.Get(ctx, "a", metav1.GetOptions{}))(a); conflicts != many-1 || len(m.Data) != 3+many {
+		a.Errorf("%d conflicts of %d, data %v", conflicts, many, m.Data)
 	}
 	// Who applies the resource doesn't own its status.
 	body := `{"apiVersion":"apps/v1","kind":"Deployment","metadata":{"name":"d"},"spec":{"selector":{"matchLabels":{"a":"b"}},"template":{"metadata":{"labels":{"a":"b"}},"spec":{"containers":[{"name":"c","image":"i"}]}}},"status":{"replicas":7}}`

@@ -185,6 +185,33 @@ func TestAccess(t *testing.T) {
 	}
 }
 
+// TestPathTricks comes by paths that mean something else to who judges them than to who serves them, as a user who may only see figures.
+func TestPathTricks(t *testing.T) {
+	n := serve(t)
+	if err := os.WriteFile(filepath.Join(n.dir, "1.log"), []byte("2026-01-01T00:00:00Z stdout F private\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{
+		"/metrics/../containerLogs/ns/p/c", "/metrics/..%2fcontainerLogs/ns/p/c", "/metrics%2f..%2fcontainerLogs%2fns%2fp%2fc", "//containerLogs/ns/p/c", "/./containerLogs/ns/p/c",
+		"/metrics/%2e%2e/containerLogs/ns/p/c", "/containerLogs//ns/p/c", "/containerLogs/ns/p/c/", "/containerLogs/ns/p/c;/metrics", "/containerLogs/ns/p/c?/metrics", "/metrics/resource/../../pods",
+		"/METRICS/../pods", "/pods/", "/exec/ns/p/c?command=x&/metrics", "/metrics/../exec/ns/p/c?command=x", "/metrics\\..\\pods",
+	} {
+		if code, body := n.ask(t, "GET", path, "token-of-prom"); code < 400 || strings.Contains(body, "private") || strings.Contains(body, "PodList") {
+			t.Errorf("%s: %d %s", path, code, body)
+		}
+	}
+	// Names are looked up, not put together to paths: one that is a path is nobody's.
+	for _, path := range []string{"/containerLogs/ns/..%2fns%2fp/c", "/containerLogs/ns/p/..%2fc", "/containerLogs/ns/p/c%2f..%2fc", "/containerLogs/ns%00/p/c", "/containerLogs/%2e%2e/p/c"} {
+		if code, body := n.ask(t, "GET", path, "token-of-admin"); code < 400 || strings.Contains(body, "private") {
+			t.Errorf("%s: %d %s", path, code, body)
+		}
+	}
+	// The proof that there was something to be found.
+	if code, body := n.ask(t, "GET", "/containerLogs/ns/p/c", "token-of-admin"); code != http.StatusOK || !strings.Contains(body, "private") {
+		t.Errorf("the log itself: %d %s", code, body)
+	}
+}
+
 func TestDecisionIsRemembered(t *testing.T) {
 	n := serve(t)
 	for range 3 {
