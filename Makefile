@@ -94,9 +94,15 @@ coredns:
 test-coredns: coredns
 	STRAKE_COREDNS=$(CURDIR)/bin/coredns $(GO) test -count=1 ./tests/coredns
 
-# An operator made with controller-runtime, and Helm, in a module of their own: two minutes, more when it is built first.
+# An operator made with controller-runtime, Helm and metrics-server, in modules of their own, and kubectl of older release lines: about ten
+# minutes, more when they are built first.
+OLD_KUBECTLS := 1.33 1.34 1.35 1.36
 test-clients: test-packages build
-	cd tests/clients && $(GO) test -count=1 ./...
+	cd tests/clients && $(GO) test -count=1 -timeout 20m ./...
+	for v in $(OLD_KUBECTLS); do \
+	  (cd tests/clients/kubectl && $(GO) build -trimpath -ldflags "-s -w" $$([ -f $$v.mod ] && echo -modfile=$$v.mod) -o ../../../bin/kubectl-$$v .) && \
+	  STRAKE_KUBECTL=$(CURDIR)/bin/kubectl-$$v $(GO) test -count=1 -timeout 10m -run '^TestKubectl' ./tests/e2e || exit 1; \
+	done
 
 # Services that change under load while agents are killed, for as long as you like: make soak DURATION=1h.
 DURATION ?= 10m

@@ -34,18 +34,7 @@ const patience = 2 * time.Minute
 
 // TestHelm installs a chart with definitions, hooks of each sort and lookups into a cluster, and does with it what Helm can.
 func TestHelm(t *testing.T) {
-	l, err := lab.New("strake-helm", filepath.Join(t.TempDir(), "data"), "../../bin/strake")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := l.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	if out, err := l.Strake("up", "--node-name", "node-1", "--wait", "120s"); err != nil {
-		t.Fatalf("up: %v\n%s", err, out)
-	}
+	l := startCluster(t, "strake-helm")
 	rc, err := l.REST()
 	if err != nil {
 		t.Fatal(err)
@@ -148,6 +137,24 @@ func TestHelm(t *testing.T) {
 	if _, err := h.client.Discovery().ServerResourcesForGroupVersion("harbour.example.org/v1"); err != nil {
 		t.Errorf("the definition: %v", err)
 	}
+}
+
+// startCluster starts a cluster of one node in a namespace of its own; it goes with the test.
+func startCluster(t *testing.T, name string) *lab.Cluster {
+	t.Helper()
+	l, err := lab.New(name, filepath.Join(t.TempDir(), "data"), "../../bin/strake")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	if out, err := l.Strake("up", "--node-name", "node-1", "--wait", "120s"); err != nil {
+		t.Fatalf("up: %v\n%s", err, out)
+	}
+	return l
 }
 
 func get(_ any, err error) error { return err }

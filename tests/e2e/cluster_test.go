@@ -2,6 +2,7 @@
 package e2e
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -117,9 +118,17 @@ func (c *cluster) must(cmd *exec.Cmd) string {
 	return string(out)
 }
 
-// kubectlCommand is kubectl in the test's namespace.
+// kubectlCommand is kubectl in the test's namespace. It ends with the test.
 func (c *cluster) kubectlCommand(args ...string) *exec.Cmd {
-	return c.StrakeCommand(c.t.Context(), append([]string{"kubectl", "-n", c.namespace}, args...)...)
+	return c.kubectlWithin(c.t.Context(), args)
+}
+
+// kubectlWithin is kubectl in the test's namespace: ours, or another one that the environment names.
+func (c *cluster) kubectlWithin(ctx context.Context, args []string) *exec.Cmd {
+	if other := os.Getenv("STRAKE_KUBECTL"); other != "" {
+		return c.Command(ctx, append([]string{other, "--kubeconfig", filepath.Join(c.Data, "admin.kubeconfig"), "-n", c.namespace}, args...)...)
+	}
+	return c.StrakeCommand(ctx, append([]string{"kubectl", "-n", c.namespace}, args...)...)
 }
 
 func (c *cluster) try(args ...string) (string, error) {
@@ -130,11 +139,11 @@ func (c *cluster) try(args ...string) (string, error) {
 func (c *cluster) kubectl(args ...string) string {
 	c.t.Helper()
 	// Not ended with the test: cleanups use it too.
-	out, err := c.Strake(append([]string{"kubectl", "-n", c.namespace}, args...)...)
+	out, err := c.kubectlWithin(context.Background(), args).CombinedOutput()
 	if err != nil {
 		c.t.Fatalf("kubectl %v: %v\n%s", args, err, out)
 	}
-	return out
+	return string(out)
 }
 
 func (c *cluster) apply(manifest string) {

@@ -98,7 +98,7 @@ var kubectlFamilies = []struct {
 		{"scale deployment/web --replicas=1", "scaled"},
 		{"! scale deployment/web --current-replicas=7 --replicas=3", "Expected replicas to be 7"},
 		{"expose deployment web --port=80 --target-port=8080", "service/web exposed"},
-		{"autoscale deployment web --min=1 --max=2 --cpu=80%", "autoscaled"},
+		{"autoscale deployment web --min=1 --max=2 --cpu-percent=80", "autoscaled"},
 		{"rollout pause deployment/web", "paused"},
 		{"rollout resume deployment/web", "resumed"},
 		{"rollout restart deployment/web", "restarted"},
