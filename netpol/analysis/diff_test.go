@@ -87,7 +87,7 @@ func TestDiffMatchesTheReference(t *testing.T) {
 
 func parsed(t *testing.T, text string) manifests.Loaded {
 	t.Helper()
-	l, err := manifests.LoadAll(strings.NewReader(text), "-")
+	l, err := manifests.LoadAll(strings.NewReader(text), nil, "-")
 	if err != nil || len(l.Problems) > 0 {
 		t.Fatal(err, l.Problems)
 	}

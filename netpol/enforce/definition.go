@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"sync"
 
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/fields"
@@ -193,16 +192,4 @@ func (e *Enforcer) followClusterPolicies(ctx context.Context) {
 			end()
 		}
 	}
-}
-
-// definedClusterPolicies lists them as they are now; none where they are not defined, which the API itself says: what is followed may be behind.
-func (e *Enforcer) definedClusterPolicies(ctx context.Context) ([]unstructured.Unstructured, error) {
-	list, err := e.cfg.Dynamic.Resource(customPolicies).List(ctx, metav1.ListOptions{})
-	if apierrors.IsNotFound(err) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	return list.Items, nil
 }

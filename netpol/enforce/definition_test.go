@@ -46,7 +46,7 @@ func TestPoliciesThatCannotBeRead(t *testing.T) {
 			if err := f.Replace([]any{custom("broken", c.spec)}, "7"); err != nil {
 				t.Fatal(err)
 			}
-			if len(passed) != 1 || !f.await(t.Context(), custom("broken", nil)) {
+			if len(passed) != 1 || !f.await(t.Context(), "broken", custom("broken", nil).GetResourceVersion()) {
 				t.Fatalf("passed on: %+v", passed)
 			}
 			compiled := compiler.New(compiler.Options{NodeName: self})

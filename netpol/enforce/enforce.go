@@ -57,6 +57,8 @@ type Config struct {
 	History *history.Log
 	// Whose: who has which address is followed, see Enforcer.Whose.
 	Whose bool
+	// Synced is called once, when all that the API has at the start is enforced; nil: it is not.
+	Synced func()
 }
 
 // Enforcer is a node's.
@@ -66,6 +68,7 @@ type Enforcer struct {
 	pods, namespaces, nodes, policies, clusterPolicies *followed
 	definition                                         *definition
 	conditions                                         *conditions // of clusterPolicies
+	asked                                              *asked
 
 	metrics *instruments
 	usage   usage
@@ -91,6 +94,7 @@ type Enforcer struct {
 	compiler *compiler.Compiler
 	local    map[types.UID]*localPod
 	torn     bool             // the last write did not succeed
+	begun    bool             // one did
 	reborn   []netip.Addr     // of changes since the last write that succeeded
 	learned  []history.Change // of policies, and not enforced yet
 	told     bool             // History knows all policies that were there at the start
@@ -115,7 +119,7 @@ func New(cfg Config) *Enforcer {
 		cfg: cfg, metrics: newInstruments(), latest: map[object]int{}, endpoints: map[string]*attached{}, names: map[uint32]bpf.PolicyName{}, wake: make(chan struct{}, 1),
 		compiler: compiler.New(compiler.Options{NodeName: cfg.NodeName, KeepFlows: cfg.KeepFlows, MaxRules: cfg.MaxRules, MaxPeers: cfg.MaxPeers}), local: map[types.UID]*localPod{},
 	}
-	e.ready = make(chan struct{})
+	e.ready, e.asked = make(chan struct{}), newAsked()
 	if cfg.Whose {
 		e.whose = newWhose()
 	}
@@ -382,8 +386,13 @@ func (e *Enforcer) live(changes []change, noted uint64) {
 		}
 		e.told, e.learned = true, nil
 	}
-	e.trouble.tell(e.compiler.Problems())
-	e.metrics.problems.Set(float64(len(e.compiler.Problems())))
+	problems := e.compiler.Problems()
+	e.trouble.tell(problems)
+	e.metrics.problems.Set(float64(len(problems)))
+	if !e.begun && e.cfg.Synced != nil {
+		e.cfg.Synced()
+	}
+	e.begun = true
 }
 
 // fail notes that a write did not succeed, and says so once while it is the same.

@@ -1,15 +1,12 @@
 package enforce
 
 import (
-	"context"
 	"fmt"
 	"sync"
 
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
 )
@@ -87,13 +84,36 @@ func (f *followed) Transformer() cache.TransformFunc {
 	return func(obj any) (any, error) { return f.keep(obj) }
 }
 
+// held is an object on its way into a followed.
+type held struct {
+	key string
+	passed
+	obj metav1.Object // nil, from a page of a list: only its bytes are left
+}
+
+// hold makes it of an object of the API.
+func (f *followed) hold(obj any) (*held, error) {
+	if h, ok := obj.(*held); ok {
+		return h, nil
+	}
+	kept, err := f.keep(obj)
+	if err != nil {
+		return nil, err
+	}
+	packed, err := f.packed(kept)
+	if err != nil {
+		return nil, fmt.Errorf("%s %s: %w", f.kind, keyOf(kept), err)
+	}
+	return &held{keyOf(kept), passed{f.id(kept), packed, kept.GetResourceVersion()}, kept}, nil
+}
+
 // Add implements cache.ReflectorStore.
 func (f *followed) Add(obj any) error {
-	kept, err := f.keep(obj)
+	h, err := f.hold(obj)
 	if err != nil {
 		return err
 	}
-	return f.put(kept)
+	return f.put(h)
 }
 
 // Update implements cache.ReflectorStore.
@@ -113,13 +133,13 @@ func (f *followed) Delete(obj any) error {
 func (f *followed) Replace(list []any, _ string) error {
 	live := make(map[string]bool, len(list))
 	for i, obj := range list {
-		kept, err := f.keep(obj)
+		h, err := f.hold(obj)
 		if err != nil {
 			return err
 		}
 		list[i] = nil
-		live[keyOf(kept)] = true
-		if err := f.put(kept); err != nil {
+		live[h.key] = true
+		if err := f.put(h); err != nil {
 			return err
 		}
 	}
@@ -152,27 +172,29 @@ func (f *followed) packed(obj metav1.Object) (string, error) {
 	return string(data), err
 }
 
-func (f *followed) put(obj metav1.Object) error {
-	data, err := f.packed(obj)
-	if err != nil {
-		return fmt.Errorf("%s %s: %w", f.kind, keyOf(obj), err)
-	}
-	key := keyOf(obj)
+func (f *followed) put(h *held) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.look != nil {
-		f.look(key, obj)
+		f.look(h.key, h.obj)
 	}
-	was, had := f.known[key]
-	now := passed{f.id(obj), data, obj.GetResourceVersion()}
-	if had && was.id != now.id {
+	was, had := f.known[h.key]
+	if had && was.id != h.id {
 		f.pass(f.kind, was.id, nil)
 		had = false
 	}
-	if !had || was.packed != data {
-		f.pass(f.kind, now.id, obj)
+	if !had || was.packed != h.packed {
+		obj := h.obj
+		if obj == nil {
+			var err error
+			if obj, err = f.unpack(h.packed); err != nil {
+				return fmt.Errorf("%s %s: %w", f.kind, h.key, err)
+			}
+			obj.SetResourceVersion(h.version)
+		}
+		f.pass(f.kind, h.id, obj)
 	}
-	f.known[key] = now
+	f.known[h.key] = h.passed
 	f.told()
 	return nil
 }
@@ -246,26 +268,6 @@ func keeping[T any, P interface {
 	}
 }
 
-// list and watch of a typed client.
-type source[L runtime.Object] interface {
-	List(ctx context.Context, o metav1.ListOptions) (L, error)
-	Watch(ctx context.Context, o metav1.ListOptions) (watch.Interface, error)
-}
-
-func reflector[L runtime.Object](client any, what runtime.Object, store *followed, s source[L]) *cache.Reflector {
-	lw := cache.ToListWatcherWithWatchListSemantics(&cache.ListWatch{
-		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
-			list, err := s.List(ctx, o)
-			return list, store.api.note(err)
-		},
-		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
-			w, err := s.Watch(ctx, o)
-			return w, store.api.note(err)
-		},
-	}, client)
-	return cache.NewReflectorWithOptions(lw, what, store, cache.ReflectorOptions{})
-}
-
 // Kinds that are followed.
 const (
 	kindPod                  = "Pod"
@@ -280,9 +282,9 @@ const (
 func (e *Enforcer) followAPI(c kubernetes.Interface) []*cache.Reflector {
 	core := c.CoreV1()
 	return []*cache.Reflector{
-		reflector[*corev1.PodList](c, &corev1.Pod{}, e.pods, core.Pods(metav1.NamespaceAll)),
-		reflector[*corev1.NamespaceList](c, &corev1.Namespace{}, e.namespaces, core.Namespaces()),
-		reflector[*corev1.NodeList](c, &corev1.Node{}, e.nodes, core.Nodes()),
-		reflector[*networkingv1.NetworkPolicyList](c, &networkingv1.NetworkPolicy{}, e.policies, c.NetworkingV1().NetworkPolicies(metav1.NamespaceAll)),
+		reflector[*corev1.PodList](&corev1.Pod{}, e.pods, core.Pods(metav1.NamespaceAll)),
+		reflector[*corev1.NamespaceList](&corev1.Namespace{}, e.namespaces, core.Namespaces()),
+		reflector[*corev1.NodeList](&corev1.Node{}, e.nodes, core.Nodes()),
+		reflector[*networkingv1.NetworkPolicyList](&networkingv1.NetworkPolicy{}, e.policies, c.NetworkingV1().NetworkPolicies(metav1.NamespaceAll)),
 	}
 }

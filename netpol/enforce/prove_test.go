@@ -177,9 +177,9 @@ func TestPoliciesOfANewDefinition(t *testing.T) {
 	if _, err := l.dynamic.Resource(customPolicies).Create(t.Context(), custom("new", map[string]any{}), metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	list, err := l.definedClusterPolicies(t.Context())
-	if err != nil || len(list) != 1 {
-		t.Errorf("%d policies, error %v", len(list), err)
+	all, err := l.clusterVersions(t.Context())
+	if err != nil || len(all) != 1 || all[0].by["new"] != "7" {
+		t.Errorf("%+v, error %v", all, err)
 	}
 }
 

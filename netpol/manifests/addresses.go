@@ -27,11 +27,11 @@ func prefixes(list ...string) []netip.Prefix {
 	return out
 }
 
-// haveAddresses gives pods addresses that have none: of IPv4, unless all that there is is of IPv6, and of IPv6, if something is of
-// it. It tells whether there was none that no block covers.
-func haveAddresses(s *netpol.State) (full bool) {
+// haveAddresses gives pods addresses that have none: of the ranges, if there are any, and then none that a block covers which lies in a range; else of IPv4, unless
+// all that there is is of IPv6, and of IPv6, if something is of it, and none that any block covers. It tells whether there was none.
+func haveAddresses(s *netpol.State, ranges []netip.Prefix) (full bool) {
 	blocks := blocks(s)
-	closed := append(slices.Clone(blocks), never...)
+	closed := append(slices.DeleteFunc(slices.Clone(blocks), func(b netip.Prefix) bool { return coversAny(b, ranges) }), never...)
 	slices.SortFunc(closed, byAddr)
 	taken := map[netip.Addr]bool{}
 	var four, six bool
@@ -56,6 +56,17 @@ func haveAddresses(s *netpol.State) (full bool) {
 	}
 	four = four || !six
 	next4, next6 := free{ranges: ranges4}, free{ranges: ranges6}
+	if len(ranges) > 0 {
+		next4.ranges, next6.ranges = nil, nil
+		for _, r := range ranges {
+			if r.Addr().Is4() {
+				next4.ranges = append(next4.ranges, r)
+			} else {
+				next6.ranges = append(next6.ranges, r)
+			}
+		}
+		four, six = len(next4.ranges) > 0, len(next6.ranges) > 0
+	}
 	for _, p := range s.Pods {
 		if len(p.Status.PodIPs) > 0 {
 			continue
@@ -79,6 +90,11 @@ func haveAddresses(s *netpol.State) (full bool) {
 		p.Status.PodIP = p.Status.PodIPs[0].IP
 	}
 	return full
+}
+
+// coversAny tells whether a block covers one of the ranges whole.
+func coversAny(block netip.Prefix, ranges []netip.Prefix) bool {
+	return slices.ContainsFunc(ranges, func(r netip.Prefix) bool { return block.Bits() <= r.Bits() && block.Contains(r.Addr()) })
 }
 
 // nodeAddresses are those of a node that its host network's pods have: of each family the first InternalIP.

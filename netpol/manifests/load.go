@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -56,7 +57,7 @@ func Load(paths ...string) (netpol.State, []Problem, error) {
 
 // LoadWith is Load with another standard input.
 func LoadWith(stdin io.Reader, paths ...string) (netpol.State, []Problem, error) {
-	l, err := LoadAll(stdin, paths...)
+	l, err := LoadAll(stdin, nil, paths...)
 	return l.State, l.Problems, err
 }
 
@@ -66,6 +67,7 @@ type Loaded struct {
 	Problems []Problem
 	seen     map[string]document
 	madeUp   map[*corev1.Pod]bool // pods whose addresses are not from the files
+	podCIDRs []netip.Prefix
 }
 
 // Where tells the file of an object, and the line where its document begins.
@@ -74,9 +76,10 @@ func (l Loaded) Where(kind, namespace, name string) (file string, line int) {
 	return d.file, d.line
 }
 
-// LoadAll is LoadWith, and keeps where things are.
-func LoadAll(stdin io.Reader, paths ...string) (Loaded, error) {
-	l := loader{seen: map[string]document{}}
+// LoadAll is LoadWith, and keeps where things are. podCIDRs are the ranges that pods have their addresses of, one of a family; those without an address get one of each,
+// so that blocks that cover such a range whole cover them, and blocks of a part of it do not. None: no block covers them.
+func LoadAll(stdin io.Reader, podCIDRs []netip.Prefix, paths ...string) (Loaded, error) {
+	l := loader{seen: map[string]document{}, podCIDRs: podCIDRs}
 	for _, path := range paths {
 		names, err := files(path)
 		if err != nil {
@@ -91,7 +94,7 @@ func LoadAll(stdin io.Reader, paths ...string) (Loaded, error) {
 		}
 	}
 	state := l.state()
-	return Loaded{state, l.problems, l.seen, l.madeUp}, nil
+	return Loaded{state, l.problems, l.seen, l.madeUp, podCIDRs}, nil
 }
 
 // Parse is Load of a text that is not in a file; name is how problems call it.
@@ -107,6 +110,7 @@ type loader struct {
 	seen      map[string]document // by kind, namespace and name
 	problems  []Problem
 	madeUp    map[*corev1.Pod]bool // pods that the files have no addresses of
+	podCIDRs  []netip.Prefix       // as LoadAll has them
 }
 
 func (l *loader) text(file string, text []byte) {

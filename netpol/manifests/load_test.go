@@ -201,6 +201,39 @@ func TestAddresses(t *testing.T) {
 	}
 }
 
+// TestPodCIDRs: pods get an address of each range that is named, in which no block lies that covers a part of it.
+func TestPodCIDRs(t *testing.T) {
+	text := "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p}\nspec: {podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/8, except: [10.20.0.0/24]}}, {ipBlock: {cidr: 'fd00::/8'}}]}]}\n---\n" +
+		"{apiVersion: apps/v1, kind: Deployment, metadata: {name: web}, spec: {replicas: 2, template: {}}}\n---\n{apiVersion: v1, kind: Pod, metadata: {name: other}, status: {podIPs: [{ip: 10.20.1.1}]}}"
+	addrs := func(podCIDRs ...string) (out []string, problems []Problem) {
+		l, err := LoadAll(strings.NewReader(text), prefixes(podCIDRs...), "-")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range l.State.Pods {
+			for _, ip := range p.Status.PodIPs {
+				out = append(out, p.Name+" "+ip.IP)
+			}
+		}
+		return out, l.Problems
+	}
+	for _, c := range []struct {
+		podCIDRs []string
+		want     []string
+		problems int
+	}{
+		{[]string{"10.20.0.0/16"}, []string{"other 10.20.1.1", "web-0 10.20.1.0", "web-1 10.20.1.2"}, 0},
+		{[]string{"fd00:1::/64", "10.30.0.0/16"}, []string{"other 10.20.1.1", "web-0 10.30.0.1", "web-0 fd00:1::1", "web-1 10.30.0.2", "web-1 fd00:1::2"}, 0},
+		{[]string{"10.20.0.0/24"}, []string{"other 10.20.1.1", "web-0 10.20.0.1", "web-1 10.20.0.2"}, 0},
+		{[]string{"10.20.0.0/23"}, []string{"other 10.20.1.1", "web-0 10.20.1.0", "web-1 10.20.1.2"}, 0},
+		{[]string{"10.30.0.0/31"}, []string{"other 10.20.1.1", "web-0 10.30.0.1", "web-1 10.30.0.2"}, 1},
+	} {
+		if got, problems := addrs(c.podCIDRs...); !slices.Equal(got, c.want) || len(problems) != c.problems {
+			t.Errorf("%s: %s, %v, want %s", c.podCIDRs, got, problems, c.want)
+		}
+	}
+}
+
 func TestHostNetworkPodHasItsNodesAddress(t *testing.T) {
 	s, problems := Parse("x", []byte("{apiVersion: v1, kind: Node, metadata: {name: n1}, status: {addresses: [{type: Hostname, address: n1}, {type: InternalIP, address: 192.0.2.1}]}}\n---\n"+
 		"{apiVersion: v1, kind: Pod, metadata: {name: p}, spec: {hostNetwork: true, nodeName: n1}}"))

@@ -2,6 +2,7 @@ package manifests
 
 import (
 	"cmp"
+	"fmt"
 	"net/netip"
 	"slices"
 
@@ -20,7 +21,10 @@ func (l *loader) state() netpol.State {
 	for _, p := range s.Pods {
 		l.madeUp[p] = len(p.Status.PodIPs) == 0
 	}
-	if full := haveAddresses(&s); full {
+	switch full := haveAddresses(&s, l.podCIDRs); {
+	case full && len(l.podCIDRs) > 0:
+		l.problems = append(l.problems, Problem{File: "(policies)", Reason: fmt.Sprintf("of %s there are not enough addresses that no smaller block covers: pods that have none got some that are in those blocks, or not of that range", l.podCIDRs)})
+	case full:
 		l.problems = append(l.problems, Problem{File: "(policies)", Reason: "their blocks cover every address: pods that have none got some that are in those blocks"})
 	}
 	s.DNSAddrs = dnsAddrs(s)
@@ -41,7 +45,7 @@ func (l Loaded) Borrow(from Loaded) netpol.State {
 		}
 		s.Pods = append(s.Pods, p)
 	}
-	haveAddresses(&s)
+	haveAddresses(&s, from.podCIDRs)
 	s.Namespaces = Overlay(from.State.Namespaces, l.State.Namespaces, func(n *corev1.Namespace) bool { return len(n.Labels) > 1 })
 	return s
 }

@@ -59,7 +59,7 @@ func policies(t *testing.T, text string) netpol.State {
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	l, err := manifests.LoadAll(strings.NewReader(""), file)
+	l, err := manifests.LoadAll(strings.NewReader(""), nil, file)
 	if err != nil || len(l.Problems) > 0 {
 		t.Fatal(err, l.Problems)
 	}

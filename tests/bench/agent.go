@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/gob"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -23,23 +25,25 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/strake-io/strake/bpf"
+	"github.com/strake-io/strake/kubelet/cgroups"
 	"github.com/strake-io/strake/proxy"
 	"github.com/strake-io/strake/tests/lab"
 )
 
-// agentVariable makes this program an agent that runs the proxy alone, as `strake agent --only proxy` does, and tells what it has written.
+// agentVariable makes this program an agent that runs the proxy alone, as `strake agent --only proxy` does, or policies alone, and tells what it has written.
 const agentVariable = "STRAKE_BENCH_AGENT"
 
 // agentSpec is what it is told.
 type agentSpec struct {
 	Kubeconfig, Dir, CgroupRoot, Cgroup string
 	NodeAddr                            netip.Addr
-	Services                            int // how many there are: it tells when all are written, and of each one after that
+	Services                            int           // how many there are: it tells when all are written, and of each one after that
+	Cluster                             tieredCluster // of pods and policies; without any it runs the proxy
 }
 
-// written tells of Services whose rows are in the kernel, at a time of the monotonic clock.
+// written tells of Services whose rows are in the kernel, or that those of policies are, at a time of the monotonic clock.
 type written struct {
-	Owners []string // none: first that the datapath is open, then that all rows are written
+	Owners []string // none: first that the datapath is open, then that all rows are written; of policies there are never any
 	At     time.Duration
 }
 
@@ -59,20 +63,23 @@ type agent struct {
 }
 
 // startAgent starts one in the namespace of a cluster's node, with nothing in the kernel yet.
-func startAgent(c *lab.Cluster, dir, cgroup string, services int) (*agent, error) {
-	root, err := filepath.EvalSymlinks(filepath.Dir(cgroup))
+func startAgent(c *lab.Cluster, dir string, spec agentSpec) (*agent, error) {
+	root, _ := cgroups.UnifiedPath("/")
+	root, err := filepath.EvalSymlinks(root)
 	if err != nil {
 		return nil, err
 	}
-	a := &agent{tells: make(chan written, 1<<16), spec: agentSpec{
-		Kubeconfig: filepath.Join(c.Data, "admin.kubeconfig"), Dir: dir, CgroupRoot: root, Cgroup: cgroup, NodeAddr: netip.MustParseAddr(lab.NodeIP), Services: services,
-	}}
-	for _, d := range []string{dir, cgroup} {
+	var id [4]byte
+	rand.Read(id[:])
+	spec.Kubeconfig, spec.Dir, spec.NodeAddr = filepath.Join(c.Data, "admin.kubeconfig"), dir, netip.MustParseAddr(lab.NodeIP)
+	spec.CgroupRoot, spec.Cgroup = root, filepath.Join(root, "strake-bench-"+hex.EncodeToString(id[:]))
+	a := &agent{tells: make(chan written, 1<<16), spec: spec}
+	for _, d := range []string{dir, spec.Cgroup} {
 		if err := os.Mkdir(d, 0o755); err != nil {
 			return nil, err
 		}
 	}
-	spec, err := json.Marshal(a.spec)
+	text, err := json.Marshal(a.spec)
 	if err != nil {
 		return nil, err
 	}
@@ -81,7 +88,7 @@ func startAgent(c *lab.Cluster, dir, cgroup string, services int) (*agent, error
 		return nil, err
 	}
 	a.cmd = c.Command(context.Background(), exe)
-	a.cmd.Env = append(os.Environ(), agentVariable+"="+string(spec))
+	a.cmd.Env = append(os.Environ(), agentVariable+"="+string(text))
 	a.cmd.Stderr = os.Stderr
 	out, err := a.cmd.StdoutPipe()
 	if err != nil {
@@ -145,7 +152,7 @@ func (s agentSpec) run(ctx context.Context, out io.Writer) error {
 		return err
 	}
 	d, err := bpf.Open(bpf.Config{PinDir: pins, CgroupRoot: s.CgroupRoot, NodeCgroup: s.Cgroup, NodeAddrs: []netip.Addr{s.NodeAddr},
-		DNSAddrs: []netip.Addr{netip.MustParseAddr("10.96.255.10")}, Zone: "cluster.local", DNSTTL: 30})
+		DNSAddrs: []netip.Addr{netip.MustParseAddr("10.96.255.10")}, Zone: "cluster.local", DNSTTL: 30, Policy: s.Cluster.Policies > 0})
 	if err != nil {
 		return err
 	}
@@ -163,6 +170,9 @@ func (s agentSpec) run(ctx context.Context, out io.Writer) error {
 	tell := gob.NewEncoder(out)
 	if err := tell.Encode(written{At: monotonic()}); err != nil {
 		return err
+	}
+	if s.Cluster.Policies > 0 {
+		return s.enforce(ctx, d, rc, client, tell)
 	}
 	f := informers.NewSharedInformerFactory(client, 0)
 	p, err := proxy.New(proxy.Config{Client: client, Informers: f, Table: &toldTable{LoadBalancerTable: d.LoadBalancers(), tell: tell, missing: s.Services}, Synced: func() {

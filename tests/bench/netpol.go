@@ -21,6 +21,7 @@ import (
 var netpolParts = []part{
 	{"packets", (*bench).policyPackets},
 	{"changes", (*bench).policyChanges},
+	{"agent", (*bench).policyAgent},
 	{"answers", (*bench).policyAnswers},
 	{"recording", (*bench).policyRecording},
 }

@@ -30,6 +30,19 @@ const (
 
 var tiers = []string{"web", "api", "db"}
 
+// tieredCluster is how large one is, and within which time a change is to be enforced.
+type tieredCluster struct {
+	Pods, Policies int
+	Most           float64 // ms
+}
+
+func (c tieredCluster) String() string {
+	return fmt.Sprintf("%d policies, %d pods", c.Policies, c.Pods)
+}
+
+// tieredClusters are those that changes are measured in.
+var tieredClusters = []tieredCluster{{10_000, 1_000, 10}, {30_000, 10_000, 50}}
+
 // tieredPod is a pod of a cluster of applications: in each of 100 namespaces a hundredth of the policies' applications, each with a web, an api and a db.
 func tieredPod(i, policies int) *corev1.Pod {
 	apps := max(1, policies/tieredSpaces)
@@ -83,12 +96,9 @@ func tieredSpace(i int) *corev1.Namespace {
 
 // policyChanges takes the time from when the compiler is told of a change until its rows are in the kernel, on a node of a large cluster.
 func (b *bench) policyChanges(ctx context.Context) error {
-	for _, size := range []struct {
-		pods, policies int
-		most           float64 // ms
-	}{{10_000, 1_000, 10}, {30_000, 10_000, 50}} {
-		if err := b.policyChangesAt(ctx, size.pods, size.policies, size.most); err != nil {
-			return fmt.Errorf("%d policies: %w", size.policies, err)
+	for _, c := range tieredClusters {
+		if err := b.policyChangesAt(ctx, c.Pods, c.Policies, c.Most); err != nil {
+			return fmt.Errorf("%d policies: %w", c.Policies, err)
 		}
 	}
 	return nil
@@ -100,7 +110,7 @@ func (b *bench) policyChangesAt(ctx context.Context, pods, size int, most float6
 		return err
 	}
 	defer func() { err = errors.Join(err, tables.Close()) }()
-	what := fmt.Sprintf("%d policies, %d pods, ", size, pods)
+	what := tieredCluster{Pods: pods, Policies: size}.String() + ", "
 	heap := func() float64 {
 		var m runtime.MemStats
 		runtime.GC()

@@ -2,8 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -17,7 +15,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 
-	"github.com/strake-io/strake/kubelet/cgroups"
 	"github.com/strake-io/strake/tests/lab"
 	"github.com/strake-io/strake/tests/podnet"
 )
@@ -70,7 +67,7 @@ func (b *bench) follow(ctx context.Context) (err error) {
 	own, filled := len(first.Items), 0 // the control plane's own Services
 	changes := &changer{client, map[int]int{}}
 	for _, size := range apiSizes {
-		if err := fill(ctx, c, filled, size); err != nil {
+		if err := put(ctx, c, stored(filled, size)); err != nil {
 			return err
 		}
 		filled = size
@@ -104,7 +101,6 @@ func (b *bench) followed(ctx context.Context, c *lab.Cluster, changes *changer, 
 			err = errors.Join(err, a.stop())
 		}
 	}()
-	root, _ := cgroups.UnifiedPath("/")
 	var synced, started []float64
 	for i := range b.times(4) {
 		if a != nil {
@@ -112,9 +108,7 @@ func (b *bench) followed(ctx context.Context, c *lab.Cluster, changes *changer, 
 				return err
 			}
 		}
-		var id [4]byte
-		rand.Read(id[:])
-		if a, err = startAgent(c, filepath.Join(dir, "agent"), filepath.Join(root, "strake-bench-"+hex.EncodeToString(id[:])), size+own); err != nil {
+		if a, err = startAgent(c, filepath.Join(dir, "agent"), agentSpec{Services: size + own}); err != nil {
 			return err
 		}
 		opened, err := a.next(ctx)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"iter"
 	"net"
 	"net/netip"
 	"strings"
@@ -26,9 +27,9 @@ import (
 	"github.com/strake-io/strake/tests/lab"
 )
 
-// fill puts Services and their EndpointSlices into a cluster's etcd as its API server would store them, from the first to before the
-// last: through the API that takes minutes, and is not what is measured. The API server learns of them by its watch.
-func fill(ctx context.Context, c *lab.Cluster, first, last int) error {
+// put puts objects into a cluster's etcd as its API server would store them, each under its key: through the API that takes minutes, and is not what
+// is measured. The API server learns of them by its watch.
+func put(ctx context.Context, c *lab.Cluster, objects iter.Seq2[string, runtime.Object]) error {
 	etcd, err := etcdClient(c, "127.0.0.1:2379")
 	if err != nil {
 		return err
@@ -43,24 +44,37 @@ func fill(ctx context.Context, c *lab.Cluster, first, last int) error {
 		}
 		_, err := etcd.Txn(ctx).Then(ops...).Commit()
 		ops = nil
-		return err
-	}
-	for i := first; i < last; i++ {
-		svc, slice := apiObjects(i)
-		for key, obj := range map[string]runtime.Object{"services/specs/": svc, "endpointslices/": slice} {
-			var b bytes.Buffer
-			if err := encoder.Encode(obj, &b); err != nil {
-				return err
-			}
-			ops = append(ops, clientv3.OpPut("/registry/"+key+svc.Namespace+"/"+svc.Name, b.String()))
+		if err != nil {
+			return fmt.Errorf("etcd: %w", err)
 		}
+		return nil
+	}
+	for key, obj := range objects {
+		var b bytes.Buffer
+		if err := encoder.Encode(obj, &b); err != nil {
+			return err
+		}
+		ops = append(ops, clientv3.OpPut("/registry/"+key, b.String()))
 		if len(ops) == atOnce {
 			if err := flush(); err != nil {
-				return fmt.Errorf("etcd: %w", err)
+				return err
 			}
 		}
 	}
 	return flush()
+}
+
+// stored are Services and their EndpointSlices, from the first to before the last.
+func stored(first, last int) iter.Seq2[string, runtime.Object] {
+	return func(yield func(string, runtime.Object) bool) {
+		for i := first; i < last; i++ {
+			svc, slice := apiObjects(i)
+			at := svc.Namespace + "/" + svc.Name
+			if !yield("services/specs/"+at, svc) || !yield("endpointslices/"+at, slice) {
+				return
+			}
+		}
+	}
 }
 
 // etcdClient is a way to an etcd in a cluster's namespace that has the cluster's certificates.

@@ -63,6 +63,7 @@ func ask(t *testing.T, stdin string, args ...string) (code int, out, errs string
 func TestExitCodes(t *testing.T) {
 	full, bare, only := manifestsOf(t, cluster, dbPolicy), manifestsOf(t, cluster), manifestsOf(t, dbPolicy)
 	bad := manifestsOf(t, cluster, strings.Replace(dbPolicy, "port: 5432", "prot: 5432", 1))
+	blocks := manifestsOf(t, cluster, "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: db}, spec: {podSelector: {matchLabels: {app: db}}, ingress: [{from: [{ipBlock: {cidr: 10.244.0.0/15}}], ports: [{port: 5432}]}]}}\n")
 	intents := filepath.Join(manifestsOf(t, "- allow default/web -> default/db:5432/TCP\n"), "a.yaml")
 	for name, test := range map[string]struct {
 		args []string
@@ -97,6 +98,14 @@ func TestExitCodes(t *testing.T) {
 		"a report":                {[]string{"report", intents, "-f", full}, 0, "What is meant", ""},
 		"a report of a failure":   {[]string{"report", "-f", full, "-e", "deny default/db <- *", "-o", "json"}, 1, `"fingerprint": "sha256:`, ""},
 		"a report of problems":    {[]string{"report", "-f", bad, "--ignore-problems", "-o", "csv"}, 0, "unknown field", ""},
+		"a range of pods":         {[]string{"matrix", "-f", blocks, "--pod-cidr", "10.244.0.0/16", "--to", "default/db", "-o", "csv"}, 0, "default/web,default/db,some,TCP 5432", ""},
+		"no range of pods":        {[]string{"matrix", "-f", blocks, "--to", "default/db", "-o", "csv"}, 0, "default/web,default/db,none", ""},
+		"a range of another":      {[]string{"matrix", "-f", blocks, "--pod-cidr", "172.20.0.0/16", "--to", "default/db", "-o", "csv"}, 0, "default/web,default/db,none", ""},
+		"a part of the range":     {[]string{"matrix", "-f", blocks, "--pod-cidr", "10.0.0.0/8", "--to", "default/db", "-o", "csv"}, 0, "default/web,default/db,none", ""},
+		"a range that is none":    {[]string{"matrix", "-f", blocks, "--pod-cidr", "10.244.0.1/16"}, 2, "", "10.244.0.0/16"},
+		"two ranges of a family":  {[]string{"matrix", "-f", blocks, "--pod-cidr", "10.244.0.0/16", "--pod-cidr", "10.245.0.0/16"}, 2, "", "another one of its family"},
+		"a range without room":    {[]string{"matrix", "-f", blocks, "--pod-cidr", "10.244.0.0/31"}, 2, "", "not enough addresses"},
+		"a range of the cluster":  {[]string{"matrix", "--pod-cidr", "10.244.0.0/16"}, 2, "", "--pod-cidr is about manifests"},
 		"JUnit":                   {[]string{"check", intents, "-f", full, "-o", "junit"}, 0, "<testcase", ""},
 	} {
 		t.Run(name, func(t *testing.T) {

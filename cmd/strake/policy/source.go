@@ -1,8 +1,11 @@
 package policy
 
 import (
+	"errors"
 	"fmt"
 	"io"
+	"net/netip"
+	"slices"
 
 	"github.com/spf13/cobra"
 	"k8s.io/client-go/dynamic"
@@ -19,7 +22,8 @@ type source struct {
 	kubeconfig string
 	context    string
 	ignore     bool
-	fallback   string // kubeconfig, if none is named
+	podCIDRs   []netip.Prefix // of pods that manifests have no addresses of
+	fallback   string         // kubeconfig, if none is named
 	loaded     manifests.Loaded
 	server     string // of the cluster that was asked
 	kube       kubernetes.Interface
@@ -36,6 +40,7 @@ func (s *source) liveFlags(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringVar(&s.kubeconfig, "kubeconfig", "", "way to the cluster (this node's administrator's, or what kubectl takes)")
 	f.StringVar(&s.context, "context", "", "context of the kubeconfig")
+	f.Func("pod-cidr", "range that pods of manifests without addresses are in, one of a family: blocks that cover it whole cover them (no block does but 0.0.0.0/0 and ::/0); repeatable", s.addPodCIDR)
 	f.BoolVar(&s.ignore, "ignore-problems", false, "judge what can be read of manifests with problems; an invalid rule admits nothing")
 }
 
@@ -47,8 +52,23 @@ func (s *source) load(cmd *cobra.Command) (netpol.State, error) {
 	return s.manifests(cmd, s.files...)
 }
 
+// addPodCIDR takes a value of --pod-cidr.
+func (s *source) addPodCIDR(text string) error {
+	p, err := netip.ParsePrefix(text)
+	switch {
+	case err != nil:
+		return errors.New("a range such as 10.244.0.0/16 is wanted")
+	case p != p.Masked() || p.Addr().Is4In6():
+		return fmt.Errorf("that is in the range %s", p.Masked())
+	case slices.ContainsFunc(s.podCIDRs, func(o netip.Prefix) bool { return o.Addr().Is4() == p.Addr().Is4() }):
+		return errors.New("there is another one of its family")
+	}
+	s.podCIDRs = append(s.podCIDRs, p)
+	return nil
+}
+
 func (s *source) manifests(cmd *cobra.Command, paths ...string) (netpol.State, error) {
-	loaded, err := manifests.LoadAll(cmd.InOrStdin(), paths...)
+	loaded, err := manifests.LoadAll(cmd.InOrStdin(), s.podCIDRs, paths...)
 	if err != nil {
 		return netpol.State{}, Exit{broken, err}
 	}
@@ -72,6 +92,9 @@ func tell(w io.Writer, problems []manifests.Problem) {
 }
 
 func (s *source) live(cmd *cobra.Command) (netpol.State, error) {
+	if len(s.podCIDRs) > 0 {
+		return netpol.State{}, Exit{broken, errors.New("--pod-cidr is about manifests without a cluster: its pods have their addresses")}
+	}
 	rules := clientcmd.NewDefaultClientConfigLoadingRules()
 	rules.ExplicitPath = s.kubeconfig
 	if s.kubeconfig == "" {
