@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/netip"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -437,82 +436,6 @@ spec:
 	if logs := l.kubectl("logs", "-n", "shop", "-l", "app=eager"); strings.Count(logs, "blocked") != 6 {
 		l.t.Errorf("first words of isolated pods:\n%s", logs)
 	}
-}
-
-// verdictsStand while the API server is away and agents are killed.
-func verdictsStand(l *policyLab) {
-	l.policy("allow", `{podSelector: {matchLabels: {app: server}}, ingress: [{from: [{podSelector: {matchLabels: {app: client}}}]}]}`)
-	open, closed := []path{tcp("near", "server", 8080), tcp("far", "server", 8080)}, []path{tcp("stranger", "server", 8080), udp("stranger", "server", 8080)}
-	l.expect(open, closed)
-	var agents []int
-	for _, n := range l.nodes {
-		agents = append(agents, n.agent())
-		if err := syscall.Kill(n.agent(), syscall.SIGSTOP); err != nil {
-			l.t.Fatal(err)
-		}
-	}
-	l.expect(open, closed)
-	for _, pid := range agents {
-		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
-			l.t.Fatal(err)
-		}
-	}
-	deadline := time.Now().Add(90 * time.Second)
-	for back := false; !back; {
-		l.expect(open, closed)
-		if back = l.refresh() == "" && l.nodes[0].agent() != agents[0] && l.nodes[1].agent() != agents[1]; !back && time.Now().After(deadline) {
-			l.t.Fatal("the agents do not come back")
-		}
-	}
-	for i, n := range l.nodes {
-		l.places[fmt.Sprint("node-", i+1)] = podnet.Space(n.netns)
-	}
-	l.kubectl("label", "pod", "far", "-n", "shop", "app=other", "--overwrite")
-	l.expect([]path{tcp("near", "server", 8080)}, []path{tcp("far", "server", 8080)})
-}
-
-// withoutAPI stops the API server, and kills an agent meanwhile: the verdicts of before stand, and what changes afterwards counts.
-func withoutAPI(l *policyLab) {
-	eventually(l.t, 60*time.Second, l.refresh) // other parts have killed agents
-	l.kubectl("label", "pod", "far", "-n", "shop", "app=client", "--overwrite")
-	l.policy("allow", `{podSelector: {matchLabels: {app: server}}, ingress: [{from: [{podSelector: {matchLabels: {app: client}}}]}]}`)
-	open, closed := []path{tcp("near", "server", 8080), tcp("far", "server", 8080)}, []path{tcp("stranger", "server", 8080)}
-	l.expect(open, closed)
-	server, agent := 0, l.nodes[1].agent()
-	for _, c := range l.nodes[0].Components {
-		if c.Name == "server" {
-			server = c.PID
-		}
-	}
-	if server == 0 {
-		l.t.Fatalf("no server among %+v", l.nodes[0].Components)
-	}
-	if err := syscall.Kill(server, syscall.SIGSTOP); err != nil {
-		l.t.Fatal(err)
-	}
-	defer syscall.Kill(server, syscall.SIGCONT)
-	l.expect(open, closed)
-	if err := syscall.Kill(agent, syscall.SIGKILL); err != nil {
-		l.t.Fatal(err)
-	}
-	for range 4 { // in which time the next agent has begun, and does not know what there is
-		l.expect(open, closed)
-	}
-	if err := syscall.Kill(server, syscall.SIGCONT); err != nil {
-		l.t.Fatal(err)
-	}
-	eventually(l.t, 90*time.Second, func() string {
-		if why := l.refresh(); why != "" || l.nodes[1].agent() == agent {
-			return "the agent does not come back: " + why
-		}
-		return ""
-	})
-	for i, n := range l.nodes {
-		l.places[fmt.Sprint("node-", i+1)] = podnet.Space(n.netns)
-	}
-	l.expect(open, closed)
-	l.kubectl("label", "pod", "far", "-n", "shop", "app=other", "--overwrite")
-	l.expect([]path{tcp("near", "server", 8080)}, []path{tcp("far", "server", 8080)})
 }
 
 // reported: on a node a report has the proof of its kernel, packets that went as policies say, and what was enforced since when.

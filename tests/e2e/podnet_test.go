@@ -368,29 +368,37 @@ func killAgents(t *testing.T, c *threeNodes) {
 	c.kubectl("delete", "pod", "caller", "--timeout=60s")
 }
 
-// exhaust takes all of a node's addresses: the next pod's event tells it, and the pod starts when there is one again.
-func exhaust(t *testing.T, c *threeNodes) {
-	n := c.nodes[2]
+// cni gives the way to call a node's CNI plugin as its runtime would.
+func (c *threeNodes) cni(n labNode) func(verb, container string, space podnet.Space, args string) (string, error) {
+	c.t.Helper()
 	conf := c.must(exec.Command("sh", "-c", "cat "+n.DataDir+"/cni/net.d/*.conflist"))
 	var list struct {
 		CNIVersion, Name string
 		Plugins          []map[string]any
 	}
 	if err := json.Unmarshal([]byte(conf), &list); err != nil {
-		t.Fatalf("%v: %s", err, conf)
+		c.t.Fatalf("%v: %s", err, conf)
 	}
 	list.Plugins[0]["cniVersion"], list.Plugins[0]["name"] = "1.0.0", list.Name
 	own, err := json.Marshal(list.Plugins[0])
 	if err != nil {
-		t.Fatal(err)
+		c.t.Fatal(err)
 	}
-	dir := t.TempDir()
-	call := func(verb string, i int) (string, error) {
+	return func(verb, container string, space podnet.Space, args string) (string, error) {
 		cmd := exec.Command(filepath.Join(filepath.Dir(c.Binary), "strake-cni"))
-		cmd.Env = []string{"CNI_COMMAND=" + verb, fmt.Sprint("CNI_CONTAINERID=taker", i), "CNI_IFNAME=eth0", "CNI_NETNS=" + filepath.Join(dir, fmt.Sprint(i)), "CNI_PATH=/nowhere"}
+		cmd.Env = []string{"CNI_COMMAND=" + verb, "CNI_CONTAINERID=" + container, "CNI_IFNAME=eth0", "CNI_NETNS=" + string(space), "CNI_PATH=/nowhere", "CNI_ARGS=" + args}
 		cmd.Stdin = bytes.NewReader(own)
 		out, err := cmd.CombinedOutput()
 		return string(out), err
+	}
+}
+
+// exhaust takes all of a node's addresses: the next pod's event tells it, and the pod starts when there is one again.
+func exhaust(t *testing.T, c *threeNodes) {
+	n := c.nodes[2]
+	dir, plugin := t.TempDir(), c.cni(n)
+	call := func(verb string, i int) (string, error) {
+		return plugin(verb, fmt.Sprint("taker", i), podnet.Space(filepath.Join(dir, fmt.Sprint(i))), "")
 	}
 	taken := 0
 	t.Cleanup(func() {
