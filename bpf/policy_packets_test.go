@@ -116,7 +116,7 @@ func TestPolicyOnEveryWay(t *testing.T) {
 				l.service(t, LoadBalancer{Name: "ns/web:http", Protocol: proto, Frontends: fronts(kind, front), Backends: backs(at(backend, 8080))})
 			}
 		}
-		vip, nodePort := at(f.service, 80), at(f.node, 30080)
+		vip, nodePort, hostPort := at(f.service, 80), at(f.node, 30080), at(f.node, 8099)
 		for _, c := range []struct {
 			what         string
 			prepare      func(proto byte)
@@ -136,6 +136,8 @@ func TestPolicyOnEveryWay(t *testing.T) {
 			{"to a Service, a pod of another node", service(f.remote(), ClusterIP, vip), podProgram, l.podVeth, f.pod, vip, true, false, "pod_to_remote"},
 			{"to a Service, outside", service(f.far, ClusterIP, vip), podProgram, l.podVeth, f.pod, vip, true, false, "pod_to_service"},
 			{"from outside to a NodePort", service(f.other, NodePort, nodePort), uplinkProgram, l.uplink, f.far, nodePort, false, true, "uplink_to_pod"},
+			{"from outside to a host port", service(f.other, HostPort, hostPort), uplinkProgram, l.uplink, f.far, hostPort, false, true, "uplink_to_pod"},
+			{"to a host port, a pod of the node", service(f.other, HostPort, hostPort), podProgram, l.podVeth, f.pod, hostPort, true, true, "pod_to_service"},
 			{"from a native node", nil, uplinkProgram, l.uplink, native.String(), at(f.other, 8080), false, true, "uplink_to_pod"},
 			{"from the host's stack", nil, toPodProgram, l.otherVeth, f.far, at(f.other, 8080), false, true, ""},
 			{"from the node's neighbours to a Service", service(f.other, ClusterIP, vip), egressProgram, l.uplink, f.hop, vip, false, true, "uplink_to_pod"},
@@ -178,6 +180,25 @@ func TestPolicyOnEveryWay(t *testing.T) {
 				if c.source && c.dest {
 					try("only the pod may", PolicySubject{Egress: onlyOf(isOther)}, PolicySubject{Ingress: onlyOf(isPod)}, c.counted)
 					try("only another may", PolicySubject{}, PolicySubject{Ingress: onlyOf(isRemote)}, "drop_policy_ingress")
+				}
+			}
+		}
+	}
+}
+
+// A Service without backends is refused by itself, also to who may send nothing: policies judge where packets go, and these go nowhere.
+func TestPolicyOfServicesWithoutBackends(t *testing.T) {
+	l := newPolicyLab(t)
+	for _, f := range families {
+		vip := at(f.service, 80)
+		for name, proto := range map[string]byte{"TCP": 6, "UDP": 17} {
+			l.service(t, LoadBalancer{Name: "ns/empty:http", Protocol: proto, Frontends: fronts(ClusterIP, vip)})
+			for _, pod := range []PolicySubject{{Egress: nobody, Ingress: nobody}, {Egress: everybody, Ingress: everybody}, {}} {
+				l.judge(t, pod, PolicySubject{})
+				in := frame(proto, at(f.pod, 5000), vip, []byte("hi"))
+				verdict, out, counted := l.at(t, podProgram, l.podVeth, in)
+				if from, to := addrs(out); verdict != actRedirect || counted != "drop_no_backend" || from != vip.Addr() || to.String() != f.pod {
+					t.Errorf("%s %s, judged by %+v: verdict %d, counted %q, %s to %s", f.name, name, pod, verdict, counted, from, to)
 				}
 			}
 		}
