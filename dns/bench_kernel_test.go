@@ -19,11 +19,11 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	apiruntime "k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
 	"github.com/strake-io/strake/bpf"
+	"github.com/strake-io/strake/mirror"
 	"github.com/strake-io/strake/tests/coredns"
 )
 
@@ -81,12 +81,12 @@ func runBenchAgent(text string) error {
 	if err != nil {
 		return err
 	}
-	f := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(Needed))
-	n, err := NewNames(f, d.Names(), d, "cluster.local")
+	m := mirror.New(client, "")
+	n, err := NewNames(m, d.Names(), d, "cluster.local")
 	if err != nil {
 		return err
 	}
-	f.Start(context.Background().Done())
+	go m.Run(context.Background())
 	return n.Run(context.Background())
 }
 
@@ -253,13 +253,11 @@ func TestBenchMix(t *testing.T) {
 	d := openDatapath(t)
 	must(t, s.ShareWith(d.Outside()))
 	run(t, s)
-	for _, obj := range records.services.List() {
-		svc := obj.(*corev1.Service)
-		_, err := d.Names().Replace(string(svc.UID), Desired(svc, slicesOf(records.slices, svc.Namespace+"/"+svc.Name), "cluster.local"))
+	for svc := range records.services.All() {
+		_, err := d.Names().Replace(string(svc.UID), Desired(svc, endpointSlices(svc, records.slices), "cluster.local"))
 		must(t, err)
 	}
-	for _, obj := range records.namespaces.List() {
-		ns := obj.(*corev1.Namespace)
+	for ns := range records.namespaces.All() {
 		_, err := d.Names().Replace("ns-"+ns.Name, DesiredNamespace(ns, "cluster.local"))
 		must(t, err)
 	}

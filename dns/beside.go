@@ -3,7 +3,6 @@ package dns
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -11,12 +10,11 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
-	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/tools/cache"
 	"k8s.io/klog/v2"
 
 	"github.com/strake-io/strake/bpf"
+	"github.com/strake-io/strake/mirror"
 )
 
 // NameServers is where the kernel is told in whose stead it answers.
@@ -28,50 +26,28 @@ type NameServers interface {
 // Service's addresses, and of those of its endpoints, as to many programs the former are the latter already. What the kernel does not answer
 // goes there as if it were not there.
 type Beside struct {
-	service          string // NAMESPACE/NAME
-	to               NameServers
-	names            *Names
-	records          *KernelRecords
-	services, slices cache.Indexer
-	synced           []cache.InformerSynced
-	changed          chan struct{}
+	service  string // NAMESPACE/NAME
+	to       NameServers
+	names    *Names
+	records  *KernelRecords
+	services *mirror.Services
+	slices   *mirror.Slices
+	changed  chan struct{}
 }
 
-// NewBeside registers with the informers; start them afterwards.
-func NewBeside(f informers.SharedInformerFactory, to NameServers, names *Names, records *KernelRecords, service string) (*Beside, error) {
-	svc, sl := f.Core().V1().Services().Informer(), f.Discovery().V1().EndpointSlices().Informer()
-	if err := addIndex(sl, byService, sliceService); err != nil {
-		return nil, err
-	}
-	b := &Beside{service: service, to: to, names: names, records: records, services: svc.GetIndexer(), slices: sl.GetIndexer(), changed: make(chan struct{}, 1)}
-	for _, informer := range []cache.SharedIndexInformer{svc, sl} {
-		registration, err := informer.AddEventHandler(cache.FilteringResourceEventHandler{
-			FilterFunc: func(obj any) bool { return b.about(obj) },
-			Handler:    cache.ResourceEventHandlerFuncs{AddFunc: b.note, DeleteFunc: b.note, UpdateFunc: func(_, obj any) { b.note(obj) }},
-		})
-		if err != nil {
-			return nil, fmt.Errorf("dns: %w", err)
-		}
-		b.synced = append(b.synced, registration.HasSynced)
-	}
+// NewBeside follows a mirror, which is to run afterwards.
+func NewBeside(m *mirror.Mirror, to NameServers, names *Names, records *KernelRecords, service string) (*Beside, error) {
+	b := &Beside{service: service, to: to, names: names, records: records, services: m.Services(), slices: m.Slices(), changed: make(chan struct{}, 1)}
+	b.services.Follow(each(func(s *corev1.Service) { b.note(mirror.KeyOf(s)) }))
+	b.slices.Follow(each(func(s *discoveryv1.EndpointSlice) { b.note(mirror.ServiceOf(s)) }))
 	return b, names.offAtFirst()
 }
 
-// about tells whether an object is the DNS Service, or of it.
-func (b *Beside) about(obj any) bool {
-	if t, ok := obj.(cache.DeletedFinalStateUnknown); ok {
-		obj = t.Obj
+// note has the kernel told anew if a Service is the DNS.
+func (b *Beside) note(service string) {
+	if service != b.service {
+		return
 	}
-	switch o := obj.(type) {
-	case *corev1.Service:
-		return o.Namespace+"/"+o.Name == b.service
-	case *discoveryv1.EndpointSlice:
-		return o.Namespace+"/"+o.Labels[discoveryv1.LabelServiceName] == b.service
-	}
-	return false
-}
-
-func (b *Beside) note(any) {
 	select {
 	case b.changed <- struct{}{}:
 	default:
@@ -80,10 +56,10 @@ func (b *Beside) note(any) {
 
 // Run tells the kernel until ctx ends. What it has told stays.
 func (b *Beside) Run(ctx context.Context) error {
-	if !cache.WaitForCacheSync(ctx.Done(), b.synced...) {
+	if !mirror.Wait(ctx, b.services, b.slices) {
 		return nil
 	}
-	b.note(nil)
+	b.note(b.service)
 	for backoff := newBackoff(); ; {
 		select {
 		case <-ctx.Done():
@@ -93,7 +69,7 @@ func (b *Beside) Run(ctx context.Context) error {
 		servers := b.servers()
 		if err := b.to.SetNameServers(servers); err != nil {
 			klog.ErrorS(err, "The kernel does not know where the cluster's DNS is, trying again", "service", b.service)
-			time.AfterFunc(backoff.Step(), func() { b.note(nil) })
+			time.AfterFunc(backoff.Step(), func() { b.note(b.service) })
 			continue
 		}
 		backoff = newBackoff()
@@ -107,11 +83,10 @@ func (b *Beside) Run(ctx context.Context) error {
 
 // servers are where the DNS is asked over UDP.
 func (b *Beside) servers() []netip.AddrPort {
-	obj, ok, err := b.services.GetByKey(b.service)
-	if err != nil || !ok {
+	svc := b.services.Get(b.service)
+	if svc == nil {
 		return nil
 	}
-	svc := obj.(*corev1.Service)
 	var out []netip.AddrPort
 	add := func(a netip.Addr, port int32) {
 		if to := netip.AddrPortFrom(a, uint16(port)); a.IsValid() && !a.Is4In6() && a.Zone() == "" && port > 0 && !slices.Contains(out, to) {
@@ -120,12 +95,12 @@ func (b *Beside) servers() []netip.AddrPort {
 	}
 	for _, p := range svc.Spec.Ports {
 		if p.Protocol == corev1.ProtocolUDP {
-			for _, a := range clusterIPs(svc) {
+			for _, a := range mirror.ClusterIPs(svc) {
 				add(a, p.Port)
 			}
 		}
 	}
-	for _, s := range slicesOf(b.slices, b.service) {
+	for _, s := range b.slices.OfService(b.service) {
 		for _, p := range s.Ports {
 			if p.Protocol == nil || *p.Protocol != corev1.ProtocolUDP || p.Port == nil {
 				continue

@@ -10,9 +10,9 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/informers"
 
 	"github.com/strake-io/strake/bpf"
+	"github.com/strake-io/strake/mirror"
 )
 
 // fakeNameServers fails once.
@@ -49,13 +49,12 @@ func TestBesideTheClustersDNS(t *testing.T) {
 	ports := append(endpointPort("dns", corev1.ProtocolUDP, 1053), endpointPort("dns-tcp", corev1.ProtocolTCP, 1054)...)
 	client, watched := newClient(append(objects(), service("kube-dns", []string{"10.96.0.10", "fd00:96::a"}, tcp, udp), endpoints("kube-dns", "a", ports, "10.244.0.30", "10.244.0.31!"))...)
 	ctx, cancel := context.WithCancel(context.Background())
-	f := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(Needed))
+	m := mirror.New(client, "")
 	state, servers := &fakeState{}, &fakeNameServers{}
-	names, err := NewNames(f, newTable(0), state, "cluster.local")
+	names, err := NewNames(m, newTable(0), state, "cluster.local")
 	must(t, err)
-	records, err := NewKernelRecords(f, &fakeRecords{rows: map[string][]bpf.Record{}, changed: make(chan struct{}, 1)}, "cluster.local")
-	must(t, err)
-	b, err := NewBeside(f, servers, names, records, "default/kube-dns")
+	records := NewKernelRecords(m, &fakeRecords{rows: map[string][]bpf.Record{}, changed: make(chan struct{}, 1)}, "cluster.local")
+	b, err := NewBeside(m, servers, names, records, "default/kube-dns")
 	must(t, err)
 	is := func(want bpf.NamesState) func() bool {
 		return func() bool { got, _ := state.NamesState(); return got == want }
@@ -63,11 +62,11 @@ func TestBesideTheClustersDNS(t *testing.T) {
 	if !is(bpf.NamesState{Off: true})() {
 		t.Error("names are answered before the Corefile was read")
 	}
-	f.Start(ctx.Done())
 	var done sync.WaitGroup
+	done.Go(func() { m.Run(ctx) })
 	done.Go(func() { must(t, b.Run(ctx)) })
 	done.Go(func() { must(t, b.FollowCorefile(ctx, client, "kube-system/coredns")) })
-	t.Cleanup(func() { cancel(); done.Wait(); f.Shutdown() })
+	t.Cleanup(func() { cancel(); done.Wait() })
 	for range 4 { // Services, EndpointSlices, namespaces and the ConfigMap
 		<-watched
 	}

@@ -12,14 +12,12 @@ import (
 	"github.com/miekg/dns"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/sets"
-	"k8s.io/client-go/informers"
-	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/util/workqueue"
 	"k8s.io/klog/v2"
 
 	"github.com/strake-io/strake/bpf"
+	"github.com/strake-io/strake/mirror"
 )
 
 // KernelRecords keeps the answers up to date that the kernel gives as they are: SRV of ports, PTR of addresses, aliases inside the cluster, and more addresses
@@ -28,7 +26,6 @@ type KernelRecords struct {
 	table   bpf.Table[bpf.Record]
 	records *Records
 	queue   workqueue.TypedRateLimitingInterface[recordsOf]
-	synced  []cache.InformerSynced
 
 	// Flush makes the kernel forget what servers outside have said of the cluster's aliases; nil: it keeps nothing. Set it before Run.
 	Flush func() error
@@ -50,23 +47,15 @@ type recordsOf struct {
 // addrOwner begins the owners of answers about addresses, which may be of several Services.
 const addrOwner = "@"
 
-// NewKernelRecords registers with the informers; start them afterwards.
-func NewKernelRecords(f informers.SharedInformerFactory, table bpf.Table[bpf.Record], zone string) (*KernelRecords, error) {
-	records, err := NewRecords(f)
-	if err != nil {
-		return nil, err
-	}
-	k := newKernelRecords(records, table, zone)
-	for _, informer := range []cache.SharedIndexInformer{f.Core().V1().Services().Informer(), f.Discovery().V1().EndpointSlices().Informer()} {
-		registration, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
-			AddFunc: k.enqueue, DeleteFunc: k.enqueue, UpdateFunc: func(old, obj any) { k.enqueue(old); k.enqueue(obj) },
-		})
-		if err != nil {
-			return nil, err
-		}
-		k.synced = append(k.synced, registration.HasSynced)
-	}
-	return k, nil
+// NewKernelRecords follows a mirror, which is to run afterwards.
+func NewKernelRecords(m *mirror.Mirror, table bpf.Table[bpf.Record], zone string) *KernelRecords {
+	k := newKernelRecords(NewRecords(m), table, zone)
+	k.records.services.Follow(each(func(svc *corev1.Service) {
+		k.queueService(svc)
+		k.queueAliases(mirror.KeyOf(svc))
+	}))
+	k.records.slices.Follow(each(k.queueSlice))
+	return k
 }
 
 func newKernelRecords(records *Records, table bpf.Table[bpf.Record], zone string) *KernelRecords {
@@ -88,40 +77,31 @@ func (k *KernelRecords) Configure(cfg Config) error {
 	}
 	k.zone, k.hosts = k.records.of(k.zone.zone, cfg), hosts
 	k.mu.Unlock()
-	for _, obj := range k.records.services.List() {
-		k.queueService(obj.(*corev1.Service))
+	for svc := range k.records.services.All() {
+		k.queueService(svc)
 	}
 	return nil
 }
 
-// enqueue notes whose answers an object has a part in.
-func (k *KernelRecords) enqueue(obj any) {
-	if t, ok := obj.(cache.DeletedFinalStateUnknown); ok {
-		obj = t.Obj
-	}
-	switch o := obj.(type) {
-	case *corev1.Service:
-		k.queueService(o)
-		k.queueAliases(o.Namespace + "/" + o.Name)
-	case *discoveryv1.EndpointSlice:
-		// A Service that is not known yet sees its slices when it comes.
-		key := o.Namespace + "/" + o.Labels[discoveryv1.LabelServiceName]
-		svc, ok := k.records.get(o.Namespace, o.Labels[discoveryv1.LabelServiceName])
-		k.queueAddresses(ok && svc.Spec.ClusterIP == corev1.ClusterIPNone, o)
-		if ok && svc.Spec.ClusterIP == corev1.ClusterIPNone { // else its answers don't depend on its endpoints
-			k.queue.Add(recordsOf{key: key, uid: string(svc.UID)})
-			k.queueAliases(key)
-		}
+// queueSlice notes whose answers a slice has a part in. A Service that is not known yet sees its slices when it comes.
+func (k *KernelRecords) queueSlice(s *discoveryv1.EndpointSlice) {
+	key := mirror.ServiceOf(s)
+	svc := k.records.services.Get(key)
+	headless := svc != nil && svc.Spec.ClusterIP == corev1.ClusterIPNone
+	k.queueAddresses(headless, s)
+	if headless { // else its answers don't depend on its endpoints
+		k.queue.Add(recordsOf{key: key, uid: string(svc.UID)})
+		k.queueAliases(key)
 	}
 }
 
 func (k *KernelRecords) queueService(svc *corev1.Service) {
-	key := svc.Namespace + "/" + svc.Name
+	key := mirror.KeyOf(svc)
 	k.queue.Add(recordsOf{key: key, uid: string(svc.UID)})
-	for _, a := range clusterIPs(svc) {
+	for _, a := range mirror.ClusterIPs(svc) {
 		k.queue.Add(recordsOf{addr: a})
 	}
-	k.queueAddresses(svc.Spec.ClusterIP == corev1.ClusterIPNone, slicesOf(k.records.slices, key)...)
+	k.queueAddresses(svc.Spec.ClusterIP == corev1.ClusterIPNone, k.records.slices.OfService(key)...)
 }
 
 // queueAddresses notes the addresses of endpoints: of headless Services, or of any those that are told of already.
@@ -144,8 +124,7 @@ func (k *KernelRecords) queueAliases(key string) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for alias := range k.leads[key] {
-		namespace, name, _ := strings.Cut(alias, "/")
-		if svc, ok := k.records.get(namespace, name); ok {
+		if svc := k.records.services.Get(alias); svc != nil {
 			k.queue.Add(recordsOf{key: alias, uid: string(svc.UID)})
 		}
 	}
@@ -154,7 +133,7 @@ func (k *KernelRecords) queueAliases(key string) {
 // Run writes answers until ctx ends. What it has written stays.
 func (k *KernelRecords) Run(ctx context.Context) error {
 	defer k.queue.ShutDown()
-	if !cache.WaitForCacheSync(ctx.Done(), k.synced...) {
+	if !mirror.Wait(ctx, k.records.services, k.records.slices) {
 		return nil
 	}
 	defer context.AfterFunc(ctx, k.queue.ShutDown)()
@@ -179,8 +158,8 @@ func (k *KernelRecords) Run(ctx context.Context) error {
 // prune deletes the answers of Services and addresses that went while nobody watched.
 func (k *KernelRecords) prune() error {
 	live := map[string]bool{}
-	for _, obj := range k.records.services.List() {
-		live[string(obj.(metav1.Object).GetUID())] = true
+	for svc := range k.records.services.All() {
+		live[string(svc.UID)] = true
 	}
 	_, err := k.table.Prune(func(owner string) bool {
 		text, ok := strings.CutPrefix(owner, addrOwner)
@@ -203,23 +182,19 @@ func (k *KernelRecords) sync(o recordsOf) error {
 		_, err := k.table.Replace(addrOwner+o.addr.String(), want)
 		return err
 	}
-	obj, ok, err := k.records.services.GetByKey(o.key)
-	if err != nil {
-		return err
-	}
-	svc, _ := obj.(*corev1.Service)
+	svc := k.records.services.Get(o.key)
 	if k.Flush != nil && (k.isAlias(o.key) || svc != nil && svc.Spec.Type == corev1.ServiceTypeExternalName) {
 		if err := k.Flush(); err != nil {
 			return err
 		}
 	}
 	var want []bpf.Record
-	if ok && string(svc.UID) == o.uid {
-		want = k.answersOf(svc)
-	} else if !ok {
+	if svc == nil {
 		k.unfollow(o.key)
+	} else if string(svc.UID) == o.uid {
+		want = k.answersOf(svc)
 	}
-	_, err = k.table.Replace(o.uid, want)
+	_, err := k.table.Replace(o.uid, want)
 	return err
 }
 
@@ -268,7 +243,7 @@ func (k *KernelRecords) answersOf(svc *corev1.Service) []bpf.Record {
 	k.mu.Lock()
 	zone := k.zone
 	k.mu.Unlock()
-	key := svc.Namespace + "/" + svc.Name
+	key := mirror.KeyOf(svc)
 	name := svc.Name + "." + svc.Namespace + ".svc." + zone.zone
 	var out []bpf.Record
 	add := func(name string, types ...uint16) {
@@ -299,7 +274,7 @@ func (k *KernelRecords) answersOf(svc *corev1.Service) []bpf.Record {
 		}
 		return out
 	}
-	eps := endpointsOf(svc, slicesOf(zone.slices, key))
+	eps := endpointsOf(svc, zone.slices.OfService(key))
 	if len(eps) > maxKernelAddrs {
 		add(name, dns.TypeA, dns.TypeAAAA)
 	}
@@ -333,11 +308,9 @@ func leadsTo(zone *Records, svc *corev1.Service) []string {
 			break
 		}
 		out = append(out, labels[n-2]+"/"+labels[n-3])
-		next, ok := zone.get(labels[n-2], labels[n-3])
-		if !ok {
+		if svc = zone.services.Get(out[len(out)-1]); svc == nil {
 			break
 		}
-		svc = next
 	}
 	return out
 }
@@ -364,14 +337,12 @@ func (k *KernelRecords) reverseOf(addr netip.Addr) []bpf.Record {
 
 // named tells whether an address is of a Service, or of an endpoint of a headless one.
 func (k *KernelRecords) named(zone *Records, addr netip.Addr) bool {
-	if objs, err := zone.services.ByIndex(byAddress, addr.String()); err == nil && len(objs) > 0 {
+	if len(zone.services.At(addr)) > 0 {
 		return true
 	}
-	objs, err := zone.slices.ByIndex(byAddress, addr.String())
-	return err == nil && slices.ContainsFunc(objs, func(o any) bool {
-		s := o.(*discoveryv1.EndpointSlice)
-		svc, ok := zone.get(s.Namespace, s.Labels[discoveryv1.LabelServiceName])
-		return ok && svc.Spec.ClusterIP == corev1.ClusterIPNone
+	return slices.ContainsFunc(zone.slices.At(addr), func(s *discoveryv1.EndpointSlice) bool {
+		svc := zone.services.Get(mirror.ServiceOf(s))
+		return svc != nil && svc.Spec.ClusterIP == corev1.ClusterIPNone
 	})
 }
 

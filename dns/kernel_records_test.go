@@ -12,13 +12,12 @@ import (
 
 	"github.com/miekg/dns"
 	corev1 "k8s.io/api/core/v1"
-	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes/fake"
 
 	"github.com/strake-io/strake/bpf"
+	"github.com/strake-io/strake/mirror"
 )
 
 // What is more than a few addresses the kernel answers, too, as the server does: if the client takes it.
@@ -206,17 +205,19 @@ func (f *fakeRecords) show(t *testing.T) string {
 // of aliases of what has changed.
 func TestKernelRecordsFollow(t *testing.T) {
 	const zone = "cluster.local"
-	client := fake.NewClientset()
-	f := informers.NewSharedInformerFactory(client, 0)
+	client, watched := newClient()
+	m := mirror.New(client, "")
 	stale := appendRecord(nil, "", new(dns.Msg).SetQuestion("gone.", dns.TypeA))
 	table := &fakeRecords{rows: map[string][]bpf.Record{"gone": stale, "@192.0.2.1": stale}, changed: make(chan struct{}, 1)}
-	k, err := NewKernelRecords(f, table, zone)
-	must(t, err)
+	k := NewKernelRecords(m, table, zone)
+	stop := follow(m)
+	for range 3 { // Services, EndpointSlices and namespaces
+		<-watched
+	}
 	ctx, cancel := context.WithCancel(context.Background())
-	f.Start(ctx.Done())
 	done := make(chan error, 1)
 	go func() { done <- k.Run(ctx) }()
-	t.Cleanup(func() { cancel(); must(t, <-done); f.Shutdown() })
+	t.Cleanup(func() { cancel(); must(t, <-done); stop() })
 	services, slicesOf := client.CoreV1().Services("default"), client.DiscoveryV1().EndpointSlices("default")
 	random := rand.New(rand.NewPCG(5, 6))
 	names := []string{"a", "b", "c", "d"}
@@ -250,6 +251,7 @@ func TestKernelRecordsFollow(t *testing.T) {
 				list = append(list, fmt.Sprintf("h%d=10.244.0.%d", i, random.IntN(20)))
 			}
 			s := endpoints(name, "a", endpointPort("http", corev1.ProtocolTCP, 80), list...)
+			var err error
 			switch {
 			case !sliceExists[name]:
 				_, err = slicesOf.Create(ctx, s, metav1.CreateOptions{})
@@ -282,27 +284,24 @@ func awaitRecords(t *testing.T, ctx context.Context, client *fake.Clientset, tab
 	t.Helper()
 	deadline := time.Now().Add(30 * time.Second)
 	for {
-		f := informers.NewSharedInformerFactory(client, 0)
-		records, err := NewRecords(f)
-		must(t, err)
+		m := mirror.New(client, "")
+		records := NewRecords(m)
 		fresh := &fakeRecords{rows: map[string][]bpf.Record{}, changed: make(chan struct{}, 1)}
 		k := newKernelRecords(records, fresh, zone)
-		stop := make(chan struct{})
-		f.Start(stop)
-		f.WaitForCacheSync(stop)
-		for _, obj := range records.services.List() {
-			k.queueService(obj.(*corev1.Service))
+		stop := follow(m)
+		m.Wait(ctx)
+		for svc := range records.services.All() {
+			k.queueService(svc)
 		}
-		for _, obj := range records.slices.List() {
-			k.enqueue(obj.(*discoveryv1.EndpointSlice))
+		for s := range records.slices.All() {
+			k.queueSlice(s)
 		}
 		for k.queue.Len() > 0 {
 			o, _ := k.queue.Get()
 			must(t, k.sync(o))
 			k.queue.Done(o)
 		}
-		close(stop)
-		f.Shutdown()
+		stop()
 		want, got := fresh.show(t), table.show(t)
 		if got == want {
 			return

@@ -19,8 +19,10 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/kubernetes/fake"
 
 	"github.com/strake-io/strake/bpf"
+	"github.com/strake-io/strake/mirror"
 )
 
 // podDial makes a pod of this node, and sockets of it to the DNS addresses: what they say meets the kernel's answerer first.
@@ -160,9 +162,8 @@ func podAndServer(t *testing.T) (dial func(network string, to netip.AddrPort) ne
 func fillKernel(t *testing.T, d *bpf.Datapath, records *Records) {
 	t.Helper()
 	owners, longest := 0, strings.Repeat("a", 63)
-	for _, obj := range append(records.services.List(), service(longest, []string{"10.96.0.9"}, func(s *corev1.Service) { s.Namespace, s.UID = longest, "longest" })) {
-		svc := obj.(*corev1.Service)
-		rows := Desired(svc, slicesOf(records.slices, svc.Namespace+"/"+svc.Name), "cluster.local")
+	for _, svc := range append(slices.Collect(records.services.All()), service(longest, []string{"10.96.0.9"}, func(s *corev1.Service) { s.Namespace, s.UID = longest, "longest" })) {
+		rows := Desired(svc, endpointSlices(svc, records.slices), "cluster.local")
 		_, err := d.Names().Replace(string(svc.UID), rows)
 		must(t, err)
 		owners += len(rows)
@@ -172,16 +173,15 @@ func fillKernel(t *testing.T, d *bpf.Datapath, records *Records) {
 	}
 	k := newKernelRecords(records, d.Records(), "cluster.local")
 	must(t, k.prune())
-	for _, obj := range records.services.List() {
-		k.queueService(obj.(*corev1.Service))
+	for svc := range records.services.All() {
+		k.queueService(svc)
 	}
 	for k.queue.Len() > 0 {
 		o, _ := k.queue.Get()
 		must(t, k.sync(o))
 		k.queue.Done(o)
 	}
-	for _, obj := range records.namespaces.List() {
-		ns := obj.(*corev1.Namespace)
+	for ns := range records.namespaces.All() {
 		_, err := d.Names().Replace("ns-"+ns.Name, DesiredNamespace(ns, "cluster.local"))
 		must(t, err)
 	}
@@ -423,9 +423,8 @@ func TestPodTakesTCPForWhatIsCut(t *testing.T) {
 func TestKernelBeforeTheClusterWasSeen(t *testing.T) {
 	d := openDatapath(t)
 	conn := &dns.Conn{Conn: podDial(t, d)("udp", at), UDPSize: 4096}
-	r := newRecords(t) // a server that knows nothing either, but to its name
-	r.synced = append(r.synced, func() bool { return false })
-	run(t, newServer(t, r, "/nowhere", at))
+	unseen := NewRecords(mirror.New(fake.NewClientset(), ""), self, self6) // a server that knows nothing either, but its name
+	run(t, newServer(t, unseen, "/nowhere", at))
 	for question := range recordCases {
 		name, _, _ := strings.Cut(question, " ")
 		m := askOver(t, conn, new(dns.Msg).SetQuestion(name, dns.TypeA))

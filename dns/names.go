@@ -3,7 +3,6 @@ package dns
 import (
 	"context"
 	"errors"
-	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -13,15 +12,13 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/apimachinery/pkg/util/wait"
-	"k8s.io/client-go/informers"
-	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/util/workqueue"
 	"k8s.io/klog/v2"
 
 	"github.com/strake-io/strake/bpf"
+	"github.com/strake-io/strake/mirror"
 )
 
 // maxKernelAddrs is how many addresses of a family the kernel answers for a headless Service.
@@ -37,7 +34,7 @@ func Desired(svc *corev1.Service, endpoints []*discoveryv1.EndpointSlice, zone s
 		return elsewhere
 	}
 	if svc.Spec.ClusterIP != corev1.ClusterIPNone {
-		row := fitting(owner, name, clusterIPs(svc))
+		row := fitting(owner, name, mirror.ClusterIPs(svc))
 		if len(row.Addrs) == 0 {
 			return elsewhere
 		}
@@ -97,11 +94,12 @@ type State interface {
 
 // Names keeps the kernel's names up to date, and tells it whether they are all.
 type Names struct {
-	table                        bpf.Table[bpf.Name]
-	zone                         string
-	services, slices, namespaces cache.Indexer
-	synced                       []cache.InformerSynced
-	queue                        workqueue.TypedRateLimitingInterface[change]
+	table      bpf.Table[bpf.Name]
+	zone       string
+	services   *mirror.Services
+	slices     *mirror.Slices
+	namespaces *mirror.Namespaces
+	queue      workqueue.TypedRateLimitingInterface[change]
 
 	mu      sync.Mutex
 	state   State
@@ -114,48 +112,44 @@ type Names struct {
 // The one without a key comes after all that there was at the start.
 type change struct{ key, uid string }
 
-// NewNames registers with the informers; start them afterwards.
-func NewNames(f informers.SharedInformerFactory, table bpf.Table[bpf.Name], state State, zone string) (*Names, error) {
-	svc, sl, ns := f.Core().V1().Services().Informer(), f.Discovery().V1().EndpointSlices().Informer(), f.Core().V1().Namespaces().Informer()
-	if err := addIndex(sl, byService, sliceService); err != nil {
-		return nil, err
-	}
+// NewNames follows a mirror, which is to run afterwards.
+func NewNames(m *mirror.Mirror, table bpf.Table[bpf.Name], state State, zone string) (*Names, error) {
 	known, err := state.NamesState()
 	if err != nil {
 		return nil, err
 	}
 	n := &Names{
-		table: table, zone: zone, services: svc.GetIndexer(), slices: sl.GetIndexer(), namespaces: ns.GetIndexer(), state: state, known: known, missing: map[change]bool{},
+		table: table, zone: zone, services: m.Services(), slices: m.Slices(), namespaces: m.Namespaces(), state: state, known: known, missing: map[change]bool{},
 		queue: workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[change](10*time.Millisecond, 30*time.Second)),
 	}
-	for _, informer := range []cache.SharedIndexInformer{svc, sl, ns} {
-		registration, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
-			AddFunc: n.enqueue, DeleteFunc: n.enqueue, UpdateFunc: func(old, obj any) { n.enqueue(old); n.enqueue(obj) },
-		})
-		if err != nil {
-			return nil, fmt.Errorf("dns: %w", err)
+	n.services.Follow(each(func(svc *corev1.Service) { n.queue.Add(change{mirror.KeyOf(svc), string(svc.UID)}) }))
+	n.namespaces.Follow(each(func(ns *corev1.Namespace) { n.queue.Add(change{ns.Name, string(ns.UID)}) }))
+	n.slices.Follow(mirror.Follower[*discoveryv1.EndpointSlice]{Added: n.ofService, Changed: func(old, now *discoveryv1.EndpointSlice) {
+		for _, s := range []*discoveryv1.EndpointSlice{old, now} {
+			if s != nil {
+				n.ofService(mirror.ServiceOf(s))
+			}
 		}
-		n.synced = append(n.synced, registration.HasSynced)
-	}
+	}})
 	return n, nil
 }
 
-// enqueue notes the Service or namespace that an object is, or belongs to.
-func (n *Names) enqueue(obj any) {
-	if t, ok := obj.(cache.DeletedFinalStateUnknown); ok {
-		obj = t.Obj
-	}
-	switch o := obj.(type) {
-	case *corev1.Service:
-		n.queue.Add(change{o.Namespace + "/" + o.Name, string(o.UID)})
-	case *corev1.Namespace:
-		n.queue.Add(change{o.Name, string(o.UID)})
-	case *discoveryv1.EndpointSlice:
-		// A Service that is not known yet sees its slices when it comes; one that is gone has no use for them.
-		key := o.Namespace + "/" + o.Labels[discoveryv1.LabelServiceName]
-		if svc, ok, err := n.services.GetByKey(key); err == nil && ok {
-			n.queue.Add(change{key, string(svc.(*corev1.Service).UID)})
+// each calls f with what an object was and with what it is.
+func each[P comparable](f func(P)) mirror.Follower[P] {
+	return mirror.Follower[P]{Changed: func(old, now P) {
+		var none P
+		for _, obj := range []P{old, now} {
+			if obj != none {
+				f(obj)
+			}
 		}
+	}}
+}
+
+// ofService notes a Service whose slices have changed. One that is not known yet sees them when it comes; one that is gone has no use for them.
+func (n *Names) ofService(key string) {
+	if svc := n.services.Get(key); svc != nil {
+		n.queue.Add(change{key, string(svc.UID)})
 	}
 }
 
@@ -202,7 +196,7 @@ func (n *Names) note(c change, written bool) error {
 // Run writes names until ctx ends. What it has written stays.
 func (n *Names) Run(ctx context.Context) error {
 	defer n.queue.ShutDown()
-	if !cache.WaitForCacheSync(ctx.Done(), n.synced...) {
+	if !mirror.Wait(ctx, n.services, n.slices, n.namespaces) {
 		return nil
 	}
 	backoff := wait.Backoff{Duration: 10 * time.Millisecond, Factor: 2, Steps: 12, Cap: 30 * time.Second}
@@ -242,31 +236,33 @@ func (n *Names) Run(ctx context.Context) error {
 // prune deletes the names of Services and namespaces that went while nobody watched.
 func (n *Names) prune() error {
 	live := map[string]bool{}
-	for _, obj := range append(n.services.List(), n.namespaces.List()...) {
-		live[string(obj.(metav1.Object).GetUID())] = true
+	for svc := range n.services.All() {
+		live[string(svc.UID)] = true
+	}
+	for ns := range n.namespaces.All() {
+		live[string(ns.UID)] = true
 	}
 	_, err := n.table.Prune(func(owner string) bool { return live[owner] })
 	return err
 }
 
 func (n *Names) sync(c change) error {
-	from := n.services
-	if !strings.Contains(c.key, "/") {
-		from = n.namespaces
-	}
-	obj, ok, err := from.GetByKey(c.key)
-	if err != nil {
-		return err
-	}
 	var want []bpf.Name
-	if ok && string(obj.(metav1.Object).GetUID()) == c.uid {
-		switch o := obj.(type) {
-		case *corev1.Service:
-			want = Desired(o, slicesOf(n.slices, c.key), n.zone)
-		case *corev1.Namespace:
-			want = DesiredNamespace(o, n.zone)
+	if strings.Contains(c.key, "/") {
+		if svc := n.services.Get(c.key); svc != nil && string(svc.UID) == c.uid {
+			want = Desired(svc, endpointSlices(svc, n.slices), n.zone)
 		}
+	} else if ns := n.namespaces.Get(c.key); ns != nil && string(ns.UID) == c.uid {
+		want = DesiredNamespace(ns, n.zone)
 	}
-	_, err = n.table.Replace(c.uid, want)
+	_, err := n.table.Replace(c.uid, want)
 	return err
+}
+
+// endpointSlices are those of a Service whose names are its endpoints'.
+func endpointSlices(svc *corev1.Service, all *mirror.Slices) []*discoveryv1.EndpointSlice {
+	if svc.Spec.ClusterIP != corev1.ClusterIPNone {
+		return nil
+	}
+	return all.OfService(mirror.KeyOf(svc))
 }

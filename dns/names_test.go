@@ -17,11 +17,11 @@ import (
 	apiruntime "k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
-	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes/fake"
 	clienttesting "k8s.io/client-go/testing"
 
 	"github.com/strake-io/strake/bpf"
+	"github.com/strake-io/strake/mirror"
 )
 
 // What the kernel knows of Services: names with one to eight addresses of a family, or of each, and what it leaves to user space.
@@ -202,7 +202,10 @@ func newClient(objs ...apiruntime.Object) (client *fake.Clientset, watched chan 
 	client, watched = fake.NewClientset(objs...), make(chan struct{}, 100)
 	client.PrependWatchReactor("*", func(action clienttesting.Action) (bool, watch.Interface, error) {
 		w, err := client.Tracker().Watch(action.GetResource(), action.GetNamespace())
-		watched <- struct{}{}
+		select {
+		case watched <- struct{}{}:
+		default: // nobody waits for so many
+		}
 		return true, w, err
 	})
 	return client, watched
@@ -212,10 +215,10 @@ func newClient(objs ...apiruntime.Object) (client *fake.Clientset, watched chan 
 func start(t *testing.T, client *fake.Clientset, watched chan struct{}, table bpf.Table[bpf.Name], state *fakeState) (stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	f := informers.NewSharedInformerFactory(client, 0)
-	n, err := NewNames(f, table, state, "cluster.local")
+	m := mirror.New(client, "")
+	n, err := NewNames(m, table, state, "cluster.local")
 	must(t, err)
-	f.Start(ctx.Done())
+	stopFollowing := follow(m)
 	done := make(chan error, 1)
 	go func() { done <- n.Run(ctx) }()
 	for range 3 { // Services, EndpointSlices and namespaces
@@ -224,7 +227,7 @@ func start(t *testing.T, client *fake.Clientset, watched chan struct{}, table bp
 	return sync.OnceFunc(func() {
 		cancel()
 		must(t, <-done)
-		f.Shutdown()
+		stopFollowing()
 	})
 }
 
@@ -335,8 +338,7 @@ func TestNamesAtARestart(t *testing.T) {
 	must(t, client.CoreV1().Services("default").Delete(context.Background(), "a", metav1.DeleteOptions{}))
 
 	// A feeder that never sees the cluster.
-	f := informers.NewSharedInformerFactory(client, 0)
-	n, err := NewNames(f, table, state, "cluster.local")
+	n, err := NewNames(mirror.New(client, ""), table, state, "cluster.local")
 	must(t, err)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
@@ -407,7 +409,7 @@ func TestNamesAreWhole(t *testing.T) {
 func TestNamesAreConfigured(t *testing.T) {
 	client, _ := newClient()
 	state := &fakeState{}
-	n, err := NewNames(informers.NewSharedInformerFactory(client, 0), newTable(0), state, "cluster.local")
+	n, err := NewNames(mirror.New(client, ""), newTable(0), state, "cluster.local")
 	must(t, err)
 	for name, c := range map[string]struct {
 		cfg  Config

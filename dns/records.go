@@ -9,50 +9,37 @@ import (
 	"github.com/miekg/dns"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
-	"k8s.io/client-go/informers"
-	"k8s.io/client-go/tools/cache"
+
+	"github.com/strake-io/strake/mirror"
 )
 
 // specVersion is that of the specification, as TXT dns-version tells it.
 const specVersion = "1.1.0"
 
-// Records answers from the informers' caches; nothing is listed for a query.
+// Records answers from what a mirror holds; nothing is listed for a query.
 type Records struct {
-	zone                         string // with the trailing dot
-	ttl                          uint32
-	self                         []netip.Addr // of the name server
-	services, slices, namespaces cache.Indexer
-	pods                         cache.Indexer // by their addresses; nil: pods are not followed
-	podNames                     string        // such as PodsInsecure
-	synced                       []cache.InformerSynced
+	zone       string // with the trailing dot
+	ttl        uint32
+	self       []netip.Addr // of the name server
+	services   *mirror.Services
+	slices     *mirror.Slices
+	namespaces *mirror.Namespaces
+	pods       *mirror.Pods // nil: pods are not followed
+	podNames   string       // such as PodsInsecure
 }
 
-// NewRecords adds indexes to informers that have not started yet. self are the name server's own addresses, those of ns.dns.<zone>.
-func NewRecords(f informers.SharedInformerFactory, self ...netip.Addr) (*Records, error) {
-	svc, sl, ns := f.Core().V1().Services().Informer(), f.Discovery().V1().EndpointSlices().Informer(), f.Core().V1().Namespaces().Informer()
-	for _, i := range []struct {
-		informer cache.SharedIndexInformer
-		name     string
-		f        cache.IndexFunc
-	}{{svc, byAddress, serviceAddresses}, {sl, byService, sliceService}, {sl, byAddress, sliceAddresses}} {
-		if err := addIndex(i.informer, i.name, i.f); err != nil {
-			return nil, err
-		}
-	}
-	return &Records{
-		self: self, services: svc.GetIndexer(), slices: sl.GetIndexer(), namespaces: ns.GetIndexer(),
-		synced: []cache.InformerSynced{svc.HasSynced, sl.HasSynced, ns.HasSynced},
-	}, nil
+// NewRecords has a mirror that does not run yet follow what records are made of. self are the name server's own addresses, those of ns.dns.<zone>.
+func NewRecords(m *mirror.Mirror, self ...netip.Addr) *Records {
+	r := &Records{self: self, services: m.Services(), slices: m.Slices(), namespaces: m.Namespaces()}
+	r.services.FindByAddress()
+	r.slices.FindByAddress()
+	return r
 }
 
-// FollowPods makes PodsVerified possible, for an informer of all pods that has not started yet.
-func (r *Records) FollowPods(f informers.SharedInformerFactory) error {
-	pods := f.Core().V1().Pods().Informer()
-	if err := addIndex(pods, byAddress, podAddresses); err != nil {
-		return err
-	}
-	r.pods, r.synced = pods.GetIndexer(), append(r.synced, pods.HasSynced)
-	return nil
+// FollowPods makes PodsVerified possible. Call it before the mirror runs.
+func (r *Records) FollowPods(m *mirror.Mirror) {
+	r.pods = m.Pods()
+	r.pods.FindByAddress()
 }
 
 // of are the records of a zone.
@@ -64,12 +51,7 @@ func (r *Records) of(zone string, cfg Config) *Records {
 
 // ready tells whether all of the cluster has been seen once. Until then an absent name may exist.
 func (r *Records) ready() bool {
-	for _, f := range r.synced {
-		if !f() {
-			return false
-		}
-	}
-	return true
+	return mirror.Seen(r.services, r.slices, r.namespaces) && (r.pods == nil || mirror.Seen(r.pods))
 }
 
 // answer is what is known of a name.
@@ -135,11 +117,6 @@ func (r *Records) addresses(name string, addrs []netip.Addr) []dns.RR {
 	return append(addrRRs(r.owner(name), dns.TypeA, addrs...), addrRRs(r.owner(name), dns.TypeAAAA, addrs...)...)
 }
 
-func (r *Records) namespace(name string) bool {
-	_, ok, err := r.namespaces.GetByKey(name)
-	return err == nil && ok
-}
-
 // pod answers 10-1-0-1.ns.pod: any address, if the namespace is there, or only those of pods.
 func (r *Records) pod(labels []string, qtype uint16, hdr func(uint16) dns.RR_Header) answer {
 	if r.podNames == PodsDisabled {
@@ -149,13 +126,13 @@ func (r *Records) pod(labels []string, qtype uint16, hdr func(uint16) dns.RR_Hea
 	case 0:
 		return answer{exists: true}
 	case 1:
-		return answer{exists: r.namespace(labels[0])}
+		return answer{exists: r.namespaces.Has(labels[0])}
 	case 2:
 	default:
 		return answer{}
 	}
 	addr, ok := dashed(labels[0])
-	if !ok || !r.namespace(labels[1]) || r.podNames == PodsVerified && !r.podWith(labels[1], addr) {
+	if !ok || !r.namespaces.Has(labels[1]) || r.podNames == PodsVerified && !r.podWith(labels[1], addr) {
 		return answer{}
 	}
 	return answer{exists: true, rrs: addrRRs(hdr, qtype, addr)}
@@ -163,8 +140,7 @@ func (r *Records) pod(labels []string, qtype uint16, hdr func(uint16) dns.RR_Hea
 
 // podWith tells whether a pod of a namespace has an address.
 func (r *Records) podWith(namespace string, addr netip.Addr) bool {
-	objs, err := r.pods.ByIndex(byAddress, addr.String())
-	return err == nil && slices.ContainsFunc(objs, func(o any) bool { p, ok := o.(*corev1.Pod); return ok && p.Namespace == namespace })
+	return slices.ContainsFunc(r.pods.At(addr), func(p *corev1.Pod) bool { return p.Namespace == namespace })
 }
 
 // dashed reads an address with dashes for its dots or colons.
@@ -198,10 +174,10 @@ func (r *Records) service(labels []string, qtype uint16, hdr func(uint16) dns.RR
 	case 0:
 		return answer{exists: true}
 	case 1:
-		return answer{exists: r.namespace(labels[0])}
+		return answer{exists: r.namespaces.Has(labels[0])}
 	}
-	svc, ok := r.get(labels[n-1], labels[n-2])
-	if !ok {
+	svc := r.services.Get(labels[n-1] + "/" + labels[n-2])
+	if svc == nil {
 		return answer{}
 	}
 	if svc.Spec.Type == corev1.ServiceTypeExternalName {
@@ -216,7 +192,7 @@ func (r *Records) service(labels []string, qtype uint16, hdr func(uint16) dns.RR
 	}
 	s := target{r: r, svc: svc, name: labels[n-2] + "." + labels[n-1] + ".svc." + r.zone, headless: svc.Spec.ClusterIP == corev1.ClusterIPNone}
 	if s.headless || n == 3 {
-		s.eps = endpointsOf(svc, slicesOf(r.slices, svc.Namespace+"/"+svc.Name))
+		s.eps = endpointsOf(svc, r.slices.OfService(mirror.KeyOf(svc)))
 	}
 	if s.headless && len(s.eps) == 0 {
 		return answer{}
@@ -225,7 +201,7 @@ func (r *Records) service(labels []string, qtype uint16, hdr func(uint16) dns.RR
 	case n == 2 && qtype == dns.TypeSRV:
 		return s.srv("", "", hdr)
 	case n == 2:
-		addrs := clusterIPs(svc)
+		addrs := mirror.ClusterIPs(svc)
 		if s.headless {
 			addrs = distinct(s.eps)
 		}
@@ -249,21 +225,6 @@ func (r *Records) service(labels []string, qtype uint16, hdr func(uint16) dns.RR
 		return a
 	}
 	return answer{}
-}
-
-// clusterIPs are all cluster addresses of a Service; none of a headless one.
-func clusterIPs(svc *corev1.Service) []netip.Addr {
-	texts := svc.Spec.ClusterIPs
-	if len(texts) == 0 {
-		texts = []string{svc.Spec.ClusterIP} // written by a client that knows the older field only
-	}
-	var out []netip.Addr
-	for _, t := range texts {
-		if a, err := netip.ParseAddr(t); err == nil {
-			out = append(out, a)
-		}
-	}
-	return out
 }
 
 // endpoint is one address of a headless Service.
@@ -340,7 +301,7 @@ func (s target) srv(port, proto string, hdr func(uint16) dns.RR_Header) answer {
 	}
 	hosts := map[string][]netip.Addr{}
 	if !s.headless {
-		hosts[s.name] = clusterIPs(s.svc)
+		hosts[s.name] = mirror.ClusterIPs(s.svc)
 		for _, p := range s.svc.Spec.Ports {
 			add(p.Name, p.Protocol, p.Port, s.name)
 		}
@@ -377,23 +338,13 @@ func (r *Records) reverse(qname string, addr netip.Addr) []dns.RR {
 			out = append(out, &dns.PTR{Hdr: r.owner(qname)(dns.TypePTR), Ptr: target})
 		}
 	}
-	if objs, err := r.services.ByIndex(byAddress, addr.String()); err == nil && len(objs) > 0 {
-		if s, ok := objs[0].(*corev1.Service); ok {
-			add(s.Name, s.Namespace)
-			return out
-		}
+	if list := r.services.At(addr); len(list) > 0 {
+		add(list[0].Name, list[0].Namespace)
+		return out
 	}
-	objs, err := r.slices.ByIndex(byAddress, addr.String())
-	if err != nil {
-		return nil // no such index: never, as NewRecords adds it
-	}
-	for _, o := range objs {
-		s, ok := o.(*discoveryv1.EndpointSlice)
-		if !ok {
-			continue
-		}
-		svc, ok := r.get(s.Namespace, s.Labels[discoveryv1.LabelServiceName])
-		if !ok {
+	for _, s := range r.slices.At(addr) {
+		svc := r.services.Get(mirror.ServiceOf(s))
+		if svc == nil {
 			continue
 		}
 		for _, e := range endpointsOf(svc, []*discoveryv1.EndpointSlice{s}) {
@@ -403,16 +354,6 @@ func (r *Records) reverse(qname string, addr netip.Addr) []dns.RR {
 		}
 	}
 	return out
-}
-
-// get returns a Service that is in the cache.
-func (r *Records) get(namespace, name string) (*corev1.Service, bool) {
-	obj, ok, err := r.services.GetByKey(namespace + "/" + name)
-	if err != nil || !ok {
-		return nil, false
-	}
-	svc, ok := obj.(*corev1.Service)
-	return svc, ok
 }
 
 // Zones of addresses.

@@ -7,8 +7,9 @@ import (
 	"testing"
 
 	"github.com/miekg/dns"
-	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes/fake"
+
+	"github.com/strake-io/strake/mirror"
 )
 
 const (
@@ -212,8 +213,7 @@ func TestAnswersRotate(t *testing.T) {
 // Before the cluster was seen nothing in it is denied; what is outside is forwarded.
 func TestBeforeTheCachesAreSynced(t *testing.T) {
 	newUpstream(t, public, internet)
-	r, err := NewRecords(informers.NewSharedInformerFactory(fake.NewClientset(objects()...), 0))
-	must(t, err)
+	r := NewRecords(mirror.New(fake.NewClientset(objects()...), ""))
 	s := newServer(t, r, resolvConf(t, public))
 	for question, want := range map[string]string{
 		"web.default.svc.cluster.local. A":     "SERVFAIL",

@@ -1,6 +1,7 @@
 package dns
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -23,8 +24,9 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	apiruntime "k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes/fake"
+
+	"github.com/strake-io/strake/mirror"
 )
 
 // inside says that this process is in the namespaces of its own.
@@ -187,15 +189,20 @@ func objects() []apiruntime.Object {
 // newRecords are those of a cluster that was seen.
 func newRecords(t testing.TB, objs ...apiruntime.Object) *Records {
 	t.Helper()
-	f := informers.NewSharedInformerFactory(fake.NewClientset(objs...), 0)
-	r, err := NewRecords(f, self, self6)
-	must(t, err)
-	must(t, r.FollowPods(f))
-	stop := make(chan struct{})
-	f.Start(stop)
-	t.Cleanup(func() { close(stop); f.Shutdown() })
-	f.WaitForCacheSync(stop)
+	m := mirror.New(fake.NewClientset(objs...), "")
+	r := NewRecords(m, self, self6)
+	r.FollowPods(m)
+	t.Cleanup(follow(m))
+	m.Wait(t.Context())
 	return r
+}
+
+// follow runs a mirror until stop.
+func follow(m *mirror.Mirror) (stop func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	running.Go(func() { m.Run(ctx) })
+	return func() { cancel(); running.Wait() }
 }
 
 // newServer resolves names of Cluster.local, and asks the servers of a resolv.conf for others.

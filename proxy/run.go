@@ -14,7 +14,6 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/informers"
-	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
 	"k8s.io/client-go/util/workqueue"
@@ -22,11 +21,12 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/strake-io/strake/bpf"
+	"github.com/strake-io/strake/mirror"
 )
 
 // Config says what to follow and where to write.
 type Config struct {
-	Client    kubernetes.Interface            // whose Services and EndpointSlices are followed
+	Objects   *mirror.Mirror                  // whose Services and EndpointSlices are followed
 	Informers informers.SharedInformerFactory // of Nodes
 	Table     bpf.LoadBalancerTable
 	Node      Node // its zone is followed
@@ -43,8 +43,8 @@ type Config struct {
 // Proxy follows Services.
 type Proxy struct {
 	cfg      Config
-	services *held[corev1.Service, *corev1.Service]
-	slices   *held[discoveryv1.EndpointSlice, *discoveryv1.EndpointSlice]
+	services *mirror.Services
+	slices   *mirror.Slices
 	queue    workqueue.TypedRateLimitingInterface[string]
 	nodes    cache.InformerSynced
 	started  time.Time
@@ -61,17 +61,7 @@ type Proxy struct {
 	gone map[string][]string // by Service key: UIDs of Services that are no more, whose rows are to go
 }
 
-// serviceOf is the key of the Service that a slice belongs to, or empty.
-func serviceOf(s *discoveryv1.EndpointSlice) string {
-	if name := s.Labels[discoveryv1.LabelServiceName]; name != "" {
-		return s.Namespace + "/" + name
-	}
-	return ""
-}
-
-func keyOf(s *corev1.Service) string { return s.Namespace + "/" + s.Name }
-
-// New registers with the informers; start them afterwards. Services are followed from Run on.
+// New registers with the informers and the mirror; start them afterwards.
 func New(cfg Config) (*Proxy, error) {
 	if cfg.Recorder == nil {
 		cfg.Recorder = &record.FakeRecorder{} // without a channel it says nothing
@@ -88,16 +78,10 @@ func New(cfg Config) (*Proxy, error) {
 	}
 	p.health = newHealth(p.changes, m)
 	p.checks = newHealthChecks(cfg.Node.Addrs, p.health.healthy)
-	p.services = &held[corev1.Service, *corev1.Service]{
-		keep: keptService, service: keyOf, listed: func(*corev1.Service) {}, changed: p.serviceChanged,
-		added:   func(key string) { p.note(key, 1, 0, time.Time{}) },
-		objects: map[string]string{}, synced: make(chan struct{}),
-	}
-	p.slices = &held[discoveryv1.EndpointSlice, *discoveryv1.EndpointSlice]{
-		keep: keptSlice(cfg.Node.Name), service: serviceOf, listed: p.weigh, changed: p.sliceChanged,
-		added:   func(key string) { p.note(key, 0, 1, time.Time{}) },
-		objects: map[string]string{}, of: map[string][]string{}, synced: make(chan struct{}),
-	}
+	cfg.Objects.Keep(labelProxyName, corev1.IsHeadlessService, corev1.AnnotationLoadBalancerSourceRangesKey, corev1.EndpointsLastChangeTriggerTime, AnnotationWeight)
+	p.services, p.slices = cfg.Objects.Services(), cfg.Objects.Slices()
+	p.services.Follow(mirror.Follower[*corev1.Service]{Changed: p.serviceChanged, Added: func(key string) { p.note(key, 1, 0, time.Time{}) }})
+	p.slices.Follow(mirror.Follower[*discoveryv1.EndpointSlice]{Listed: p.weigh, Changed: p.sliceChanged, Added: func(key string) { p.note(key, 0, 1, time.Time{}) }})
 	nodes, err := cfg.Informers.Core().V1().Nodes().Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc:    p.nodeChanged,
 		UpdateFunc: func(_, now any) { p.nodeChanged(now) },
@@ -119,10 +103,10 @@ func New(cfg Config) (*Proxy, error) {
 func (p *Proxy) serviceChanged(old, now *corev1.Service) {
 	key := ""
 	if now != nil {
-		key = keyOf(now)
+		key = mirror.KeyOf(now)
 	}
 	if old != nil && (now == nil || old.UID != now.UID) {
-		key = keyOf(old)
+		key = mirror.KeyOf(old)
 		p.mu.Lock()
 		p.gone[key] = append(p.gone[key], string(old.UID))
 		p.mu.Unlock()
@@ -142,11 +126,11 @@ func (p *Proxy) note(key string, services, endpoints int, trigger time.Time) {
 func (p *Proxy) sliceChanged(old, now *discoveryv1.EndpointSlice) {
 	var before, after, triggered, weight string
 	if old != nil {
-		before, triggered, weight = serviceOf(old), old.Annotations[corev1.EndpointsLastChangeTriggerTime], old.Annotations[AnnotationWeight]
+		before, triggered, weight = mirror.ServiceOf(old), old.Annotations[corev1.EndpointsLastChangeTriggerTime], old.Annotations[AnnotationWeight]
 	}
 	var trigger time.Time
 	if now != nil {
-		after = serviceOf(now)
+		after = mirror.ServiceOf(now)
 		if text := now.Annotations[corev1.EndpointsLastChangeTriggerTime]; text != triggered {
 			// What changed before this agent started has waited for the agent, not for the network.
 			if t, err := time.Parse(time.RFC3339Nano, text); err == nil && t.After(p.started) {
@@ -191,14 +175,7 @@ func (p *Proxy) HealthHandler() http.Handler { return p.health.handler() }
 
 // Settled tells whether all that the API has said of Services is in the kernel.
 func (p *Proxy) Settled() bool {
-	for _, synced := range []chan struct{}{p.services.synced, p.slices.synced} {
-		select {
-		case <-synced:
-		default:
-			return false
-		}
-	}
-	return p.queue.Len() == 0 && p.changes.oldest().IsZero() && p.trouble.fits()
+	return mirror.Seen(p.services, p.slices) && p.queue.Len() == 0 && p.changes.oldest().IsZero() && p.trouble.fits()
 }
 
 // SetAddrs says where NodePorts and health checks answer from now on.
@@ -212,7 +189,7 @@ func (p *Proxy) SetAddrs(addrs []netip.Addr) {
 
 // all has the rows of every Service looked at again.
 func (p *Proxy) all() {
-	for _, key := range p.services.keys() {
+	for _, key := range p.services.Keys() {
 		p.queue.Add(key)
 	}
 }
@@ -221,19 +198,7 @@ func (p *Proxy) all() {
 func (p *Proxy) Run(ctx context.Context) error {
 	defer p.queue.ShutDown()
 	defer p.checks.close()
-	var following sync.WaitGroup
-	defer following.Wait()
-	for _, r := range reflectors(p.cfg.Client, p.services, p.slices) {
-		following.Go(func() { r.RunWithContext(ctx) })
-	}
-	for _, synced := range []chan struct{}{p.services.synced, p.slices.synced} {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-synced:
-		}
-	}
-	if !cache.WaitForCacheSync(ctx.Done(), p.nodes) {
+	if !mirror.Wait(ctx, p.services, p.slices) || !cache.WaitForCacheSync(ctx.Done(), p.nodes) {
 		return nil
 	}
 	backoff := wait.Backoff{Duration: 10 * time.Millisecond, Factor: 2, Steps: 12, Cap: 30 * time.Second}
@@ -280,10 +245,8 @@ func (p *Proxy) next() []string {
 // frontend that moved from a deleted Service to a new one is free.
 func (p *Proxy) prune() error {
 	live := map[string]bool{}
-	for _, key := range p.services.keys() {
-		if s := p.services.get(key); s != nil {
-			live[string(s.UID)] = true
-		}
+	for s := range p.services.All() {
+		live[string(s.UID)] = true
 	}
 	changes, err := p.cfg.Table.Prune(func(owner string) bool { return live[owner] || strings.HasPrefix(owner, bpf.HostPortOwner) })
 	p.count(changes)
@@ -348,10 +311,10 @@ func (p *Proxy) job(key string, node Node) *job {
 	p.mu.Lock()
 	j.gone = p.gone[key]
 	p.mu.Unlock()
-	if j.service = p.services.get(key); j.service == nil {
+	if j.service = p.services.Get(key); j.service == nil {
 		return j
 	}
-	j.slices = p.slices.ofService(key)
+	j.slices = p.slices.OfService(key)
 	j.rows = Desired(j.service, j.slices, node)
 	return j
 }

@@ -20,6 +20,7 @@ import (
 	"k8s.io/client-go/tools/record"
 
 	"github.com/strake-io/strake/bpf"
+	"github.com/strake-io/strake/mirror"
 )
 
 // fakeTable leaves out what the kernel's leaves out: a frontend of another owner. failures calls in a hundred fail.
@@ -322,7 +323,7 @@ func TestHeldNodePortsAreTold(t *testing.T) {
 	client := fake.NewClientset(svc)
 	var asked []uint16
 	events := record.NewFakeRecorder(100)
-	p, err := New(Config{Client: client, Informers: informers.NewSharedInformerFactory(client, 0), Table: newTable(0), Node: testNode, Recorder: events, Held: func(rows []bpf.LoadBalancer) (out []bpf.HeldPort, _ error) {
+	p, err := New(Config{Objects: mirror.New(client, testNode.Name), Informers: informers.NewSharedInformerFactory(client, 0), Table: newTable(0), Node: testNode, Recorder: events, Held: func(rows []bpf.LoadBalancer) (out []bpf.HeldPort, _ error) {
 		for _, r := range rows {
 			asked = append(asked, r.Frontends[0].Addr.Port())
 			if len(out) == 0 {
@@ -334,7 +335,7 @@ func TestHeldNodePortsAreTold(t *testing.T) {
 	must(t, err)
 	look := func() {
 		t.Helper()
-		j := p.job(keyOf(svc), testNode)
+		j := p.job(mirror.KeyOf(svc), testNode)
 		j.service, j.rows = svc, Desired(svc, nil, testNode)
 		p.tellHeld([]*job{j})
 	}

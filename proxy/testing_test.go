@@ -26,6 +26,7 @@ import (
 	"k8s.io/component-base/metrics"
 
 	"github.com/strake-io/strake/bpf"
+	"github.com/strake-io/strake/mirror"
 )
 
 const inside = "STRAKE_PROXY_TEST"
@@ -143,9 +144,12 @@ func start(t *testing.T, client *fake.Clientset, table bpf.LoadBalancerTable, no
 	f := informers.NewSharedInformerFactory(client, 0)
 	r := &running{table: watched(table), registry: metrics.NewKubeRegistry(), events: record.NewFakeRecorder(10000), done: make(chan error, 1)}
 	var err error
-	r.Proxy, err = New(Config{Client: client, Informers: f, Table: r.table, Node: node, Recorder: r.events, Registry: r.registry, Synced: func() { r.synced.Add(1) }})
+	objects := mirror.New(client, node.Name)
+	r.Proxy, err = New(Config{Objects: objects, Informers: f, Table: r.table, Node: node, Recorder: r.events, Registry: r.registry, Synced: func() { r.synced.Add(1) }})
 	must(t, err)
 	f.Start(ctx.Done())
+	var following sync.WaitGroup
+	following.Go(func() { objects.Run(ctx) })
 	go func() { r.done <- r.Run(ctx) }()
 	for range 3 { // of Services, of EndpointSlices, of Nodes
 		<-opened
@@ -156,6 +160,7 @@ func start(t *testing.T, client *fake.Clientset, table bpf.LoadBalancerTable, no
 	r.stop = sync.OnceFunc(func() {
 		cancel()
 		must(t, <-r.done)
+		following.Wait()
 		f.Shutdown()
 	})
 	t.Cleanup(r.stop)

@@ -26,6 +26,7 @@ import (
 
 	"github.com/strake-io/strake/bpf"
 	"github.com/strake-io/strake/kubelet/cgroups"
+	"github.com/strake-io/strake/mirror"
 	"github.com/strake-io/strake/proxy"
 	"github.com/strake-io/strake/tests/lab"
 )
@@ -175,7 +176,8 @@ func (s agentSpec) run(ctx context.Context, out io.Writer) error {
 		return s.enforce(ctx, d, rc, client, tell)
 	}
 	f := informers.NewSharedInformerFactory(client, 0)
-	p, err := proxy.New(proxy.Config{Client: client, Informers: f, Table: &toldTable{LoadBalancerTable: d.LoadBalancers(), tell: tell, missing: s.Services}, Synced: func() {
+	objects := mirror.New(client, "bench")
+	p, err := proxy.New(proxy.Config{Objects: objects, Informers: f, Table: &toldTable{LoadBalancerTable: d.LoadBalancers(), tell: tell, missing: s.Services}, Synced: func() {
 		debug.SetGCPercent(50)
 		go debug.FreeOSMemory()
 	}, Node: proxy.Node{Name: "bench", Addrs: []netip.Addr{s.NodeAddr}}})
@@ -185,6 +187,7 @@ func (s agentSpec) run(ctx context.Context, out io.Writer) error {
 	g, ctx := errgroup.WithContext(ctx)
 	defer f.Shutdown()
 	f.Start(ctx.Done())
+	g.Go(func() error { objects.Run(ctx); return nil })
 	g.Go(func() error { return p.Run(ctx) })
 	return g.Wait()
 }

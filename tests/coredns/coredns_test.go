@@ -19,11 +19,11 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
 	"github.com/strake-io/strake/dns"
+	"github.com/strake-io/strake/mirror"
 )
 
 // binary names CoreDNS, which `make test-coredns` builds.
@@ -222,17 +222,15 @@ func both(t *testing.T, api *API) (core, ours string) {
 	})
 	client, err := kubernetes.NewForConfig(&rest.Config{Host: api.URL})
 	must(t, err)
-	f := informers.NewSharedInformerFactory(client, 0)
+	m := mirror.New(client, "")
 	at := netip.MustParseAddrPort(fmt.Sprint("127.0.0.1:", freePort(t)))
-	records, err := dns.NewRecords(f, at.Addr())
-	must(t, err)
-	server, err := dns.NewServer(records, dns.Config{Upstream: dns.Upstream{Servers: []string{up}}}, at)
+	server, err := dns.NewServer(dns.NewRecords(m, at.Addr()), dns.Config{Upstream: dns.Upstream{Servers: []string{up}}}, at)
 	must(t, err)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	f.Start(ctx.Done())
+	go m.Run(ctx)
 	go func() { done <- server.Run(ctx) }()
-	t.Cleanup(func() { cancel(); must(t, <-done); f.Shutdown() })
+	t.Cleanup(func() { cancel(); must(t, <-done) })
 	for _, to := range []string{core, at.String()} {
 		await(t, to+" to answer", func() bool {
 			m, err := mdns.Exchange(new(mdns.Msg).SetQuestion("web.default.svc.cluster.local.", mdns.TypeA), to)

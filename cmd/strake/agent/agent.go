@@ -29,6 +29,7 @@ import (
 	"github.com/strake-io/strake/kubelet"
 	"github.com/strake-io/strake/kubelet/certificates"
 	"github.com/strake-io/strake/kubelet/cgroups"
+	"github.com/strake-io/strake/mirror"
 	"github.com/strake-io/strake/proxy"
 )
 
@@ -185,20 +186,14 @@ func Run(ctx context.Context, cfg Config) error {
 	if err := nodes.Follow(f); err != nil {
 		return err
 	}
-	named := informers.NewSharedInformerFactoryWithOptions(netClient, 0, informers.WithTransform(dns.Needed))
-	names, err := dns.NewNames(named, d.Names(), d, cfg.Zone)
+	objects := mirror.New(netClient, cfg.NodeName)
+	names, err := dns.NewNames(objects, d.Names(), d, cfg.Zone)
 	if err != nil {
 		return err
 	}
-	kernelRecords, err := dns.NewKernelRecords(named, d.Records(), cfg.Zone)
-	if err != nil {
-		return err
-	}
+	kernelRecords := dns.NewKernelRecords(objects, d.Records(), cfg.Zone)
 	kernelRecords.Flush = d.Outside().Flush
-	records, err := dns.NewRecords(named, cfg.DNSAddrs...)
-	if err != nil {
-		return err
-	}
+	records := dns.NewRecords(objects, cfg.DNSAddrs...)
 	var listen []netip.AddrPort
 	for _, a := range cfg.DNSAddrs {
 		listen = append(listen, netip.AddrPortFrom(a, 53))
@@ -213,7 +208,7 @@ func Run(ctx context.Context, cfg Config) error {
 		return err
 	}
 	svc, err := services.New(services.Config{
-		Client: netClient, Informers: f, Datapath: d, Node: proxy.Node{Name: cfg.NodeName, Addrs: cfg.NodeAddrs, Local: cfg.DNSAddrs},
+		Client: netClient, Objects: objects, Informers: f, Datapath: d, Node: proxy.Node{Name: cfg.NodeName, Addrs: cfg.NodeAddrs, Local: cfg.DNSAddrs},
 		NodePorts: cfg.NodePortAddrs, Healthz: cfg.Healthz, Metrics: cfg.Metrics, Namespaces: server.Namespaces,
 		Collectors: append(resolver.Collectors(), policies),
 	})
@@ -222,11 +217,10 @@ func Run(ctx context.Context, cfg Config) error {
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	defer f.Shutdown()
-	defer named.Shutdown()
 	g.Go(func() error {
 		if ready.API(ctx, netClient.Discovery().RESTClient()) == nil {
 			f.Start(ctx.Done())
-			named.Start(ctx.Done())
+			objects.Run(ctx)
 		}
 		return nil
 	})

@@ -16,13 +16,13 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"golang.org/x/sync/errgroup"
-	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/klog/v2"
 
 	"github.com/strake-io/strake/dns"
+	"github.com/strake-io/strake/mirror"
 )
 
 // Config says what is served and where.
@@ -74,7 +74,7 @@ func connect(kubeconfig string) (kubernetes.Interface, error) {
 
 // run serves; alone: nobody else on this machine may have the ports.
 func run(ctx context.Context, c Config, client kubernetes.Interface, alone bool) error {
-	f := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(dns.Needed))
+	objects := mirror.New(client, "")
 	var self []netip.Addr
 	for _, a := range c.Listen {
 		if !a.Addr().IsUnspecified() {
@@ -83,14 +83,9 @@ func run(ctx context.Context, c Config, client kubernetes.Interface, alone bool)
 		// A server on another port of the address may well be the upstream: only ours is avoided.
 		c.DNS.Avoid = append(c.DNS.Avoid, a)
 	}
-	records, err := dns.NewRecords(f, self...)
-	if err != nil {
-		return err
-	}
+	records := dns.NewRecords(objects, self...)
 	if c.DNS.Pods == dns.PodsVerified {
-		if err := records.FollowPods(f); err != nil {
-			return err
-		}
+		records.FollowPods(objects)
 	}
 	server, err := dns.NewServer(records, c.DNS, c.Listen...)
 	if err != nil {
@@ -140,11 +135,11 @@ func run(ctx context.Context, c Config, client kubernetes.Interface, alone bool)
 			return h.Close()
 		})
 	}
-	defer f.Shutdown()
-	f.Start(serving.Done())
+	g.Go(func() error { objects.Run(serving); return nil })
 	g.Go(func() error {
-		f.WaitForCacheSync(serving.Done())
-		debug.FreeOSMemory() // lists of a large cluster take several times what is kept of them
+		if objects.Wait(serving) {
+			debug.FreeOSMemory() // lists of a large cluster take several times what is kept of them
+		}
 		return nil
 	})
 	if c.ConfigMap != "" {

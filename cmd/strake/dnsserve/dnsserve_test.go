@@ -15,7 +15,9 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes/fake"
+	clienttesting "k8s.io/client-go/testing"
 
 	"github.com/strake-io/strake/dns"
 )
@@ -68,6 +70,13 @@ func TestServe(t *testing.T) {
 	client := fake.NewClientset(
 		&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "default"}},
 		&corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "web"}, Spec: corev1.ServiceSpec{ClusterIP: "10.96.0.5", ClusterIPs: []string{"10.96.0.5"}, Ports: []corev1.ServicePort{{Name: "http", Protocol: "TCP", Port: 80}}}})
+	// The fake API, other than a real one, forgets what happens between a list and its watch.
+	watched := make(chan struct{}, 100)
+	client.PrependWatchReactor("*", func(action clienttesting.Action) (bool, watch.Interface, error) {
+		w, err := client.Tracker().Watch(action.GetResource(), action.GetNamespace())
+		watched <- struct{}{}
+		return true, w, err
+	})
 	at, http := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), freePort(t)), fmt.Sprint("127.0.0.1:", freePort(t))
 	listen := []netip.AddrPort{at, netip.AddrPortFrom(netip.MustParseAddr("0.0.0.0"), freePort(t))}
 	c := Config{Listen: listen, DNS: dns.Config{Upstream: dns.Upstream{Servers: []string{"127.0.0.1:1"}}}, Health: http, Ready: http, Metrics: http, Lameduck: time.Second}
@@ -75,6 +84,9 @@ func TestServe(t *testing.T) {
 	defer cancel()
 	done := make(chan error, 1)
 	go func() { done <- run(ctx, c, client, true) }()
+	for range 3 { // Services, EndpointSlices and namespaces
+		<-watched
+	}
 	await(t, "readiness", func() bool { return get("http://"+http+"/ready") == "200 OK" })
 	ask := func(network string, to netip.AddrPort, name string) string {
 		m, _, err := (&mdns.Client{Net: network, Timeout: 5 * time.Second}).Exchange(new(mdns.Msg).SetQuestion(name, mdns.TypeA), to.String())

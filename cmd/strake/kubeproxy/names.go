@@ -7,11 +7,11 @@ import (
 	"strings"
 
 	"golang.org/x/sync/errgroup"
-	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/strake-io/strake/bpf"
 	"github.com/strake-io/strake/dns"
+	"github.com/strake-io/strake/mirror"
 )
 
 // namesTTL is how long records live, in seconds, while nothing is known of the cluster's Corefile.
@@ -47,27 +47,24 @@ func (n Names) at(list []Device) []int {
 
 // besides answers names beside the cluster's DNS; it does nothing if they are not to be answered.
 type besides struct {
-	cfg       Names
-	client    kubernetes.Interface
-	informers informers.SharedInformerFactory
-	names     *dns.Names
-	records   *dns.KernelRecords
-	beside    *dns.Beside
+	cfg     Names
+	client  kubernetes.Interface
+	names   *dns.Names
+	records *dns.KernelRecords
+	beside  *dns.Beside
 }
 
-func (n Names) besides(client kubernetes.Interface, d *bpf.Datapath) (*besides, error) {
+func (n Names) besides(client kubernetes.Interface, objects *mirror.Mirror, d *bpf.Datapath) (*besides, error) {
 	if n.Zone == "" {
 		return &besides{}, d.SetNameServers([]netip.AddrPort{})
 	}
-	b := &besides{cfg: n, client: client, informers: informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(dns.Needed))}
+	b := &besides{cfg: n, client: client}
 	var err error
-	if b.names, err = dns.NewNames(b.informers, d.Names(), d, n.Zone); err != nil {
+	if b.names, err = dns.NewNames(objects, d.Names(), d, n.Zone); err != nil {
 		return nil, err
 	}
-	if b.records, err = dns.NewKernelRecords(b.informers, d.Records(), n.Zone); err != nil {
-		return nil, err
-	}
-	b.beside, err = dns.NewBeside(b.informers, d, b.names, b.records, n.Service)
+	b.records = dns.NewKernelRecords(objects, d.Records(), n.Zone)
+	b.beside, err = dns.NewBeside(objects, d, b.names, b.records, n.Service)
 	return b, err
 }
 
@@ -75,8 +72,6 @@ func (b *besides) run(ctx context.Context) error {
 	if b.names == nil {
 		return nil
 	}
-	b.informers.Start(ctx.Done())
-	defer b.informers.Shutdown()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return b.names.Run(ctx) })
 	g.Go(func() error { return b.records.Run(ctx) })

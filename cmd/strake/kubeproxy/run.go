@@ -21,6 +21,7 @@ import (
 	"github.com/strake-io/strake/bpf"
 	"github.com/strake-io/strake/cmd/strake/layout"
 	"github.com/strake-io/strake/cmd/strake/services"
+	"github.com/strake-io/strake/mirror"
 	"github.com/strake-io/strake/proxy"
 )
 
@@ -64,13 +65,14 @@ func Run(ctx context.Context, l layout.Layout, c Config) error {
 		return err
 	}
 	f := ownNode(client, c.NodeName)
+	objects := mirror.New(client, c.NodeName)
 	served, err := services.New(services.Config{
-		Client: client, Informers: f, Datapath: d, Node: proxy.Node{Name: c.NodeName, Addrs: c.Addrs, OtherPods: true}, NodePorts: c.NodePorts, Healthz: c.Healthz, Metrics: c.Metrics, Namespaces: podNamespaces,
+		Client: client, Objects: objects, Informers: f, Datapath: d, Node: proxy.Node{Name: c.NodeName, Addrs: c.Addrs, OtherPods: true}, NodePorts: c.NodePorts, Healthz: c.Healthz, Metrics: c.Metrics, Namespaces: podNamespaces,
 	})
 	if err != nil {
 		return err
 	}
-	names, err := c.Names.besides(client, d)
+	names, err := c.Names.besides(client, objects, d)
 	if err != nil {
 		return err
 	}
@@ -84,6 +86,7 @@ func Run(ctx context.Context, l layout.Layout, c Config) error {
 	g, ctx := errgroup.WithContext(ctx)
 	defer f.Shutdown()
 	f.Start(ctx.Done())
+	g.Go(func() error { objects.Run(ctx); return nil })
 	g.Go(func() error { return served.Run(ctx) })
 	g.Go(func() error { return devices.run(ctx) })
 	g.Go(func() error { return names.run(ctx) })

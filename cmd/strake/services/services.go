@@ -24,12 +24,14 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/strake-io/strake/bpf"
+	"github.com/strake-io/strake/mirror"
 	"github.com/strake-io/strake/proxy"
 )
 
 // Config says whose Services they are, and where the node is asked about them.
 type Config struct {
 	Client    kubernetes.Interface // for Events
+	Objects   *mirror.Mirror
 	Informers informers.SharedInformerFactory
 	Datapath  *bpf.Datapath
 	Node      proxy.Node     // with its primary addresses
@@ -78,7 +80,7 @@ func tidy() {
 	go debug.FreeOSMemory()
 }
 
-// New registers with the informers; start them afterwards.
+// New registers with the informers and the mirror; start them afterwards.
 func New(cfg Config) (*Services, error) {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(firstGCPercent)
@@ -113,7 +115,7 @@ func New(cfg Config) (*Services, error) {
 		node.Addrs = proxy.NodePortAddrs(cfg.NodePorts, cfg.Node.Addrs, all, cfg.Node.Local)
 	}
 	s.proxy, err = proxy.New(proxy.Config{
-		Client: cfg.Client, Informers: cfg.Informers, Table: cfg.Datapath.LoadBalancers(), Node: node, Registry: s.registry, Held: bpf.HeldPorts, Synced: tidy,
+		Objects: cfg.Objects, Informers: cfg.Informers, Table: cfg.Datapath.LoadBalancers(), Node: node, Registry: s.registry, Held: bpf.HeldPorts, Synced: tidy,
 		Recorder: s.events.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "strake-proxy", Host: cfg.Node.Name}),
 	})
 	return s, err

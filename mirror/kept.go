@@ -1,0 +1,111 @@
+package mirror
+
+import (
+	"net/netip"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// renamed are the labels or annotations that have another name, by that.
+func renamed(all, names map[string]string) map[string]string {
+	var out map[string]string
+	for name, v := range all {
+		if other, ok := names[name]; ok {
+			if out == nil {
+				out = map[string]string{}
+			}
+			out[other] = v
+		}
+	}
+	return out
+}
+
+// keptMeta is without name and namespace, which the key tells.
+func (m *Mirror) keptMeta(o *metav1.ObjectMeta) metav1.ObjectMeta {
+	return metav1.ObjectMeta{UID: o.UID, Labels: renamed(o.Labels, m.short), Annotations: renamed(o.Annotations, m.short)}
+}
+
+func (m *Mirror) keptService(s *corev1.Service) *corev1.Service {
+	k := &corev1.Service{ObjectMeta: m.keptMeta(&s.ObjectMeta), Spec: s.Spec, Status: corev1.ServiceStatus{LoadBalancer: s.Status.LoadBalancer}}
+	k.Spec.Selector, k.Spec.IPFamilies, k.Spec.IPFamilyPolicy = nil, nil, nil
+	return k
+}
+
+func (m *Mirror) keptSlice(s *discoveryv1.EndpointSlice) *discoveryv1.EndpointSlice {
+	k := &discoveryv1.EndpointSlice{ObjectMeta: m.keptMeta(&s.ObjectMeta), AddressType: s.AddressType, Ports: s.Ports, Endpoints: make([]discoveryv1.Endpoint, len(s.Endpoints))}
+	k.UID = ""
+	for i := range s.Endpoints {
+		e := &s.Endpoints[i]
+		k.Endpoints[i] = discoveryv1.Endpoint{Addresses: e.Addresses, Conditions: e.Conditions, Hostname: e.Hostname, Hints: e.Hints}
+		if e.NodeName != nil && *e.NodeName == m.node {
+			k.Endpoints[i].NodeName = e.NodeName
+		}
+	}
+	return k
+}
+
+func (m *Mirror) keptNamespace(n *corev1.Namespace) *corev1.Namespace {
+	return &corev1.Namespace{ObjectMeta: m.keptMeta(&n.ObjectMeta)}
+}
+
+func (m *Mirror) keptPod(p *corev1.Pod) *corev1.Pod {
+	return &corev1.Pod{ObjectMeta: m.keptMeta(&p.ObjectMeta), Spec: corev1.PodSpec{HostNetwork: p.Spec.HostNetwork}, Status: corev1.PodStatus{Phase: p.Status.Phase, PodIPs: p.Status.PodIPs}}
+}
+
+// ServiceOf is the key of the Service that a slice belongs to, or empty.
+func ServiceOf(s *discoveryv1.EndpointSlice) string {
+	if name := s.Labels[discoveryv1.LabelServiceName]; name != "" {
+		return s.Namespace + "/" + name
+	}
+	return ""
+}
+
+// ClusterIPs are all cluster addresses of a Service; none of a headless one.
+func ClusterIPs(svc *corev1.Service) []netip.Addr {
+	texts := svc.Spec.ClusterIPs
+	if len(texts) == 0 {
+		texts = []string{svc.Spec.ClusterIP} // written by a client that knows the older field only
+	}
+	return addrs(nil, texts)
+}
+
+// addrs appends those of texts that are addresses.
+func addrs(to []netip.Addr, texts []string) []netip.Addr {
+	for _, t := range texts {
+		if a, err := netip.ParseAddr(t); err == nil {
+			to = append(to, a)
+		}
+	}
+	return to
+}
+
+// distinct changes the order.
+func distinct(list []netip.Addr) []netip.Addr {
+	slices.SortFunc(list, netip.Addr.Compare)
+	return slices.Compact(list)
+}
+
+func serviceAddresses(s *corev1.Service) []netip.Addr { return distinct(ClusterIPs(s)) }
+
+func sliceAddresses(s *discoveryv1.EndpointSlice) []netip.Addr {
+	var out []netip.Addr
+	for i := range s.Endpoints {
+		out = addrs(out, s.Endpoints[i].Addresses)
+	}
+	return distinct(out)
+}
+
+// podAddresses are those of a pod that runs and has a network of its own.
+func podAddresses(p *corev1.Pod) []netip.Addr {
+	if p.Spec.HostNetwork || p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed {
+		return nil
+	}
+	var out []netip.Addr
+	for _, ip := range p.Status.PodIPs {
+		out = addrs(out, []string{ip.IP})
+	}
+	return distinct(out)
+}

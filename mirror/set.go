@@ -1,0 +1,292 @@
+package mirror
+
+import (
+	"iter"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+)
+
+// object is an API object that can be held as bytes.
+type object[T any] interface {
+	*T
+	metav1.Object
+	runtime.Object
+	Marshal() ([]byte, error)
+	Unmarshal([]byte) error
+}
+
+// KeyOf is the key of an object in its set: namespace/name, or the name of what is in no namespace.
+func KeyOf[P metav1.Object](obj P) string {
+	if namespace := obj.GetNamespace(); namespace != "" {
+		return namespace + "/" + obj.GetName()
+	}
+	return obj.GetName()
+}
+
+// Follower is told what becomes of the objects of a set, after it is held: of one object after the other. It must neither change them nor wait.
+type Follower[P any] struct {
+	// Listed is told of each object of a list as it came, before it is held; nil: nobody is.
+	Listed func(P)
+	// Added is told of each object that a list brought and that was not held before: the key of the Service that it is or belongs to. It spares the
+	// copy that Changed, which is told if it is nil, would get.
+	Added func(service string)
+	// Changed is told of every other difference: old is nil for what is new, now for what is gone. An object that was deleted and made anew between
+	// two lists comes as one that changed its UID.
+	Changed func(old, now P)
+}
+
+// Set are the objects of a kind that the API server has. It is a store for client-go's reflector, whose methods are for nobody else.
+type Set[T any, P object[T]] struct {
+	keep      func(P) *T           // a copy of what is held
+	service   func(P) string       // key of the Service that an object is or belongs to; nil: of none
+	addresses func(P) []netip.Addr // each once; nil: it has none
+	belong    bool                 // objects are found by their Service
+	long      map[string]string    // names of labels and annotations, by those in packed objects
+	followers []Follower[P]
+
+	mu      sync.RWMutex
+	objects map[string]string // by key, packed
+	of      lists[string]
+	at      *lists[netip.Addr] // nil: nobody asks for addresses
+	first   sync.Once
+	synced  chan struct{} // closed when all that there was at the start is held and told of
+}
+
+func newSet[T any, P object[T]](m *Mirror, keep func(P) *T) *Set[T, P] {
+	return &Set[T, P]{keep: keep, long: m.long, objects: map[string]string{}, of: newLists[string](), synced: make(chan struct{})}
+}
+
+// Follow has somebody told. Call it before the mirror runs.
+func (s *Set[T, P]) Follow(f Follower[P]) { s.followers = append(s.followers, f) }
+
+// FindByAddress makes At possible. Call it before the mirror runs.
+func (s *Set[T, P]) FindByAddress() {
+	if s.at == nil {
+		l := newLists[netip.Addr]()
+		s.at = &l
+	}
+}
+
+// Synced is closed when all that there was at the start is held and told of.
+func (s *Set[T, P]) Synced() <-chan struct{} { return s.synced }
+
+// Get returns an object by its key, or nil.
+func (s *Set[T, P]) Get(key string) P {
+	s.mu.RLock()
+	data, ok := s.objects[key]
+	s.mu.RUnlock()
+	if !ok {
+		return nil
+	}
+	return s.unpack(key, data)
+}
+
+// Has tells whether there is an object of a key.
+func (s *Set[T, P]) Has(key string) bool {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	_, ok := s.objects[key]
+	return ok
+}
+
+// OfService returns what belongs to the Service of a key.
+func (s *Set[T, P]) OfService(key string) []P { return found(s, s.of, key) }
+
+// At returns what has an address.
+func (s *Set[T, P]) At(a netip.Addr) []P { return found(s, *s.at, a) }
+
+func found[T any, P object[T], K comparable](s *Set[T, P], l lists[K], k K) []P {
+	s.mu.RLock()
+	keys := l.keys(k)
+	data := make([]string, len(keys))
+	for i, key := range keys {
+		data[i] = s.objects[key]
+	}
+	s.mu.RUnlock()
+	out := make([]P, len(keys))
+	for i, key := range keys {
+		out[i] = s.unpack(key, data[i])
+	}
+	return out
+}
+
+// Keys are those of all objects.
+func (s *Set[T, P]) Keys() []string {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return slices.AppendSeq(make([]string, 0, len(s.objects)), maps.Keys(s.objects))
+}
+
+// All are all objects that there are when it begins, and still are.
+func (s *Set[T, P]) All() iter.Seq[P] {
+	return func(yield func(P) bool) {
+		for _, key := range s.Keys() {
+			if obj := s.Get(key); obj != nil && !yield(obj) {
+				return
+			}
+		}
+	}
+}
+
+// packed is an object on its way into a set. To a reflector it is an object like others.
+type packed struct {
+	key, data string
+	service   string
+	addrs     []netip.Addr
+}
+
+func (s *Set[T, P]) pack(obj P) (packed, error) {
+	data, err := P(s.keep(obj)).Marshal()
+	p := packed{key: KeyOf(obj), data: string(data)}
+	p.service, p.addrs = s.places(obj)
+	return p, err
+}
+
+// places is where an object is found besides.
+func (s *Set[T, P]) places(obj P) (service string, addrs []netip.Addr) {
+	if s.service != nil {
+		service = s.service(obj)
+	}
+	if s.at != nil && s.addresses != nil {
+		addrs = s.addresses(obj)
+	}
+	return service, addrs
+}
+
+// unpack is only called with what pack made.
+func (s *Set[T, P]) unpack(key, data string) P {
+	obj := P(new(T))
+	if err := obj.Unmarshal([]byte(data)); err != nil {
+		panic(err)
+	}
+	namespace, name, ok := strings.Cut(key, "/")
+	if !ok {
+		namespace, name = "", key
+	}
+	obj.SetNamespace(namespace)
+	obj.SetName(name)
+	obj.SetLabels(renamed(obj.GetLabels(), s.long))
+	obj.SetAnnotations(renamed(obj.GetAnnotations(), s.long))
+	return obj
+}
+
+// Add implements cache.ReflectorStore.
+func (s *Set[T, P]) Add(obj any) error {
+	now, ok := obj.(P)
+	if !ok {
+		return nil // the reflector has checked the type
+	}
+	p, err := s.pack(now)
+	if err != nil {
+		return err
+	}
+	s.put(p, now)
+	return nil
+}
+
+// Update implements cache.ReflectorStore.
+func (s *Set[T, P]) Update(obj any) error { return s.Add(obj) }
+
+// Delete implements cache.ReflectorStore.
+func (s *Set[T, P]) Delete(obj any) error {
+	if o, ok := obj.(P); ok {
+		s.remove(KeyOf(o))
+	}
+	return nil
+}
+
+// Replace implements cache.ReflectorStore. The list is of what a lister has packed.
+func (s *Set[T, P]) Replace(list []any, _ string) error {
+	live := make(map[string]bool, len(list))
+	for i, obj := range list {
+		p := obj.(*packed)
+		list[i] = nil
+		live[p.key] = true
+		s.put(*p, nil)
+	}
+	for _, key := range s.Keys() {
+		if !live[key] {
+			s.remove(key)
+		}
+	}
+	s.first.Do(func() { close(s.synced) })
+	return nil
+}
+
+// Resync implements cache.ReflectorStore.
+func (s *Set[T, P]) Resync() error { return nil }
+
+// put holds an object and tells of it, if it isn't held just so. now is nil if a list brought it.
+func (s *Set[T, P]) put(p packed, now P) {
+	s.mu.Lock()
+	data, had := s.objects[p.key]
+	if had && data == p.data {
+		s.mu.Unlock()
+		return
+	}
+	var old P
+	var service string
+	var addrs []netip.Addr
+	if had {
+		old = s.unpack(p.key, data)
+		service, addrs = s.places(old)
+	}
+	s.objects[p.key] = p.data
+	s.relate(p.key, service, p.service, addrs, p.addrs)
+	s.mu.Unlock()
+	listed := now == nil
+	for _, f := range s.followers {
+		if listed && !had && f.Added != nil {
+			f.Added(p.service)
+			continue
+		}
+		if now == nil {
+			now = s.unpack(p.key, p.data)
+		}
+		f.Changed(old, now)
+	}
+}
+
+func (s *Set[T, P]) remove(key string) {
+	s.mu.Lock()
+	data, had := s.objects[key]
+	if !had {
+		s.mu.Unlock()
+		return
+	}
+	old := s.unpack(key, data)
+	delete(s.objects, key)
+	service, addrs := s.places(old)
+	s.relate(key, service, "", addrs, nil)
+	s.mu.Unlock()
+	for _, f := range s.followers {
+		f.Changed(old, nil)
+	}
+}
+
+// relate follows which Service an object belongs to, and which addresses it has.
+func (s *Set[T, P]) relate(key, wasOf, isOf string, had, has []netip.Addr) {
+	if s.belong && wasOf != isOf {
+		if wasOf != "" {
+			s.of.remove(wasOf, key)
+		}
+		if isOf != "" {
+			s.of.add(isOf, key)
+		}
+	}
+	if slices.Equal(had, has) {
+		return
+	}
+	for _, a := range had {
+		s.at.remove(a, key)
+	}
+	for _, a := range has {
+		s.at.add(a, key)
+	}
+}
