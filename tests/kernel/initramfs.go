@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"debug/elf"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -61,8 +62,23 @@ func (a *archive) close() error {
 	return a.w.Flush()
 }
 
-// writeInitramfs packs what the guest needs for the job: itself, busybox, modules of the kernel, BPF objects and suites.
-func writeInitramfs(w io.Writer, guest string, k kernel, modules, objects []string, suites []suite) error {
+// pack makes the machine's initramfs.
+func (m machine) pack(path, guest string, objects []string) error {
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	if !m.objects {
+		objects = nil
+	}
+	if err := errors.Join(m.writeInitramfs(f, guest, objects), f.Close()); err != nil {
+		return fmt.Errorf("initramfs of %s: %w", m.name(), err)
+	}
+	return nil
+}
+
+// writeInitramfs packs what the guest needs for the job: itself, busybox, modules of the kernel, BPF objects and the suite.
+func (m machine) writeInitramfs(w io.Writer, guest string, objects []string) error {
 	a := &archive{w: bufio.NewWriter(w)}
 	for _, d := range []string{"bin", "etc", "modules", "objects", "suites"} {
 		a.dir(d)
@@ -70,13 +86,13 @@ func writeInitramfs(w io.Writer, guest string, k kernel, modules, objects []stri
 	a.copy("init", guest)
 	a.copy("bin/busybox", "/bin/busybox")
 	var job console.Job
-	list, err := k.modules(modules)
+	list, err := m.kernel.modules(modules)
 	if err != nil {
 		return err
 	}
-	for _, m := range list {
-		name := "modules/" + m.name + ".ko"
-		a.file(name, m.data)
+	for _, module := range list {
+		name := "modules/" + module.name + ".ko"
+		a.file(name, module.data)
 		job.Modules = append(job.Modules, "/"+name)
 	}
 	for _, path := range objects {
@@ -84,11 +100,9 @@ func writeInitramfs(w io.Writer, guest string, k kernel, modules, objects []stri
 		a.copy(name, path)
 		job.Objects = append(job.Objects, "/"+name)
 	}
-	for _, s := range suites {
-		name := "suites/" + filepath.Base(s.binary)
-		a.copy(name, s.binary)
-		job.Suites = append(job.Suites, console.Suite{Name: s.folder, Path: "/" + name, Args: s.args})
-	}
+	name := "suites/" + filepath.Base(m.binary)
+	a.copy(name, m.binary)
+	job.Suite = console.Suite{Name: m.folder, Path: "/" + name, Args: m.args, Part: m.part, Parts: m.parts}
 	data, err := json.Marshal(job)
 	if err != nil {
 		return err

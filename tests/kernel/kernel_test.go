@@ -45,6 +45,47 @@ func TestChosenSuites(t *testing.T) {
 	}
 }
 
+// Every part of every suite has a machine on every kernel, and one machine of each kernel counts.
+func TestPlan(t *testing.T) {
+	results := map[string]*result{"5.10": {}, "6.1": {}}
+	machines := plan([]kernel{{series: "5.10"}, {series: "6.1"}}, []suite{{folder: "a/b", parts: 1}, {folder: "c", parts: 2}}, results)
+	var names, counting []string
+	for _, m := range machines {
+		names = append(names, m.name())
+		if m.objects {
+			counting = append(counting, m.name())
+		}
+		if m.result == nil || m.result != results[m.series] {
+			t.Errorf("%s: its outcome is another kernel's", m.name())
+		}
+	}
+	if want := []string{"5.10-c-1", "5.10-c-2", "6.1-c-1", "6.1-c-2", "5.10-a-b", "6.1-a-b"}; !slices.Equal(names, want) {
+		t.Errorf("%q, want %q", names, want)
+	}
+	if want := []string{"5.10-a-b", "6.1-a-b"}; !slices.Equal(counting, want) {
+		t.Errorf("%q count, want %q", counting, want)
+	}
+}
+
+// What came of a kernel's machines is one result, and one machine's failure is the kernel's.
+func TestResultsAreAddedUp(t *testing.T) {
+	var r result
+	r.add(&result{Kernel: "5.10.0-1", Seconds: 2, Passed: []string{"a/A"}, Verifier: map[string]int{"p": 1}, Logs: []string{"x"}, told: map[string]string{"a/A": "fine"}})
+	if !r.ok() {
+		t.Errorf("%+v", r)
+	}
+	r.add(&result{Kernel: "5.10.0-1", Seconds: 3, Passed: []string{"b/B"}, Failed: []string{"b/C"}, Skipped: []string{"b/D"}, Logs: []string{"y"}, told: map[string]string{"b/C": "bad"}})
+	if got, want := r.outcome(), "5.10.0-1, 5 s: 2 passed, 1 failed, 1 skipped, 0 other problems"; got != want || r.ok() {
+		t.Errorf("%q, want %q; ok is %v", got, want, r.ok())
+	}
+	if r.Verifier["p"] != 1 || r.told["a/A"] != "fine" || r.told["b/C"] != "bad" || len(r.Logs) != 2 {
+		t.Errorf("%+v", r)
+	}
+	if r.add(&result{Problems: []string{"x"}}); len(r.Problems) != 1 {
+		t.Errorf("%q", r.Problems)
+	}
+}
+
 func TestSources(t *testing.T) {
 	got := sources("Other http://other.example/x/\nDebian http://mirror.example/debian/\nDebian http://mirror.example/debian/\nDebian-Security http://sec.example/s/\n")
 	for _, want := range []string{"deb http://mirror.example/debian/ bullseye main\n", "deb http://mirror.example/debian/ bookworm-backports main\n", "deb http://sec.example/s/ bookworm-security main\n"} {

@@ -3,13 +3,13 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"flag"
 	"fmt"
 	"os"
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"time"
@@ -27,19 +27,20 @@ var modules = []string{"veth", "vxlan", "bridge", "dummy", "cls_bpf", "sch_ingre
 // suite is a package whose tests need nothing but a kernel, root and busybox.
 type suite struct {
 	folder string
+	parts  int    // machines that share its tests
 	skip   string // tests that can't run there, or take long and meet no kernel
 	binary string
 	args   []string
 }
 
-// suiteTimeout is below that of a kernel: the suite itself can tell where it hangs.
+// suiteTimeout is in the guest's time, which goes on only as the guest works: the suite itself can tell where it hangs.
 const suiteTimeout = "25m"
 
 var suites = []suite{
-	{folder: "bpf"},
-	{folder: "tests/podnet"},
-	{folder: "dns", skip: "^TestNamesFollowTheAPI$"}, // Go against a model in Go
-	{folder: "cni", skip: "^(TestStormOfProcesses|TestTwoHundredPodsAtOnce|TestOthersFollowInAChain|TestWrittenConfigIsServed|TestPluginKilledInTheMiddle|TestRubbish|TestAgentAway)$"}, // they build the plugin
+	{folder: "bpf", parts: 4},
+	{folder: "tests/podnet", parts: 2},
+	{folder: "dns", parts: 1, skip: "^TestNamesFollowTheAPI$"}, // Go against a model in Go
+	{folder: "cni", parts: 1, skip: "^(TestStormOfProcesses|TestTwoHundredPodsAtOnce|TestOthersFollowInAChain|TestWrittenConfigIsServed|TestPluginKilledInTheMiddle|TestRubbish|TestAgentAway)$"}, // they build the plugin
 }
 
 func main() {
@@ -55,7 +56,8 @@ func run(ctx context.Context) error {
 	series := flag.String("kernels", "5.10,6.1,6.12", "series of kernels, as Debian 11, Debian 12 and its backports have them")
 	pattern := flag.String("run", "", "only tests that match, as in go test -run")
 	folders := flag.String("suites", "", "only the tests of these folders, such as bpf,tests/podnet")
-	timeout := flag.Duration("timeout", 40*time.Minute, "for one kernel")
+	timeout := flag.Duration("timeout", 40*time.Minute, "for one machine")
+	atOnce := flag.Int("machines", runtime.NumCPU(), "so many machines at a time, each of one processor and 1.5 GiB")
 	update := flag.Bool("update", false, "write "+verifierTable+" anew")
 	allowMissing := flag.Bool("allow-missing", false, "a kernel that can't be had is told, and no failure")
 	flag.Parse()
@@ -78,31 +80,31 @@ func run(ctx context.Context) error {
 		return err
 	}
 	var results []*result
+	var kernels []kernel
+	bySeries := map[string]*result{}
 	source := &apt{dir: filepath.Join(work, "apt")}
-	for _, s := range strings.Split(*series, ",") {
-		r := &result{Series: s}
-		results = append(results, r)
-		k, err := source.fetch(s, work)
+	for _, series := range strings.Split(*series, ",") {
+		r := &result{Series: series}
+		results, bySeries[series] = append(results, r), r
+		k, err := source.fetch(series, work)
 		if err != nil {
 			r.Missing = err.Error()
-			fmt.Printf("SKIP %s: %s\n", s, r.Missing)
+			fmt.Printf("SKIP %s: %s\n", series, r.Missing)
 			continue
 		}
-		initramfs := filepath.Join(work, "build", s+".img")
-		if err := pack(initramfs, guest, k, objects); err != nil {
-			return err
-		}
-		fmt.Printf("kernel %s\n", k.release)
-		bounded, cancel := context.WithTimeoutCause(ctx, *timeout, fmt.Errorf("not done after %v", *timeout))
-		r.boot(bounded, k, initramfs, filepath.Join(work, s+".log"))
-		cancel()
-		if ctx.Err() != nil {
-			return ctx.Err()
+		kernels = append(kernels, k)
+	}
+	if err := runAll(ctx, os.Stdout, plan(kernels, suites, bySeries), *atOnce, *timeout, guest, objects); err != nil {
+		return err
+	}
+	for _, r := range results {
+		if r.Missing != "" {
+			continue
 		}
 		if *update && len(r.Verifier) > 0 {
-			table[s] = r.Verifier
+			table[r.Series] = r.Verifier
 		}
-		r.Problems = append(r.Problems, compare(table[s], r.Verifier)...)
+		r.Problems = append(r.Problems, compare(table[r.Series], r.Verifier)...)
 		r.print(os.Stdout)
 	}
 	if *update {
@@ -149,23 +151,15 @@ func build(ctx context.Context, pattern string) (guest string, err error) {
 	for i := range suites {
 		s := &suites[i]
 		s.binary = filepath.Join(work, "build", strings.ReplaceAll(s.folder, "/", "-")+".test")
-		s.args = []string{"-test.v=test2json", "-test.run=" + pattern, "-test.skip=" + s.skip, "-test.timeout=" + suiteTimeout}
+		s.args = []string{"-test.v=test2json", "-test.skip=" + s.skip, "-test.timeout=" + suiteTimeout}
+		if pattern != "" {
+			s.args, s.parts = append(s.args, "-test.run="+pattern), 1
+		}
 		if err := compile("test", "-c", "-ldflags", "-s -w", "-o", s.binary, "./"+s.folder); err != nil {
 			return "", err
 		}
 	}
 	return guest, nil
-}
-
-func pack(path, guest string, k kernel, objects []string) error {
-	f, err := os.Create(path)
-	if err != nil {
-		return err
-	}
-	if err := errors.Join(writeInitramfs(f, guest, k, modules, objects, suites), f.Close()); err != nil {
-		return fmt.Errorf("initramfs of %s: %w", k.release, err)
-	}
-	return nil
 }
 
 func writeJSON(path string, v any) error {

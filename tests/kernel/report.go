@@ -2,13 +2,16 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 )
@@ -18,19 +21,43 @@ type result struct {
 	Series   string         `json:"series"`
 	Missing  string         `json:"missing,omitempty"` // why there is no such kernel
 	Kernel   string         `json:"kernel,omitempty"`
-	Seconds  float64        `json:"seconds,omitempty"`
-	Passed   []string       `json:"passed,omitempty"` // suite/test
+	Seconds  float64        `json:"seconds,omitempty"` // of all its machines together
+	Passed   []string       `json:"passed,omitempty"`  // suite/test
 	Failed   []string       `json:"failed,omitempty"`
 	Skipped  []string       `json:"skipped,omitempty"`
 	Problems []string       `json:"problems,omitempty"` // other than failed tests
 	Verifier map[string]int `json:"verifier,omitempty"`
-	Log      string         `json:"log,omitempty"`
+	Logs     []string       `json:"logs,omitempty"` // of its machines
 
 	told map[string]string // what failed and skipped tests printed
 }
 
 func (r *result) ok() bool {
 	return r.Missing == "" && len(r.Failed) == 0 && len(r.Problems) == 0 && len(r.Passed) > 0
+}
+
+// add takes what came of one more machine with the same kernel.
+func (r *result) add(one *result) {
+	r.Kernel = cmp.Or(r.Kernel, one.Kernel)
+	r.Seconds += one.Seconds
+	r.Passed = append(r.Passed, one.Passed...)
+	r.Failed = append(r.Failed, one.Failed...)
+	r.Skipped = append(r.Skipped, one.Skipped...)
+	r.Problems = append(r.Problems, one.Problems...)
+	r.Logs = append(r.Logs, one.Logs...)
+	if one.Verifier != nil {
+		r.Verifier = one.Verifier
+	}
+	if r.told == nil {
+		r.told = map[string]string{}
+	}
+	maps.Copy(r.told, one.told)
+}
+
+// outcome is a line.
+func (r *result) outcome() string {
+	return fmt.Sprintf("%s, %.0f s: %d passed, %d failed, %d skipped, %d other problems", r.Kernel, r.Seconds, len(r.Passed), len(r.Failed), len(r.Skipped),
+		len(r.Problems))
 }
 
 // judge sorts the tests of a suite by what they printed.
@@ -123,10 +150,9 @@ func summary(w io.Writer, results []*result, allowMissing bool) error {
 		verdict, more := "ok  ", ""
 		if !r.ok() {
 			failed++
-			verdict, more = "FAIL", ", see "+r.Log
+			verdict, more = "FAIL", ", see "+filepath.Join(work, r.Series+"-*.log")
 		}
-		fmt.Fprintf(w, "%s %-5s %s, %.0f s: %d passed, %d failed, %d skipped, %d other problems%s\n", verdict, r.Series, r.Kernel, r.Seconds,
-			len(r.Passed), len(r.Failed), len(r.Skipped), len(r.Problems), more)
+		fmt.Fprintf(w, "%s %-5s %s%s\n", verdict, r.Series, r.outcome(), more)
 	}
 	switch {
 	case failed > 0:

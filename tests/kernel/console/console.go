@@ -7,15 +7,17 @@ const JobFile = "/job.json"
 // Job is all that a guest is to do.
 type Job struct {
 	Modules []string // files, each after those it depends on
-	Objects []string // BPF objects whose programs are counted
-	Suites  []Suite
+	Objects []string // BPF objects whose programs are counted; none if nothing is
+	Suite   Suite
 }
 
 // Suite is a test binary.
 type Suite struct {
-	Name string // folder of the package
-	Path string
-	Args []string
+	Name  string // folder of the package
+	Path  string
+	Args  []string
+	Part  int // of its tests, each Parts-th from this one on
+	Parts int // 1 or more; of more parts than one, Args choose no tests
 }
 
 // Event is one line from the guest. One of the fields is set, and Suite with Line and Exit.

@@ -102,15 +102,15 @@ func run(say func(console.Event)) error {
 	}
 	os.Setenv("PATH", "/bin")
 	os.Setenv("HOME", "/tmp")
-	counts, err := countInstructions(job.Objects)
-	say(console.Event{Verifier: counts})
-	if err != nil {
-		say(console.Event{Error: "the verifier: " + err.Error()}) // the suites tell more
-	}
-	for _, s := range job.Suites {
-		if err := runSuite(s, say); err != nil {
-			return fmt.Errorf("%s: %w", s.Name, err)
+	if len(job.Objects) > 0 {
+		counts, err := countInstructions(job.Objects)
+		say(console.Event{Verifier: counts})
+		if err != nil {
+			say(console.Event{Error: "the verifier: " + err.Error()}) // the suite tells more
 		}
+	}
+	if err := runSuite(job.Suite, say); err != nil {
+		return fmt.Errorf("%s: %w", job.Suite.Name, err)
 	}
 	return nil
 }
@@ -127,8 +127,33 @@ func loadModule(path string) error {
 	return nil
 }
 
+// share are the tests of the suite's part, as a flag.
+func share(s console.Suite) (string, error) {
+	c := exec.Command(s.Path, "-test.list=.")
+	c.Stderr = os.Stderr
+	list, err := c.Output()
+	if err != nil {
+		return "", fmt.Errorf("-test.list: %w", err)
+	}
+	var names []string
+	for i, name := range strings.Fields(string(list)) {
+		if i%s.Parts == s.Part {
+			names = append(names, name)
+		}
+	}
+	return "-test.run=^(" + strings.Join(names, "|") + ")$", nil
+}
+
 func runSuite(s console.Suite, say func(console.Event)) error {
-	c := exec.Command(s.Path, s.Args...)
+	args := s.Args
+	if s.Parts > 1 {
+		tests, err := share(s)
+		if err != nil {
+			return err
+		}
+		args = append(args, tests)
+	}
+	c := exec.Command(s.Path, args...)
 	c.Dir = "/tmp"
 	r, w, err := os.Pipe()
 	if err != nil {
