@@ -2,6 +2,7 @@ package bpf
 
 import (
 	"os"
+	"strings"
 	"testing"
 
 	"github.com/vishvananda/netlink"
@@ -65,6 +66,9 @@ func TestNewPod(t *testing.T) {
 			}
 		}
 		return n
+	}
+	if err := l.d.AttachNames(i); err == nil || !strings.Contains(err.Error(), "without Beside") {
+		t.Errorf("the program for other plugins' pods, which is not loaded: %v", err)
 	}
 	for range 2 {
 		must(t, l.d.DetachPod(i))

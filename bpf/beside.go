@@ -10,7 +10,13 @@ import (
 
 // AttachNames makes names that the kernel knows be answered at the host's side of a veth of a pod that another plugin has made, in the stead of
 // the name servers that SetNameServers tells. All else that the pod sends is left alone, and goes to others' programs at the same place.
-func (d *Datapath) AttachNames(ifindex int) error { return d.attach(namesProgram, ifindex) }
+// It needs Config.Beside.
+func (d *Datapath) AttachNames(ifindex int) error {
+	if d.net.Programs[namesProgram] == nil {
+		return fmt.Errorf("bpf: interface %d: names are not answered at other plugins' pods: the datapath was opened without Beside", ifindex)
+	}
+	return d.attach(namesProgram, ifindex)
+}
 
 // DetachNames undoes AttachNames; an interface that is gone is no error.
 func (d *Datapath) DetachNames(ifindex int) error { return d.detach(namesProgram, ifindex) }

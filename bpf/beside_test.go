@@ -18,7 +18,7 @@ const actUnspec = 1<<32 - 1
 func besideOthers(t *testing.T) (*Datapath, Config, []netip.AddrPort) {
 	t.Helper()
 	c := testConfig(t)
-	c.DNSAddrs = nil
+	c.DNSAddrs, c.Beside = nil, true
 	d := open(t, c)
 	_, err := d.Names().Replace("web", []Name{{Owner: "web", Name: "web.default.svc.cluster.local.", Addrs: []netip.Addr{netip.MustParseAddr("10.96.0.5")}}})
 	must(t, err)

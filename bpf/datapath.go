@@ -63,6 +63,10 @@ type Config struct {
 	// each processor (DefaultRecordFlows). 0: nothing is recorded. It needs Policy.
 	RecordFlows int
 
+	// Beside: the node has pods that another plugin has made, and AttachNames works for them. Without, its program is not loaded, which is a
+	// quarter of the verifier's work.
+	Beside bool
+
 	noSetRetval bool      // tests: as on Linux before 6.1
 	masqPorts   portRange // tests: instead of those that the kernel leaves
 }
@@ -247,6 +251,9 @@ func (d *Datapath) load(c Config, before map[string]*ebpf.Map) error {
 		}
 		if !c.XDP.on() {
 			delete(s.Programs, xdpProgram)
+		}
+		if !c.Beside {
+			delete(s.Programs, namesProgram)
 		}
 		for name, v := range constants {
 			if err := s.Variables[name].Set(v); err != nil {

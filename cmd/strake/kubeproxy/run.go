@@ -56,7 +56,7 @@ func Run(ctx context.Context, l layout.Layout, c Config) error {
 	if err := bpf.MountBPFFS(l.BPF()); err != nil {
 		return err
 	}
-	d, err := bpf.Open(bpf.Config{PinDir: l.BPF(), CgroupRoot: mount, NodeCgroup: dir, NodeAddrs: c.Addrs, MaxFrontends: c.MaxFrontends, MaxBackends: c.MaxBackends, Flows: c.Flows, XDP: c.XDP, Zone: c.Names.Zone, DNSTTL: namesTTL})
+	d, err := bpf.Open(bpf.Config{PinDir: l.BPF(), CgroupRoot: mount, NodeCgroup: dir, NodeAddrs: c.Addrs, MaxFrontends: c.MaxFrontends, MaxBackends: c.MaxBackends, Flows: c.Flows, XDP: c.XDP, Zone: c.Names.Zone, DNSTTL: namesTTL, Beside: true})
 	if err != nil {
 		return err
 	}

@@ -32,7 +32,7 @@ func countInstructions(objects []string) (counts map[string]int, err error) {
 		PinDir: pins, CgroupRoot: cgroupRoot, NodeCgroup: group, DNSAddrs: []netip.Addr{netip.MustParseAddr("10.96.0.10"), netip.MustParseAddr("fd00:10:96::a")}, Zone: "cluster.local", DNSTTL: 30,
 		NodeAddrs: []netip.Addr{netip.MustParseAddr("192.0.2.10"), netip.MustParseAddr("2001:db8::10")}, // without one the verifier leaves out all that masquerades
 		Policy:    true,                                                                                 // and without these what judges, records, and so on
-		DSR:       true, RecordFlows: bpf.DefaultRecordFlows, XDP: bpf.XDPNative,
+		DSR:       true, RecordFlows: bpf.DefaultRecordFlows, XDP: bpf.XDPNative, Beside: true,
 	})
 	if err != nil {
 		return nil, err
