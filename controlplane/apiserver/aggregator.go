@@ -34,7 +34,7 @@ func (b *builder) aggregator(core *genericapiserver.GenericAPIServer, extensions
 	etcd.StorageConfig.Codec = aggregatorscheme.Codecs.LegacyCodec(apiregistrationv1.SchemeGroupVersion)
 	etcd.StorageConfig.EncodeVersioner = runtime.NewMultiGroupVersioner(apiregistrationv1.SchemeGroupVersion, schema.GroupKind{Group: apiregistrationv1.GroupName})
 	etcd.SkipHealthEndpoints = true
-	g.RESTOptionsGetter = etcd.CreateRESTOptionsGetter(&options.SimpleStorageFactory{StorageConfig: etcd.StorageConfig}, g.ResourceTransformers)
+	g.RESTOptionsGetter = b.options(etcd.CreateRESTOptionsGetter(&options.SimpleStorageFactory{StorageConfig: etcd.StorageConfig}, g.ResourceTransformers))
 	cfg := aggregatorapiserver.Config{
 		GenericConfig: &genericapiserver.RecommendedConfig{Config: g, SharedInformerFactory: b.informers},
 		ExtraConfig: aggregatorapiserver.ExtraConfig{

@@ -4,6 +4,8 @@ import (
 	"context"
 	"net"
 	"net/netip"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
 // Config says with which addresses, files and store the API server runs. All fields but those marked optional are required.
@@ -19,6 +21,9 @@ type Config struct {
 	EtcdCAFile       string
 	EtcdCertFile     string
 	EtcdKeyFile      string
+	// EtcdClient makes clients of the same etcd that need no connection, because it runs in this process. Optional: the server asks EtcdServers
+	// then, and always where the settings name others.
+	EtcdClient func() *clientv3.Client
 	// ServiceCIDRs are the ranges of ClusterIPs, at most one of each family. The first is that of Services which ask for
 	// no family; its first address is the kubernetes Service's, and AdvertiseAddress is of its family.
 	ServiceCIDRs []netip.Prefix

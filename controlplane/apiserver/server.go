@@ -71,6 +71,7 @@ type builder struct {
 	rangesKnown cache.InformerSynced
 	resolver    webhook.ServiceResolver
 	drain       *drain
+	inside      *inside  // nil: the etcd is elsewhere
 	destroy     []func() // of storages that no registry owns
 }
 
@@ -160,8 +161,9 @@ func (b *builder) buildGeneric() error {
 	}
 	b.drain = newDrain(g.SecureServing.Listener)
 	g.SecureServing.Listener = b.drain
+	watches := newPace()
 	g.BuildHandlerChainFunc = func(api http.Handler, c *genericapiserver.Config) http.Handler {
-		return b.drain.handler(genericapiserver.DefaultBuildHandlerChain(api, c))
+		return b.drain.handler(genericapiserver.DefaultBuildHandlerChain(watches.handler(api), c))
 	}
 	g.LoopbackClientConfig.ContentType = protobuf
 	// Post-start hooks and admission must not wait for each other's turn.
@@ -181,6 +183,8 @@ func (b *builder) buildGeneric() error {
 	if err := b.etcd.ApplyWithStorageFactoryTo(b.storageFactory(), g); err != nil {
 		return err
 	}
+	b.keepInside()
+	g.RESTOptionsGetter = b.options(g.RESTOptionsGetter)
 	if b.client, err = kubernetes.NewForConfig(g.LoopbackClientConfig); err != nil {
 		return err
 	}
@@ -265,11 +269,11 @@ func (b *builder) extensions() (*apiextensionsapiserver.CustomResourceDefinition
 	etcd.StorageConfig.Codec = apiextensionsapiserver.Codecs.LegacyCodec(apiextensionsv1.SchemeGroupVersion)
 	etcd.StorageConfig.EncodeVersioner = runtime.NewMultiGroupVersioner(apiextensionsv1.SchemeGroupVersion, schema.GroupKind{Group: apiextensionsv1.GroupName})
 	etcd.SkipHealthEndpoints = true
-	g.RESTOptionsGetter = etcd.CreateRESTOptionsGetter(&options.SimpleStorageFactory{StorageConfig: etcd.StorageConfig}, g.ResourceTransformers)
+	g.RESTOptionsGetter = b.options(etcd.CreateRESTOptionsGetter(&options.SimpleStorageFactory{StorageConfig: etcd.StorageConfig}, g.ResourceTransformers))
 	cfg := &apiextensionsapiserver.Config{
 		GenericConfig: &genericapiserver.RecommendedConfig{Config: g, SharedInformerFactory: b.informers},
 		ExtraConfig: apiextensionsapiserver.ExtraConfig{
-			CRDRESTOptionsGetter: apiextensionsoptions.NewCRDRESTOptionsGetter(etcd, g.ResourceTransformers, g.StorageObjectCountTracker),
+			CRDRESTOptionsGetter: b.options(apiextensionsoptions.NewCRDRESTOptionsGetter(etcd, g.ResourceTransformers, g.StorageObjectCountTracker)),
 			MasterCount:          1,
 			ServiceResolver:      b.resolver,
 			AuthResolverWrapper:  webhook.NewDefaultAuthenticationInfoResolverWrapper(nil, nil, g.LoopbackClientConfig, nil),

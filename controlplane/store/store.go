@@ -14,7 +14,9 @@ import (
 	"go.etcd.io/bbolt"
 	bolterrors "go.etcd.io/bbolt/errors"
 	"go.etcd.io/etcd/client/pkg/v3/transport"
+	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/embed"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 )
@@ -140,6 +142,9 @@ func explain(cfg Config, err error) error {
 
 // Endpoint is the URL that clients connect to.
 func (s *Store) Endpoint() string { return s.etcd.Config().AdvertiseClientUrls[0].String() }
+
+// Client makes a client of the member that calls it without a connection. It is no user's: nothing is checked.
+func (s *Store) Client() *clientv3.Client { return v3client.New(s.etcd.Server) }
 
 // Err delivers an error if the member stops by itself.
 func (s *Store) Err() <-chan error { return s.etcd.Err() }

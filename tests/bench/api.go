@@ -10,6 +10,7 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -165,10 +166,39 @@ func (b *bench) apiWrites(ctx context.Context) error {
 		b.report.against(what.name+", p99; etcd alone", quantile(took, 0.99), quantile(floorTook, 0.99), "ms", "", 0)
 		if what.name == "creates" {
 			b.report.aim("creates, durable", rate, "/s", atLeast, 1000)
-			b.report.aim("creates, durable, p99", quantile(took, 0.99), "ms", atMost, 20)
 		}
 	}
+	if err := b.steadyCreates(ctx, func(ctx context.Context, i int) error { return create(ctx, n+i) }); err != nil {
+		return err
+	}
 	return maps.DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{})
+}
+
+// steadyRate is how many objects a second come, whoever waits for the answers of those before.
+const steadyRate = 1000
+
+// steadyCreates creates at a steady rate. Each create is measured from when it was due, so that what waits for a slow server counts.
+func (b *bench) steadyCreates(ctx context.Context, create func(context.Context, int) error) error {
+	n := b.times(10) * steadyRate
+	took := make([]float64, n)
+	var all errgroup.Group
+	began := time.Now()
+	for i := range n {
+		due := began.Add(time.Duration(i) * time.Second / steadyRate)
+		time.Sleep(time.Until(due))
+		all.Go(func() error {
+			err := create(ctx, i)
+			took[i] = time.Since(due).Seconds() * 1000
+			return err
+		})
+	}
+	if err := all.Wait(); err != nil {
+		return fmt.Errorf("creates at a steady rate: %w", err)
+	}
+	what := fmt.Sprintf("creates, durable, at %d/s", steadyRate)
+	b.report.figure(what+", median", quantile(took, 0.5), "ms")
+	b.report.aim(what+", p99", quantile(took, 0.99), "ms", atMost, 20)
+	return nil
 }
 
 // apiPods makes pods that no scheduler looks at, and lists them.

@@ -43,32 +43,91 @@ func (l *lags) add(sent string) {
 // marker comes in front of the time that an object was written at, in nanoseconds of the clock; markEnd behind it.
 const marker, markEnd = "sent-at-", '.'
 
-// apiWatch has many watchers, each of a connection of its own, look at objects that are written at a steady rate.
+// apiWatch has many watchers look at objects that are written at a steady rate: by a connection each, and as the watches of one client are, by the
+// connections of one. The rivals are a relay, which sends the same bytes to the same clients and does nothing else, and etcd.
 func (b *bench) apiWatch(ctx context.Context) error {
 	rc, err := b.plane.rest()
 	if err != nil {
 		return err
 	}
 	maps := b.plane.client.CoreV1().ConfigMaps(metav1.NamespaceDefault)
-	ours, err := b.fanOut(ctx, func(ctx context.Context, l *lags, opened func()) error {
-		return watchRaw(ctx, rc, l, opened)
-	}, func(ctx context.Context, i int) error {
+	server := rc.Host + "/api/v1/namespaces/default/configmaps?watch=1&resourceVersion=0&labelSelector=sent"
+	write := func(ctx context.Context, i int) error {
 		m := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprint("watched-", i), Labels: map[string]string{"sent": fmt.Sprint(marker, time.Now().UnixNano(), string(markEnd)) + "x"}}}
 		_, err := maps.Create(ctx, m, metav1.CreateOptions{})
 		return err
-	})
+	}
+	alone, shared := ways(rc, false), ways(rc, true)
+	var read atomic.Int64
+	ours, err := b.fanOut(ctx, func(ctx context.Context, l *lags, opened func()) error {
+		return watchRaw(ctx, alone, server, &read, l, opened)
+	}, write)
 	if err != nil {
 		return err
+	}
+	size := int(read.Load()) / len(ours)
+	if err := maps.DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{}); err != nil {
+		return err
+	}
+	one, err := shared()
+	if err != nil {
+		return err
+	}
+	defer one.CloseIdleConnections()
+	together, err := b.fanOut(ctx, func(ctx context.Context, l *lags, opened func()) error {
+		return watchRaw(ctx, func() (*http.Transport, error) { return one, nil }, server, &read, l, opened)
+	}, write)
+	if err != nil {
+		return fmt.Errorf("by shared connections: %w", err)
 	}
 	if err := maps.DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{}); err != nil {
 		return err
 	}
-	etcd, err := b.plane.alone(ctx)
+	relayed, err := b.relayed(ctx, one, alone, size)
 	if err != nil {
 		return err
 	}
+	etcd, err := b.etcdWatched(ctx)
+	if err != nil {
+		return fmt.Errorf("etcd alone: %w", err)
+	}
+	what := fmt.Sprintf("watch lag, %d watchers, %d writes/s", watchers, watchedWrites)
+	b.report.figure("an event on the wire", float64(size), "B")
+	for _, q := range []struct {
+		name string
+		of   float64
+	}{{", median", 0.5}, {", p99", 0.99}} {
+		b.report.against(what+q.name+"; relay of ready events", quantile(ours, q.of), quantile(relayed, q.of), "ms", "", 0)
+		b.report.against(what+q.name+"; etcd alone, one connection", quantile(ours, q.of), quantile(etcd, q.of), "ms", "", 0)
+		b.report.figure(what+", one client's connections"+q.name, quantile(together, q.of), "ms")
+	}
+	b.report.aim(what+", p99", quantile(ours, 0.99), "ms", atMost, 100)
+	return nil
+}
+
+// relayed has the watchers watch a relay, to which events of so many bytes are posted.
+func (b *bench) relayed(ctx context.Context, client http.RoundTripper, way func() (*http.Transport, error), size int) ([]float64, error) {
+	host, stop, err := b.plane.startRelay(ctx, client)
+	if err != nil {
+		return nil, err
+	}
+	defer stop()
+	return b.fanOut(ctx, func(ctx context.Context, l *lags, opened func()) error {
+		return watchRaw(ctx, way, host, new(atomic.Int64), l, opened)
+	}, func(ctx context.Context, _ int) error {
+		event := fmt.Append(nil, marker, time.Now().UnixNano(), string(markEnd))
+		return post(ctx, client, host, append(event, bytes.Repeat([]byte("m"), max(0, size-len(event)))...))
+	})
+}
+
+// etcdWatched has the watchers watch etcd, by its client's one connection.
+func (b *bench) etcdWatched(ctx context.Context) ([]float64, error) {
+	etcd, err := b.plane.alone(ctx)
+	if err != nil {
+		return nil, err
+	}
 	defer etcd.Close()
-	floor, err := b.fanOut(ctx, func(ctx context.Context, l *lags, opened func()) error {
+	return b.fanOut(ctx, func(ctx context.Context, l *lags, opened func()) error {
 		events := etcd.Watch(clientv3.WithRequireLeader(ctx), "/watched/", clientv3.WithPrefix(), clientv3.WithCreatedNotify())
 		for e := range events {
 			if e.Created {
@@ -83,14 +142,14 @@ func (b *bench) apiWatch(ctx context.Context) error {
 		_, err := etcd.Put(ctx, fmt.Sprint("/watched/", i), fmt.Sprint(time.Now().UnixNano(), string(markEnd), string(bytes.Repeat([]byte("m"), 300))))
 		return err
 	})
-	if err != nil {
-		return fmt.Errorf("etcd alone: %w", err)
+}
+
+// ways makes ways to the lab's servers as the administrator; one that is shared has HTTP/2, as all requests of one client have.
+func ways(rc *rest.Config, shared bool) func() (*http.Transport, error) {
+	return func() (*http.Transport, error) {
+		tls, err := rest.TLSConfigFor(rc)
+		return &http.Transport{DialContext: rc.Dial, TLSClientConfig: tls, ForceAttemptHTTP2: shared, DisableCompression: true, ReadBufferSize: 4 << 10}, err
 	}
-	what := fmt.Sprintf("watch lag, %d watchers, %d writes/s", watchers, watchedWrites)
-	b.report.against(what+", median; etcd alone, one connection", quantile(ours, 0.5), quantile(floor, 0.5), "ms", "", 0)
-	b.report.against(what+", p99; etcd alone, one connection", quantile(ours, 0.99), quantile(floor, 0.99), "ms", "", 0)
-	b.report.aim(what+", p99", quantile(ours, 0.99), "ms", atMost, 100)
-	return nil
 }
 
 // fanOut starts the watchers, and when all watch, writes for a while. It returns the lags of all events, of which none may be missing.
@@ -144,20 +203,19 @@ func (b *bench) fanOut(ctx context.Context, watch func(context.Context, *lags, f
 	return l.all, nil
 }
 
-// watchRaw watches by a connection of its own, and reads no more of an event than when it was sent, so that the watchers leave the machine to the
-// server as far as they can.
-func watchRaw(ctx context.Context, rc *rest.Config, l *lags, opened func()) error {
-	tls, err := rest.TLSConfigFor(rc)
+// watchRaw watches, and reads no more of an event than when it was sent, so that the watchers leave the machine to the server as far as they can. It adds
+// up how many bytes it has read.
+func watchRaw(ctx context.Context, way func() (*http.Transport, error), url string, read *atomic.Int64, l *lags, opened func()) error {
+	transport, err := way()
 	if err != nil {
 		return err
 	}
-	transport := &http.Transport{DialContext: rc.Dial, TLSClientConfig: tls, DisableCompression: true, ReadBufferSize: 4 << 10}
 	defer transport.CloseIdleConnections()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, rc.Host+"/api/v1/namespaces/default/configmaps?watch=1&resourceVersion=0&labelSelector=sent", nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return err
 	}
-	req.Header.Set("Accept", rc.ContentType)
+	req.Header.Set("Accept", "application/vnd.kubernetes.protobuf")
 	res, err := transport.RoundTrip(req)
 	if err != nil {
 		return err
@@ -170,6 +228,7 @@ func watchRaw(ctx context.Context, rc *rest.Config, l *lags, opened func()) erro
 	buf := make([]byte, 0, 8<<10)
 	for {
 		n, err := res.Body.Read(buf[len(buf):cap(buf)])
+		read.Add(int64(n))
 		buf = buf[:len(buf)+n]
 		for {
 			_, behind, ok := bytes.Cut(buf, []byte(marker))

@@ -29,6 +29,7 @@ func main() {
 	work()
 	runAgent()
 	runEtcd()
+	runRelay()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	var o options

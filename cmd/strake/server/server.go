@@ -11,6 +11,7 @@ import (
 	"os"
 	"sync/atomic"
 
+	clientv3 "go.etcd.io/etcd/client/v3"
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/kubernetes"
@@ -57,6 +58,7 @@ func Run(ctx context.Context, cfg Config) error {
 		go paceGC(ctx)
 	}
 	var endpoint string
+	var client func() *clientv3.Client
 	var storeEnds <-chan error // nobody's, where the store is somebody else's
 	if cfg.APISettings == nil || len(cfg.APISettings.EtcdServers) == 0 {
 		etcd, err := store.Start(ctx, StoreConfig(cfg))
@@ -64,10 +66,11 @@ func Run(ctx context.Context, cfg Config) error {
 			return err
 		}
 		defer etcd.Close()
-		endpoint, storeEnds = etcd.Endpoint(), etcd.Err()
+		endpoint, client, storeEnds = etcd.Endpoint(), etcd.Client, etcd.Err()
 	}
 	var controllersRun, schedulerRuns part
 	conf := APIServerConfig(cfg, endpoint)
+	conf.EtcdClient = client
 	conf.Components = map[string]func(context.Context) error{"controller-manager": controllersRun.check, "scheduler": schedulerRuns.check}
 	api, err := apiserver.New(conf)
 	if err != nil {

@@ -21,7 +21,9 @@ import (
 	"testing"
 	"time"
 
+	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/embed"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
 	"go.uber.org/zap"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
@@ -66,11 +68,12 @@ func Start(t testing.TB, change ...func(*apiserver.Config)) *Server {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.EtcdURL = startEtcd(t, filepath.Join(dir, "etcd"))
+	etcd := startEtcd(t, filepath.Join(dir, "etcd"))
+	s.EtcdURL = etcd.Config().AdvertiseClientUrls[0].String()
 	s.cfg = apiserver.Config{
 		// A Service can't lead to a loopback address; nobody follows this one (RFC 5737).
 		BindAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, AdvertiseAddress: net.IPv4(192, 0, 2, 1), Port: FreePort(t), ServingCertFile: certFile, ServingKeyFile: keyFile, ClientCAFile: ca,
-		EtcdServers: []string{s.EtcdURL}, ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")}, NodePortMin: 30000, NodePortMax: 32767,
+		EtcdServers: []string{s.EtcdURL}, EtcdClient: func() *clientv3.Client { return v3client.New(etcd.Server) }, ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")}, NodePortMin: 30000, NodePortMax: 32767,
 		ServiceAccountKeyFile: write("sa.key", encodeKey(t, saKey)), ServiceAccountIssuer: "https://kubernetes.default.svc.cluster.local",
 		FrontProxyCAFile: ca, ProxyClientCertFile: certFile, ProxyClientKeyFile: keyFile,
 		KubeletCAFile: ca, KubeletClientCertFile: certFile, KubeletClientKeyFile: keyFile,
@@ -215,7 +218,7 @@ func encodeKey(t testing.TB, k *ecdsa.PrivateKey) []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der})
 }
 
-func startEtcd(t testing.TB, dir string) string {
+func startEtcd(t testing.TB, dir string) *embed.Etcd {
 	cfg := embed.NewConfig()
 	cfg.Dir = dir
 	client, peer := url.URL{Scheme: "http", Host: net.JoinHostPort("127.0.0.1", strconv.Itoa(FreePort(t)))}, url.URL{Scheme: "http", Host: net.JoinHostPort("127.0.0.1", strconv.Itoa(FreePort(t)))}
@@ -230,7 +233,7 @@ func startEtcd(t testing.TB, dir string) string {
 	}
 	t.Cleanup(e.Close)
 	<-e.Server.ReadyNotify()
-	return client.String()
+	return e
 }
 
 // FreePort is a TCP port of 127.0.0.1 that nobody has at the moment.
