@@ -119,6 +119,10 @@ func (b *bench) apiWrites(ctx context.Context) error {
 		return err
 	}
 	defer etcd.Close()
+	pid, err := b.plane.pid()
+	if err != nil {
+		return err
+	}
 	n, value := b.times(10_000), strings.Repeat("v", 1000)
 	maps := b.plane.client.CoreV1().ConfigMaps(metav1.NamespaceDefault)
 	name := func(i int) string { return fmt.Sprint("bench-", i) }
@@ -154,10 +158,19 @@ func (b *bench) apiWrites(ctx context.Context) error {
 			return err
 		}},
 	} {
+		before, err := cpuSeconds(pid)
+		if err != nil {
+			return err
+		}
 		rate, took, err := calls(ctx, n, what.ours)
 		if err != nil {
 			return fmt.Errorf("%s: %w", what.name, err)
 		}
+		after, err := cpuSeconds(pid)
+		if err != nil {
+			return err
+		}
+		b.report.figure(what.name+", CPU time of the server for each", 1e6*(after-before)/float64(n), "µs")
 		floor, floorTook, err := calls(ctx, n, what.theirs)
 		if err != nil {
 			return fmt.Errorf("%s at etcd: %w", what.name, err)

@@ -16,8 +16,8 @@ const (
 	// paceEvery is how often the pace is looked at; so many collections in that time are a load.
 	paceEvery       = 2 * time.Second
 	busyCollections = 2
-	// idleAfter so many looks without a load the heap is small again.
-	idleAfter = 15
+	// idleAfter so many looks without a load the heap is small again, and what is not needed is given back.
+	idleAfter = 8
 )
 
 // paceGC trades memory for CPU while there is much to do, until ctx ends.
@@ -41,6 +41,9 @@ func paceGC(ctx context.Context) {
 		if next != percent {
 			debug.SetGCPercent(next)
 			percent = next
+		}
+		if quiet == idleAfter {
+			giveBack()
 		}
 	}
 }

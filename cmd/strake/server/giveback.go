@@ -1,0 +1,54 @@
+package server
+
+import (
+	"bufio"
+	"fmt"
+	"os"
+	"runtime/debug"
+	"strings"
+
+	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
+)
+
+// giveBack leaves memory to others that only what is over has used, such as the start: the heap's free pages, and the mapped pages of the program. The
+// latter stay in the kernel's page cache, whence those that are still needed come back without a read; but what nobody maps any more goes first when
+// memory is short.
+func giveBack() {
+	debug.FreeOSMemory()
+	if err := unmapProgram(); err != nil {
+		klog.V(2).InfoS("The program's pages stay mapped", "err", err)
+	}
+}
+
+func unmapProgram() error {
+	program, err := os.Readlink("/proc/self/exe")
+	if err != nil {
+		return err
+	}
+	maps, err := os.Open("/proc/self/maps")
+	if err != nil {
+		return err
+	}
+	defer maps.Close()
+	for lines := bufio.NewScanner(maps); lines.Scan(); {
+		start, end, ok := readOnly(lines.Text(), program)
+		if !ok {
+			continue
+		}
+		if _, _, errno := unix.Syscall(unix.SYS_MADVISE, start, end-start, unix.MADV_DONTNEED); errno != 0 {
+			return fmt.Errorf("madvise %s: %w", lines.Text(), errno)
+		}
+	}
+	return nil
+}
+
+// readOnly returns the addresses of a line of /proc/PID/maps (proc_pid_maps(5)), if it is a part of this file that can't be written to: what is not
+// as in the file must not be lost.
+func readOnly(line, file string) (start, end uintptr, ok bool) {
+	var perms string
+	if _, err := fmt.Sscanf(line, "%x-%x %s", &start, &end, &perms); err != nil || !strings.HasPrefix(perms, "r-") {
+		return 0, 0, false
+	}
+	return start, end, strings.HasSuffix(line, " "+file)
+}
