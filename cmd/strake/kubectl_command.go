@@ -2,6 +2,7 @@ package main
 
 import (
 	"os"
+	"slices"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -13,10 +14,15 @@ import (
 	"github.com/strake-io/strake/cmd/strake/layout"
 )
 
-// kubectlCommand is kubectl itself, pointed at the cluster's administrator unless told otherwise.
-func kubectlCommand() *cobra.Command {
+// kubectlCommand is kubectl itself, pointed at the cluster's administrator unless told otherwise. For a command line that does not name it, it is no
+// more than its line in the help: its hundred commands take time and memory, in every process of a node.
+func kubectlCommand(args []string) *cobra.Command {
+	const short = "kubectl, pointed at this cluster"
+	if !slices.Contains(args, "kubectl") {
+		return &cobra.Command{Use: "kubectl", Short: short, Run: func(*cobra.Command, []string) {}}
+	}
 	flags := genericclioptions.NewConfigFlags(true).WithDeprecatedPasswordFlag().WithDiscoveryBurst(300).WithDiscoveryQPS(50)
-	if path := adminKubeconfig(os.Args[1:]); path != "" {
+	if path := adminKubeconfig(args); path != "" {
 		*flags.KubeConfig = path // the default of --kubeconfig
 	}
 	k := cmd.NewKubectlCommand(cmd.KubectlOptions{
@@ -24,7 +30,7 @@ func kubectlCommand() *cobra.Command {
 		IOStreams:   genericiooptions.IOStreams{In: os.Stdin, Out: os.Stdout, ErrOut: os.Stderr},
 	})
 	logs.AddFlags(k.PersistentFlags()) // -v, as kubectl's main does
-	k.Short = "kubectl, pointed at this cluster"
+	k.Short = short
 	return k
 }
 

@@ -31,3 +31,16 @@ func TestAdminKubeconfig(t *testing.T) {
 		})
 	}
 }
+
+// kubectl's own commands are made for command lines that name it, and its line in the help for all.
+func TestKubectlIsMadeWhereItIsNamed(t *testing.T) {
+	for _, c := range []struct {
+		args []string
+		want bool
+	}{{[]string{"agent"}, false}, {[]string{"help"}, false}, {[]string{"--data-dir", "/nowhere", "kubectl", "get"}, true}, {[]string{"__complete", "kubectl", ""}, true}, {[]string{"help", "kubectl"}, true}} {
+		k, _, err := rootCommand(c.args).Find([]string{"kubectl"})
+		if err != nil || !k.IsAvailableCommand() || k.HasSubCommands() != c.want {
+			t.Errorf("%q: %v, subcommands %v, %v", c.args, k.Name(), k.HasSubCommands(), err)
+		}
+	}
+}

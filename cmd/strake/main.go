@@ -13,12 +13,13 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/strake-io/strake/cmd/strake/layout"
+	_ "github.com/strake-io/strake/cmd/strake/translations" // before kubectl
 )
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := rootCommand().ExecuteContext(ctx); err != nil {
+	if err := rootCommand(os.Args[1:]).ExecuteContext(ctx); err != nil {
 		exit := exitError{code: 1, err: err}
 		errors.As(err, &exit)
 		if exit.err != nil {
@@ -28,7 +29,8 @@ func main() {
 	}
 }
 
-func rootCommand() *cobra.Command {
+// rootCommand makes the commands for a command line.
+func rootCommand(args []string) *cobra.Command {
 	root := &cobra.Command{
 		Use:           "strake",
 		Short:         "A Kubernetes whose node network is eBPF",
@@ -38,7 +40,7 @@ func rootCommand() *cobra.Command {
 	dataDir := root.PersistentFlags().String("data-dir", layout.DefaultDataDir, "where the node keeps its data")
 	place := func() (layout.Layout, error) { return layout.New(*dataDir) }
 	root.AddCommand(upCommand(place), joinCommand(place), nodeCommand(place), downCommand(place), statusCommand(place), imageCommand(place), serverCommand(place), agentCommand(place), containerdCommand(place), tokenCommand(place), snapshotCommand(place),
-		demoCommand(), versionCommand(), kubectlCommand())
+		demoCommand(), versionCommand(), kubectlCommand(args))
 	root.AddCommand(toolCommands(place)...)
 	return root
 }
