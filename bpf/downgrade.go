@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/rlimit"
 	"golang.org/x/sys/unix"
 )
 
@@ -46,6 +47,9 @@ var programs2 = map[string]bool{
 func Downgrade(pinDir string, layout uint32) error {
 	if layout != OldestLayout {
 		return fmt.Errorf("bpf: downgrade to layout %d: only layout %d is known", layout, OldestLayout)
+	}
+	if err := rlimit.RemoveMemlock(); err != nil {
+		return fmt.Errorf("bpf: locked memory limit: %w", err)
 	}
 	version, have, err := readVersion(pinDir)
 	if err != nil {

@@ -31,7 +31,8 @@ var optional = []struct {
 	{requirement{"SO_NETNS_COOKIE (Linux 5.14)", haveCookie}, "a program at the cgroup root tells the cookie when the agent starts"},
 }
 
-// Features probes what the running kernel has of all that the programs need or can use. It changes nothing.
+// Features probes what the running kernel has of all that the programs need or can use. It changes nothing but this
+// process's limit of locked memory.
 func Features() []Feature {
 	var out []Feature
 	for _, r := range requirements {

@@ -216,6 +216,7 @@ func TestFlowsGoDownAndUp(t *testing.T) {
 				maps[name].Close()
 			}
 		}
+		notLocking(t)
 		must(t, Downgrade(l.config.PinDir, 2))
 		must(t, Downgrade(l.config.PinDir, 2)) // there is nothing left to do
 		for name, want := range layout2 {

@@ -17,8 +17,10 @@ type requirement struct {
 	probe func() error // ebpf.ErrNotSupported if the kernel has it not
 }
 
-// requirements of all programs. The newest helpers among them came with Linux 5.10.
+// requirements of all programs. The newest helpers among them came with Linux 5.10. The right comes first: before Linux 5.11, what all of a
+// user's processes have loaded counts against the limit of the one that loads more.
 var requirements = []requirement{
+	{"the right to lock memory for BPF", rlimit.RemoveMemlock},
 	{"programs on traffic control (CONFIG_NET_CLS_BPF)", func() error { return features.HaveProgramType(ebpf.SchedCLS) }},
 	{"programs on sockets of a cgroup (CONFIG_CGROUP_BPF)", func() error { return features.HaveProgramType(ebpf.CGroupSockAddr) }},
 	{"bpf_redirect_peer (Linux 5.10)", func() error { return features.HaveProgramHelper(ebpf.SchedCLS, asm.FnRedirectPeer) }},
@@ -29,10 +31,9 @@ var requirements = []requirement{
 	}},
 }
 
-// Supported tells what the programs need and the running kernel lacks, by trying each. It changes nothing.
-func Supported() error {
-	return probe(append([]requirement{{"the right to lock memory for BPF", rlimit.RemoveMemlock}}, requirements...))
-}
+// Supported tells what the programs need and the running kernel lacks, by trying each. It changes nothing but this process's limit of locked
+// memory.
+func Supported() error { return probe(requirements) }
 
 func probe(list []requirement) error {
 	for _, r := range list {

@@ -1,12 +1,32 @@
 package bpf
 
 import (
+	"errors"
 	"strings"
 	"testing"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 )
+
+// notLocking gives the process no memory to lock, as one has none whose user's other processes have locked more; it counts before Linux 5.11.
+func notLocking(t *testing.T) {
+	t.Helper()
+	var old unix.Rlimit
+	must(t, unix.Prlimit(0, unix.RLIMIT_MEMLOCK, nil, &old))
+	must(t, unix.Prlimit(0, unix.RLIMIT_MEMLOCK, &unix.Rlimit{Max: old.Max}, nil))
+	t.Cleanup(func() { must(t, unix.Prlimit(0, unix.RLIMIT_MEMLOCK, &old, nil)) })
+}
+
+// What the kernel has is found out by a command as well, which is not the process that has loaded the programs.
+func TestFeatures(t *testing.T) {
+	notLocking(t)
+	for _, f := range Features() {
+		if f.Err != nil && (f.Needed || !errors.Is(f.Err, ebpf.ErrNotSupported)) {
+			t.Errorf("%s: %v", f.Name, f.Err)
+		}
+	}
+}
 
 func TestRequirements(t *testing.T) {
 	if err := Supported(); err != nil {

@@ -20,6 +20,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/rlimit"
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/vishvananda/netlink"
@@ -159,6 +160,9 @@ func (l *Lab) addNode(i int, root string) error {
 // ServeDrivers makes the link what programs at the nodes' drivers need: its ends take the frames that they send back, and the machine outside
 // makes its checksums itself.
 func (l *Lab) ServeDrivers() error {
+	if err := rlimit.RemoveMemlock(); err != nil {
+		return err
+	}
 	pass, err := ebpf.NewProgram(&ebpf.ProgramSpec{Name: "podnet_pass", Type: ebpf.XDP, License: "GPL", Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 2), asm.Return()}})
 	if err != nil {
 		return err
