@@ -44,7 +44,7 @@ func FuzzWitnesses(f *testing.F) {
 			for range 60 {
 				f := r.flow(ends)
 				q := tr.query(f)
-				if d := tr.differs(t, f, q, tables.Judge(q), tables); d != "" {
+				if d := differs(tr.expect(t, f), f, q, tables.Judge(q), tables); d != "" {
 					t.Fatal(d)
 				}
 			}

@@ -1,19 +1,13 @@
 package compiler
 
 import (
-	"encoding/json"
-	"flag"
-	"os"
-	"os/exec"
-	"path/filepath"
-	"strings"
 	"testing"
+
+	"github.com/strake-io/strake/netpol/mutants"
 )
 
-var mutants = flag.Bool("mutants", false, "prove that the tests notice when the compiler is wrong (some seconds for each mutant)")
-
 // seeded are faults of the compiler, each of which the comparison with the evaluator must notice.
-var seeded = []struct{ file, right, wrong string }{
+var seeded = [][3]string{
 	{"parse.go", "known[netpol.Egress] = len(p.Spec.Egress) > 0", "known[netpol.Egress] = true"},
 	{"parse.go", "directions = [2]bool{true, true}", "_ = directions"},
 	{"parse.go", "protocol := uint8(netpol.TCP)", "protocol := uint8(netpol.UDP)"},
@@ -64,50 +58,5 @@ var seeded = []struct{ file, right, wrong string }{
 }
 
 func TestMutants(t *testing.T) {
-	if !*mutants {
-		for _, m := range seeded { // they must at least still be faults of what there is
-			if text, err := os.ReadFile(m.file); err != nil || strings.Count(string(text), m.right) == 0 {
-				t.Errorf("%s has no %q: %v", m.file, m.right, err)
-			}
-		}
-		t.Skip("only with -mutants")
-	}
-	noticed := 0
-	for _, m := range seeded {
-		switch out, err := tryMutant(t, m.file, m.right, m.wrong); {
-		case err == nil:
-			t.Errorf("nothing notices in %s: %q instead of %q", m.file, m.wrong, m.right)
-		case !strings.Contains(out, "--- FAIL") && !strings.Contains(out, "panic:"):
-			t.Errorf("%s: %q instead of %q: %s", m.file, m.wrong, m.right, out)
-		default:
-			noticed++
-		}
-	}
-	t.Logf("%d of %d mutants are noticed", noticed, len(seeded))
-}
-
-// tryMutant runs the tests with a fault in a file.
-func tryMutant(t *testing.T, file, right, wrong string) (string, error) {
-	t.Helper()
-	dir := t.TempDir()
-	path, err := filepath.Abs(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	text, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	replaced, overlay := filepath.Join(dir, file), filepath.Join(dir, "overlay.json")
-	list, err := json.Marshal(map[string]map[string]string{"Replace": {path: replaced}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for name, content := range map[string][]byte{replaced: []byte(strings.Replace(string(text), right, wrong, 1)), overlay: list} {
-		if err := os.WriteFile(name, content, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	out, err := exec.CommandContext(t.Context(), "go", "test", "-vet=off", "-failfast", "-overlay", overlay, "-run", "TestRows|TestPod|TestKeep|TestNoRoom|TestChanges|TestTwo", ".").CombinedOutput()
-	return string(out), err
+	mutants.Try(t, seeded, "-run", "TestRows|TestPod|TestKeep|TestNoRoom|TestChanges|TestTwo", ".")
 }

@@ -103,8 +103,11 @@ func (tr *trial) query(f netpol.Flow) bpf.PolicyQuery {
 	return q
 }
 
-// expect is what the evaluator says of the sides that the rows judge: egress, ingress, and those with the policies in shadow.
-func (tr *trial) expect(t testing.TB, f netpol.Flow) (sides, shadow [2]said) {
+// testimony is what a witness says of the sides that the rows judge: egress, ingress, and those with the policies in shadow.
+type testimony struct{ sides, shadow [2]said }
+
+// expect is what the evaluator says.
+func (tr *trial) expect(t testing.TB, f netpol.Flow) testimony {
 	v, err := tr.evaluator.Judge(f)
 	if err != nil {
 		t.Fatal(err)
@@ -114,37 +117,36 @@ func (tr *trial) expect(t testing.TB, f netpol.Flow) (sides, shadow [2]said) {
 		t.Fatal(err)
 	}
 	unjudged := said{true, "", netpol.NoRule}
-	sides, shadow = [2]said{unjudged, unjudged}, [2]said{unjudged, unjudged}
+	out := testimony{[2]said{unjudged, unjudged}, [2]said{unjudged, unjudged}}
 	if tr.subject[f.From.Addr] {
-		sides[0], shadow[0] = saidBy(v.Egress), saidBy(w.Egress)
+		out.sides[0], out.shadow[0] = saidBy(v.Egress), saidBy(w.Egress)
 	}
 	if tr.subject[f.To.Addr] {
-		sides[1], shadow[1] = saidBy(v.Ingress), saidBy(w.Ingress)
+		out.sides[1], out.shadow[1] = saidBy(v.Ingress), saidBy(w.Ingress)
 	}
-	return sides, shadow
+	return out
 }
 
 // got is a decision in the same words.
-func got(q bpf.PolicyQuery, d bpf.PolicyDecision, names *Tables) (sides, shadow [2]said) {
+func got(q bpf.PolicyQuery, d bpf.PolicyDecision, names *Tables) testimony {
 	itself := q.From == q.To
-	sides = [2]said{saidByRows(d.Egress, names, itself), saidByRows(d.Ingress, names, itself)}
-	shadow = sides
+	sides := [2]said{saidByRows(d.Egress, names, itself), saidByRows(d.Ingress, names, itself)}
+	out := testimony{sides, sides}
 	if d.ShadowEgress != nil {
-		shadow[0] = saidByRows(d.ShadowEgress, names, itself)
+		out.shadow[0] = saidByRows(d.ShadowEgress, names, itself)
 	}
 	if d.ShadowIngress != nil {
-		shadow[1] = saidByRows(d.ShadowIngress, names, itself)
+		out.shadow[1] = saidByRows(d.ShadowIngress, names, itself)
 	}
-	return sides, shadow
+	return out
 }
 
-// differs compares a decision with the evaluator's; empty: they agree.
-func (tr *trial) differs(t testing.TB, f netpol.Flow, q bpf.PolicyQuery, d bpf.PolicyDecision, names *Tables) string {
-	want, wantShadow := tr.expect(t, f)
-	have, haveShadow := got(q, d, names)
-	if want != have || wantShadow != haveShadow || d.Allowed != (want[0].allowed && want[1].allowed) || d.NoVerdict {
-		return fmt.Sprintf("%v -> %v protocol %d port %d forwarded %v:\n evaluator: egress %v, ingress %v; with shadow %v, %v\n rows: egress %v, ingress %v; with shadow %v, %v; %+v",
-			f.From.Addr, f.To.Addr, f.Protocol, f.Port, f.Forwarded, want[0], want[1], wantShadow[0], wantShadow[1], have[0], have[1], haveShadow[0], haveShadow[1], d)
+// differs compares a decision with what the evaluator says; empty: they agree.
+func differs(want testimony, f netpol.Flow, q bpf.PolicyQuery, d bpf.PolicyDecision, names *Tables) string {
+	have := got(q, d, names)
+	if want != have || d.Allowed != (want.sides[0].allowed && want.sides[1].allowed) || d.NoVerdict {
+		return fmt.Sprintf("%v -> %v protocol %d port %d forwarded %v:\n evaluator: egress and ingress %v; with shadow %v\n rows: %v; %v; %+v",
+			f.From.Addr, f.To.Addr, f.Protocol, f.Port, f.Forwarded, want.sides, want.shadow, have.sides, have.shadow, d)
 	}
 	return ""
 }
@@ -163,7 +165,7 @@ func TestRowsSayWhatTheEvaluatorSays(t *testing.T) {
 		for range 200 {
 			f := r.flow(ends)
 			q := tr.query(f)
-			if d := tr.differs(t, f, q, rows.Judge(q), rows); d != "" {
+			if d := differs(tr.expect(t, f), f, q, rows.Judge(q), rows); d != "" {
 				t.Fatalf("seed %d: %s", seed, d)
 			}
 		}
@@ -225,10 +227,11 @@ func TestThreeWitnesses(t *testing.T) {
 			t.Fatal(err)
 		}
 		for i, f := range fs {
-			if d := tr.differs(t, f, qs[i], decisions[i], rows); d != "" {
+			want := tr.expect(t, f)
+			if d := differs(want, f, qs[i], decisions[i], rows); d != "" {
 				t.Fatalf("seed %d: the kernel: %s", seed, d)
 			}
-			if d := tr.differs(t, f, qs[i], rows.Judge(qs[i]), rows); d != "" {
+			if d := differs(want, f, qs[i], rows.Judge(qs[i]), rows); d != "" {
 				t.Fatalf("seed %d: %s", seed, d)
 			}
 			asked++

@@ -1,19 +1,13 @@
 package reference
 
 import (
-	"encoding/json"
-	"flag"
-	"os"
-	"os/exec"
-	"path/filepath"
-	"strings"
 	"testing"
+
+	"github.com/strake-io/strake/netpol/mutants"
 )
 
-var mutants = flag.Bool("mutants", false, "prove that the tests notice when the evaluator is wrong (about 3 s for each mutant)")
-
 // seeded are faults that others had, or that are easily made. The tests of the facts must notice each.
-var seeded = []struct{ file, right, wrong string }{
+var seeded = [][3]string{
 	// NetworkPolicy
 	{"networkpolicy.go", "p.first <= q.Port && q.Port <= p.last", "p.first <= q.Port && q.Port < p.last"},
 	{"networkpolicy.go", "p.first <= q.Port && q.Port <= p.last", "p.first == q.Port"},
@@ -89,56 +83,4 @@ var seeded = []struct{ file, right, wrong string }{
 	{"readcluster.go", "return out, p.Spec.Tier == policyv1alpha2.BaselineTier", "return out, p.Spec.Tier != policyv1alpha2.AdminTier"},
 }
 
-func TestMutants(t *testing.T) {
-	if !*mutants {
-		for _, m := range seeded { // they must at least still be faults of what there is
-			if text, err := os.ReadFile(m.file); err != nil || strings.Count(string(text), m.right) == 0 {
-				t.Errorf("%s has no %q: %v", m.file, m.right, err)
-			}
-		}
-		t.Skip("only with -mutants")
-	}
-	caught := 0
-	for _, m := range seeded {
-		out, err := tryMutant(t, m.file, m.right, m.wrong)
-		switch {
-		case err == nil:
-			t.Errorf("nothing notices %s: %q instead of %q", m.file, m.wrong, m.right)
-		case !strings.Contains(out, "--- FAIL") && !strings.Contains(out, "panic:"):
-			t.Errorf("%s: %q instead of %q: %s", m.file, m.wrong, m.right, out)
-		default:
-			caught++
-		}
-	}
-	t.Logf("%d of %d mutants are noticed", caught, len(seeded))
-}
-
-// tryMutant runs the tests with a fault in a file.
-func tryMutant(t *testing.T, file, right, wrong string) (string, error) {
-	t.Helper()
-	dir := t.TempDir()
-	path, err := filepath.Abs(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	text, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	faulty := strings.Replace(string(text), right, wrong, 1)
-	if faulty == string(text) {
-		t.Fatalf("%s has no %q", file, right)
-	}
-	replaced, overlay := filepath.Join(dir, file), filepath.Join(dir, "overlay.json")
-	list, err := json.Marshal(map[string]map[string]string{"Replace": {path: replaced}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for name, content := range map[string][]byte{replaced: []byte(faulty), overlay: list} {
-		if err := os.WriteFile(name, content, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	out, err := exec.CommandContext(t.Context(), "go", "test", "-vet=off", "-overlay", overlay, "-skip", "Mutants|Fuzz|Order|More|Open", ".").CombinedOutput()
-	return string(out), err
-}
+func TestMutants(t *testing.T) { mutants.Try(t, seeded, "-skip", "Mutants|Fuzz|Order|More|Open", ".") }
