@@ -65,7 +65,6 @@ func (c *Compiler) atomOf(p *parsedPeers) *atom {
 	if a == nil {
 		a = c.newAtom()
 		a.key, a.nodes, a.blocks = key, p.nodes, p.blocks
-		a.sets = map[*ruleSet]struct{}{}
 		for _, s := range p.pods {
 			a.pods = append(a.pods, intern(s))
 		}
@@ -76,7 +75,15 @@ func (c *Compiler) atomOf(p *parsedPeers) *atom {
 
 func (c *Compiler) newAtom() *atom {
 	c.lastAtom++
-	return &atom{id: c.lastAtom, identities: map[*identity]struct{}{}}
+	return &atom{id: c.lastAtom}
+}
+
+// add puts something into a set that may not be there yet: most atoms are in policies of other nodes' pods, and have nothing.
+func add[T comparable](to *map[T]struct{}, v T) {
+	if *to == nil {
+		*to = map[T]struct{}{}
+	}
+	(*to)[v] = struct{}{}
 }
 
 // refer counts the rules that name atoms, so that those go that none does.
@@ -192,14 +199,14 @@ func (x *selectorIndex) atoms(k *kind) []*atom {
 	}
 	inNamespace := func(key, value string) {
 		look(wanted{key, value, "", ""})
-		for k, v := range k.labels {
-			look(wanted{key, value, k, v})
+		for _, l := range k.labels {
+			look(wanted{key, value, l.key, l.value})
 		}
 	}
 	inNamespace(byName, k.namespace.name)
 	inNamespace("", "")
-	for key, value := range k.namespace.labels {
-		inNamespace(key, value)
+	for _, l := range k.namespace.labels {
+		inNamespace(l.key, l.value)
 	}
 	return out
 }
@@ -251,7 +258,7 @@ func (c *Compiler) identity(atoms, was []*atom) *identity {
 		c.lastIdentity++
 		id = &identity{number: c.lastIdentity, key: key, atoms: atoms, was: was}
 		for _, a := range id.all() {
-			a.identities[id] = struct{}{}
+			add(&a.identities, id)
 		}
 		c.identities[key] = id
 		c.freshIdentities = append(c.freshIdentities, id)
@@ -276,23 +283,25 @@ func (c *Compiler) drop(id *identity) {
 
 // identify tells the identity of an address that somebody has.
 func (c *Compiler) identify(a *address) *identity {
-	covered := c.places.coverOf(a.addr)
+	by := c.places.coverOf(a.addr)
 	var k *kind
 	if owner := a.owner(); owner != nil {
 		k = owner.kind
 	}
 	if len(a.nodes) == 0 && k != nil {
-		if id := k.identities[covered]; id != nil && !id.gone {
-			return id
+		at := slices.IndexFunc(k.identities, func(had covered) bool { return had.by == by })
+		if at >= 0 && !k.identities[at].identity.gone {
+			return k.identities[at].identity
 		}
-		id := c.kindIdentity(k, covered.atoms)
-		if k.identities == nil {
-			k.identities = map[*cover]*identity{}
+		id := c.kindIdentity(k, by.atoms)
+		if at >= 0 {
+			k.identities[at].identity = id
+		} else {
+			k.identities = append(k.identities, covered{by, id})
 		}
-		k.identities[covered] = id
 		return id
 	}
-	atoms := covered.atoms
+	atoms := by.atoms
 	for n := range c.nodeAtoms {
 		if slices.ContainsFunc(n.nodes, func(s labels.Selector) bool {
 			return slices.ContainsFunc(a.nodes, func(n *node) bool { return s.Matches(n.labels) })

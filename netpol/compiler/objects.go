@@ -9,7 +9,6 @@ import (
 	"unique"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/strake-io/strake/netpol"
@@ -19,7 +18,7 @@ import (
 type namespace struct {
 	name     string
 	known    bool
-	labels   labels.Set
+	labels   labelSet
 	keep     keep
 	kinds    map[*kind]struct{}
 	policies map[*policy]struct{} // NetworkPolicies in it
@@ -49,17 +48,23 @@ func keepOf(annotations map[string]string) keep {
 type kind struct {
 	key       kindKey
 	namespace *namespace
-	labels    labels.Set
+	labels    labelSet
 	ports     []namedPort
 	pods      []*pod
 	local     int // how many are subjects
 	// atoms are those that its selectors and names of ports give it, by number.
 	atoms []*atom
 	was   []*atom // while the rule sets change that ask it by other labels of its namespace: what it was to those that go; nil: the same
-	// identities are those that it has by what covers its pods' addresses. Forgotten when atoms changes.
-	identities map[*cover]*identity
+	// identities are those that it has by what covers its pods' addresses: one, or a few. Forgotten when atoms changes.
+	identities []covered
 	selected   []*policy // those that judge it, if it has subjects: in their order
 	sets       subjectSets
+}
+
+// covered is an identity that a kind's addresses have where these are covered so.
+type covered struct {
+	by       *cover
+	identity *identity
 }
 
 type kindKey struct{ namespace, content string }
@@ -94,7 +99,7 @@ func (p *pod) newer(q *pod) bool {
 }
 
 type node struct {
-	labels labels.Set
+	labels labelSet
 	addrs  []netip.Addr
 }
 
@@ -171,12 +176,46 @@ func addrsOf(o *corev1.Pod) (addrs []netip.Addr) {
 // word is a string that is kept once, however many objects have it.
 func word(s string) string { return unique.Make(s).Value() }
 
-func words(set map[string]string) labels.Set {
-	out := make(labels.Set, len(set))
+// label is a key with its value.
+type label struct{ key, value string }
+
+// labelSet are labels by their keys, in little room. It is a labels.Labels.
+type labelSet []label
+
+func words(set map[string]string) labelSet {
+	out := make(labelSet, 0, len(set))
 	for k, v := range set {
-		out[word(k)] = word(v)
+		out = append(out, label{word(k), word(v)})
 	}
+	slices.SortFunc(out, func(a, b label) int { return strings.Compare(a.key, b.key) })
 	return out
+}
+
+// Lookup implements labels.Labels, as do the next two.
+func (s labelSet) Lookup(key string) (string, bool) {
+	for _, l := range s {
+		if l.key == key {
+			return l.value, true
+		}
+	}
+	return "", false
+}
+
+func (s labelSet) Has(key string) bool {
+	_, ok := s.Lookup(key)
+	return ok
+}
+
+func (s labelSet) Get(key string) string {
+	value, _ := s.Lookup(key)
+	return value
+}
+
+// with has another value of a key.
+func (s labelSet) with(key, value string) labelSet {
+	out := slices.DeleteFunc(slices.Clone(s), func(l label) bool { return l.key == key })
+	at, _ := slices.BinarySearchFunc(out, key, func(l label, key string) int { return strings.Compare(l.key, key) })
+	return slices.Insert(out, at, label{key, value})
 }
 
 // kindContent is what pods of a kind have in common beside their namespace.
@@ -242,7 +281,7 @@ func (c *Compiler) namespace(name string) *namespace {
 	n := c.namespaces[name]
 	if n == nil {
 		n = &namespace{name: word(name), kinds: map[*kind]struct{}{}, policies: map[*policy]struct{}{}}
-		n.labels = labels.Set{corev1.LabelMetadataName: n.name}
+		n.labels = labelSet{{corev1.LabelMetadataName, n.name}}
 		c.namespaces[n.name] = n
 	}
 	return n
@@ -257,21 +296,19 @@ func (c *Compiler) forgetNamespace(n *namespace) {
 
 // SetNamespace takes a Namespace that is new or has changed.
 func (c *Compiler) SetNamespace(o *corev1.Namespace) {
-	set := words(o.Labels)
-	set[corev1.LabelMetadataName] = word(o.Name)
-	c.changeNamespace(o.Name, namespaceChange{true, set, keepOf(o.Annotations)})
+	c.changeNamespace(o.Name, namespaceChange{true, words(o.Labels).with(corev1.LabelMetadataName, word(o.Name)), keepOf(o.Annotations)})
 }
 
 // DeleteNamespace takes the end of a Namespace.
 func (c *Compiler) DeleteNamespace(name string) {
 	if c.namespaces[name] != nil || c.changedNamespaces[name] != nil {
-		c.changeNamespace(name, namespaceChange{false, labels.Set{corev1.LabelMetadataName: word(name)}, keepUnsaid})
+		c.changeNamespace(name, namespaceChange{false, labelSet{{corev1.LabelMetadataName, word(name)}}, keepUnsaid})
 	}
 }
 
 type namespaceChange struct {
 	known  bool
-	labels labels.Set
+	labels labelSet
 	keep   keep
 }
 
@@ -290,7 +327,7 @@ func (c *Compiler) changeNamespace(name string, change namespaceChange) {
 func (c *Compiler) applyNamespaces() {
 	for name, change := range c.changedNamespaces {
 		n := c.namespace(name)
-		relabelled := n.known != change.known || !labels.Equals(n.labels, change.labels)
+		relabelled := n.known != change.known || !slices.Equal(n.labels, change.labels)
 		if relabelled || n.keep != change.keep {
 			for k := range n.kinds {
 				c.dirtySubjects(k)
@@ -434,7 +471,7 @@ func (c *Compiler) SetDNSAddrs(addrs []netip.Addr) {
 	ports := []namedPort{{"dns", netpol.UDP, 53}, {"dns-tcp", netpol.TCP, 53}}
 	k := c.kind(p.namespace, kindContent(set, ports))
 	if k.labels == nil {
-		k.labels, k.ports = set, ports
+		k.labels, k.ports = words(set), ports
 	}
 	c.setPod(p, k)
 }
@@ -446,7 +483,7 @@ func (c *Compiler) SetNode(o *corev1.Node) {
 		n.addrs = appendAddr(n.addrs, a.Address)
 	}
 	old := c.nodes[o.Name]
-	if old != nil && slices.Equal(old.addrs, n.addrs) && labels.Equals(old.labels, n.labels) {
+	if old != nil && slices.Equal(old.addrs, n.addrs) && slices.Equal(old.labels, n.labels) {
 		return
 	}
 	c.DeleteNode(o.Name)

@@ -125,7 +125,7 @@ func (r *reader) selector(s *metav1.LabelSelector, field string) labels.Selector
 		r.wrong(field, "%v", err)
 		return nil
 	}
-	return selector
+	return once(selector)
 }
 
 func (r *reader) prefix(s, field string) (netip.Prefix, bool) {

@@ -54,18 +54,35 @@ type side struct {
 type rule struct {
 	index  uint16
 	action action
-	peers  *atom // nil: everybody
-	all    bool  // every port of every protocol
-	spans  [len(ported)][]span
-	names  []port
+	peers  *atom      // nil: everybody
+	ports  *rulePorts // nil: every port of every protocol
+}
+
+type rulePorts struct {
+	spans [len(ported)][]span
+	names []port
+}
+
+func (p *rulePorts) equal(q *rulePorts) bool {
+	if p == nil || q == nil {
+		return p == q
+	}
+	return slices.Equal(p.names, q.names) && slices.EqualFunc(p.spans[:], q.spans[:], slices.Equal)
+}
+
+// names are those of ports.
+func (r *rule) names() []port {
+	if r.ports == nil {
+		return nil
+	}
+	return r.ports.names
 }
 
 func (s *side) says() bool { return s.isolates || len(s.rules) > 0 }
 
 func (s *side) equal(t *side) bool {
 	return s.policy == t.policy && s.tier == t.tier && s.isolates == t.isolates && slices.EqualFunc(s.rules, t.rules, func(a, b rule) bool {
-		return a.index == b.index && a.action == b.action && a.peers == b.peers && a.all == b.all && slices.Equal(a.names, b.names) &&
-			slices.EqualFunc(a.spans[:], b.spans[:], slices.Equal)
+		return a.index == b.index && a.action == b.action && a.peers == b.peers && a.ports.equal(b.ports)
 	})
 }
 
@@ -131,21 +148,26 @@ func (c *Compiler) side(t tier, read *parsedSide) *side {
 	s := &side{tier: t, isolates: read.isolates, crowded: read.crowded, rules: make([]rule, 0, len(read.rules))}
 	for i := range read.rules {
 		from := &read.rules[i]
-		r := rule{index: from.index, action: from.action, all: from.ports == nil}
+		r := rule{index: from.index, action: from.action}
 		if from.peers != nil {
 			r.peers = c.atomOf(from.peers)
 		}
+		if from.ports == nil {
+			s.rules = append(s.rules, r)
+			continue
+		}
+		r.ports = &rulePorts{}
 		for _, p := range from.ports {
 			if p.name != "" {
 				p.name = word(p.name)
-				r.names = append(r.names, p)
+				r.ports.names = append(r.ports.names, p)
 				continue
 			}
 			of := slices.Index(ported[:], p.protocol)
-			r.spans[of] = append(r.spans[of], p.span)
+			r.ports.spans[of] = append(r.ports.spans[of], p.span)
 		}
-		for of := range r.spans {
-			r.spans[of] = slices.Clip(join(r.spans[of]))
+		for of, spans := range r.ports.spans {
+			r.ports.spans[of] = slices.Clip(join(spans))
 		}
 		s.rules = append(s.rules, r)
 	}
@@ -300,7 +322,7 @@ func (c *Compiler) use(p *policy, by int) {
 			if netpol.Direction(d) == netpol.Ingress {
 				continue // names of ports are those of the subject, and part of the rule set
 			}
-			for _, n := range r.names {
+			for _, n := range r.names() {
 				name := c.portName(n.name)
 				switch name.uses += by; {
 				case name.uses == 1 && by > 0 && !name.active:

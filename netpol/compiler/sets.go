@@ -92,7 +92,7 @@ func (c *Compiler) ruleSet(d netpol.Direction, sides []*side, k *kind) *ruleSet 
 			continue
 		}
 		for i := range s.rules {
-			for _, n := range s.rules[i].names {
+			for _, n := range s.rules[i].names() {
 				for _, p := range k.ports {
 					if p.name == n.name && (n.protocol == 0 || n.protocol == p.protocol) && !slices.Contains(named, p) {
 						named = append(named, p)
@@ -115,10 +115,10 @@ func (c *Compiler) ruleSet(d netpol.Direction, sides []*side, k *kind) *ruleSet 
 			r := &side.rules[i]
 			if r.peers != nil {
 				s.atoms[r.peers] = struct{}{}
-				r.peers.sets[s] = struct{}{}
+				add(&r.peers.sets, s)
 			}
 			if d == netpol.Egress {
-				for _, n := range r.names {
+				for _, n := range r.names() {
 					name := c.portName(n.name)
 					s.names[n.name] = name
 					name.sets[s] = struct{}{}
@@ -212,13 +212,13 @@ func (s *ruleSet) canvas(c *Compiler, id *identity) *canvas {
 			if r.action == pass {
 				state, v = passed, bpf.PolicyVerdict{}
 			}
-			if r.all {
+			if r.ports == nil {
 				out.paintAll(state, v)
 				continue
 			}
-			named := s.portsNamed(r.names, atoms)
+			named := s.portsNamed(r.ports.names, atoms)
 			for of := range ported {
-				spans := r.spans[of]
+				spans := r.ports.spans[of]
 				if len(named[of]) > 0 {
 					spans = join(append(slices.Clone(spans), named[of]...))
 				}

@@ -174,7 +174,7 @@ func (c *Compiler) bothSets(a, b *ruleSet) *ruleSet {
 	for _, part := range s.both {
 		for peers := range part.atoms {
 			s.atoms[peers] = struct{}{}
-			peers.sets[s] = struct{}{}
+			add(&peers.sets, s)
 		}
 		maps.Copy(s.names, part.names)
 	}

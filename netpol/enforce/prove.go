@@ -27,6 +27,8 @@ const (
 	proveShare   = 50   // a proof may take a 50th of the time
 	proveAsks    = 2000 // questions
 	proveSamples = 500  // pods of other nodes
+	// As many NetworkPolicies as a proof holds at once: beyond, it is about some namespaces, by lot.
+	provePolicies = 1000
 )
 
 // prove holds rows against policies until ctx ends.
@@ -121,7 +123,8 @@ func (e *Enforcer) snapshot() (*bpf.PolicyRows, netpol.State, verify.Options, er
 	if err != nil {
 		return nil, netpol.State{}, o, err
 	}
-	state, untold, err := e.state()
+	asked := e.provedNamespaces()
+	state, untold, err := e.state(asked)
 	if err != nil {
 		return nil, state, o, err
 	}
@@ -130,7 +133,7 @@ func (e *Enforcer) snapshot() (*bpf.PolicyRows, netpol.State, verify.Options, er
 	if e.noted != before || !e.settled() {
 		return nil, state, o, nil
 	}
-	o.Untold, o.Closed = untold, e.closed
+	o.Untold, o.Closed, o.Unasked = untold, e.closed, map[netip.Addr]bool{}
 	placed := map[string]bool{}
 	var pods []*corev1.Pod
 	for _, p := range state.Pods {
@@ -148,6 +151,9 @@ func (e *Enforcer) snapshot() (*bpf.PolicyRows, netpol.State, verify.Options, er
 		if len(addrs) > 0 {
 			pods = append(pods, withAddrs(p, addrs))
 		}
+		for _, a := range addrs {
+			o.Unasked[a] = asked != nil && !asked[p.Namespace]
+		}
 	}
 	state.Pods = compiler.WithoutForeignClaims(pods, e.cfg.NodeName)
 	for owner, a := range e.endpoints {
@@ -158,9 +164,37 @@ func (e *Enforcer) snapshot() (*bpf.PolicyRows, netpol.State, verify.Options, er
 	return &rows, state, o, nil
 }
 
-// state is what is followed, of other nodes' pods a sample, and the addresses of those that are not in it: another pod, which has ended or is on its way
+// provedNamespaces are those whose NetworkPolicies, and pods of this node, a proof asks about; nil: all, for there are few policies.
+func (e *Enforcer) provedNamespaces() map[string]bool {
+	if e.policies.count() <= provePolicies {
+		return nil
+	}
+	policies := map[string]int{}
+	e.policies.mu.Lock()
+	for key := range e.policies.known {
+		namespace, _, _ := strings.Cut(key, "/")
+		policies[namespace]++
+	}
+	e.policies.mu.Unlock()
+	here := map[string]bool{}
+	e.mu.Lock()
+	for _, a := range e.endpoints {
+		here[a.Namespace] = true
+	}
+	e.mu.Unlock()
+	out, n := map[string]bool{}, 0
+	for namespace := range here { // in an order by lot
+		if n == 0 || n+policies[namespace] <= provePolicies {
+			out[namespace] = true
+			n += policies[namespace]
+		}
+	}
+	return out
+}
+
+// state is what is followed, of NetworkPolicies those of the namespaces that are asked about (nil: all), of other nodes' pods a sample, and the addresses of those that are not in it: another pod, which has ended or is on its way
 // out, may have one of them, too.
-func (e *Enforcer) state() (netpol.State, map[netip.Addr]bool, error) {
+func (e *Enforcer) state(asked map[string]bool) (netpol.State, map[netip.Addr]bool, error) {
 	s := netpol.State{DNSAddrs: e.cfg.DNSAddrs}
 	e.mu.Lock()
 	here := map[string]bool{}
@@ -168,6 +202,13 @@ func (e *Enforcer) state() (netpol.State, map[netip.Addr]bool, error) {
 		here[a.name()] = true
 	}
 	e.mu.Unlock()
+	var wanted func(key string) bool
+	if asked != nil {
+		wanted = func(key string) bool {
+			namespace, _, _ := strings.Cut(key, "/")
+			return asked[namespace]
+		}
+	}
 	samples, untold := 0, map[netip.Addr]bool{}
 	for _, err := range []error{
 		e.pods.each(nil, func(o metav1.Object) {
@@ -187,7 +228,7 @@ func (e *Enforcer) state() (netpol.State, map[netip.Addr]bool, error) {
 		}),
 		e.namespaces.each(nil, func(o metav1.Object) { s.Namespaces = append(s.Namespaces, o.(*corev1.Namespace)) }),
 		e.nodes.each(nil, func(o metav1.Object) { s.Nodes = append(s.Nodes, o.(*corev1.Node)) }),
-		e.policies.each(nil, func(o metav1.Object) { s.NetworkPolicies = append(s.NetworkPolicies, o.(*networkingv1.NetworkPolicy)) }),
+		e.policies.each(wanted, func(o metav1.Object) { s.NetworkPolicies = append(s.NetworkPolicies, o.(*networkingv1.NetworkPolicy)) }),
 		e.clusterPolicies.each(nil, func(o metav1.Object) {
 			s.ClusterNetworkPolicies = append(s.ClusterNetworkPolicies, o.(*policyv1alpha2.ClusterNetworkPolicy))
 		}),

@@ -2,6 +2,7 @@ package enforce
 
 import (
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -98,6 +99,51 @@ func TestSamplesAreNoDrift(t *testing.T) {
 	for range 3 {
 		if !l.proof(t.Context()) || testutil.ToFloat64(l.metrics.drift) != 0 {
 			t.Fatalf("drift of %v: %s", testutil.ToFloat64(l.metrics.drift), <-l.events)
+		}
+	}
+}
+
+// Of many policies a proof has those of some namespaces, by lot: pods of others are no drift, and what is wrong is found in the end.
+func TestSomeNamespacesAreProved(t *testing.T) {
+	const namespaces = 4
+	var objects []runtime.Object
+	for i := range namespaces {
+		ns := fmt.Sprint("ns-", i)
+		objects = append(objects, namespace(ns), pod(ns, "a", "u-"+ns, self))
+		for j := range provePolicies/namespaces + 1 {
+			p := deny(fmt.Sprint("p-", j))
+			p.Namespace = ns
+			objects = append(objects, p)
+		}
+	}
+	l := newLab(t, newTables(), objects...).run()
+	addr := func(i int) string { return fmt.Sprint("10.244.0.", 2+i) }
+	for i := range namespaces {
+		ns := fmt.Sprint("ns-", i)
+		if err := l.Admit(t.Context(), endpoint("c-"+ns, ns, "a", "u-"+ns, addr(i))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l.settle()
+	proved := map[string]bool{}
+	for len(proved) < namespaces {
+		some := l.provedNamespaces()
+		if len(some) != namespaces-1 {
+			t.Fatalf("proved are %v", some)
+		}
+		maps.Copy(proved, some)
+		if !l.proof(t.Context()) || testutil.ToFloat64(l.metrics.drift) != 0 {
+			t.Fatalf("drift of %v: %s", testutil.ToFloat64(l.metrics.drift), <-l.events)
+		}
+	}
+	l.tables.mu.Lock()
+	wrong := l.tables.subjects[netip.MustParseAddr(addr(0))]
+	wrong.Ingress = 0
+	l.tables.subjects[wrong.Addr] = wrong
+	l.tables.mu.Unlock()
+	for testutil.ToFloat64(l.metrics.drift) == 0 {
+		if !l.proof(t.Context()) {
+			t.Fatal("no proof")
 		}
 	}
 }

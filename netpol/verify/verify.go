@@ -29,6 +29,8 @@ type Options struct {
 	Others []netip.Addr
 	// Untold are addresses of pods of which the State has not all: whose they are it does not tell, so that other ends with them are not asked about.
 	Untold map[netip.Addr]bool
+	// Unasked are addresses of the node's pods of whose policies the State has not all: they are other ends, and it is only held that they have rows.
+	Unasked map[netip.Addr]bool
 	// Closed are policies, without their UIDs, that deny more than they say, for want of room in the tables: that is no drift. nil: those of which rows say so.
 	Closed map[netpol.PolicyRef]bool
 }
@@ -122,7 +124,7 @@ func Verify(ctx context.Context, rows bpf.PolicyRows, s netpol.State, o Options)
 	}
 	pods := v.pods(s, o.Node)
 	v.subjects(pods, o.Others)
-	locals := v.classes(slices.DeleteFunc(slices.Clone(pods), func(e end) bool { return !e.local }), true)
+	locals := v.classes(slices.DeleteFunc(slices.Clone(pods), func(e end) bool { return !e.local || o.Unasked[e.Addr] }), true)
 	claims := map[netip.Addr]int{} // of two pods with one address, one of which is about to go, it is not told which it is
 	for _, e := range pods {
 		claims[e.Addr]++
