@@ -86,6 +86,29 @@ func TestResultsAreAddedUp(t *testing.T) {
 	}
 }
 
+// Only suites that have such a test get a machine.
+func TestMatchingSuites(t *testing.T) {
+	var all []suite
+	for name, source := range map[string]string{"a": "func TestOne(t *testing.T) {\n}\n\nfunc TestTwo(t", "b": "func TestTwo(t *testing.T) {}\n", "c": "func helperTestOne() {}\n"} {
+		dir := filepath.Join(t.TempDir(), name)
+		if err := errors.Join(os.Mkdir(dir, 0o755), os.WriteFile(filepath.Join(dir, "x_test.go"), []byte(source), 0o644)); err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, suite{folder: dir})
+	}
+	slices.SortFunc(all, func(a, b suite) int { return strings.Compare(filepath.Base(a.folder), filepath.Base(b.folder)) })
+	for pattern, want := range map[string]string{"": "ab", "One": "a", "^TestTwo$": "ab", "TestNone|TestOne/some_part": "a", "TestTwo/x|TestOne": "ab", "(TestNone|TestOne)": "ab", "TestNone": ""} {
+		list, err := matching(all, pattern)
+		got := ""
+		for _, s := range list {
+			got += filepath.Base(s.folder)
+		}
+		if got != want || (err != nil) != (want == "") {
+			t.Errorf("%q: %q (%v), want %q", pattern, got, err, want)
+		}
+	}
+}
+
 func TestSources(t *testing.T) {
 	got := sources("Other http://other.example/x/\nDebian http://mirror.example/debian/\nDebian http://mirror.example/debian/\nDebian-Security http://sec.example/s/\n")
 	for _, want := range []string{"deb http://mirror.example/debian/ bullseye main\n", "deb http://mirror.example/debian/ bookworm-backports main\n", "deb http://sec.example/s/ bookworm-security main\n"} {

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"slices"
 	"strings"
@@ -71,6 +72,9 @@ func run(ctx context.Context) error {
 	if suites, err = chosen(suites, *folders); err != nil {
 		return err
 	}
+	if suites, err = matching(suites, *pattern); err != nil {
+		return err
+	}
 	guest, err := build(ctx, *pattern)
 	if err != nil {
 		return err
@@ -130,6 +134,41 @@ func chosen(all []suite, folders string) ([]suite, error) {
 			return nil, fmt.Errorf("-suites: %q has no tests for other kernels", folder)
 		}
 		out = append(out, all[i])
+	}
+	return out, nil
+}
+
+// declared is a test in a source.
+var declared = regexp.MustCompile(`(?m)^func ((?:Test|Fuzz|Example)\w*)\(`)
+
+// matching are the suites that have a test of the pattern, by the sources in their folders: the others need neither be built nor have a machine.
+func matching(all []suite, pattern string) ([]suite, error) {
+	var out []suite
+	for _, s := range all {
+		files, err := filepath.Glob(filepath.Join(s.folder, "*_test.go"))
+		if err != nil {
+			return nil, err
+		}
+		found := false
+		for _, f := range files {
+			source, err := os.ReadFile(f)
+			if err != nil {
+				return nil, err
+			}
+			for _, name := range declared.FindAllSubmatch(source, -1) {
+				for one := range strings.SplitSeq(pattern, "|") {
+					top, _, _ := strings.Cut(one, "/")
+					re, err := regexp.Compile(top)
+					found = found || err != nil || re.Match(name[1]) // one that is no pattern by itself is for go test to judge
+				}
+			}
+		}
+		if found {
+			out = append(out, s)
+		}
+	}
+	if len(out) == 0 {
+		return nil, fmt.Errorf("-run %q: no suite has such a test", pattern)
 	}
 	return out, nil
 }
