@@ -177,20 +177,25 @@ func programTime(t *testing.T, d *bpf.Datapath, dial func(string, netip.AddrPort
 	return took / time.Duration(max(len(samples), 1)), samples[len(samples)/2]
 }
 
-// least is the smallest amount of memory of its own, in kB, that a process has in a quarter of a minute.
-func least(t *testing.T, pid int) int {
+// memory is what a process has, in kB: of its own; with the files that it maps, divided among all who map them; and with all of these (proc_pid_smaps(5)).
+type memory struct{ anonymous, pss, rss int }
+
+// least is the smallest amount of each that a process has in a quarter of a minute.
+func least(t *testing.T, pid int) memory {
 	t.Helper()
-	n := 1 << 40
+	out := memory{1 << 40, 1 << 40, 1 << 40}
 	for range 30 {
-		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
 		must(t, err)
-		_, text, _ := strings.Cut(string(data), "RssAnon:")
-		now, err := strconv.Atoi(strings.Fields(text)[0])
-		must(t, err)
-		n = min(n, now)
+		for field, n := range map[string]*int{"\nAnonymous:": &out.anonymous, "\nPss:": &out.pss, "\nRss:": &out.rss} {
+			_, text, _ := strings.Cut(string(data), field)
+			now, err := strconv.Atoi(strings.Fields(text)[0])
+			must(t, err)
+			*n = min(*n, now)
+		}
 		time.Sleep(500 * time.Millisecond)
 	}
-	return n
+	return out
 }
 
 // judge tells whether a figure is what it should be at least, or at most.

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"runtime/debug"
 	"strings"
 	"sync"
 	"time"
@@ -20,6 +19,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/strake-io/strake/bpf"
+	"github.com/strake-io/strake/cmd/strake/memory"
 	"github.com/strake-io/strake/cni"
 	"github.com/strake-io/strake/netpol/enforce"
 	"github.com/strake-io/strake/netpol/flows"
@@ -53,7 +53,7 @@ func newPolicies(cfg Config, rc *rest.Config, client kubernetes.Interface, d *bp
 			Client: client, Dynamic: custom, Tables: d.Policies(), NodeName: cfg.NodeName, DNSAddrs: cfg.DNSAddrs, KeepFlows: cfg.KeepFlows, MaxRules: cfg.MaxPolicyRules, MaxPeers: cfg.MaxPolicyPeers,
 			History:  past,
 			Whose:    cfg.Recording.On,
-			Synced:   func() { go debug.FreeOSMemory() }, // what lists bring is several times what is kept of it
+			Synced:   func() { go memory.GiveBack() }, // what lists bring is several times what is kept of it
 			Recorder: events.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "strake-policy", Host: cfg.NodeName}),
 		}),
 		client: client, events: events, history: past,

@@ -21,6 +21,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/klog/v2"
 
+	"github.com/strake-io/strake/cmd/strake/memory"
 	"github.com/strake-io/strake/dns"
 	"github.com/strake-io/strake/mirror"
 )
@@ -138,7 +139,7 @@ func run(ctx context.Context, c Config, client kubernetes.Interface, alone bool)
 	g.Go(func() error { objects.Run(serving); return nil })
 	g.Go(func() error {
 		if objects.Wait(serving) {
-			debug.FreeOSMemory() // lists of a large cluster take several times what is kept of them
+			memory.GiveBack() // lists of a large cluster take several times what is kept of them
 		}
 		return nil
 	})

@@ -5,6 +5,8 @@ import (
 	"runtime/debug"
 	"runtime/metrics"
 	"time"
+
+	"github.com/strake-io/strake/cmd/strake/memory"
 )
 
 const (
@@ -43,7 +45,7 @@ func paceGC(ctx context.Context) {
 			percent = next
 		}
 		if quiet == idleAfter {
-			giveBack()
+			memory.GiveBack()
 		}
 	}
 }

@@ -24,6 +24,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/strake-io/strake/bpf"
+	"github.com/strake-io/strake/cmd/strake/memory"
 	"github.com/strake-io/strake/mirror"
 	"github.com/strake-io/strake/proxy"
 )
@@ -77,7 +78,7 @@ func tidy() {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(laterGCPercent)
 	}
-	go debug.FreeOSMemory()
+	go memory.GiveBack()
 }
 
 // New registers with the informers and the mirror; start them afterwards.

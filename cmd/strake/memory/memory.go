@@ -1,4 +1,5 @@
-package server
+// Package memory gives back what a process does not need any more.
+package memory
 
 import (
 	"bufio"
@@ -11,10 +12,10 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// giveBack leaves memory to others that only what is over has used, such as the start: the heap's free pages, and the mapped pages of the program. The
+// GiveBack leaves memory to others that only what is over has used, such as the start: the heap's free pages, and the mapped pages of the program. The
 // latter stay in the kernel's page cache, whence those that are still needed come back without a read; but what nobody maps any more goes first when
 // memory is short.
-func giveBack() {
+func GiveBack() {
 	debug.FreeOSMemory()
 	if err := unmapProgram(); err != nil {
 		klog.V(2).InfoS("The program's pages stay mapped", "err", err)
