@@ -83,7 +83,7 @@ func TestQuestions(t *testing.T) {
 	if _, err := OpenQuestions(c.PinDir); !errors.Is(err, ErrQuestionsWatched) {
 		t.Errorf("a second one: %v", err)
 	}
-	must(t, d.net.Maps["dns_watch"].Put(dnsWatchUntil, uint64(0))) // a lease that lapsed, or another that opens at the same time
+	must(t, d.net.Maps["dns_watch"].Put(uint32(0), uint64(0))) // a lease that lapsed, or another that opens at the same time
 	if _, err := OpenQuestions(c.PinDir); !errors.Is(err, ErrQuestionsWatched) {
 		t.Errorf("a second one without a lease: %v", err)
 	}
@@ -118,10 +118,10 @@ func TestQuestions(t *testing.T) {
 		t.Errorf("after the end: %v", err)
 	}
 	// The lease of one that was killed is ended by the first program that meets it.
-	must(t, d.net.Maps["dns_watch"].Put(dnsWatchUntil, uint64(Monotonic())))
+	must(t, d.net.Maps["dns_watch"].Put(uint32(0), uint64(Monotonic())))
 	ask(known)
 	var until uint64
-	must(t, d.net.Maps["dns_watch"].Lookup(dnsWatchUntil, &until))
+	must(t, d.net.Maps["dns_watch"].Lookup(uint32(0), &until))
 	if until != 0 {
 		t.Error("a lease that is over goes on")
 	}

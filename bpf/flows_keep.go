@@ -24,7 +24,7 @@ const (
 	lifeOfClosed  = 10
 	lifeOfReplied = 180
 	lifeOfOther   = 60
-	lifeOfDenied  = 240 // at most, of a flow that policies deny (DENIED_LIFE in lib/policyflow.h)
+	lifeOfDenied  = 240 // at most, of a flow that policies deny (DENIED_LIFE in lib/policytrack.h)
 
 	// lifeInNeed is that of an open connection while flows_open is full: the shortest that RFC 5382 allows.
 	lifeInNeed = 7440

@@ -81,8 +81,8 @@ type judgePolicyWork struct {
 	Adopts   uint32
 	Happened uint32
 	How      uint32
+	Newest   uint32
 	Verdicts [4]judgePolicyVerdict
-	_        [4]byte
 	Key      struct {
 		_        structs.HostLayout
 		Low      judgeAddr

@@ -5,13 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
-	"path/filepath"
-	"sync"
 	"time"
 
-	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/ringbuf"
 	"golang.org/x/sys/unix"
 )
 
@@ -37,24 +32,7 @@ type Socket struct {
 }
 
 // Monitor receives events. While there is one the programs write them.
-type Monitor struct {
-	lock   *os.File
-	watch  *ebpf.Map
-	lost   *ebpf.Map
-	before uint64 // lost to former monitors
-	reader *ringbuf.Reader
-	all    uint32
-	began  time.Duration
-	stop   chan struct{}
-	once   sync.Once
-	done   sync.WaitGroup
-}
-
-// The lease: how long the programs write events after the last sign of life, and how often there is one.
-const (
-	leaseTime  = 3 * time.Second
-	leaseRenew = time.Second
-)
+type Monitor struct{ *leasedBuffer }
 
 // ErrMonitored says that another Monitor of the node is open: its buffer has one reader.
 var ErrMonitored = errors.New("another `strake monitor` watches this node: end it first")
@@ -62,130 +40,24 @@ var ErrMonitored = errors.New("another `strake monitor` watches this node: end i
 // OpenMonitor watches drops, or with all every verdict that is counted, on the node whose maps are pinned below pinDir. Close it: until
 // then, and for leaseTime after a process that was killed, the programs pay for events.
 func OpenMonitor(pinDir string, all bool) (*Monitor, error) {
-	m := &Monitor{stop: make(chan struct{}), began: Monotonic()}
-	if all {
-		m.all = 1
-	}
-	if err := m.open(pinDir); err != nil {
-		return nil, errors.Join(err, m.release())
-	}
-	m.done.Go(func() {
-		if keepLease(m.stop, m.renew) != nil {
-			m.reader.Close() // Read tells
-		}
+	w := netWatch{All: uint32(flag(all))}
+	b, err := openLeased(pinDir, leaseOf{
+		what: "monitor", folder: pinDir, busy: ErrMonitored, events: "events", watch: "monitor", lost: "events_lost",
+		row: func(until uint64) any { w.Until = until; return w },
 	})
-	return m, nil
-}
-
-// keepLease renews a lease until stop is closed.
-func keepLease(stop <-chan struct{}, renew func(time.Duration) error) error {
-	tick := time.NewTicker(leaseRenew)
-	defer tick.Stop()
-	for {
-		select {
-		case <-stop:
-			return nil
-		case <-tick.C:
-			if err := renew(leaseTime); err != nil {
-				return err
-			}
-		}
+	if err != nil {
+		return nil, err
 	}
-}
-
-func (m *Monitor) open(pinDir string) error {
-	var err error
-	if m.lock, err = os.Open(pinDir); err != nil {
-		return fmt.Errorf("bpf: monitor: %w", err)
-	}
-	if err := unix.Flock(int(m.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); errors.Is(err, unix.EWOULDBLOCK) {
-		return ErrMonitored
-	} else if err != nil {
-		return fmt.Errorf("bpf: monitor: lock %s: %w", pinDir, err)
-	}
-	var events *ebpf.Map
-	defer func() { events.Close() }() // of nil, too
-	for name, to := range map[string]**ebpf.Map{"monitor": &m.watch, "events_lost": &m.lost, "events": &events} {
-		if *to, err = ebpf.LoadPinnedMap(filepath.Join(pinDir, name), nil); err != nil {
-			return fmt.Errorf("bpf: monitor: is the agent of this release running? %w", err)
-		}
-	}
-	if m.before, err = m.losses(); err != nil {
-		return err
-	}
-	if m.reader, err = ringbuf.NewReader(events); err != nil {
-		return fmt.Errorf("bpf: monitor: %w", err)
-	}
-	return m.renew(leaseTime)
-}
-
-// renew sets when the lease ends; zero ends it.
-func (m *Monitor) renew(lease time.Duration) error {
-	w := netWatch{All: m.all}
-	if lease > 0 {
-		w.Until = uint64(Monotonic() + lease)
-	}
-	if err := m.watch.Put(uint32(0), w); err != nil {
-		return fmt.Errorf("bpf: monitor: %w", err)
-	}
-	return nil
-}
-
-// Lost counts the events since OpenMonitor that there was no room for, because they were not read fast enough.
-func (m *Monitor) Lost() (uint64, error) {
-	n, err := m.losses()
-	return n - m.before, err
-}
-
-func (m *Monitor) losses() (uint64, error) {
-	var n uint64
-	if err := m.lost.Lookup(uint32(0), &n); err != nil {
-		return 0, fmt.Errorf("bpf: monitor: %w", err)
-	}
-	return n, nil
+	return &Monitor{b}, nil
 }
 
 // Read waits for the next event. After Close, and when deadline has passed, it returns os.ErrClosed and os.ErrDeadlineExceeded.
 func (m *Monitor) Read(deadline time.Time) (Event, error) {
-	m.reader.SetDeadline(deadline)
-	for {
-		r, err := m.reader.Read()
-		if err != nil {
-			return Event{}, err
-		}
-		e, err := decodeEvent(r.RawSample)
-		if err != nil {
-			return e, err
-		}
-		if e.Time >= m.began { // else a former monitor left it
-			return e, nil
-		}
+	b, err := m.read(deadline)
+	if err != nil {
+		return Event{}, err
 	}
-}
-
-// Close ends the events.
-func (m *Monitor) Close() error {
-	var err error
-	m.once.Do(func() {
-		close(m.stop)
-		m.done.Wait()
-		err = errors.Join(m.renew(0), m.release())
-	})
-	return err
-}
-
-func (m *Monitor) release() error {
-	var errs []error
-	if m.reader != nil {
-		errs = append(errs, m.reader.Close())
-	}
-	for _, table := range []*ebpf.Map{m.watch, m.lost} {
-		errs = append(errs, table.Close()) // of nil, too
-	}
-	if m.lock != nil {
-		errs = append(errs, m.lock.Close())
-	}
-	return errors.Join(errs...)
+	return decodeEvent(b)
 }
 
 // Monotonic is the clock of Event.Time, and of the programs (bpf_ktime_get_ns).

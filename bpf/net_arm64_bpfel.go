@@ -411,8 +411,8 @@ type netPolicyWork struct {
 	Adopts   uint32
 	Happened uint32
 	How      uint32
+	Newest   uint32
 	Verdicts [4]netPolicyVerdict
-	_        [4]byte
 	Key      netPolicyKey
 	Flow     netPolicyFlow
 }
@@ -593,6 +593,7 @@ const (
 	netMapPolicyFree         = "policy_free"
 	netMapPolicyHits         = "policy_hits"
 	netMapPolicyNames        = "policy_names"
+	netMapPolicyNewest       = "policy_newest"
 	netMapPolicyPeers        = "policy_peers"
 	netMapPolicyPorts        = "policy_ports"
 	netMapPolicyRecorders    = "policy_recorders"
@@ -738,6 +739,7 @@ type netMapSpecs struct {
 	PolicyFree         *ebpf.MapSpec `ebpf:"policy_free"`
 	PolicyHits         *ebpf.MapSpec `ebpf:"policy_hits"`
 	PolicyNames        *ebpf.MapSpec `ebpf:"policy_names"`
+	PolicyNewest       *ebpf.MapSpec `ebpf:"policy_newest"`
 	PolicyPeers        *ebpf.MapSpec `ebpf:"policy_peers"`
 	PolicyPorts        *ebpf.MapSpec `ebpf:"policy_ports"`
 	PolicyRecorders    *ebpf.MapSpec `ebpf:"policy_recorders"`
@@ -845,6 +847,7 @@ type netMaps struct {
 	PolicyFree         *ebpf.Map `ebpf:"policy_free"`
 	PolicyHits         *ebpf.Map `ebpf:"policy_hits"`
 	PolicyNames        *ebpf.Map `ebpf:"policy_names"`
+	PolicyNewest       *ebpf.Map `ebpf:"policy_newest"`
 	PolicyPeers        *ebpf.Map `ebpf:"policy_peers"`
 	PolicyPorts        *ebpf.Map `ebpf:"policy_ports"`
 	PolicyRecorders    *ebpf.Map `ebpf:"policy_recorders"`
@@ -909,6 +912,7 @@ func (m *netMaps) Close() error {
 		m.PolicyFree,
 		m.PolicyHits,
 		m.PolicyNames,
+		m.PolicyNewest,
 		m.PolicyPeers,
 		m.PolicyPorts,
 		m.PolicyRecorders,

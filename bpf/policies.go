@@ -69,7 +69,9 @@ func (c Config) policySizes(sizes map[string]uint32) {
 			sizes[name] = c.flowRows() / 2 // a row for a flow
 		}
 	}
-	if !c.Policy {
+	if c.Policy {
+		sizes[policyNewest] = min(max(sizes[policyFlowsOpen]/16/uint32(ebpf.MustPossibleCPU()), 1), 8192)
+	} else {
 		sizes["policy_fragments"] = 1
 	}
 	c.recordSizes(sizes)

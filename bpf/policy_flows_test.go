@@ -6,9 +6,12 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"reflect"
+	"runtime"
 	"slices"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // policyFlow finds the flow between two ends.
@@ -35,27 +38,28 @@ func rowsOfPolicyFlows(t testing.TB, d *Datapath, table string) map[netPolicyKey
 	return out
 }
 
-// Connections are in policy_flows_open from when both sides agreed on them until they end, all else in policy_flows_passing.
+// A connection's state is followed, from its first packet on in one row of policy_flows_open while it is among the newest.
 func TestPolicyFlowsHaveStates(t *testing.T) {
 	l := newPolicyLab(t)
 	l.judge(t, PolicySubject{Egress: web}, PolicySubject{Ingress: web})
+	const replied, agreed = flowReplied, flowReplied | flowAgreed
 	for _, f := range families {
 		client, server := at(f.pod, 5000), at(f.other, 8080)
 		for i, s := range []struct {
 			answer bool
 			flags  byte
-			table  string
+			state  uint8
 		}{
-			{false, syn, policyFlowsPassing}, {false, syn, policyFlowsPassing}, {true, syn | ack, policyFlowsPassing}, {false, ack, policyFlowsOpen}, {true, ack, policyFlowsOpen},
-			{true, fin | ack, policyFlowsOpen}, {false, fin | ack, policyFlowsPassing}, {true, ack, policyFlowsPassing},
-			{false, syn, policyFlowsPassing}, {true, syn | ack, policyFlowsPassing}, {false, ack, policyFlowsOpen}, {false, rst, policyFlowsPassing},
+			{false, syn, 0}, {false, syn, 0}, {true, syn | ack, replied}, {false, ack, agreed}, {true, ack, agreed},
+			{true, fin | ack, agreed | flowFinIn}, {false, fin | ack, agreed | flowFinIn | flowFinOut}, {true, ack, agreed | flowFinIn | flowFinOut},
+			{false, syn, 0}, {true, syn | ack, replied}, {false, ack, agreed}, {false, rst, agreed | flowReset},
 		} {
-			program, ifindex, in := podProgram, l.podVeth, segment(client, server, s.flags)
+			ifindex, in := l.podVeth, segment(client, server, s.flags)
 			if s.answer {
 				ifindex, in = l.otherVeth, segment(server, client, s.flags)
 			}
-			l.want(t, fmt.Sprint(f.name, " step ", i), program, ifindex, in, "pod_to_pod")
-			if table, row := policyFlow(t, l.d, 6, client, server); table != s.table || row.Policy != serves || row.Rule != 1 {
+			l.want(t, fmt.Sprint(f.name, " step ", i), podProgram, ifindex, in, "pod_to_pod")
+			if table, row := policyFlow(t, l.d, 6, client, server); table != policyFlowsOpen || row.State != s.state || row.Policy != serves || row.Rule != 1 {
 				t.Errorf("%s step %d: in %q, %+v", f.name, i, table, row)
 			}
 		}
@@ -68,6 +72,108 @@ func TestPolicyFlowsHaveStates(t *testing.T) {
 			l.judge(t, PolicySubject{Egress: web}, PolicySubject{Ingress: web})
 		}
 	}
+}
+
+// Only so many connections are where no flood pushes them out before both sides agreed on them, and after they ended: the newest.
+func TestNewestConnections(t *testing.T) {
+	onOneProcessor(t)
+	l := newPolicyLab(t, func(c *Config) { c.Flows = 16 }) // one of each processor
+	if n := l.d.net.Maps[policyNewest].MaxEntries(); n != 1 {
+		t.Fatalf("the ring has %d places", n)
+	}
+	l.judge(t, PolicySubject{Egress: web}, PolicySubject{Ingress: web})
+	f := families[0]
+	server := at(f.other, 8080)
+	send := func(port int, flags ...byte) { // the first of the client, then in turns
+		t.Helper()
+		client := at(f.pod, uint16(port))
+		for i, b := range flags {
+			if i%2 == 0 {
+				l.want(t, "a question", podProgram, l.podVeth, segment(client, server, b), "pod_to_pod")
+			} else {
+				l.want(t, "an answer", podProgram, l.otherVeth, segment(server, client, b), "pod_to_pod")
+			}
+		}
+	}
+	in := func(what string, port int, table string) netPolicyFlow {
+		t.Helper()
+		got, row := policyFlow(t, l.d, 6, at(f.pod, uint16(port)), server)
+		if got != table {
+			t.Errorf("%s: in %q, %+v; want %q", what, got, row, table)
+		}
+		return row
+	}
+	send(1, syn)
+	in("the newest", 1, policyFlowsOpen)
+	send(2, syn)
+	in("one that waits for an answer", 1, policyFlowsPassing)
+	l.want(t, "an answer", podProgram, l.otherVeth, segment(server, at(f.pod, 1), syn|ack), "pod_to_pod")
+	in("an answer", 1, policyFlowsPassing)
+	send(1, ack)
+	in("both agreed", 1, policyFlowsOpen)
+	send(1, fin|ack, fin|ack)
+	in("it ended, and is none of the newest", 1, policyFlowsPassing)
+	send(1, syn)
+	in("it begins again", 1, policyFlowsOpen)
+	in("another one in its place", 2, policyFlowsPassing)
+	l.want(t, "an answer", podProgram, l.otherVeth, segment(server, at(f.pod, 1), syn|ack), "pod_to_pod")
+	send(1, ack)
+	send(3, syn, syn|ack, ack)
+	if row := in("open while others came", 1, policyFlowsOpen); row.Flags&policyFlowNewest != 0 {
+		t.Errorf("it is no more among the newest: %+v", row)
+	}
+	send(1, rst)
+	in("it was reset, and is none of the newest", 1, policyFlowsPassing)
+	send(3, fin|ack, fin|ack, ack)
+	in("ended just now", 3, policyFlowsOpen)
+	send(4, syn, syn|ack, ack)
+	in("ended a while ago", 3, policyFlowsPassing)
+	send(3, ack, ack) // what comes late
+	send(4, rst)
+	send(4, ack, ack) // by a stranger: it goes on
+	in("it goes on", 4, policyFlowsOpen)
+	send(4, rst)
+	in("reset just now", 4, policyFlowsOpen)
+	send(5, syn, syn|ack, ack)
+	in("reset a while ago", 4, "")
+	for key, row := range rowsOfPolicyFlows(t, l.d, policyFlowsOpen) { // and long ended
+		row.Seen -= lifeOfClosed + 1
+		row.State |= flowFinIn | flowFinOut
+		must(t, l.d.net.Maps[policyFlowsOpen].Put(key, row))
+	}
+	send(6, syn)
+	in("ended long ago", 5, "")
+	l.judge(t, PolicySubject{Egress: everybody}, PolicySubject{Ingress: everybody})
+	l.want(t, "an answer behind a change", podProgram, l.otherVeth, segment(server, at(f.pod, 6), syn|ack), "pod_to_pod")
+	in("judged anew before both agreed", 6, policyFlowsPassing)
+	send(7, syn)
+	for key, row := range rowsOfPolicyFlows(t, l.d, policyFlowsOpen) { // no room, and the ring's place is of who is open
+		row.State, row.Flags = flowReplied|flowAgreed, 0
+		must(t, l.d.net.Maps[policyFlowsOpen].Put(key, row))
+	}
+	for i := len(rowsOfPolicyFlows(t, l.d, policyFlowsOpen)); i < 16; i++ {
+		must(t, l.d.net.Maps[policyFlowsOpen].Put(netPolicyKey{Proto: 6, LowPort: uint16(i)}, netPolicyFlow{Seen: monotonic(t), State: flowReplied | flowAgreed}))
+	}
+	send(8, syn)
+	in("it finds no room", 8, policyFlowsPassing)
+}
+
+// onOneProcessor keeps the calling goroutine on one processor.
+func onOneProcessor(t testing.TB) {
+	t.Helper()
+	runtime.LockOSThread()
+	var before, one unix.CPUSet
+	must(t, unix.SchedGetaffinity(0, &before))
+	cpu := 0
+	for !before.IsSet(cpu) {
+		cpu++
+	}
+	one.Set(cpu)
+	must(t, unix.SchedSetaffinity(0, &one))
+	t.Cleanup(func() {
+		must(t, unix.SchedSetaffinity(0, &before))
+		runtime.UnlockOSThread()
+	})
 }
 
 // After a change a flow is judged anew in the direction in which it began, whichever packet comes first, and who keeps flows is not.

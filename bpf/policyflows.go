@@ -9,10 +9,11 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-// The tables of lib/policyflow.h, by their pins.
+// The tables of lib/policytrack.h, by their pins.
 const (
 	policyFlowsOpen    = "policy_flows_open"
 	policyFlowsPassing = "policy_flows_passing"
+	policyNewest       = "policy_newest" // not pinned; of each processor
 )
 
 var policyFlowTables = []string{policyFlowsOpen, policyFlowsPassing}
@@ -71,8 +72,11 @@ func (c Config) resizePolicyFlow(pin string, spec *ebpf.MapSpec) error {
 	return pinOver(fresh, pin)
 }
 
-// policyFlowDenied is FLOW_DENIED of lib/policyflow.h.
-const policyFlowDenied = 4
+// Flags of a row, as in lib/policytrack.h.
+const (
+	policyFlowDenied = 4
+	policyFlowNewest = 16
+)
 
 // isOverPolicy tells whether a row of policy_flows_open is of no use any more.
 func isOverPolicy(k netPolicyKey, f netPolicyFlow, now uint32, full bool, pods map[netAddr]bool) bool {

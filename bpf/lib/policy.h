@@ -243,6 +243,7 @@ struct policy_work {
 	__u32 revision;
 	__u32 born, adopts;           /* as in the subjects' rows: the later ones */
 	__u32 happened, how;          /* for policyrecord.h; 0: nothing that is recorded */
+	__u32 newest;                 /* where the ring of policytrack.h goes on */
 	struct policy_verdict verdicts[4];
 	struct policy_key key;
 	struct policy_flow flow;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Which packets are judged, and what flows they make. Packets are judged where they leave a pod of this node or are on their way to one, once, behind
+/* Which packets are judged, and what flows they make (policytrack.h). Packets are judged where they leave a pod of this node or are on their way to one, once, behind
  * the translation of Services, by the ends that the pods' interfaces see. These are all ways of a packet to a pod:
  * - from a pod: straight (strake_pod), to a Service (service_send), as a backend's answer (service_answer), as an error about either (service_error).
  *   Both pods are judged at once;
@@ -7,11 +7,7 @@
  *   sent outside, or an error about that (masq_in);
  * - from the host's stack, its own packets and those that it forwards: strake_to_pod. Of the ways above, those into the interface's queue pass there,
  *   too, with POLICY_MARK;
- * - back to the pod that sent: DNS answers, refusals, neighbours. It is the pod's own packet, and not judged again.
- *
- * A flow that is allowed gets a row, if somebody judges a pod of this node that has part in it, and by that row all its packets pass. After each
- * change of policies it is judged anew, in the direction in which it began. One that is denied then keeps its row, so that nobody makes a new
- * flow of the other direction's packets. */
+ * - back to the pod that sent: DNS answers, refusals, neighbours. It is the pod's own packet, and not judged again. */
 #ifndef STRAKE_POLICYFLOW_H
 #define STRAKE_POLICYFLOW_H
 
@@ -22,102 +18,14 @@
 #include "addr.h"
 #include "conntrack.h"
 #include "endpoint.h"
-#include "fragment.h"
-#include "masq.h"
 #include "parse.h"
 #include "policy.h"
+#include "policyaside.h"
 #include "policyends.h"
 #include "policyhits.h"
 #include "policyrecord.h"
+#include "policytrack.h"
 #include "verdict.h"
-
-#define POLICY_FLOWS 131072
-#define POLICY_FRAGMENTS 8192
-
-enum {
-	FLOW_HIGH = 1,           /* the higher end began it */
-	FLOW_NODE = 2,           /* the node's own stack did: its ingress is not judged */
-	FLOW_DENIED = 4,         /* it was allowed once, and is no more */
-	FLOW_DENIED_INGRESS = 8, /* in this direction, else by egress */
-};
-
-/* Connections that both sides agreed on; all else. As flows_open and flows_passing are, but with one row for a flow. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, POLICY_FLOWS);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, struct policy_key);
-	__type(value, struct policy_flow);
-	__uint(pinning, LIBBPF_PIN_BY_NAME);
-} policy_flows_open SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, POLICY_FLOWS);
-	__type(key, struct policy_key);
-	__type(value, struct policy_flow);
-	__uint(pinning, LIBBPF_PIN_BY_NAME);
-} policy_flows_passing SEC(".maps");
-
-/* When policy_flows_open had no room last, as flows_full. */
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, __u32);
-	__uint(pinning, LIBBPF_PIN_BY_NAME);
-} policy_flows_full SEC(".maps");
-
-/* When a first fragment was let through, by the addresses that it had: monotonic clock, seconds. */
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, POLICY_FRAGMENTS);
-	__type(key, struct fragment_key);
-	__type(value, __u32);
-	__uint(pinning, LIBBPF_PIN_BY_NAME);
-} policy_fragments SEC(".maps");
-
-/* Counts that one of the verdicts decided. */
-int __attribute__((noinline)) policy_hit(struct __sk_buff *skb, __u32 slot, __u32 flags)
-{
-	struct policy_work *w = policy_work();
-	struct policy_hit_key key = {};
-	struct policy_hit *hit, first;
-
-	if (!skb || !w || slot > 3)
-		return 0;
-	if (!(w->asked >> slot & 1) || !w->verdicts[slot].policy)
-		return 0;
-	key.policy = w->verdicts[slot].policy;
-	key.rule = w->verdicts[slot].rule;
-	key.direction = slot & 1;
-	key.flags = flags;
-	hit = bpf_map_lookup_elem(&policy_hits, &key);
-	if (hit) {
-		hit->packets++;
-		hit->bytes += skb->len;
-		return 0;
-	}
-	first.packets = 1;
-	first.bytes = skb->len;
-	if (bpf_map_update_elem(&policy_hits, &key, &first, BPF_NOEXIST))
-		count(POLICY_HITS_FULL);
-	return 0;
-}
-
-/* Counts what came of a flow that was judged, and what rule sets in shadow would have done. */
-static __always_inline void policy_count(struct __sk_buff *skb, const struct policy_work *w, int denied)
-{
-	for (__u32 direction = EGRESS; direction <= INGRESS; direction++) {
-		__u32 shadow = POLICY_SHADOW + direction;
-		int denies = denied && denied == (direction == EGRESS ? POLICY_DENIES_EGRESS : POLICY_DENIES_INGRESS);
-
-		if (denies || !denied)
-			policy_hit(skb, direction, denies ? 0 : HIT_ALLOWED);
-		if ((w->asked >> shadow & 1) && (denies || !denied) && (w->verdicts[shadow].allow != 0) == denies)
-			policy_hit(skb, shadow, HIT_SHADOW | (denies ? HIT_ALLOWED : 0));
-	}
-}
 
 /* Drops a packet that policies deny, and tells which. */
 static __always_inline int policy_drop(struct __sk_buff *skb, int denied, __u32 policy, __u32 rule)
@@ -138,78 +46,6 @@ static __always_inline int policy_denied(struct __sk_buff *skb, struct policy_wo
 	policy_count(skb, w, denied);
 	policy_happened(w, how, RECORD_DENIES(denied));
 	return denied == POLICY_NO_VERDICT ? policy_drop(skb, denied, 0, POLICY_NO_RULE) : policy_drop(skb, denied, v->policy, v->rule);
-}
-
-/* What a row says of who decided. */
-static __always_inline void policy_decided(struct policy_flow *f, const struct policy_work *w, __u32 direction)
-{
-	f->policy = w->asked >> direction & 1 ? w->verdicts[direction].policy : 0;
-	f->rule = f->policy ? w->verdicts[direction].rule : POLICY_NO_RULE;
-}
-
-static __always_inline struct policy_flow *policy_flow_row(const struct policy_key *key)
-{
-	struct policy_flow *f = flow_has_connection(key->proto) ? bpf_map_lookup_elem(&policy_flows_open, key) : 0;
-
-	return f ? f : bpf_map_lookup_elem(&policy_flows_passing, key);
-}
-
-#define DENIED_LIFE 240 /* seconds: who is denied ends nothing, and his row is but to spare a judgement */
-
-static __always_inline int policy_alive(const struct policy_flow *f, __u8 proto, __u32 now)
-{
-	__u32 life = flow_life(f->state, proto);
-
-	if (f->flags & FLOW_DENIED && life > DENIED_LIFE)
-		life = DENIED_LIFE;
-	return (__s32)(now - f->seen) <= (__s32)life;
-}
-
-/* Puts w->flow into the table that its state asks for. Where policy_flows_open is full it stays in the other one, where it may be pushed out and be
- * judged anew, and the agent is told. */
-int __attribute__((noinline)) policy_put(struct __sk_buff *skb)
-{
-	struct policy_work *w = policy_work();
-	__u32 zero = 0, *full;
-
-	if (!skb || !w)
-		return 0;
-	if (!flow_is_open(w->flow.state, w->key.proto)) {
-		bpf_map_update_elem(&policy_flows_passing, &w->key, &w->flow, BPF_ANY);
-		if (flow_has_connection(w->key.proto) && bpf_map_lookup_elem(&policy_flows_open, &w->key)) /* the look takes no lock */
-			bpf_map_delete_elem(&policy_flows_open, &w->key);
-		return 0;
-	}
-	if (!bpf_map_update_elem(&policy_flows_open, &w->key, &w->flow, BPF_ANY)) {
-		bpf_map_delete_elem(&policy_flows_passing, &w->key);
-		return 0;
-	}
-	bpf_map_update_elem(&policy_flows_passing, &w->key, &w->flow, BPF_ANY);
-	count(POLICY_FLOWS_FULL);
-	full = bpf_map_lookup_elem(&policy_flows_full, &zero);
-	if (full && *full != w->flow.seen) {
-		*full = w->flow.seen;
-		bpf_ringbuf_output(&flows_events, full, sizeof(*full), 0);
-	}
-	return 0;
-}
-
-/* A packet of a flow that passes was seen, in a state that it makes: the row is in the table for open ones, or not. */
-static __always_inline void policy_goes_on(struct __sk_buff *skb, struct policy_work *w, struct policy_flow *f, __u8 state, __u32 now, int open)
-{
-	if (state == f->state && now == f->seen)
-		return;
-	if (flow_is_open(state, w->key.proto) != open) {
-		w->flow = *f;
-		w->flow.state = state;
-		w->flow.seen = now;
-		policy_put(skb);
-		return;
-	}
-	if (f->state != state)
-		f->state = state;
-	if (f->seen != now)
-		f->seen = now;
 }
 
 /* The packet at hand begins a flow, or nobody knows of which it is. */
@@ -259,7 +95,7 @@ int __attribute__((noinline)) policy_begin(struct __sk_buff *skb, __u32 how)
 	w->flow.revision = w->revision;
 	w->flow.state = flow_next(0, w->tcp, reply);
 	policy_decided(&w->flow, w, w->asked & 1 << INGRESS ? INGRESS : EGRESS);
-	return policy_put(skb);
+	return policy_put_new(skb);
 }
 
 /* The flow of the packet at hand, w->flow, was judged before the last change. */
@@ -345,69 +181,6 @@ static __always_inline int policy_follow(struct __sk_buff *skb, struct policy_wo
 	}
 	policy_goes_on(skb, w, f, flow_next(f->state, w->tcp, reply), now, open);
 	return 0;
-}
-
-/* Whether the error at hand is about a packet of a flow that passes. */
-int __attribute__((noinline)) policy_knows_error(struct __sk_buff *skb, __u32 how)
-{
-	struct policy_work *w = policy_work();
-	struct scratch *s = scratch();
-	struct policy_flow *f;
-	__be16 sport, dport;
-	struct quoted *q;
-	struct packet *p;
-	enum l4 kind;
-
-	if (!skb || !s || !w)
-		return 0;
-	p = &s->p;
-	q = &s->quoted;
-	if (how & POLICY_ERROR) {
-		/* Of a flow to a frontend the row has who asked and the backend: an error about a question tells them as it came, one about an answer
-		 * behind the translation. */
-		if (s->flow.service && s->key.reply)
-			policy_key_of(&w->key, &s->key.saddr, s->key.sport, &s->key.daddr, s->key.dport, s->key.proto, policy_is_low(&s->key.saddr, s->key.sport, &s->key.daddr, s->key.dport));
-		else
-			policy_key_of(&w->key, &s->flow.saddr, s->flow.sport, &s->flow.daddr, s->flow.dport, s->key.proto, policy_is_low(&s->flow.saddr, s->flow.sport, &s->flow.daddr, s->flow.dport));
-	} else {
-		if (quoted_at(skb, p->l4 + ICMP_HEADER, p->v6, q))
-			return 0;
-		/* It is for who sent what it is about; routers tell of others' packets, pods of those that they got. */
-		if (!addr_eq(&q->saddr, &p->daddr) || (how & POLICY_SOURCE && !addr_eq(&q->daddr, &p->saddr)))
-			return 0;
-		kind = l4_at(skb, q->l4, q->proto, p->v6, &sport, &dport);
-		if (kind == L4_SHORT)
-			return 0;
-		policy_key_of(&w->key, &q->saddr, sport, &q->daddr, dport, q->proto, policy_is_low(&q->saddr, sport, &q->daddr, dport));
-	}
-	f = policy_flow_row(&w->key);
-	return f && policy_alive(f, w->key.proto, seconds_now()) && !(f->flags & FLOW_DENIED);
-}
-
-/* Whether the first of the fragments of which this is one was let through. */
-int __attribute__((noinline)) policy_knows_fragment(struct __sk_buff *skb)
-{
-	struct scratch *s = scratch();
-	struct fragment_key key;
-	__u32 *known;
-
-	if (!skb || !s)
-		return 0;
-	fragment_key_of(&s->p, &key);
-	known = bpf_map_lookup_elem(&policy_fragments, &key);
-	return known && (__s32)(seconds_now() - *known) <= FRAGMENT_LIFE;
-}
-
-int __attribute__((noinline)) policy_note_fragment(struct __sk_buff *skb)
-{
-	struct scratch *s = scratch();
-	struct fragment_key key;
-	__u32 now = seconds_now();
-
-	if (!skb || !s)
-		return 0;
-	fragment_key_of(&s->p, &key);
-	return bpf_map_update_elem(&policy_fragments, &key, &now, BPF_ANY);
 }
 
 /* A packet of which a pod's flows are followed: 0 if it passes. */
