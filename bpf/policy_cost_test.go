@@ -1,6 +1,7 @@
 package bpf
 
 import (
+	"net/netip"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -29,6 +30,26 @@ func TestPolicyCosts(t *testing.T) {
 		must(t, err)
 		t.Logf("%s: %d ns", what, uint64((after.Runtime-before.Runtime).Nanoseconds())/(after.RunCount-before.RunCount))
 	}
+	// connections are short ones, each of which is reset in the end.
+	connections := func(l *serviceLab, what string, client, server netip.AddrPort, first uint16) {
+		t.Helper()
+		p := l.d.net.Programs[podProgram]
+		before, err := p.Stats()
+		must(t, err)
+		for i := range packets {
+			client := netip.AddrPortFrom(client.Addr(), first+uint16(i))
+			for j, flags := range []byte{syn, syn | ack, ack, ack, ack, ack, rst} {
+				if j == 1 || j > 3 && j%2 == 0 {
+					l.run(t, podProgram, l.otherVeth, segment(server, client, flags))
+				} else {
+					l.run(t, podProgram, l.podVeth, segment(client, server, flags))
+				}
+			}
+		}
+		after, err := p.Stats()
+		must(t, err)
+		t.Logf("%s: %d ns", what, uint64((after.Runtime-before.Runtime).Nanoseconds())/packets)
+	}
 	off, on := newServiceLab(t), newPolicyLab(t)
 	judged := PolicySubject{Egress: web, Ingress: nobody}
 	for _, f := range families {
@@ -42,6 +63,7 @@ func TestPolicyCosts(t *testing.T) {
 		fresh := func(i int) []byte { return frame(17, at(f.pod, uint16(10000+i)), at(f.other, 8080), []byte("hi")) }
 		measure(off, f.name+", off", known(17), "pod_to_pod")
 		measure(on.serviceLab, f.name+", nobody is judged", known(17), "pod_to_pod")
+		connections(on.serviceLab, f.name+", nobody is judged, connections of seven packets", at(f.pod, 0), at(f.other, 8080), 20000)
 		on.judge(t, judged, PolicySubject{Ingress: web, Egress: nobody})
 		measure(on.serviceLab, f.name+", a known flow of datagrams", known(17), "pod_to_pod")
 		for _, flags := range []byte{syn, ack} {
@@ -50,6 +72,9 @@ func TestPolicyCosts(t *testing.T) {
 		}
 		measure(on.serviceLab, f.name+", a known connection", known(6), "pod_to_pod")
 		measure(on.serviceLab, f.name+", first packets", fresh, "pod_to_pod")
+		for i := range 3 {
+			connections(on.serviceLab, f.name+", connections of seven packets", at(f.pod, 0), at(f.other, 8080), 20000+uint16(i)*packets)
+		}
 		on.judge(t, PolicySubject{Egress: nobody}, PolicySubject{})
 		measure(on.serviceLab, f.name+", denied", fresh, "drop_policy_egress")
 		on.judge(t, PolicySubject{}, PolicySubject{})
