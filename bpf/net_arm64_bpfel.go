@@ -335,6 +335,19 @@ type netPolicyHitKey struct {
 	Flags     uint8
 }
 
+type netPolicyJudged struct {
+	_        structs.HostLayout
+	From     netAddr
+	To       netAddr
+	Revision uint32
+	Born     uint32
+	Dport    uint16
+	Proto    uint8
+	How      uint8
+	Asked    uint32
+	Verdicts [4]netPolicyVerdict
+}
+
 type netPolicyKey struct {
 	_        structs.HostLayout
 	Low      netAddr
@@ -592,6 +605,7 @@ const (
 	netMapPolicyFragments    = "policy_fragments"
 	netMapPolicyFree         = "policy_free"
 	netMapPolicyHits         = "policy_hits"
+	netMapPolicyJudgedLast   = "policy_judged_last"
 	netMapPolicyNames        = "policy_names"
 	netMapPolicyNewest       = "policy_newest"
 	netMapPolicyPeers        = "policy_peers"
@@ -738,6 +752,7 @@ type netMapSpecs struct {
 	PolicyFragments    *ebpf.MapSpec `ebpf:"policy_fragments"`
 	PolicyFree         *ebpf.MapSpec `ebpf:"policy_free"`
 	PolicyHits         *ebpf.MapSpec `ebpf:"policy_hits"`
+	PolicyJudgedLast   *ebpf.MapSpec `ebpf:"policy_judged_last"`
 	PolicyNames        *ebpf.MapSpec `ebpf:"policy_names"`
 	PolicyNewest       *ebpf.MapSpec `ebpf:"policy_newest"`
 	PolicyPeers        *ebpf.MapSpec `ebpf:"policy_peers"`
@@ -846,6 +861,7 @@ type netMaps struct {
 	PolicyFragments    *ebpf.Map `ebpf:"policy_fragments"`
 	PolicyFree         *ebpf.Map `ebpf:"policy_free"`
 	PolicyHits         *ebpf.Map `ebpf:"policy_hits"`
+	PolicyJudgedLast   *ebpf.Map `ebpf:"policy_judged_last"`
 	PolicyNames        *ebpf.Map `ebpf:"policy_names"`
 	PolicyNewest       *ebpf.Map `ebpf:"policy_newest"`
 	PolicyPeers        *ebpf.Map `ebpf:"policy_peers"`
@@ -911,6 +927,7 @@ func (m *netMaps) Close() error {
 		m.PolicyFragments,
 		m.PolicyFree,
 		m.PolicyHits,
+		m.PolicyJudgedLast,
 		m.PolicyNames,
 		m.PolicyNewest,
 		m.PolicyPeers,

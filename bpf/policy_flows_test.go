@@ -158,6 +158,40 @@ func TestNewestConnections(t *testing.T) {
 	in("it finds no room", 8, policyFlowsPassing)
 }
 
+// What was judged counts for further flows between the same ends to the same port, and for no others, until something changes.
+func TestVerdictsAreRecalled(t *testing.T) {
+	onOneProcessor(t)
+	l := newPolicyLab(t)
+	for _, f := range families {
+		l.judge(t, PolicySubject{Egress: web}, PolicySubject{Ingress: everybody})
+		begin := func(what string, proto byte, from, to netip.AddrPort, counted string) {
+			t.Helper()
+			ifindex := l.podVeth
+			if from.Addr().String() == f.other {
+				ifindex = l.otherVeth
+			}
+			l.want(t, f.name+" "+what, podProgram, ifindex, frame(proto, from, to, nil), counted)
+		}
+		begin("the first", 17, at(f.pod, 1), at(f.other, 8080), "pod_to_pod")
+		// Rows that vanish without a change show who looks for them.
+		for _, port := range []uint16{8080, 8081} {
+			begin("another port", 17, at(f.pod, 2), at(f.other, port), map[uint16]string{8080: "pod_to_pod", 8081: "drop_policy_egress"}[port])
+		}
+		key := netPolicyAnswerKey{Rules: web}
+		var ports uint32
+		must(t, l.d.net.Maps["policy_answers"].Lookup(key, &ports))
+		must(t, l.d.net.Maps["policy_answers"].Delete(key))
+		begin("it is recalled", 17, at(f.pod, 3), at(f.other, 8080), "pod_to_pod")
+		begin("another protocol", 132, at(f.pod, 3), at(f.other, 8080), "drop_no_verdict")
+		begin("another end", 17, at(f.pod, 3), at(f.far, 8080), "drop_no_verdict")
+		begin("the other direction", 17, at(f.other, 3), at(f.pod, 8080), "pod_to_pod")
+		l.judge(t, PolicySubject{Egress: web}, PolicySubject{Ingress: everybody})
+		begin("behind a change", 17, at(f.pod, 4), at(f.other, 8080), "drop_no_verdict")
+		must(t, l.d.net.Maps["policy_answers"].Put(key, ports))
+		begin("the row is back", 17, at(f.pod, 5), at(f.other, 8080), "pod_to_pod")
+	}
+}
+
 // onOneProcessor keeps the calling goroutine on one processor.
 func onOneProcessor(t testing.TB) {
 	t.Helper()

@@ -164,6 +164,7 @@ const volatile __u32 policy_records;
 #define POLICY_ONCE 32      /* the packet alone: the flow gets no row */
 #define POLICY_JUDGED 64    /* it was judged already: the flow gets its row */
 #define POLICY_AGAIN 128    /* it was allowed once: who keeps flows is not judged */
+#define POLICY_RECALLED 256 /* it is allowed as others before: policyrecall.h */
 
 /* Interfaces behind which nothing is judged, or followed, in a family: what most packets need to know. By the interface and family, at a revision; the
  * latter is the upper half. No interface of a namespace gets the number of another before it. It goes with the programs. */

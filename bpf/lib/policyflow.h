@@ -23,6 +23,7 @@
 #include "policyaside.h"
 #include "policyends.h"
 #include "policyhits.h"
+#include "policyrecall.h"
 #include "policyrecord.h"
 #include "policytrack.h"
 #include "verdict.h"
@@ -52,14 +53,16 @@ static __always_inline int policy_denied(struct __sk_buff *skb, struct policy_wo
 int __attribute__((noinline)) policy_begin(struct __sk_buff *skb, __u32 how)
 {
 	struct policy_work *w = policy_work();
-	int denied = 0, reply = 0, middle, adopts;
+	int denied = 0, reply = 0, middle, adopts, ported;
 	__u32 now = seconds_now();
 
 	if (!skb || !w)
 		return TC_ACT_SHOT;
 	middle = flow_has_connection(w->proto) && !(w->tcp & TCP_SYN);
 	adopts = w->adopts && (__s32)(w->adopts - now) > 0;
-	w->asked = 0;
+	ported = w->proto == IPPROTO_UDP || flow_has_connection(w->proto);
+	if (!(how & POLICY_RECALLED))
+		w->asked = 0;
 	w->flow.flags = w->high ? FLOW_HIGH : 0;
 	if (how & POLICY_NODE) {
 		w->flow.flags |= FLOW_NODE;
@@ -69,7 +72,11 @@ int __attribute__((noinline)) policy_begin(struct __sk_buff *skb, __u32 how)
 	} else if (how & POLICY_JUDGED) {
 		w->revision = policy_revision_now();
 	} else {
-		denied = policy_judge(skb, how);
+		if (!(how & POLICY_RECALLED)) {
+			denied = policy_judge(skb, how);
+			if (!denied && ported)
+				policy_keeps(w, how);
+		}
 		if (denied && middle && adopts) { /* it may answer what began before somebody judged it */
 			__u32 turned = policy_turn(w, how);
 
@@ -323,7 +330,12 @@ int __attribute__((noinline)) policy_denies(struct __sk_buff *skb, __u32 how, __
 	if (policy_knows(skb, how))
 		return 0;
 	w->happened = 0;
-	follows = policy_follows(skb, how, to);
+	if (policy_recalls(skb, to ? how | POLICY_DEST : how)) {
+		how |= POLICY_RECALLED;
+		follows = POLICY_FOLLOWS;
+	} else {
+		follows = policy_follows(skb, how, to);
+	}
 	if (follows == POLICY_FOLLOWS)
 		follows = policy_packet(skb, to ? how | POLICY_DEST : how);
 	else if (policy_records && !follows)
