@@ -3,6 +3,7 @@ package bpf
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -67,6 +68,7 @@ type Config struct {
 	// quarter of the verifier's work.
 	Beside bool
 
+	noPackets   bool      // tests: without the programs of packets, which are nearly all of the verifier's work
 	noSetRetval bool      // tests: as on Linux before 6.1
 	masqPorts   portRange // tests: instead of those that the kernel leaves
 }
@@ -251,6 +253,9 @@ func (d *Datapath) load(c Config, before map[string]*ebpf.Map) error {
 		}
 		if !c.XDP.on() {
 			delete(s.Programs, xdpProgram)
+		}
+		if c.noPackets {
+			maps.DeleteFunc(s.Programs, func(_ string, p *ebpf.ProgramSpec) bool { return p.Type == ebpf.SchedCLS || p.Type == ebpf.XDP })
 		}
 		if !c.Beside {
 			delete(s.Programs, namesProgram)

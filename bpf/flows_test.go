@@ -148,7 +148,7 @@ func TestGrowthThatWasKilled(t *testing.T) {
 
 // What ended while a table of another size took over stays ended, and what began follows.
 func TestFlowsThatEndWhileTablesGrow(t *testing.T) {
-	d := open(t, testConfig(t))
+	d := open(t, tablesConfig(t))
 	spec, err := loadNet()
 	must(t, err)
 	table := func(name string) *ebpf.Map {
@@ -177,7 +177,7 @@ func TestFlowsThatEndWhileTablesGrow(t *testing.T) {
 
 // A table that would have no room for the connections that there are does not take over.
 func TestFlowsDontShrinkBelowTheirNumber(t *testing.T) {
-	c := testConfig(t)
+	c := tablesConfig(t)
 	c.Flows = 1000
 	d := open(t, c)
 	for i := range 900 {
@@ -281,7 +281,7 @@ func TestDowngradeLeavesDirectFlowsOut(t *testing.T) {
 
 // The longest name of a row of this release finds its place.
 func TestLongestNameGoesDown(t *testing.T) {
-	c := testConfig(t)
+	c := tablesConfig(t)
 	d := open(t, c)
 	name := strings.Repeat("n", 191) + "~"
 	front := Frontend{Addr: ap("[fd00:10:96::5]:80"), Inside: Local}
@@ -292,7 +292,7 @@ func TestLongestNameGoesDown(t *testing.T) {
 }
 
 func TestDowngradeRefuses(t *testing.T) {
-	c := testConfig(t)
+	c := tablesConfig(t)
 	if err := Downgrade(c.PinDir, 2); err == nil {
 		t.Error("nothing is there, and no error")
 	}
@@ -312,7 +312,7 @@ func TestDowngradeRefuses(t *testing.T) {
 
 // Tables of policies that hold more than their default go on: the older release knows none.
 func TestDowngradeWithManyPolicyRows(t *testing.T) {
-	c := testConfig(t)
+	c := tablesConfig(t)
 	c.MaxPolicyPeers = DefaultMaxPolicyPeers + 100
 	d := open(t, c)
 	var many PolicyChange

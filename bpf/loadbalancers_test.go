@@ -180,7 +180,7 @@ func randomService(rng *rand.Rand, owner string, i int) LoadBalancer {
 // Any agent may be killed between any two writes. No packet then, or in between, sees half a change: what it comes to is what there was before
 // or will be after. The next agent's Replace makes it right.
 func TestKilledBetweenAnyTwoWrites(t *testing.T) {
-	c := testConfig(t)
+	c := tablesConfig(t)
 	d := open(t, c)
 	m := d.loadBalancers.lbMaps
 	rng := rand.New(rand.NewPCG(3, 4))
@@ -307,7 +307,7 @@ func openTable(t testing.TB, m lbMaps) *loadBalancers {
 
 // One backend that goes moves one other at most, and a write touches what differs.
 func TestSlotsStay(t *testing.T) {
-	d := open(t, testConfig(t))
+	d := open(t, tablesConfig(t))
 	m := d.loadBalancers.lbMaps
 	lb := LoadBalancer{Name: "ns/a:http", Protocol: 6, Frontends: fronts(NodePort, ap("192.0.2.1:30080"))}
 	for i := range 20 {
@@ -344,7 +344,7 @@ func TestSlotsStay(t *testing.T) {
 
 // A change of a backend's state keeps count of how often it was chosen.
 func TestHitsStay(t *testing.T) {
-	d := open(t, testConfig(t))
+	d := open(t, tablesConfig(t))
 	lb := LoadBalancer{Name: "ns/a:http", Protocol: 6, Frontends: fronts(ClusterIP, ap("10.96.0.5:80")), Backends: backs(ap("10.244.0.2:80"))}
 	_, err := d.LoadBalancers().Replace("u", []LoadBalancer{lb})
 	must(t, err)
@@ -367,7 +367,7 @@ func TestHitsStay(t *testing.T) {
 
 // Programs look for their backends again when one went, and not before.
 func TestGenerations(t *testing.T) {
-	d := open(t, testConfig(t))
+	d := open(t, tablesConfig(t))
 	lb := LoadBalancer{Name: "ns/a:http", Protocol: 6, Frontends: fronts(ClusterIP, ap("10.96.0.5:80")), Backends: backs(ap("10.244.0.2:80"))}
 	set := func(backends ...Backend) uint32 {
 		t.Helper()
@@ -471,7 +471,7 @@ func TestFullTables(t *testing.T) {
 
 // All owners at once come to the same as one by one, two that want one frontend included.
 func TestReplaceAll(t *testing.T) {
-	d := open(t, testConfig(t))
+	d := open(t, tablesConfig(t))
 	want := map[string][]LoadBalancer{}
 	for i := range 3000 {
 		want[fmt.Sprintf("uid-%d", i)] = []LoadBalancer{{
@@ -502,7 +502,7 @@ func TestReplaceAll(t *testing.T) {
 
 // Another size keeps the rows; one that is too small is refused and changes nothing.
 func TestTablesOfAnotherSize(t *testing.T) {
-	c := testConfig(t)
+	c := tablesConfig(t)
 	d := open(t, c)
 	lb := LoadBalancer{Owner: "u", Name: "ns/a:http", Protocol: 6, Frontends: fronts(NodePort, ap("192.0.2.1:30080")), Backends: backs(ap("10.244.0.2:80"), ap("10.244.0.3:80"))}
 	_, err := d.LoadBalancers().Replace("u", []LoadBalancer{lb})

@@ -321,7 +321,7 @@ func TestMasqRange(t *testing.T) {
 
 // A release with other reasons takes the counts over.
 func TestCountersChangeSize(t *testing.T) {
-	c := testConfig(t)
+	c := tablesConfig(t)
 	for _, n := range []uint32{3, uint32(len(reasons)) + 2} {
 		m, err := ebpf.NewMap(&ebpf.MapSpec{Name: countersPin, Type: ebpf.PerCPUArray, KeySize: 4, ValueSize: 8, MaxEntries: n})
 		must(t, err)

@@ -164,7 +164,7 @@ func TestMonitorLosses(t *testing.T) {
 }
 
 func TestMonitorOfSockets(t *testing.T) {
-	c := testConfig(t)
+	c := tablesConfig(t)
 	d := open(t, c)
 	to := netip.MustParseAddrPort("10.96.7.7:80")
 	if _, err := d.LoadBalancers().Replace("u", []LoadBalancer{{Name: "n/none:", Protocol: 6, Frontends: fronts(ClusterIP, to)}}); err != nil {

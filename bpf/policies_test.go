@@ -25,7 +25,7 @@ func samplePolicies() PolicyChange {
 
 // What Apply wrote is what Dump and another agent find, and what is gone is gone.
 func TestPolicyRowsAreKept(t *testing.T) {
-	c := testConfig(t)
+	c := tablesConfig(t)
 	d := open(t, c)
 	sample := samplePolicies()
 	must(t, d.Policies().Apply(sample))
@@ -56,7 +56,7 @@ func TestPolicyRowsAreKept(t *testing.T) {
 
 // A full table is an error that says what makes room, and so is what is no row. Neither changes the revision, nor what is live.
 func TestPolicyRowsThatDoNotFit(t *testing.T) {
-	c := testConfig(t)
+	c := tablesConfig(t)
 	c.MaxPolicyPeers, c.MaxPolicyRules = 20, 30
 	p := open(t, c).Policies()
 	live := samplePolicies()

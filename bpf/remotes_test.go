@@ -7,7 +7,7 @@ import (
 
 // Rows of other nodes are read back as they were written, by the next agent too; the longest prefix decides; bad ones are refused.
 func TestRemotes(t *testing.T) {
-	c := testConfig(t)
+	c := tablesConfig(t)
 	d := open(t, c)
 	node4, node6 := netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("2001:db8::2")
 	want := map[string]Remote{}

@@ -36,7 +36,7 @@ func dumped[R any](t *testing.T, table Table[R], key func(R) string) map[string]
 
 // Random sequences of Replace and Prune leave what a plain map would hold, also across restarts.
 func TestTablesEqualAModel(t *testing.T) {
-	c := testConfig(t)
+	c := tablesConfig(t)
 	d := open(t, c)
 	rng := rand.New(rand.NewPCG(1, 2))
 	model := map[string]LoadBalancer{}
@@ -98,7 +98,7 @@ func TestTablesEqualAModel(t *testing.T) {
 }
 
 func TestReplaceWritesOnlyDifferences(t *testing.T) {
-	d := open(t, testConfig(t))
+	d := open(t, tablesConfig(t))
 	row := LoadBalancer{Name: "ns/a:http", Protocol: 6, Frontends: fronts(ClusterIP, ap("10.96.0.5:80")), Backends: backs(ap("10.244.0.2:8080"))}
 	for i, want := range []Changes{{Added: 1}, {}} {
 		if got, err := d.LoadBalancers().Replace("u", []LoadBalancer{row}); err != nil || got != want {
@@ -111,7 +111,7 @@ func TestReplaceWritesOnlyDifferences(t *testing.T) {
 }
 
 func TestOneFrontendHasOneOwner(t *testing.T) {
-	d := open(t, testConfig(t))
+	d := open(t, tablesConfig(t))
 	row := func(name string) []LoadBalancer {
 		return []LoadBalancer{{Name: name, Protocol: 6, Frontends: fronts(ClusterIP, ap("10.96.0.5:80"))}}
 	}
@@ -126,7 +126,7 @@ func TestOneFrontendHasOneOwner(t *testing.T) {
 
 // Two Services that swap a frontend while nobody watched must not wait for each other for ever.
 func TestFrontendsAreSwapped(t *testing.T) {
-	d := open(t, testConfig(t))
+	d := open(t, tablesConfig(t))
 	row := func(frontends ...string) []LoadBalancer {
 		lb := LoadBalancer{Name: "ns/s:http", Protocol: 6}
 		for _, f := range frontends {
@@ -154,7 +154,7 @@ func TestFrontendsAreSwapped(t *testing.T) {
 }
 
 func TestBadRowsAreRefused(t *testing.T) {
-	d := open(t, testConfig(t))
+	d := open(t, tablesConfig(t))
 	mac := net.HardwareAddr{2, 0, 0, 0, 0, 1}
 	for name, try := range map[string]func() (Changes, error){
 		"endpoint without a MAC": func() (Changes, error) {
@@ -189,7 +189,7 @@ func TestBadRowsAreRefused(t *testing.T) {
 }
 
 func TestEndpointsAndNamesSurviveARestart(t *testing.T) {
-	c := testConfig(t)
+	c := tablesConfig(t)
 	d := open(t, c)
 	ep := Endpoint{Owner: "box", Addr: netip.MustParseAddr("10.244.0.2"), Ifindex: 7, PodMAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}, HostMAC: net.HardwareAddr{2, 0, 0, 0, 0, 2}}
 	name := Name{Owner: "uid", Name: "web.default.svc.cluster.local.", Addrs: []netip.Addr{netip.MustParseAddr("10.96.0.5"), netip.MustParseAddr("10.96.0.6")}}
@@ -214,7 +214,7 @@ func TestEndpointsAndNamesSurviveARestart(t *testing.T) {
 
 // A renamed port is another row with the same frontend: the frontend moves, and never belongs to nobody.
 func TestFrontendMovesWithinAnOwner(t *testing.T) {
-	d := open(t, testConfig(t))
+	d := open(t, tablesConfig(t))
 	row := LoadBalancer{Owner: "u", Name: "ns/a:http", Protocol: 6, Frontends: fronts(ClusterIP, ap("10.96.0.5:80")), Backends: backs(ap("10.244.0.2:8080"))}
 	if _, err := d.LoadBalancers().Replace("u", []LoadBalancer{row}); err != nil {
 		t.Fatal(err)
@@ -235,7 +235,7 @@ func TestFrontendMovesWithinAnOwner(t *testing.T) {
 }
 
 func TestBadReplaceWritesNothing(t *testing.T) {
-	d := open(t, testConfig(t))
+	d := open(t, tablesConfig(t))
 	good := LoadBalancer{Name: "ns/a:http", Protocol: 6, Frontends: fronts(ClusterIP, ap("10.96.0.5:80"))}
 	double := good
 	double.Name = "ns/a:again"
@@ -249,7 +249,7 @@ func TestBadReplaceWritesNothing(t *testing.T) {
 
 // An agent killed between two writes leaves rows that the next one repairs.
 func TestTornRowsAreRepaired(t *testing.T) {
-	c := testConfig(t)
+	c := tablesConfig(t)
 	d := open(t, c)
 	row := LoadBalancer{
 		Owner: "u", Name: "ns/a:http", Protocol: 6,
@@ -306,7 +306,7 @@ func oldMap(t *testing.T, c Config, name string, kind ebpf.MapType, key, value [
 
 // A release with the former layout leaves its rows to this one, also if this one was killed between two maps.
 func TestLayout1IsMigrated(t *testing.T) {
-	c := testConfig(t)
+	c := tablesConfig(t)
 	open(t, c).Close()
 	text := func(s string, n int) []byte { return append([]byte(s), make([]byte, n-len(s))...) }
 	host := slices.Concat([]byte{7, 0, 0, 0}, podMAC, hostMAC, text("box", 64))
@@ -362,7 +362,7 @@ func TestLayout1IsMigrated(t *testing.T) {
 }
 
 func TestAnotherLayoutIsRefused(t *testing.T) {
-	c := testConfig(t)
+	c := tablesConfig(t)
 	open(t, c).Close()
 	m, err := ebpf.LoadPinnedMap(filepath.Join(c.PinDir, versionPin), nil)
 	if err != nil {
