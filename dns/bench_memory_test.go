@@ -28,7 +28,7 @@ func TestBenchMemory(t *testing.T) {
 		t.Skipf("SKIPPED: %s and %s are not set: `make bench-dns` runs this", benchWith, benchStrake)
 	}
 	newUpstream(t, public, internet)
-	var have [2][2]memory
+	var have [2][2]weight
 	for i, services := range []int{1, 10_000} {
 		objs := []apiruntime.Object{&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "default", UID: "ns"}}}
 		for n := range services {

@@ -177,13 +177,13 @@ func programTime(t *testing.T, d *bpf.Datapath, dial func(string, netip.AddrPort
 	return took / time.Duration(max(len(samples), 1)), samples[len(samples)/2]
 }
 
-// memory is what a process has, in kB: of its own; with the files that it maps, divided among all who map them; and with all of these (proc_pid_smaps(5)).
-type memory struct{ anonymous, pss, rss int }
+// weight is the memory that a process has, in kB: of its own; with the files that it maps, divided among all who map them; and with all of these (proc_pid_smaps(5)).
+type weight struct{ anonymous, pss, rss int }
 
 // least is the smallest amount of each that a process has in a quarter of a minute.
-func least(t *testing.T, pid int) memory {
+func least(t *testing.T, pid int) weight {
 	t.Helper()
-	out := memory{1 << 40, 1 << 40, 1 << 40}
+	out := weight{1 << 40, 1 << 40, 1 << 40}
 	for range 30 {
 		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
 		must(t, err)
