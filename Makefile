@@ -100,7 +100,7 @@ OLD_KUBECTLS := 1.33 1.34 1.35 1.36
 test-clients: test-packages build
 	cd tests/clients && $(GO) test -count=1 -timeout 20m ./...
 	for v in $(OLD_KUBECTLS); do \
-	  (cd tests/clients/kubectl && $(GO) build -trimpath -ldflags "-s -w" $$([ -f $$v.mod ] && echo -modfile=$$v.mod) -o ../../../bin/kubectl-$$v .) && \
+	  (cd tests/clients/kubectl && $(GO) build -trimpath -ldflags "-s -w -X k8s.io/component-base/version.gitVersion=v$$v.0" $$([ -f $$v.mod ] && echo -modfile=$$v.mod) -o ../../../bin/kubectl-$$v .) && \
 	  STRAKE_KUBECTL=$(CURDIR)/bin/kubectl-$$v $(GO) test -count=1 -timeout 10m -run '^TestKubectl' ./tests/e2e || exit 1; \
 	done
 

@@ -24,6 +24,7 @@ import (
 	"github.com/strake-io/strake/controlplane/apiserver/auth/review"
 	"github.com/strake-io/strake/controlplane/apiserver/auth/token"
 	"github.com/strake-io/strake/controlplane/apiserver/descriptor"
+	"github.com/strake-io/strake/controlplane/apiserver/resources"
 )
 
 // storages are REST storages by group version and path.
@@ -100,9 +101,10 @@ func (b *builder) storages() (storages, error) {
 	binding := newBindingREST(core("pods"))
 	all.add(corev1.SchemeGroupVersion, kubelets.podStorages())
 	all.add(corev1.SchemeGroupVersion, map[string]rest.Storage{
-		"services":            b.services.Settling(core("services")),
-		"namespaces":          &namespaceStore{core("namespaces")},
-		"namespaces/finalize": newFinalizeREST(core("namespaces")),
+		"services":   b.services.Settling(core("services")),
+		"namespaces": &namespaceStore{core("namespaces")},
+		// Where the namespace controller takes its finalizer off.
+		"namespaces/finalize": newPartREST(core("namespaces"), func(n, old *corev1.Namespace) { n.Status = old.Status }, nil),
 		"pods/binding":        binding,
 		"bindings":            &legacyBindingREST{binding},
 		"componentstatuses":   b.newComponentREST(),
@@ -114,12 +116,14 @@ func (b *builder) storages() (storages, error) {
 	transport := newProxyTransport()
 	all.add(corev1.SchemeGroupVersion, map[string]rest.Storage{
 		"pods/proxy":               newPodProxyREST(core("pods"), transport),
-		"pods/ephemeralcontainers": newEphemeralREST(core("pods")),
-		"pods/resize":              newResizeREST(core("pods")),
-		"services/proxy":           newServiceProxyREST(core("services"), main[discoveryv1.Resource("endpointslices")], transport),
+		"pods/ephemeralcontainers": readablePartREST{newPartREST(core("pods"), takeEphemeral, validateEphemeral)},
+		// Where the resources of a running pod's containers change (`kubectl patch --subresource resize`).
+		"pods/resize":    readablePartREST{newPartREST(core("pods"), resources.TakeResize, resources.ValidateResize)},
+		"services/proxy": newServiceProxyREST(core("services"), main[discoveryv1.Resource("endpointslices")], transport),
 	})
+	requests := main[schema.GroupResource{Group: certificatesv1.GroupName, Resource: "certificatesigningrequests"}]
 	all.add(certificatesv1.SchemeGroupVersion, map[string]rest.Storage{
-		"certificatesigningrequests/approval": newApprovalREST(main[schema.GroupResource{Group: certificatesv1.GroupName, Resource: "certificatesigningrequests"}]),
+		"certificatesigningrequests/approval": readablePartREST{newPartREST(requests, resources.PrepareApproval, resources.ValidateApproval)},
 	})
 	all.add(eventsv1.SchemeGroupVersion, map[string]rest.Storage{"events": core("events")})
 	all.add(authenticationv1.SchemeGroupVersion, review.Authentication(b.generic.Authentication.Authenticator, b.generic.Authentication.APIAudiences))

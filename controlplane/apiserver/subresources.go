@@ -131,27 +131,6 @@ func setPodScheduled(pod *corev1.Pod) {
 	pod.Status.Conditions = append(pod.Status.Conditions, c)
 }
 
-// finalizeREST lets the namespace controller take its finalizer off a namespace.
-type finalizeREST struct{ store *genericregistry.Store }
-
-var _ rest.Updater = (*finalizeREST)(nil)
-
-func newFinalizeREST(namespaces *descriptor.Store) *finalizeREST {
-	return &finalizeREST{namespaces.Replacing(func(s rest.RESTUpdateStrategy) rest.RESTUpdateStrategy { return finalizeStrategy{s} })}
-}
-
-type finalizeStrategy struct{ rest.RESTUpdateStrategy }
-
-func (finalizeStrategy) PrepareForUpdate(_ context.Context, obj, old runtime.Object) {
-	obj.(*corev1.Namespace).Status = old.(*corev1.Namespace).Status
-}
-
-func (r *finalizeREST) New() runtime.Object { return &corev1.Namespace{} }
-func (r *finalizeREST) Destroy()            {}
-func (r *finalizeREST) Update(ctx context.Context, name string, info rest.UpdatedObjectInfo, create rest.ValidateObjectFunc, update rest.ValidateObjectUpdateFunc, _ bool, o *metav1.UpdateOptions) (runtime.Object, bool, error) {
-	return r.store.Update(ctx, name, info, create, update, false, o)
-}
-
 // namespaceStore marks a deleted namespace as Terminating until its content is gone.
 type namespaceStore struct{ *descriptor.Store }
 
