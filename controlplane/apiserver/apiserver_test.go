@@ -77,7 +77,7 @@ func must[V any](v V, err error) func(testing.TB) V {
 // eventually waits for what caches and controllers bring about.
 func (a *api) eventually(what string, f func(ctx context.Context) error) {
 	a.Helper()
-	ctx, cancel := context.WithTimeout(a.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(a.Context(), time.Minute)
 	defer cancel()
 	for {
 		err := f(ctx)

@@ -76,7 +76,8 @@ func testHostile(a *api) {
 			}
 			defer res.Body.Close()
 			data := must(io.ReadAll(io.LimitReader(res.Body, 10<<20)))(t)
-			if res.StatusCode < 400 || res.StatusCode >= 500 {
+			// On a busy machine time may end before the server has found out what is wrong.
+			if (res.StatusCode < 400 || res.StatusCode >= 500) && res.StatusCode != http.StatusGatewayTimeout {
 				t.Errorf("%s: %.300s", res.Status, data)
 			}
 			var status metav1.Status

@@ -196,7 +196,7 @@ func (c *cluster) on(t *testing.T) *cluster {
 // eventually repeats f until it returns no error; the limit is only there so that a broken controller fails the test.
 func (c *cluster) eventually(what string, f func() error) {
 	c.Helper()
-	deadline := time.Now().Add(30 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for {
 		err := f()
 		if err == nil {

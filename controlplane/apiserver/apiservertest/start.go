@@ -154,7 +154,7 @@ func (s *Server) waitReady(t testing.TB) {
 		t.Fatal(err)
 	}
 	client := clients.Discovery().RESTClient()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	for {
 		body, err := client.Get().AbsPath("/readyz").Param("verbose", "").DoRaw(ctx)
