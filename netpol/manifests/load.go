@@ -3,6 +3,7 @@ package manifests
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/netip"
@@ -133,7 +134,11 @@ func (l *loader) document(d document, of metav1.TypeMeta) {
 		Items      []json.RawMessage `json:"items"`
 	}
 	if err := json.Unmarshal(d.json, &head); err != nil {
-		l.problem(d, "", "not an object: "+err.Error())
+		reason := err.Error()
+		if wrong := new(json.UnmarshalTypeError); errors.As(err, &wrong) {
+			reason = strings.TrimPrefix(wrong.Field+" is of the type "+wrong.Value, " ")
+		}
+		l.problem(d, "", "not an object: "+reason)
 		return
 	}
 	version, _ := head.APIVersion.(string)
