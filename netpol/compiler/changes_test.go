@@ -10,6 +10,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	policyv1alpha2 "sigs.k8s.io/network-policy-api/apis/v1alpha2"
 
 	"github.com/strake-io/strake/bpf"
@@ -309,4 +311,52 @@ func unlike(a, b *Tables) string {
 		}
 	}
 	return out.String()
+}
+
+// TestTwoPoliciesAtOnce: what one pod may send loosens and what another may get tightens, in the same moment. What neither state allows no moment between two
+// writes does, whichever pod's row is written first.
+func TestTwoPoliciesAtOnce(t *testing.T) {
+	for _, addrs := range [][2]string{{"10.0.0.1", "10.0.0.2"}, {"10.0.0.2", "10.0.0.1"}} {
+		c := New(Options{})
+		c.SetPod(plainPod("asks", addrs[0], map[string]string{"app": "asks"}))
+		c.SetPod(plainPod("serves", addrs[1], map[string]string{"app": "serves"}))
+		policies := func(out, in bool) {
+			for name, allows := range map[string]bool{"asks": out, "serves": in} {
+				p := &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "alpha", Name: name, UID: types.UID(name)}, Spec: networkingv1.NetworkPolicySpec{
+					PodSelector: metav1.LabelSelector{MatchLabels: map[string]string{"app": name}}, PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeIngress}}}
+				if name == "asks" {
+					p.Spec.PolicyTypes = []networkingv1.PolicyType{networkingv1.PolicyTypeEgress}
+				}
+				if allows {
+					p.Spec.Egress, p.Spec.Ingress = []networkingv1.NetworkPolicyEgressRule{{}}, []networkingv1.NetworkPolicyIngressRule{{}}
+				}
+				c.SetNetworkPolicy(p)
+			}
+		}
+		tables := Interpret(bpf.PolicyRows{})
+		allowed := func() bool {
+			return tables.Judge(bpf.PolicyQuery{From: netip.MustParseAddr(addrs[0]), To: netip.MustParseAddr(addrs[1]), Protocol: netpol.TCP, Port: 80}).Allowed
+		}
+		policies(false, true)
+		for _, change := range c.Flush() {
+			tables.Apply(change)
+		}
+		for _, next := range [][2]bool{{true, false}, {false, true}} {
+			policies(next[0], next[1])
+			for _, change := range c.Flush() {
+				for _, write := range single(change) {
+					if tables.Apply(write); allowed() {
+						t.Fatalf("%s to %s is allowed behind %+v, on the way to egress %v, ingress %v", addrs[0], addrs[1], write, next[0], next[1])
+					}
+				}
+			}
+		}
+		policies(true, true)
+		for _, change := range c.Flush() {
+			tables.Apply(change)
+		}
+		if !allowed() {
+			t.Error("denied where both policies allow it")
+		}
+	}
 }
