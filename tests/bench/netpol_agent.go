@@ -31,6 +31,9 @@ import (
 // tieredNode is the node whose agent is measured; it has a hundredth of the pods.
 const tieredNode = "node-0"
 
+// untilProved is a time in which an agent proves what it has written, and gives back what it needed for that and before.
+const untilProved = 45 * time.Second
+
 // objects are a cluster's as an API server stores them. Its pods have no owners, for the controllers would end those whose owner is not there,
 // and tolerate that their nodes are silent.
 func (c tieredCluster) objects() iter.Seq2[string, kruntime.Object] {
@@ -125,7 +128,7 @@ func (b *bench) policyAgentAt(ctx context.Context, p *plane, c tieredCluster) (e
 	}
 	b.report.figure(what+"all objects → tables, from nothing, median", quantile(synced, 0.5), "s")
 	pid := a.cmd.Process.Pid
-	if err := pause(ctx, time.Duration(b.effort*float64(settle))); err != nil {
+	if err := pause(ctx, untilProved); err != nil {
 		return err
 	}
 	rest, err := memoryOf(pid)
@@ -135,7 +138,7 @@ func (b *bench) policyAgentAt(ctx context.Context, p *plane, c tieredCluster) (e
 	if err := b.policyAPIChanges(ctx, p, a, c, what); err != nil {
 		return err
 	}
-	if err := pause(ctx, 45*time.Second); err != nil { // in which the agent proves what it has written
+	if err := pause(ctx, untilProved); err != nil {
 		return err
 	}
 	proved, err := memoryOf(pid)
