@@ -225,7 +225,7 @@ func TestClosedForWantOfRoom(t *testing.T) {
 	}
 	blocks.NetworkPolicies = append(blocks.NetworkPolicies, many)
 	many = open.DeepCopy()
-	for i := range 5000 {
+	for i := range 600 {
 		port := intstr.FromInt(1 + 2*i)
 		many.Spec.Ingress[0].Ports = append(many.Spec.Ingress[0].Ports, networkingv1.NetworkPolicyPort{Port: &port})
 	}
