@@ -67,15 +67,6 @@ func (s PortSet) Has(protocol uint8, port uint16) bool {
 	return at < len(l) && l[at].From <= port
 }
 
-func (s PortSet) equal(o PortSet) bool {
-	for i := range s.Of {
-		if !slices.Equal(s.Of[i], o.Of[i]) {
-			return false
-		}
-	}
-	return s.Other == o.Other
-}
-
 func (s PortSet) minus(o PortSet) PortSet { return s.with(o, func(a, b bool) bool { return a && !b }) }
 func (s PortSet) and(o PortSet) PortSet   { return s.with(o, func(a, b bool) bool { return a && b }) }
 func (s PortSet) or(o PortSet) PortSet    { return s.with(o, func(a, b bool) bool { return a || b }) }
