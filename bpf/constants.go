@@ -30,9 +30,14 @@ func (c Config) sockConstants() (map[string]any, error) {
 	if err != nil {
 		return nil, fmt.Errorf("bpf: node cgroup %s: %w", c.NodeCgroup, err)
 	}
+	at, bit, _ := v6OnlyAt() // nothing, where it can't be found out: `strake doctor` tells why
+	if c.noV6Only {
+		at, bit = 0, 0
+	}
 	return map[string]any{
 		"node_netns": cookie, "node_cgroup": st.Ino, "node_level": levelOf(rel),
 		"has_set_retval": !c.noSetRetval && features.HaveProgramHelper(ebpf.CGroupSockAddr, asm.FnSetRetval) == nil,
+		"v6only_byte":    at, "v6only_bit": bit,
 	}, nil
 }
 

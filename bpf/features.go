@@ -6,6 +6,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/features"
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
@@ -27,6 +28,8 @@ var optional = []struct {
 	{requirement{"tcx links (Linux 6.6)", haveTCX}, "clsact filters: programs are replaced filter by filter"},
 	{requirement{"bpf_set_retval (Linux 6.1)", func() error { return features.HaveProgramHelper(ebpf.CGroupSockAddr, asm.FnSetRetval) }},
 		"UDP to a Service without endpoints fails with EPERM, not ECONNREFUSED, and who binds a NodePort gets EPERM, not EADDRINUSE"},
+	{requirement{"IPV6_V6ONLY at bind (BTF of the kernel)", func() error { _, _, err := v6OnlyAt(); return err }},
+		"who binds [::] for IPv6 alone is refused a port that is a NodePort of IPv4"},
 	{requirement{"SOCK_DESTROY (INET_DIAG_DESTROY)", haveDestroy}, "connections that were made to a backend hang when that is deleted, until they time out"},
 	{requirement{"SO_NETNS_COOKIE (Linux 5.14)", haveCookie}, "a program at the cgroup root tells the cookie when the agent starts"},
 }
@@ -64,4 +67,26 @@ func haveCookie() error {
 		return fmt.Errorf("SO_NETNS_COOKIE: %w", ebpf.ErrNotSupported)
 	}
 	return err
+}
+
+// v6OnlyAt finds the bit of IPV6_V6ONLY in the kernel's struct sock, for strake_bind6: the byte, and the bit of it. A kernel without BTF, with another
+// struct, or that lets such programs read no memory of its own, is ErrNotSupported.
+func v6OnlyAt() (at uint32, bit uint8, err error) {
+	if err := features.HaveProgramHelper(ebpf.CGroupSockAddr, asm.FnProbeReadKernel); err != nil {
+		return 0, 0, err
+	}
+	spec, err := btf.LoadKernelSpec()
+	if err != nil {
+		return 0, 0, err
+	}
+	const sockHead = 64 // SOCK_HEAD of sock.c
+	var common *btf.Struct
+	if err := spec.TypeByName("sock_common", &common); err == nil {
+		for _, m := range common.Members { // struct sock begins with it
+			if m.Name == "skc_ipv6only" && m.BitfieldSize == 1 && m.Offset < 8*sockHead {
+				return m.Offset.Bytes(), 1 << (m.Offset % 8), nil
+			}
+		}
+	}
+	return 0, 0, fmt.Errorf("skc_ipv6only of struct sock_common: %w", ebpf.ErrNotSupported)
 }

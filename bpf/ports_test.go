@@ -33,7 +33,7 @@ func (s space) binds(t testing.TB, network, addr string) (err error) {
 
 // What a process of the node would never hear from outside, it does not get: ports of NodePorts and host ports. All else is free.
 func TestPortsAreKept(t *testing.T) {
-	for name, change := range map[string]func(*Config){"chosen error": func(*Config) {}, "before Linux 6.1": func(c *Config) { c.noSetRetval = true }} {
+	for name, change := range map[string]func(*Config){"chosen error": func(*Config) {}, "before Linux 6.1": func(c *Config) { c.noSetRetval = true }, "without BTF": func(c *Config) { c.noV6Only = true }} {
 		t.Run(name, func(t *testing.T) {
 			l := newLab(t, change)
 			refusal := unix.EADDRINUSE
@@ -93,6 +93,18 @@ func TestPortsAreKept(t *testing.T) {
 					if err := l.pods[0].binds(t, c.network[:3], c.addr[strings.LastIndexByte(c.addr, ':'):]); err != nil {
 						t.Errorf("in a pod, %s %s: %v", c.network, c.addr, err)
 					}
+				}
+			}
+			// A socket that leaves IPv4 alone needs IPv6's ports alone, where the kernel lets that be seen.
+			_, err = l.d.LoadBalancers().Replace("u", rows)
+			must(t, err)
+			_, _, unseen := v6OnlyAt()
+			for _, c := range []struct {
+				network, addr string
+				kept          bool
+			}{{"tcp6", "[::]:30080", l.config.noV6Only || unseen != nil}, {"tcp6", "[::]:8000", l.config.noV6Only || unseen != nil}, {"udp6", "[::]:30081", true}, {"tcp6", "[::]:30081", false}} {
+				if err := l.node.binds(t, c.network, c.addr); c.kept != errors.Is(err, refusal) || !c.kept && err != nil {
+					t.Errorf("%s %s, for IPv6 alone: %v", c.network, c.addr, err)
 				}
 			}
 			// A mapped address is the IPv4 one.

@@ -1,6 +1,7 @@
 package bpf
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/cilium/ebpf"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 )
@@ -43,6 +45,63 @@ func TestBackendsOfOtherPlugins(t *testing.T) {
 					must(t, clearFlows(l.d))
 				})
 			}
+		}
+	}
+}
+
+// Another plugin's pod that no hook serves asks one of this node: what the host's stack sends out comes back in as from the address that was asked, and
+// so does the answer. What an error quotes is turned likewise, both ways.
+func TestPodsOfOtherPluginsAmongThemselves(t *testing.T) {
+	l := newServiceLab(t)
+	l.from = l.otherVeth
+	for _, f := range families {
+		for name, proto := range protocols {
+			t.Run(f.name+" "+name, func(t *testing.T) {
+				front, asks, answers := at(f.vip(), 80), at(f.of("10.88.0.7", "fd00:10:88::7"), 4000), at(f.of("10.88.0.5", "fd00:10:88::5"), 8080)
+				l.service(t, LoadBalancer{Name: "ns/web:http", Protocol: proto, Frontends: []Frontend{{Addr: front}}, Backends: []Backend{{Addr: answers, All: true, Local: true}}})
+				step := func(what string, in []byte, counted string, src, dst netip.AddrPort) []byte {
+					t.Helper()
+					out := l.step(t, what, egressProgram, l.uplink, in, actRedirect, counted, src, dst)
+					if !bytes.Equal(out[:6], in[6:12]) {
+						t.Errorf("%s goes to %x, not to the uplink's own %x", what, out[:6], in[6:12])
+					}
+					return out
+				}
+				first := frame(proto, asks, front, nil)
+				turned := step("the question", first, "uplink_to_node", at(f.vip(), 4000), answers)
+				back := step("the answer", reply(turned), "node_to_uplink", front, asks)
+				for _, c := range []struct {
+					what       string
+					from, to   netip.AddrPort // of the error
+					about      []byte
+					wantFrom   netip.AddrPort
+					wantTo     netip.AddrPort
+					qsrc, qdst netip.AddrPort // of what it quotes in the end
+				}{
+					{"an error about the question", answers, front, turned, front, asks, asks, front},
+					{"an error about the answer", asks, front, back, front, answers, answers, at(f.vip(), 4000)},
+				} {
+					in := f.about(c.from.Addr().String(), c.to.Addr().String(), c.about)
+					verdict, out, _ := l.at(t, egressProgram, l.uplink, in)
+					out = out[:len(in)]
+					src, dst := addrs(out)
+					if qs, qd := quote(out); verdict != actRedirect || src != c.wantFrom.Addr() || dst != c.wantTo.Addr() || qs != c.qsrc || qd != c.qdst {
+						t.Errorf("%s: verdict %d, from %s to %s about a packet from %s to %s", c.what, verdict, src, dst, qs, qd)
+					}
+					checkSums(t, out)
+				}
+				// Another one who asks from the same port is told apart.
+				other := at(f.of("10.88.0.8", "fd00:10:88::8"), 4000)
+				in := frame(proto, other, front, nil)
+				verdict, out := l.run(t, egressProgram, l.uplink, in)
+				out = out[:len(in)]
+				if src, dst := ends(out); verdict != actRedirect || src.Addr() != front.Addr() || src.Port() == 4000 || dst != answers {
+					t.Errorf("another's question: verdict %d, from %s to %s", verdict, src, dst)
+				}
+				step("another's answer", reply(out), "node_to_uplink", front, other)
+				l.service(t)
+				must(t, clearFlows(l.d))
+			})
 		}
 	}
 }
@@ -132,17 +191,19 @@ func TestServicesForMachinesBehindTheNode(t *testing.T) {
 	l.pair(t, "behind", behind)
 	address(t, "behind", "172.31.7.1/24")
 	address(t, "behind", "fd00:172:31:7::1/64")
-	behind.within(t, func() error {
-		up(t, "lo")
-		address(t, "eth0", "172.31.7.2/24")
-		address(t, "eth0", "fd00:172:31:7::2/64")
-		return nil
-	})
-	behind.route(t, "0.0.0.0/0", "172.31.7.1")
-	behind.route(t, "::/0", "fd00:172:31:7::1")
+	behind.behind(t, "172.31.7.1", "fd00:172:31:7::1", "172.31.7.2", "fd00:172:31:7::2")
 	for _, f := range families {
 		l.node.route(t, f.of("0.0.0.0/0", "::/0"), f.outside())
 	}
+	// A second one, which serves: its answers pass the host's stack alone. Its own question comes back to it.
+	serves := newSpace(t)
+	l.pair(t, "serves", serves)
+	address(t, "serves", "172.31.8.1/24")
+	address(t, "serves", "fd00:172:31:8::1/64")
+	serves.behind(t, "172.31.8.1", "fd00:172:31:8::1", "172.31.8.2", "fd00:172:31:8::2")
+	serves.serve(t, "serves", 8080)
+	must(t, os.WriteFile("/proc/sys/net/ipv4/conf/all/rp_filter", []byte("1"), 0))
+	l.amongThem(t, [2]string{"172.31.8.2", "fd00:172:31:8::2"}, behind, serves)
 	l.service(t, "10.96.0.5:80", "[fd00:10:96::5]:80")
 	for _, f := range families {
 		for _, network := range []string{"tcp", "udp"} {
@@ -163,6 +224,62 @@ func TestServicesForMachinesBehindTheNode(t *testing.T) {
 			}
 		}
 	}
+}
+
+// behind gives a namespace addresses at its eth0, and routes over the node's.
+func (s space) behind(t testing.TB, gateway, gateway6, own, own6 string) {
+	t.Helper()
+	s.within(t, func() error {
+		up(t, "lo")
+		address(t, "eth0", own+"/24")
+		address(t, "eth0", own6+"/64")
+		return nil
+	})
+	s.route(t, "0.0.0.0/0", gateway)
+	s.route(t, "::/0", gateway6)
+}
+
+// amongThem lets some ask a Service whose only backend, at port 8080 of these addresses, is another plugin's pod of this node, called "serves".
+func (l *lab) amongThem(t *testing.T, backend [2]string, askers ...space) {
+	t.Helper()
+	for i, f := range families {
+		front := at(f.of("10.96.0.8", "fd00:10:96::8"), 80)
+		for network, proto := range map[string]uint8{"tcp": 6, "udp": 17} {
+			_, err := l.d.LoadBalancers().Replace("among", []LoadBalancer{{Name: "among/them:", Protocol: proto, Frontends: []Frontend{{Addr: front}},
+				Backends: []Backend{{Addr: at(backend[i], 8080), All: true, Local: true}}}})
+			must(t, err)
+			for n, asker := range askers {
+				c := asker.dial(t, network, front.String())
+				for q := range 3 {
+					if got, err := exchange(c, fmt.Sprint(q)); err != nil || got != fmt.Sprint("serves ", q) {
+						t.Errorf("%s %s, asker %d: %q, %v", f.name, network, n, got, err)
+					}
+				}
+			}
+		}
+	}
+	_, err := l.d.LoadBalancers().Replace("among", nil)
+	must(t, err)
+}
+
+// Pods that another plugin has put at a bridge, which counts as an uplink, have each other by Services, and themselves.
+func TestServicesForPodsOfABridge(t *testing.T) {
+	l := newLab(t)
+	must(t, netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "cni0"}}))
+	address(t, "cni0", "172.31.9.1/24")
+	address(t, "cni0", "fd00:172:31:9::1/64")
+	bridge := device(t, "cni0")
+	var pods [2]space
+	for i := range pods {
+		pods[i] = newSpace(t)
+		name := fmt.Sprint("port", i)
+		l.pair(t, name, pods[i])
+		must(t, netlink.LinkSetMaster(device(t, name), bridge))
+		pods[i].behind(t, "172.31.9.1", "fd00:172:31:9::1", fmt.Sprint("172.31.9.", 2+i), fmt.Sprint("fd00:172:31:9::", 2+i))
+	}
+	must(t, l.d.AttachUplink(bridge.Attrs().Index))
+	pods[0].serve(t, "serves", 8080)
+	l.amongThem(t, [2]string{"172.31.9.2", "fd00:172:31:9::2"}, pods[1], pods[0])
 }
 
 // What a pod asked and answered is known of it when its row is written again, and by the next agent; another pod begins anew.

@@ -18,6 +18,9 @@ const volatile __u64 node_netns;   /* SO_NETNS_COOKIE of the node's namespace */
 const volatile __u64 node_cgroup;  /* id of the node's cgroup2 folder */
 const volatile __u32 node_level;   /* its depth below the root */
 const volatile __u8 has_set_retval; /* the kernel lets these hooks choose an error (Linux 6.1) */
+/* Where the kernel's struct sock has the bit of IPV6_V6ONLY, as its BTF says: which byte, and which bit of that. No bit: it can't be read. */
+const volatile __u32 v6only_byte;
+const volatile __u8 v6only_bit;
 
 /* Network namespaces of pods whose sockets are left alone: the packets tell what they ask for. */
 struct sockets_off {
@@ -350,11 +353,23 @@ int strake_getpeername6(struct bpf_sock_addr *ctx)
 
 #define EADDRINUSE 98
 
+#define SOCK_HEAD 64 /* bytes of a struct sock that are looked into */
+
+/* Whether a socket of IPv6 leaves IPv4 alone (IPV6_V6ONLY): no field of the context says so, and no option that bpf_getsockopt knows. With registers of
+ * its own: who calls it has a verdict to keep, of which Linux 5.10 would know no more once it was on the stack. */
+static __attribute__((noinline)) int is_v6only(struct bpf_sock_addr *ctx)
+{
+	__u8 head[SOCK_HEAD];
+
+	if (!v6only_bit || bpf_probe_read_kernel(head, sizeof(head), ctx->sk))
+		return 0;
+	return (head[v6only_byte & (SOCK_HEAD - 1)] & v6only_bit) != 0;
+}
+
 /* Ports of the node that lead to Services and pods are no other's: who listens there would hear nothing from outside, by no fault that it could
- * see. Loopback addresses are never such a frontend's and stay free. Whether a socket of IPv6 for all addresses takes IPv4 as well is not to be
- * seen here: no field of the context and no option that bpf_getsockopt knows tells IPV6_V6ONLY, and offsets into the kernel's own struct are not
- * for a program that runs from Linux 5.10 on. Most take it. So who wants [::] for IPv6 alone is refused a port that IPv4 has, and gets it by naming
- * an address. Returns 0 to make the call fail: with EPERM, unless a return value is set. */
+ * see. Loopback addresses are never such a frontend's and stay free. A socket of IPv6 for all addresses takes IPv4 as well, unless it was told
+ * not to; where that can't be seen, it counts as if it did, and whoever wants [::] for IPv6 alone names an address instead.
+ * Returns 0 to make the call fail: with EPERM, unless a return value is set. */
 static __always_inline int bind_at(struct bpf_sock_addr *ctx, const struct addr *addr, int any)
 {
 	struct port_key key = { .port = ctx->user_port, .proto = ctx->protocol };
@@ -364,9 +379,10 @@ static __always_inline int bind_at(struct bpf_sock_addr *ctx, const struct addr 
 	if (!key.port || !of_node(ctx))
 		return 1;
 	if (any) {
+		key.v6 = !addr_mapped(addr);
 		kept = bpf_map_lookup_elem(&lb_ports, &key) != 0;
-		if (!kept && !addr_mapped(addr)) {
-			key.v6 = 1;
+		if (!kept && key.v6 && !is_v6only(ctx)) {
+			key.v6 = 0;
 			kept = bpf_map_lookup_elem(&lb_ports, &key) != 0;
 		}
 	} else {

@@ -197,6 +197,8 @@ const (
 	sockVarNodeCgroup          = "node_cgroup"
 	sockVarNodeLevel           = "node_level"
 	sockVarNodeNetns           = "node_netns"
+	sockVarV6onlyBit           = "v6only_bit"
+	sockVarV6onlyByte          = "v6only_byte"
 )
 
 // loadSock returns the embedded CollectionSpec for sock.
@@ -282,6 +284,8 @@ type sockVariableSpecs struct {
 	NodeCgroup   *ebpf.VariableSpec `ebpf:"node_cgroup"`
 	NodeLevel    *ebpf.VariableSpec `ebpf:"node_level"`
 	NodeNetns    *ebpf.VariableSpec `ebpf:"node_netns"`
+	V6onlyBit    *ebpf.VariableSpec `ebpf:"v6only_bit"`
+	V6onlyByte   *ebpf.VariableSpec `ebpf:"v6only_byte"`
 }
 
 // sockObjects contains all objects after they have been loaded into the kernel.
@@ -349,6 +353,8 @@ type sockVariables struct {
 	NodeCgroup   *ebpf.Variable `ebpf:"node_cgroup"`
 	NodeLevel    *ebpf.Variable `ebpf:"node_level"`
 	NodeNetns    *ebpf.Variable `ebpf:"node_netns"`
+	V6onlyBit    *ebpf.Variable `ebpf:"v6only_bit"`
+	V6onlyByte   *ebpf.Variable `ebpf:"v6only_byte"`
 }
 
 // sockPrograms contains all programs after they have been loaded into the kernel.

@@ -16,12 +16,12 @@ type change struct {
 type changes struct {
 	mu      sync.Mutex
 	waiting map[string]*change
-	working *change // of the Service that is being written
+	working map[*change]bool // of Services that are being written
 	metrics *instruments
 }
 
 func newChanges(m *instruments) *changes {
-	return &changes{waiting: map[string]*change{}, metrics: m}
+	return &changes{waiting: map[string]*change{}, working: map[*change]bool{}, metrics: m}
 }
 
 // note adds a change of a Service, or of its slices.
@@ -54,14 +54,14 @@ func (c *changes) take(key string) *change {
 		w = &change{since: time.Now()} // asked for again, without news
 	}
 	delete(c.waiting, key)
-	c.working = w
+	c.working[w] = true
 	return w
 }
 
 // settle says what became of it: written, or to be tried again.
 func (c *changes) settle(key string, w *change, written bool) {
 	c.mu.Lock()
-	c.working = nil
+	delete(c.working, w)
 	if !written {
 		if newer := c.waiting[key]; newer != nil {
 			w.services, w.endpoints, w.triggers = w.services+newer.services, w.endpoints+newer.endpoints, append(w.triggers, newer.triggers...)
@@ -86,13 +86,16 @@ func (c *changes) oldest() time.Time {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var first time.Time
-	if c.working != nil {
-		first = c.working.since
-	}
-	for _, w := range c.waiting {
+	older := func(w *change) {
 		if first.IsZero() || w.since.Before(first) {
 			first = w.since
 		}
+	}
+	for w := range c.working {
+		older(w)
+	}
+	for _, w := range c.waiting {
+		older(w)
 	}
 	return first
 }

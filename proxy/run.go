@@ -11,7 +11,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/tools/cache"
@@ -210,45 +209,30 @@ func (p *Proxy) Run(ctx context.Context) error {
 		}
 	}
 	defer context.AfterFunc(ctx, p.queue.ShutDown)()
-	for first := true; ; {
-		keys := p.next()
-		if len(keys) == 0 {
-			return nil
-		}
-		p.sync(keys)
-		if first && p.queue.Len() == 0 {
+	first := true
+	for b := range p.batches() {
+		p.write(b)
+		if first && b.last {
 			first = false
 			if p.cfg.Synced != nil {
 				p.cfg.Synced()
 			}
 		}
 	}
-}
-
-// atOnce bounds how many Services are written together.
-const atOnce = 1024
-
-// next waits for Services to look at, and takes all that are there: one at a time costs more where many change.
-func (p *Proxy) next() []string {
-	var keys []string
-	for len(keys) == 0 || p.queue.Len() > 0 && len(keys) < atOnce {
-		key, quit := p.queue.Get()
-		if quit {
-			break
-		}
-		keys = append(keys, key)
-	}
-	return keys
+	return nil
 }
 
 // prune deletes the rows of Services that went while nobody watched. It runs before new rows are written, so that a
 // frontend that moved from a deleted Service to a new one is free.
 func (p *Proxy) prune() error {
-	live := map[string]bool{}
-	for s := range p.services.All() {
-		live[string(s.UID)] = true
-	}
-	changes, err := p.cfg.Table.Prune(func(owner string) bool { return live[owner] || strings.HasPrefix(owner, bpf.HostPortOwner) })
+	live := sync.OnceValue(func() map[string]bool { // on a node that had nothing nobody asks
+		uids := map[string]bool{}
+		for s := range p.services.All() {
+			uids[string(s.UID)] = true
+		}
+		return uids
+	})
+	changes, err := p.cfg.Table.Prune(func(owner string) bool { return live()[owner] || strings.HasPrefix(owner, bpf.HostPortOwner) })
 	p.count(changes)
 	if err != nil {
 		klog.ErrorS(err, "Rows of Services that are gone are in the kernel still, trying again")
@@ -259,112 +243,5 @@ func (p *Proxy) prune() error {
 func (p *Proxy) count(c bpf.Changes) {
 	for name, n := range map[string]int{"added": c.Added, "updated": c.Updated, "deleted": c.Deleted} {
 		p.metrics.rows.WithLabelValues(name).Add(float64(n))
-	}
-}
-
-// job is a Service whose rows are being written.
-type job struct {
-	key     string
-	change  *change
-	service *corev1.Service // nil: it is gone
-	gone    []string        // UIDs
-	slices  []*discoveryv1.EndpointSlice
-	rows    []bpf.LoadBalancer
-}
-
-// sync brings the rows of some Services up to date.
-func (p *Proxy) sync(keys []string) {
-	start := time.Now()
-	p.mu.Lock()
-	node := p.node
-	p.mu.Unlock()
-	want := map[string][]bpf.LoadBalancer{}
-	var jobs []*job
-	for _, key := range keys {
-		j := p.job(key, node)
-		for _, uid := range j.gone {
-			want[uid] = nil
-		}
-		if j.service != nil {
-			want[string(j.service.UID)] = j.rows
-		}
-		jobs = append(jobs, j)
-	}
-	changes, errs := p.cfg.Table.ReplaceAll(want)
-	p.count(changes)
-	for _, j := range jobs {
-		p.finish(j, errs, node)
-		p.metrics.duration.Observe(time.Since(start).Seconds())
-	}
-	p.tellHeld(jobs)
-	// What went may be what another Service was refused.
-	if changes.Deleted+changes.Updated > 0 {
-		for _, key := range p.trouble.refused() {
-			p.queue.Add(key)
-		}
-	}
-}
-
-// job collects what a Service's rows follow from.
-func (p *Proxy) job(key string, node Node) *job {
-	j := &job{key: key, change: p.changes.take(key)}
-	p.mu.Lock()
-	j.gone = p.gone[key]
-	p.mu.Unlock()
-	if j.service = p.services.Get(key); j.service == nil {
-		return j
-	}
-	j.slices = p.slices.OfService(key)
-	j.rows = Desired(j.service, j.slices, node)
-	return j
-}
-
-// finish does what follows the rows of a Service, and has it tried again if something could not be written.
-func (p *Proxy) finish(j *job, errs map[string]error, node Node) {
-	defer p.queue.Done(j.key)
-	var all []error
-	left := j.gone[:0:0]
-	for _, uid := range j.gone {
-		if err := errs[uid]; err != nil {
-			all, left = append(all, err), append(left, uid)
-		}
-	}
-	p.forget(j.key, len(j.gone), left)
-	name := types.NamespacedName{}
-	name.Namespace, name.Name, _ = strings.Cut(j.key, "/")
-	var port uint16
-	var local int
-	if j.service != nil {
-		if err := errs[string(j.service.UID)]; err != nil {
-			all = append(all, err)
-		}
-		if port = healthCheckPort(j.service); port != 0 {
-			local = localEndpoints(j.slices, node)
-		}
-	}
-	p.metrics.setNoLocal(j.key, noLocalOf(j.rows))
-	check := p.checks.set(name, port, local)
-	again := p.trouble.note(j, all, check)
-	p.changes.settle(j.key, j.change, !again.broken)
-	if !again.broken {
-		p.health.done()
-	}
-	if again.retry {
-		p.metrics.failures.Inc()
-		p.queue.AddRateLimited(j.key)
-	} else {
-		p.queue.Forget(j.key)
-	}
-}
-
-// forget leaves of the first n UIDs of a key those that are left; others may have come meanwhile.
-func (p *Proxy) forget(key string, n int, left []string) {
-	if n == 0 {
-		return
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.gone[key] = append(left, p.gone[key][n:]...); len(p.gone[key]) == 0 {
-		delete(p.gone, key)
 	}
 }

@@ -6,16 +6,16 @@
  * - one on another node that was asked from outside, or one outside of the cluster;
  * - a pod that got itself;
  * - any that is asked from the host's stack.
- * Those get it from this node's address and a port of it. Where another plugin makes the pods, who is asked from the host's stack (a pod that no
- * socket hook serves asks, or a container) and is a pod of this node answers that address within the host's stack, where none of our programs
- * sees it: such a question is not answered. With the client's own address it would be the same. Only a program at the other plugin's interfaces could
- * help, and those are not ours.
+ * Those get it from this node's address and a port of it. But a pod of this node that another plugin has made would answer that address within the
+ * host's stack, where none of our programs sees it. It gets the question from the address that was asked, as if that had come in by the uplink:
+ * the routes lead the answer for that address to the uplink again, as they led the question there (a flow of FLOW_OWN without FLOW_MASQUERADED). Where
+ * both are behind one interface that counts as an uplink, such as a bridge, it gets it from this node's address, and the answer comes in there.
  *
  * The answer is translated back
  * - at the backend's veth, of pods of this node (endpoint_is_quiet spares those that never were asked this way);
  * - where it comes in, if it is for the node's address and such a port;
  * - at the client's veth, for a pod here that asked a backend anywhere else (endpoint_asks);
- * - at the uplink on its way out, of processes on this node that were asked from outside (answers_leave). */
+ * - at the uplink on its way out, of processes on this node that were asked from outside, and of other plugins' pods (answers_leave). */
 #ifndef STRAKE_SERVICE_H
 #define STRAKE_SERVICE_H
 
@@ -171,12 +171,52 @@ int __attribute__((noinline)) service_choose(struct __sk_buff *skb, __u32 asker)
 	return SERVICE_CHOSEN;
 }
 
+/* Whether the backend of s->flow, no pod of ours, is behind this node's stack: a pod that another plugin made is if its Service says so. */
+static __always_inline int service_is_of_stack(const struct scratch *s)
+{
+	struct member *m = lb_member(s->flow.service, &s->flow.daddr, s->flow.dport);
+
+	return m && m->flags & M_LOCAL && !remote_of(&s->flow.daddr);
+}
+
+/* Whether the backend of s->flow is behind the interface by which the packet at hand came in, as pods of one bridge are: it would answer the client
+ * there, past us. */
+int __attribute__((noinline)) service_is_beside(struct __sk_buff *skb)
+{
+	struct bpf_fib_lookup fib = {};
+	struct scratch *s = scratch();
+	long found;
+
+	if (!skb || !s)
+		return 0;
+	fib.family = s->p.v6 ? 10 : 2; /* AF_INET6, AF_INET */
+	fib.ifindex = skb->ifindex;
+	if (s->p.v6) {
+		__builtin_memcpy(fib.ipv6_src, &s->p.saddr, 16);
+		__builtin_memcpy(fib.ipv6_dst, &s->flow.daddr, 16);
+	} else {
+		fib.ipv4_src = s->p.saddr.w[3];
+		fib.ipv4_dst = s->flow.daddr.w[3];
+	}
+	found = bpf_fib_lookup(skb, &fib, sizeof(fib), 0);
+	return (found == BPF_FIB_LKUP_RET_SUCCESS || found == BPF_FIB_LKUP_RET_NO_NEIGH) && fib.ifindex == skb->ifindex;
+}
+
+/* To the host's stack, as what came in by an uplink. */
+int __attribute__((noinline)) service_enter(struct __sk_buff *skb, __u32 ifindex)
+{
+	__u64 *mac = bpf_map_lookup_elem(&uplink_macs, &ifindex);
+
+	if (!skb || !mac || bpf_skb_store_bytes(skb, 0, mac, 6, 0))
+		return drop(skb, DROP_REWRITE);
+	return bpf_redirect(ifindex, BPF_F_INGRESS);
+}
+
 /* Begins a flow to a frontend. */
 int __attribute__((noinline)) service_begin(struct __sk_buff *skb, __u32 asker)
 {
 	struct scratch *s = scratch();
 	struct endpoint *ep;
-	struct member *m;
 	int masquerade, begun;
 
 	if (!skb || !s)
@@ -192,14 +232,15 @@ int __attribute__((noinline)) service_begin(struct __sk_buff *skb, __u32 asker)
 		if (is_node(&s->flow.daddr, s->p.v6)) /* who would believe it? */
 			return drop(skb, DROP_NOT_MASQUERADED);
 		s->flow.flags |= FLOW_OWN;
-		masquerade = 1;
+		masquerade = ep || !service_is_of_stack(s);
+		if (!masquerade)
+			s->flow.saddr = s->p.daddr;
 	} else if (ep) {
 		masquerade = asker == ASKER_POD && ep->ifindex == skb->ifindex;
 	} else if (asker == ASKER_POD || is_node(&s->flow.daddr, s->p.v6)) {
 		masquerade = 0;
-	} else { /* a pod that another plugin made is of this node if its Service says so */
-		m = lb_member(s->flow.service, &s->flow.daddr, s->flow.dport);
-		masquerade = !m || !(m->flags & M_LOCAL) || remote_of(&s->flow.daddr);
+	} else {
+		masquerade = !service_is_of_stack(s) || service_is_beside(skb);
 	}
 	if (masquerade && dsr_on && asker == ASKER_OUTSIDE) {
 		begun = dsr_begin(skb);
@@ -253,7 +294,7 @@ int __attribute__((noinline)) service_forward(struct __sk_buff *skb, __u32 asker
 	if (leave && !*leave)
 		*leave = 1;
 	note(skb, UPLINK_TO_NODE);
-	return TC_ACT_OK;
+	return asker == ASKER_NODE ? service_enter(skb, skb->ifindex) : TC_ACT_OK;
 }
 
 /* Whether policies let nobody ask the backend of s->flow so. */
@@ -300,16 +341,10 @@ int __attribute__((noinline)) service_send(struct __sk_buff *skb, __u32 asker)
 	return service_forward(skb, asker);
 }
 
-/* Up to the host's stack, as what came in by the uplink: there it expects the answers to what it sent out there. */
+/* Up to the host's stack, which expects the answers to what it sent out of the uplink there. */
 static __always_inline int service_up(struct __sk_buff *skb, __u32 ifindex)
 {
-	__u64 *mac = bpf_map_lookup_elem(&uplink_macs, &ifindex);
-
-	if (skb->ifindex == ifindex)
-		return TC_ACT_OK;
-	if (!mac || bpf_skb_store_bytes(skb, 0, mac, 6, 0))
-		return drop(skb, DROP_REWRITE);
-	return bpf_redirect(ifindex, BPF_F_INGRESS);
+	return skb->ifindex == ifindex ? TC_ACT_OK : service_enter(skb, ifindex);
 }
 
 /* To where the question came from, past the host's stack: its own address as a source would be a martian there. */
@@ -395,6 +430,12 @@ int __attribute__((noinline)) service_error(struct __sk_buff *skb, __u32 ours, _
 	return service_forward(skb, asker);
 }
 
+/* The packet at hand of s->flow goes on its way; but where both ends are behind the host's stack it has left that to be translated alone. */
+static __always_inline int service_on(struct __sk_buff *skb, const struct scratch *s)
+{
+	return (s->flow.flags & (FLOW_OWN | FLOW_MASQUERADED)) == FLOW_OWN ? service_enter(skb, s->flow.ifindex) : TC_ACT_OK;
+}
+
 /* An answer, or an error, that is on its right way already: its addresses change, and it goes on. SERVICE_NONE: it is none. */
 int __attribute__((noinline)) service_untranslate(struct __sk_buff *skb, __u32 ours, __u32 reason)
 {
@@ -407,7 +448,7 @@ int __attribute__((noinline)) service_untranslate(struct __sk_buff *skb, __u32 o
 		if (s->p.later || l4_of(skb, &s->p) != L4_ERROR)
 			return SERVICE_NONE;
 		failed = flow_error(skb, ERROR_OF_SERVICE | (ours ? ERROR_OURS : 0));
-		return failed == -1 ? SERVICE_NONE : failed ? drop(skb, DROP_REWRITE) : TC_ACT_OK;
+		return failed == -1 ? SERVICE_NONE : failed ? drop(skb, DROP_REWRITE) : service_on(skb, s);
 	}
 	if (!service_answers(skb, s))
 		return SERVICE_NONE;
@@ -416,7 +457,7 @@ int __attribute__((noinline)) service_untranslate(struct __sk_buff *skb, __u32 o
 	if (flow_rewrite(skb))
 		return drop(skb, DROP_REWRITE);
 	note(skb, reason);
-	return TC_ACT_OK;
+	return service_on(skb, s);
 }
 
 static __always_inline int service_verdict(struct __sk_buff *skb, int found, __u32 asker)

@@ -224,6 +224,7 @@ func TestServicesOfNodes(t *testing.T) {
 		{"addresses of load balancers and externalIPs", routedAddresses},
 		{"a rollout fails no request", rollout},
 		{"clients of a backend that goes", backendGoes},
+		{"direct server return, and at the driver", directReturn},
 	} {
 		t.Run(part.name, func(t *testing.T) { part.run(t, c.in(t), m) })
 	}

@@ -160,6 +160,20 @@ func (l *Lab) addNode(i int, root string) error {
 // ServeDrivers makes the link what programs at the nodes' drivers need: its ends take the frames that they send back, and the machine outside
 // makes its checksums itself.
 func (l *Lab) ServeDrivers() error {
+	return l.Outside.In(func() error {
+		var ports []string
+		for _, n := range l.Nodes {
+			ports = append(ports, filepath.Base(n.Dir))
+		}
+		if err := TakeFrames(ports...); err != nil {
+			return err
+		}
+		return SumItself("link")
+	})
+}
+
+// TakeFrames makes ends of virtual pairs, of the calling thread's namespace, take the frames that programs at the other ends' drivers send back. It goes with the pair.
+func TakeFrames(ports ...string) error {
 	if err := rlimit.RemoveMemlock(); err != nil {
 		return err
 	}
@@ -168,22 +182,20 @@ func (l *Lab) ServeDrivers() error {
 		return err
 	}
 	defer pass.Close()
-	return l.Outside.In(func() error {
-		for _, n := range l.Nodes {
-			port, err := netlink.LinkByName(filepath.Base(n.Dir))
-			if err == nil { // it goes with the namespace
-				err = netlink.LinkSetXdpFdWithFlags(port, pass.FD(), unix.XDP_FLAGS_DRV_MODE)
-			}
-			if err != nil {
-				return fmt.Errorf("port of %s: %w", n.Dir, err)
-			}
+	for _, name := range ports {
+		port, err := netlink.LinkByName(name)
+		if err == nil {
+			err = netlink.LinkSetXdpFdWithFlags(port, pass.FD(), unix.XDP_FLAGS_DRV_MODE)
 		}
-		return sumItself("link")
-	})
+		if err != nil {
+			return fmt.Errorf("port %s: %w", name, err)
+		}
+	}
+	return nil
 }
 
-// sumItself lets nobody behind a device make the checksums of what it sends.
-func sumItself(device string) error {
+// SumItself lets nobody behind a device make the checksums of what it sends.
+func SumItself(device string) error {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return err

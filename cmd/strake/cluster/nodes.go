@@ -20,6 +20,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/strake-io/strake/atomicfile"
+	"github.com/strake-io/strake/bpf"
 	"github.com/strake-io/strake/cmd/strake/jointoken"
 	"github.com/strake-io/strake/cmd/strake/lab"
 	"github.com/strake-io/strake/cmd/strake/layout"
@@ -156,6 +157,10 @@ func (u *upStart) startNode(ctx context.Context, n int, t Ticket) error {
 		wait = time.Until(deadline).String()
 	}
 	args := []string{"join", t.Server, "--token-file", "-", "--node-name", u.lab.names[n], "--node-ip", join(network.Addrs(n)), "--resolv-conf", u.l.LabResolvConf(), "--wait", wait}
+	args = append(args, fmt.Sprintf("--%s=%s", FlagXDP, u.s.XDP), fmt.Sprintf("--%s=%d", FlagFlows, u.s.Flows))
+	for flag, size := range map[string]int{bpf.FlagMaxFrontends: u.s.MaxFrontends, bpf.FlagMaxBackends: u.s.MaxBackends, bpf.FlagMaxPolicyPeers: u.s.MaxPolicyPeers, bpf.FlagMaxPolicyRules: u.s.MaxPolicyRules} {
+		args = append(args, fmt.Sprintf("--%s=%d", flag, size))
+	}
 	args = append(args, fmt.Sprintf("--%s=%t", FlagRecordFlows, u.s.Recording.On), fmt.Sprintf("--%s=%d", FlagRecordSize, u.s.Recording.Size), fmt.Sprintf("--%s=%v", FlagRecordAge, u.s.Recording.Age))
 	for _, h := range t.CAHashes {
 		args = append(args, "--ca-cert-hash", h)
