@@ -20,7 +20,7 @@ const (
 	// XDPAuto: at those that run it by themselves, but virtual pairs: what sends there may have left its checksums to the receiver, and what is
 	// sent back is lost unless the other end takes frames of this kind, which can't be seen.
 	XDPAuto   XDPMode = "auto"
-	XDPNative XDPMode = "native" // at all; one that can't is an error
+	XDPNative XDPMode = "native" // at all but bridges, which have none; one that can't is an error
 )
 
 func (m XDPMode) on() bool { return m == XDPAuto || m == XDPNative }
@@ -42,7 +42,7 @@ func (d *Datapath) attachXDP(ifindex int) error {
 	if err != nil {
 		return fmt.Errorf("bpf: interface %d: %w", ifindex, err)
 	}
-	if d.xdp == XDPAuto && iface.Type() == "veth" {
+	if kind := iface.Type(); kind == "bridge" || d.xdp == XDPAuto && kind == "veth" {
 		return d.detachXDP(ifindex)
 	}
 	d.mu.Lock()

@@ -203,6 +203,7 @@ func TestDriverPassesOn(t *testing.T) {
 func TestDriverAttachment(t *testing.T) {
 	c := testConfig(t)
 	must(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "v0"}, PeerName: "v1"}))
+	must(t, netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "br0"}}))
 	index := device(t, "v0").Attrs().Index
 	stands := func(what string, want bool) {
 		t.Helper()
@@ -224,6 +225,7 @@ func TestDriverAttachment(t *testing.T) {
 		d, err := Open(c)
 		must(t, err)
 		must(t, d.AttachUplink(index))
+		must(t, d.AttachUplink(device(t, "br0").Attrs().Index)) // it has no driver, and is an uplink all the same
 		stands("mode "+string(m.mode), m.want)
 		must(t, d.Close())
 		stands("closed", m.want)
