@@ -19,7 +19,6 @@ import (
 	"github.com/strake-io/strake/bpf"
 	"github.com/strake-io/strake/cmd/strake/cluster"
 	"github.com/strake-io/strake/cmd/strake/containerd"
-	"github.com/strake-io/strake/cmd/strake/demo"
 	"github.com/strake-io/strake/controlplane/apiserver"
 	"github.com/strake-io/strake/netpol/flows"
 )
@@ -52,13 +51,17 @@ first comes up. In the folder of a node that has joined a cluster, it starts the
 			if cmd.Flags().Changed("data-dir") {
 				at = " --data-dir " + l.Data
 			}
+			settings, _, err := cluster.Load(l)
+			if err != nil {
+				return err
+			}
 			fmt.Fprintf(out, `
 The cluster is up. Try:
   strake kubectl%[1]s get pods -A -o wide
   strake kubectl%[1]s logs -n demo deploy/client -f
   curl http://NODE:%[2]d/            (NODE is the node's address: strake status%[1]s)
   strake down%[1]s                   (--purge removes its data too)
-`, at, demo.NodePort)
+`, at, settings.DemoPort())
 			return nil
 		},
 	}
@@ -82,6 +85,7 @@ The cluster is up. Try:
 		return err
 	})
 	f.Func(cluster.FlagNodePorts, "ranges of the nodes' addresses where NodePorts answer, with commas between, such as 0.0.0.0/0 for all but loopback, which 127.0.0.0/8 adds (the nodes' InternalIPs); may change at every start", ranges(&flags.NodePortAddrs))
+	f.StringVar(&flags.NodePortRange, cluster.FlagNodePortRange, "", "ports of which Services get their NodePorts (30000-32767), outside of those that the node's own clients get (sysctl net.ipv4.ip_local_port_range); may change at every start, and Services keep what they have")
 	f.StringVar(&flags.PolicyEstablished, cluster.FlagPolicyEstablished, "", "what becomes of established flows when network policies change: judge (they are judged anew; the default) or keep (they go on); annotations of namespaces and pods go before it; may change at every start")
 	f.StringVar(&flags.LBMode, cluster.FlagLBMode, "", "how clients outside, who ask a Service at one node, reach a pod of another: snat (in the node's name, answers come back by it; the default) or dsr (as themselves, and the pod's node answers them directly); all nodes must be of a release that has this flag; may change at every start")
 	_ = cmd.RegisterFlagCompletionFunc(cluster.FlagLBMode, cobra.FixedCompletions([]string{cluster.LBModeSNAT, cluster.LBModeDSR}, cobra.ShellCompDirectiveNoFileComp)) // fails for unknown flags only

@@ -12,11 +12,13 @@ import (
 	"reflect"
 	"strings"
 
+	utilnet "k8s.io/apimachinery/pkg/util/net"
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/strake-io/strake/atomicfile"
 	"github.com/strake-io/strake/bpf"
 	"github.com/strake-io/strake/cmd/strake/agent"
+	"github.com/strake-io/strake/cmd/strake/demo"
 	"github.com/strake-io/strake/cmd/strake/layout"
 	"github.com/strake-io/strake/netpol/flows"
 	"github.com/strake-io/strake/proxy"
@@ -40,6 +42,8 @@ type Settings struct {
 	ServiceCIDRs []netip.Prefix `json:"serviceCIDRs,omitempty"`
 	Port         int            `json:"port,omitempty"`
 	EtcdPort     int            `json:"etcdPort,omitempty"`
+	// NodePortRange has the ports of NodePorts, as "MIN-MAX"; empty: the default of Kubernetes.
+	NodePortRange string `json:"serviceNodePortRange,omitempty"`
 
 	// APIServer is the URL of the API server that the node has joined; it is empty on the control plane's node.
 	APIServer string `json:"server,omitempty"`
@@ -103,24 +107,25 @@ func Defaults() Settings {
 
 // Flags of `up`, each for one of the settings.
 const (
-	FlagNodes        = "nodes"
-	FlagNodeName     = "node-name"
-	FlagNodeIP       = "node-ip"
-	FlagIPFamily     = "ip-family"
-	FlagPodCIDR      = "pod-cidr"
-	FlagServiceCIDR  = "service-cidr"
-	FlagPort         = "port"
-	FlagEtcdPort     = "etcd-port"
-	FlagRouting      = "routing"
-	FlagTunnelPort   = "tunnel-port"
-	FlagResolvConf   = "resolv-conf"
-	FlagNoMasquerade = "non-masquerade-cidr"
-	FlagLinkLocal    = "allow-link-local"
-	FlagNodePorts    = "nodeport-addresses"
-	FlagHealthz      = "healthz-bind-address"
-	FlagMetrics      = "metrics-bind-address"
-	FlagFlows        = "flows"
-	FlagXDP          = "xdp"
+	FlagNodes         = "nodes"
+	FlagNodeName      = "node-name"
+	FlagNodeIP        = "node-ip"
+	FlagIPFamily      = "ip-family"
+	FlagPodCIDR       = "pod-cidr"
+	FlagServiceCIDR   = "service-cidr"
+	FlagPort          = "port"
+	FlagEtcdPort      = "etcd-port"
+	FlagRouting       = "routing"
+	FlagTunnelPort    = "tunnel-port"
+	FlagResolvConf    = "resolv-conf"
+	FlagNoMasquerade  = "non-masquerade-cidr"
+	FlagLinkLocal     = "allow-link-local"
+	FlagNodePorts     = "nodeport-addresses"
+	FlagNodePortRange = "service-node-port-range"
+	FlagHealthz       = "healthz-bind-address"
+	FlagMetrics       = "metrics-bind-address"
+	FlagFlows         = "flows"
+	FlagXDP           = "xdp"
 
 	FlagPolicyEstablished = "policy-established"
 	FlagLBMode            = "lb-mode"
@@ -241,6 +246,9 @@ func settle(l layout.Layout, flags Settings, given func(flag string) bool) (Sett
 	if given(FlagNodePorts) {
 		s.NodePortAddrs = flags.NodePortAddrs
 	}
+	if given(FlagNodePortRange) {
+		s.NodePortRange = flags.NodePortRange
+	}
 	if given(FlagPolicyEstablished) {
 		s.PolicyEstablished = flags.PolicyEstablished
 	}
@@ -300,6 +308,26 @@ func (s *Settings) complete() error {
 	return s.check()
 }
 
+// nodePorts are the ports that NodePorts may have.
+func (s Settings) nodePorts() (utilnet.PortRange, error) {
+	r := utilnet.PortRange{Base: 30000, Size: 2768}
+	if s.NodePortRange == "" {
+		return r, nil
+	}
+	if err := r.Set(s.NodePortRange); err != nil || r.Base < 1 {
+		return r, fmt.Errorf("--%s %q is no range of ports, such as 30000-32767", FlagNodePortRange, s.NodePortRange)
+	}
+	return r, nil
+}
+
+// DemoPort is the NodePort of the demo: its own, if there are such NodePorts.
+func (s Settings) DemoPort() int {
+	if r, err := s.nodePorts(); err == nil && !r.Contains(demo.NodePort) {
+		return r.Base
+	}
+	return demo.NodePort
+}
+
 func (s *Settings) completeName() error {
 	if s.NodeName == "" {
 		host, err := os.Hostname()
@@ -329,6 +357,9 @@ func (s Settings) check() error {
 	}
 	if err := s.XDP.Check(); err != nil {
 		return fmt.Errorf("--%s: %w", FlagXDP, err)
+	}
+	if _, err := s.nodePorts(); err != nil {
+		return err
 	}
 	if err := bpf.CheckFlows(s.Flows); err != nil {
 		return fmt.Errorf("--%s: %w", FlagFlows, err)

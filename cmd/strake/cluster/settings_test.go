@@ -110,6 +110,33 @@ func TestOldSettings(t *testing.T) {
 	}
 }
 
+// TestNodePortRange: what the flag says is where NodePorts are, the demo's among them; it may change.
+func TestNodePortRange(t *testing.T) {
+	l := at(t)
+	made := Defaults()
+	made.NodeName, made.NodeAddrs = "n", addrs("192.0.2.1")
+	for text, want := range map[string][3]int{"": {30000, 2768, 30080}, "20000-20099": {20000, 100, 20000}, "30080-30080": {30080, 1, 30080}, "0-10": {}, "9-1": {}, "1-70000": {}, "rubbish": {}} {
+		s := made
+		s.NodePortRange = text
+		err := s.complete()
+		if want == [3]int{} {
+			if err == nil || !strings.Contains(err.Error(), "--"+FlagNodePortRange) {
+				t.Errorf("%q: %v", text, err)
+			}
+			continue
+		}
+		if r, rerr := s.nodePorts(); err != nil || rerr != nil || [3]int{r.Base, r.Size, s.DemoPort()} != want {
+			t.Errorf("%q: %v, %v, %+v and %d, want %v", text, err, rerr, r, s.DemoPort(), want)
+		}
+		if err := made.Save(l); err != nil {
+			t.Fatal(err)
+		}
+		if now, err := settle(l, s, func(f string) bool { return f == FlagNodePortRange }); err != nil || now.NodePortRange != text {
+			t.Errorf("%q is settled as %q, %v", text, now.NodePortRange, err)
+		}
+	}
+}
+
 // TestSettledFlags: what a cluster was made with can be said again, and not be changed.
 func TestSettledFlags(t *testing.T) {
 	l := at(t)

@@ -43,7 +43,7 @@ func Up(ctx context.Context, l layout.Layout, flags Settings, given func(flag st
 	defer release()
 	u := &upStart{start: newStart(l)}
 	deploy := step{"deploy the demo", func(ctx context.Context) error {
-		return u.poll(ctx, func() error { return demo.Deploy(ctx, u.admin) })
+		return u.poll(ctx, func() error { return demo.Deploy(ctx, u.admin, u.s.DemoPort()) })
 	}}
 	ready := step{"node Ready", func(ctx context.Context) error { return u.poll(ctx, func() error { return u.nodeReady(ctx) }) }}
 	steps := []step{
@@ -141,7 +141,7 @@ func (u *upStart) demoServed(ctx context.Context) error {
 			return fmt.Errorf("%d of %d pods of Deployment %s/%s are available", d.Status.AvailableReplicas, want, d.Namespace, d.Name)
 		}
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("http://%s/", netip.AddrPortFrom(u.s.NodeAddrs[0], demo.NodePort)), nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("http://%s/", netip.AddrPortFrom(u.s.NodeAddrs[0], uint16(u.s.DemoPort()))), nil)
 	if err != nil {
 		return err
 	}

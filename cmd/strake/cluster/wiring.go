@@ -29,6 +29,9 @@ func (s Settings) Server(l layout.Layout) (server.Config, error) {
 	if cfg.NodeSettings, err = s.ConfigMap(); err != nil {
 		return cfg, err
 	}
+	if cfg.NodePorts, err = s.nodePorts(); err != nil {
+		return cfg, err
+	}
 	cfg.NodeName = s.NodeName
 	cfg.ControllerKubeconfig, cfg.SchedulerKubeconfig = l.Kubeconfig("controller-manager"), l.Kubeconfig("scheduler")
 	return cfg, nil

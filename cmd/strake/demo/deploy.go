@@ -24,14 +24,16 @@ var manifests []byte
 // Image is the name of the image that the demo's pods run.
 const Image = "strake.io/demo:1"
 
+const nodePortService = "echo-nodeport" // of the manifests
+
 // Namespace is where the demo lives.
 const Namespace = "demo"
 
-// NodePort is where the echo server answers on every node address.
+// NodePort is where the echo server answers on every node address, unless Deploy is told another port.
 const NodePort = 30080
 
-// Deploy applies the demo's manifests (server-side apply, so that repeating it changes nothing).
-func Deploy(ctx context.Context, cfg *rest.Config) error {
+// Deploy applies the demo's manifests (server-side apply, so that repeating it changes nothing), with a NodePort.
+func Deploy(ctx context.Context, cfg *rest.Config, port int) error {
 	client, err := dynamic.NewForConfig(cfg)
 	if err != nil {
 		return fmt.Errorf("demo: %w", err)
@@ -48,6 +50,12 @@ func Deploy(ctx context.Context, cfg *rest.Config) error {
 			return nil
 		} else if err != nil {
 			return fmt.Errorf("demo: %w", err)
+		}
+		if ports, ok, _ := unstructured.NestedSlice(obj.Object, "spec", "ports"); ok && obj.GetName() == nodePortService {
+			ports[0].(map[string]any)["nodePort"] = int64(port)
+			if err := unstructured.SetNestedSlice(obj.Object, ports, "spec", "ports"); err != nil {
+				return fmt.Errorf("demo: %w", err)
+			}
 		}
 		gvk := obj.GroupVersionKind()
 		mapping, err := mapper.RESTMapping(gvk.GroupKind(), gvk.Version)

@@ -14,6 +14,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
+	utilnet "k8s.io/apimachinery/pkg/util/net"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/rest"
@@ -38,6 +39,7 @@ type Config struct {
 	EtcdPort     int // etcd's client port on loopback; its peer port is the next one
 	// Ranges of each family, the primary one first.
 	ServiceCIDRs, PodCIDRs []netip.Prefix
+	NodePorts              utilnet.PortRange              // of NodePorts
 	NodeBits               func(podCIDR netip.Prefix) int // length of a node's part of a pod range
 	// Kubeconfigs of the controllers and of the scheduler, each with an identity of its own.
 	ControllerKubeconfig, SchedulerKubeconfig string
@@ -114,7 +116,7 @@ func APIServerConfig(cfg Config, etcdURL string) apiserver.Config {
 		BindAddresses: addrs, Port: cfg.Port,
 		ServingCertFile: f.APIServer().Cert, ServingKeyFile: f.APIServer().Key, ClientCAFile: f.CA().Cert,
 		Settings: cfg.APISettings, EtcdServers: []string{etcdURL}, EtcdCAFile: f.EtcdCA().Cert, EtcdCertFile: f.EtcdClient().Cert, EtcdKeyFile: f.EtcdClient().Key,
-		ServiceCIDRs: cfg.ServiceCIDRs, NodePortMin: 30000, NodePortMax: 32767,
+		ServiceCIDRs: cfg.ServiceCIDRs, NodePortMin: int32(cfg.NodePorts.Base), NodePortMax: int32(cfg.NodePorts.Base + cfg.NodePorts.Size - 1),
 		ServiceAccountKeyFile: f.ServiceAccountKey(), ServiceAccountIssuer: "https://kubernetes.default.svc.cluster.local",
 		FrontProxyCAFile: f.FrontProxyCA().Cert, ProxyClientCertFile: f.FrontProxyClient().Cert, ProxyClientKeyFile: f.FrontProxyClient().Key,
 		KubeletCAFile: f.CA().Cert, KubeletClientCertFile: f.APIServerKubeletClient().Cert, KubeletClientKeyFile: f.APIServerKubeletClient().Key,
