@@ -355,9 +355,8 @@ int strake_getpeername6(struct bpf_sock_addr *ctx)
 
 #define SOCK_HEAD 64 /* bytes of a struct sock that are looked into */
 
-/* Whether a socket of IPv6 leaves IPv4 alone (IPV6_V6ONLY): no field of the context says so, and no option that bpf_getsockopt knows. With registers of
- * its own: who calls it has a verdict to keep, of which Linux 5.10 would know no more once it was on the stack. */
-static __attribute__((noinline)) int is_v6only(struct bpf_sock_addr *ctx)
+/* Whether a socket of IPv6 leaves IPv4 alone (IPV6_V6ONLY): no field of the context says so, and no option that bpf_getsockopt knows. */
+static __always_inline int is_v6only(struct bpf_sock_addr *ctx)
 {
 	__u8 head[SOCK_HEAD];
 
@@ -366,30 +365,33 @@ static __attribute__((noinline)) int is_v6only(struct bpf_sock_addr *ctx)
 	return (head[v6only_byte & (SOCK_HEAD - 1)] & v6only_bit) != 0;
 }
 
+/* Whether the port that a socket asks for, at an address or at all of them (any), leads to a Service or pod. With a stack of its own: what it was
+ * found by is forgotten behind it. */
+static __attribute__((noinline)) int port_is_kept(struct bpf_sock_addr *ctx, const struct addr *addr, int any)
+{
+	struct port_key key = { .port = ctx->user_port, .proto = ctx->protocol };
+	struct frontend *fe;
+
+	if (!any) {
+		fe = lb_frontend(addr, key.port, key.proto);
+		return fe && (fe->kind == KIND_NODE_PORT || fe->kind == KIND_HOST_PORT);
+	}
+	key.v6 = !addr_mapped(addr);
+	if (bpf_map_lookup_elem(&lb_ports, &key))
+		return 1;
+	if (!key.v6 || is_v6only(ctx))
+		return 0;
+	key.v6 = 0;
+	return bpf_map_lookup_elem(&lb_ports, &key) != 0;
+}
+
 /* Ports of the node that lead to Services and pods are no other's: who listens there would hear nothing from outside, by no fault that it could
  * see. Loopback addresses are never such a frontend's and stay free. A socket of IPv6 for all addresses takes IPv4 as well, unless it was told
  * not to; where that can't be seen, it counts as if it did, and whoever wants [::] for IPv6 alone names an address instead.
  * Returns 0 to make the call fail: with EPERM, unless a return value is set. */
 static __always_inline int bind_at(struct bpf_sock_addr *ctx, const struct addr *addr, int any)
 {
-	struct port_key key = { .port = ctx->user_port, .proto = ctx->protocol };
-	struct frontend *fe;
-	int kept;
-
-	if (!key.port || !of_node(ctx))
-		return 1;
-	if (any) {
-		key.v6 = !addr_mapped(addr);
-		kept = bpf_map_lookup_elem(&lb_ports, &key) != 0;
-		if (!kept && key.v6 && !is_v6only(ctx)) {
-			key.v6 = 0;
-			kept = bpf_map_lookup_elem(&lb_ports, &key) != 0;
-		}
-	} else {
-		fe = lb_frontend(addr, key.port, key.proto);
-		kept = fe && (fe->kind == KIND_NODE_PORT || fe->kind == KIND_HOST_PORT);
-	}
-	if (!kept)
+	if (!ctx->user_port || !of_node(ctx) || !port_is_kept(ctx, addr, any))
 		return 1;
 	refused(ctx, addr, DROP_PORT_KEPT);
 	if (has_set_retval)

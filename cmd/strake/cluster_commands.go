@@ -19,6 +19,7 @@ import (
 	"github.com/strake-io/strake/bpf"
 	"github.com/strake-io/strake/cmd/strake/cluster"
 	"github.com/strake-io/strake/cmd/strake/containerd"
+	"github.com/strake-io/strake/cmd/strake/demo"
 	"github.com/strake-io/strake/controlplane/apiserver"
 	"github.com/strake-io/strake/netpol/flows"
 )
