@@ -69,6 +69,7 @@ type Config struct {
 	Beside bool
 
 	noPackets   bool      // tests: without the programs of packets, which are nearly all of the verifier's work
+	nameRows    uint32    // tests: room of each table of names, before its overflow
 	noSetRetval bool      // tests: as on Linux before 6.1
 	noV6Only    bool      // tests: as on a kernel without BTF
 	masqPorts   portRange // tests: instead of those that the kernel leaves
@@ -162,6 +163,9 @@ func Open(c Config) (*Datapath, error) {
 		d.records, err = openRecords(d.net.Maps)
 	}
 	if err == nil {
+		err = errors.Join(d.names.more.tidy(), d.records.short.more.tidy(), d.records.long.more.tidy())
+	}
+	if err == nil {
 		d.remotes, err = openRemotes(d.net.Maps)
 	}
 	if err == nil {
@@ -250,6 +254,11 @@ func (d *Datapath) load(c Config, before map[string]*ebpf.Map) error {
 		for name, size := range c.sizes() {
 			if m := s.Maps[name]; m != nil {
 				m.MaxEntries = size
+			}
+		}
+		for _, name := range []string{namesPin, recordsPin, listsPin} {
+			if m := s.Maps[name]; m != nil && c.nameRows > 0 {
+				m.MaxEntries = c.nameRows
 			}
 		}
 		if !c.XDP.on() {
@@ -342,7 +351,7 @@ func (d *Datapath) Names() Table[Name] { return d.names }
 func (d *Datapath) Records() Table[Record] { return d.records }
 
 // Outside is the cache of what servers outside have answered.
-func (d *Datapath) Outside() *Outside { return &Outside{m: d.net.Maps[outsidePin]} }
+func (d *Datapath) Outside() *Outside { return openOutside(d.net.Maps) }
 
 // Remotes is the table of what other nodes have.
 func (d *Datapath) Remotes() Table[Remote] { return d.remotes }
@@ -389,7 +398,14 @@ func (d *Datapath) Close() error {
 			c.Close()
 		}
 	}
-	return nil
+	var err error
+	if d.names != nil {
+		err = d.names.more.close()
+	}
+	if d.records != nil {
+		err = errors.Join(err, d.records.short.more.close(), d.records.long.more.close())
+	}
+	return err
 }
 
 // Remove detaches and unpins everything of ours below pinDir; it is to be called in the node's network namespace. A folder that is absent is no error; what is not ours is left.

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -35,7 +37,7 @@ func affinityNetns(a netAddr) (cookie uint64, ok bool) {
 	return binary.NativeEndian.Uint64(a.B[:8]), binary.NativeEndian.Uint64(a.B[8:]) == 1<<64-1
 }
 
-// openPins opens tables to be read.
+// openPins opens tables to be read, but for overflows that are not there.
 func openPins(pinDir string, names []string) (map[string]*ebpf.Map, func(), error) {
 	maps := map[string]*ebpf.Map{}
 	closeAll := func() {
@@ -45,6 +47,9 @@ func openPins(pinDir string, names []string) (map[string]*ebpf.Map, func(), erro
 	}
 	for _, name := range names {
 		m, err := ebpf.LoadPinnedMap(filepath.Join(pinDir, name), &ebpf.LoadPinOptions{ReadOnly: true})
+		if errors.Is(err, os.ErrNotExist) && strings.HasSuffix(name, moreSuffix) { // of a release that knows none
+			continue
+		}
 		if err != nil {
 			closeAll()
 			return nil, nil, fmt.Errorf("bpf: table %s: %w", name, err)

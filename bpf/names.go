@@ -65,7 +65,7 @@ type NameRows struct {
 
 // ReadNames reads what is pinned below pinDir; no agent need run.
 func ReadNames(pinDir string) (r NameRows, err error) {
-	maps, done, err := openPins(pinDir, []string{"names", "names_state", recordsPin, listsPin, outsidePin})
+	maps, done, err := openPins(pinDir, slices.Concat(namePins, recordPins, []string{"names_state", outsidePin, outsideLongPin}))
 	if err != nil {
 		return r, err
 	}
@@ -74,6 +74,7 @@ func ReadNames(pinDir string) (r NameRows, err error) {
 	if err != nil {
 		return r, err
 	}
+	defer t.more.close()
 	if r.Names, err = t.Dump(); err != nil {
 		return r, fmt.Errorf("bpf: names: %w", err)
 	}
@@ -81,21 +82,28 @@ func ReadNames(pinDir string) (r NameRows, err error) {
 	if err != nil {
 		return r, err
 	}
+	defer records.short.more.close()
+	defer records.long.more.close()
 	if r.Records, err = records.Dump(); err != nil {
 		return r, fmt.Errorf("bpf: records: %w", err)
 	}
-	if r.Outside, err = (&Outside{m: maps[outsidePin]}).Dump(); err != nil {
+	if r.Outside, err = openOutside(maps).Dump(); err != nil {
 		return r, err
 	}
 	r.State, err = namesStateOf(maps["names_state"])
 	return r, err
 }
 
+// Pins of maps, by their names, and of the tables of names, each with where its overflow is.
+const namesPin = "names"
+
+var namePins = []string{namesPin, namesPin + moreSuffix}
+
 // nameTable implements Table[Name].
 type nameTable struct{ *ownedMap[netNameKey, netName] }
 
 func openNames(maps map[string]*ebpf.Map) (*nameTable, error) {
-	t, err := openOwned[netNameKey](maps["names"], "name", func(v netName) string { return textOf(v.Owner[:]) })
+	t, err := openOverflowing[netNameKey](maps[namesPin], maps[namesPin+moreSuffix], "name", func(v netName) string { return textOf(v.Owner[:]) })
 	return &nameTable{t}, err
 }
 
@@ -155,22 +163,17 @@ func (t *nameTable) Prune(keep func(string) bool) (Changes, error) { return t.pr
 // Dump implements Table.
 func (t *nameTable) Dump() ([]Name, error) {
 	var out []Name
-	var k netNameKey
-	var v netName
-	it := t.m.Iterate()
-	for it.Next(&k, &v) {
+	err := t.each(func(k netNameKey, v netName) {
 		n := Name{Owner: textOf(v.Owner[:]), Name: showName(k), Elsewhere: v.N4 > maxAddrs}
-		if n.Elsewhere {
-			out = append(out, n)
-			continue
-		}
-		for i := range min(v.N4, maxAddrs) {
-			n.Addrs = append(n.Addrs, netip.AddrFrom4(v.Addrs4[i].B))
-		}
-		for i := range min(v.N6, maxAddrs) {
-			n.Addrs = append(n.Addrs, addrOf(v.Addrs6[i]))
+		if !n.Elsewhere {
+			for i := range min(v.N4, maxAddrs) {
+				n.Addrs = append(n.Addrs, netip.AddrFrom4(v.Addrs4[i].B))
+			}
+			for i := range min(v.N6, maxAddrs) {
+				n.Addrs = append(n.Addrs, addrOf(v.Addrs6[i]))
+			}
 		}
 		out = append(out, n)
-	}
-	return out, it.Err()
+	})
+	return out, err
 }

@@ -62,7 +62,7 @@ type netDnsScratch struct {
 	Limit   uint32
 	Bits    uint32
 	Stored  netStored
-	TtlAt   [32]uint16
+	TtlAt   [76]uint16
 	Ttls    uint32
 	Dashed  struct {
 		_       structs.HostLayout
@@ -258,6 +258,18 @@ type netOutside struct {
 	TtlAt [32]uint16
 	Body  [592]uint8
 	Tag   uint32
+}
+
+type netOutsideLong struct {
+	_     structs.HostLayout
+	Head  netStored
+	Used  uint64
+	Ttls  uint32
+	TtlAt [76]uint16
+	Body  [1232]uint8
+	Tag   uint32
+	Pad   uint32
+	_     [4]byte
 }
 
 type netPath struct {
@@ -589,10 +601,14 @@ const (
 	netMapMasqSources        = "masq_sources"
 	netMapMonitor            = "monitor"
 	netMapNameLists          = "name_lists"
+	netMapNameListsMore      = "name_lists_more"
 	netMapNameOutside        = "name_outside"
+	netMapNameOutsideLong    = "name_outside_long"
 	netMapNameRecords        = "name_records"
+	netMapNameRecordsMore    = "name_records_more"
 	netMapNameServers        = "name_servers"
 	netMapNames              = "names"
+	netMapNamesMore          = "names_more"
 	netMapNamesState         = "names_state"
 	netMapPath               = "path"
 	netMapPolicyAnswers      = "policy_answers"
@@ -736,10 +752,14 @@ type netMapSpecs struct {
 	MasqSources        *ebpf.MapSpec `ebpf:"masq_sources"`
 	Monitor            *ebpf.MapSpec `ebpf:"monitor"`
 	NameLists          *ebpf.MapSpec `ebpf:"name_lists"`
+	NameListsMore      *ebpf.MapSpec `ebpf:"name_lists_more"`
 	NameOutside        *ebpf.MapSpec `ebpf:"name_outside"`
+	NameOutsideLong    *ebpf.MapSpec `ebpf:"name_outside_long"`
 	NameRecords        *ebpf.MapSpec `ebpf:"name_records"`
+	NameRecordsMore    *ebpf.MapSpec `ebpf:"name_records_more"`
 	NameServers        *ebpf.MapSpec `ebpf:"name_servers"`
 	Names              *ebpf.MapSpec `ebpf:"names"`
+	NamesMore          *ebpf.MapSpec `ebpf:"names_more"`
 	NamesState         *ebpf.MapSpec `ebpf:"names_state"`
 	Path               *ebpf.MapSpec `ebpf:"path"`
 	PolicyAnswers      *ebpf.MapSpec `ebpf:"policy_answers"`
@@ -845,10 +865,14 @@ type netMaps struct {
 	MasqSources        *ebpf.Map `ebpf:"masq_sources"`
 	Monitor            *ebpf.Map `ebpf:"monitor"`
 	NameLists          *ebpf.Map `ebpf:"name_lists"`
+	NameListsMore      *ebpf.Map `ebpf:"name_lists_more"`
 	NameOutside        *ebpf.Map `ebpf:"name_outside"`
+	NameOutsideLong    *ebpf.Map `ebpf:"name_outside_long"`
 	NameRecords        *ebpf.Map `ebpf:"name_records"`
+	NameRecordsMore    *ebpf.Map `ebpf:"name_records_more"`
 	NameServers        *ebpf.Map `ebpf:"name_servers"`
 	Names              *ebpf.Map `ebpf:"names"`
+	NamesMore          *ebpf.Map `ebpf:"names_more"`
 	NamesState         *ebpf.Map `ebpf:"names_state"`
 	Path               *ebpf.Map `ebpf:"path"`
 	PolicyAnswers      *ebpf.Map `ebpf:"policy_answers"`
@@ -911,10 +935,14 @@ func (m *netMaps) Close() error {
 		m.MasqSources,
 		m.Monitor,
 		m.NameLists,
+		m.NameListsMore,
 		m.NameOutside,
+		m.NameOutsideLong,
 		m.NameRecords,
+		m.NameRecordsMore,
 		m.NameServers,
 		m.Names,
+		m.NamesMore,
 		m.NamesState,
 		m.Path,
 		m.PolicyAnswers,

@@ -15,6 +15,7 @@ type ownedMap[K comparable, V comparable] struct {
 	what    string
 	ownerOf func(V) string
 	living  func(K, V) V // puts what the programs themselves keep in a row into it; nil: they keep nothing
+	more    *overflow    // for rows that find no room; nil: they get none
 
 	mu   sync.Mutex
 	rows map[K]V
@@ -23,17 +24,57 @@ type ownedMap[K comparable, V comparable] struct {
 
 // openOwned reads the rows that a pinned map holds.
 func openOwned[K comparable, V comparable](m *ebpf.Map, what string, ownerOf func(V) string) (*ownedMap[K, V], error) {
+	return openOverflowing[K](m, nil, what, ownerOf)
+}
+
+// openOverflowing is openOwned of a table that never is full: outer is where its overflow is; nil: it has none.
+func openOverflowing[K comparable, V comparable](m, outer *ebpf.Map, what string, ownerOf func(V) string) (*ownedMap[K, V], error) {
 	t := &ownedMap[K, V]{m: m, what: what, ownerOf: ownerOf, rows: map[K]V{}, by: map[string]map[K]bool{}}
-	var k K
-	var v V
-	it := m.Iterate()
-	for it.Next(&k, &v) {
-		t.note(k, v)
+	var err error
+	if outer != nil {
+		if t.more, err = openOverflow(outer); err != nil {
+			return nil, err
+		}
 	}
-	if err := it.Err(); err != nil {
+	if err := t.each(t.note); err != nil {
 		return nil, fmt.Errorf("bpf: read %s: %w", what, err)
 	}
 	return t, nil
+}
+
+// each reads the rows from the kernel.
+func (t *ownedMap[K, V]) each(f func(K, V)) error {
+	from := []*ebpf.Map{t.m}
+	if t.more != nil && t.more.m != nil {
+		from = append(from, t.more.m)
+	}
+	for _, m := range from {
+		var k K
+		var v V
+		it := m.Iterate()
+		for it.Next(&k, &v) {
+			f(k, v)
+		}
+		if err := it.Err(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// put writes a row where it is, or where there is room. None ever goes from one place to another: whoever looks into them one after the other
+// would miss it.
+func (t *ownedMap[K, V]) put(k K, v V) error {
+	if t.more != nil {
+		if there, err := t.more.update(k, v); there || err != nil {
+			return err
+		}
+	}
+	err := t.m.Put(k, v)
+	if isFull(err) && t.more != nil {
+		return t.more.put(t.m, k, v)
+	}
+	return err
 }
 
 func (t *ownedMap[K, V]) note(k K, v V) {
@@ -73,7 +114,7 @@ func (t *ownedMap[K, V]) replace(owner string, want map[K]V, show func(K) string
 		if t.living != nil {
 			row = t.living(k, v)
 		}
-		if err := t.m.Put(k, row); err != nil {
+		if err := t.put(k, row); err != nil {
 			return c, fmt.Errorf("bpf: write %s %s of %s: %w", t.what, show(k), owner, explain(err))
 		}
 		t.note(k, v)
@@ -96,7 +137,14 @@ func (t *ownedMap[K, V]) replace(owner string, want map[K]V, show func(K) string
 }
 
 func (t *ownedMap[K, V]) remove(k K, show func(K) string) error {
-	if err := t.m.Delete(k); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+	err := t.m.Delete(k)
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		err = nil
+	}
+	if t.more != nil {
+		err = errors.Join(err, t.more.remove(k))
+	}
+	if err != nil {
 		return fmt.Errorf("bpf: delete %s %s: %w", t.what, show(k), err)
 	}
 	t.forget(k)

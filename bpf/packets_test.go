@@ -15,7 +15,7 @@ import (
 // run puts a frame through a program; the frame arrives at interface 1.
 func run(t testing.TB, p *ebpf.Program, in []byte) (uint32, []byte) {
 	t.Helper()
-	out := make([]byte, len(in)+512)
+	out := make([]byte, len(in)+1300) // an answer of 1232 bytes behind it
 	ret, err := p.Run(&ebpf.RunOptions{Data: in, DataOut: out})
 	_ = ret
 	if err != nil {
@@ -276,7 +276,7 @@ func response(t testing.TB, name string, rrs ...string) []byte {
 
 func FuzzHostileQuestions(f *testing.F) {
 	d := withPods(f)
-	_, err := d.Names().Replace("u", []Name{{Name: "web.default.svc.cluster.local.", Addrs: []netip.Addr{netip.MustParseAddr("10.96.0.5")}}, {Name: "default.svc.cluster.local."}})
+	_, err := d.Names().Replace("u", []Name{{Name: "web.default.svc.cluster.local.", Addrs: []netip.Addr{netip.MustParseAddr("10.96.0.5")}}, {Name: "default.svc.cluster.local."}, {Name: "many.default.svc.cluster.local.", Elsewhere: true}})
 	must(f, err)
 	var many []string
 	for i := range 70 {
@@ -285,8 +285,13 @@ func FuzzHostileQuestions(f *testing.F) {
 	_, err = d.Records().Replace("u", []Record{{Message: response(f, "many.default.svc.cluster.local.", many...)}})
 	must(f, err)
 	must(f, d.Outside().Keep(response(f, "a.example.", "a.example. 300 IN CNAME b.example.", "b.example. 60 IN A 192.0.2.1"), AskedRecursion, time.Now().Add(time.Hour)))
+	var long []string
+	for i := range 60 {
+		long = append(long, fmt.Sprintf("long.example. 300 IN A 192.0.2.%d", i))
+	}
+	must(f, d.Outside().Keep(response(f, "long.example.", long...), AskedRecursion, time.Now().Add(time.Hour)))
 	must(f, d.SetNamesState(NamesState{Whole: true, Pods: true}))
-	for _, name := range []string{"web.default.svc.cluster.local.", "many.default.svc.cluster.local.", "a.example.", "10-1-0-1.default.pod.cluster.local.", "fd00--1.default.pod.cluster.local.", "x.default.svc.cluster.local."} {
+	for _, name := range []string{"long.example.", "web.default.svc.cluster.local.", "many.default.svc.cluster.local.", "a.example.", "10-1-0-1.default.pod.cluster.local.", "fd00--1.default.pod.cluster.local.", "x.default.svc.cluster.local."} {
 		f.Add(query(f, name, dns.TypeA, true))
 		f.Add(query(f, name, dns.TypeAAAA, false))
 	}

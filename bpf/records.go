@@ -13,6 +13,8 @@ const (
 	listsPin   = "name_lists"
 )
 
+var recordPins = []string{recordsPin, recordsPin + moreSuffix, listsPin, listsPin + moreSuffix}
+
 // recordTable implements Table[Record] over two maps: of the answers that are short, as most are, and of the others.
 type recordTable struct {
 	short *ownedMap[netAsked, netRecord]
@@ -20,11 +22,11 @@ type recordTable struct {
 }
 
 func openRecords(maps map[string]*ebpf.Map) (*recordTable, error) {
-	short, err := openOwned[netAsked](maps[recordsPin], "record", func(v netRecord) string { return textOf(v.Owner[:]) })
+	short, err := openOverflowing[netAsked](maps[recordsPin], maps[recordsPin+moreSuffix], "record", func(v netRecord) string { return textOf(v.Owner[:]) })
 	if err != nil {
 		return nil, err
 	}
-	long, err := openOwned[netAsked](maps[listsPin], "list of records", func(v netList) string { return textOf(v.Owner[:]) })
+	long, err := openOverflowing[netAsked](maps[listsPin], maps[listsPin+moreSuffix], "list of records", func(v netList) string { return textOf(v.Owner[:]) })
 	return &recordTable{short, long}, err
 }
 
@@ -75,16 +77,11 @@ func (c Changes) and(o Changes) Changes {
 // Dump implements Table. Messages have no id, and what the programs add to them is not in their headers.
 func (t *recordTable) Dump() ([]Record, error) {
 	var out []Record
-	var k netAsked
-	var short netRecord
-	it := t.short.m.Iterate()
-	for it.Next(&k, &short) {
-		out = append(out, Record{textOf(short.Owner[:]), messageOf(k, short.Head, short.Body[:])})
-	}
-	var long netList
-	more := t.long.m.Iterate()
-	for more.Next(&k, &long) {
-		out = append(out, Record{textOf(long.Owner[:]), messageOf(k, long.Head, long.Body[:])})
-	}
-	return out, errors.Join(it.Err(), more.Err())
+	errShort := t.short.each(func(k netAsked, v netRecord) {
+		out = append(out, Record{textOf(v.Owner[:]), messageOf(k, v.Head, v.Body[:])})
+	})
+	errLong := t.long.each(func(k netAsked, v netList) {
+		out = append(out, Record{textOf(v.Owner[:]), messageOf(k, v.Head, v.Body[:])})
+	})
+	return out, errors.Join(errShort, errLong)
 }

@@ -32,6 +32,8 @@ type MapStatus struct {
 	Name string `json:"name"`
 	Rows int    `json:"rows"`
 	Max  uint32 `json:"max"`
+	// Grows: it has room for as many rows as there are, while there is memory. Max is what it has room for now.
+	Grows bool `json:"grows,omitempty"`
 }
 
 // Status is ReadStatus of this datapath.
@@ -97,17 +99,42 @@ func ReadStatus(pinDir string) (Status, error) {
 			if err := readCounters(path, s.Counters); err != nil {
 				return s, err
 			}
-		case name == "endpoints" || name == "names" || name == recordsPin || name == listsPin || name == "remotes" || name == policyClasses || name != "lb_changes" && slices.Contains(lbPins, name) || name != "policy_revision" && slices.Contains(policyTables, name):
+		case name == "endpoints" || name == "remotes" || name == policyClasses || name != "lb_changes" && slices.Contains(lbPins, name) || name != "policy_revision" && slices.Contains(policyTables, name):
 			m, err := ebpf.LoadPinnedMap(path, &ebpf.LoadPinOptions{ReadOnly: true})
 			if err != nil {
 				return s, fmt.Errorf("bpf: status: %s: %w", path, err)
 			}
 			s.Maps = append(s.Maps, MapStatus{Name: name, Rows: rows(m), Max: m.MaxEntries()})
 			m.Close()
+		case name == namesPin || name == recordsPin || name == listsPin:
+			m, err := overflowingStatus(pinDir, name)
+			if err != nil {
+				return s, err
+			}
+			s.Maps = append(s.Maps, m)
 		}
 	}
 	sort.Slice(s.Links, func(i, j int) bool { return s.Links[i].Name < s.Links[j].Name })
 	return s, nil
+}
+
+// overflowingStatus is that of a table and its overflow.
+func overflowingStatus(pinDir, name string) (s MapStatus, err error) {
+	maps, done, err := openPins(pinDir, []string{name, name + moreSuffix})
+	if err != nil {
+		return s, err
+	}
+	defer done()
+	s = MapStatus{Name: name, Rows: rows(maps[name]), Max: maps[name].MaxEntries(), Grows: maps[name+moreSuffix] != nil}
+	if !s.Grows {
+		return s, nil
+	}
+	more, err := openOverflow(maps[name+moreSuffix])
+	if err != nil || more.m == nil {
+		return s, err
+	}
+	s.Rows, s.Max = s.Rows+rows(more.m), s.Max+more.m.MaxEntries()
+	return s, more.close()
 }
 
 // rows counts by walking the keys.

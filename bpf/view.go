@@ -1,6 +1,9 @@
 package bpf
 
-import "errors"
+import (
+	"errors"
+	"slices"
+)
 
 // Rows are what all tables of a node hold.
 type Rows struct {
@@ -13,7 +16,7 @@ type Rows struct {
 // ReadRows reads the tables pinned below pinDir and changes nothing; no agent need run. A row that is being written meanwhile may show half
 // a change.
 func ReadRows(pinDir string) (Rows, error) {
-	maps, done, err := openPins(pinDir, append([]string{"endpoints", "limits", "names", "remotes"}, lbPins...))
+	maps, done, err := openPins(pinDir, slices.Concat([]string{"endpoints", "limits", "remotes"}, namePins, lbPins))
 	if err != nil {
 		return Rows{}, err
 	}
@@ -28,6 +31,7 @@ func ReadRows(pinDir string) (Rows, error) {
 	names, nameErr := openNames(maps)
 	if nameErr == nil {
 		r.Names, errs[2] = names.Dump()
+		defer names.more.close()
 	}
 	remotes, remoteErr := openRemotes(maps)
 	if remoteErr == nil {

@@ -1,6 +1,8 @@
 package dns
 
 import (
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/miekg/dns"
@@ -22,8 +24,48 @@ type cacheKey struct {
 type answers struct {
 	limits           CacheLimits
 	verify           bool
-	success, denials *lru.Cache
+	success, denials *memory
 	metrics          *metrics
+
+	mu    sync.Mutex    // of who adds or forgets
+	epoch atomic.Uint64 // how often something was to be forgotten: what was asked before is not remembered
+}
+
+// memory is an LRU that knows its keys.
+type memory struct {
+	*lru.Cache
+	mu   sync.Mutex
+	keys map[cacheKey]struct{}
+}
+
+func newMemory(entries int) *memory {
+	m := &memory{keys: map[cacheKey]struct{}{}}
+	m.Cache = lru.NewWithEvictionFunc(entries, func(key lru.Key, _ any) {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		delete(m.keys, key.(cacheKey))
+	})
+	return m
+}
+
+func (m *memory) add(key cacheKey, c cached) {
+	m.mu.Lock()
+	m.keys[key] = struct{}{}
+	m.mu.Unlock()
+	m.Add(key, c)
+}
+
+// below are the keys of a lower-case name and of all names below it.
+func (m *memory) below(name string) []cacheKey {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var out []cacheKey
+	for key := range m.keys {
+		if dns.IsSubDomain(name, key.name) {
+			out = append(out, key)
+		}
+	}
+	return out
 }
 
 const (
@@ -35,7 +77,7 @@ const (
 func newAnswers(limits CacheLimits, m *metrics) *answers {
 	return &answers{
 		limits: limits, verify: limits.Verify == nil || *limits.Verify, metrics: m,
-		success: lru.New(limits.Entries), denials: lru.New(limits.Entries),
+		success: newMemory(limits.Entries), denials: newMemory(limits.Entries),
 	}
 }
 
@@ -101,8 +143,23 @@ func (a *answers) find(key cacheKey, now time.Time) (c cached, kind string, fres
 	return cached{}, "", false
 }
 
-// add remembers an answer, and returns it as it was remembered. Only one of a question is.
-func (a *answers) add(key cacheKey, m *dns.Msg, now time.Time) cached {
+// forget forgets what is known of a lower-case name and of all names below it, and what is being asked. It tells how many answers that were.
+func (a *answers) forget(name string) int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.epoch.Add(1)
+	n := 0
+	for _, from := range []*memory{a.success, a.denials} {
+		for _, key := range from.below(name) {
+			from.Remove(key)
+			n++
+		}
+	}
+	return n
+}
+
+// add remembers an answer to what was asked in an epoch, and returns it as it was remembered. Only one of a question is.
+func (a *answers) add(key cacheKey, m *dns.Msg, now time.Time, epoch uint64) cached {
 	ttl, denial := lifetime(m)
 	if m.Rcode == dns.RcodeServerFailure {
 		ttl, denial = a.limits.Failure.Duration, true
@@ -113,7 +170,9 @@ func (a *answers) add(key cacheKey, m *dns.Msg, now time.Time) cached {
 	}
 	ttl = min(ttl, limit)
 	c := cached{msg: m, since: now, ttl: ttl}
-	if a.limits.Off || ttl <= 0 {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.limits.Off || ttl <= 0 || a.epoch.Load() != epoch {
 		c.ttl = limit // nothing counts down; what is given to a client is not longer than what is remembered
 		return c
 	}
@@ -124,7 +183,7 @@ func (a *answers) add(key cacheKey, m *dns.Msg, now time.Time) cached {
 	}
 	c.kept = true
 	other.Remove(key)
-	into.Add(key, c)
+	into.add(key, c)
 	return c
 }
 

@@ -71,7 +71,7 @@ func TestCache(t *testing.T) {
 		"a denial can be stale too": {stale, denial, 601, 0, false},
 	} {
 		a := newAnswers(Config{Cache: c.limits}.withDefaults().Cache, newMetrics())
-		a.add(key, c.m, now)
+		a.add(key, c.m, now, 0)
 		at := now.Add(time.Duration(c.after) * time.Second)
 		got, fresh := a.get(key, at)
 		if fresh != c.fresh || (got.msg == nil) != (c.ttl < 0) {
@@ -92,13 +92,13 @@ func TestCache(t *testing.T) {
 	}
 	// Of one question there is one answer, whichever kind it is, and a failure does not take the place of what may still be given.
 	a := newAnswers(Config{Cache: stale}.withDefaults().Cache, newMetrics())
-	a.add(key, answer, now)
-	a.add(key, denial, now)
+	a.add(key, answer, now, 0)
+	a.add(key, denial, now, 0)
 	if s, d := a.sizes(); s != 0 || d != 1 {
 		t.Errorf("%d answers and %d denials of one question", s, d)
 	}
-	a.add(key, answer, now)
-	a.add(key, failure, now)
+	a.add(key, answer, now, 0)
+	a.add(key, failure, now, 0)
 	if got, _ := a.get(key, now); got.msg != answer {
 		t.Errorf("after a failure: %v", got.msg)
 	}
@@ -111,7 +111,7 @@ func TestCacheIsBounded(t *testing.T) {
 	a := newAnswers(CacheLimits{Entries: 100, MaxTTL: seconds(60), MaxDenial: seconds(60)}, newMetrics())
 	now := time.Now()
 	for i := range 1000 {
-		a.add(cacheKey{name: fmt.Sprint(i)}, &dns.Msg{Answer: rrs("a. 60 IN A 192.0.2.1")}, now)
+		a.add(cacheKey{name: fmt.Sprint(i)}, &dns.Msg{Answer: rrs("a. 60 IN A 192.0.2.1")}, now, 0)
 		a.get(cacheKey{name: "0"}, now)
 	}
 	if s, _ := a.sizes(); s != 100 {
@@ -119,5 +119,40 @@ func TestCacheIsBounded(t *testing.T) {
 	}
 	if _, ok := a.get(cacheKey{name: "0"}, now); !ok {
 		t.Error("the one that is used all the time is gone")
+	}
+}
+
+// What is to be forgotten is, with all names below it, and what was asked for before that is not remembered.
+func TestCacheForgets(t *testing.T) {
+	a := newAnswers(Config{}.withDefaults().Cache, newMetrics())
+	now := time.Now()
+	answer, denial := &dns.Msg{Answer: rrs("a. 60 IN A 192.0.2.1")}, &dns.Msg{Ns: rrs("a. 60 IN SOA a. a. 1 2 3 4 60")}
+	fill := func() {
+		for _, name := range []string{"example.com.", "www.example.com.", "xexample.com.", "com."} {
+			a.add(cacheKey{name: name, qtype: dns.TypeA}, answer, now, a.epoch.Load())
+			a.add(cacheKey{name: name, qtype: dns.TypeTXT}, denial, now, a.epoch.Load())
+		}
+	}
+	fill()
+	before := a.epoch.Load()
+	if n := a.forget("example.com."); n != 4 {
+		t.Errorf("%d were forgotten", n)
+	}
+	for name, want := range map[string]bool{"example.com.": false, "www.example.com.": false, "xexample.com.": true, "com.": true} {
+		for _, qtype := range []uint16{dns.TypeA, dns.TypeTXT} {
+			if _, fresh := a.get(cacheKey{name: name, qtype: qtype}, now); fresh != want {
+				t.Errorf("%s %s is there: %v", name, dns.TypeToString[qtype], fresh)
+			}
+		}
+	}
+	if c := a.add(cacheKey{name: "late."}, answer, now, before); c.kept || !c.until().IsZero() {
+		t.Error("what was asked before is remembered")
+	}
+	fill()
+	if n := a.forget("."); n != 8 {
+		t.Errorf("%d were forgotten of all", n)
+	}
+	if s, d := a.sizes(); s+d+len(a.success.keys)+len(a.denials.keys) != 0 {
+		t.Errorf("%d answers and %d denials are left", s, d)
 	}
 }

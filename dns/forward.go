@@ -57,11 +57,12 @@ func (f *Forwarder) forward(ctx context.Context, client netip.Addr, q *dns.Msg) 
 		if c, _, fresh := f.cache.find(key, time.Now()); fresh { // another flight has ended since we looked
 			return c, nil
 		}
+		epoch := f.cache.epoch.Load()
 		m, err := f.resolve(client, q)
 		if err != nil {
 			return cached{}, err
 		}
-		return f.cache.add(key, m, time.Now()), nil
+		return f.cache.add(key, m, time.Now(), epoch), nil
 	})
 	if old.msg != nil && !f.cache.verify {
 		return reply(q, old.at(now)), until

@@ -15,7 +15,7 @@ import (
 )
 
 // outsideServer answers names of example.com in all the ways that servers do.
-func outsideServer(_ string, q *dns.Msg) *dns.Msg {
+func outsideServer(network string, q *dns.Msg) *dns.Msg {
 	m := new(dns.Msg).SetReply(q)
 	m.RecursionAvailable, m.AuthenticatedData = true, q.AuthenticatedData
 	name := strings.ToLower(q.Question[0].Name)
@@ -34,16 +34,19 @@ func outsideServer(_ string, q *dns.Msg) *dns.Msg {
 		m.Answer = rrs(name + " 1 IN A 192.0.2.5")
 	case "zero":
 		m.Answer = rrs(name + " 0 IN A 192.0.2.6")
-	case "wide": // more than 512 bytes, and than the kernel stores
-		for i := range 60 {
+	case "wide", "huge": // more than 512 bytes, and than 1232
+		for i := range map[string]int{"wide": 70, "huge": 90}[first] {
 			m.Answer = append(m.Answer, rrs(fmt.Sprintf("%s 300 IN A 192.0.2.%d", name, i))...)
 		}
-	case "middle": // as many as the kernel stores, more than fits without EDNS0
+	case "middle": // more than fits without EDNS0
 		m.Answer = rrs(name + ` 300 IN TXT "` + strings.Repeat("x", 250) + `" "` + strings.Repeat("y", 240) + `"`)
 	case "broken":
 		m.Rcode = dns.RcodeServerFailure
 	default:
 		m.Rcode, m.Ns = dns.RcodeNameError, rrs("example.com. 600 IN SOA ns.example.com. host.example.com. 1 2 3 4 120")
+	}
+	if network == "udp" {
+		m.Truncate(1232)
 	}
 	return m
 }
@@ -123,7 +126,8 @@ func TestKernelGivesWhatWasForwarded(t *testing.T) {
 		}{
 			{"plain.example.com.", dns.TypeA, 0, true}, {"plain.example.com.", dns.TypeA, 1232, true}, {"alias.example.com.", dns.TypeA, 4096, true},
 			{"more.example.com.", dns.TypeMX, 512, true}, {"nodata.example.com.", dns.TypeAAAA, 0, true}, {"nothing.example.com.", dns.TypeA, 0, true},
-			{"nothing.example.com.", dns.TypeHTTPS, 100, true}, {"zero.example.com.", dns.TypeA, 0, false}, {"wide.example.com.", dns.TypeA, 1232, false},
+			{"nothing.example.com.", dns.TypeHTTPS, 100, true}, {"zero.example.com.", dns.TypeA, 0, false}, {"wide.example.com.", dns.TypeA, 1232, true}, {"wide.example.com.", dns.TypeA, 4096, true},
+			{"wide.example.com.", dns.TypeA, 0, false}, {"wide.example.com.", dns.TypeA, 1000, false}, {"huge.example.com.", dns.TypeA, 4096, false},
 			{"broken.example.com.", dns.TypeA, 0, false}, {"middle.example.com.", dns.TypeTXT, 1232, true}, {"middle.example.com.", dns.TypeTXT, 0, false},
 			{"ext.default.svc.cluster.local.", dns.TypeA, 1232, true}, {"extbroken.default.svc.cluster.local.", dns.TypeA, 0, false}, // aliases of the cluster
 			{strings.Repeat(strings.Repeat("a", 60)+".", 3) + strings.Repeat("b", 58) + ".example.com.", dns.TypeA, 1232, true}, // of 255 bytes
@@ -237,7 +241,7 @@ func TestConfigureFlushesTheKernel(t *testing.T) {
 	}
 	m := new(dns.Msg).SetReply(q)
 	m.Answer = rrs("plain.example.com. 300 IN A 192.0.2.1")
-	s.share(before, q, Answer{Msg: m, By: ByForward, until: time.Now().Add(time.Minute)})
+	s.share(before, before.cache.epoch.Load(), q, Answer{Msg: m, By: ByForward, until: time.Now().Add(time.Minute)})
 	if m := askOver(t, conns[0], q); len(m.Answer) != 1 || !strings.HasSuffix(m.Answer[0].String(), "192.0.2.99") {
 		t.Errorf("what was under way was kept: %s", m)
 	}

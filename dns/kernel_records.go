@@ -255,7 +255,7 @@ func (k *KernelRecords) answersOf(svc *corev1.Service) []bpf.Record {
 				}
 				return nil
 			}, q, strings.ToLower(name))
-			if outside == "" && len(m.Answer) > 0 {
+			if outside == "" && (len(m.Answer) > 0 || m.Rcode == dns.RcodeSuccess) { // or that there are none
 				out = appendRecord(out, string(svc.UID), m)
 			}
 		}
@@ -266,6 +266,7 @@ func (k *KernelRecords) answersOf(svc *corev1.Service) []bpf.Record {
 		return out
 	}
 	k.unfollow(key)
+	add(name, dns.TypeSRV)
 	if svc.Spec.ClusterIP != corev1.ClusterIPNone {
 		for _, p := range svc.Spec.Ports {
 			if p.Name != "" {
@@ -286,10 +287,8 @@ func (k *KernelRecords) answersOf(svc *corev1.Service) []bpf.Record {
 			}
 		}
 	}
-	if add(name, dns.TypeSRV); ports.Len() > 0 {
-		for _, port := range sets.List(ports) {
-			add(port, dns.TypeSRV)
-		}
+	for _, port := range sets.List(ports) {
+		add(port, dns.TypeSRV)
 	}
 	return out
 }

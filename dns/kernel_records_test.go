@@ -29,7 +29,13 @@ func TestKernelAnswersRecords(t *testing.T) {
 			"_DNS._udp.Web.default.svc.cluster.local. SRV":      {true, true, true},
 			"_https._tcp.dual.default.svc.cluster.local. SRV":   {true, true, true},
 			"_none._tcp.web.default.svc.cluster.local. SRV":     {},
-			"web.default.svc.cluster.local. SRV":                {},
+			"web.default.svc.cluster.local. SRV":                {true, true, true},
+			"plain.default.svc.cluster.local. SRV":              {true, true, true}, // of a port without a name
+			"six.default.svc.cluster.local. SRV":                {true, true, true},
+			"all.default.svc.cluster.local. SRV":                {true, true, true}, // there are no ports
+			"empty.default.svc.cluster.local. SRV":              {true, true, true}, // it says that it does not exist
+			"many.default.svc.cluster.local. SRV":               {true, true, true},
+			"extaddr.default.svc.cluster.local. SRV":            {},
 			"db.default.svc.cluster.local. SRV":                 {true, true, true},
 			"_pg._tcp.db.default.svc.cluster.local. SRV":        {true, true, true},
 			"_pg._tcp.two.default.svc.cluster.local. SRV":       {true, true, true},
@@ -47,7 +53,16 @@ func TestKernelAnswersRecords(t *testing.T) {
 			"many.default.svc.cluster.local. A":                 {false, false, true},
 			"huge.default.svc.cluster.local. A":                 {},
 			"db-0.db.default.svc.cluster.local. A":              {true, true, true},
-			"10-244-0-3.db.default.svc.cluster.local. A":        {},
+			"10-244-0-3.db.default.svc.cluster.local. A":        {true, true, true},
+			"10-244-0-3.DB.default.svc.cluster.local. AAAA":     {true, true, true},
+			"10-244-0-3.db.default.svc.cluster.local. TXT":      {true, true, true},
+			"10-244-0-2.db.default.svc.cluster.local. A":        {}, // it has a hostname
+			"10-244-0-4.db.default.svc.cluster.local. A":        {}, // is not ready
+			"10-244-1-59.many.default.svc.cluster.local. A":     {true, true, true},
+			"10-244-0-7.web.default.svc.cluster.local. A":       {}, // of a Service with an address of its own
+			"FD00-244--13.two.default.svc.cluster.local. AAAA":  {true, true, true},
+			"fd00-244-0--13.two.default.svc.cluster.local. A":   {}, // the same address in another spelling is no name
+			"fd00-244--.ends.default.svc.cluster.local. AAAA":   {true, true, true},
 			"_http._tcp.nothing.default.svc.cluster.local. SRV": {true, true, true}, // it says that it does not exist
 		} {
 			name, qtype, _ := strings.Cut(question, " ")

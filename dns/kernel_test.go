@@ -307,7 +307,7 @@ func TestKernelDeniesWhatIsNowhere(t *testing.T) {
 func TestKernelAnswersNamesOfChanceAsTheServerDoes(t *testing.T) {
 	dial, s, d := podAndServer(t)
 	conns := []*dns.Conn{{Conn: dial("udp", at), UDPSize: 4096}, {Conn: dial("udp", at6), UDPSize: 4096}}
-	words := []string{"web", "dual", "six", "db", "db-0", "default", "svc", "pod", "dns", "ns", "dns-version", "cluster", "local", "_http", "_tcp", "_", "10-1-0-1", "Xdnsversion",
+	words := []string{"web", "dual", "six", "db", "db-0", "10-244-0-3", "10-244-0-2", "two", "FD00-244--13", "many", "10-244-1-7", "all", "default", "svc", "pod", "dns", "ns", "dns-version", "cluster", "local", "_http", "_tcp", "_", "10-1-0-1", "Xdnsversion",
 		"abcdefghijk", "a", `\000`, `\255\.`, "*", strings.Repeat("x", 63), "SVC", "Cluster"}
 	types := []uint16{dns.TypeA, dns.TypeAAAA, dns.TypeSRV, dns.TypePTR, dns.TypeCNAME, dns.TypeSOA, dns.TypeTXT, dns.TypeANY, 65280}
 	rows := bpf.NameRows{State: bpf.NamesState{Whole: true, Pods: true}}
@@ -325,11 +325,13 @@ func TestKernelAnswersNamesOfChanceAsTheServerDoes(t *testing.T) {
 		for range random.IntN(8) * (1 + random.IntN(3)) {
 			labels = append(labels, words[random.IntN(len(words))])
 		}
-		labels = append(labels, [][]string{{"cluster", "local"}, {"svc", "cluster", "local"}, {"default", "svc", "cluster", "LOCAL"}, {"web", "default", "svc", "Cluster", "local"}, nil}[random.IntN(5)]...)
+		labels = append(labels, [][]string{{"cluster", "local"}, {"svc", "cluster", "local"}, {"default", "svc", "cluster", "LOCAL"}, {"web", "default", "svc", "Cluster", "local"}, {"db", "default", "svc", "Cluster", "local"}, nil}[random.IntN(6)]...)
 		if len(rows.Records) > 0 && i%4 == 3 { // or what the kernel has an answer to, or almost
 			m := new(dns.Msg)
 			must(t, m.Unpack(rows.Records[random.IntN(len(rows.Records))].Message))
 			labels = dns.SplitDomainName(m.Question[0].Name)[min(1, random.IntN(5)/4):]
+		} else if i%4 == 1 {
+			labels = dns.SplitDomainName(rows.Names[random.IntN(len(rows.Names))].Name)
 		}
 		name := dns.Fqdn(strings.Join(labels, "."))
 		q := new(dns.Msg).SetQuestion(name, types[random.IntN(len(types))])

@@ -25,7 +25,7 @@ import (
 const maxKernelAddrs = 8
 
 // Desired returns the names that the kernel knows of a Service: its own, with its addresses if they fit, and those of a headless one's
-// endpoints that have a hostname. User space answers for a name whose addresses don't fit. Without a row for the Service the kernel denies
+// endpoints, by their hostname or their dashed address. User space answers for a name whose addresses don't fit. Without a row for the Service the kernel denies
 // its name and all below it: so it is for a headless one without endpoints, as Records has it.
 func Desired(svc *corev1.Service, endpoints []*discoveryv1.EndpointSlice, zone string) []bpf.Name {
 	owner, name := string(svc.UID), svc.Name+"."+svc.Namespace+".svc."+strings.Trim(strings.ToLower(zone), ".")+"."
@@ -47,12 +47,11 @@ func Desired(svc *corev1.Service, endpoints []*discoveryv1.EndpointSlice, zone s
 	out := []bpf.Name{fitting(owner, name, distinct(eps))}
 	hosts := map[string][]endpoint{}
 	for _, e := range eps {
-		if e.named {
-			hosts[e.host] = append(hosts[e.host], e)
-		}
+		hosts[e.host] = append(hosts[e.host], e)
 	}
 	for _, host := range slices.Sorted(maps.Keys(hosts)) {
-		if whole := host + "." + name; len(validation.IsDNS1123Label(host)) == 0 && len(whole) <= maxName {
+		_, isAddr := dashed(host) // of which some begin or end with a dash
+		if whole := host + "." + name; (isAddr || len(validation.IsDNS1123Label(host)) == 0) && len(whole) <= maxName {
 			out = append(out, fitting(owner, whole, distinct(hosts[host])))
 		}
 	}

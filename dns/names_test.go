@@ -68,6 +68,13 @@ func TestDesired(t *testing.T) {
 		var got []string
 		rows := Desired(c.service, c.slices, "Cluster.Local.")
 		for _, r := range rows {
+			host, _, _ := strings.Cut(r.Name, ".")
+			if a, ok := dashed(host); ok { // an endpoint by its address: see below
+				if len(r.Addrs) != 1 || r.Addrs[0] != a {
+					t.Errorf("%s: %v", name, r)
+				}
+				continue
+			}
 			text := fmt.Sprint(r.Addrs)
 			if r.Elsewhere {
 				text = "elsewhere"
@@ -84,6 +91,23 @@ func TestDesired(t *testing.T) {
 		if strings.Join(got, " ") != c.want {
 			t.Errorf("%s: %v, want %s", name, rows, c.want)
 		}
+	}
+}
+
+// Endpoints of headless Services without a hostname are known by their addresses, each spelling as the server has it.
+func TestDesiredNamesOfAddresses(t *testing.T) {
+	list := []*discoveryv1.EndpointSlice{endpoints("s", "a", nil, "10.244.0.1", "10.244.0.2!", "s-0=10.244.0.3", "10-244-0-4=10.244.0.9"), endpoints("s", "b", nil, "FD00:0::1", "::2", "fd00::", "::ffff:10.244.0.5", "10.244.0.1")}
+	got := map[string]string{}
+	for _, r := range Desired(service("s", headless), list, "cluster.local") {
+		got[strings.TrimSuffix(r.Name, ".default.svc.cluster.local.")] = fmt.Sprint(r.Addrs, r.Elsewhere)
+	}
+	want := map[string]string{"s": "[] true", "10-244-0-1.s": "[10.244.0.1] false", "s-0.s": "[10.244.0.3] false", "10-244-0-4.s": "[10.244.0.9] false", "fd00--1.s": "[fd00::1] false",
+		"--2.s": "[::2] false", "fd00--.s": "[fd00::] false", "--ffff-10-244-0-5.s": "[] true"}
+	if !maps.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+	if rows := Desired(service("s", []string{"10.96.0.5"}), list, "cluster.local"); len(rows) != 1 {
+		t.Errorf("of a Service with an address of its own: %v", rows)
 	}
 }
 

@@ -73,9 +73,14 @@ func (w *watchers) tell(q Query) {
 	}
 }
 
-// ServeQueries writes queries, as they are answered, as JSON to who connects to a unix socket, until ctx ends. The socket is its user's alone. Names
-// are answered without it, too: what goes wrong with it is told in the log, and tried again.
+// ServeQueries writes queries, as they are answered, as JSON to who connects to a unix socket, until ctx ends. The socket is its user's alone.
 func (s *Server) ServeQueries(ctx context.Context, path string) {
+	serve(ctx, path, s.writeQueries)
+}
+
+// serve hands over who connects to a unix socket, until ctx ends. Names are answered without it, too: what goes wrong with it is told in the log,
+// and tried again.
+func serve(ctx context.Context, path string, use func(net.Conn)) {
 	var serving sync.WaitGroup
 	defer serving.Wait()
 	backoff := newBackoff()
@@ -85,13 +90,13 @@ func (s *Server) ServeQueries(ctx context.Context, path string) {
 			serving.Go(func() {
 				defer conn.Close()
 				defer context.AfterFunc(ctx, func() { conn.Close() })()
-				s.writeQueries(conn)
+				use(conn)
 			})
 		})
 		if ctx.Err() != nil {
 			return
 		}
-		klog.ErrorS(err, "Nobody can look at DNS queries, trying again", "socket", path)
+		klog.ErrorS(err, "Nobody can connect to the resolver's socket, trying again", "socket", path)
 		select {
 		case <-ctx.Done():
 		case <-time.After(backoff.Step()):

@@ -229,8 +229,7 @@ func (r *Records) service(labels []string, qtype uint16, hdr func(uint16) dns.RR
 
 // endpoint is one address of a headless Service.
 type endpoint struct {
-	host  string
-	named bool // by a hostname, not by its address
+	host  string // its hostname, or its address
 	addr  netip.Addr
 	ports []discoveryv1.EndpointPort
 }
@@ -257,7 +256,7 @@ func endpointsOf(svc *corev1.Service, list []*discoveryv1.EndpointSlice) []endpo
 			}
 			for _, t := range e.Addresses {
 				if a, err := netip.ParseAddr(t); err == nil {
-					out = append(out, endpoint{host: endpointHost(e, a), named: e.Hostname != nil && *e.Hostname != "", addr: a, ports: s.Ports})
+					out = append(out, endpoint{host: endpointHost(e, a), addr: a, ports: s.Ports})
 				}
 			}
 		}

@@ -70,7 +70,8 @@ func (s *Server) Configure(cfg Config) error {
 		before.closeBut(next)
 	}
 	if s.kernel != nil {
-		return s.kernel.Flush()
+		_, err := s.kernel.Forget(".")
+		return err
 	}
 	return nil
 }
@@ -153,6 +154,7 @@ func (s *Server) Run(ctx context.Context) error {
 			})
 		}
 	}
+	g.Go(func() error { s.followServers(ctx); return nil })
 	return g.Wait()
 }
 
@@ -259,8 +261,9 @@ func (s *Server) Ask(ctx context.Context, client netip.Addr, q *dns.Msg) Answer 
 		a.Msg = new(dns.Msg).SetRcode(q, rcode)
 	} else {
 		set := s.settings.Load()
+		epoch := set.cache.epoch.Load()
 		a = s.rewritten(request{ctx, set, client}, q)
-		s.share(set, q, a)
+		s.share(set, epoch, q, a)
 	}
 	a.Msg.RecursionAvailable = true
 	if o != nil {

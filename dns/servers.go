@@ -49,6 +49,7 @@ type servers struct {
 	list  []*server
 	turn  int
 	begun bool
+	moved bool // the list is another one than before
 }
 
 // fileVersion tells whether a file was written.
@@ -96,6 +97,22 @@ func (s *servers) order() ([]*server, error) {
 	return append(up, down...), nil
 }
 
+// changed reads again the files that have changed, if somebody has asked before, and tells whether other servers have come of that since the
+// last time.
+func (s *servers) changed() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.begun {
+		return false
+	}
+	if err := s.refresh(); err != nil {
+		klog.V(4).ErrorS(err, "Upstream DNS servers can't be read") // who asks is told
+	}
+	moved := s.moved
+	s.moved = false
+	return moved
+}
+
 // refresh reads the files that have changed. A server that stays keeps what is known of it.
 func (s *servers) refresh() error {
 	changed := !s.begun
@@ -118,6 +135,7 @@ func (s *servers) refresh() error {
 	for _, u := range s.list {
 		before[u.addr] = u
 	}
+	former, begun := s.list, s.begun
 	s.begun, s.list = true, nil
 	add := func(a netip.AddrPort) {
 		a = netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
@@ -142,6 +160,7 @@ func (s *servers) refresh() error {
 		conf, err := dns.ClientConfigFromFile(source)
 		if err != nil {
 			s.read[source] = fileVersion{} // another try with the next query
+			s.list = former
 			return fmt.Errorf("dns: upstreams: %s: %w", source, err)
 		}
 		for _, text := range conf.Servers {
@@ -151,6 +170,7 @@ func (s *servers) refresh() error {
 		}
 		klog.InfoS("Upstream DNS servers", "file", source, "servers", conf.Servers, "used", len(s.list))
 	}
+	s.moved = s.moved || begun && !slices.Equal(former, s.list)
 	return nil
 }
 

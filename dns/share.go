@@ -16,7 +16,8 @@ type Kernel interface {
 	// Keep takes a response in wire format, without an OPT record, and the bits of its query (bpf.AskedRecursion and the like).
 	Keep(response []byte, bits uint8, until time.Time) error
 	Drop(response []byte, bits uint8) error
-	Flush() error
+	// Forget drops all that is of a lower-case name or below it, "." for all, and tells how many that were.
+	Forget(name string) (int, error)
 }
 
 // ShareWith lets the kernel give what was forwarded, for as long as its records live. It forgets what it had. Call it before Run.
@@ -24,12 +25,13 @@ func (s *Server) ShareWith(k Kernel) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.kernel = k
-	return k.Flush()
+	_, err := k.Forget(".")
+	return err
 }
 
 // share gives the kernel an answer that depends on nothing but the question, the configuration and the aliases of the cluster. Whoever changes one of the
-// latter flushes behind that, and here it is looked at again when the answer is in the kernel: so one of the two sees the other.
-func (s *Server) share(set *settings, q *dns.Msg, a Answer) {
+// latter, or wants something forgotten, flushes behind that, and here it is looked at again when the answer is in the kernel: so one of the two sees the other.
+func (s *Server) share(set *settings, epoch uint64, q *dns.Msg, a Answer) {
 	if s.kernel == nil || a.As != "" || a.until.IsZero() {
 		return
 	}
@@ -50,7 +52,7 @@ func (s *Server) share(set *settings, q *dns.Msg, a Answer) {
 	if err != nil {
 		return // the client's can't be written either, which is told there
 	}
-	if err = s.kernel.Keep(data, bits, a.until); err == nil && (s.settings.Load() != set || a.By == ByCluster && !stillLeadsTo(set, q, name, a.Msg)) {
+	if err = s.kernel.Keep(data, bits, a.until); err == nil && (s.settings.Load() != set || set.cache.epoch.Load() != epoch || a.By == ByCluster && !stillLeadsTo(set, q, name, a.Msg)) {
 		err = s.kernel.Drop(data, bits)
 	}
 	if err != nil && !errors.Is(err, bpf.ErrTooLarge) {

@@ -157,6 +157,8 @@ func objects() []apiruntime.Object {
 		endpoints("two", "b", endpointPort("pg", corev1.ProtocolTCP, 5432), "Two-0=fd00:244:0:0::12", "fd00:244::13"),
 		service("bare", headless, port("pg", corev1.ProtocolTCP, 5432)),
 		endpoints("bare", "a", endpointPort("pg", corev1.ProtocolTCP, 5432), "bare-0=fd00:244::31", "fd00:244::32"),
+		service("ends", headless, port("pg", corev1.ProtocolTCP, 5432)),
+		endpoints("ends", "a", endpointPort("pg", corev1.ProtocolTCP, 5432), "fd00:244::"),
 		service("all", headless, publish),
 		endpoints("all", "a", nil, "all-0=10.244.0.9!"),
 		service("empty", headless),

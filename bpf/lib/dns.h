@@ -124,6 +124,15 @@ struct asked {
 #define ASKED_DO 8
 
 #define OUTSIDE_TTLS 32
+#define OUTSIDE_LONG_TTLS 76 /* addresses that ANSWER_MAX has room for */
+
+/* What a table of names has no room for is in one more, which user space makes then, as large as it need be: a row of an array of maps. */
+static __always_inline void *dns_more(void *tables)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(tables, &zero);
+}
 
 /* The head of a stored answer. */
 struct stored {
@@ -162,7 +171,7 @@ struct dns_scratch {
 	__u32 type, edns, limit; /* of dns_read; the last are the bytes that the client takes */
 	__u32 bits;              /* such as ASKED_RD */
 	struct stored stored;    /* what dns_stored sends */
-	__u16 ttl_at[OUTSIDE_TTLS];
+	__u16 ttl_at[OUTSIDE_LONG_TTLS];
 	__u32 ttls;
 	struct dashed dashed;
 	union {

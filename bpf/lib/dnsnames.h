@@ -31,6 +31,33 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } names SEC(".maps");
 
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__array(values, struct {
+		__uint(type, BPF_MAP_TYPE_HASH);
+		__uint(max_entries, NAMES);
+		__uint(map_flags, BPF_F_NO_PREALLOC);
+		__type(key, struct name_key);
+		__type(value, struct name);
+	});
+} names_more SEC(".maps");
+
+static __always_inline struct name *dns_row(const struct name_key *key)
+{
+	struct name *name = bpf_map_lookup_elem(&names, key);
+	void *more;
+
+	if (!name) {
+		more = dns_more(&names_more);
+		if (more)
+			name = bpf_map_lookup_elem(more, key);
+	}
+	return name;
+}
+
 /* Names that no object can have, by the naming rules alone (DNS-based service discovery 1.1.0): the label before the zone is none of
  * svc, pod, dns, dns-version; or there are more than four labels before svc. These are what a resolver's search list makes. */
 static __always_inline int dns_impossible(const struct dns_scratch *s, __u32 labels)
@@ -81,7 +108,7 @@ int __attribute__((noinline)) dns_missing(struct __sk_buff *skb)
 			break;
 		s->service.name[i] = s->asked.key.name[(at + i) & (NAME_MAX - 1)];
 	}
-	return !bpf_map_lookup_elem(&names, &s->service);
+	return !dns_row(&s->service);
 }
 
 /* What the name of a pod is: DENIED, the family of its address, which is in the scratch then; or -1, if user space is to say. */
@@ -113,7 +140,7 @@ int __attribute__((noinline)) dns_pod(struct __sk_buff *skb)
 	s->service.name[at + 1] = 's';
 	s->service.name[at + 2] = 'v';
 	s->service.name[at + 3] = 'c';
-	if (!bpf_map_lookup_elem(&names, &s->service))
+	if (!dns_row(&s->service))
 		return state & NAMES_WHOLE ? DENIED : -1;
 	family = dns_dashed(skb);
 	return family ? family : -1;
@@ -152,7 +179,7 @@ int __attribute__((noinline)) dns_records(struct __sk_buff *skb, __u32 off, __u3
 
 	if (!skb || !s)
 		return -1;
-	name = bpf_map_lookup_elem(&names, &s->asked.key);
+	name = dns_row(&s->asked.key);
 	if (!name)
 		return -1;
 	if (!n || n != (v6 ? name->n6 : name->n4)) /* changed meanwhile */
@@ -171,7 +198,7 @@ int __attribute__((noinline)) dns_records(struct __sk_buff *skb, __u32 off, __u3
 			return -1;
 		off += ANSWER_SIZE(v6);
 	}
-	return bpf_map_lookup_elem(&names, &s->asked.key) == name ? 0 : -1; /* as in dns_put */
+	return dns_row(&s->asked.key) == name ? 0 : -1; /* as in dns_put */
 }
 
 /* Answers a question for a name in the zone, which begins at an offset of the name. */
@@ -188,7 +215,7 @@ int __attribute__((noinline)) dns_cluster(struct __sk_buff *skb, __u32 over_v6, 
 		return -1;
 	len = OPAQUE(s->len);
 	type = OPAQUE(s->type);
-	name = bpf_map_lookup_elem(&names, &s->asked.key);
+	name = dns_row(&s->asked.key);
 	if (name) {
 		if (name->n4 > NAME_ADDRS || type == TYPE_SRV || type == TYPE_ANY) {
 			verdict = dns_record(skb, over_v6);
@@ -200,7 +227,7 @@ int __attribute__((noinline)) dns_cluster(struct __sk_buff *skb, __u32 over_v6, 
 		n = v6 ? name->n6 : name->n4;
 		if (type != TYPE_A && type != TYPE_AAAA)
 			n = 0;
-		if (n > NAME_ADDRS || (!n && bpf_map_lookup_elem(&names, &s->asked.key) != name)) /* as in dns_put */
+		if (n > NAME_ADDRS || (!n && dns_row(&s->asked.key) != name)) /* as in dns_put */
 			return -1;
 	} else if (dns_impossible(s, OPAQUE(s->labels)) || dns_missing(skb)) {
 		rcode = RCODE_NXDOMAIN;

@@ -13,6 +13,7 @@
 #define LISTS 16384
 #define OUTSIDE 4096
 #define OUTSIDE_BODY 592 /* and such a one 1 KiB */
+#define OUTSIDE_LONG 1024
 
 /* An answer of the cluster: most are short, as that a port of a Service has. */
 struct record {
@@ -32,6 +33,20 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } name_records SEC(".maps");
 
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__array(values, struct {
+		__uint(type, BPF_MAP_TYPE_HASH);
+		__uint(max_entries, RECORDS);
+		__uint(map_flags, BPF_F_NO_PREALLOC);
+		__type(key, struct asked);
+		__type(value, struct record);
+	});
+} name_records_more SEC(".maps");
+
 /* One that is longer, as of a headless Service with many endpoints. */
 struct list {
 	struct stored head;
@@ -50,6 +65,20 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } name_lists SEC(".maps");
 
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__array(values, struct {
+		__uint(type, BPF_MAP_TYPE_HASH);
+		__uint(max_entries, LISTS);
+		__uint(map_flags, BPF_F_NO_PREALLOC);
+		__type(key, struct asked);
+		__type(value, struct list);
+	});
+} name_lists_more SEC(".maps");
+
 struct outside {
 	struct stored head;
 	__u64 used; /* when it was given last, but for some milliseconds: user space takes those away first that are the oldest */
@@ -67,6 +96,26 @@ struct {
 	__type(value, struct outside);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } name_outside SEC(".maps");
+
+/* One that is longer than most. */
+struct outside_long {
+	struct stored head;
+	__u64 used;
+	__u32 ttls;
+	__u16 ttl_at[OUTSIDE_LONG_TTLS];
+	__u8 body[ANSWER_MAX];
+	__u32 tag;
+	__u32 pad;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, OUTSIDE_LONG);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct asked);
+	__type(value, struct outside_long);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} name_outside_long SEC(".maps");
 
 #define SECOND 1000000000ULL
 
@@ -130,31 +179,51 @@ static __always_inline int dns_put(struct __sk_buff *skb, struct dns_scratch *s,
 	return 0;
 }
 
-/* Answers the question in the scratch by what is written down of the cluster, or returns -1. */
+/* Answers the question in the scratch by a long answer that is written down of the cluster, or returns -1. */
+int __attribute__((noinline)) dns_list(struct __sk_buff *skb, __u32 off)
+{
+	struct dns_scratch *s = dns_scratch_now();
+	void *table = &name_lists;
+	struct list *l;
+
+	if (!skb || !s)
+		return -1;
+	l = bpf_map_lookup_elem(table, &s->asked);
+	if (!l) {
+		table = dns_more(&name_lists_more);
+		l = table ? bpf_map_lookup_elem(table, &s->asked) : 0;
+		if (!l)
+			return -1;
+	}
+	s->stored = l->head;
+	return dns_put(skb, s, table, l, off, l->body, sizeof(l->body), &l->head.tag, &l->tag);
+}
+
+/* Answers it by any answer that is written down of the cluster, or returns -1. */
 int __attribute__((noinline)) dns_record(struct __sk_buff *skb, __u32 over_v6)
 {
 	__u32 off = ETH_HLEN + (over_v6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr)) + sizeof(struct dns_head) + 4;
 	struct dns_scratch *s = dns_scratch_now();
+	void *table = &name_records;
 	struct record *r;
-	struct list *l;
 	int verdict;
 
 	if (!skb || !s)
 		return -1;
 	off += OPAQUE(s->len);
 	s->asked.bits = 0;
-	r = bpf_map_lookup_elem(&name_records, &s->asked);
+	r = bpf_map_lookup_elem(table, &s->asked);
+	if (!r) {
+		table = dns_more(&name_records_more);
+		r = table ? bpf_map_lookup_elem(table, &s->asked) : 0;
+	}
 	if (r) {
 		s->stored = r->head;
-		verdict = dns_put(skb, s, &name_records, r, off, r->body, sizeof(r->body), &r->head.tag, &r->tag);
+		verdict = dns_put(skb, s, table, r, off, r->body, sizeof(r->body), &r->head.tag, &r->tag);
 	} else {
-		l = bpf_map_lookup_elem(&name_lists, &s->asked);
-		if (!l)
-			return -1;
-		s->stored = l->head;
-		verdict = dns_put(skb, s, &name_lists, l, off, l->body, sizeof(l->body), &l->head.tag, &l->tag);
+		verdict = dns_list(skb, off);
 	}
-	return verdict ? verdict : dns_stored(skb, over_v6, DNS_ANSWERED);
+	return verdict ? verdict : dns_stored(skb, over_v6, s->stored.answers ? DNS_ANSWERED : DNS_NO_DATA);
 }
 
 /* Writes how long the records still live, where the scratch says. On its own, as in dns_records. */
@@ -165,7 +234,7 @@ int __attribute__((noinline)) dns_ttls(struct __sk_buff *skb, __u32 off, __u32 t
 
 	if (!skb || !s)
 		return -1;
-	for (__u32 i = 0; i < OUTSIDE_TTLS; i++) {
+	for (__u32 i = 0; i < OUTSIDE_LONG_TTLS; i++) {
 		if (i >= OPAQUE(s->ttls))
 			break;
 		if (bpf_skb_store_bytes(skb, off + s->ttl_at[i], &value, sizeof(value), 0))
@@ -174,39 +243,75 @@ int __attribute__((noinline)) dns_ttls(struct __sk_buff *skb, __u32 off, __u32 t
 	return 0;
 }
 
-/* Answers the question in the scratch by what servers outside have said, or returns -1. */
-int __attribute__((noinline)) dns_outside(struct __sk_buff *skb, __u32 over_v6)
+/* Puts an answer of outside behind the question, as dns_put does. Its TTLs are in the scratch, too. */
+static __always_inline int dns_put_outside(struct __sk_buff *skb, struct dns_scratch *s, void *map, const void *row, __u64 *used, __u32 off, const __u8 *body, __u32 most, const __u32 *tag, const __u32 *last)
 {
-	__u32 off = ETH_HLEN + (over_v6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr)) + sizeof(struct dns_head) + 4;
-	struct dns_scratch *s = dns_scratch_now();
-	struct outside *o;
-	__u64 now;
-	__u32 ttl;
+	__u64 now = bpf_ktime_get_boot_ns();
 	int verdict;
+
+	if (now >= s->stored.expires) {
+		count(DNS_PASSED_OUTSIDE);
+		return -1;
+	}
+	verdict = dns_put(skb, s, map, row, off, body, most, tag, last);
+	if (!verdict && now - *used > SECOND / 16)
+		*used = now;
+	return verdict;
+}
+
+int __attribute__((noinline)) dns_outside_long(struct __sk_buff *skb, __u32 off)
+{
+	struct dns_scratch *s = dns_scratch_now();
+	struct outside_long *o;
 
 	if (!skb || !s)
 		return -1;
-	s->asked.bits = OPAQUE(s->bits);
-	o = bpf_map_lookup_elem(&name_outside, &s->asked);
+	o = bpf_map_lookup_elem(&name_outside_long, &s->asked);
 	if (!o) {
 		count(DNS_PASSED_OUTSIDE);
 		return -1;
 	}
 	s->stored = o->head;
-	__builtin_memcpy(s->ttl_at, o->ttl_at, sizeof(s->ttl_at));
+	__builtin_memcpy(s->ttl_at, o->ttl_at, sizeof(o->ttl_at));
 	OPAQUE(s->ttls) = o->ttls;
-	now = bpf_ktime_get_boot_ns();
-	if (now >= s->stored.expires) {
-		count(DNS_PASSED_OUTSIDE);
+	return dns_put_outside(skb, s, &name_outside_long, o, &o->used, off, o->body, sizeof(o->body), &o->head.tag, &o->tag);
+}
+
+int __attribute__((noinline)) dns_outside_any(struct __sk_buff *skb, __u32 off)
+{
+	struct dns_scratch *s = dns_scratch_now();
+	struct outside *o;
+
+	if (!skb || !s)
 		return -1;
-	}
+	o = bpf_map_lookup_elem(&name_outside, &s->asked);
+	if (!o)
+		return dns_outside_long(skb, off);
+	s->stored = o->head;
+	__builtin_memcpy(s->ttl_at, o->ttl_at, sizeof(o->ttl_at));
+	OPAQUE(s->ttls) = o->ttls;
+	return dns_put_outside(skb, s, &name_outside, o, &o->used, off, o->body, sizeof(o->body), &o->head.tag, &o->tag);
+}
+
+/* Answers the question in the scratch by what servers outside have said, or returns -1. */
+int __attribute__((noinline)) dns_outside(struct __sk_buff *skb, __u32 over_v6)
+{
+	__u32 off = ETH_HLEN + (over_v6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr)) + sizeof(struct dns_head) + 4;
+	struct dns_scratch *s = dns_scratch_now();
+	__u32 ttl = 0;
+	int verdict;
+	__u64 now;
+
+	if (!skb || !s)
+		return -1;
+	s->asked.bits = OPAQUE(s->bits);
 	off += OPAQUE(s->len);
-	verdict = dns_put(skb, s, &name_outside, o, off, o->body, sizeof(o->body), &o->head.tag, &o->tag);
+	verdict = dns_outside_any(skb, off);
 	if (verdict)
 		return verdict;
-	if (now - o->used > SECOND / 16)
-		o->used = now;
-	ttl = (s->stored.expires - now + SECOND - 1) / SECOND;
+	now = bpf_ktime_get_boot_ns();
+	if (now < s->stored.expires)
+		ttl = (s->stored.expires - now + SECOND - 1) / SECOND;
 	if (ttl != s->stored.ttl && dns_ttls(skb, off, ttl))
 		return drop(skb, DROP_REWRITE);
 	return dns_stored(skb, over_v6, DNS_OUTSIDE);

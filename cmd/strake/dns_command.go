@@ -19,7 +19,7 @@ func dnsCommand(place places) *cobra.Command {
 		Use:   "dns",
 		Short: "Cluster DNS: serve it alone, look at what answers",
 	}
-	cmd.AddCommand(dnsServeCommand(), dnsTranslateCommand(), dnsLookupCommand(place), dnsTopCommand(place))
+	cmd.AddCommand(dnsServeCommand(), dnsTranslateCommand(), dnsLookupCommand(place), dnsTopCommand(place), dnsFlushCommand(place))
 	return cmd
 }
 

@@ -83,6 +83,9 @@ func proxyNames(t *testing.T, l *proxyLab, a, b *proxyPod, known *corev1.Service
 	if err != nil || err2 != nil || !strings.Contains(out, " kernel ") || !strings.Contains(other, " cluster DNS ") {
 		t.Errorf("dns lookup: %v, %v\n%s%s", err, err2, out, other)
 	}
+	if out, err := one.strake("dns", "flush"); err == nil || !strings.Contains(out, "flush that DNS") {
+		t.Errorf("dns flush: %v\n%s", err, out)
+	}
 	top := exec.Command("nsenter", "--net="+string(one.space), l.Binary, "--data-dir", one.data, "dns", "top", "--log")
 	var told journal
 	top.Stdout, top.Stderr = &told, &told

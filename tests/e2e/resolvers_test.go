@@ -169,4 +169,29 @@ spec:
 			t.Errorf("%v\n%s", err, out)
 		}
 	})
+	t.Run("forgotten by dns flush", func(t *testing.T) {
+		flush := func() (kernel, resolver int) {
+			t.Helper()
+			out, err := c.Strake("dns", "flush", "Example.com", "-o", "json")
+			var f struct {
+				Name             string
+				Kernel, Resolver int
+				Agent            bool
+			}
+			if err == nil {
+				err = json.Unmarshal([]byte(out), &f)
+			}
+			if err != nil || f.Name != "example.com." || !f.Agent {
+				t.Fatalf("%v\n%s", err, out)
+			}
+			return f.Kernel, f.Resolver
+		}
+		c.kubectl("exec", "client", "--", "/go-resolve", "example.com.")
+		if kernel, resolver := flush(); kernel == 0 || resolver == 0 {
+			t.Errorf("%d in the kernel and %d in the resolver were forgotten", kernel, resolver)
+		}
+		if kernel, resolver := flush(); kernel+resolver != 0 {
+			t.Errorf("%d in the kernel and %d in the resolver were left", kernel, resolver)
+		}
+	})
 }

@@ -249,6 +249,7 @@ func Run(ctx context.Context, cfg Config) error {
 	g.Go(func() error { return kernelRecords.Run(ctx) })
 	g.Go(func() error { return resolver.Run(ctx) })
 	g.Go(func() error { resolver.ServeQueries(ctx, l.DNSSocket()); return nil })
+	g.Go(func() error { resolver.ServeForget(ctx, l.DNSForgetSocket()); return nil })
 	g.Go(func() error {
 		if ready.API(ctx, netClient.Discovery().RESTClient()) != nil {
 			return nil // ctx ended

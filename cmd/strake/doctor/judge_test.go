@@ -64,6 +64,8 @@ func TestJudgements(t *testing.T) {
 		"another comes later":          {func(g group) { g.judgeConfigs("d", []string{"10-strake.conflist", "20-x.conf", "README"}) }, Warning, "20-x.conf"},
 		"no configuration":             {func(g group) { g.judgeConfigs("d", nil) }, Failure, "missing"},
 		"tables have room":             {func(g group) { g.judgeFill([]bpf.MapStatus{{Name: "names", Rows: 89, Max: 100}}) }, OK, ""},
+		"a table that grows":           {func(g group) { g.judgeFill([]bpf.MapStatus{{Name: "names", Rows: 99, Max: 100, Grows: true}}) }, OK, ""},
+		"a table that could not grow":  {func(g group) { g.judgeFill([]bpf.MapStatus{{Name: "names", Rows: 100, Max: 100, Grows: true}}) }, Failure, "names has 100 of 100"},
 		"a table is almost full":       {func(g group) { g.judgeFill([]bpf.MapStatus{{Name: "names", Rows: 90, Max: 100}}) }, Failure, "names has 90 of 100"},
 		"no tables":                    {func(g group) { g.judgeFill(nil) }, Failure, "none"},
 		"drops of the past":            {func(g group) { g.judgeDrops(map[string]uint64{"drop_x": 5}, map[string]uint64{"drop_x": 5}, 1) }, OK, "drop_x 5"},

@@ -106,7 +106,11 @@ func (e *examination) held(g group) {
 func (g group) judgeFill(tables []bpf.MapStatus) {
 	var full []string
 	for _, m := range tables {
-		if m.Max > 0 && uint64(m.Rows)*100 >= uint64(m.Max)*almostFull {
+		limit := uint64(almostFull)
+		if m.Grows { // it will, unless it could not
+			limit = 100
+		}
+		if m.Max > 0 && uint64(m.Rows)*100 >= uint64(m.Max)*limit {
 			full = append(full, fmt.Sprintf("%s has %d of %d rows", m.Name, m.Rows, m.Max))
 		}
 	}

@@ -165,6 +165,9 @@ func (l Layout) CNISocket() string { return filepath.Join(l.Run(), "cni.sock") }
 // DNSSocket is where the agent's resolver tells of the queries that it answers.
 func (l Layout) DNSSocket() string { return filepath.Join(l.Run(), "dns.sock") }
 
+// DNSForgetSocket is where the agent's resolver is asked to forget answers.
+func (l Layout) DNSForgetSocket() string { return filepath.Join(l.Run(), "dns-forget.sock") }
+
 // Pid is the file that names a component's process.
 func (l Layout) Pid(component string) string { return filepath.Join(l.Run(), component+".pid") }
 
