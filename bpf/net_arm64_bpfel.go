@@ -61,6 +61,8 @@ type netDnsScratch struct {
 	Edns    uint32
 	Limit   uint32
 	Bits    uint32
+	Had     uint32
+	_       [4]byte
 	Stored  netStored
 	TtlAt   [76]uint16
 	Ttls    uint32

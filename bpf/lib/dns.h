@@ -170,6 +170,7 @@ struct dns_scratch {
 	__u32 left, labels, len; /* of dns_name */
 	__u32 type, edns, limit; /* of dns_read; the last are the bytes that the client takes */
 	__u32 bits;              /* such as ASKED_RD */
+	__u32 had;               /* bytes of raw, if those are all that the packet had from the question on; else 0 */
 	struct stored stored;    /* what dns_stored sends */
 	__u16 ttl_at[OUTSIDE_LONG_TTLS];
 	__u32 ttls;
@@ -310,6 +311,7 @@ int __attribute__((noinline)) dns_read(struct __sk_buff *skb, __u32 over_v6)
 		return -1;
 	if (dns_byte(s, len + 2) != 0 || dns_byte(s, len + 3) != 1) /* class IN */
 		return -1;
+	OPAQUE(s->had) = skb->len == question + avail ? avail : 0;
 	OPAQUE(s->type) = dns_byte(s, len) << 8 | dns_byte(s, len + 1);
 	OPAQUE(s->edns) = edns;
 	OPAQUE(s->limit) = PLAIN_MAX;

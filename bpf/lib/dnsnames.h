@@ -168,7 +168,7 @@ static __always_inline int dns_address(struct __sk_buff *skb, struct dns_scratch
 	return v6 ? bpf_skb_store_bytes(skb, off, a, ANSWER_SIZE(1), 0) : bpf_skb_store_bytes(skb, off, a, ANSWER_SIZE(0), 0);
 }
 
-/* Writes the n addresses of the scratch's name from an offset on, beginning with any. On its own, where registers are enough for the
+/* Writes the n addresses of the scratch's name from an offset on, beginning with any; or returns AGAIN. On its own, where registers are enough for the
  * counter: Linux 5.10 forgets one that goes through the stack, and would see no end. */
 int __attribute__((noinline)) dns_records(struct __sk_buff *skb, __u32 off, __u32 v6, __u32 n)
 {
@@ -178,12 +178,12 @@ int __attribute__((noinline)) dns_records(struct __sk_buff *skb, __u32 off, __u3
 	struct name *name;
 
 	if (!skb || !s)
-		return -1;
+		return AGAIN;
 	name = dns_row(&s->asked.key);
 	if (!name)
-		return -1;
+		return AGAIN;
 	if (!n || n != (v6 ? name->n6 : name->n4)) /* changed meanwhile */
-		return -1;
+		return AGAIN;
 	a = dns_owner(s, v6);
 	for (__u32 i = 0; i < NAME_ADDRS; i++) {
 		__u32 at = (first + i) % n & (NAME_ADDRS - 1);
@@ -195,13 +195,13 @@ int __attribute__((noinline)) dns_records(struct __sk_buff *skb, __u32 off, __u3
 		else
 			__builtin_memcpy(a->addr, &name->addrs4[at], 4);
 		if (v6 ? bpf_skb_store_bytes(skb, off, a, ANSWER_SIZE(1), 0) : bpf_skb_store_bytes(skb, off, a, ANSWER_SIZE(0), 0))
-			return -1;
+			return AGAIN;
 		off += ANSWER_SIZE(v6);
 	}
-	return dns_row(&s->asked.key) == name ? 0 : -1; /* as in dns_put */
+	return dns_row(&s->asked.key) == name ? 0 : AGAIN; /* as in dns_put */
 }
 
-/* Answers a question for a name in the zone, which begins at an offset of the name. */
+/* Answers a question for a name in the zone, which begins at an offset of the name; or returns -1 or AGAIN. */
 int __attribute__((noinline)) dns_cluster(struct __sk_buff *skb, __u32 over_v6, __u32 zone_at)
 {
 	__u32 question = ETH_HLEN + (over_v6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr)) + sizeof(struct dns_head);
@@ -219,7 +219,7 @@ int __attribute__((noinline)) dns_cluster(struct __sk_buff *skb, __u32 over_v6, 
 	if (name) {
 		if (name->n4 > NAME_ADDRS || type == TYPE_SRV || type == TYPE_ANY) {
 			verdict = dns_record(skb, over_v6);
-			if (verdict < 0 && name->n4 > NAME_ADDRS) /* an alias that leads outside, it may be */
+			if (verdict == -1 && name->n4 > NAME_ADDRS) /* an alias that leads outside, it may be */
 				verdict = dns_outside(skb, over_v6);
 			return verdict;
 		}
@@ -247,7 +247,7 @@ int __attribute__((noinline)) dns_cluster(struct __sk_buff *skb, __u32 over_v6, 
 		return -1;
 	if (n) {
 		if (pod > 0 ? dns_address(skb, s, question, v6) : dns_records(skb, question, v6, n))
-			return drop(skb, DROP_REWRITE);
+			return AGAIN;
 		return dns_reply(skb, over_v6, question + size, SECTIONS(n, 0, 0), DNS_AA | DNS_ANSWERED << 16);
 	}
 	soa = &s->record.soa;
@@ -267,7 +267,23 @@ int __attribute__((noinline)) dns_cluster(struct __sk_buff *skb, __u32 over_v6, 
 	return dns_reply(skb, over_v6, question + size, SECTIONS(0, 1, 0), DNS_AA | rcode << 8 | (rcode ? DNS_NO_NAME : DNS_NO_DATA) << 16);
 }
 
-/* Answers a query, behind an IP header that is plain, or returns -1 and leaves it as it is. */
+/* Answers the question in the scratch, or returns -1 or AGAIN. */
+static __always_inline int dns_try(struct __sk_buff *skb, __u32 over_v6, __u32 zone_at, __u32 type)
+{
+	int verdict;
+
+	if (zone_at != 0xffff)
+		return dns_cluster(skb, over_v6, zone_at);
+	if (type == TYPE_PTR) {
+		verdict = dns_record(skb, over_v6);
+		if (verdict != -1)
+			return verdict;
+	}
+	return dns_outside(skb, over_v6);
+}
+
+/* Answers a query, behind an IP header that is plain, or returns -1 and leaves it as it is. A change comes between what is read and what is written once in
+ * many thousand times, and the answer is made anew. */
 int __attribute__((noinline)) dns_answer(struct __sk_buff *skb, __u32 over_v6)
 {
 	struct dns_scratch *s = dns_scratch_now();
@@ -284,14 +300,11 @@ int __attribute__((noinline)) dns_answer(struct __sk_buff *skb, __u32 over_v6)
 	if (type >= TYPE_META && type < TYPE_ANY)
 		return -1;
 	zone_at = dns_zone_at(skb);
-	if (zone_at != 0xffff)
-		return dns_cluster(skb, over_v6, zone_at);
-	if (type == TYPE_PTR) {
-		verdict = dns_record(skb, over_v6);
-		if (verdict >= 0)
-			return verdict;
-	}
-	return dns_outside(skb, over_v6);
+	verdict = dns_try(skb, over_v6, zone_at, type);
+	if (verdict != AGAIN)
+		return verdict;
+	verdict = dns_try(skb, over_v6, zone_at, type);
+	return verdict < 0 ? dns_as_asked(skb, over_v6) : verdict;
 }
 
 #endif

@@ -91,11 +91,37 @@ static __always_inline int dns_fits(const struct dns_scratch *s, __u32 body)
 	return 0;
 }
 
-/* Makes room for so many bytes of records behind the question, and the OPT record. From there on there is no way back: the packet is an
- * answer or it is dropped. */
+/* What an answer was made of has changed while it was made. The packet is no question any more: it is to be answered once more, or dns_as_asked. */
+#define AGAIN -2
+
+/* Makes room for so many bytes of records behind the question, and the OPT record. */
 static __always_inline int dns_room(struct __sk_buff *skb, const struct dns_scratch *s, __u32 end)
 {
 	return bpf_skb_change_tail(skb, end + (OPAQUE(s->edns) ? sizeof(struct opt) : 0), 0);
+}
+
+/* Makes a packet the question again that it was, for who is behind, and returns -1. */
+int __attribute__((noinline)) dns_as_asked(struct __sk_buff *skb, __u32 over_v6)
+{
+	__u32 question = ETH_HLEN + (over_v6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr)) + sizeof(struct dns_head), had;
+	struct dns_scratch *s = dns_scratch_now();
+	__u64 at, size;
+
+	if (!skb)
+		return 2; /* TC_ACT_SHOT */
+	had = s ? OPAQUE(s->had) : 0;
+	if (!had || bpf_skb_change_tail(skb, question + had, 0))
+		return drop(skb, DROP_REWRITE);
+	at = OPAQUE(s->len) + 4;
+	size = had - at;
+	asm volatile("%0 &= %1" : "+r"(at) : "i"(2 * NAME_MAX - 1)); /* as in dns_byte */
+	asm volatile("" : "+r"(size));
+	if (size < sizeof(struct opt)) /* there was nothing behind it */
+		return -1;
+	asm volatile("" : "+r"(size)); /* as in dns_put */
+	if (size > NAME_MAX + 16 || bpf_skb_store_bytes(skb, question + at, s->raw + at, size, 0))
+		return drop(skb, DROP_REWRITE);
+	return -1;
 }
 
 /* How many records the sections of a reply have, in one number. */

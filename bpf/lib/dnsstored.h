@@ -160,7 +160,7 @@ int __attribute__((noinline)) dns_stored(struct __sk_buff *skb, __u32 over_v6, _
 			 s->stored.flags1 | (__u32)s->stored.flags2 << 8 | counter << 16);
 }
 
-/* Puts the body of a row of a map, whose head is in the scratch, behind the question. tags are those of the head and of the end of the row. Linux may
+/* Puts the body of a row of a map, whose head is in the scratch, behind the question; or returns -1 or AGAIN. tags are those of the head and of the end of the row. Linux may
  * use a row that user space replaces at once for another question (6.1 and later): so it must still be this one's behind what was read, too. */
 static __always_inline int dns_put(struct __sk_buff *skb, struct dns_scratch *s, void *map, const void *row, __u32 off, const __u8 *body, __u32 most, const __u32 *tag, const __u32 *last)
 {
@@ -175,11 +175,11 @@ static __always_inline int dns_put(struct __sk_buff *skb, struct dns_scratch *s,
 	if (!dns_fits(s, OPAQUE(s->len) + 4 + size) || dns_room(skb, s, off + size))
 		return -1;
 	if (bpf_skb_store_bytes(skb, off, body, size, 0) || bpf_map_lookup_elem(map, &s->asked) != row || *(volatile __u32 *)tag != s->stored.tag || *(volatile __u32 *)last != s->stored.tag)
-		return drop(skb, DROP_REWRITE);
+		return AGAIN;
 	return 0;
 }
 
-/* Answers the question in the scratch by a long answer that is written down of the cluster, or returns -1. */
+/* Answers the question in the scratch by a long answer that is written down of the cluster, or returns -1 or AGAIN. */
 int __attribute__((noinline)) dns_list(struct __sk_buff *skb, __u32 off)
 {
 	struct dns_scratch *s = dns_scratch_now();
@@ -199,7 +199,7 @@ int __attribute__((noinline)) dns_list(struct __sk_buff *skb, __u32 off)
 	return dns_put(skb, s, table, l, off, l->body, sizeof(l->body), &l->head.tag, &l->tag);
 }
 
-/* Answers it by any answer that is written down of the cluster, or returns -1. */
+/* Answers it by any answer that is written down of the cluster, or returns -1 or AGAIN. */
 int __attribute__((noinline)) dns_record(struct __sk_buff *skb, __u32 over_v6)
 {
 	__u32 off = ETH_HLEN + (over_v6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr)) + sizeof(struct dns_head) + 4;
@@ -293,7 +293,7 @@ int __attribute__((noinline)) dns_outside_any(struct __sk_buff *skb, __u32 off)
 	return dns_put_outside(skb, s, &name_outside, o, &o->used, off, o->body, sizeof(o->body), &o->head.tag, &o->tag);
 }
 
-/* Answers the question in the scratch by what servers outside have said, or returns -1. */
+/* Answers the question in the scratch by what servers outside have said, or returns -1 or AGAIN. */
 int __attribute__((noinline)) dns_outside(struct __sk_buff *skb, __u32 over_v6)
 {
 	__u32 off = ETH_HLEN + (over_v6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr)) + sizeof(struct dns_head) + 4;
