@@ -9,6 +9,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
@@ -35,7 +36,11 @@ type controller struct {
 
 // Setup registers the controller with the informers and returns what runs it.
 func Setup(client kubernetes.Interface, f informers.SharedInformerFactory, rootCA []byte) (func(context.Context), error) {
-	nss, sas, cms := f.Core().V1().Namespaces(), f.Core().V1().ServiceAccounts(), f.Core().V1().ConfigMaps()
+	// Of all ConfigMaps only those of this name are held, and are news.
+	named := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTweakListOptions(func(o *metav1.ListOptions) {
+		o.FieldSelector = fields.OneTermEqualSelector(metav1.ObjectNameField, rootCAName).String()
+	}))
+	nss, sas, cms := f.Core().V1().Namespaces(), f.Core().V1().ServiceAccounts(), named.Core().V1().ConfigMaps()
 	c := &controller{
 		client: client, namespaces: nss.Lister(), accounts: sas.Lister(), configMaps: cms.Lister(),
 		rootCA: string(rootCA), queue: queue.New("serviceaccount"),
@@ -58,7 +63,9 @@ func Setup(client kubernetes.Interface, f informers.SharedInformerFactory, rootC
 		}
 	}
 	return func(ctx context.Context) {
+		named.Start(ctx.Done())
 		c.queue.Run(ctx, 2, c.reconcile, nss.Informer().HasSynced, sas.Informer().HasSynced, cms.Informer().HasSynced)
+		named.Shutdown()
 	}, nil
 }
 
