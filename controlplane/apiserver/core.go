@@ -47,6 +47,7 @@ func (b *builder) core(next genericapiserver.DelegationTarget) (*genericapiserve
 			return nil, err
 		}
 	}
+	g.SkipOpenAPIInstallation = true // see serveOpenAPI
 	server, err := g.Complete(b.informers).New("kube-apiserver", next)
 	if err != nil {
 		return nil, err
@@ -56,6 +57,9 @@ func (b *builder) core(next genericapiserver.DelegationTarget) (*genericapiserve
 		return nil, err
 	}
 	if err := b.install(server, all); err != nil {
+		return nil, err
+	}
+	if err := b.serveOpenAPI(server); err != nil {
 		return nil, err
 	}
 	server.RegisterDestroyFunc(func() {

@@ -1,10 +1,23 @@
 package apiserver
 
 import (
+	"fmt"
 	"slices"
+	"strings"
+	"sync"
 
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apiserver/pkg/endpoints/openapi"
+	genericapiserver "k8s.io/apiserver/pkg/server"
+	builder2 "k8s.io/kube-openapi/pkg/builder"
+	"k8s.io/kube-openapi/pkg/builder3"
+	"k8s.io/kube-openapi/pkg/cached"
+	"k8s.io/kube-openapi/pkg/common/restfuladapter"
+	"k8s.io/kube-openapi/pkg/handler"
+	"k8s.io/kube-openapi/pkg/handler3"
+	"k8s.io/kube-openapi/pkg/spec3"
 	"k8s.io/kube-openapi/pkg/validation/spec"
 )
 
@@ -23,4 +36,80 @@ func external(namer *openapi.DefinitionNamer) func(name string) (string, spec.Ex
 		}
 		return name, extensions
 	}
+}
+
+// serveOpenAPI serves the documents of the built-in resources, once all are installed. The library's way (package server/routes) builds the document of
+// version 2 at the start, which few ask for, and keeps what the documents are encoded from, some 25 MiB, as long as the server runs.
+func (b *builder) serveOpenAPI(server *genericapiserver.GenericAPIServer) error {
+	services, mux := server.Handler.GoRestfulContainer.RegisteredWebServices(), server.Handler.NonGoRestfulMux
+	handler.NewOpenAPIServiceLazy(passing(func() (*spec.Swagger, error) {
+		doc, err := builder2.BuildOpenAPISpecFromRoutes(restfuladapter.AdaptWebServices(services), b.generic.OpenAPIConfig)
+		if err != nil {
+			return nil, fmt.Errorf("OpenAPI v2: %w", err)
+		}
+		doc.Definitions = handler.PruneDefaults(doc.Definitions)
+		return doc, nil
+	})).RegisterOpenAPIVersionedService("/openapi/v2", mux)
+	v3 := handler3.NewOpenAPIService()
+	for i, s := range services {
+		path := strings.TrimPrefix(s.RootPath(), "/")
+		v3.UpdateGroupVersionLazy(path, passing(func() (*spec3.OpenAPI, error) {
+			doc, err := builder3.BuildOpenAPISpecFromRoutes(restfuladapter.AdaptWebServices(services[i:i+1]), b.generic.OpenAPIV3Config)
+			if err != nil {
+				return nil, fmt.Errorf("OpenAPI v3 of %s: %w", path, err)
+			}
+			if gv, ok := groupVersionOf(path); ok {
+				keepGroupVersion(doc, gv)
+			}
+			return doc, nil
+		}))
+	}
+	return v3.RegisterOpenAPIV3VersionedService("/openapi/v3", mux)
+}
+
+// keepGroupVersion leaves of the groups and versions of kinds that belong to each of them only the document's own and the core group's.
+func keepGroupVersion(doc *spec3.OpenAPI, gv schema.GroupVersion) {
+	const extension = "x-kubernetes-group-version-kind"
+	if doc.Components == nil {
+		return
+	}
+	for _, s := range doc.Components.Schemas {
+		gvks, ok := s.Extensions[extension].([]any)
+		if !ok || len(gvks) < 2 {
+			continue
+		}
+		if first, ok := gvks[0].(map[string]any); !ok || first["kind"] != "WatchEvent" && first["kind"] != "DeleteOptions" {
+			continue
+		}
+		s.Extensions[extension] = slices.DeleteFunc(slices.Clone(gvks), func(gvk any) bool {
+			m, ok := gvk.(map[string]any)
+			of := schema.GroupVersion{Group: fmt.Sprint(m["group"]), Version: fmt.Sprint(m["version"])}
+			return !ok || of != gv && of != corev1.SchemeGroupVersion
+		})
+	}
+}
+
+// passing builds a document when it is asked for first, and takes it back with the next question: the one who asks, a cached.Value of a service, has
+// encoded it then, and sees by the unchanged tag that what it has encoded still holds.
+func passing[T any](build func() (*T, error)) cached.Value[*T] {
+	var mu sync.Mutex
+	var passed *T
+	built := false
+	return cached.Func(func() (*T, string, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		if !built {
+			doc, err := build()
+			if err != nil {
+				return nil, "", err
+			}
+			passed, built = doc, true
+			return doc, "built", nil
+		}
+		if passed != nil {
+			var none T
+			*passed, passed = none, nil // the caches hold on to the pointer
+		}
+		return nil, "built", nil
+	})
 }

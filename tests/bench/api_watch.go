@@ -184,7 +184,7 @@ func (b *bench) fanOut(ctx context.Context, watch func(context.Context, *lags, f
 	}
 	writes.Wait()
 	if err := failed.Load(); err != nil {
-		return nil, *err
+		return nil, errors.Join(*err, context.Cause(ctx))
 	}
 	for late := time.Now().Add(30 * time.Second); ; {
 		l.mu.Lock()
@@ -243,7 +243,7 @@ func watchRaw(ctx context.Context, way func() (*http.Transport, error), url stri
 			buf = append(buf[:0], buf[len(buf)-2*len(marker)-20:]...)
 		}
 		if err == io.EOF {
-			return nil
+			return errors.New("the server ended a watch")
 		}
 		if err != nil {
 			return err
