@@ -46,7 +46,6 @@ patches:
 - target: {kind: Deployment, name: metrics-server}
   patch: |
     - {op: add, path: /spec/template/spec/containers/0/args/-, value: --kubelet-certificate-authority=/var/run/secrets/kubernetes.io/serviceaccount/ca.crt}
-    - {op: add, path: /spec/template/spec/containers/0/args/-, value: --metric-resolution=10s}
     - {op: replace, path: /spec/template/spec/containers/0/readinessProbe/initialDelaySeconds, value: 1}
 `
 	if err := os.WriteFile(filepath.Join(dir, "kustomization.yaml"), []byte(overlay), 0o600); err != nil {
