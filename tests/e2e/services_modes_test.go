@@ -73,15 +73,18 @@ func directReturn(t *testing.T, c *threeNodes, m neighbour) {
 						return ""
 					})
 				}
-				before := counter("xdp_forwarded")
-				for range 20 {
-					if answer, err := asks(m.Space, "tcp", 0, to, 10*time.Second); err != nil || pod(answer) != "second-a" {
-						t.Errorf("%s: %q, %v", to, answer, err)
+				eventually(t, 60*time.Second, func() string { // routing and drivers are followed later than the Service is served
+					before := counter("xdp_forwarded")
+					for range 20 {
+						if answer, err := asks(m.Space, "tcp", 0, to, 10*time.Second); err != nil || pod(answer) != "second-a" {
+							return fmt.Sprintf("%s: %q, %v", to, answer, err)
+						}
 					}
-				}
-				if n := counter("xdp_forwarded") - before; (n >= 20) != mode.driver {
-					t.Errorf("%s: %d packets went on at the driver", to, n)
-				}
+					if n := counter("xdp_forwarded") - before; (n >= 20) != mode.driver {
+						return fmt.Sprintf("%s: %d packets went on at the driver", to, n)
+					}
+					return ""
+				})
 			}
 		})
 	}
