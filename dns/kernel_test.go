@@ -149,7 +149,8 @@ func podAndServer(t *testing.T) (dial func(network string, to netip.AddrPort) ne
 		}
 		return m
 	})
-	records := newRecords(t, objects()...)
+	longest := strings.Repeat("a", 63)
+	records := newRecords(t, append(objects(), service(longest, []string{"10.96.0.9"}, func(s *corev1.Service) { s.Namespace, s.UID = longest, "longest" }))...)
 	s = newServer(t, records, resolvConf(t, public), at, at6)
 	run(t, s)
 	d = openDatapath(t)
@@ -161,8 +162,8 @@ func podAndServer(t *testing.T) (dial func(network string, to netip.AddrPort) ne
 // fillKernel writes all that there is to be told of a cluster.
 func fillKernel(t *testing.T, d *bpf.Datapath, records *Records) {
 	t.Helper()
-	owners, longest := 0, strings.Repeat("a", 63)
-	for _, svc := range append(slices.Collect(records.services.All()), service(longest, []string{"10.96.0.9"}, func(s *corev1.Service) { s.Namespace, s.UID = longest, "longest" })) {
+	owners := 0
+	for svc := range records.services.All() {
 		rows := Desired(svc, endpointSlices(svc, records.slices), "cluster.local")
 		_, err := d.Names().Replace(string(svc.UID), rows)
 		must(t, err)
