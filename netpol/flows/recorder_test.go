@@ -452,3 +452,17 @@ func FuzzParse(f *testing.F) {
 		s.Sums()
 	})
 }
+
+// BenchmarkSamples is what the agent does for each flow that it is told of.
+func BenchmarkSamples(b *testing.B) {
+	r, err := New(Config{Dir: b.TempDir(), Node: "n1", Source: newKernel(), Names: names(), Clock: func() (time.Time, time.Duration) { return today, clock }})
+	if err != nil {
+		b.Fatal(err)
+	}
+	e := event()
+	for b.Loop() {
+		if err := r.flows.add(r.sample(e), nil); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
