@@ -157,13 +157,13 @@ func Open(c Config) (*Datapath, error) {
 		d.endpoints, err = openEndpoints(d.net.Maps)
 	}
 	if err == nil {
-		d.names, err = openNames(d.net.Maps)
+		d.names, err = openNames(d.net.Maps, c.PinDir)
 	}
 	if err == nil {
-		d.records, err = openRecords(d.net.Maps)
+		d.records, err = openRecords(d.net.Maps, c.PinDir)
 	}
 	if err == nil {
-		err = errors.Join(d.names.more.tidy(), d.records.short.more.tidy(), d.records.long.more.tidy())
+		err = errors.Join(d.names.more.takeOver(), d.records.short.more.takeOver(), d.records.long.more.takeOver())
 	}
 	if err == nil {
 		d.remotes, err = openRemotes(d.net.Maps)

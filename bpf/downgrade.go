@@ -284,7 +284,7 @@ func unpinNewer(pinDir string) error {
 			}
 		} else if want, ok := layout2[name]; ok {
 			err = unpinUnless(pin, want)
-		} else if specs[name] != nil || specs[strings.TrimSuffix(name, beforeSuffix)] != nil {
+		} else if specs[name] != nil || specs[strings.TrimSuffix(name, beforeSuffix)] != nil || specs[strings.TrimSuffix(name, overflowSuffix)] != nil {
 			err = os.Remove(pin)
 		}
 		if err != nil {

@@ -70,7 +70,7 @@ func ReadNames(pinDir string) (r NameRows, err error) {
 		return r, err
 	}
 	defer done()
-	t, err := openNames(maps)
+	t, err := openNames(maps, pinDir)
 	if err != nil {
 		return r, err
 	}
@@ -78,7 +78,7 @@ func ReadNames(pinDir string) (r NameRows, err error) {
 	if r.Names, err = t.Dump(); err != nil {
 		return r, fmt.Errorf("bpf: names: %w", err)
 	}
-	records, err := openRecords(maps)
+	records, err := openRecords(maps, pinDir)
 	if err != nil {
 		return r, err
 	}
@@ -102,9 +102,12 @@ var namePins = []string{namesPin, namesPin + moreSuffix}
 // nameTable implements Table[Name].
 type nameTable struct{ *ownedMap[netNameKey, netName] }
 
-func openNames(maps map[string]*ebpf.Map) (*nameTable, error) {
-	t, err := openOverflowing[netNameKey](maps[namesPin], maps[namesPin+moreSuffix], "name", func(v netName) string { return textOf(v.Owner[:]) })
-	return &nameTable{t}, err
+func openNames(maps map[string]*ebpf.Map, pinDir string) (*nameTable, error) {
+	t, err := openOverflowing[netNameKey](maps, pinDir, namesPin, "name", func(v netName) string { return textOf(v.Owner[:]) })
+	if err != nil {
+		return nil, err
+	}
+	return &nameTable{t}, nil
 }
 
 func showName(k netNameKey) string { return nameOf(k.Name[:]) }

@@ -3,6 +3,8 @@ package bpf
 import (
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 
 	"github.com/cilium/ebpf"
 )
@@ -10,21 +12,55 @@ import (
 // moreSuffix is of the pins of arrays of maps that hold what a table has no room for (dns_more in lib/dns.h).
 const moreSuffix = "_more"
 
+// overflowSuffix is of the pins of what such an array holds: to get it from there takes CAP_SYS_ADMIN, and from a pin it does not.
+const overflowSuffix = "_overflow"
+
 // overflow holds the rows that find no room in a table: programs look there after the table itself. It is made when the first such row comes, and
 // a bigger one with all its rows takes its place when it is full: so at any time each row is in one that programs look into.
 type overflow struct {
 	outer *ebpf.Map
+	pin   string
 	m     *ebpf.Map // nil: there is none
 }
 
-// openOverflow finds what there is.
-func openOverflow(outer *ebpf.Map) (*overflow, error) {
-	o := &overflow{outer: outer}
-	err := outer.Lookup(uint32(0), &o.m)
+// openOverflow finds what there is of a table. A pin is there before programs look into what it holds, so it is asked first.
+func openOverflow(maps map[string]*ebpf.Map, pinDir, table string) (*overflow, error) {
+	o := &overflow{outer: maps[table+moreSuffix], pin: filepath.Join(pinDir, table+overflowSuffix)}
+	var err error
+	if o.m, err = ebpf.LoadPinnedMap(o.pin, nil); errors.Is(err, os.ErrNotExist) {
+		err = o.outer.Lookup(uint32(0), &o.m)
+	}
 	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-		return nil, fmt.Errorf("bpf: overflow of a table: %w", err)
+		return nil, fmt.Errorf("bpf: overflow of table %s: %w", table, err)
 	}
 	return o, nil
+}
+
+// takeOver makes the pin and what programs look into the same, which they are not if an agent was killed between them, and takes one without rows away.
+func (o *overflow) takeOver() error {
+	if o.m == nil {
+		return nil
+	}
+	err := o.repin()
+	if err == nil {
+		err = o.outer.Put(uint32(0), o.m)
+	}
+	if err != nil {
+		return fmt.Errorf("bpf: overflow of a table: %w", err)
+	}
+	return o.tidy()
+}
+
+// repin makes the pin that of what there is.
+func (o *overflow) repin() error {
+	if o.m == nil {
+		return os.Remove(o.pin)
+	}
+	again, err := o.m.Clone() // to pin it again would move the pin
+	if err != nil {
+		return err
+	}
+	return errors.Join(pinOver(again, o.pin), again.Close())
 }
 
 // update writes a row that is there, and tells whether it is.
@@ -71,7 +107,12 @@ func (o *overflow) grow(table *ebpf.Map, rows uint32) error {
 		err = errors.Join(err, it.Err())
 	}
 	if err == nil {
-		err = o.outer.Put(uint32(0), fresh)
+		err = pinOver(fresh, o.pin)
+	}
+	if err == nil {
+		if err = o.outer.Put(uint32(0), fresh); err != nil {
+			err = errors.Join(err, o.repin())
+		}
 	}
 	if err != nil {
 		return errors.Join(fmt.Errorf("a table of %d more rows: %w", rows, err), fresh.Close())
@@ -99,7 +140,7 @@ func (o *overflow) tidy() error {
 	if o == nil || o.m == nil || rows(o.m) > 0 {
 		return nil
 	}
-	if err := o.outer.Delete(uint32(0)); err != nil {
+	if err := errors.Join(o.outer.Delete(uint32(0)), os.Remove(o.pin)); err != nil {
 		return fmt.Errorf("bpf: overflow of a table: %w", err)
 	}
 	err := o.m.Close()

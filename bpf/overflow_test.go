@@ -5,6 +5,9 @@ import (
 	"maps"
 	"math/rand/v2"
 	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 
@@ -19,13 +22,16 @@ func TestOverflow(t *testing.T) {
 	table, err := ebpf.NewMap(inner)
 	must(t, err)
 	defer table.Close()
+	pins := t.TempDir()
+	must(t, MountBPFFS(pins))
+	defer UnmountBPFFS(pins)
 	outer, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.ArrayOfMaps, KeySize: 4, ValueSize: 4, MaxEntries: 1, InnerMap: inner})
 	must(t, err)
 	defer outer.Close()
 	ownerOf := func(v uint64) string { return fmt.Sprint(v % 7) }
 	open := func() *ownedMap[uint64, uint64] {
 		t.Helper()
-		o, err := openOverflowing[uint64](table, outer, "row", ownerOf)
+		o, err := openOverflowing[uint64](map[string]*ebpf.Map{"rows": table, "rows_more": outer}, pins, "rows", "row", ownerOf)
 		must(t, err)
 		return o
 	}
@@ -146,7 +152,11 @@ func TestNamesBeyondTheirTables(t *testing.T) {
 	default:
 	}
 	must(t, d.Close())
-	d = open(t, c)
+	withoutSysAdmin(t, func() { // as kube-proxy's stand-in runs
+		d = open(t, c)
+		_, err := d.Status()
+		must(t, err)
+	})
 	for i := range all {
 		if err := ask(d.net.Programs[podProgram], i); err != nil {
 			t.Errorf("of the next agent: %v", err)
@@ -169,5 +179,31 @@ func TestNamesBeyondTheirTables(t *testing.T) {
 		if verdict, out := run(t, d.net.Programs[podProgram], frame(17, ap(pod+":4242"), ap("10.96.0.10:53"), query(t, name(i), dns.TypeA, false))); verdict != actRedirect || out[14+20+8+3]&15 != dns.RcodeNameError {
 			t.Fatalf("%s is there still: verdict %d", name(i), verdict)
 		}
+	}
+}
+
+// withoutSysAdmin calls f without that capability. The test has a thread of its own, see inNetns.
+func withoutSysAdmin(t *testing.T, f func()) {
+	t.Helper()
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var all [2]unix.CapUserData
+	must(t, unix.Capget(&header, &all[0]))
+	fewer := all
+	fewer[0].Effective &^= 1 << unix.CAP_SYS_ADMIN
+	must(t, unix.Capset(&header, &fewer[0]))
+	defer func() { must(t, unix.Capset(&header, &all[0])) }()
+	f()
+}
+
+// Where a table can't be opened Open says so. A folder is no table.
+func TestTablesThatCannotBeOpened(t *testing.T) {
+	c := tablesConfig(t)
+	for _, table := range []string{namesPin, recordsPin, listsPin} {
+		pin := filepath.Join(c.PinDir, table+overflowSuffix)
+		must(t, os.Mkdir(pin, 0o700))
+		if _, err := Open(c); err == nil || !strings.Contains(err.Error(), "overflow of table "+table) {
+			t.Errorf("%s: %v", table, err)
+		}
+		must(t, os.Remove(pin))
 	}
 }

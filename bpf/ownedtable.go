@@ -24,18 +24,27 @@ type ownedMap[K comparable, V comparable] struct {
 
 // openOwned reads the rows that a pinned map holds.
 func openOwned[K comparable, V comparable](m *ebpf.Map, what string, ownerOf func(V) string) (*ownedMap[K, V], error) {
-	return openOverflowing[K](m, nil, what, ownerOf)
+	return readOwned[K](m, nil, what, ownerOf)
 }
 
-// openOverflowing is openOwned of a table that never is full: outer is where its overflow is; nil: it has none.
-func openOverflowing[K comparable, V comparable](m, outer *ebpf.Map, what string, ownerOf func(V) string) (*ownedMap[K, V], error) {
-	t := &ownedMap[K, V]{m: m, what: what, ownerOf: ownerOf, rows: map[K]V{}, by: map[string]map[K]bool{}}
-	var err error
-	if outer != nil {
-		if t.more, err = openOverflow(outer); err != nil {
+// openOverflowing is openOwned of a table that never is full, by the name of its pin. Releases before there were overflows have none.
+func openOverflowing[K comparable, V comparable](maps map[string]*ebpf.Map, pinDir, table, what string, ownerOf func(V) string) (*ownedMap[K, V], error) {
+	var more *overflow
+	if maps[table+moreSuffix] != nil {
+		var err error
+		if more, err = openOverflow(maps, pinDir, table); err != nil {
 			return nil, err
 		}
 	}
+	t, err := readOwned[K](maps[table], more, what, ownerOf)
+	if err != nil {
+		return nil, errors.Join(err, more.close())
+	}
+	return t, nil
+}
+
+func readOwned[K comparable, V comparable](m *ebpf.Map, more *overflow, what string, ownerOf func(V) string) (*ownedMap[K, V], error) {
+	t := &ownedMap[K, V]{m: m, what: what, ownerOf: ownerOf, more: more, rows: map[K]V{}, by: map[string]map[K]bool{}}
 	if err := t.each(t.note); err != nil {
 		return nil, fmt.Errorf("bpf: read %s: %w", what, err)
 	}

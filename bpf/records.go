@@ -21,13 +21,16 @@ type recordTable struct {
 	long  *ownedMap[netAsked, netList]
 }
 
-func openRecords(maps map[string]*ebpf.Map) (*recordTable, error) {
-	short, err := openOverflowing[netAsked](maps[recordsPin], maps[recordsPin+moreSuffix], "record", func(v netRecord) string { return textOf(v.Owner[:]) })
+func openRecords(maps map[string]*ebpf.Map, pinDir string) (*recordTable, error) {
+	short, err := openOverflowing[netAsked](maps, pinDir, recordsPin, "record", func(v netRecord) string { return textOf(v.Owner[:]) })
 	if err != nil {
 		return nil, err
 	}
-	long, err := openOverflowing[netAsked](maps[listsPin], maps[listsPin+moreSuffix], "list of records", func(v netList) string { return textOf(v.Owner[:]) })
-	return &recordTable{short, long}, err
+	long, err := openOverflowing[netAsked](maps, pinDir, listsPin, "list of records", func(v netList) string { return textOf(v.Owner[:]) })
+	if err != nil {
+		return nil, errors.Join(err, short.more.close())
+	}
+	return &recordTable{short, long}, nil
 }
 
 // Replace implements Table. A row that goes from one map to the other is nowhere for a moment, in which user space answers.

@@ -129,7 +129,7 @@ func overflowingStatus(pinDir, name string) (s MapStatus, err error) {
 	if !s.Grows {
 		return s, nil
 	}
-	more, err := openOverflow(maps[name+moreSuffix])
+	more, err := openOverflow(maps, pinDir, name)
 	if err != nil || more.m == nil {
 		return s, err
 	}

@@ -28,7 +28,7 @@ func ReadRows(pinDir string) (Rows, error) {
 	if err == nil {
 		r.Endpoints, errs[1] = endpoints.Dump()
 	}
-	names, nameErr := openNames(maps)
+	names, nameErr := openNames(maps, pinDir)
 	if nameErr == nil {
 		r.Names, errs[2] = names.Dump()
 		defer names.more.close()
