@@ -158,7 +158,7 @@ func (t *PolicyTables) apply(c PolicyChange) error {
 		return fmt.Errorf("bpf: policy revision: %w", err)
 	}
 	err = t.delete(c)
-	if len(c.GoneSubjects) > 0 { // for what programs noted of them meanwhile
+	if len(c.GoneSubjects)+len(c.GonePeers) > 0 { // for what programs noted of them meanwhile
 		if failed := t.m["policy_revision"].Put(uint32(0), revision+2); failed != nil {
 			err = errors.Join(err, fmt.Errorf("bpf: policy revision: %w", failed))
 		}
