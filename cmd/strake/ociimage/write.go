@@ -28,7 +28,7 @@ const containerdImageName = "io.containerd.image.name"
 // Image is an image of one layer.
 type Image struct {
 	Name       string            // full reference, such as strake.io/demo:v1
-	Files      map[string]string // path in the image → file on this machine; all executable
+	Files      map[string]string // path in the image, from its root → file on this machine; all executable
 	Entrypoint []string
 	Cmd        []string
 	User       string // numeric, such as "65532"; empty is root
@@ -115,7 +115,7 @@ func (img Image) writeLayer(w io.Writer) error {
 		}
 		info, err := f.Stat()
 		if err == nil {
-			err = addHeader(tw, path.Clean(name)[1:], info.Size(), 0o755)
+			err = addHeader(tw, path.Clean("/" + name)[1:], info.Size(), 0o755)
 		}
 		if err == nil {
 			_, err = io.Copy(tw, f)
