@@ -163,7 +163,7 @@ func Open(c Config) (*Datapath, error) {
 		d.records, err = openRecords(d.net.Maps, c.PinDir)
 	}
 	if err == nil {
-		err = errors.Join(d.names.more.takeOver(), d.records.short.more.takeOver(), d.records.long.more.takeOver())
+		err = errors.Join(d.names.takeOver(), d.records.short.takeOver(), d.records.long.takeOver())
 	}
 	if err == nil {
 		d.remotes, err = openRemotes(d.net.Maps)

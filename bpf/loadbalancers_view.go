@@ -37,7 +37,12 @@ func affinityNetns(a netAddr) (cookie uint64, ok bool) {
 	return binary.NativeEndian.Uint64(a.B[:8]), binary.NativeEndian.Uint64(a.B[8:]) == 1<<64-1
 }
 
-// openPins opens tables to be read, but for overflows that are not there.
+// isOfNewer tells whether a pin is not there because an older release runs, which has no such table.
+func isOfNewer(name string, err error) bool {
+	return errors.Is(err, os.ErrNotExist) && (strings.HasSuffix(name, moreSuffix) || name == outsideLongPin)
+}
+
+// openPins opens tables to be read, but for those that older releases have not.
 func openPins(pinDir string, names []string) (map[string]*ebpf.Map, func(), error) {
 	maps := map[string]*ebpf.Map{}
 	closeAll := func() {
@@ -47,7 +52,7 @@ func openPins(pinDir string, names []string) (map[string]*ebpf.Map, func(), erro
 	}
 	for _, name := range names {
 		m, err := ebpf.LoadPinnedMap(filepath.Join(pinDir, name), &ebpf.LoadPinOptions{ReadOnly: true})
-		if errors.Is(err, os.ErrNotExist) && strings.HasSuffix(name, moreSuffix) { // of a release that knows none
+		if isOfNewer(name, err) {
 			continue
 		}
 		if err != nil {

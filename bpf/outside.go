@@ -18,7 +18,7 @@ import (
 // Outside is the kernel's cache of what servers outside have answered, in two tables: of short answers, as most are, and of the others. It is
 // bounded: what was given least recently makes room.
 type Outside struct {
-	short, long *ebpf.Map
+	short, long *ebpf.Map  // long is nil where an older release runs, and this only reads and forgets
 	mu          sync.Mutex // of who makes room
 }
 
@@ -169,7 +169,7 @@ func (o *Outside) Forget(name string) (int, error) {
 		}
 	}
 	forgotten := 0
-	for _, m := range []*ebpf.Map{o.short, o.long} {
+	for _, m := range o.tables() {
 		for whole := false; !whole; {
 			var keys []netAsked
 			var err error
@@ -190,6 +190,14 @@ func (o *Outside) Forget(name string) (int, error) {
 		}
 	}
 	return forgotten, nil
+}
+
+// tables are those that there are.
+func (o *Outside) tables() []*ebpf.Map {
+	if o.long == nil {
+		return []*ebpf.Map{o.short}
+	}
+	return []*ebpf.Map{o.short, o.long}
 }
 
 // Flush takes all away that there is now.
@@ -226,6 +234,9 @@ func ForgetOutside(pinDir, name string) (int, error) {
 	maps := map[string]*ebpf.Map{}
 	for _, pin := range []string{outsidePin, outsideLongPin} {
 		m, err := ebpf.LoadPinnedMap(filepath.Join(pinDir, pin), nil)
+		if isOfNewer(pin, err) {
+			continue
+		}
 		if err != nil {
 			return 0, fmt.Errorf("bpf: table %s: %w", pin, err)
 		}
@@ -249,7 +260,7 @@ func (o *Outside) Dump() ([]OutsideAnswer, error) {
 		return nil, err
 	}
 	var out []OutsideAnswer
-	for _, m := range []*ebpf.Map{o.short, o.long} {
+	for _, m := range o.tables() {
 		_, err := eachOutside(m, func(k netAsked, head netStored, _ uint64) {
 			out = append(out, OutsideAnswer{askedOf(k), max(0, time.Duration(head.Expires)-now), int(head.Len)})
 		})

@@ -51,24 +51,57 @@ func readOwned[K comparable, V comparable](m *ebpf.Map, more *overflow, what str
 	return t, nil
 }
 
-// each reads the rows from the kernel.
+// each reads the rows from the kernel. Of those that are in both the table and its overflow, programs see the table's.
 func (t *ownedMap[K, V]) each(f func(K, V)) error {
-	from := []*ebpf.Map{t.m}
-	if t.more != nil && t.more.m != nil {
-		from = append(from, t.more.m)
+	var k K
+	var v V
+	it := t.m.Iterate()
+	for it.Next(&k, &v) {
+		f(k, v)
 	}
-	for _, m := range from {
-		var k K
-		var v V
-		it := m.Iterate()
-		for it.Next(&k, &v) {
+	if err := it.Err(); err != nil || t.more == nil || t.more.m == nil {
+		return err
+	}
+	it = t.more.m.Iterate()
+	for it.Next(&k, &v) {
+		if !t.inTable(k) {
 			f(k, v)
 		}
-		if err := it.Err(); err != nil {
-			return err
+	}
+	return it.Err()
+}
+
+// inTable tells whether the table has a row itself.
+func (t *ownedMap[K, V]) inTable(k K) bool {
+	var v V
+	return t.m.Lookup(k, &v) == nil
+}
+
+// takeOver is to be called before the first change. A release that knows no overflow may have run, and have written rows into the table that are in
+// its overflow, too: there they go.
+func (t *ownedMap[K, V]) takeOver() error {
+	if t.more == nil {
+		return nil
+	}
+	if t.more.m != nil {
+		var twice []K
+		var k K
+		var v V
+		it := t.more.m.Iterate()
+		for it.Next(&k, &v) {
+			if t.inTable(k) {
+				twice = append(twice, k)
+			}
+		}
+		err := it.Err()
+		for _, k := range twice {
+			err = errors.Join(err, t.more.remove(k))
+		}
+		if err != nil {
+			return fmt.Errorf("bpf: %s in two tables: %w", t.what, err)
 		}
 	}
-	return nil
+	return t.more.takeOver()
 }
 
 // put writes a row where it is, or where there is room. None ever goes from one place to another: whoever looks into them one after the other

@@ -15,13 +15,17 @@ import (
 // run puts a frame through a program; the frame arrives at interface 1.
 func run(t testing.TB, p *ebpf.Program, in []byte) (uint32, []byte) {
 	t.Helper()
-	out := make([]byte, len(in)+1300) // an answer of 1232 bytes behind it
-	ret, err := p.Run(&ebpf.RunOptions{Data: in, DataOut: out})
-	_ = ret
+	ret, out, err := tryRun(p, in)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return ret, out
+}
+
+func tryRun(p *ebpf.Program, in []byte) (uint32, []byte, error) {
+	out := make([]byte, len(in)+1300) // an answer of 1232 bytes behind it
+	ret, err := p.Run(&ebpf.RunOptions{Data: in, DataOut: out})
+	return ret, out, err
 }
 
 const (
@@ -58,16 +62,20 @@ func withPods(t testing.TB, change ...func(*Config)) *Datapath {
 
 func query(t testing.TB, name string, qtype uint16, edns bool) []byte {
 	t.Helper()
+	b, err := packQuery(name, qtype, edns)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func packQuery(name string, qtype uint16, edns bool) ([]byte, error) {
 	m := new(dns.Msg)
 	m.SetQuestion(name, qtype)
 	if edns {
 		m.SetEdns0(4096, false)
 	}
-	b, err := m.Pack()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return b
+	return m.Pack()
 }
 
 func TestDNSAnswers(t *testing.T) {
