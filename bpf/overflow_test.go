@@ -230,3 +230,18 @@ func TestTablesThatCannotBeOpened(t *testing.T) {
 		must(t, os.Remove(pin))
 	}
 }
+
+// Whoever reads beside an agent of an older release does without the tables that it has not.
+func TestTablesOfNewerReleases(t *testing.T) {
+	c := tablesConfig(t)
+	open(t, c)
+	for _, pin := range []string{outsideLongPin, namesPin + moreSuffix} {
+		must(t, os.Remove(filepath.Join(c.PinDir, pin)))
+	}
+	_, err := ReadNames(c.PinDir)
+	must(t, err)
+	_, err = ReadOutside(c.PinDir)
+	must(t, err)
+	_, err = ForgetOutside(c.PinDir, ".")
+	must(t, err)
+}
