@@ -199,6 +199,14 @@ func testSchemas(a *api) {
 		}
 	}
 
+	for group, at := range index.Paths {
+		var doc struct{ Paths map[string]any }
+		url, _, _ := strings.Cut(at.ServerRelativeURL, "?")
+		if decode(url, &doc); len(doc.Paths) == 0 {
+			a.Errorf("OpenAPI v3 of %s is empty", group)
+		}
+	}
+
 	// Discovery, as kubectl reads it.
 	_, lists, err := a.client.Discovery().ServerGroupsAndResources()
 	if err != nil {
