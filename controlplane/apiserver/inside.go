@@ -23,7 +23,8 @@ import (
 
 // inside keeps objects in an etcd of this process, which is called rather than asked over a connection: that would be one for each resource, with
 // buffers and goroutines at both ends, and the way through TLS and HTTP/2 twice for each write. Otherwise it does what the library does with an
-// etcd elsewhere (package storagebackend/factory).
+// etcd elsewhere (package storagebackend/factory), but that lists are read in pages: the client in the process knows no streams of ranges
+// (EtcdRangeStream).
 type inside struct {
 	client    func() *clientv3.Client
 	compactor etcd3.Compactor

@@ -13,6 +13,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apiserver/pkg/registry/generic"
 	"k8s.io/apiserver/pkg/storage"
+	"k8s.io/apiserver/pkg/storage/storagebackend"
+	"k8s.io/apiserver/pkg/storage/storagebackend/factory"
 
 	"github.com/strake-io/strake/controlplane/apiserver/allocator"
 )
@@ -24,7 +26,14 @@ func (b *builder) buildAllocator() error {
 		if err != nil {
 			return nil, fmt.Errorf("storage of %s: %w", prefix, err)
 		}
-		s, destroy, err := generic.NewRawStorage(cfg, func() runtime.Object { return obj.DeepCopyObject() }, func() runtime.Object { return list.DeepCopyObject() }, prefix)
+		newFunc, newListFunc := func() runtime.Object { return obj.DeepCopyObject() }, func() runtime.Object { return list.DeepCopyObject() }
+		open := generic.NewRawStorage
+		if b.inside != nil {
+			open = func(c *storagebackend.ConfigForResource, newFunc, newListFunc func() runtime.Object, prefix string) (storage.Interface, factory.DestroyFunc, error) {
+				return b.inside.raw(c, prefix, newFunc, newListFunc)
+			}
+		}
+		s, destroy, err := open(cfg, newFunc, newListFunc, prefix)
 		if err != nil {
 			return nil, fmt.Errorf("storage of %s: %w", prefix, err)
 		}
