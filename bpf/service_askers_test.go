@@ -69,7 +69,11 @@ func TestPodsOfOtherPluginsAmongThemselves(t *testing.T) {
 				}
 				first := frame(proto, asks, front, nil)
 				turned := step("the question", first, "uplink_to_node", at(f.vip(), 4000), answers)
-				back := step("the answer", reply(turned), "node_to_uplink", front, asks)
+				first[11]++ // the uplink gets another MAC address
+				turned = step("a question from another MAC address", first, "uplink_to_node", at(f.vip(), 4000), answers)
+				answer := reply(turned)
+				copy(answer[6:12], first[6:12])
+				back := step("the answer", answer, "node_to_uplink", front, asks)
 				for _, c := range []struct {
 					what       string
 					from, to   netip.AddrPort // of the error

@@ -484,18 +484,30 @@ static __always_inline int service_of_pod(struct __sk_buff *skb, const struct en
 	return service_verdict(skb, found, ASKER_POD);
 }
 
+/* Notes the MAC address of the uplink by which the packet at hand leaves, if it is another than before. */
+int __attribute__((noinline)) service_note_mac(struct __sk_buff *skb)
+{
+	__u64 *known, mac = 0;
+	__u32 ifindex;
+
+	if (!skb || bpf_skb_load_bytes(skb, 6, &mac, 6))
+		return -1;
+	ifindex = skb->ifindex;
+	known = bpf_map_lookup_elem(&uplink_macs, &ifindex);
+	if (known && *known == mac)
+		return 0;
+	return bpf_map_update_elem(&uplink_macs, &ifindex, &mac, BPF_ANY) ? -1 : 0;
+}
+
 /* What the host's stack sends out of the uplink: SERVICE_NONE if it is for no frontend. */
 static __always_inline int service_of_node(struct __sk_buff *skb)
 {
 	int found = service_known(skb, 0);
-	__u32 ifindex = skb->ifindex;
-	__u64 mac = 0;
 
-	if (found == SERVICE_NEW) {
-		if (bpf_skb_load_bytes(skb, 6, &mac, 6) || bpf_map_update_elem(&uplink_macs, &ifindex, &mac, BPF_ANY))
-			return drop(skb, DROP_REWRITE);
+	if ((found == SERVICE_NEW || found == SERVICE_SEND) && service_note_mac(skb))
+		return drop(skb, DROP_REWRITE);
+	if (found == SERVICE_NEW)
 		found = service_begin(skb, ASKER_NODE);
-	}
 	if (found == SERVICE_REFUSED || found == SERVICE_GONE) /* it has no way back from here */
 		return drop(skb, found == SERVICE_GONE ? DROP_BACKEND_GONE : DROP_NO_BACKEND);
 	return service_verdict(skb, found, ASKER_NODE);
