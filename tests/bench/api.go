@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -189,22 +191,29 @@ func (b *bench) apiWrites(ctx context.Context) error {
 // steadyRate is how many objects a second come, whoever waits for the answers of those before.
 const steadyRate = 1000
 
+// never is how long it takes until what failed is done. JSON has no infinity.
+const never = math.MaxFloat64
+
 // steadyCreates creates at a steady rate. Each create is measured from when it was due, so that what waits for a slow server counts. One that the server
-// had no time for is a figure, not the end of the run.
+// had no time for is a figure, not the end of the run, and slower than all others.
 func (b *bench) steadyCreates(ctx context.Context, create func(context.Context, int) error) error {
 	n := b.times(10) * steadyRate
 	took := make([]float64, n)
 	var all sync.WaitGroup
 	var failed atomic.Int64
+	var first sync.Once
 	began := time.Now()
 	for i := range n {
 		due := began.Add(time.Duration(i) * time.Second / steadyRate)
 		time.Sleep(time.Until(due))
 		all.Go(func() {
-			if create(ctx, i) != nil {
-				failed.Add(1)
-			}
+			err := create(ctx, i)
 			took[i] = time.Since(due).Seconds() * 1000
+			if err != nil {
+				failed.Add(1)
+				took[i] = never
+				first.Do(func() { fmt.Fprintln(os.Stderr, "bench: a create that failed:", err) })
+			}
 		})
 	}
 	all.Wait()

@@ -47,7 +47,12 @@ func (r *relay) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		for c := range r.all {
-			c <- event
+			select {
+			case c <- event:
+			default: // it reads no more: its watch ends, which it takes for an error, and the others go on
+				delete(r.all, c)
+				close(c)
+			}
 		}
 		return
 	}
@@ -65,7 +70,10 @@ func (r *relay) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		select {
 		case <-req.Context().Done():
 			return
-		case event := <-c:
+		case event, ok := <-c:
+			if !ok {
+				return
+			}
 			if _, err := w.Write(event); err != nil {
 				return
 			}
