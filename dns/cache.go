@@ -27,38 +27,31 @@ type answers struct {
 	success, denials *memory
 	metrics          *metrics
 
-	mu    sync.Mutex    // of who adds or forgets
+	mu    sync.Mutex    // of who adds, removes or forgets
 	epoch atomic.Uint64 // how often something was to be forgotten: what was asked before is not remembered
 }
 
-// memory is an LRU that knows its keys.
+// memory is an LRU that knows its keys. All but Get and Len is for who holds the lock of answers: an entry and its key come and go together.
 type memory struct {
 	*lru.Cache
-	mu   sync.Mutex
 	keys map[cacheKey]struct{}
 }
 
 func newMemory(entries int) *memory {
 	m := &memory{keys: map[cacheKey]struct{}{}}
 	m.Cache = lru.NewWithEvictionFunc(entries, func(key lru.Key, _ any) {
-		m.mu.Lock()
-		defer m.mu.Unlock()
 		delete(m.keys, key.(cacheKey))
 	})
 	return m
 }
 
 func (m *memory) add(key cacheKey, c cached) {
-	m.mu.Lock()
 	m.keys[key] = struct{}{}
-	m.mu.Unlock()
 	m.Add(key, c)
 }
 
 // below are the keys of a lower-case name and of all names below it.
 func (m *memory) below(name string) []cacheKey {
-	m.mu.Lock()
-	defer m.mu.Unlock()
 	var out []cacheKey
 	for key := range m.keys {
 		if dns.IsSubDomain(name, key.name) {
@@ -138,9 +131,18 @@ func (a *answers) find(key cacheKey, now time.Time) (c cached, kind string, fres
 		if age < c.ttl+a.limits.ServeStale.Duration && c.msg.Rcode != dns.RcodeServerFailure {
 			return c, kind, false
 		}
-		l.Remove(key)
+		a.expire(l, key, c)
 	}
 	return cached{}, "", false
+}
+
+// expire removes what was found of a question, if there is nothing newer by now.
+func (a *answers) expire(l *memory, key cacheKey, c cached) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if v, ok := l.Get(key); ok && v.(cached) == c {
+		l.Remove(key)
+	}
 }
 
 // forget forgets what is known of a lower-case name and of all names below it, and what is being asked. It tells how many answers that were.

@@ -2,6 +2,7 @@ package dns
 
 import (
 	"fmt"
+	"sync"
 	"testing"
 	"time"
 
@@ -119,6 +120,35 @@ func TestCacheIsBounded(t *testing.T) {
 	}
 	if _, ok := a.get(cacheKey{name: "0"}, now); !ok {
 		t.Error("the one that is used all the time is gone")
+	}
+}
+
+// What expires while it is answered anew is replaced, and nothing is there of which the key isn't known.
+func TestCacheKnowsItsKeys(t *testing.T) {
+	a := newAnswers(Config{}.withDefaults().Cache, newMetrics())
+	now := time.Now()
+	later := now.Add(time.Hour)
+	key := cacheKey{name: "a."}
+	answer := &dns.Msg{Answer: rrs("a. 60 IN A 192.0.2.1")}
+	old := a.add(key, answer, now, 0)
+	a.add(key, answer, later, 0)
+	a.expire(a.success, key, old) // by who has found it before that
+	if _, fresh := a.get(key, later); !fresh {
+		t.Error("the new answer expired with the old one")
+	}
+	var all sync.WaitGroup
+	for range 4 {
+		all.Go(func() {
+			for i := range 20_000 {
+				key := cacheKey{name: fmt.Sprint(i % 2)}
+				a.add(key, answer, now, 0)
+				a.get(key, later)
+			}
+		})
+	}
+	all.Wait()
+	if n, _ := a.sizes(); n != len(a.success.keys) {
+		t.Errorf("%d answers, %d keys", n, len(a.success.keys))
 	}
 }
 
