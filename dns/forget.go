@@ -76,7 +76,7 @@ func (s *Server) ServeForget(ctx context.Context, path string) {
 		lines, out := bufio.NewScanner(io.LimitReader(conn, 1<<20)), json.NewEncoder(conn)
 		for conn.SetDeadline(time.Now().Add(patienceOfForget)) == nil && lines.Scan() {
 			var f forgetting
-			name, err := forgettable(lines.Text())
+			name, err := Forgettable(lines.Text())
 			if err == nil {
 				f.Forgotten, err = s.Forget(name)
 			}
@@ -90,18 +90,18 @@ func (s *Server) ServeForget(ctx context.Context, path string) {
 	})
 }
 
-// forgettable is a name as Forget takes it.
-func forgettable(text string) (string, error) {
-	name := canonical(strings.TrimSpace(text))
-	if _, ok := dns.IsDomainName(name); !ok {
+// Forgettable is a name as Forget takes it: lower-case, with the trailing dot. All is ".", and nothing else is.
+func Forgettable(text string) (string, error) {
+	name := strings.TrimSpace(text)
+	if _, ok := dns.IsDomainName(name); !ok || name == "" {
 		return "", fmt.Errorf("dns: %q is no domain name", text)
 	}
-	return name, nil
+	return canonical(name), nil
 }
 
 // AskToForget asks who serves ServeForget at a socket to forget a name and all names below it, "." for all.
 func AskToForget(ctx context.Context, socket, name string) (Forgotten, error) {
-	name, err := forgettable(name)
+	name, err := Forgettable(name)
 	if err != nil {
 		return Forgotten{}, err
 	}

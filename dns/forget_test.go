@@ -104,7 +104,7 @@ func TestForget(t *testing.T) {
 	if ask("plain.example.com.") {
 		t.Error("what was asked before is in the kernel")
 	}
-	for _, name := range []string{"a..b", strings.Repeat("a", 64) + ".example.com"} {
+	for _, name := range []string{"a..b", "", " ", "\t", strings.Repeat("a", 64) + ".example.com"} {
 		if _, err := AskToForget(ctx, socket, name); err == nil {
 			t.Errorf("%q is a name", name)
 		}

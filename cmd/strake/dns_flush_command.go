@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"syscall"
 
-	mdns "github.com/miekg/dns"
 	"github.com/spf13/cobra"
 
 	"github.com/strake-io/strake/bpf"
@@ -40,10 +39,10 @@ Other servers in the node's resolv.conf, or another configuration, flush by them
 		RunE: func(cmd *cobra.Command, args []string) error {
 			name := "."
 			if len(args) > 0 {
-				name = args[0]
-			}
-			if _, ok := mdns.IsDomainName(name); !ok || name == "" {
-				return fmt.Errorf("%q is no domain name", name)
+				var err error
+				if name, err = dns.Forgettable(args[0]); err != nil {
+					return err
+				}
 			}
 			l, err := place()
 			if err != nil {
@@ -56,7 +55,7 @@ Other servers in the node's resolv.conf, or another configuration, flush by them
 			if node.ProxyOnly {
 				return errors.New("this node answers names beside another cluster DNS, and remembers nothing of outside: flush that DNS")
 			}
-			out, err := flush(cmd.Context(), l, mdns.CanonicalName(name))
+			out, err := flush(cmd.Context(), l, name)
 			if err != nil {
 				return err
 			}
