@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -285,6 +286,54 @@ func TestForwarderWithoutServers(t *testing.T) {
 		if m.Rcode != dns.RcodeServerFailure || m.Id != q.Id || !m.Response || len(m.Question) != 1 || m.Question[0] != q.Question[0] {
 			t.Errorf("%s:\n%s", name, m)
 		}
+	}
+}
+
+// While one of its files can't be read the servers stay, and nobody is probed; then all files are read.
+func TestFilesAreReadTogether(t *testing.T) {
+	const addr = "127.0.5.4"
+	up := newUpstream(t, addr, says("192.0.2.1"))
+	first, second := resolvConf(t, "127.0.5.9"), filepath.Join(t.TempDir(), "resolv.conf")
+	for what, breakIt := range map[string]func(){
+		"is gone": func() { must(t, os.Remove(second)) },
+		"is a socket": func() { // which can't be opened
+			must(t, os.Remove(second))
+			l, err := net.Listen("unix", second)
+			must(t, err)
+			t.Cleanup(func() { l.Close() })
+		},
+	} {
+		writeServers(t, first, "127.0.5.9")
+		must(t, os.RemoveAll(second))
+		writeServers(t, second, "127.0.5.8")
+		s := newServers(Upstream{Servers: []string{first, second}}, nil, newMetrics())
+		defer s.close()
+		if _, err := s.order(); err != nil {
+			t.Fatal(err)
+		}
+		breakIt()
+		writeServers(t, first, addr, addr+"0")
+		for range 5 {
+			if _, err := s.order(); err == nil {
+				t.Fatal("no error")
+			}
+			if s.changed() {
+				t.Errorf("the second file %s, and there are other servers", what)
+			}
+		}
+		must(t, os.RemoveAll(second))
+		writeServers(t, second, "127.0.5.8")
+		list, err := s.order()
+		if err != nil || len(list) != 3 || list[0].addr != addr+":53" || !s.changed() {
+			t.Errorf("after the second file %s: %v, %v", what, list, err)
+			continue
+		}
+		await(t, "the probe", func() bool { return up.count("udp "+list[0].probe) == 1 })
+	}
+	up.mu.Lock()
+	defer up.mu.Unlock()
+	if len(up.asked) != 2 {
+		t.Errorf("of two lists of servers came %v", up.asked)
 	}
 }
 

@@ -61,7 +61,7 @@ type fileVersion struct {
 var lastID atomic.Uint64
 
 func newServers(cfg Upstream, avoid []netip.AddrPort, m *metrics) *servers {
-	s := &servers{cfg: cfg, id: lastID.Add(1), avoid: avoid, metrics: m, read: map[string]fileVersion{}}
+	s := &servers{cfg: cfg, id: lastID.Add(1), avoid: avoid, metrics: m}
 	s.ctx, s.close = context.WithCancel(context.Background())
 	return s
 }
@@ -116,6 +116,7 @@ func (s *servers) changed() bool {
 // refresh reads the files that have changed. A server that stays keeps what is known of it.
 func (s *servers) refresh() error {
 	changed := !s.begun
+	read := map[string]fileVersion{}
 	for _, path := range s.cfg.Servers {
 		if !filepath.IsAbs(path) {
 			continue
@@ -124,9 +125,8 @@ func (s *servers) refresh() error {
 		if err != nil {
 			return fmt.Errorf("dns: upstreams: %w", err)
 		}
-		if v := (fileVersion{info.ModTime(), info.Size()}); v != s.read[path] {
-			s.read[path], changed = v, true
-		}
+		read[path] = fileVersion{info.ModTime(), info.Size()}
+		changed = changed || read[path] != s.read[path]
 	}
 	if !changed {
 		return nil
@@ -135,20 +135,19 @@ func (s *servers) refresh() error {
 	for _, u := range s.list {
 		before[u.addr] = u
 	}
-	former, begun := s.list, s.begun
-	s.begun, s.list = true, nil
+	var list, fresh []*server
 	add := func(a netip.AddrPort) {
 		a = netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
 		addr := a.String()
-		if slices.Contains(s.avoid, a) || slices.ContainsFunc(s.list, func(u *server) bool { return u.addr == addr }) {
+		if slices.Contains(s.avoid, a) || slices.ContainsFunc(list, func(u *server) bool { return u.addr == addr }) {
 			return
 		}
 		u := before[addr]
 		if u == nil {
 			u = &server{addr: addr, probe: strings.ToLower(rand.Text()) + "." + probeZone}
-			go s.detectLoop(u)
+			fresh = append(fresh, u)
 		}
-		s.list = append(s.list, u)
+		list = append(list, u)
 	}
 	for _, source := range s.cfg.Servers {
 		if !filepath.IsAbs(source) {
@@ -159,8 +158,6 @@ func (s *servers) refresh() error {
 		}
 		conf, err := dns.ClientConfigFromFile(source)
 		if err != nil {
-			s.read[source] = fileVersion{} // another try with the next query
-			s.list = former
 			return fmt.Errorf("dns: upstreams: %s: %w", source, err)
 		}
 		for _, text := range conf.Servers {
@@ -168,9 +165,14 @@ func (s *servers) refresh() error {
 				add(a)
 			}
 		}
-		klog.InfoS("Upstream DNS servers", "file", source, "servers", conf.Servers, "used", len(s.list))
 	}
-	s.moved = s.moved || begun && !slices.Equal(former, s.list)
+	// Only now: what could not be read whole is read again with the next query.
+	s.moved = s.moved || s.begun && !slices.Equal(s.list, list)
+	s.begun, s.read, s.list = true, read, list
+	for _, u := range fresh {
+		go s.detectLoop(u)
+	}
+	klog.InfoS("Upstream DNS servers", "named in", s.cfg.Servers, "used", len(list), "new", len(fresh))
 	return nil
 }
 
