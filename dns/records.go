@@ -191,7 +191,11 @@ func (r *Records) service(labels []string, qtype uint16, hdr func(uint16) dns.RR
 		return answer{exists: true, cname: target, rrs: []dns.RR{&dns.CNAME{Hdr: hdr(dns.TypeCNAME), Target: target}}}
 	}
 	s := target{r: r, svc: svc, name: labels[n-2] + "." + labels[n-1] + ".svc." + r.zone, headless: svc.Spec.ClusterIP == corev1.ClusterIPNone}
-	if s.headless || n == 3 {
+	oneHost := n == 3 && !strings.HasPrefix(labels[0], "_")
+	switch {
+	case oneHost:
+		s.eps = r.host(svc, labels[0])
+	case s.headless || n == 3:
 		s.eps = endpointsOf(svc, r.slices.OfService(mirror.KeyOf(svc)))
 	}
 	if s.headless && len(s.eps) == 0 {
@@ -206,17 +210,15 @@ func (r *Records) service(labels []string, qtype uint16, hdr func(uint16) dns.RR
 			addrs = distinct(s.eps)
 		}
 		return answer{exists: true, rrs: addrRRs(hdr, qtype, addrs...)}
-	case n == 3 && strings.HasPrefix(labels[0], "_"):
-		// Nothing but names below it (RFC 8020).
-		return answer{exists: labels[0] != "_" && s.srv("", labels[0][1:], hdr).exists}
-	case n == 3: // also of Services with a cluster IP: their endpoints' PTRs lead here
-		s.eps = slices.DeleteFunc(s.eps, func(e endpoint) bool { return e.host != labels[0] })
+	case oneHost: // also of Services with a cluster IP: their endpoints' PTRs lead here
 		if qtype == dns.TypeSRV && len(s.eps) > 0 {
 			s.headless = true // the ports of the endpoint, not those of the Service
 			return s.srv("", "", hdr)
 		}
 		addrs := distinct(s.eps)
 		return answer{exists: len(addrs) > 0, rrs: addrRRs(hdr, qtype, addrs...)}
+	case n == 3: // nothing but names below it (RFC 8020)
+		return answer{exists: labels[0] != "_" && s.srv("", labels[0][1:], hdr).exists}
 	case n == 4 && len(labels[0]) > 1 && labels[0][0] == '_' && len(labels[1]) > 1 && labels[1][0] == '_':
 		a := s.srv(labels[0][1:], labels[1][1:], hdr)
 		if qtype != dns.TypeSRV {
@@ -225,6 +227,20 @@ func (r *Records) service(labels []string, qtype uint16, hdr func(uint16) dns.RR
 		return a
 	}
 	return answer{}
+}
+
+// host are the endpoints of a Service that have a name of one label. A Service may have thousands: only the slices that can have it are read.
+func (r *Records) host(svc *corev1.Service, label string) []endpoint {
+	key := mirror.KeyOf(svc)
+	list := r.slices.NamedOfService(key)
+	if addr, ok := dashed(label); ok {
+		for _, s := range r.slices.At(addr) {
+			if mirror.ServiceOf(s) == key && !slices.ContainsFunc(list, func(o *discoveryv1.EndpointSlice) bool { return o.Name == s.Name }) {
+				list = append(list, s)
+			}
+		}
+	}
+	return slices.DeleteFunc(endpointsOf(svc, list), func(e endpoint) bool { return e.host != label })
 }
 
 // endpoint is one address of a headless Service.

@@ -45,6 +45,9 @@ var recordCases = map[string]string{
 	"10-244-0-7.web.default.svc.cluster.local. A":                "NOERROR\n10-244-0-7.web.default.svc.cluster.local. 30 A 10.244.0.7",
 	"web-1.web.default.svc.cluster.local. A":                     "NOERROR\nweb-1.web.default.svc.cluster.local. 30 A 10.244.0.8",
 	"nobody.web.default.svc.cluster.local. A":                    noName,
+	"10-1-2-3.web.default.svc.cluster.local. A":                  "NOERROR\n10-1-2-3.web.default.svc.cluster.local. 30 A 10.244.0.11", // a hostname
+	"10-244-0-11.web.default.svc.cluster.local. A":               noName,
+	"10-244-0-3.web.default.svc.cluster.local. A":                noName, // of another Service
 	"nothing.default.svc.cluster.local. A":                       noName,
 	"web.nowhere.svc.cluster.local. A":                           noName,
 	"a.b.c.web.default.svc.cluster.local. A":                     noName,
@@ -193,6 +196,20 @@ func TestRecords(t *testing.T) {
 			t.Errorf("%s: %v", question, err)
 		} else if len(data) == 0 {
 			t.Errorf("%s: nothing", question)
+		}
+	}
+}
+
+// The names of endpoints are found without a look at all of a Service's.
+func TestEndpointsAreFoundByName(t *testing.T) {
+	r := newRecords(t, objects()...).of("cluster.local.", Config{}.withDefaults())
+	for label, want := range map[string]int{"nobody": 0, "10-245-3-7": 1, "10-244-0-7": 0, "10-1-2-3": 0} { // 10.244.0.7 is another Service's
+		name := label + ".huge.default.svc.cluster.local."
+		if n := len(r.lookup(name, name, dns.TypeA).rrs); n != want {
+			t.Errorf("%s: %d records", name, n)
+		}
+		if n := testing.AllocsPerRun(10, func() { r.lookup(name, name, dns.TypeA) }); n > 1000 { // a slice of a hundred takes more than 400
+			t.Errorf("%s: %g allocations", name, n)
 		}
 	}
 }

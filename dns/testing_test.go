@@ -144,7 +144,7 @@ func objects() []apiruntime.Object {
 	out := []apiruntime.Object{
 		&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "default"}},
 		service("web", []string{"10.96.0.5"}, port("http", corev1.ProtocolTCP, 80), port("dns", corev1.ProtocolUDP, 53)),
-		endpoints("web", "a", endpointPort("http", corev1.ProtocolTCP, 8080), "10.244.0.7", "web-1=10.244.0.8"),
+		endpoints("web", "a", endpointPort("http", corev1.ProtocolTCP, 8080), "10.244.0.7", "web-1=10.244.0.8", "10-1-2-3=10.244.0.11"),
 		service("dual", []string{"10.96.0.6", "fd00:96::6"}, port("https", corev1.ProtocolTCP, 443)),
 		service("six", []string{"fd00:96::7"}, port("https", corev1.ProtocolTCP, 443)),
 		endpoints("six", "a", endpointPort("https", corev1.ProtocolTCP, 8443), "six-1=fd00:244::21"),

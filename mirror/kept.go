@@ -98,6 +98,10 @@ func sliceAddresses(s *discoveryv1.EndpointSlice) []netip.Addr {
 	return distinct(out)
 }
 
+func tellsHostnames(s *discoveryv1.EndpointSlice) bool {
+	return slices.ContainsFunc(s.Endpoints, func(e discoveryv1.Endpoint) bool { return e.Hostname != nil && *e.Hostname != "" })
+}
+
 // podAddresses are those of a pod that runs and has a network of its own.
 func podAddresses(p *corev1.Pod) []netip.Addr {
 	if p.Spec.HostNetwork || p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed {

@@ -65,7 +65,7 @@ func (m *Mirror) Slices() *Slices {
 	if m.slices == nil {
 		api := m.client.DiscoveryV1().EndpointSlices(metav1.NamespaceAll)
 		m.slices = newSet[discoveryv1.EndpointSlice](m, m.keptSlice)
-		m.slices.service, m.slices.addresses, m.slices.belong = ServiceOf, sliceAddresses, true
+		m.slices.service, m.slices.addresses, m.slices.names, m.slices.belong = ServiceOf, sliceAddresses, tellsHostnames, true
 		follow(m, m.slices, pagesOf(api.List, func(l *discoveryv1.EndpointSliceList) ([]discoveryv1.EndpointSlice, metav1.ListMeta) {
 			return l.Items, l.ListMeta
 		}), api.Watch)

@@ -47,6 +47,7 @@ type Set[T any, P object[T]] struct {
 	service   func(P) string       // key of the Service that an object is or belongs to; nil: of none
 	addresses func(P) []netip.Addr // each once; nil: it has none
 	belong    bool                 // objects are found by their Service
+	names     func(P) bool         // whether an object tells hostnames; nil: none does
 	long      map[string]string    // names of labels and annotations, by those in packed objects
 	followers []Follower[P]
 
@@ -54,12 +55,13 @@ type Set[T any, P object[T]] struct {
 	objects map[string]string // by key, packed
 	of      lists[string]
 	at      *lists[netip.Addr] // nil: nobody asks for addresses
+	named   map[string]bool    // keys of objects that tell hostnames
 	first   sync.Once
 	synced  chan struct{} // closed when all that there was at the start is held and told of
 }
 
 func newSet[T any, P object[T]](m *Mirror, keep func(P) *T) *Set[T, P] {
-	return &Set[T, P]{keep: keep, long: m.long, objects: map[string]string{}, of: newLists[string](), synced: make(chan struct{})}
+	return &Set[T, P]{keep: keep, long: m.long, objects: map[string]string{}, of: newLists[string](), named: map[string]bool{}, synced: make(chan struct{})}
 }
 
 // Follow has somebody told. Call it before the mirror runs.
@@ -96,14 +98,23 @@ func (s *Set[T, P]) Has(key string) bool {
 }
 
 // OfService returns what belongs to the Service of a key.
-func (s *Set[T, P]) OfService(key string) []P { return found(s, s.of, key) }
+func (s *Set[T, P]) OfService(key string) []P { return found(s, s.of, key, nil) }
+
+// NamedOfService returns what belongs to the Service of a key and tells hostnames.
+func (s *Set[T, P]) NamedOfService(key string) []P {
+	return found(s, s.of, key, func(key string) bool { return s.named[key] })
+}
 
 // At returns what has an address.
-func (s *Set[T, P]) At(a netip.Addr) []P { return found(s, *s.at, a) }
+func (s *Set[T, P]) At(a netip.Addr) []P { return found(s, *s.at, a, nil) }
 
-func found[T any, P object[T], K comparable](s *Set[T, P], l lists[K], k K) []P {
+// found reads what a list leads to, all or what is wanted of it.
+func found[T any, P object[T], K comparable](s *Set[T, P], l lists[K], k K, wanted func(key string) bool) []P {
 	s.mu.RLock()
 	keys := l.keys(k)
+	if wanted != nil {
+		keys = slices.DeleteFunc(keys, func(key string) bool { return !wanted(key) })
+	}
 	data := make([]string, len(keys))
 	for i, key := range keys {
 		data[i] = s.objects[key]
@@ -139,12 +150,14 @@ type packed struct {
 	key, data string
 	service   string
 	addrs     []netip.Addr
+	named     bool
 }
 
 func (s *Set[T, P]) pack(obj P) (packed, error) {
 	data, err := P(s.keep(obj)).Marshal()
 	p := packed{key: KeyOf(obj), data: string(data)}
 	p.service, p.addrs = s.places(obj)
+	p.named = s.names != nil && s.names(obj)
 	return p, err
 }
 
@@ -239,6 +252,11 @@ func (s *Set[T, P]) put(p packed, now P) {
 	}
 	s.objects[p.key] = p.data
 	s.relate(p.key, service, p.service, addrs, p.addrs)
+	if p.named {
+		s.named[p.key] = true
+	} else {
+		delete(s.named, p.key)
+	}
 	s.mu.Unlock()
 	listed := now == nil
 	for _, f := range s.followers {
@@ -262,6 +280,7 @@ func (s *Set[T, P]) remove(key string) {
 	}
 	old := s.unpack(key, data)
 	delete(s.objects, key)
+	delete(s.named, key)
 	service, addrs := s.places(old)
 	s.relate(key, service, "", addrs, nil)
 	s.mu.Unlock()

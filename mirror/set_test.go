@@ -145,6 +145,9 @@ func TestFound(t *testing.T) {
 				addrs = append(addrs, []string{"10.0.0.1", "10.0.0.2", "::ffff:10.0.0.1", "fd00::1", "fd00:0::1", "rubbish"}[random.IntN(6)])
 			}
 			all[name] = slice(name, []string{"", "web", "db"}[random.IntN(3)], "1", addrs...)
+			if len(addrs) > 0 && random.IntN(2) == 0 {
+				all[name].Endpoints[0].Hostname = ptr("host")
+			}
 			must(t, s.Add(all[name]))
 		}
 		for _, text := range []string{"10.0.0.1", "10.0.0.2", "::ffff:10.0.0.1", "fd00::1"} {
@@ -158,17 +161,21 @@ func TestFound(t *testing.T) {
 			check(t, text, s.At(a), want)
 		}
 		for _, service := range []string{"web", "db"} {
-			want := map[string]bool{}
+			want, named := map[string]bool{}, map[string]bool{}
 			for _, o := range all {
 				if o.Labels[discoveryv1.LabelServiceName] == service {
 					want[o.Name] = true
+					if len(o.Endpoints) > 0 && o.Endpoints[0].Hostname != nil {
+						named[o.Name] = true
+					}
 				}
 			}
 			check(t, service, s.OfService("ns/"+service), want)
+			check(t, "names of "+service, s.NamedOfService("ns/"+service), named)
 		}
 	}
 	replace(t, s)
-	if n := len(s.at.first) + len(s.at.more) + len(s.of.first) + len(s.of.more) + len(s.objects); n != 0 {
+	if n := len(s.at.first) + len(s.at.more) + len(s.of.first) + len(s.of.more) + len(s.named) + len(s.objects); n != 0 {
 		t.Errorf("%d entries of nothing", n)
 	}
 }
