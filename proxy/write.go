@@ -39,11 +39,11 @@ type job struct {
 
 // batch are Services whose rows are written together.
 type batch struct {
-	start time.Time
-	node  Node
-	jobs  []*job
-	want  map[string][]bpf.LoadBalancer // by owner
-	last  bool                          // no other Service waited
+	making time.Duration // how long the rows took to be made
+	node   Node
+	jobs   []*job
+	want   map[string][]bpf.LoadBalancer // by owner
+	last   bool                          // no other Service waited
 }
 
 // batches makes the rows of Services that wait, those of the next batch while one is written, until the queue is shut down.
@@ -59,7 +59,8 @@ func (p *Proxy) batches() <-chan *batch {
 }
 
 func (p *Proxy) batch(keys []string) *batch {
-	b := &batch{start: time.Now(), want: map[string][]bpf.LoadBalancer{}, last: p.queue.Len() == 0}
+	began := time.Now()
+	b := &batch{want: map[string][]bpf.LoadBalancer{}, last: p.queue.Len() == 0}
 	p.mu.Lock()
 	b.node = p.node
 	p.mu.Unlock()
@@ -73,16 +74,18 @@ func (p *Proxy) batch(keys []string) *batch {
 		}
 		b.jobs = append(b.jobs, j)
 	}
+	b.making = time.Since(began)
 	return b
 }
 
 // write brings the rows of some Services up to date.
 func (p *Proxy) write(b *batch) {
+	began := time.Now()
 	changes, errs := p.cfg.Table.ReplaceAll(b.want)
 	p.count(changes)
 	for _, j := range b.jobs {
 		p.finish(j, errs, b.node)
-		p.metrics.duration.Observe(time.Since(b.start).Seconds())
+		p.metrics.duration.Observe((b.making + time.Since(began)).Seconds())
 	}
 	p.tellHeld(b.jobs)
 	// What went may be what another Service was refused.
