@@ -1,6 +1,11 @@
 package memory
 
-import "testing"
+import (
+	"bufio"
+	"fmt"
+	"os"
+	"testing"
+)
 
 func TestReadOnly(t *testing.T) {
 	const file = "/usr/local/bin/strake"
@@ -21,7 +26,30 @@ func TestReadOnly(t *testing.T) {
 }
 
 func TestProgramRunsOnWithoutItsPages(t *testing.T) {
+	before := mappedOfFiles(t)
 	if err := unmapProgram(); err != nil {
 		t.Fatal(err)
 	}
+	after := mappedOfFiles(t) // what goes on running is back
+	t.Logf("%d kB of files are mapped, before it was %d", after, before)
+	if after >= before {
+		t.Error("no pages were given back")
+	}
+}
+
+// mappedOfFiles is RssFile of proc_pid_status(5), in kB.
+func mappedOfFiles(t *testing.T) (kB int) {
+	t.Helper()
+	status, err := os.Open("/proc/self/status")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer status.Close()
+	for lines := bufio.NewScanner(status); lines.Scan(); {
+		if _, err := fmt.Sscanf(lines.Text(), "RssFile: %d kB", &kB); err == nil {
+			return kB
+		}
+	}
+	t.Fatal("no RssFile")
+	return 0
 }
