@@ -12,11 +12,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/features"
 	"github.com/miekg/dns"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 func (l *lab) counter(t testing.TB, name string) uint64 {
@@ -155,7 +154,7 @@ func TestServiceWithoutBackends(t *testing.T) {
 				for frontend, networks := range frontends {
 					for _, network := range networks {
 						want := "connection refused"
-						if (old || features.HaveProgramHelper(ebpf.CGroupSockAddr, asm.FnSetRetval) != nil) && strings.Contains(network, "udp") {
+						if l.refusal(unix.ECONNREFUSED) == unix.EPERM && strings.Contains(network, "udp") {
 							want = "operation not permitted"
 						}
 						before := l.counter(t, "drop_no_backend")

@@ -8,8 +8,19 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/features"
 	"golang.org/x/sys/unix"
 )
+
+// refusal is what a socket's call gets that a program refuses with an error of its choice, which takes Linux 6.1.
+func (l *lab) refusal(chosen unix.Errno) unix.Errno {
+	if l.config.noSetRetval || features.HaveProgramHelper(ebpf.CGroupSockAddr, asm.FnSetRetval) != nil {
+		return unix.EPERM
+	}
+	return chosen
+}
 
 // binds tells what a socket that binds in a namespace gets.
 func (s space) binds(t testing.TB, network, addr string) (err error) {
@@ -36,10 +47,7 @@ func TestPortsAreKept(t *testing.T) {
 	for name, change := range map[string]func(*Config){"chosen error": func(*Config) {}, "before Linux 6.1": func(c *Config) { c.noSetRetval = true }, "without BTF": func(c *Config) { c.noV6Only = true }} {
 		t.Run(name, func(t *testing.T) {
 			l := newLab(t, change)
-			refusal := unix.EADDRINUSE
-			if l.config.noSetRetval {
-				refusal = unix.EPERM
-			}
+			refusal := l.refusal(unix.EADDRINUSE)
 			row := func(kind FrontendKind, proto uint8, port uint16, addrs ...string) LoadBalancer {
 				lb := LoadBalancer{Name: fmt.Sprint("ns/", kind, proto, port, addrs), Protocol: proto}
 				for _, a := range addrs {

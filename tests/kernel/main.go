@@ -23,7 +23,7 @@ const work = "bin/kernels"
 const verifierTable = "tests/kernel/verifier.json"
 
 // modules are those that the node network and its tests need, and most distributions build as such.
-var modules = []string{"veth", "vxlan", "bridge", "dummy", "cls_bpf", "sch_ingress", "sch_tbf", "sch_fq", "overlay", "sctp", "ip_vs", "ip_vs_rr"}
+var modules = []string{"veth", "vxlan", "bridge", "dummy", "cls_bpf", "sch_ingress", "sch_tbf", "sch_fq", "overlay", "sctp", "ip_vs", "ip_vs_rr", "tcp_diag", "udp_diag"}
 
 // suite is a package whose tests need nothing but a kernel, root and busybox.
 type suite struct {
