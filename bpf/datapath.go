@@ -261,6 +261,11 @@ func (d *Datapath) load(c Config, before map[string]*ebpf.Map) error {
 				m.MaxEntries = c.nameRows
 			}
 		}
+		for name, m := range s.Maps {
+			if strings.HasSuffix(name, moreSuffix) { // what is put there later has no types, and Linux 5.15 to 6.1 want it to be like this
+				m.InnerMap.Key, m.InnerMap.Value = nil, nil
+			}
+		}
 		if !c.XDP.on() {
 			delete(s.Programs, xdpProgram)
 		}
