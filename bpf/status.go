@@ -32,7 +32,7 @@ type MapStatus struct {
 	Name string `json:"name"`
 	Rows int    `json:"rows"`
 	Max  uint32 `json:"max"`
-	// Grows: it has room for as many rows as there are, while there is memory. Max is what it has room for now.
+	// Grows: it has room for as many rows as there are, while there is memory. Max is the room that it has.
 	Grows bool `json:"grows,omitempty"`
 }
 

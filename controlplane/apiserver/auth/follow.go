@@ -66,7 +66,7 @@ func (f *File[T]) take(content []byte, value T, end context.CancelFunc) {
 	f.now.Store(&value)
 }
 
-// Now is what the file asks for now.
+// Now is what the file asks for at present.
 func (f *File[T]) Now() T { return *f.now.Load() }
 
 // Follow builds anew what the file asks for when its content changes, until ctx ends. A content that is wrong, or that is not ready in
