@@ -36,6 +36,8 @@ type Server struct {
 	metrics  *metrics
 	watchers watchers
 
+	listening atomic.Bool
+
 	// Alone makes a port that another process has an error, also if that one would share it. Else a successor may listen before its
 	// predecessor has ended.
 	Alone bool
@@ -98,8 +100,8 @@ func (s *Server) OnConfigure(f func(Config) error) error {
 // Config is the configuration that counts, with all defaults.
 func (s *Server) Config() Config { return s.settings.Load().cfg }
 
-// Ready tells whether all of the cluster has been seen once.
-func (s *Server) Ready() bool { return s.records.ready() }
+// Ready tells whether all of the cluster has been seen once, and a query finds open sockets.
+func (s *Server) Ready() bool { return s.listening.Load() && s.records.ready() }
 
 // Collectors are the resolver's metrics.
 func (s *Server) Collectors() []prometheus.Collector {
@@ -154,6 +156,8 @@ func (s *Server) Run(ctx context.Context) error {
 			})
 		}
 	}
+	s.listening.Store(true)
+	defer s.listening.Store(false)
 	g.Go(func() error { s.followServers(ctx); return nil })
 	return g.Wait()
 }
