@@ -19,6 +19,8 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/strake-io/strake/tests/freeport"
 )
 
 // selfSigned writes one certificate that is its own CA, server and client.
@@ -51,20 +53,10 @@ func selfSigned(t *testing.T, dir string) (cert, key string) {
 	return cert, key
 }
 
-func freePort(t *testing.T) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
-}
-
 func testConfig(t *testing.T) Config {
 	dir := t.TempDir()
 	cert, key := selfSigned(t, dir)
-	return Config{Dir: filepath.Join(dir, "etcd"), Name: "m", ClientPort: freePort(t), PeerPort: freePort(t), CAFile: cert, CertFile: cert, KeyFile: key}
+	return Config{Dir: filepath.Join(dir, "etcd"), Name: "m", ClientPort: freeport.Find(t), PeerPort: freeport.Find(t), CAFile: cert, CertFile: cert, KeyFile: key}
 }
 
 func connect(t *testing.T, s *Store, cfg Config, withCert bool) *clientv3.Client {
@@ -187,7 +179,7 @@ func TestOneProcessPerFolder(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	cfg.ClientPort, cfg.PeerPort = freePort(t), freePort(t)
+	cfg.ClientPort, cfg.PeerPort = freeport.Find(t), freeport.Find(t)
 	if _, err := Start(t.Context(), cfg); err == nil || !strings.Contains(err.Error(), "another process has the database open") {
 		t.Errorf("error %v", err)
 	}

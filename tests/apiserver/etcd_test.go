@@ -12,8 +12,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/strake-io/strake/controlplane/apiserver"
-	"github.com/strake-io/strake/controlplane/apiserver/apiservertest"
 	"github.com/strake-io/strake/controlplane/store"
+	"github.com/strake-io/strake/tests/freeport"
 )
 
 // TestEtcdOfSomebodyElse keeps its objects, by TLS and below a prefix, in an etcd that runs apart, and that goes away and comes back.
@@ -29,7 +29,7 @@ func TestEtcdOfSomebodyElse(t *testing.T) {
 	}
 	t.Cleanup(func() { etcd.Close() })
 	s := serve(t, func(c *apiserver.Config) {
-		conf = store.Config{Dir: filepath.Join(t.TempDir(), "etcd"), Name: "theirs", ClientPort: apiservertest.FreePort(t), PeerPort: apiservertest.FreePort(t), CAFile: c.ClientCAFile, CertFile: c.ServingCertFile, KeyFile: c.ServingKeyFile}
+		conf = store.Config{Dir: filepath.Join(t.TempDir(), "etcd"), Name: "theirs", ClientPort: freeport.Find(t), PeerPort: freeport.Find(t), CAFile: c.ClientCAFile, CertFile: c.ServingCertFile, KeyFile: c.ServingKeyFile}
 		run()
 		c.EtcdServers = nil
 		set := c.Settings

@@ -18,6 +18,7 @@ import (
 
 	"github.com/strake-io/strake/controlplane/apiserver"
 	"github.com/strake-io/strake/controlplane/apiserver/apiservertest"
+	"github.com/strake-io/strake/tests/freeport"
 )
 
 // serveFile is the environment variable by which this test's binary is told to be a server.
@@ -68,7 +69,7 @@ type process struct {
 func newProcess(t *testing.T, s *apiservertest.Server, requestTimeout time.Duration) *process {
 	t.Helper()
 	conf := served{Config: s.Config(), RequestTimeout: requestTimeout}
-	conf.Config.Settings, conf.Config.Port = nil, apiservertest.FreePort(t)
+	conf.Config.Settings, conf.Config.Port = nil, freeport.Find(t)
 	data, err := json.Marshal(conf)
 	if err != nil {
 		t.Fatal(err)

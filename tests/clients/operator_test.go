@@ -30,6 +30,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
 
 	"github.com/strake-io/strake/controlplane/apiserver/apiservertest"
+	"github.com/strake-io/strake/tests/freeport"
 )
 
 const finalizer = "fleet.example.org/scrapped"
@@ -149,7 +150,7 @@ func TestOperator(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	port := apiservertest.FreePort(t)
+	port := freeport.Find(t)
 	url := func(path string) *string {
 		u := fmt.Sprintf("https://127.0.0.1:%d%s", port, path)
 		return &u
@@ -245,7 +246,7 @@ func TestOperator(t *testing.T) {
 	berth("beagle", "FitzRoy", "first")
 
 	// The second operator waits until the first one gives up its lease.
-	secondPort := apiservertest.FreePort(t)
+	secondPort := freeport.Find(t)
 	second, _ := startOperator(t, s, "second", secondPort, certs)
 	if !second.GetCache().WaitForCacheSync(ctx) {
 		t.Fatal("the second one's caches are not filled")

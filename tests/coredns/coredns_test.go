@@ -24,6 +24,7 @@ import (
 
 	"github.com/strake-io/strake/dns"
 	"github.com/strake-io/strake/mirror"
+	"github.com/strake-io/strake/tests/freeport"
 )
 
 // binary names CoreDNS, which `make test-coredns` builds.
@@ -45,23 +46,6 @@ func await(t testing.TB, what string, ok func() bool) {
 			t.Fatal("waited in vain for " + what)
 		}
 	}
-}
-
-func freePort(t testing.TB) int {
-	t.Helper()
-	for range 50 {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		must(t, err)
-		port := l.Addr().(*net.TCPAddr).Port
-		p, err := net.ListenPacket("udp", fmt.Sprint("127.0.0.1:", port))
-		l.Close()
-		if err == nil {
-			p.Close()
-			return port
-		}
-	}
-	t.Fatal("no free port")
-	return 0
 }
 
 func service(name string, change func(*corev1.ServiceSpec), ips ...string) *corev1.Service {
@@ -143,7 +127,7 @@ func objects() []runtime.Object {
 
 // upstream answers for example.com.
 func upstream(t *testing.T) string {
-	addr := fmt.Sprint("127.0.0.1:", freePort(t))
+	addr := fmt.Sprint("127.0.0.1:", freeport.Find(t))
 	p, err := net.ListenPacket("udp", addr)
 	must(t, err)
 	l, err := net.Listen("tcp", addr)
@@ -189,7 +173,7 @@ func both(t *testing.T, api *API) (core, ours string) {
 	}
 	up := upstream(t)
 	dir := t.TempDir()
-	port := freePort(t)
+	port := freeport.Find(t)
 	core = fmt.Sprint("127.0.0.1:", port)
 	text := fmt.Sprintf(`.:%d {
     bind 127.0.0.1
@@ -223,7 +207,7 @@ func both(t *testing.T, api *API) (core, ours string) {
 	client, err := kubernetes.NewForConfig(&rest.Config{Host: api.URL})
 	must(t, err)
 	m := mirror.New(client, "")
-	at := netip.MustParseAddrPort(fmt.Sprint("127.0.0.1:", freePort(t)))
+	at := netip.MustParseAddrPort(fmt.Sprint("127.0.0.1:", freeport.Find(t)))
 	server, err := dns.NewServer(dns.NewRecords(m, at.Addr()), dns.Config{Upstream: dns.Upstream{Servers: []string{up}}}, at)
 	must(t, err)
 	ctx, cancel := context.WithCancel(context.Background())

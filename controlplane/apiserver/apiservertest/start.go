@@ -29,6 +29,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/strake-io/strake/controlplane/apiserver"
+	"github.com/strake-io/strake/tests/freeport"
 )
 
 // Server is a running API server of a test.
@@ -72,7 +73,7 @@ func Start(t testing.TB, change ...func(*apiserver.Config)) *Server {
 	s.EtcdURL = etcd.Config().AdvertiseClientUrls[0].String()
 	s.cfg = apiserver.Config{
 		// A Service can't lead to a loopback address; nobody follows this one (RFC 5737).
-		BindAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, AdvertiseAddress: net.IPv4(192, 0, 2, 1), Port: FreePort(t), ServingCertFile: certFile, ServingKeyFile: keyFile, ClientCAFile: ca,
+		BindAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, AdvertiseAddress: net.IPv4(192, 0, 2, 1), Port: freeport.Find(t), ServingCertFile: certFile, ServingKeyFile: keyFile, ClientCAFile: ca,
 		EtcdServers: []string{s.EtcdURL}, EtcdClient: func() *clientv3.Client { return v3client.New(etcd.Server) }, ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")}, NodePortMin: 30000, NodePortMax: 32767,
 		ServiceAccountKeyFile: write("sa.key", encodeKey(t, saKey)), ServiceAccountIssuer: "https://kubernetes.default.svc.cluster.local",
 		FrontProxyCAFile: ca, ProxyClientCertFile: certFile, ProxyClientKeyFile: keyFile,
@@ -221,7 +222,7 @@ func encodeKey(t testing.TB, k *ecdsa.PrivateKey) []byte {
 func startEtcd(t testing.TB, dir string) *embed.Etcd {
 	cfg := embed.NewConfig()
 	cfg.Dir = dir
-	client, peer := url.URL{Scheme: "http", Host: net.JoinHostPort("127.0.0.1", strconv.Itoa(FreePort(t)))}, url.URL{Scheme: "http", Host: net.JoinHostPort("127.0.0.1", strconv.Itoa(FreePort(t)))}
+	client, peer := url.URL{Scheme: "http", Host: net.JoinHostPort("127.0.0.1", strconv.Itoa(freeport.Find(t)))}, url.URL{Scheme: "http", Host: net.JoinHostPort("127.0.0.1", strconv.Itoa(freeport.Find(t)))}
 	cfg.ListenClientUrls, cfg.AdvertiseClientUrls = []url.URL{client}, []url.URL{client}
 	cfg.ListenPeerUrls, cfg.AdvertisePeerUrls = []url.URL{peer}, []url.URL{peer}
 	cfg.InitialCluster = cfg.InitialClusterFromName(cfg.Name)
@@ -236,23 +237,12 @@ func startEtcd(t testing.TB, dir string) *embed.Etcd {
 	return e
 }
 
-// FreePort is a TCP port of 127.0.0.1 that nobody has at the moment.
-func FreePort(t testing.TB) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
-}
-
 // Refused tries to assemble another server with the same store, and returns the error; one that could be assembled is
 // left to the process.
 func (s *Server) Refused(t testing.TB, set *apiserver.Settings) error {
 	t.Helper()
 	cfg := s.cfg
-	cfg.Port, cfg.Settings = FreePort(t), set
+	cfg.Port, cfg.Settings = freeport.Find(t), set
 	_, err := apiserver.New(cfg)
 	return err
 }
