@@ -47,7 +47,7 @@ unit:
 	.ci/tests unit "$$($(GO) list ./... | grep -v /tests/e2e | tr '\n' ' ')" -timeout 30m $(TEST_FLAGS)
 
 e2e: build
-	.ci/tests e2e ./tests/e2e -count=1 -timeout 30m $(TEST_FLAGS)
+	.ci/tests e2e ./tests/e2e -count=1 -timeout 30m -parallel 2 $(TEST_FLAGS)
 
 # Figures of a whole cluster, measured in a namespace of its own; BENCH_FLAGS="-effort 0.2" is a quick look.
 bench: test-packages build

@@ -86,7 +86,7 @@ func TestCustomResources(t *testing.T) {
 	c := use(t)
 	c.apply(widgets)
 	t.Cleanup(func() { c.kubectl("delete", "crd", "widgets.e2e.strake.io") })
-	c.kubectl("wait", "--for=condition=Established", "crd/widgets.e2e.strake.io", "--timeout=30s")
+	c.kubectl("wait", "--for=condition=Established", "crd/widgets.e2e.strake.io", "--timeout=120s")
 	widget := func(size string) string {
 		return "apiVersion: e2e.strake.io/v1\nkind: Widget\nmetadata: {name: a}\nspec: {size: " + size + "}\n"
 	}

@@ -15,6 +15,7 @@ import (
 
 // TestBadStarts: whatever is in the way of `up` is told in one line with its cure, and nothing half-started is left.
 func TestBadStarts(t *testing.T) {
+	t.Parallel()
 	l, err := lab.New("strake-e2e", filepath.Join(t.TempDir(), "data"), binary)
 	if err != nil {
 		t.Fatal(err)

@@ -1,4 +1,6 @@
 // Package e2e brings up real clusters in network namespaces of their own and uses them as people do.
+// Much of their time is spent on waiting: tests that have a cluster of their own are parallel, two at a time (-parallel 2), after those that share one.
+// Those that count lost packets are not, for a processor's queue is shared with whatever goes on beside.
 package e2e
 
 import (
@@ -41,7 +43,7 @@ func start(t *testing.T, flags ...string) *cluster {
 		}
 	})
 	c := &cluster{Cluster: l, t: t, namespace: "default"}
-	if out, err := c.Strake(append([]string{"up", "--node-name", nodeName, "--wait", "120s"}, flags...)...); err != nil {
+	if out, err := c.Strake(append([]string{"up", "--node-name", nodeName, "--wait", "240s"}, flags...)...); err != nil {
 		t.Fatalf("up: %v\n%s", err, out)
 	}
 	c.busybox()
@@ -78,7 +80,7 @@ func use(t *testing.T) *cluster {
 		if shared.lab, shared.err = lab.New("strake-e2e", filepath.Join(shared.dir, "data"), binary); shared.err != nil {
 			return
 		}
-		if out, err := shared.lab.Strake("up", "--node-name", nodeName, "--wait", "90s"); err != nil {
+		if out, err := shared.lab.Strake("up", "--node-name", nodeName, "--wait", "240s"); err != nil {
 			shared.err = fmt.Errorf("up: %w\n%s", err, out)
 			return
 		}
@@ -89,7 +91,7 @@ func use(t *testing.T) *cluster {
 	c := &cluster{Cluster: shared.lab, t: t, namespace: strings.ToLower(t.Name())}
 	c.busybox() // each time: on a disk that is rather full the kubelet removes images that no pod has
 	c.kubectl("create", "namespace", c.namespace)
-	t.Cleanup(func() { c.kubectl("delete", "namespace", c.namespace, "--timeout=60s") })
+	t.Cleanup(func() { c.kubectl("delete", "namespace", c.namespace, "--timeout=240s") })
 	c.awaitServiceAccount()
 	return c
 }
@@ -153,10 +155,13 @@ func (c *cluster) apply(manifest string) {
 	c.must(cmd)
 }
 
-// eventually repeats f until it returns "" and fails with what it returned last.
+// slowness is how many times slower a machine may be than those that the times of these tests were chosen for. What works ends early.
+const slowness = 4
+
+// eventually repeats f until it returns "" and fails with what it returned last. The time is that of a quick machine.
 func eventually(t *testing.T, within time.Duration, f func() string) {
 	t.Helper()
-	deadline := time.Now().Add(within)
+	deadline := time.Now().Add(slowness * within)
 	for {
 		last := f()
 		if last == "" {

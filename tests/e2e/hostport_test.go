@@ -70,7 +70,7 @@ func TestHostPort(t *testing.T) {
 		}
 		return ""
 	})
-	c.kubectl("delete", "pod", "served", "--timeout=30s")
+	c.kubectl("delete", "pod", "served", "--timeout=120s")
 	c.kubectl("wait", "--for=condition=Ready", "pod/rival", "--timeout=60s")
 	if bad := c.kubectl("get", "pod", "rival", "-o", "jsonpath={.status.hostIP}"); bad != lab.NodeIP {
 		t.Errorf("host IP %q", bad)

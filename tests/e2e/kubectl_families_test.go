@@ -132,7 +132,7 @@ var kubectlFamilies = []struct {
 		{"create -f csr.yaml", "created"},
 		{"get csr e2e-NS", "Pending"},
 		{"certificate approve e2e-NS", "approved"},
-		{"wait --for=jsonpath={.status.certificate} csr/e2e-NS --timeout=30s", "condition met"},
+		{"wait --for=jsonpath={.status.certificate} csr/e2e-NS --timeout=120s", "condition met"},
 		{"get csr e2e-NS", "Approved,Issued"},
 		{"delete csr e2e-NS", "deleted"},
 		{"create -f csr.yaml", "created"},

@@ -54,7 +54,7 @@ func TestKubectl(t *testing.T) {
 		if err := cmd.Wait(); err != nil {
 			t.Errorf("logs -f ended with %v", err)
 		}
-		c.kubectl("wait", "--for=delete", "pod/ticker", "--timeout=30s")
+		c.kubectl("wait", "--for=delete", "pod/ticker", "--timeout=120s")
 		c.apply(ticker)
 		c.kubectl("wait", "--for=condition=Ready", "pod/ticker", "--timeout=60s")
 	})

@@ -78,6 +78,7 @@ spec:
 
 // TestMainJob is what a newcomer does: the demo, then manifests of their own, then trouble.
 func TestMainJob(t *testing.T) {
+	t.Parallel()
 	c := start(t)
 	var st struct {
 		Ready bool `json:"ready"`
@@ -189,7 +190,7 @@ func TestMainJob(t *testing.T) {
 	})
 	t.Run("a second up is fine", func(t *testing.T) {
 		c := c.in(t)
-		if out, err := c.Strake("up", "--wait", "60s"); err != nil {
+		if out, err := c.Strake("up", "--wait", "120s"); err != nil {
 			t.Errorf("%v\n%s", err, out)
 		}
 	})

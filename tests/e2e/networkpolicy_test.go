@@ -70,6 +70,7 @@ spec:
 
 // TestNetworkPolicy lets policies of every kind bite between pods of one node and of two, in both families.
 func TestNetworkPolicy(t *testing.T) {
+	t.Parallel()
 	l := &policyLab{threeNodes: &threeNodes{cluster: start(t, "--nodes", "2", "--ip-family", "dual", "--record-flows")}, places: map[string]podnet.Space{}, addrs: map[string][]netip.Addr{}}
 	eventually(t, 60*time.Second, l.refresh)
 	first, second := l.nodes[0], l.nodes[1]
@@ -178,7 +179,7 @@ func (l *policyLab) expect(open, closed []path) {
 }
 
 func (l *policyLab) await(p path, to netip.AddrPort, want bool) error {
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(slowness * 20 * time.Second)
 	for {
 		_, err := asks(l.places[p.from], p.network, 0, to, patience)
 		var timeout net.Error

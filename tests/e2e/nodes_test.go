@@ -20,6 +20,7 @@ import (
 
 // TestNodes: a cluster of several nodes on one machine comes up, grows, shrinks, loses processes, is rebooted and goes without a trace.
 func TestNodes(t *testing.T) {
+	t.Parallel()
 	c := start(t, "--nodes", "3")
 	l, err := layout.New(c.Data)
 	if err != nil {
@@ -67,7 +68,7 @@ func TestNodes(t *testing.T) {
 			t.Fatalf("%v\n%s", err, out)
 		}
 		four := nodeName + "-4"
-		c.kubectl("wait", "--for=condition=Ready", "node/"+four, "--timeout=30s")
+		c.kubectl("wait", "--for=condition=Ready", "node/"+four, "--timeout=120s")
 		if out, err := c.Strake("up", "--nodes", "2"); err == nil || !strings.Contains(out, "strake node remove") {
 			t.Errorf("fewer nodes: %v\n%s", err, out)
 		}
@@ -153,6 +154,7 @@ func TestFailedGrowth(t *testing.T) {
 
 // TestJoin: another machine joins by a token, comes back after a reboot without one, and leaves.
 func TestJoin(t *testing.T) {
+	t.Parallel()
 	c := start(t)
 	data := filepath.Join(t.TempDir(), "data")
 	l, err := c.Machine(1, data)
@@ -204,7 +206,7 @@ func TestJoin(t *testing.T) {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	m.busybox()
-	c.kubectl("wait", "--for=condition=Ready", "node/"+joined, "--timeout=30s")
+	c.kubectl("wait", "--for=condition=Ready", "node/"+joined, "--timeout=120s")
 	names := []string{nodeName, joined}
 	c.onEach(names)
 	t.Run("pods reach each other", func(t *testing.T) { everyWay(t, c.in(t), names) })

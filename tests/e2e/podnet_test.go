@@ -101,7 +101,7 @@ func TestPodNetwork(t *testing.T) {
 		}
 	})
 	c := &threeNodes{cluster: &cluster{Cluster: l, t: t, namespace: "default"}}
-	if out, err := c.Strake("up", "--node-name", nodeName, "--nodes", "3", "--ip-family", "dual", "--wait", "150s"); err != nil {
+	if out, err := c.Strake("up", "--node-name", nodeName, "--nodes", "3", "--ip-family", "dual", "--wait", "300s"); err != nil {
 		t.Fatalf("up: %v\n%s", err, out)
 	}
 	c.busybox()

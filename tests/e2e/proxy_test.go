@@ -19,6 +19,7 @@ import (
 
 // TestProxyAlone runs `strake agent --only proxy` on two nodes whose pods have the network of Debian's ptp and bridge plugins.
 func TestProxyAlone(t *testing.T) {
+	t.Parallel()
 	l := startProxyLab(t)
 	one, two := l.nodes[0], l.nodes[1]
 	for _, n := range l.nodes {

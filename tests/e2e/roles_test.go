@@ -14,6 +14,7 @@ import (
 
 // TestRolesAsSeparateProcesses runs what the systemd units run, without a supervisor.
 func TestRolesAsSeparateProcesses(t *testing.T) {
+	t.Parallel()
 	l, err := lab.New("strake-e2e", filepath.Join(t.TempDir(), "data"), binary)
 	if err != nil {
 		t.Fatal(err)

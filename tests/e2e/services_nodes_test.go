@@ -196,6 +196,7 @@ spec:
 
 // TestServicesOfNodes is what Services mean where there are several nodes: two servers on the second, one on the third, none on the first.
 func TestServicesOfNodes(t *testing.T) {
+	t.Parallel()
 	c := &threeNodes{cluster: start(t, "--nodes", "3", "--ip-family", "dual")}
 	eventually(t, 60*time.Second, c.refresh)
 	var manifests []string

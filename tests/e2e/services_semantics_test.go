@@ -187,6 +187,7 @@ func (s *semantics) balance(svc *corev1.Service, ip string, mode corev1.LoadBala
 // What the Service API says, on one node and in both families. EndpointSlices are the tests' own: of two pods on this node one is said to
 // be on another.
 func TestServiceSemantics(t *testing.T) {
+	t.Parallel()
 	c := start(t, "--ip-family", "dual", "--node-ip", lab.NodeIP+","+lab.NodeIP6)
 	var pods strings.Builder
 	for _, name := range []string{"one", "two", "three"} {

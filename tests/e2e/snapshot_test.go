@@ -10,6 +10,7 @@ import (
 
 // TestSnapshot saves a cluster, changes it, and brings it back.
 func TestSnapshot(t *testing.T) {
+	t.Parallel()
 	c := start(t)
 	c.kubectl("create", "configmap", "before", "--from-literal=a=b")
 	file := filepath.Join(t.TempDir(), "s.db")

@@ -76,7 +76,7 @@ func TestProcessesAreKilled(t *testing.T) {
 			before, calls := received(t, c), answers(c)
 			pid := kill(t, c, component)
 			if component == "supervisor" {
-				if out, err := c.Strake("up", "--wait", "60s"); err != nil {
+				if out, err := c.Strake("up", "--wait", "120s"); err != nil {
 					t.Fatalf("up: %v\n%s", err, out)
 				}
 			}
@@ -166,7 +166,7 @@ func (c *cluster) reboot() {
 ip link del strake-vxlan 2>/dev/null
 ip addr flush dev lo scope global
 tc filter del dev up0 ingress 2>/dev/null; true`))
-	if out, err := c.Strake("up", "--wait", "90s"); err != nil {
+	if out, err := c.Strake("up", "--wait", "240s"); err != nil {
 		c.t.Fatalf("up: %v\n%s", err, out)
 	}
 }
