@@ -35,7 +35,7 @@ func TestStormWithKilledAgent(t *testing.T) {
 	var live sync.Map // address to pod
 	var pods atomic.Int64
 	stop := make(chan struct{})
-	deadline := time.Now().Add(2 * time.Minute)
+	deadline := time.Now().Add(10 * time.Minute)
 	// again repeats a call until the agent is there and does it.
 	again := func(r plugin.Request) error {
 		for {
