@@ -434,12 +434,12 @@ spec:
   template:
     metadata: {labels: {app: roll}}
     spec:
-      terminationGracePeriodSeconds: 10
+      terminationGracePeriodSeconds: 30
       containers:
       - name: echo
         image: strake.io/demo:1
         args: [demo, echo, --listen, ":8080"]
-        lifecycle: {preStop: {sleep: {seconds: 2}}}
+        lifecycle: {preStop: {sleep: {seconds: 8}}} # the time for every node to hear of it
         readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1}
 ` + "---\n" + strings.ReplaceAll(webService("roll", 30384, "type: NodePort"), "app: web", "app: roll"))
 	c.kubectl("rollout", "status", "deployment/roll", "--timeout=60s")
