@@ -252,7 +252,8 @@ func TestBackendsThatGo(t *testing.T) {
 	}
 }
 
-// A connection to a NodePort goes on when its Service is deleted; if its backend goes then, it ends. A new one is the node's own business.
+// A connection to a NodePort goes on when its Service is deleted, and when that is made anew and has no endpoints yet; if its backend goes then, it
+// ends. A new one is the node's own business.
 func TestNodePortOfADeletedService(t *testing.T) {
 	l := newServiceLab(t)
 	for _, f := range families {
@@ -266,6 +267,24 @@ func TestNodePortOfADeletedService(t *testing.T) {
 			l.step(t, "without the Service", uplinkProgram, l.uplink, segment(client, front, ack), actRedirect, "uplink_to_pod", client, backend)
 			l.step(t, "a stranger", uplinkProgram, l.uplink, segment(at(f.far, 4001), front, ack), actOK, "", netip.AddrPort{}, netip.AddrPort{})
 			l.step(t, "a new one", uplinkProgram, l.uplink, segment(client, front, syn), actOK, "", netip.AddrPort{}, netip.AddrPort{})
+			again := func(client netip.AddrPort, backends ...netip.AddrPort) {
+				t.Helper()
+				l.service(t, LoadBalancer{Name: "ns/web:http", Protocol: 6, Frontends: fronts(NodePort, front), Backends: backs(backends...)})
+				counted, src, dst := "uplink_to_pod", client, backend
+				if len(backends) > 0 && backends[0] != backend {
+					counted, src, dst = "drop_backend_gone", front, client
+				}
+				l.step(t, fmt.Sprint("made anew with ", backends), uplinkProgram, l.uplink, segment(client, front, ack), actRedirect, counted, src, dst)
+			}
+			again(client)
+			again(client, backend)
+			l.service(t)
+			again(client)
+			again(client, at(f.remote(), 8080))
+			// The next one ends with its backend.
+			l.service(t, LoadBalancer{Name: "ns/web:http", Protocol: 6, Frontends: fronts(NodePort, front), Backends: backs(backend)})
+			l.step(t, "SYN", uplinkProgram, l.uplink, segment(client, front, syn), actRedirect, "uplink_to_pod", client, backend)
+			l.service(t)
 			_, err := l.d.Endpoints().Replace("lab "+f.other, nil)
 			must(t, err)
 			l.step(t, "without its backend", uplinkProgram, l.uplink, segment(client, front, ack), actRedirect, "drop_backend_gone", front, client)

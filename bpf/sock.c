@@ -386,9 +386,9 @@ static __attribute__((noinline)) int port_is_kept(struct bpf_sock_addr *ctx, con
 }
 
 /* Ports of the node that lead to Services and pods are no other's: who listens there would hear nothing from outside, by no fault that it could
- * see. Loopback addresses are never such a frontend's and stay free. A socket of IPv6 for all addresses takes IPv4 as well, unless it was told
- * not to; where that can't be seen, it counts as if it did, and whoever wants [::] for IPv6 alone names an address instead.
- * Returns 0 to make the call fail: with EPERM, unless a return value is set. */
+ * see. Loopback addresses stay free, but for one that a pod's hostPort or the agent's flags name. A socket of IPv6 for all addresses takes IPv4
+ * as well, unless it was told not to; where that can't be seen, it counts as if it did, and whoever wants [::] for IPv6 alone names an address
+ * instead. Returns 0 to make the call fail: with EPERM, unless a return value is set. */
 static __always_inline int bind_at(struct bpf_sock_addr *ctx, const struct addr *addr, int any)
 {
 	if (!ctx->user_port || !of_node(ctx) || !port_is_kept(ctx, addr, any))

@@ -167,8 +167,13 @@ func (r *socketReaper) victims() (map[uint64][]victim, error) {
 		err := lb.frontends.Lookup(b.asked, &fe)
 		if err == nil && fe.Service != b.service {
 			member.Service = fe.Service
-			yes, err := has[netMember](lb.members, member)
-			return !yes && err == nil, err
+			if yes, err := has[netMember](lb.members, member); yes || err != nil {
+				return false, err
+			}
+			if fe.All+fe.Local > 0 {
+				return true, nil
+			}
+			err = nil // a Service that was made anew, whose endpoints are not told yet
 		}
 		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			return false, err
