@@ -16,7 +16,8 @@ import (
 )
 
 // HostPort is a port of the node that leads to a pod (containers[].ports[].hostPort). Such a port is a row of the load balancer
-// with one backend, so it is served where NodePorts are: at the sockets of the node and its pods, and at the uplink.
+// with one backend, so it is served where NodePorts are: at the sockets of the node and its pods, and at the uplink; on a loopback address at the node's
+// sockets alone, for a pod's loopback is its own.
 type HostPort struct {
 	Addr      netip.Addr `json:"addr"`          // of the node
 	Any       bool       `json:"any,omitempty"` // nobody asked for that address: it is whatever the node has of its family
@@ -60,10 +61,6 @@ func hostPorts(mappings []plugin.PortMapping, nodeAddrs []netip.Addr, ranges []n
 				return nil, bad("hostIP %q is not an IP address", m.HostIP)
 			}
 			only = only.Unmap()
-			if only.IsLoopback() {
-				// Sockets of pods meet the same rows, and a pod's loopback is its own.
-				return nil, bad("hostIP %s is a loopback address, which is every pod's own", only)
-			}
 			if only == netip.IPv6Unspecified() {
 				only = netip.Addr{} // as for a socket: of both families
 			} else if !podHas(only.Is4()) {
