@@ -11,8 +11,9 @@ import (
 	"k8s.io/client-go/tools/cache"
 )
 
-// pageSize is how many objects of a list are asked for at once. Of each page only the packed form stays in memory.
-const pageSize = 2000
+// pageSize is how many objects of a list are asked for at once. Of each page only the packed form stays in memory. For each page the server goes through
+// all objects that are left.
+const pageSize = 5000
 
 // lister lists and watches a kind for a reflector. It lists in pages, and packs one while the server makes the next: a server takes several
 // times as long to stream objects one by one, and a list in one piece takes several times as much memory here.

@@ -178,7 +178,7 @@ func (s agentSpec) run(ctx context.Context, out io.Writer) error {
 	f := informers.NewSharedInformerFactory(client, 0)
 	objects := mirror.New(client, "bench")
 	p, err := proxy.New(proxy.Config{Objects: objects, Informers: f, Table: &toldTable{LoadBalancerTable: d.LoadBalancers(), tell: tell, missing: s.Services}, Synced: func() {
-		debug.SetGCPercent(50)
+		debug.SetGCPercent(25)
 		go debug.FreeOSMemory()
 	}, Node: proxy.Node{Name: "bench", Addrs: []netip.Addr{s.NodeAddr}}})
 	if err != nil {

@@ -70,7 +70,7 @@ func loopback(addrs []netip.Addr) []netip.Addr {
 // until all is written. So the bound is wide until then. In a cluster of 50 000 Services the agent has 240 MiB for these seconds, and half of that then.
 const (
 	firstGCPercent = 200
-	laterGCPercent = 50 // most of what an agent holds stays, and what it allocates is little
+	laterGCPercent = 25 // most of what an agent holds stays, and what it allocates is little
 )
 
 // tidy is for after the first lists.
