@@ -91,7 +91,7 @@ when it ends, and --cleanup takes it away. With --dns it answers names besides, 
 		},
 	}
 	cmd.Flags().StringSliceVar(&only, "only", nil, "run these parts alone: proxy")
-	_ = cmd.RegisterFlagCompletionFunc("only", cobra.FixedCompletions([]string{roleProxy}, cobra.ShellCompDirectiveNoFileComp)) // fails for unknown flags only
+	fixed(cmd, "only", roleProxy)
 	f := pflag.NewFlagSet("proxy", pflag.ContinueOnError)
 	f.StringVar(&c.Kubeconfig, "kubeconfig", "", "way to the API server (in a pod: its ServiceAccount's)")
 	f.StringVar(&c.NodeName, "hostname-override", "", "name of the node (the host's, in lower case)")
@@ -115,6 +115,7 @@ when it ends, and --cleanup takes it away. With --dns it answers names besides, 
 	f.BoolVar(&cleanup, "cleanup", false, "take away what --only proxy has loaded, and end")
 	f.VisitAll(func(flag *pflag.Flag) { flag.Annotations = map[string][]string{roleProxy: {"true"}} })
 	cmd.Flags().AddFlagSet(f)
+	fixed(cmd, cluster.FlagXDP, xdpModes...)
 	return cmd
 }
 

@@ -10,7 +10,6 @@ import (
 
 	"github.com/spf13/cobra"
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/component-base/version"
 
 	"github.com/strake-io/strake/cmd/strake/bundle"
@@ -54,17 +53,7 @@ not in it.`,
 				Layout: l, CgroupRoot: root, Version: version.Get(),
 				Status: func(ctx context.Context) (any, error) { return cluster.Inspect(ctx, l) },
 				Doctor: func(ctx context.Context) (any, error) { return doctor.Examine(ctx, examined), nil },
-				Client: func() (kubernetes.Interface, error) {
-					path, err := doctor.Kubeconfig(examined.Kubeconfigs)
-					if err != nil {
-						return nil, err
-					}
-					rc, err := clientcmd.BuildConfigFromFlags("", path)
-					if err != nil {
-						return nil, err
-					}
-					return kubernetes.NewForConfig(rc)
-				},
+				Client: func() (kubernetes.Interface, error) { return clientOf(examined) },
 			}))
 			if err != nil {
 				return err

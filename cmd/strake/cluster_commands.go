@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -58,11 +57,11 @@ first comes up. In the folder of a node that has joined a cluster, it starts the
 			}
 			fmt.Fprintf(out, `
 The cluster is up. Try:
-  strake kubectl%[1]s get pods -A -o wide
-  strake kubectl%[1]s logs -n demo deploy/client -f
-  curl http://NODE:%[2]d/            (NODE is the node's address: strake status%[1]s)
-  strake down%[1]s                   (--purge removes its data too)
-`, at, settings.DemoPort())
+  %[1]s kubectl%[2]s get pods -A -o wide
+  %[1]s kubectl%[2]s logs -n demo deploy/client -f
+  curl http://%[3]s/
+  %[1]s down%[2]s                    (--purge removes its data too)
+`, os.Args[0], at, netip.AddrPortFrom(settings.NodeAddrs[0], uint16(settings.DemoPort())))
 			return nil
 		},
 	}
@@ -89,9 +88,13 @@ The cluster is up. Try:
 	f.StringVar(&flags.NodePortRange, cluster.FlagNodePortRange, "", "ports of which Services get their NodePorts (30000-32767), outside of those that the node's own clients get (sysctl net.ipv4.ip_local_port_range); may change at every start, and Services keep what they have")
 	f.StringVar(&flags.PolicyEstablished, cluster.FlagPolicyEstablished, "", "what becomes of established flows when network policies change: judge (they are judged anew; the default) or keep (they go on); annotations of namespaces and pods go before it; may change at every start")
 	f.StringVar(&flags.LBMode, cluster.FlagLBMode, "", "how clients outside, who ask a Service at one node, reach a pod of another: snat (in the node's name, answers come back by it; the default) or dsr (as themselves, and the pod's node answers them directly); all nodes must be of a release that has this flag; may change at every start")
-	_ = cmd.RegisterFlagCompletionFunc(cluster.FlagLBMode, cobra.FixedCompletions([]string{cluster.LBModeSNAT, cluster.LBModeDSR}, cobra.ShellCompDirectiveNoFileComp)) // fails for unknown flags only
 	f.IntVar(&flags.Port, cluster.FlagPort, flags.Port, "port of the API server")
 	f.IntVar(&flags.EtcdPort, cluster.FlagEtcdPort, flags.EtcdPort, "port of etcd on loopback; the next one is its peers'")
+	fixed(cmd, cluster.FlagLBMode, cluster.LBModeSNAT, cluster.LBModeDSR)
+	fixed(cmd, cluster.FlagIPFamily, "ipv4", "ipv6", "dual")
+	fixed(cmd, cluster.FlagRouting, cluster.RoutingVXLAN, cluster.RoutingNative)
+	fixed(cmd, cluster.FlagPolicyEstablished, cluster.PolicyJudge, cluster.PolicyKeep)
+	fixed(cmd, cluster.FlagXDP, xdpModes...)
 	return cmd
 }
 
@@ -108,6 +111,9 @@ func xdpFlag(f *pflag.FlagSet, mode *bpf.XDPMode, more string) {
 		return mode.Check()
 	})
 }
+
+// xdpModes are what that flag may say.
+var xdpModes = []string{string(bpf.XDPOff), string(bpf.XDPAuto), string(bpf.XDPNative)}
 
 // nodeFlags are those of a single node.
 func nodeFlags(f *pflag.FlagSet, flags *cluster.Settings) {
@@ -194,32 +200,13 @@ func statusCommand(place places) *cobra.Command {
 	return cmd
 }
 
-func outputFlag(cmd *cobra.Command, output *string) {
-	cmd.Flags().StringVarP(output, "output", "o", "", `"json" for machines`)
-	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"json"}, cobra.ShellCompDirectiveNoFileComp)) // fails for unknown flags only
-}
-
-// show prints for people or for machines.
-func show(w io.Writer, output string, v any, print func(io.Writer)) error {
-	switch output {
-	case "":
-		print(w)
-		return nil
-	case "json":
-		e := json.NewEncoder(w)
-		e.SetIndent("", "  ")
-		return e.Encode(v)
-	}
-	return fmt.Errorf("-o %s: this command knows json", output)
-}
-
 func imageCommand(place places) *cobra.Command {
 	var output string
 	image := &cobra.Command{Use: "image", Short: "Images of the node"}
 	load := &cobra.Command{
 		Use:     "import FILE.tar",
 		Short:   "Load an OCI or docker image archive into every node on this machine",
-		Example: "  strake image import app.tar",
+		Example: "  strake image import app.tar\n  strake image import app.tar -o json",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			l, err := place()
@@ -350,10 +337,16 @@ func demoCommand() *cobra.Command {
 
 func versionCommand() *cobra.Command {
 	var output string
-	cmd := &cobra.Command{Use: "version", Short: "Print the version", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
-		v := version.Get()
-		return show(cmd.OutOrStdout(), output, v, func(w io.Writer) { fmt.Fprintln(w, v.GitVersion) })
-	}}
+	cmd := &cobra.Command{
+		Use:     "version",
+		Short:   "Print the version",
+		Example: "  strake version\n  strake version -o json",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			v := version.Get()
+			return show(cmd.OutOrStdout(), output, v, func(w io.Writer) { fmt.Fprintln(w, v.GitVersion) })
+		},
+	}
 	outputFlag(cmd, &output)
 	return cmd
 }

@@ -41,9 +41,6 @@ Exit code: 0 if every path works, 1 if one does not or the test could not be mad
 		Example: "  strake connectivity test\n  strake connectivity test --perf\n  strake connectivity test --outside example.com:443 -o json",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if output != "" && output != "json" {
-				return fmt.Errorf("-o %s: this command knows json", output)
-			}
 			for i, f := range c.Families {
 				switch strings.ToLower(f) {
 				case "ipv4":
@@ -95,7 +92,7 @@ Exit code: 0 if every path works, 1 if one does not or the test could not be mad
 	f.StringSliceVar(&c.Families, "families", nil, "test these alone: ipv4, ipv6 (those that all pods have)")
 	f.StringVar(&c.Outside, "outside", "", "HOST:PORT outside of the cluster that is to be reached by TCP as well")
 	f.DurationVar(&timeout, "timeout", 5*time.Minute, "how long all of it may take")
-	_ = cmd.RegisterFlagCompletionFunc("families", cobra.FixedCompletions([]string{"ipv4", "ipv6"}, cobra.ShellCompDirectiveNoFileComp)) // fails for unknown flags only
+	fixed(cmd, "families", "ipv4", "ipv6")
 	outputFlag(cmd, &output)
 	return cmd
 }

@@ -111,8 +111,8 @@ or a Corefile, or a ConfigMap with one of both that is followed. Flags count bef
 	f.StringVar(&c.Ready, "ready", "", "where /ready is served: 200 once all of the cluster was seen (nowhere)")
 	f.StringVar(&c.Metrics, "metrics", "", "where /metrics is served (nowhere)")
 	f.DurationVar(&c.Lameduck, "lameduck", 0, "how long it goes on answering when it is told to end (SIGTERM), not ready any more")
-	_ = cmd.RegisterFlagCompletionFunc("pods", cobra.FixedCompletions([]string{dns.PodsInsecure, dns.PodsVerified, dns.PodsDisabled}, cobra.ShellCompDirectiveNoFileComp)) // fails for unknown flags only
-	_ = cmd.RegisterFlagCompletionFunc("upstream-policy", cobra.FixedCompletions([]string{dns.PolicySequential, dns.PolicyRandom, dns.PolicyRoundRobin}, cobra.ShellCompDirectiveNoFileComp))
+	fixed(cmd, "pods", dns.PodsInsecure, dns.PodsVerified, dns.PodsDisabled)
+	fixed(cmd, "upstream-policy", dns.PolicySequential, dns.PolicyRandom, dns.PolicyRoundRobin)
 	return cmd
 }
 

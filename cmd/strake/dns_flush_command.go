@@ -31,11 +31,9 @@ func dnsFlushCommand(place places) *cobra.Command {
 names. Who asks next is answered by those servers. Names of the cluster are not remembered but known, and follow the API by themselves.
 
 Other servers in the node's resolv.conf, or another configuration, flush by themselves. What pods remember themselves stays.`,
-		Example: "  strake dns flush\n  strake dns flush example.com\n  strake dns flush www.example.com -o json",
-		Args:    cobra.MaximumNArgs(1),
-		ValidArgsFunction: func(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
-			return rememberedNames(place, args)
-		},
+		Example:           "  strake dns flush\n  strake dns flush example.com\n  strake dns flush www.example.com -o json",
+		Args:              cobra.MaximumNArgs(1),
+		ValidArgsFunction: once(named(func(context.Context) ([]string, error) { return rememberedNames(place) })),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			name := "."
 			if len(args) > 0 {
@@ -90,26 +88,15 @@ func printFlushed(w io.Writer, f flushed) {
 }
 
 // rememberedNames are those that the kernel has answers of.
-func rememberedNames(place places, args []string) ([]string, cobra.ShellCompDirective) {
-	const directive = cobra.ShellCompDirectiveNoFileComp
-	if len(args) > 0 {
-		return nil, directive
-	}
+func rememberedNames(place places) ([]string, error) {
 	l, err := place()
 	if err != nil {
-		return nil, directive
+		return nil, err
 	}
 	held, err := bpf.ReadOutside(l.BPF())
-	if err != nil {
-		return nil, directive
-	}
-	seen := map[string]bool{}
 	var out []string
 	for _, o := range held {
-		if !seen[o.Name] {
-			seen[o.Name] = true
-			out = append(out, o.Name)
-		}
+		out = append(out, o.Name)
 	}
-	return out, directive
+	return out, err
 }

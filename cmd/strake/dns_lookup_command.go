@@ -21,7 +21,6 @@ import (
 	"github.com/strake-io/strake/cmd/strake/dnstop"
 	"github.com/strake-io/strake/cmd/strake/doctor"
 	"github.com/strake-io/strake/cmd/strake/kubeproxy"
-	"github.com/strake-io/strake/cmd/strake/layout"
 	"github.com/strake-io/strake/dns"
 	"github.com/strake-io/strake/kubelet/podnet"
 )
@@ -46,8 +45,9 @@ func dnsLookupCommand(place places) *cobra.Command {
 		Long: `Tells for each question that a pod's resolver would ask whether the kernel of this node answers it or leaves it to the resolver in user
 space, and by which rule; then what the resolver says. With --from the pod's search list and ndots are used as its resolv.conf has them; without
 it the name is asked as it is.`,
-		Example: "  strake dns lookup web.default.svc.cluster.local\n  strake dns lookup example.com --from demo/client\n  strake dns lookup _http._tcp.web.default.svc.cluster.local --type SRV -o json",
-		Args:    cobra.ExactArgs(1),
+		Example:           "  strake dns lookup web.default.svc.cluster.local\n  strake dns lookup example.com --from demo/client\n  strake dns lookup _http._tcp.web.default.svc.cluster.local --type SRV -o json",
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: once(named(func(context.Context) ([]string, error) { return clusterNames(place) })),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			for i, t := range types {
 				if types[i] = strings.ToUpper(t); mdns.StringToType[types[i]] == 0 {
@@ -57,18 +57,11 @@ it the name is asked as it is.`,
 			if _, ok := mdns.IsDomainName(args[0]); !ok {
 				return fmt.Errorf("%q is no domain name", args[0])
 			}
-			l, err := place()
+			node, err := entered(place)
 			if err != nil {
 				return err
 			}
-			node, err := examined(l)
-			if err != nil {
-				return err
-			}
-			if err := enterNode(l); err != nil {
-				return err
-			}
-			to, err := askedOn(l, node)
+			to, err := askedOn(node)
 			if err != nil {
 				return err
 			}
@@ -82,9 +75,24 @@ it the name is asked as it is.`,
 	f := cmd.Flags()
 	f.StringSliceVarP(&types, "type", "t", []string{"A", "AAAA"}, "types of records; repeatable")
 	f.StringVar(&from, "from", "", "[NAMESPACE/]POD whose search list is used")
-	_ = cmd.RegisterFlagCompletionFunc("type", cobra.FixedCompletions([]string{"A", "AAAA", "SRV", "PTR", "CNAME", "TXT"}, cobra.ShellCompDirectiveNoFileComp)) // fails for unknown flags only
+	fixed(cmd, "type", "A", "AAAA", "SRV", "PTR", "CNAME", "TXT")
+	completed(cmd, "from", podNames(place))
 	outputFlag(cmd, &output)
 	return cmd
+}
+
+// clusterNames are those that the kernel has addresses of.
+func clusterNames(place places) ([]string, error) {
+	l, err := place()
+	if err != nil {
+		return nil, err
+	}
+	rows, err := bpf.ReadNames(l.BPF())
+	var out []string
+	for _, r := range rows.Names {
+		out = append(out, r.Name)
+	}
+	return out, err
 }
 
 // asked is who is asked for names on a node if the kernel does not answer.
@@ -94,7 +102,8 @@ type asked struct {
 	layer  string
 }
 
-func askedOn(l layout.Layout, node doctor.Node) (asked, error) {
+func askedOn(node doctor.Node) (asked, error) {
+	l := node.Layout
 	if !node.ProxyOnly {
 		s, _, err := cluster.Load(l)
 		if err == nil && len(s.DNSAddrs) == 0 {

@@ -14,8 +14,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/klog/v2"
 
 	"github.com/strake-io/strake/bpf"
@@ -43,9 +41,6 @@ row; how many is said.`,
 		Example: "  strake dns top\n  strake dns top --for 10s -o json\n  strake dns top --sort nxdomain --rows 50 --pod demo/client\n  strake dns top --log --name example.com",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if output != "" && output != "json" {
-				return fmt.Errorf("-o %s: this command knows json", output)
-			}
 			if dnstop.Orders[c.Order] == nil {
 				return fmt.Errorf("--sort %s is none of %s", c.Order, strings.Join(slices.Sorted(maps.Keys(dnstop.Orders)), ", "))
 			}
@@ -56,15 +51,8 @@ row; how many is said.`,
 				return fmt.Errorf("--pod %s is not NAMESPACE/NAME", pod)
 			}
 			c.JSON = output == "json"
-			l, err := place()
+			node, err := entered(place)
 			if err != nil {
-				return err
-			}
-			node, err := examined(l)
-			if err != nil {
-				return err
-			}
-			if err := enterNode(l); err != nil {
 				return err
 			}
 			klog.SetOutput(cmd.ErrOrStderr())
@@ -87,13 +75,13 @@ row; how many is said.`,
 			if info, err := os.Stdout.Stat(); err == nil && c.For == 0 {
 				c.Clear = info.Mode()&fs.ModeCharDevice != 0
 			}
-			questions, err := bpf.OpenQuestions(l.BPF())
+			questions, err := bpf.OpenQuestions(node.Layout.BPF())
 			if err != nil {
 				return err
 			}
 			c.Kernel = questions
 			if !node.ProxyOnly {
-				if c.Resolver, err = resolverOf(l); err != nil {
+				if c.Resolver, err = resolverOf(node.Layout); err != nil {
 					fmt.Fprintln(cmd.ErrOrStderr(), "strake:", err)
 				}
 			}
@@ -108,7 +96,8 @@ row; how many is said.`,
 	f.BoolVar(&c.Log, "log", false, "a line for each question, and no reports")
 	f.StringVar(&pod, "pod", "", "only questions of this pod: NAMESPACE/NAME")
 	f.StringVar(&name, "name", "", "only questions for names that this is part of")
-	_ = cmd.RegisterFlagCompletionFunc("sort", cobra.FixedCompletions(slices.Sorted(maps.Keys(dnstop.Orders)), cobra.ShellCompDirectiveNoFileComp)) // fails for unknown flags only
+	fixed(cmd, "sort", slices.Sorted(maps.Keys(dnstop.Orders))...)
+	completed(cmd, "pod", podNames(place))
 	outputFlag(cmd, &output)
 	return cmd
 }
@@ -118,15 +107,7 @@ func namePods(ctx context.Context, node doctor.Node, names *monitor.Names) error
 	if node.ProxyOnly {
 		return nil
 	}
-	path, err := doctor.Kubeconfig(node.Kubeconfigs)
-	if err != nil {
-		return err
-	}
-	rc, err := clientcmd.BuildConfigFromFlags("", path)
-	if err != nil {
-		return err
-	}
-	client, err := kubernetes.NewForConfig(rc)
+	client, err := clientOf(node)
 	if err != nil {
 		return err
 	}

@@ -25,15 +25,8 @@ Exit code: 0 if nothing failed (warnings are no failure), 1 if something failed,
 		Example: "  strake doctor\n  strake doctor --data-dir /var/lib/strake/nodes/2\n  strake doctor -o json | jq '.checks[] | select(.status != \"ok\")'",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			l, err := place()
+			n, err := entered(place)
 			if err != nil {
-				return exitError{2, err}
-			}
-			n, err := examined(l)
-			if err != nil {
-				return exitError{2, err}
-			}
-			if err := enterNode(l); err != nil {
 				return exitError{2, err}
 			}
 			r := doctor.Examine(cmd.Context(), n)

@@ -14,12 +14,15 @@ import (
 	"github.com/strake-io/strake/cmd/strake/layout"
 )
 
+// kubectlName is the command that is kubectl.
+const kubectlName = "kubectl"
+
 // kubectlCommand is kubectl itself, pointed at the cluster's administrator unless told otherwise. For a command line that does not name it, it is no
 // more than its line in the help: its hundred commands take time and memory, in every process of a node.
 func kubectlCommand(args []string) *cobra.Command {
 	const short = "kubectl, pointed at this cluster"
-	if !slices.Contains(args, "kubectl") {
-		return &cobra.Command{Use: "kubectl", Short: short, Run: func(*cobra.Command, []string) {}}
+	if !slices.Contains(args, kubectlName) {
+		return &cobra.Command{Use: kubectlName, Short: short, Run: func(*cobra.Command, []string) {}}
 	}
 	flags := genericclioptions.NewConfigFlags(true).WithDeprecatedPasswordFlag().WithDiscoveryBurst(300).WithDiscoveryQPS(50)
 	if path := adminKubeconfig(args); path != "" {

@@ -42,6 +42,9 @@ func rootCommand(args []string) *cobra.Command {
 	root.AddCommand(upCommand(place), joinCommand(place), nodeCommand(place), downCommand(place), statusCommand(place), imageCommand(place), serverCommand(place), agentCommand(place), containerdCommand(place), tokenCommand(place), snapshotCommand(place),
 		demoCommand(), versionCommand(), kubectlCommand(args))
 	root.AddCommand(toolCommands(place)...)
+	root.SetFlagErrorFunc(badFlag)
+	_ = root.MarkPersistentFlagDirname("data-dir") // fails for unknown flags only
+	explained(root)
 	return root
 }
 

@@ -32,9 +32,6 @@ read are lost; how many is said.`,
 		Example: "  strake monitor\n  strake monitor --pod demo/client --all\n  strake monitor --reason drop_spoofed --count 1 -o json",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if output != "" && output != "json" {
-				return fmt.Errorf("-o %s: this command knows json", output)
-			}
 			c.JSON = output == "json"
 			if err := monitor.CheckReasons(c.Filter.Reasons); err != nil {
 				return err
@@ -109,7 +106,8 @@ read are lost; how many is said.`,
 	f.StringVar(&c.Filter.Pod, "pod", "", "only packets to, from or at this pod: NAMESPACE/NAME")
 	f.StringSliceVar(&c.Filter.Reasons, "reason", nil, "only events of this reason; repeatable")
 	cmd.MarkFlagsMutuallyExclusive("all", "drops")
-	_ = cmd.RegisterFlagCompletionFunc("reason", cobra.FixedCompletions(bpf.Reasons(), cobra.ShellCompDirectiveNoFileComp)) // fails for unknown flags only
+	fixed(cmd, "reason", bpf.Reasons()...)
+	completed(cmd, "pod", podNames(place))
 	outputFlag(cmd, &output)
 	return cmd
 }

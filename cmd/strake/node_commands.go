@@ -53,6 +53,7 @@ token is good for the first time only: then the node has certificates, and "stra
 	f.StringVar(&tokenFile, "token-file", "", "file with the bootstrap token; - reads it from standard input")
 	f.StringArrayVar(&ticket.CAHashes, "ca-cert-hash", nil, "hash of the public key of the cluster's CA, sha256:…; repeatable")
 	nodeFlags(f, &flags)
+	fixed(cmd, cluster.FlagXDP, xdpModes...)
 	return cmd
 }
 
@@ -84,8 +85,9 @@ func nodeCommand(place places) *cobra.Command {
 		Short: "Move a node's pods elsewhere and take the node out of the cluster",
 		Long: `Evicts the pods of each node, so that controllers make them anew on others, and removes the node from the cluster. One on this machine
 is stopped and all of it removed; on another machine, "strake down --purge" does that.`,
-		Example: "  strake node remove node-1-3",
-		Args:    cobra.MinimumNArgs(1),
+		Example:           "  strake node remove node-1-3",
+		Args:              cobra.MinimumNArgs(1),
+		ValidArgsFunction: nodeNames(place),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			l, err := place()
 			if err != nil {

@@ -46,7 +46,7 @@ func policyCommand(place places) *cobra.Command {
 	group := policy.Command(adminKubeconfig(os.Args[1:]), func(ctx context.Context, probes int) (analysis.Evidence, error) {
 		return lookAtNode(ctx, place, probes)
 	}, func() ([]string, error) { return flowRecords(place) })
-	group.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return exitError{2, err} })
+	group.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return exitError{2, badFlag(cmd, err)} })
 	for _, cmd := range group.Commands() {
 		if args := cmd.Args; args != nil {
 			cmd.Args = func(cmd *cobra.Command, a []string) error {

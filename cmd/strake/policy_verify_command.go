@@ -61,22 +61,15 @@ Exit code: 0 if they agree, 1 if not, 2 if there is no answer.`,
 
 // provenNode is the node that commands look at. They go on in its network namespace.
 func provenNode(place places) (proof.Node, error) {
-	l, err := place()
-	if err != nil {
-		return proof.Node{}, err
-	}
-	n, err := examined(l)
+	n, err := entered(place)
 	if err != nil {
 		return proof.Node{}, err
 	}
 	if n.ProxyOnly {
 		return proof.Node{}, errors.New("this node serves Services alone: its network policies are another plugin's")
 	}
-	if err := enterNode(l); err != nil {
-		return proof.Node{}, err
-	}
 	rc, err := n.REST()
-	return proof.Node{Layout: l, Name: n.Name, DNSAddrs: n.DNSAddrs, REST: rc}, err
+	return proof.Node{Layout: n.Layout, Name: n.Name, DNSAddrs: n.DNSAddrs, REST: rc}, err
 }
 
 // lookAtNode is what a report says of this node.

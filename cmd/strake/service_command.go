@@ -2,9 +2,9 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"slices"
 	"strings"
@@ -35,9 +35,8 @@ Exit code: 0 if all is as it should be, 1 if something differs, 2 if something c
 	flags := func(cmd *cobra.Command) {
 		f := cmd.Flags()
 		f.StringVarP(&namespace, "namespace", "n", "", "of this namespace (default)")
-		f.StringVarP(&output, "output", "o", "", `"json" for machines, "wide" for more`)
-		_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"json", "wide"}, cobra.ShellCompDirectiveNoFileComp)) // fails for unknown flags only
-		_ = cmd.RegisterFlagCompletionFunc("namespace", completeServices(place, func(s serviceview.Service) string { return s.Namespace }))
+		outputFlag(cmd, &output, outputWide)
+		completed(cmd, "namespace", serviceNames(place, func(s serviceview.Service) string { return s.Namespace }))
 	}
 	list := &cobra.Command{
 		Use:     "list",
@@ -47,9 +46,6 @@ Exit code: 0 if all is as it should be, 1 if something differs, 2 if something c
 		Example: "  strake service list -A\n  strake service list -n demo -o wide\n  strake service list -A -o json | jq '.[] | select(.drift)'\n  strake service list -A --data-dir /var/lib/strake/nodes/2",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := checkServiceOutput(output); err != nil {
-				return err
-			}
 			if namespace == "" {
 				namespace = "default"
 			}
@@ -57,12 +53,7 @@ Exit code: 0 if all is as it should be, 1 if something differs, 2 if something c
 			if err != nil {
 				return exitError{2, err}
 			}
-			if output == "json" {
-				err = writeJSON(cmd, found)
-			} else {
-				serviceview.PrintList(cmd.OutOrStdout(), found, output == "wide")
-			}
-			return verdict(found, err)
+			return verdict(found, show(cmd.OutOrStdout(), output, found, func(w io.Writer) { serviceview.PrintList(w, found, output == outputWide) }))
 		},
 	}
 	flags(list)
@@ -75,9 +66,6 @@ Exit code: 0 if all is as it should be, 1 if something differs, 2 if something c
 		Example: "  strake service get echo -n demo\n  strake service get demo/echo -o json",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := checkServiceOutput(output); err != nil {
-				return err
-			}
 			space, name, ok := strings.Cut(args[0], "/")
 			if !ok {
 				space, name = namespace, args[0]
@@ -94,38 +82,22 @@ Exit code: 0 if all is as it should be, 1 if something differs, 2 if something c
 			if len(found) == 0 {
 				return exitError{2, fmt.Errorf("neither the API nor the kernel has a Service %s/%s", space, name)}
 			}
-			if output == "json" {
-				err = writeJSON(cmd, found[0])
-			} else {
+			return verdict(found, show(cmd.OutOrStdout(), output, found[0], func(w io.Writer) {
 				for _, s := range found { // more than one while a Service is deleted and made anew
-					serviceview.PrintOne(cmd.OutOrStdout(), s)
+					serviceview.PrintOne(w, s)
 				}
-			}
-			return verdict(found, err)
+			}))
 		},
-		ValidArgsFunction: completeServices(place, func(s serviceview.Service) string {
+		ValidArgsFunction: once(serviceNames(place, func(s serviceview.Service) string {
 			if s.Namespace == "default" {
 				return s.Name
 			}
 			return s.Namespace + "/" + s.Name
-		}),
+		})),
 	}
 	flags(get)
 	service.AddCommand(list, get)
 	return service
-}
-
-func checkServiceOutput(output string) error {
-	if !slices.Contains([]string{"", "json", "wide"}, output) {
-		return fmt.Errorf("-o %s: this command knows json and wide", output)
-	}
-	return nil
-}
-
-func writeJSON(cmd *cobra.Command, v any) error {
-	e := json.NewEncoder(cmd.OutOrStdout())
-	e.SetIndent("", "  ")
-	return e.Encode(v)
 }
 
 func verdict(found []serviceview.Service, err error) error {
@@ -143,15 +115,8 @@ func readServices(ctx context.Context, place places, choose func(serviceview.Ser
 	if os.Geteuid() != 0 {
 		return nil, errors.New("looking at a node needs root: run it with sudo")
 	}
-	l, err := place()
+	node, err := entered(place)
 	if err != nil {
-		return nil, err
-	}
-	node, err := examined(l)
-	if err != nil {
-		return nil, err
-	}
-	if err := enterNode(l); err != nil {
 		return nil, err
 	}
 	for deadline := time.Now().Add(settle); ; {
@@ -191,27 +156,18 @@ func lookAtServices(ctx context.Context, node doctor.Node) ([]serviceview.Servic
 	return found, err
 }
 
-// completeServices offers what the API's and the kernel's Services say.
-func completeServices(place places, word func(serviceview.Service) string) cobra.CompletionFunc {
-	return func(cmd *cobra.Command, _ []string, begun string) ([]string, cobra.ShellCompDirective) {
-		l, err := place()
+// serviceNames offers what the API's and the kernel's Services say.
+func serviceNames(place places, word func(serviceview.Service) string) cobra.CompletionFunc {
+	return named(func(ctx context.Context) ([]string, error) {
+		node, err := entered(place)
 		if err != nil {
-			return nil, cobra.ShellCompDirectiveNoFileComp
+			return nil, err
 		}
-		node, err := examined(l)
-		if err != nil || enterNode(l) != nil {
-			return nil, cobra.ShellCompDirectiveNoFileComp
-		}
-		found, err := lookAtServices(cmd.Context(), node)
-		if err != nil {
-			return nil, cobra.ShellCompDirectiveNoFileComp
-		}
+		found, err := lookAtServices(ctx, node)
 		var out []string
 		for _, s := range found {
-			if w := word(s); strings.HasPrefix(w, begun) && !slices.Contains(out, w) {
-				out = append(out, w)
-			}
+			out = append(out, word(s))
 		}
-		return out, cobra.ShellCompDirectiveNoFileComp
-	}
+		return out, err
+	})
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -51,13 +52,25 @@ func storeOf(place places) (layout.Layout, store.Config, error) {
 	return l, s.Store(l), nil
 }
 
+// saved is what a snapshot holds, and what is wrong with one that can't be used.
+type saved struct {
+	File     string    `json:"file"`
+	Saved    time.Time `json:"saved"`
+	Revision int64     `json:"revision,omitempty"`
+	Entries  int       `json:"entries,omitempty"`
+	Bytes    int64     `json:"bytes"`
+	Damage   string    `json:"damage,omitempty"`
+}
+
 func snapshotSaveCommand(place places) *cobra.Command {
-	return &cobra.Command{
+	var output string
+	cmd := &cobra.Command{
 		Use:   "save [FILE]",
 		Short: "Save the store of the running control plane",
 		Long:  "Writes all that the API server keeps, as it is at one moment, into a file that only root can read. The cluster goes on meanwhile. Without FILE it is put into the data folder's snapshots.",
 		Example: `  strake snapshot save
-  strake snapshot save /backup/monday.db`,
+  strake snapshot save /backup/monday.db
+  strake snapshot save -o json`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			l, cfg, err := storeOf(place)
@@ -79,10 +92,13 @@ func snapshotSaveCommand(place places) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: revision %d, %d entries, %d bytes, hash verified\n", path, s.Revision, s.Keys, s.Bytes)
-			return err
+			return show(cmd.OutOrStdout(), output, saved{path, time.Now().UTC().Truncate(time.Second), s.Revision, s.Keys, s.Bytes, ""}, func(w io.Writer) {
+				fmt.Fprintf(w, "%s: revision %d, %d entries, %d bytes, hash verified\n", path, s.Revision, s.Keys, s.Bytes)
+			})
 		},
 	}
+	outputFlag(cmd, &output)
+	return cmd
 }
 
 func snapshotRestoreCommand(place places) *cobra.Command {
@@ -120,12 +136,14 @@ new one; all clients list anew. Pods that the snapshot does not know are stopped
 }
 
 func snapshotListCommand(place places) *cobra.Command {
-	return &cobra.Command{
+	var output string
+	cmd := &cobra.Command{
 		Use:   "ls [FOLDER|FILE ...]",
 		Short: "Verify and list snapshots",
 		Long:  "Reads snapshots whole, compares their hashes and prints what they hold: those of the data folder's snapshots, or those that are named. It fails if one is damaged.",
 		Example: `  strake snapshot ls
-  strake snapshot ls /backup`,
+  strake snapshot ls /backup
+  strake snapshot ls /backup/monday.db -o json`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
 				l, err := place()
@@ -133,50 +151,73 @@ func snapshotListCommand(place places) *cobra.Command {
 					return err
 				}
 				args = []string{l.Snapshots()}
+				if _, err := os.Stat(l.Snapshots()); errors.Is(err, fs.ErrNotExist) {
+					return show(cmd.OutOrStdout(), output, []saved{}, func(w io.Writer) {
+						fmt.Fprintf(w, "No snapshots in %s. Make one: strake snapshot save\n", l.Snapshots())
+					})
+				}
 			}
-			var files []string
-			for _, a := range args {
-				info, err := os.Stat(a)
-				switch {
-				case errors.Is(err, fs.ErrNotExist) && len(args) == 1 && filepath.Base(a) == "snapshots":
-					_, err := fmt.Fprintf(cmd.OutOrStdout(), "No snapshots in %s. Make one: strake snapshot save\n", a)
-					return err
-				case err != nil:
-					return err
-				case !info.IsDir():
-					files = append(files, a)
-					continue
-				}
-				found, err := filepath.Glob(filepath.Join(a, "*.db"))
-				if err != nil {
-					return err
-				}
-				files = append(files, found...)
-			}
-			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 3, ' ', 0)
-			fmt.Fprintln(w, "FILE\tSAVED\tREVISION\tENTRIES\tBYTES\tHASH")
-			damaged := 0
-			for _, f := range files {
-				info, err := os.Stat(f)
-				if err != nil {
-					return err
-				}
-				saved := info.ModTime().UTC().Format(time.RFC3339)
-				s, err := store.Verify(f)
-				if err != nil {
-					damaged++
-					fmt.Fprintf(w, "%s\t%s\t-\t-\t%d\tdamaged: %v\n", f, saved, info.Size(), err)
-					continue
-				}
-				fmt.Fprintf(w, "%s\t%s\t%d\t%d\t%d\tgood\n", f, saved, s.Revision, s.Keys, s.Bytes)
-			}
-			if err := w.Flush(); err != nil {
+			list, err := verified(args)
+			if err != nil {
 				return err
 			}
+			if err := show(cmd.OutOrStdout(), output, list, func(w io.Writer) { printSnapshots(w, list) }); err != nil {
+				return err
+			}
+			damaged := 0
+			for _, s := range list {
+				if s.Damage != "" {
+					damaged++
+				}
+			}
 			if damaged > 0 {
-				return fmt.Errorf("%d of %d snapshots can't be used", damaged, len(files))
+				return fmt.Errorf("%d of %d snapshots can't be used", damaged, len(list))
 			}
 			return nil
 		},
 	}
+	outputFlag(cmd, &output)
+	return cmd
+}
+
+// verified reads the snapshots that are named, and those of the folders that are.
+func verified(places []string) ([]saved, error) {
+	list := []saved{}
+	for _, p := range places {
+		files := []string{p}
+		info, err := os.Stat(p)
+		if err == nil && info.IsDir() {
+			files, err = filepath.Glob(filepath.Join(p, "*.db"))
+		}
+		if err != nil {
+			return nil, err
+		}
+		for _, f := range files {
+			info, err := os.Stat(f)
+			if err != nil {
+				return nil, err
+			}
+			one := saved{File: f, Saved: info.ModTime().UTC().Truncate(time.Second), Bytes: info.Size()}
+			if s, err := store.Verify(f); err != nil {
+				one.Damage = err.Error()
+			} else {
+				one.Revision, one.Entries, one.Bytes = s.Revision, s.Keys, s.Bytes
+			}
+			list = append(list, one)
+		}
+	}
+	return list, nil
+}
+
+func printSnapshots(to io.Writer, list []saved) {
+	w := tabwriter.NewWriter(to, 0, 0, 3, ' ', 0)
+	fmt.Fprintln(w, "FILE\tSAVED\tREVISION\tENTRIES\tBYTES\tHASH")
+	for _, s := range list {
+		if s.Damage != "" {
+			fmt.Fprintf(w, "%s\t%s\t-\t-\t%d\tdamaged: %s\n", s.File, s.Saved.Format(time.RFC3339), s.Bytes, s.Damage)
+			continue
+		}
+		fmt.Fprintf(w, "%s\t%s\t%d\t%d\t%d\tgood\n", s.File, s.Saved.Format(time.RFC3339), s.Revision, s.Entries, s.Bytes)
+	}
+	w.Flush()
 }

@@ -81,14 +81,16 @@ joins, others see the arguments of commands: --token-file keeps the token out of
 	list.Flags().BoolVar(&secrets, "show-secrets", false, "show the tokens whole")
 
 	remove := &cobra.Command{
-		Use:     "delete ID",
-		Short:   "Delete a token; who has joined with it stays",
-		Example: "  strake token delete abcdef",
-		Args:    cobra.ExactArgs(1),
+		Use:               "delete ID",
+		Short:             "Delete a token; who has joined with it stays",
+		Example:           "  strake token delete abcdef",
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: once(tokenIDs(place)),
 		RunE: with(func(ctx context.Context, cmd *cobra.Command, c *jointoken.Cluster, args []string) error {
 			return c.Delete(ctx, args[0])
 		}),
 	}
+	fixed(create, "usages", jointoken.Usages...)
 	outputFlag(create, &output)
 	outputFlag(list, &output)
 	token.AddCommand(create, list, remove)

@@ -7,7 +7,9 @@ import (
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
+	"k8s.io/client-go/kubernetes"
 
+	"github.com/strake-io/strake/cmd/strake/doctor"
 	"github.com/strake-io/strake/cmd/strake/layout"
 	"github.com/strake-io/strake/cmd/strake/supervisor"
 )
@@ -60,6 +62,28 @@ func enterNode(l layout.Layout) error {
 		return execIn(path)
 	}
 	return nil
+}
+
+// entered is the node that --data-dir names, looked at from within its network namespace.
+func entered(place places) (doctor.Node, error) {
+	l, err := place()
+	if err != nil {
+		return doctor.Node{}, err
+	}
+	node, err := examined(l)
+	if err != nil {
+		return doctor.Node{}, err
+	}
+	return node, enterNode(l)
+}
+
+// clientOf asks the API server as a node may.
+func clientOf(node doctor.Node) (kubernetes.Interface, error) {
+	rc, err := node.REST()
+	if err != nil {
+		return nil, err
+	}
+	return kubernetes.NewForConfig(rc)
 }
 
 // execIn runs the very command again in another network namespace. It returns only if that fails.

@@ -52,15 +52,8 @@ Names of Services are resolved as cluster DNS does. Policies are not asked here:
 			if os.Geteuid() != 0 {
 				return errors.New("strake trace needs root: run it with sudo")
 			}
-			l, err := place()
+			node, err := entered(place)
 			if err != nil {
-				return err
-			}
-			node, err := examined(l)
-			if err != nil {
-				return err
-			}
-			if err := enterNode(l); err != nil {
 				return err
 			}
 			answers, err := traceAll(cmd.Context(), cmd.ErrOrStderr(), node, from, namespace, to, number)
@@ -81,7 +74,8 @@ Names of Services are resolved as cluster DNS does. Policies are not asked here:
 	f.StringVarP(&namespace, "namespace", "n", "default", "of the pod, and of short names that the node or an address asks for")
 	_ = cmd.MarkFlagRequired("from") // fails for unknown flags only
 	_ = cmd.MarkFlagRequired("to")
-	_ = cmd.RegisterFlagCompletionFunc("proto", cobra.FixedCompletions([]string{"tcp", "udp", "sctp"}, cobra.ShellCompDirectiveNoFileComp))
+	fixed(cmd, "proto", "tcp", "udp", "sctp")
+	completed(cmd, "from", podNames(place))
 	outputFlag(cmd, &output)
 	return cmd
 }
