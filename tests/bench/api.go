@@ -133,17 +133,18 @@ func (b *bench) apiWrites(ctx context.Context) error {
 		_, err := maps.Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: name(i)}, Data: map[string]string{"k": value}}, metav1.CreateOptions{})
 		return err
 	}
+	put := func(ctx context.Context, i int) error {
+		r, err := etcd.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(key(i)), "=", 0)).Then(clientv3.OpPut(key(i), stored)).Commit()
+		if err == nil && !r.Succeeded {
+			err = errors.New("it is there already")
+		}
+		return err
+	}
 	for _, what := range []struct {
 		name         string
 		ours, theirs func(context.Context, int) error
 	}{
-		{"creates", create, func(ctx context.Context, i int) error {
-			r, err := etcd.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(key(i)), "=", 0)).Then(clientv3.OpPut(key(i), stored)).Commit()
-			if err == nil && !r.Succeeded {
-				err = errors.New("it is there already")
-			}
-			return err
-		}},
+		{"creates", create, put},
 		{"gets", func(ctx context.Context, i int) error {
 			_, err := maps.Get(ctx, name(i), metav1.GetOptions{})
 			return err
@@ -182,7 +183,7 @@ func (b *bench) apiWrites(ctx context.Context) error {
 			b.report.aim("creates, durable", rate, "/s", atLeast, 1000)
 		}
 	}
-	if err := b.steadyCreates(ctx, func(ctx context.Context, i int) error { return create(ctx, n+i) }); err != nil {
+	if err := b.steadyCreates(ctx, func(ctx context.Context, i int) error { return create(ctx, n+i) }, func(ctx context.Context, i int) error { return put(ctx, n+i) }); err != nil {
 		return err
 	}
 	return maps.DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{})
@@ -194,11 +195,29 @@ const steadyRate = 1000
 // never is how long it takes until what failed is done. JSON has no infinity.
 const never = math.MaxFloat64
 
-// steadyCreates creates at a steady rate. Each create is measured from when it was due, so that what waits for a slow server counts. One that the server
-// had no time for is a figure, not the end of the run, and slower than all others.
-func (b *bench) steadyCreates(ctx context.Context, create func(context.Context, int) error) error {
+// steadyCreates creates at a steady rate, here and then at etcd alone. One that the server had no time for is a figure, not the end of the run, and slower
+// than all others.
+func (b *bench) steadyCreates(ctx context.Context, ours, theirs func(context.Context, int) error) error {
+	took, failed, err := b.steady(ctx, ours)
+	if err != nil {
+		return err
+	}
+	floor, _, err := b.steady(ctx, theirs)
+	if err != nil {
+		return err
+	}
+	what := fmt.Sprintf("creates, durable, at %d/s", steadyRate)
+	b.report.figure(what+", failed", float64(failed), "")
+	b.report.against(what+", median; etcd alone", quantile(took, 0.5), quantile(floor, 0.5), "ms", "", 0)
+	b.report.against(what+", p99; etcd alone", quantile(took, 0.99), quantile(floor, 0.99), "ms", "", 0)
+	b.report.aim(what+", p99", quantile(took, 0.99), "ms", atMost, 20)
+	return nil
+}
+
+// steady calls at a steady rate. Each call is measured, in ms, from when it was due, so that what waits for a slow server counts.
+func (b *bench) steady(ctx context.Context, call func(context.Context, int) error) (took []float64, failures int64, err error) {
 	n := b.times(10) * steadyRate
-	took := make([]float64, n)
+	took = make([]float64, n)
 	var all sync.WaitGroup
 	var failed atomic.Int64
 	var first sync.Once
@@ -207,7 +226,7 @@ func (b *bench) steadyCreates(ctx context.Context, create func(context.Context, 
 		due := began.Add(time.Duration(i) * time.Second / steadyRate)
 		time.Sleep(time.Until(due))
 		all.Go(func() {
-			err := create(ctx, i)
+			err := call(ctx, i)
 			took[i] = time.Since(due).Seconds() * 1000
 			if err != nil {
 				failed.Add(1)
@@ -217,14 +236,7 @@ func (b *bench) steadyCreates(ctx context.Context, create func(context.Context, 
 		})
 	}
 	all.Wait()
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	what := fmt.Sprintf("creates, durable, at %d/s", steadyRate)
-	b.report.figure(what+", failed", float64(failed.Load()), "")
-	b.report.figure(what+", median", quantile(took, 0.5), "ms")
-	b.report.aim(what+", p99", quantile(took, 0.99), "ms", atMost, 20)
-	return nil
+	return took, failed.Load(), ctx.Err()
 }
 
 // apiPods makes pods that no scheduler looks at, and lists them.
