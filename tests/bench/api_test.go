@@ -17,7 +17,7 @@ func TestRefusedCreates(t *testing.T) {
 			return errors.New("refused")
 		}
 		return nil
-	})
+	}, func(context.Context, int) error { return nil })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -26,7 +26,7 @@ func TestRefusedCreates(t *testing.T) {
 			t.Errorf("%s is met: %v", row.Name, row)
 		}
 	}
-	if n := len(b.report.Rows); n != 3 || b.report.Rows[1].Value == never {
+	if n := len(b.report.Rows); n != 4 || b.report.Rows[1].Value == never || b.report.Rows[2].Value != never || b.report.Rows[2].Rival == never {
 		t.Errorf("%v", b.report.Rows)
 	}
 	if _, err := b.report.json(); err != nil {
