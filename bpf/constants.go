@@ -58,7 +58,7 @@ func (c Config) netConstants() (map[string]any, error) {
 	dns4, dns6 := constantsOf(c.DNSAddrs)
 	constants := map[string]any{
 		"dns_addr4": dns4, "dns_addr6": dns6, "dns_ttl": c.DNSTTL, "dns_zone": wire, "dns_zone_len": uint32(len(zone)), "dns_zone_labels": uint32(labels),
-		"policy_on": c.Policy, "policy_records": uint32(c.RecordFlows), "dsr_on": c.DSR,
+		"policy_on": c.Policy, "policy_newest_last": c.policyNewest() - 1, "policy_records": uint32(c.RecordFlows), "dsr_on": c.DSR,
 	}
 	if err := c.masquerade(constants); err != nil {
 		return nil, err

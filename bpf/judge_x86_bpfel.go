@@ -81,7 +81,7 @@ type judgePolicyWork struct {
 	Adopts   uint32
 	Happened uint32
 	How      uint32
-	Newest   uint32
+	Before   uint32
 	Verdicts [4]judgePolicyVerdict
 	Key      struct {
 		_        structs.HostLayout
@@ -92,7 +92,25 @@ type judgePolicyWork struct {
 		Proto    uint8
 		Pad      [3]uint8
 	}
+	OldKey struct {
+		_        structs.HostLayout
+		Low      judgeAddr
+		High     judgeAddr
+		LowPort  uint16
+		HighPort uint16
+		Proto    uint8
+		Pad      [3]uint8
+	}
 	Flow struct {
+		_        structs.HostLayout
+		Seen     uint32
+		Revision uint32
+		Policy   uint32
+		Rule     uint16
+		State    uint8
+		Flags    uint8
+	}
+	Old struct {
 		_        structs.HostLayout
 		Seen     uint32
 		Revision uint32

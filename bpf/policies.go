@@ -69,12 +69,22 @@ func (c Config) policySizes(sizes map[string]uint32) {
 			sizes[name] = c.flowRows() / 2 // a row for a flow
 		}
 	}
-	if c.Policy {
-		sizes[policyNewest] = min(max(sizes[policyFlowsOpen]/16/uint32(ebpf.MustPossibleCPU()), 1), 8192)
-	} else {
+	sizes[policyNewest] = c.policyNewest()
+	if !c.Policy {
 		sizes["policy_fragments"] = 1
 	}
 	c.recordSizes(sizes)
+}
+
+// policyNewest is how many places policy_newest has, a power of two.
+func (c Config) policyNewest() uint32 {
+	switch {
+	case !c.Policy:
+		return 1
+	case c.newestRows > 0:
+		return c.newestRows
+	}
+	return 4096 // POLICY_NEWEST of lib/policytrack.h
 }
 
 // Flags of a subject's row, as in lib/policy.h.

@@ -492,23 +492,3 @@ func TestPolicyOfDNS(t *testing.T) {
 		forgetPolicyFlows(t, l.d)
 	}
 }
-
-// policyFlowCount is how many flows have a row.
-func policyFlowCount(t testing.TB, d *Datapath) (n int) {
-	t.Helper()
-	for _, name := range policyFlowTables {
-		must(t, eachRow(d.net.Maps[name], name, func(netPolicyKey, netPolicyFlow) { n++ }))
-	}
-	return n
-}
-
-func forgetPolicyFlows(t testing.TB, d *Datapath) {
-	t.Helper()
-	for _, name := range policyFlowTables {
-		var keys []netPolicyKey
-		must(t, eachRow(d.net.Maps[name], name, func(k netPolicyKey, _ netPolicyFlow) { keys = append(keys, k) }))
-		for _, k := range keys {
-			must(t, d.net.Maps[name].Delete(k))
-		}
-	}
-}

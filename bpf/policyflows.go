@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/cilium/ebpf"
 )
@@ -13,7 +14,7 @@ import (
 const (
 	policyFlowsOpen    = "policy_flows_open"
 	policyFlowsPassing = "policy_flows_passing"
-	policyNewest       = "policy_newest" // not pinned; of each processor
+	policyNewest       = "policy_newest" // an array: each flow has one place
 )
 
 var policyFlowTables = []string{policyFlowsOpen, policyFlowsPassing}
@@ -26,7 +27,7 @@ func (c Config) resizePolicyFlows() error {
 		return fmt.Errorf("bpf: object: %w", err)
 	}
 	sizes := c.sizes()
-	for _, name := range append([]string{"policy_fragments"}, policyFlowTables...) {
+	for _, name := range append([]string{"policy_fragments", policyNewest}, policyFlowTables...) {
 		rows, ok := sizes[name]
 		if !ok {
 			rows = spec.Maps[name].MaxEntries
@@ -58,7 +59,7 @@ func (c Config) resizePolicyFlow(pin string, spec *ebpf.MapSpec) error {
 		return err
 	}
 	defer fresh.Close()
-	if spec.MaxEntries > 1 && spec.Name != "policy_fragments" {
+	if spec.MaxEntries > 1 && slices.Contains(policyFlowTables, spec.Name) {
 		var failed error
 		err := eachRow(old, spec.Name, func(k netPolicyKey, v netPolicyFlow) {
 			if failed == nil {
@@ -75,7 +76,6 @@ func (c Config) resizePolicyFlow(pin string, spec *ebpf.MapSpec) error {
 // Flags of a row, as in lib/policytrack.h.
 const (
 	policyFlowDenied = 4
-	policyFlowNewest = 16
 )
 
 // isOverPolicy tells whether a row of policy_flows_open is of no use any more.

@@ -148,9 +148,35 @@ static __always_inline struct scratch *scratch(void)
 	return bpf_map_lookup_elem(&scratches, &zero);
 }
 
+/* The time of this tick, by processor: to look at the clock takes as long as to look for a row. */
+struct tick {
+	__u64 tick; /* jiffies */
+	__u32 seconds;
+	__u32 pad;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct tick);
+} ticks SEC(".maps");
+
+/* Monotonic clock, late by a tick at most. */
 static __always_inline __u32 seconds_now(void)
 {
-	return bpf_ktime_get_ns() / 1000000000;
+	__u64 tick = bpf_jiffies64();
+	__u32 zero = 0, seconds;
+	struct tick *t = bpf_map_lookup_elem(&ticks, &zero);
+
+	if (t && *(volatile __u64 *)&t->tick == tick)
+		return *(volatile __u32 *)&t->seconds;
+	seconds = bpf_ktime_get_ns() / 1000000000;
+	if (t) {
+		*(volatile __u32 *)&t->seconds = seconds;
+		*(volatile __u64 *)&t->tick = tick;
+	}
+	return seconds;
 }
 
 static __always_inline void flow_key_of(const struct packet *p, struct flow_key *key, __u8 reply)

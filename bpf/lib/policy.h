@@ -191,6 +191,10 @@ static __always_inline int policy_is_free(__u32 ifindex, int v6, __u32 revision)
 	return free && *(volatile __u64 *)free == ((__u64)revision << 32 | ifindex);
 }
 
+/* policyflow.h: whether the packet at hand is one of a flow that passes at this revision: most are, also those that end it. Then nobody need be looked up: the
+ * row changes with a revision if anybody does. */
+int policy_knows(struct __sk_buff *skb, __u32 how);
+
 /* policyflow.h: whether the packet at hand, of which somebody may be judged, goes nowhere. */
 int policy_denies(struct __sk_buff *skb, __u32 how, __u32 to);
 
@@ -208,7 +212,7 @@ static __always_inline int policy_check(struct __sk_buff *skb, int v6, __u32 how
 			policy_notes(skb, how, to);
 		return 0;
 	}
-	return policy_denies(skb, how, to);
+	return policy_knows(skb, how) ? 0 : policy_denies(skb, how, to);
 }
 
 /* What came of it. */
@@ -244,10 +248,10 @@ struct policy_work {
 	__u32 revision;
 	__u32 born, adopts;           /* as in the subjects' rows: the later ones */
 	__u32 happened, how;          /* for policyrecord.h; 0: nothing that is recorded */
-	__u32 newest;                 /* where the ring of policytrack.h goes on */
+	__u32 before;                 /* there is a row of the flow that begins anew */
 	struct policy_verdict verdicts[4];
-	struct policy_key key;
-	struct policy_flow flow;
+	struct policy_key key, old_key;
+	struct policy_flow flow, old; /* the other one for policytrack.h */
 };
 
 struct {

@@ -58,7 +58,10 @@ int __attribute__((noinline)) policy_knows_error(struct __sk_buff *skb, __u32 ho
 			return 0;
 		policy_key_of(&w->key, &q->saddr, sport, &q->daddr, dport, q->proto, policy_is_low(&q->saddr, sport, &q->daddr, dport));
 	}
-	f = policy_flow_row(&w->key);
+	policy_settle(skb);
+	f = flow_has_connection(w->key.proto) ? bpf_map_lookup_elem(&policy_flows_open, &w->key) : 0;
+	if (!f)
+		f = bpf_map_lookup_elem(&policy_flows_passing, &w->key);
 	return f && policy_alive(f, w->key.proto, seconds_now()) && !(f->flags & FLOW_DENIED);
 }
 

@@ -102,7 +102,7 @@ int __attribute__((noinline)) policy_begin(struct __sk_buff *skb, __u32 how)
 	w->flow.revision = w->revision;
 	w->flow.state = flow_next(0, w->tcp, reply);
 	policy_decided(&w->flow, w, w->asked & 1 << INGRESS ? INGRESS : EGRESS);
-	return policy_put_new(skb);
+	return policy_put_new(skb, w);
 }
 
 /* The flow of the packet at hand, w->flow, was judged before the last change. */
@@ -165,11 +165,13 @@ static __always_inline int policy_follow(struct __sk_buff *skb, struct policy_wo
 
 	if (how & POLICY_ONCE)
 		return policy_begin(skb, how);
+	policy_settle(skb);
 	if (flow_has_connection(w->proto))
 		f = bpf_map_lookup_elem(&policy_flows_open, &w->key);
 	open = f != 0;
 	if (!f)
 		f = bpf_map_lookup_elem(&policy_flows_passing, &w->key);
+	w->before = f != 0;
 	if (!f)
 		return policy_begin(skb, how);
 	now = seconds_now();
@@ -241,8 +243,6 @@ static __always_inline struct policy_subject *policy_subject(const struct addr *
 	return own;
 }
 
-/* Whether the packet at hand is one of a flow that passes at this revision: most are, also those that end it. Then nobody need be looked up: the row
- * changes with a revision if anybody does. */
 int __attribute__((noinline)) policy_knows(struct __sk_buff *skb, __u32 how)
 {
 	struct policy_work *w = policy_work();
@@ -257,6 +257,7 @@ int __attribute__((noinline)) policy_knows(struct __sk_buff *skb, __u32 how)
 	if (!skb || !s || !w)
 		return 0;
 	p = &s->p;
+	policy_ends(w, s, how);
 	sport = p->sport;
 	dport = p->dport;
 	tcp = p->proto == IPPROTO_UDP ? 0 : p->tcp;
@@ -269,14 +270,17 @@ int __attribute__((noinline)) policy_knows(struct __sk_buff *skb, __u32 how)
 	}
 	high = !policy_is_low(&w->from, sport, &w->to, dport);
 	policy_key_of(&w->key, &w->from, sport, &w->to, dport, p->proto, !high);
-	if (flow_has_connection(p->proto))
+	now = seconds_now();
+	if (flow_has_connection(p->proto)) {
+		if (policy_newest_knows(w, tcp, high, now))
+			return 1;
 		f = bpf_map_lookup_elem(&policy_flows_open, &w->key);
+	}
 	open = f != 0;
 	if (!f)
 		f = bpf_map_lookup_elem(&policy_flows_passing, &w->key);
 	if (!f || f->revision != policy_revision_now() || f->flags & FLOW_DENIED)
 		return 0;
-	now = seconds_now();
 	if (!policy_alive(f, p->proto, now))
 		return 0;
 	reply = !(f->flags & FLOW_HIGH) != !high;
@@ -318,6 +322,7 @@ int __attribute__((noinline)) policy_follows(struct __sk_buff *skb, __u32 how, _
 	return flags & SUBJECT_FOLLOWED ? POLICY_FOLLOWS : 0;
 }
 
+/* Behind policy_knows, which has told the ends. */
 int __attribute__((noinline)) policy_denies(struct __sk_buff *skb, __u32 how, __u32 to)
 {
 	struct policy_work *w = policy_work();
@@ -326,9 +331,6 @@ int __attribute__((noinline)) policy_denies(struct __sk_buff *skb, __u32 how, __
 
 	if (!skb || !s || !w)
 		return TC_ACT_SHOT;
-	policy_ends(w, s, how);
-	if (policy_knows(skb, how))
-		return 0;
 	w->happened = 0;
 	if (policy_recalls(skb, to ? how | POLICY_DEST : how)) {
 		how |= POLICY_RECALLED;

@@ -13,17 +13,18 @@
 #include "policy.h"
 
 #define POLICY_FLOWS 131072
+#define POLICY_NEWEST 4096
+
+#define barrier() asm volatile("" ::: "memory")
 
 enum {
 	FLOW_HIGH = 1,           /* the higher end began it */
 	FLOW_NODE = 2,           /* the node's own stack did: its ingress is not judged */
 	FLOW_DENIED = 4,         /* it was allowed once, and is no more */
 	FLOW_DENIED_INGRESS = 8, /* in this direction, else by egress */
-	FLOW_NEWEST = 16,        /* it is in policy_newest */
 };
 
-/* Connections that both sides agreed on; all else. As flows_open and flows_passing are, but with one row for a flow, and policy_flows_open has the newest
- * connections too: whoever begins a million of those pushes out others of their kind, and they go where all else is. */
+/* Connections that both sides agreed on; all else. As flows_open and flows_passing are, but with one row for a flow. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, POLICY_FLOWS);
@@ -41,15 +42,26 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } policy_flows_passing SEC(".maps");
 
-/* The connections that began last on a processor, in a ring. Their rows are in policy_flows_open from the first packet on until others come in their place, in
- * whatever state they are: so a short connection has its row written once, where moving it costs more than all else. Of any size; it goes with the
- * programs, and rows that it forgets so are swept by the agent. */
+/* Connections as they begin: each has one place by its key, and stays there, in whatever state, until another one that begins wants the place. Then it goes
+ * where its state asks for, if it is not over by a reset: behind that nothing comes. So what a short connection needs is one write, where a row of
+ * a hash table that comes and goes costs more than all else. What is here is allowed, and counts before the tables above; what is to be judged anew leaves first. */
+struct policy_new {
+	struct bpf_spin_lock lock; /* who writes has it */
+	__u32 tag;                 /* of the key and the revision, 0 while they are written: who reads without the lock sees by it that they belong together */
+	struct policy_key key;     /* of protocol 0: the place is free */
+	struct policy_flow flow;
+};
+
 struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, POLICY_NEWEST);
 	__type(key, __u32);
-	__type(value, struct policy_key);
+	__type(value, struct policy_new);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } policy_newest SEC(".maps");
+
+/* Set at load: the last place; they are a power of two. */
+const volatile __u32 policy_newest_last;
 
 /* When policy_flows_open had no room last, as flows_full. */
 struct {
@@ -67,13 +79,6 @@ static __always_inline void policy_decided(struct policy_flow *f, const struct p
 	f->rule = f->policy ? w->verdicts[direction].rule : POLICY_NO_RULE;
 }
 
-static __always_inline struct policy_flow *policy_flow_row(const struct policy_key *key)
-{
-	struct policy_flow *f = flow_has_connection(key->proto) ? bpf_map_lookup_elem(&policy_flows_open, key) : 0;
-
-	return f ? f : bpf_map_lookup_elem(&policy_flows_passing, key);
-}
-
 #define DENIED_LIFE 240 /* seconds: who is denied ends nothing, and his row is but to spare a judgement */
 
 static __always_inline int policy_alive(const struct policy_flow *f, __u8 proto, __u32 now)
@@ -85,85 +90,193 @@ static __always_inline int policy_alive(const struct policy_flow *f, __u8 proto,
 	return (__s32)(now - f->seen) <= (__s32)life;
 }
 
-/* Puts w->flow into the table that its state asks for. Where policy_flows_open is full it stays in the other one, where it may be pushed out and be
+/* Puts a row into the table that its state asks for. Where policy_flows_open is full it stays in the other one, where it may be pushed out and be
  * judged anew, and the agent is told. */
+static __always_inline void policy_store(const struct policy_key *key, const struct policy_flow *flow)
+{
+	__u32 zero = 0, *full;
+
+	if (!flow_is_open(flow->state, key->proto)) {
+		bpf_map_update_elem(&policy_flows_passing, key, flow, BPF_ANY);
+		if (flow_has_connection(key->proto) && bpf_map_lookup_elem(&policy_flows_open, key)) /* the look takes no lock */
+			bpf_map_delete_elem(&policy_flows_open, key);
+		return;
+	}
+	if (!bpf_map_update_elem(&policy_flows_open, key, flow, BPF_ANY)) {
+		bpf_map_delete_elem(&policy_flows_passing, key);
+		return;
+	}
+	bpf_map_update_elem(&policy_flows_passing, key, flow, BPF_ANY);
+	count(POLICY_FLOWS_FULL);
+	full = bpf_map_lookup_elem(&policy_flows_full, &zero);
+	if (full && *full != flow->seen) {
+		*full = flow->seen;
+		bpf_ringbuf_output(&flows_events, full, sizeof(*full), 0);
+	}
+}
+
 int __attribute__((noinline)) policy_put(struct __sk_buff *skb)
 {
 	struct policy_work *w = policy_work();
-	__u32 zero = 0, *full;
+
+	if (skb && w)
+		policy_store(&w->key, &w->flow);
+	return 0;
+}
+
+/* Puts the connection that was found in a place of policy_newest, w->old. */
+int __attribute__((noinline)) policy_put_old(struct __sk_buff *skb)
+{
+	struct policy_work *w = policy_work();
+
+	if (skb && w && w->old_key.proto)
+		policy_store(&w->old_key, &w->old);
+	return 0;
+}
+
+static __always_inline __u64 policy_hash(const struct policy_key *key)
+{
+	__u64 h = key->low.d[1] + key->high.d[1] * 3;
+
+	h ^= (key->low.d[0] + key->high.d[0] * 3) ^ ((__u32)key->low_port << 16 | key->high_port);
+	return (h ^ h >> 32) * 0x9e3779b97f4a7c15;
+}
+
+static __always_inline struct policy_new *policy_new_at(__u64 hash)
+{
+	__u32 i = hash >> 40 & policy_newest_last;
+
+	return bpf_map_lookup_elem(&policy_newest, &i);
+}
+
+static __always_inline __u32 policy_tag(__u64 hash, __u32 revision)
+{
+	return ((__u32)(hash >> 8) ^ revision * 0x85ebca6b) | 1;
+}
+
+static __always_inline int policy_key_eq(const struct policy_key *a, const struct policy_key *b)
+{
+	return addr_eq(&a->low, &b->low) && addr_eq(&a->high, &b->high) && a->low_port == b->low_port && a->high_port == b->high_port && a->proto == b->proto;
+}
+
+static __always_inline int policy_flow_eq(const struct policy_flow *a, const struct policy_flow *b)
+{
+	return a->seen == b->seen && a->revision == b->revision && a->state == b->state && a->flags == b->flags;
+}
+
+/* Gives the connection at hand, w->flow, its place. Who is there and may still be needed is copied to w->old instead, unless he is that already. */
+static __always_inline int policy_take_place(struct policy_new *n, struct policy_work *w, __u32 tag)
+{
+	int free;
+
+	bpf_spin_lock(&n->lock);
+	free = !n->key.proto || n->flow.state & FLOW_RESET || policy_key_eq(&n->key, &w->key) || !policy_alive(&n->flow, n->key.proto, w->flow.seen);
+	if (!free)
+		free = policy_key_eq(&n->key, &w->old_key) && policy_flow_eq(&n->flow, &w->old);
+	if (free) {
+		*(volatile __u32 *)&n->tag = 0;
+		barrier();
+		n->key = w->key;
+		n->flow = w->flow;
+		barrier();
+		*(volatile __u32 *)&n->tag = tag;
+	} else {
+		w->old_key = n->key;
+		w->old = n->flow;
+	}
+	bpf_spin_unlock(&n->lock);
+	return free;
+}
+
+/* Puts w->flow, which begins, in its place: whether it is there. If not, w->old is to be put elsewhere first. */
+int __attribute__((noinline)) policy_placed(struct __sk_buff *skb)
+{
+	struct policy_work *w = policy_work();
+	struct policy_new *n;
+	__u64 hash;
 
 	if (!skb || !w)
 		return 0;
-	if (!flow_is_open(w->flow.state, w->key.proto)) {
-		bpf_map_update_elem(&policy_flows_passing, &w->key, &w->flow, BPF_ANY);
-		if (flow_has_connection(w->key.proto) && bpf_map_lookup_elem(&policy_flows_open, &w->key)) /* the look takes no lock */
-			bpf_map_delete_elem(&policy_flows_open, &w->key);
+	hash = policy_hash(&w->key);
+	n = policy_new_at(hash);
+	if (!n || !policy_take_place(n, w, policy_tag(hash, w->flow.revision)))
 		return 0;
-	}
-	if (!bpf_map_update_elem(&policy_flows_open, &w->key, &w->flow, BPF_ANY)) {
+	if (w->before) {
+		bpf_map_delete_elem(&policy_flows_open, &w->key);
 		bpf_map_delete_elem(&policy_flows_passing, &w->key);
+	}
+	return 1;
+}
+
+/* Puts w->flow, which begins, where it belongs. */
+static __always_inline int policy_put_new(struct __sk_buff *skb, struct policy_work *w)
+{
+	if (!flow_has_connection(w->key.proto) || flow_is_over(w->flow.state))
+		return policy_put(skb);
+	w->old_key.proto = 0;
+	if (policy_placed(skb))
 		return 0;
-	}
-	bpf_map_update_elem(&policy_flows_passing, &w->key, &w->flow, BPF_ANY);
-	count(POLICY_FLOWS_FULL);
-	full = bpf_map_lookup_elem(&policy_flows_full, &zero);
-	if (full && *full != w->flow.seen) {
-		*full = w->flow.seen;
-		bpf_ringbuf_output(&flows_events, full, sizeof(*full), 0);
-	}
+	policy_put_old(skb); /* before it leaves, so that each packet finds it */
+	return policy_placed(skb) ? 0 : policy_put(skb); /* a packet of it came meanwhile */
+}
+
+/* The connection of w->key leaves policy_newest, if it is there, and its row goes where those of others are. */
+int __attribute__((noinline)) policy_settle(struct __sk_buff *skb)
+{
+	struct policy_work *w = policy_work();
+	struct policy_new *n;
+	int there;
+
+	if (!skb || !w || !flow_has_connection(w->key.proto))
+		return 0;
+	n = policy_new_at(policy_hash(&w->key));
+	if (!n || !policy_key_eq(&n->key, &w->key)) /* most, and it comes here by its first packet alone */
+		return 0;
+	bpf_spin_lock(&n->lock);
+	there = policy_key_eq(&n->key, &w->key);
+	if (there)
+		w->old = n->flow;
+	bpf_spin_unlock(&n->lock);
+	if (!there)
+		return 0;
+	w->old_key = w->key;
+	policy_put_old(skb);
+	bpf_spin_lock(&n->lock);
+	if (policy_key_eq(&n->key, &w->old_key) && policy_flow_eq(&n->flow, &w->old))
+		n->key.proto = 0;
+	bpf_spin_unlock(&n->lock);
 	return 0;
 }
 
-/* Puts the connection at hand into the ring in the place of the one there. That one's row stays if it is open. Else it goes to policy_flows_passing, if answers
- * or what comes late may need it: behind a reset so much later nothing does. */
-int __attribute__((noinline)) policy_replace_newest(struct __sk_buff *skb)
+/* Whether the packet at hand, with w->key, is one of a connection in policy_newest that passes at this revision. high: the higher end sends it. */
+static __always_inline int policy_newest_knows(const struct policy_work *w, __u8 tcp, int high, __u32 now)
 {
-	struct policy_work *w = policy_work();
-	struct policy_key *key;
-	struct policy_flow *f;
-	__u32 i;
+	__u32 revision = policy_revision_now();
+	__u64 hash = policy_hash(&w->key);
+	struct policy_new *n = policy_new_at(hash);
+	int known = 0;
+	__u8 state;
 
-	if (!skb || !w)
-		return -1;
-	i = w->newest;
-	key = bpf_map_lookup_elem(&policy_newest, &i);
-	if (!key) { /* the ring's end */
-		i = 0;
-		key = bpf_map_lookup_elem(&policy_newest, &i);
-		if (!key)
-			return -1;
-	}
-	w->newest = i + 1;
-	f = key->proto ? bpf_map_lookup_elem(&policy_flows_open, key) : 0;
-	if (f && f->flags & FLOW_NEWEST) {
-		f->flags &= ~FLOW_NEWEST;
-		if (!flow_is_open(f->state, key->proto)) {
-			if (!(f->state & FLOW_RESET) && policy_alive(f, key->proto, w->flow.seen))
-				bpf_map_update_elem(&policy_flows_passing, key, f, BPF_ANY);
-			bpf_map_delete_elem(&policy_flows_open, key);
-		}
-	}
-	*key = w->key;
-	return 0;
-}
-
-/* Puts w->flow, which begins, into a table. */
-int __attribute__((noinline)) policy_put_new(struct __sk_buff *skb)
-{
-	struct policy_work *w = policy_work();
-
-	if (!skb || !w)
+	if (!n || !policy_key_eq(&n->key, &w->key)) /* its place is written before and behind all packets that come here */
 		return 0;
-	if (flow_has_connection(w->key.proto) && !flow_is_over(w->flow.state) && !policy_replace_newest(skb)) {
-		w->flow.flags |= FLOW_NEWEST;
-		if (!bpf_map_update_elem(&policy_flows_open, &w->key, &w->flow, BPF_ANY)) {
-			if (bpf_map_lookup_elem(&policy_flows_passing, &w->key)) /* the look takes no lock */
-				bpf_map_delete_elem(&policy_flows_passing, &w->key);
-			return 0;
-		}
-		w->flow.flags &= ~FLOW_NEWEST;
+	barrier();
+	state = n->flow.state;
+	if (n->flow.seen == now && flow_next(state, tcp, !(n->flow.flags & FLOW_HIGH) != !high) == state && policy_alive(&n->flow, w->key.proto, now)) {
+		barrier();
+		if (*(volatile __u32 *)&n->tag == policy_tag(hash, revision))
+			return 1;
 	}
-	return policy_put(skb);
+	bpf_spin_lock(&n->lock);
+	if (policy_key_eq(&n->key, &w->key) && n->flow.revision == revision && policy_alive(&n->flow, n->key.proto, now)) {
+		state = flow_next(n->flow.state, tcp, !(n->flow.flags & FLOW_HIGH) != !high);
+		if (n->flow.state != state)
+			n->flow.state = state;
+		if (n->flow.seen != now)
+			n->flow.seen = now;
+		known = 1;
+	}
+	bpf_spin_unlock(&n->lock);
+	return known;
 }
 
 /* A packet of a flow that passes was seen, in a state that it makes: the row is in the table for open ones, or not. */
@@ -171,7 +284,7 @@ static __always_inline void policy_goes_on(struct __sk_buff *skb, struct policy_
 {
 	if (state == f->state && now == f->seen)
 		return;
-	if (flow_is_open(state, w->key.proto) != open && !(f->flags & FLOW_NEWEST)) {
+	if (flow_is_open(state, w->key.proto) != open) {
 		w->flow = *f;
 		w->flow.state = state;
 		w->flow.seen = now;
