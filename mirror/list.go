@@ -2,113 +2,93 @@ package mirror
 
 import (
 	"context"
-	"fmt"
+	"slices"
 
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/tools/pager"
 )
 
-// pageSize is how many objects of a list are asked for at once. Of each page only the packed form stays in memory. For each page the server goes through
-// all objects that are left.
+// pageSize is how many objects of a mirror's lists are asked for at once. For each page the server goes through all objects that are left.
 const pageSize = 5000
 
-// lister lists and watches a kind for a reflector. It lists in pages, and packs one while the server makes the next: a server takes several
-// times as long to stream objects one by one, and a list in one piece takes several times as much memory here.
-type lister[T any, P object[T]] struct {
-	set  *Set[T, P]
-	page pages[T]
+// Source lists and watches a kind, as typed clients do.
+type Source[L runtime.Object] interface {
+	List(ctx context.Context, o metav1.ListOptions) (L, error)
+	Watch(ctx context.Context, o metav1.ListOptions) (watch.Interface, error)
+}
+
+// Held is what is kept of an object of a list. To a reflector it is an object like others.
+type Held[T any] struct{ Of T }
+
+// GetObjectKind implements runtime.Object.
+func (*Held[T]) GetObjectKind() schema.ObjectKind { return schema.EmptyObjectKind }
+
+// DeepCopyObject implements runtime.Object. What is held does not change.
+func (h *Held[T]) DeepCopyObject() runtime.Object { return &Held[T]{h.Of} }
+
+// heldList is a list of them.
+type heldList[T any] struct {
+	metav1.TypeMeta
+	metav1.ListMeta
+	Items []*Held[T]
+}
+
+// DeepCopyObject implements runtime.Object.
+func (l *heldList[T]) DeepCopyObject() runtime.Object {
+	o := *l
+	o.Items = slices.Clone(l.Items)
+	return &o
+}
+
+// lister lists for a store in pages, and watches.
+type lister[L runtime.Object, T any] struct {
+	from Source[L]
+	page int64
+	hold func(runtime.Object) (T, error)
 	cache.ListWatch
 }
 
-// pages asks for a part of a list.
-type pages[T any] func(context.Context, metav1.ListOptions) ([]T, metav1.ListMeta, error)
-
-// pagesOf asks by a typed client.
-func pagesOf[T, L any](list func(context.Context, metav1.ListOptions) (*L, error), parts func(*L) ([]T, metav1.ListMeta)) pages[T] {
-	return func(ctx context.Context, o metav1.ListOptions) ([]T, metav1.ListMeta, error) {
-		l, err := list(ctx, o)
-		if err != nil {
-			return nil, metav1.ListMeta{}, err
-		}
-		items, meta := parts(l)
-		return items, meta, nil
-	}
-}
-
-// follow makes a mirror follow a kind.
-func follow[T any, P object[T]](m *Mirror, s *Set[T, P], page pages[T], watch func(context.Context, metav1.ListOptions) (watch.Interface, error)) {
-	l := &lister[T, P]{set: s, page: page}
-	l.ListWithContextFunc, l.WatchFuncWithContext = l.list, watch
-	m.all = append(m.all, s)
-	m.reflectors = append(m.reflectors, cache.NewReflectorWithOptions(l, P(new(T)), s, cache.ReflectorOptions{}))
+// Reflector has a store follow a kind, what being an object of it. A list comes in pages of so many objects, of which one is held while the server makes the next: a server takes several times
+// as long to stream objects one by one, and a list in one piece takes several times as much memory here. hold says what is kept of each object of a page; the
+// store's Replace gets that, each in a *Held[T].
+func Reflector[L runtime.Object, T any](what runtime.Object, store cache.ReflectorStore, from Source[L], page int64, hold func(runtime.Object) (T, error)) *cache.Reflector {
+	l := &lister[L, T]{from: from, page: page, hold: hold}
+	l.ListWithContextFunc, l.WatchFuncWithContext = l.list, from.Watch
+	return cache.NewReflectorWithOptions(l, what, store, cache.ReflectorOptions{})
 }
 
 // IsWatchListSemanticsUnSupported has the reflector list, and not stream.
-func (l *lister[T, P]) IsWatchListSemanticsUnSupported() bool { return true }
+func (l *lister[L, T]) IsWatchListSemanticsUnSupported() bool { return true }
 
 // list returns all objects as of one resourceVersion, the newest. A reflector's own wish for a limit and a version is for lists of one request.
-func (l *lister[T, P]) list(ctx context.Context, _ metav1.ListOptions) (runtime.Object, error) {
-	type part struct {
-		items []T
-		meta  metav1.ListMeta
-		err   error
+func (l *lister[L, T]) list(ctx context.Context, _ metav1.ListOptions) (runtime.Object, error) {
+	all := &heldList[T]{}
+	pages := pager.New(func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+		page, err := l.from.List(ctx, o)
+		if err != nil {
+			return nil, err
+		}
+		m, err := meta.ListAccessor(page)
+		if err == nil {
+			all.ResourceVersion = m.GetResourceVersion()
+		}
+		return page, err
+	})
+	pages.PageSize, pages.PageBufferSize = l.page, 0 // the next is on its way while one is held
+	err := pages.EachListItem(ctx, metav1.ListOptions{}, func(o runtime.Object) error {
+		h, err := l.hold(o)
+		if err == nil {
+			all.Items = append(all.Items, &Held[T]{h})
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
 	}
-	get := func(next string) part {
-		items, meta, err := l.page(ctx, metav1.ListOptions{Limit: pageSize, Continue: next})
-		return part{items, meta, err}
-	}
-	all := &packedList{}
-	for p := get(""); ; {
-		if p.err != nil {
-			return nil, p.err
-		}
-		coming, next := make(chan part, 1), p.meta.Continue
-		if next != "" {
-			go func() { coming <- get(next) }()
-		}
-		for i := range p.items {
-			obj := P(&p.items[i])
-			for _, f := range l.set.followers {
-				if f.Listed != nil {
-					f.Listed(obj)
-				}
-			}
-			one, err := l.set.pack(obj)
-			if err != nil {
-				return nil, fmt.Errorf("%s: %w", KeyOf(obj), err)
-			}
-			all.Items = append(all.Items, &one)
-		}
-		if next == "" {
-			all.ResourceVersion = p.meta.ResourceVersion
-			return all, nil
-		}
-		p = <-coming
-	}
-}
-
-// GetObjectKind implements runtime.Object.
-func (p *packed) GetObjectKind() schema.ObjectKind { return schema.EmptyObjectKind }
-
-// DeepCopyObject implements runtime.Object.
-func (p *packed) DeepCopyObject() runtime.Object {
-	o := *p
-	return &o
-}
-
-// packedList is a list of them.
-type packedList struct {
-	metav1.TypeMeta
-	metav1.ListMeta
-	Items []*packed
-}
-
-// DeepCopyObject implements runtime.Object.
-func (l *packedList) DeepCopyObject() runtime.Object {
-	o := *l
-	o.Items = append([]*packed(nil), l.Items...) // they don't change
-	return &o
+	return all, nil
 }

@@ -12,8 +12,20 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes/fake"
 )
+
+// slicePages are a server's answers, page by page.
+type slicePages func(metav1.ListOptions) (*discoveryv1.EndpointSliceList, error)
+
+func (p slicePages) List(_ context.Context, o metav1.ListOptions) (*discoveryv1.EndpointSliceList, error) {
+	return p(o)
+}
+
+func (slicePages) Watch(context.Context, metav1.ListOptions) (watch.Interface, error) {
+	return nil, errors.New("nobody watches")
+}
 
 // A list is of all pages, in their order and as of the version of the last; one that fails in its middle is none.
 func TestPages(t *testing.T) {
@@ -22,24 +34,23 @@ func TestPages(t *testing.T) {
 	listed := 0
 	s.Follow(Follower[*discoveryv1.EndpointSlice]{Listed: func(*discoveryv1.EndpointSlice) { listed++ }})
 	broken := -1
-	l := &lister[discoveryv1.EndpointSlice, *discoveryv1.EndpointSlice]{set: s, page: func(_ context.Context, o metav1.ListOptions) ([]discoveryv1.EndpointSlice, metav1.ListMeta, error) {
+	l := &lister[*discoveryv1.EndpointSliceList, packed]{page: pageSize, hold: s.listed, from: slicePages(func(o metav1.ListOptions) (*discoveryv1.EndpointSliceList, error) {
 		n, _ := strconv.Atoi(o.Continue) // the first page has none
 		if n == broken {
-			return nil, metav1.ListMeta{}, errors.New("away")
+			return nil, errors.New("away")
 		}
 		if o.Limit != pageSize || o.ResourceVersion != "" {
 			t.Errorf("asked for %d of version %q", o.Limit, o.ResourceVersion)
 		}
-		var items []discoveryv1.EndpointSlice
+		list := &discoveryv1.EndpointSliceList{ListMeta: metav1.ListMeta{ResourceVersion: "7"}}
 		for i := range each {
-			items = append(items, *slice(fmt.Sprint(n, "-", i), "web", "1"))
+			list.Items = append(list.Items, *slice(fmt.Sprint(n, "-", i), "web", "1"))
 		}
-		m := metav1.ListMeta{ResourceVersion: "7"}
 		if n < pages-1 {
-			m.Continue = fmt.Sprint(n + 1)
+			list.Continue = fmt.Sprint(n + 1)
 		}
-		return items, m, nil
-	}}
+		return list, nil
+	})}
 	all, err := l.list(t.Context(), metav1.ListOptions{Limit: 500, ResourceVersion: "0"})
 	must(t, err)
 	items, err := meta.ExtractListWithAlloc(all) // as the reflector does
@@ -48,8 +59,8 @@ func TestPages(t *testing.T) {
 		t.Fatalf("%d items, %d told of", len(items), listed)
 	}
 	for i, o := range items {
-		if want := fmt.Sprintf("ns/%d-%d", i/each, i%each); o.(*packed).key != want {
-			t.Errorf("item %d is %s, not %s", i, o.(*packed).key, want)
+		if want := fmt.Sprintf("ns/%d-%d", i/each, i%each); o.(*Held[packed]).Of.key != want {
+			t.Errorf("item %d is %s, not %s", i, o.(*Held[packed]).Of.key, want)
 		}
 	}
 	if m, err := meta.ListAccessor(all); err != nil || m.GetResourceVersion() != "7" || m.GetContinue() != "" {

@@ -7,6 +7,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
 )
@@ -55,7 +56,7 @@ func (m *Mirror) Services() *Services {
 		api := m.client.CoreV1().Services(metav1.NamespaceAll)
 		m.services = newSet[corev1.Service](m, m.keptService)
 		m.services.service, m.services.addresses = KeyOf[*corev1.Service], serviceAddresses
-		follow(m, m.services, pagesOf(api.List, func(l *corev1.ServiceList) ([]corev1.Service, metav1.ListMeta) { return l.Items, l.ListMeta }), api.Watch)
+		follow[*corev1.ServiceList](m, m.services, api)
 	}
 	return m.services
 }
@@ -66,9 +67,7 @@ func (m *Mirror) Slices() *Slices {
 		api := m.client.DiscoveryV1().EndpointSlices(metav1.NamespaceAll)
 		m.slices = newSet[discoveryv1.EndpointSlice](m, m.keptSlice)
 		m.slices.service, m.slices.addresses, m.slices.names, m.slices.belong = ServiceOf, sliceAddresses, tellsHostnames, true
-		follow(m, m.slices, pagesOf(api.List, func(l *discoveryv1.EndpointSliceList) ([]discoveryv1.EndpointSlice, metav1.ListMeta) {
-			return l.Items, l.ListMeta
-		}), api.Watch)
+		follow[*discoveryv1.EndpointSliceList](m, m.slices, api)
 	}
 	return m.slices
 }
@@ -78,7 +77,7 @@ func (m *Mirror) Namespaces() *Namespaces {
 	if m.namespaces == nil {
 		api := m.client.CoreV1().Namespaces()
 		m.namespaces = newSet[corev1.Namespace](m, m.keptNamespace)
-		follow(m, m.namespaces, pagesOf(api.List, func(l *corev1.NamespaceList) ([]corev1.Namespace, metav1.ListMeta) { return l.Items, l.ListMeta }), api.Watch)
+		follow[*corev1.NamespaceList](m, m.namespaces, api)
 	}
 	return m.namespaces
 }
@@ -89,9 +88,15 @@ func (m *Mirror) Pods() *Pods {
 		api := m.client.CoreV1().Pods(metav1.NamespaceAll)
 		m.pods = newSet[corev1.Pod](m, m.keptPod)
 		m.pods.addresses = podAddresses
-		follow(m, m.pods, pagesOf(api.List, func(l *corev1.PodList) ([]corev1.Pod, metav1.ListMeta) { return l.Items, l.ListMeta }), api.Watch)
+		follow[*corev1.PodList](m, m.pods, api)
 	}
 	return m.pods
+}
+
+// follow makes a mirror follow a kind.
+func follow[L runtime.Object, T any, P object[T]](m *Mirror, s *Set[T, P], from Source[L]) {
+	m.all = append(m.all, s)
+	m.reflectors = append(m.reflectors, Reflector(P(new(T)), s, from, pageSize, s.listed))
 }
 
 // Run follows the API server until ctx ends. What is held stays.

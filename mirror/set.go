@@ -1,6 +1,7 @@
 package mirror
 
 import (
+	"fmt"
 	"iter"
 	"maps"
 	"net/netip"
@@ -145,7 +146,7 @@ func (s *Set[T, P]) All() iter.Seq[P] {
 	}
 }
 
-// packed is an object on its way into a set. To a reflector it is an object like others.
+// packed is an object on its way into a set.
 type packed struct {
 	key, data string
 	service   string
@@ -214,14 +215,29 @@ func (s *Set[T, P]) Delete(obj any) error {
 	return nil
 }
 
-// Replace implements cache.ReflectorStore. The list is of what a lister has packed.
+// listed holds an object of a list, which the followers are told of first.
+func (s *Set[T, P]) listed(o runtime.Object) (packed, error) {
+	obj := o.(P) // a typed client's list has no others
+	for _, f := range s.followers {
+		if f.Listed != nil {
+			f.Listed(obj)
+		}
+	}
+	p, err := s.pack(obj)
+	if err != nil {
+		err = fmt.Errorf("%s: %w", KeyOf(obj), err)
+	}
+	return p, err
+}
+
+// Replace implements cache.ReflectorStore. The list is of what listed has made.
 func (s *Set[T, P]) Replace(list []any, _ string) error {
 	live := make(map[string]bool, len(list))
 	for i, obj := range list {
-		p := obj.(*packed)
+		p := obj.(*Held[packed]).Of
 		list[i] = nil
 		live[p.key] = true
-		s.put(*p, nil)
+		s.put(p, nil)
 	}
 	for _, key := range s.Keys() {
 		if !live[key] {

@@ -68,7 +68,7 @@ func replace[T any, P object[T]](t *testing.T, s *Set[T, P], all ...P) {
 	for _, obj := range all {
 		p, err := s.pack(obj)
 		must(t, err)
-		list = append(list, &p)
+		list = append(list, &Held[packed]{p})
 	}
 	must(t, s.Replace(list, ""))
 }

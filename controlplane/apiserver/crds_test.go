@@ -62,6 +62,13 @@ func testClusterNetworkPolicies(a *api) {
 	if err := api.Delete(a.Context(), made.GetName(), metav1.DeleteOptions{}); err != nil {
 		a.Error(err)
 	}
+	// Domain names are of the experimental channel: a peer that had nothing else is none, and not everybody.
+	for _, action := range []string{"Accept", "Deny"} {
+		_, err := api.Create(a.Context(), clusterNetworkPolicy("names", `{tier: Admin, priority: 6, subject: {namespaces: {}}, egress: [{action: `+action+`, to: [{namespaces: {}}, {domainNames: [example.org]}]}]}`), metav1.CreateOptions{})
+		if !apierrors.IsInvalid(err) || !strings.Contains(err.Error(), "spec.egress[0].to[1]") {
+			a.Errorf("%s with domain names: %v", action, err)
+		}
+	}
 	// Another version, that somebody installed over ours, stays at the next start.
 	crds := a.dynamic.Resource(crdResource)
 	const version = "policy.networking.k8s.io/bundle-version"

@@ -299,6 +299,8 @@ func (t *target) podPattern(word string) error {
 	case namespaces && len(selectors) > 0, name == "" && len(selectors) > 0:
 	case podName.MatchString(name):
 		t.pattern = name
+	case strings.Contains(word, ":"):
+		return fmt.Errorf("%q: what follows the colon is neither a port, a range nor a protocol (443/TCP, 8000-8100, UDP); names of ports stand for other numbers at other pods", word)
 	default:
 		return fmt.Errorf("%q: neither NAMESPACE/NAME, ns:NAME, [labels], ns[labels], a block, pods, nodes, world nor *", word)
 	}

@@ -102,6 +102,7 @@ func TestAssertionsThatAreNone(t *testing.T) {
 		"deny a/b -> a/b, ":               "who is missing",
 		"deny web -> a/b":                 "neither NAMESPACE/NAME",
 		"deny a/b/c -> a/b":               "neither NAMESPACE/NAME",
+		"deny a/b -> a/b:pg/TCP":          "names of ports stand for other numbers",
 		"deny a/b:80 -> a/b":              "ports are of those that are asked",
 		"deny a/b -> a/b:0x":              "neither",
 		"deny a/b -> a/b:70000":           "ports are 1 to 65535",

@@ -3,6 +3,7 @@ package analysis
 import (
 	"encoding/xml"
 	"io"
+	"strings"
 )
 
 // The parts of JUnit's XML that tools read.
@@ -78,7 +79,7 @@ func lintCases(list []Finding, failOn Severity) (cases []junitCase) {
 				continue
 			}
 			some = true
-			c := junitCase{Class: check.ID, Name: f.Object.Kind + " " + f.Object.String() + " " + f.Field, File: f.File, Line: f.Line}
+			c := junitCase{Class: check.ID, Name: strings.TrimSpace(f.Object.Kind + " " + f.Object.String() + " " + f.Field), File: f.File, Line: f.Line}
 			if f.Reaches(failOn) {
 				c.Failure = &junitFailure{f.Message, string(f.Severity), f.Hint}
 			} else {

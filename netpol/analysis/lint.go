@@ -28,6 +28,9 @@ func Lint(s netpol.State) []Finding {
 	for _, p := range l.a.policies {
 		l.policy(p)
 	}
+	for _, p := range l.a.shadow { // what it would do, if it were enforced
+		l.policy(p)
+	}
 	l.cover()
 	l.ties()
 	l.workloads()

@@ -9,6 +9,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
+
+	"github.com/strake-io/strake/mirror"
 )
 
 // followed is a kind of objects of the API: a store for client-go's reflector, which passes on what changes. Each object that was passed on is held as
@@ -72,12 +74,7 @@ func newFollowed(kind string, id func(metav1.Object) string, c codec, pass func(
 // uidOf is an id for kinds of which one may be there still when the next of its name comes.
 func uidOf(o metav1.Object) string { return string(o.GetUID()) }
 
-func keyOf(o metav1.Object) string {
-	if ns := o.GetNamespace(); ns != "" {
-		return ns + "/" + o.GetName()
-	}
-	return o.GetName()
-}
+func keyOf(o metav1.Object) string { return mirror.KeyOf(o) }
 
 // Transformer implements cache.TransformingStore: what a list brings takes little room from the first on.
 func (f *followed) Transformer() cache.TransformFunc {
@@ -93,8 +90,8 @@ type held struct {
 
 // hold makes it of an object of the API.
 func (f *followed) hold(obj any) (*held, error) {
-	if h, ok := obj.(*held); ok {
-		return h, nil
+	if h, ok := obj.(*mirror.Held[*held]); ok {
+		return h.Of, nil
 	}
 	kept, err := f.keep(obj)
 	if err != nil {

@@ -3,12 +3,12 @@ package enforce
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strconv"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/watch"
 )
 
@@ -48,14 +48,14 @@ func TestListsComeInPages(t *testing.T) {
 	f := newFollowed(kindPod, uidOf, keeping(keptPod), func(_, _ string, o metav1.Object) { passed <- o })
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan struct{})
-	r := reflector[*corev1.PodList](&corev1.Pod{}, f, s)
+	r := reflector(&corev1.Pod{}, f, s)
 	go func() { defer close(ended); r.RunWithContext(ctx) }()
 	defer func() { cancel(); <-ended }()
 	if from := <-s.from; from != "70" {
 		t.Errorf("watched from %s", from)
 	}
 	<-f.synced
-	if fmt.Sprint(s.limits) != fmt.Sprint([]int64{pageSize, pageSize, pageSize}) {
+	if !slices.Equal(s.limits, []int64{pageSize, pageSize, pageSize}) {
 		t.Errorf("limits %d", s.limits)
 	}
 	for i := range s.pods {
@@ -78,10 +78,9 @@ func TestListsComeInPages(t *testing.T) {
 // A list that ends with an error is none, and the error is kept for who asks why nothing is known.
 func TestListsThatEnd(t *testing.T) {
 	f := newFollowed(kindPod, uidOf, keeping(keptPod), func(string, string, metav1.Object) { t.Error("passed on") })
-	l := &lister[*corev1.PodList]{store: f, from: &broken{paged: paged{pods: 2 * pageSize}}}
-	list, err := l.list(t.Context(), metav1.ListOptions{})
-	if err == nil || list != runtime.Object(nil) || f.api.get() == nil {
-		t.Errorf("%v, %v, %v", list, err, f.api.get())
+	err := reflector(&corev1.Pod{}, f, &broken{paged: paged{pods: 2*pageSize + 1}}).ListAndWatchWithContext(t.Context())
+	if err == nil || f.api.get() == nil || f.count() > 0 {
+		t.Errorf("%v, %v, %d", err, f.api.get(), f.count())
 	}
 }
 

@@ -99,6 +99,7 @@ func (e *Enforcer) proof(ctx context.Context) bool {
 	e.testify(report.Asked, report.Drifts, strings.Join(lines, "; "))
 	e.mu.Lock()
 	e.mend = true
+	e.noted++ // a change as others: what is written is proved again
 	e.mu.Unlock()
 	e.wakeUp()
 	return true

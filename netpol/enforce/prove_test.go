@@ -61,8 +61,13 @@ func TestDriftIsMended(t *testing.T) {
 	if right.Ingress == 0 {
 		t.Fatal("the pod was not judged")
 	}
+	noted := func() uint64 { l.Enforcer.mu.Lock(); defer l.Enforcer.mu.Unlock(); return l.noted }
+	before := noted()
 	if !l.proof(t.Context()) || testutil.ToFloat64(l.metrics.drift) == 0 {
 		t.Error("drift is not seen")
+	}
+	if noted() == before {
+		t.Error("what is written is not proved before long")
 	}
 	if e := <-l.events; !strings.Contains(e, ReasonDrift) || !strings.Contains(e, "ns/a") {
 		t.Errorf("event %q", e)

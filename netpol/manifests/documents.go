@@ -27,7 +27,8 @@ type document struct {
 	json []byte
 }
 
-// files are the manifests that a path names: itself, or those below a folder.
+// files are the manifests that a path names: itself, or those below a folder but for what is in hidden ones (.git, and the versions that a mounted ConfigMap keeps). A folder without any
+// is an error: whoever names it means another, and would take no verdict for a good one.
 func files(path string) ([]string, error) {
 	if path == "-" {
 		return []string{"-"}, nil
@@ -40,15 +41,22 @@ func files(path string) ([]string, error) {
 		return []string{path}, nil
 	}
 	var out []string
-	err = filepath.WalkDir(path, func(p string, d fs.DirEntry, err error) error {
-		if err != nil {
+	err = filepath.WalkDir(path+string(filepath.Separator), func(p string, d fs.DirEntry, err error) error { // so that a link to a folder is that folder
+		switch {
+		case err != nil:
 			return err
-		}
-		if slices.Contains([]string{".yaml", ".yml", ".json"}, strings.ToLower(filepath.Ext(p))) && !d.IsDir() {
+		case d.IsDir():
+			if len(p) > len(path)+1 && strings.HasPrefix(d.Name(), ".") {
+				return filepath.SkipDir
+			}
+		case slices.Contains([]string{".yaml", ".yml", ".json"}, strings.ToLower(filepath.Ext(p))):
 			out = append(out, p)
 		}
 		return nil
 	})
+	if err == nil && len(out) == 0 {
+		err = fmt.Errorf("%s: no .yaml, .yml or .json file is in this folder", path)
+	}
 	return out, err
 }
 

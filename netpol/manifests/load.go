@@ -249,6 +249,9 @@ func decode[T any, P interface {
 	}
 	if obj.GetName() == "" && obj.GetGenerateName() != "" {
 		obj.SetName(obj.GetGenerateName() + "x")
+		for n := 2; l.seen[describe(gvk.Kind, obj)].file != ""; n++ {
+			obj.SetName(fmt.Sprint(obj.GetGenerateName(), "x", n))
+		}
 	}
 	var errs field.ErrorList
 	meta := field.NewPath("metadata")

@@ -33,6 +33,7 @@ func TestWorkloads(t *testing.T) {
 		"one replica by default":  {"{apiVersion: apps/v1, kind: StatefulSet, metadata: {name: web, namespace: a}, spec: {" + template + "}}", "a/web-0"},
 		"none":                    {"{apiVersion: apps/v1, kind: ReplicaSet, metadata: {name: web}, spec: {replicas: 0, " + template + "}}", ""},
 		"a few of many":           {"{apiVersion: v1, kind: ReplicationController, metadata: {name: web}, spec: {replicas: 900, " + template + "}}", "default/web-0 default/web-1 default/web-2"},
+		"made-up names":           {"{apiVersion: v1, kind: List, items: [{apiVersion: v1, kind: Pod, metadata: {generateName: p-}}, {apiVersion: v1, kind: Pod, metadata: {generateName: p-}}, {apiVersion: v1, kind: Pod, metadata: {generateName: p-}}]}", "default/p-x default/p-x2 default/p-x3"},
 		"job":                     {"{apiVersion: batch/v1, kind: Job, metadata: {name: j}, spec: {parallelism: 2, " + template + "}}", "default/j-0 default/j-1"},
 		"cronjob":                 {"{apiVersion: batch/v1, kind: CronJob, metadata: {name: j}, spec: {schedule: '* * * * *', jobTemplate: {spec: {" + template + "}}}}", "default/j-0"},
 		"a daemon set per node":   {"{apiVersion: v1, kind: List, items: [{apiVersion: v1, kind: Node, metadata: {name: n1}}, {apiVersion: v1, kind: Node, metadata: {name: n2}}, {apiVersion: apps/v1, kind: DaemonSet, metadata: {name: d}, spec: {" + template + "}}]}", "default/d-0 default/d-1"},
@@ -128,8 +129,10 @@ func TestInvalidPolicyStays(t *testing.T) {
 
 func TestFoldersAndStdin(t *testing.T) {
 	dir := t.TempDir()
-	if err := os.MkdirAll(filepath.Join(dir, "a", "b"), 0o755); err != nil {
-		t.Fatal(err)
+	for _, sub := range []string{"a/b", "empty"} {
+		if err := os.MkdirAll(filepath.Join(dir, sub), 0o755); err != nil {
+			t.Fatal(err)
+		}
 	}
 	for name, text := range map[string]string{
 		"a/b/one.yml": "apiVersion: v1\nkind: Pod\nmetadata: {name: one}\n", "a/two.JSON": `{"apiVersion":"v1","kind":"Pod","metadata":{"name":"two"}}`,
@@ -143,8 +146,24 @@ func TestFoldersAndStdin(t *testing.T) {
 	if err != nil || len(problems) > 0 || len(s.Pods) != 3 {
 		t.Errorf("%d pods, %v, %v", len(s.Pods), problems, err)
 	}
-	if _, _, err := Load(filepath.Join(dir, "none")); err == nil {
-		t.Error("a path that is not there is no error")
+	for path, why := range map[string]string{"none": "no such file", "empty": "no .yaml, .yml or .json file"} {
+		if _, _, err := Load(filepath.Join(dir, path)); err == nil || !strings.Contains(err.Error(), why) {
+			t.Errorf("%s: %v, and not %q", path, err, why)
+		}
+	}
+	// A link to a folder is that folder, and the versions of its files that a mounted ConfigMap keeps are not more of them.
+	link := filepath.Join(dir, "link")
+	if err := os.Symlink("a", link); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(filepath.Join(dir, "a", "b"), filepath.Join(dir, "a", "..2026")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("..2026/one.yml", filepath.Join(dir, "a", "one.yml")); err != nil {
+		t.Fatal(err)
+	}
+	if s, problems, err = Load(link); err != nil || len(problems) > 0 || len(s.Pods) != 2 {
+		t.Errorf("by the link %d pods, %v, %v", len(s.Pods), problems, err)
 	}
 }
 

@@ -3,7 +3,6 @@ package validation
 import (
 	"fmt"
 	"net/netip"
-	"regexp"
 
 	"k8s.io/apimachinery/pkg/util/validation/field"
 	policyv1alpha2 "sigs.k8s.io/network-policy-api/apis/v1alpha2"
@@ -15,8 +14,6 @@ const (
 	maxItems    = 25
 	maxRuleName = 100
 )
-
-var domainName = regexp.MustCompile(`^(\*\.)?([a-zA-z0-9]([-a-zA-Z0-9_]*[a-zA-Z0-9])?\.)+[a-zA-z0-9]([-a-zA-Z0-9_]*[a-zA-Z0-9])?\.?$`)
 
 // ClusterNetworkPolicy tells what is wrong with a ClusterNetworkPolicy's spec, by the schema of its CRD.
 func ClusterNetworkPolicy(c *policyv1alpha2.ClusterNetworkPolicy) field.ErrorList {
@@ -76,15 +73,7 @@ func egressRule(r policyv1alpha2.ClusterNetworkPolicyEgressRule, rp *field.Path)
 			}
 		}
 		if peer.DomainNames != nil {
-			errs = append(errs, count(pp.Child("domainNames"), len(peer.DomainNames), 1)...)
-			if r.Action != policyv1alpha2.ClusterNetworkPolicyRuleActionAccept {
-				errs = append(errs, field.Forbidden(pp.Child("domainNames"), "only rules whose action is Accept may have them"))
-			}
-		}
-		for k, n := range peer.DomainNames {
-			if !domainName.MatchString(string(n)) {
-				errs = append(errs, field.Invalid(pp.Child("domainNames").Index(k), n, "must be a domain name, such as example.com or *.example.com"))
-			}
+			errs = append(errs, field.Forbidden(pp.Child("domainNames"), "of the experimental channel, and not supported: the rule fails closed"))
 		}
 	}
 	for k, v := range r.Protocols {

@@ -76,6 +76,10 @@ func TestEvalTells(t *testing.T) {
 	for _, c := range []struct{ from, to, port, want string }{
 		{"default/web", "default/db", "5432/TCP", "allowed: default/web -> default/db 5432/TCP\n  egress   allowed: no policy selects it\n  ingress  allowed: rule 0 of default/db\n"},
 		{"web", "default/db", "pg", "allowed: web (default/web) -> default/db pg/TCP\n  egress   allowed: no policy selects it\n  ingress  allowed: rule 0 of default/db\n"},
+		{"front", "front", "http", "allowed: front (default/front-0) -> front (default/front-1) http/TCP\n  egress   allowed: no policy selects it\n  ingress  allowed: no policy selects it\n"},
+		{"front-1", "front", "http", "allowed: front-1 (default/front-1) -> front (default/front-0) http/TCP\n  egress   allowed: no policy selects it\n  ingress  allowed: no policy selects it\n"},
+		{"front", "front-0", "http", "allowed: front (default/front-1) -> front-0 (default/front-0) http/TCP\n  egress   allowed: no policy selects it\n  ingress  allowed: no policy selects it\n"},
+		{"front-0", "front-0", "http", "allowed: front-0 (default/front-0) -> front-0 (default/front-0) http/TCP\n  egress   allowed: the pod's own address: it does not leave the pod\n  ingress  allowed: the pod's own address: it does not leave the pod\n"},
 		{"10.1.0.1", "10.1.0.2", "5432", "allowed: 10.1.0.1 -> 10.1.0.2 5432/TCP\n  egress   allowed: no policy selects it\n  ingress  allowed: rule 0 of default/db\n"},
 		{"default/web", "default/db", "5433/tcp", "denied: default/web -> default/db 5433/TCP\n  egress   allowed: no policy selects it\n  ingress  denied: isolated by default/db; nearest: rule 0 of default/db admits the port pg/TCP (5432 of default/db) from it\n"},
 		{"default/front", "default/db", "5432/TCP", "denied: default/front (default/front-0) -> default/db 5432/TCP\n  egress   allowed: no policy selects it\n  ingress  denied: isolated by default/db; nearest: rule 0 of default/db admits the port pg/TCP (5432 of default/db) from pods with app=web in namespace default, but not from this one\n"},

@@ -23,7 +23,8 @@ func lintCommand(s *source) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "lint",
 		Short: "Tell what is wrong with policies, or surprising",
-		Long: `Looks for policies and rules that do not do what they seem to: on the pods, namespaces and nodes that there are. The checks, by the IDs that
+		Long: `Looks for policies and rules that do not do what they seem to: on the pods, namespaces and nodes that there are.
+A policy in shadow is looked at by itself, as if it were enforced. The checks, by the IDs that
 --skip takes, which stay as they are:
 
 ` + checks + `

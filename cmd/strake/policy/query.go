@@ -160,11 +160,42 @@ func (r *resolver) flow(q query) (netpol.Flow, error) {
 	if f.To, err = r.end("to", q.To); err != nil {
 		return f, err
 	}
+	r.apart(&f, q)
 	if f.Protocol, err = protocol(q.Protocol); err != nil {
 		return f, err
 	}
 	f.Port, err = r.port(f, q.Port.text)
 	return f, err
+}
+
+// apart has a workload that asks itself ask another of its pods, if it has one: to itself a pod may always talk, and that says nothing of the others.
+func (r *resolver) apart(f *netpol.Flow, q query) {
+	if f.From.Pod != f.To.Pod || f.From.Addr.IsValid() || f.To.Addr.IsValid() {
+		return
+	}
+	for _, end := range []struct {
+		text string
+		to   *netpol.End
+	}{{q.To, &f.To}, {q.From, &f.From}} {
+		name := inNamespace(end.text)
+		if r.pods[name] != nil { // that pod is meant
+			continue
+		}
+		for _, p := range r.workloads[name] {
+			if other := (types.NamespacedName{Namespace: p.Namespace, Name: p.Name}); other != end.to.Pod {
+				end.to.Pod = other
+				return
+			}
+		}
+	}
+}
+
+// inNamespace is the name of a pod or workload with its namespace.
+func inNamespace(name string) string {
+	if strings.Contains(name, "/") {
+		return name
+	}
+	return metav1.NamespaceDefault + "/" + name
 }
 
 func (r *resolver) end(what, text string) (netpol.End, error) {
@@ -174,10 +205,7 @@ func (r *resolver) end(what, text string) (netpol.End, error) {
 	if a, err := netip.ParseAddr(text); err == nil {
 		return netpol.End{Addr: a.Unmap()}, nil
 	}
-	name := text
-	if !strings.Contains(name, "/") {
-		name = metav1.NamespaceDefault + "/" + name
-	}
+	name := inNamespace(text)
 	p := r.pods[name]
 	if made := r.workloads[name]; p == nil && len(made) > 0 {
 		p = made[0]
