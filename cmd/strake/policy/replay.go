@@ -106,10 +106,10 @@ func recommendCommand(s *source, records Records) *cobra.Command {
 admitted, and nothing else. Workloads are chosen by as few labels of their template as single them out in their namespace, the cluster's DNS as
 the pods k8s-app=kube-dns in kube-system, others by their addresses. What the policies rest on, and what they leave out, stands in comments.
 
-They are to be read before they are applied: what happens once a month was perhaps not seen. Try them in shadow first (annotation
-strake.io/policy-mode: shadow), or by "strake policy replay".`,
+They are to be read before they are applied: what happens once a month was perhaps not seen, and what was tried (strake policy probe, connectivity
+test) was seen as all else. Try them in shadow first (annotation strake.io/policy-mode: shadow), or by "strake policy replay".`,
 		Example: `  strake policy recommend --since 168h -n shop > shop.yaml
-  strake policy replay --policies shop.yaml --since 168h`,
+  strake policy replay --add --policies shop.yaml --since 168h`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			seen, err := r.observed(records)
