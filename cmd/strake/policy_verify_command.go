@@ -29,11 +29,11 @@ func policyVerifyCommand(place places) *cobra.Command {
 		Short: "Prove that this node's kernel judges as the policies say",
 		Long: `Reads the rows by which the kernel judges packets, and asks them and the reference evaluator, which knows nothing of rows but only what the API
 has, the same questions: every class of pods of this node with every class of other ends, both ways, on every port at which a verdict may
-change, the ends of blocks and ranges and what is beside them. It changes nothing, and the agent need not run. What policies deny beyond what they say, as
+change, the ends of blocks and ranges and what is beside them; beyond --questions those that the lot draws. It changes nothing, and the agent need not run. What policies deny beyond what they say, as
 the tables have no room for them, is no difference: those policies are told.
 
 Exit code: 0 if they agree, 1 if not, 2 if there is no answer.`,
-		Example: "  strake policy verify\n  strake policy verify --data-dir /var/lib/strake/nodes/2\n  strake policy verify --questions 10000 -o json",
+		Example: "  strake policy verify\n  strake policy verify --data-dir /var/lib/strake/nodes/2\n  strake policy verify --questions 0 -o json",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			n, err := provenNode(place)
@@ -55,7 +55,7 @@ Exit code: 0 if they agree, 1 if not, 2 if there is no answer.`,
 		},
 	}
 	outputFlag(cmd, &output)
-	cmd.Flags().IntVar(&questions, "questions", 0, "how many questions to ask, drawn by lot (0: all)")
+	cmd.Flags().IntVar(&questions, "questions", 1_000_000, "how many questions to ask at most, drawn by lot (0: all that there are: with thousands of policies billions)")
 	return cmd
 }
 

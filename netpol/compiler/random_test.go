@@ -407,8 +407,11 @@ func (r *random) flow(ends []netip.Addr) netpol.Flow {
 			continue
 		}
 		f.ViaService = f.From.Addr == f.To.Addr
-		f.Protocol = pick[uint8](r, netpol.TCP, netpol.TCP, netpol.TCP, netpol.UDP, netpol.UDP, netpol.SCTP, 47)
-		if f.Protocol != 47 {
+		f.Protocol = pick[uint8](r, netpol.TCP, netpol.TCP, netpol.TCP, netpol.UDP, netpol.UDP, netpol.SCTP, 0)
+		if f.Protocol == 0 { // without ports: pings of both families, a tunnel, whatever else
+			f.Protocol = pick(r, netpol.ICMP, netpol.ICMPv6, 47, uint8(r.IntN(256)))
+		}
+		if f.Protocol == netpol.TCP || f.Protocol == netpol.UDP || f.Protocol == netpol.SCTP {
 			f.Port = uint16(pick(r, someNumber...) + int32(r.IntN(3)) - 1)
 			if r.chance(4) {
 				f.Port = uint16(r.IntN(65536))

@@ -19,7 +19,7 @@ const almostFull = 90
 // dropByPolicy begins the reasons of what network policies forbid.
 const dropByPolicy = "drop_policy_"
 
-// policyQuestions bounds what is asked about network policies; `strake policy verify` asks it all.
+// policyQuestions bounds what is asked about network policies; `strake policy verify` asks more.
 const policyQuestions = 20000
 
 // settle is how long a difference may last: the cluster changes while it is looked at.
