@@ -2,6 +2,7 @@ package bpf
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -53,6 +55,14 @@ func (s space) echoSource(t testing.TB, at string) {
 			return err
 		}
 		t.Cleanup(func() { u.Close() })
+		raw, err := u.SyscallConn()
+		if err != nil {
+			return err
+		}
+		cerr := raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 4<<20) }) // on one processor all clients may ask first
+		if err = errors.Join(err, cerr); err != nil {
+			return err
+		}
 		go func() {
 			b := make([]byte, 65536)
 			for {
