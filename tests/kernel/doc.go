@@ -6,6 +6,6 @@
 //	go test -c -> suites ────┼─> initramfs -> QEMU -> guest (first process) -> events on the second serial port -> report
 //	go build ./guest ────────┘
 //
-// It fails if a test fails, a kernel panics or says nothing more, a kernel can't be had, or the verifier walks through clearly more
-// instructions of a program than verifier.json says.
+// It fails if a test fails, a kernel panics or says nothing more, a kernel can't be had, the verifier walks through clearly more
+// instructions of a program than verifier.json says, or a packet takes clearly more of them than costs.json says.
 package main

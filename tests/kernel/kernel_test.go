@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -250,6 +251,26 @@ func TestSummaryFails(t *testing.T) {
 	}
 }
 
+// What a test printed becomes a table, and only that of the test that takes costs.
+func TestCosts(t *testing.T) {
+	const m = "\x16"
+	text := m + "=== RUN   TestProgramCosts\n    cost_test.go:7: cost of TestProgramCosts/IPv4,_a_known_flow: strake_pod: 4366 ns\n    cost_test.go:8: more\n" +
+		"    cost_test.go:7: cost of TestProgramCosts/IPv6,_first_packets: strake_uplink: 81 ns\n" + m + "--- PASS: TestProgramCosts (4.36s)\n" + m + "PASS\n"
+	for suite, want := range map[string]map[string]int{"bpf": {"IPv4, a known flow (strake_pod)": 4366, "IPv6, first packets (strake_uplink)": 81}, "dns": nil} {
+		o := &output{suite: suite, exit: new(int)}
+		o.text.WriteString(text)
+		var one, r result
+		if err := one.judge(o); err != nil {
+			t.Fatal(err)
+		}
+		r.add(&one)
+		r.add(&result{})
+		if !maps.Equal(r.Costs, want) || (r.Costs == nil) != (want == nil) {
+			t.Errorf("%s: %v, want %v", suite, r.Costs, want)
+		}
+	}
+}
+
 func TestCompareWithTable(t *testing.T) {
 	table := map[string]int{"a": 1000, "b": 50}
 	for name, c := range map[string]struct {
@@ -259,12 +280,12 @@ func TestCompareWithTable(t *testing.T) {
 		"the same":     {map[string]int{"a": 1000, "b": 50}, nil},
 		"less":         {map[string]int{"a": 10, "b": 5}, nil},
 		"a tenth more": {map[string]int{"a": 1100, "b": 55}, nil},
-		"more":         {map[string]int{"a": 1101, "b": 56}, []string{"a: the verifier walks through 1101", "b: "}},
+		"more":         {map[string]int{"a": 1101, "b": 56}, []string{"a: 1101 instructions, 1000 are in t.json", "b: "}},
 		"a new one":    {map[string]int{"a": 1, "b": 1, "c": 1}, []string{"c is not in "}},
 		"one is gone":  {map[string]int{"a": 1}, []string{"b is in "}},
-		"nothing":      {nil, []string{"no program"}},
+		"nothing":      {nil, []string{"nothing was counted"}},
 	} {
-		got := compare(table, c.got)
+		got := compare("t.json", table, c.got)
 		if !slices.EqualFunc(got, c.want, strings.HasPrefix) {
 			t.Errorf("%s: %q", name, got)
 		}

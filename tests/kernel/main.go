@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -18,9 +19,6 @@ import (
 
 // All that the run makes is below this folder: packages, binaries, initramfs, logs. Remove it to fetch newer kernels.
 const work = "bin/kernels"
-
-// verifierTable is checked in.
-const verifierTable = "tests/kernel/verifier.json"
 
 // modules are those that the node network and its tests need, and most distributions build as such.
 var modules = []string{"veth", "vxlan", "bridge", "dummy", "cls_bpf", "sch_ingress", "sch_tbf", "sch_fq", "overlay", "sctp", "ip_vs", "ip_vs_rr", "tcp_diag", "udp_diag"}
@@ -59,13 +57,17 @@ func run(ctx context.Context) error {
 	folders := flag.String("suites", "", "only the tests of these folders, such as bpf,tests/podnet")
 	timeout := flag.Duration("timeout", 40*time.Minute, "for one machine")
 	atOnce := flag.Int("machines", runtime.NumCPU(), "so many machines at a time, each of one processor and 1.5 GiB")
-	update := flag.Bool("update", false, "write "+verifierTable+" anew")
+	update := flag.Bool("update", false, "write "+verifierTable+" anew, and "+costTable+" if its test is run")
 	allowMissing := flag.Bool("allow-missing", false, "a kernel that can't be had is told, and no failure")
 	flag.Parse()
 	if err := os.MkdirAll(filepath.Join(work, "build"), 0o755); err != nil {
 		return err
 	}
-	table, err := readTable(verifierTable)
+	verified, err := readTable(verifierTable)
+	if err != nil {
+		return err
+	}
+	spent, err := readTable(costTable)
 	if err != nil {
 		return err
 	}
@@ -106,13 +108,19 @@ func run(ctx context.Context) error {
 			continue
 		}
 		if *update && len(r.Verifier) > 0 {
-			table[r.Series] = r.Verifier
+			verified[r.Series] = r.Verifier
 		}
-		r.Problems = append(r.Problems, compare(table[r.Series], r.Verifier)...)
+		r.Problems = append(r.Problems, compare(verifierTable, verified[r.Series], r.Verifier)...)
+		if *update && len(r.Costs) > 0 {
+			spent[r.Series] = r.Costs
+		}
+		if r.Costs != nil {
+			r.Problems = append(r.Problems, compare(costTable, spent[r.Series], r.Costs)...)
+		}
 		r.print(os.Stdout)
 	}
 	if *update {
-		if err := writeJSON(verifierTable, table); err != nil {
+		if err := errors.Join(writeJSON(verifierTable, verified), writeJSON(costTable, spent)); err != nil {
 			return err
 		}
 	}

@@ -12,7 +12,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -27,7 +29,8 @@ type result struct {
 	Skipped  []string       `json:"skipped,omitempty"`
 	Problems []string       `json:"problems,omitempty"` // other than failed tests
 	Verifier map[string]int `json:"verifier,omitempty"`
-	Logs     []string       `json:"logs,omitempty"` // of its machines
+	Costs    map[string]int `json:"costs,omitempty"` // nil if costTest did not run
+	Logs     []string       `json:"logs,omitempty"`  // of its machines
 
 	told map[string]string // what failed and skipped tests printed
 }
@@ -47,6 +50,9 @@ func (r *result) add(one *result) {
 	r.Logs = append(r.Logs, one.Logs...)
 	if one.Verifier != nil {
 		r.Verifier = one.Verifier
+	}
+	if one.Costs != nil {
+		r.Costs = one.Costs
 	}
 	if r.told == nil {
 		r.told = map[string]string{}
@@ -100,6 +106,9 @@ func (r *result) judge(o *output) error {
 		if e.Action == "pass" || e.Action == "fail" || e.Action == "skip" {
 			delete(open, name)
 		}
+	}
+	if slices.Contains(r.Passed, costTest) {
+		r.Costs = costs(r.told[costTest])
 	}
 	for name := range open {
 		r.Failed = append(r.Failed, name)
@@ -163,8 +172,28 @@ func summary(w io.Writer, results []*result, allowMissing bool) error {
 	return nil
 }
 
-// table holds the instructions that the verifier walked through, by series of kernels and program.
+// costTest tells the time that each program takes for a packet. A machine's clock counts its instructions, so here it is their number.
+const costTest = "bpf/TestProgramCosts"
+
+var costLine = regexp.MustCompile(`cost of TestProgramCosts/(\S+): (\w+): (\d+) ns`)
+
+// costs reads what costTest printed: instructions by what is done and the program that does it.
+func costs(printed string) map[string]int {
+	out := map[string]int{}
+	for _, line := range costLine.FindAllStringSubmatch(printed, -1) {
+		n, err := strconv.Atoi(line[3])
+		if err == nil {
+			out[strings.ReplaceAll(line[1], "_", " ")+" ("+line[2]+")"] = n
+		}
+	}
+	return out
+}
+
+// table holds numbers of instructions by series of kernels and what they were counted for.
 type table map[string]map[string]int
+
+// The tables are checked in: what the verifier walks through for each program, and what each packet costs.
+const verifierTable, costTable = "tests/kernel/verifier.json", "tests/kernel/costs.json"
 
 func readTable(path string) (table, error) {
 	data, err := os.ReadFile(path)
@@ -181,31 +210,31 @@ func readTable(path string) (table, error) {
 	return t, nil
 }
 
-// growth is how much more, in percent, the verifier may walk through before somebody has to say that it is meant.
+// growth is how much more, in percent, there may be before somebody has to say that it is meant.
 const growth = 10
 
-// compare tells what in the counts the table does not allow.
-func compare(want, got map[string]int) (problems []string) {
+// compare tells what in the counts the table of that name does not allow.
+func compare(path string, want, got map[string]int) (problems []string) {
 	const cure = "; if that is meant, run it with -update"
-	programs := map[string]bool{}
+	names := map[string]bool{}
 	for _, m := range []map[string]int{want, got} {
 		for name := range m {
-			programs[name] = true
+			names[name] = true
 		}
 	}
 	if len(got) == 0 {
-		return []string{"no program was verified"}
+		return []string{"nothing was counted for " + path}
 	}
-	for name := range programs {
-		n, loaded := got[name]
+	for name := range names {
+		n, counted := got[name]
 		limit, known := want[name]
 		switch {
 		case !known:
-			problems = append(problems, fmt.Sprintf("%s is not in %s: %d instructions verified%s", name, verifierTable, n, cure))
-		case !loaded:
-			problems = append(problems, fmt.Sprintf("%s is in %s, but was not verified%s", name, verifierTable, cure))
+			problems = append(problems, fmt.Sprintf("%s is not in %s: %d instructions%s", name, path, n, cure))
+		case !counted:
+			problems = append(problems, fmt.Sprintf("%s is in %s, but was not counted%s", name, path, cure))
 		case n*100 > limit*(100+growth):
-			problems = append(problems, fmt.Sprintf("%s: the verifier walks through %d instructions, %d were known%s", name, n, limit, cure))
+			problems = append(problems, fmt.Sprintf("%s: %d instructions, %d are in %s%s", name, n, limit, path, cure))
 		}
 	}
 	slices.Sort(problems)

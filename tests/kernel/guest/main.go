@@ -102,6 +102,7 @@ func run(say func(console.Event)) error {
 	}
 	os.Setenv("PATH", "/bin")
 	os.Setenv("HOME", "/tmp")
+	os.Setenv("GOGC", "400") // collecting garbage is a tenth of a suite's work, and there is memory
 	if len(job.Objects) > 0 {
 		counts, err := countInstructions(job.Objects)
 		say(console.Event{Verifier: counts})
