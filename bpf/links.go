@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -115,6 +116,27 @@ func (d *Datapath) AttachUplink(ifindex int) error {
 		return err
 	}
 	return d.attachXDP(ifindex)
+}
+
+// ServeUplinks has the uplink's programs at exactly these links: those with the node's addresses, and others, which pods' packets leave with other
+// addresses (LeaveAs).
+func (d *Datapath) ServeUplinks(links []int, others map[int][]netip.Addr) error {
+	if err := d.LeaveAs(others); err != nil {
+		return err
+	}
+	want := append(slices.Collect(maps.Keys(others)), links...)
+	for _, index := range want {
+		if err := d.AttachUplink(index); err != nil {
+			return err
+		}
+	}
+	have, err := d.Uplinks()
+	for _, index := range have {
+		if !slices.Contains(want, index) {
+			err = errors.Join(err, d.DetachUplink(index))
+		}
+	}
+	return err
 }
 
 // AttachTunnel puts the tunnel's programs on its device, and tells the pods' program to send what is for other nodes there. mtu is that of

@@ -60,6 +60,29 @@ func (c Config) masquerade(constants map[string]any) error {
 	return nil
 }
 
+// LeaveAs says at which links pods' packets leave with an address of the link's own, by index, at most one of each family. Elsewhere, and in a family
+// that is not named, they have the node's.
+func (d *Datapath) LeaveAs(links map[int][]netip.Addr) error {
+	const what = "addresses of uplinks"
+	m := d.net.Maps["uplink_addrs"]
+	var gone []uint32
+	if err := eachRow(m, what, func(index uint32, _ netLinkAddrs) {
+		if _, ok := links[int(index)]; !ok {
+			gone = append(gone, index)
+		}
+	}); err != nil {
+		return err
+	}
+	for index, addrs := range links {
+		var row netLinkAddrs
+		row.V4, row.V6 = constantsOf(addrs)
+		if err := m.Put(uint32(index), row); err != nil {
+			return fmt.Errorf("bpf: address of uplink %d: %w", index, explain(err))
+		}
+	}
+	return deleteStrays(m, what, gone)
+}
+
 // fillRanges puts ranges into a table that goes with the programs.
 func fillRanges(m *ebpf.Map, what string, ranges []netip.Prefix) error {
 	for _, r := range ranges {

@@ -243,7 +243,6 @@ int strake_egress(struct __sk_buff *skb)
 	struct scratch *s = scratch();
 	enum parsed parsed;
 	struct endpoint *own;
-	struct addr node;
 	struct remote *r;
 	__u32 *leave;
 	int verdict;
@@ -266,8 +265,9 @@ int strake_egress(struct __sk_buff *skb)
 		if (verdict != SERVICE_NONE)
 			return verdict;
 	}
-	node = node_of(s->p.v6);
-	if (addr_eq(&s->p.saddr, &node)) {
+	if (masq_as(skb))
+		return drop(skb, DROP_REWRITE);
+	if (addr_eq(&s->p.saddr, &s->as) || is_node(&s->p.saddr, s->p.v6)) {
 		if (parsed == PARSED && !skb->ingress_ifindex) /* not what service.h sends in the node's name */
 			masq_own(skb);
 		return TC_ACT_OK;

@@ -273,18 +273,18 @@ func (n *Nodes) linkChanged(u netlink.LinkUpdate) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	name := u.Attrs().Name
-	if name != TunnelDevice && index != n.tunnel && !slices.Contains(n.underlay.Uplinks, index) && !slices.Contains(n.cfg.Uplinks, name) {
+	if _, other := n.underlay.Others[index]; !other && name != TunnelDevice && index != n.tunnel && !slices.Contains(n.underlay.Uplinks, index) && !slices.Contains(n.cfg.Uplinks, name) {
 		return false
 	}
 	n.looked, n.all = false, true
 	return true
 }
 
-// addrChanged tells whether an address of the node came or went, or an uplink has others.
+// addrChanged tells whether an address of the node came or went, or an uplink has others, or another link has some.
 func (n *Nodes) addrChanged(u netlink.AddrUpdate) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if !slices.Contains(n.underlay.Uplinks, u.LinkIndex) && !slices.Contains(n.cfg.Addrs, toAddr(u.LinkAddress.IP)) {
+	if ip := toAddr(u.LinkAddress.IP); !slices.Contains(n.underlay.Uplinks, u.LinkIndex) && !slices.Contains(n.cfg.Addrs, ip) && !ip.IsGlobalUnicast() {
 		return false
 	}
 	n.looked, n.all = false, true

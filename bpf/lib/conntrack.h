@@ -124,6 +124,7 @@ struct scratch {
 	struct packet p;
 	struct flow_key key, back; /* of the packet's row; of the other one, room for the functions below */
 	struct flow flow;          /* what they say */
+	struct addr as;            /* the address that it is masqueraded with */
 	struct {                   /* what the packet around the one at hand said (dsr.h) */
 		struct addr node, backend;
 		__be16 port;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Pods' way out of the cluster: what leaves by the uplink does so with the node's address, and answers find back.
+/* Pods' way out of the cluster: what leaves by the uplink does so with the node's address or that of the link, and answers find back.
  *
  * Ports. The node's own sockets and the pods share one address in each family, so no two flows to one destination may have one port:
  * - the kernel chooses ports for the node's clients from ip_local_port_range, at any time and unseen by us: pods get none of these.
@@ -81,9 +81,50 @@ static __always_inline struct addr node_of(int v6)
 	return v6 ? addr_of(&node_addr6) : addr_of(&node_addr4);
 }
 
+static __always_inline int is_node(const struct addr *addr, int v6)
+{
+	struct addr node = node_of(v6);
+
+	return addr_eq(addr, &node);
+}
+
 static __always_inline int masq_is_on(int v6)
 {
 	return (v6 ? node_addr6.d[0] | node_addr6.d[1] : node_addr4.d[1]) != 0;
+}
+
+/* Links that lead out of the cluster and have none of the node's addresses, but others, which pods' packets leave with there: who is behind such a
+ * link need not know a way to the node's. 0: none of the family. */
+struct link_addrs {
+	struct addr v4, v6;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 256);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u32); /* ifindex */
+	__type(value, struct link_addrs);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} uplink_addrs SEC(".maps");
+
+/* Sets s->as to what the packet at hand is masqueraded with where it leaves by the link that it is at. */
+int __attribute__((noinline)) masq_as(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch();
+	struct link_addrs *own;
+	__u32 ifindex;
+
+	if (!skb || !s)
+		return -1;
+	ifindex = skb->ifindex;
+	s->as = node_of(s->p.v6);
+	own = bpf_map_lookup_elem(&uplink_addrs, &ifindex);
+	if (own && !s->p.v6 && own->v4.d[1])
+		s->as = own->v4;
+	else if (own && s->p.v6 && (own->v6.d[0] | own->v6.d[1]))
+		s->as = own->v6;
+	return 0;
 }
 
 /* RFC 792, RFC 4443. linux/icmp.h wants more headers than there are for programs of this target. */
@@ -223,7 +264,7 @@ static __always_inline int masq_pick(struct __sk_buff *skb, struct scratch *s, _
 	return -1;
 }
 
-/* flow_begin with the node's address and one of its ports as the source. */
+/* flow_begin with s->as and one of its ports as the source. */
 int __attribute__((noinline)) masq_begin(struct __sk_buff *skb)
 {
 	struct scratch *s = scratch();
@@ -236,7 +277,7 @@ int __attribute__((noinline)) masq_begin(struct __sk_buff *skb)
 	found = flow_found(s);
 	if (found == FLOW_BEGUN)
 		return 0;
-	s->flow.saddr = node_of(s->p.v6);
+	s->flow.saddr = s->as;
 	s->flow.sport = 0;
 	s->flow.flags |= FLOW_MASQUERADED;
 	if (found == FLOW_STALE) {
@@ -355,10 +396,9 @@ int __attribute__((noinline)) flow_error(struct __sk_buff *skb, __u32 which)
 	return 0;
 }
 
-/* What a pod sends out of the cluster. A pod's address never leaves: what can't be translated is dropped. */
+/* What a pod sends out of the cluster, with s->as. A pod's address never leaves: what can't be translated is dropped. */
 static __always_inline int masq_out(struct __sk_buff *skb, struct scratch *s)
 {
-	struct addr node = node_of(s->p.v6);
 	struct fragment_key fragment;
 	struct packet *p = &s->p;
 	enum l4 kind;
@@ -368,7 +408,7 @@ static __always_inline int masq_out(struct __sk_buff *skb, struct scratch *s)
 	if (p->later) { /* the address is all it has */
 		if (bpf_map_lookup_elem(&masq_fragments, &fragment))
 			return TC_ACT_OK;
-		if (nat_address(skb, ETH_HLEN, p->v6, 1, &p->saddr, &node))
+		if (nat_address(skb, ETH_HLEN, p->v6, 1, &p->saddr, &s->as))
 			return drop(skb, DROP_REWRITE);
 		note(skb, MASQUERADED_OUT);
 		return TC_ACT_OK;
@@ -410,8 +450,11 @@ static __always_inline int masq_out(struct __sk_buff *skb, struct scratch *s)
 			masq_note_fragment(p, &p->saddr);
 		return TC_ACT_OK;
 	}
-	if (!addr_eq(&s->flow.saddr, &node))
+	if (!addr_eq(&s->flow.saddr, &s->as) && !is_node(&s->flow.saddr, p->v6)) {
+		if (!s->key.reply) /* another link was its way, or had another address: the next packet begins it anew */
+			flow_end(skb);
 		return drop(skb, DROP_NOT_MASQUERADED);
+	}
 out:
 	if (flow_rewrite(skb))
 		return drop(skb, DROP_REWRITE);
@@ -436,7 +479,9 @@ int __attribute__((noinline)) masq_in(struct __sk_buff *skb)
 		return -1;
 	p = &s->p;
 	node = node_of(p->v6);
-	if (!masq_is_on(p->v6) || !addr_eq(&p->daddr, &node))
+	if (!masq_is_on(p->v6))
+		return -1;
+	if (!addr_eq(&p->daddr, &node) && (masq_as(skb) || !addr_eq(&p->daddr, &s->as)))
 		return -1;
 	if (p->later) {
 		fragment_key_of(p, &fragment);

@@ -65,13 +65,6 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } uplink_macs SEC(".maps");
 
-static __always_inline int is_node(const struct addr *addr, int v6)
-{
-	struct addr node = node_of(v6);
-
-	return addr_eq(addr, &node);
-}
-
 /* Whether the packet at hand has ports; those of a first fragment are read. */
 static __always_inline int has_ports(struct __sk_buff *skb, struct packet *p)
 {
@@ -250,6 +243,7 @@ int __attribute__((noinline)) service_begin(struct __sk_buff *skb, __u32 asker)
 	}
 	if (masquerade && !masq_is_on(s->p.v6))
 		return drop(skb, DROP_NOT_MASQUERADED);
+	s->as = node_of(s->p.v6);
 	begun = masquerade ? masq_begin(skb) : flow_begin(skb);
 	if (begun)
 		return drop(skb, begun == FLOW_NO_PORT ? DROP_NO_PORT : DROP_CONNTRACK_FULL);

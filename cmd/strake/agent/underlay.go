@@ -31,10 +31,8 @@ func (u *underlay) nodes(cfg Config, d *bpf.Datapath, server *cni.Server) (*cni.
 			if len(now.Uplinks) == 0 {
 				klog.InfoS("The node's address is on lo: NodePorts answer on this machine only, and pods reach the outside only where it has a route to them")
 			}
-			for _, index := range now.Uplinks {
-				if err := d.AttachUplink(index); err != nil {
-					return err
-				}
+			if err := d.ServeUplinks(now.Uplinks, now.Others); err != nil {
+				return err
 			}
 			u.now.Store(&now)
 			server.ApplyMTU()
