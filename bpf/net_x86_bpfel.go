@@ -386,6 +386,17 @@ type netPolicyName struct {
 	Name      [256]uint8
 }
 
+type netPolicyNew struct {
+	_    structs.HostLayout
+	Lock struct {
+		_   structs.HostLayout
+		Val uint32
+	}
+	Tag  uint32
+	Key  netPolicyKey
+	Flow netPolicyFlow
+}
+
 type netPolicyPortKey struct {
 	_     structs.HostLayout
 	Len   uint32
@@ -444,10 +455,12 @@ type netPolicyWork struct {
 	Adopts   uint32
 	Happened uint32
 	How      uint32
-	Newest   uint32
+	Before   uint32
 	Verdicts [4]netPolicyVerdict
 	Key      netPolicyKey
+	OldKey   netPolicyKey
 	Flow     netPolicyFlow
+	Old      netPolicyFlow
 }
 
 type netPortKey struct {
@@ -568,6 +581,13 @@ type netStored struct {
 	Pad         [2]uint8
 }
 
+type netTick struct {
+	_       structs.HostLayout
+	Tick    uint64
+	Seconds uint32
+	Pad     uint32
+}
+
 type netWatch struct {
 	_     structs.HostLayout
 	Until uint64
@@ -644,6 +664,7 @@ const (
 	netMapRemotes            = "remotes"
 	netMapScratches          = "scratches"
 	netMapSockReverse        = "sock_reverse"
+	netMapTicks              = "ticks"
 	netMapUplinkAddrs        = "uplink_addrs"
 	netMapUplinkMacs         = "uplink_macs"
 	netProgStrakeDns         = "strake_dns"
@@ -668,6 +689,7 @@ const (
 	netVarMasqLast           = "masq_last"
 	netVarNodeAddr4          = "node_addr4"
 	netVarNodeAddr6          = "node_addr6"
+	netVarPolicyNewestLast   = "policy_newest_last"
 	netVarPolicyOn           = "policy_on"
 	netVarPolicyRecords      = "policy_records"
 	netVarSpareFirst         = "spare_first"
@@ -796,6 +818,7 @@ type netMapSpecs struct {
 	Remotes            *ebpf.MapSpec `ebpf:"remotes"`
 	Scratches          *ebpf.MapSpec `ebpf:"scratches"`
 	SockReverse        *ebpf.MapSpec `ebpf:"sock_reverse"`
+	Ticks              *ebpf.MapSpec `ebpf:"ticks"`
 	UplinkAddrs        *ebpf.MapSpec `ebpf:"uplink_addrs"`
 	UplinkMacs         *ebpf.MapSpec `ebpf:"uplink_macs"`
 }
@@ -804,25 +827,26 @@ type netMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type netVariableSpecs struct {
-	DnsAddr4        *ebpf.VariableSpec `ebpf:"dns_addr4"`
-	DnsAddr6        *ebpf.VariableSpec `ebpf:"dns_addr6"`
-	DnsTtl          *ebpf.VariableSpec `ebpf:"dns_ttl"`
-	DnsZone         *ebpf.VariableSpec `ebpf:"dns_zone"`
-	DnsZoneLabels   *ebpf.VariableSpec `ebpf:"dns_zone_labels"`
-	DnsZoneLen      *ebpf.VariableSpec `ebpf:"dns_zone_len"`
-	DsrOn           *ebpf.VariableSpec `ebpf:"dsr_on"`
-	FlowsHaveBefore *ebpf.VariableSpec `ebpf:"flows_have_before"`
-	LocalFirst      *ebpf.VariableSpec `ebpf:"local_first"`
-	LocalLast       *ebpf.VariableSpec `ebpf:"local_last"`
-	MasqFirst       *ebpf.VariableSpec `ebpf:"masq_first"`
-	MasqLast        *ebpf.VariableSpec `ebpf:"masq_last"`
-	NodeAddr4       *ebpf.VariableSpec `ebpf:"node_addr4"`
-	NodeAddr6       *ebpf.VariableSpec `ebpf:"node_addr6"`
-	PolicyOn        *ebpf.VariableSpec `ebpf:"policy_on"`
-	PolicyRecords   *ebpf.VariableSpec `ebpf:"policy_records"`
-	SpareFirst      *ebpf.VariableSpec `ebpf:"spare_first"`
-	SpareLast       *ebpf.VariableSpec `ebpf:"spare_last"`
-	TunnelHasLocal  *ebpf.VariableSpec `ebpf:"tunnel_has_local"`
+	DnsAddr4         *ebpf.VariableSpec `ebpf:"dns_addr4"`
+	DnsAddr6         *ebpf.VariableSpec `ebpf:"dns_addr6"`
+	DnsTtl           *ebpf.VariableSpec `ebpf:"dns_ttl"`
+	DnsZone          *ebpf.VariableSpec `ebpf:"dns_zone"`
+	DnsZoneLabels    *ebpf.VariableSpec `ebpf:"dns_zone_labels"`
+	DnsZoneLen       *ebpf.VariableSpec `ebpf:"dns_zone_len"`
+	DsrOn            *ebpf.VariableSpec `ebpf:"dsr_on"`
+	FlowsHaveBefore  *ebpf.VariableSpec `ebpf:"flows_have_before"`
+	LocalFirst       *ebpf.VariableSpec `ebpf:"local_first"`
+	LocalLast        *ebpf.VariableSpec `ebpf:"local_last"`
+	MasqFirst        *ebpf.VariableSpec `ebpf:"masq_first"`
+	MasqLast         *ebpf.VariableSpec `ebpf:"masq_last"`
+	NodeAddr4        *ebpf.VariableSpec `ebpf:"node_addr4"`
+	NodeAddr6        *ebpf.VariableSpec `ebpf:"node_addr6"`
+	PolicyNewestLast *ebpf.VariableSpec `ebpf:"policy_newest_last"`
+	PolicyOn         *ebpf.VariableSpec `ebpf:"policy_on"`
+	PolicyRecords    *ebpf.VariableSpec `ebpf:"policy_records"`
+	SpareFirst       *ebpf.VariableSpec `ebpf:"spare_first"`
+	SpareLast        *ebpf.VariableSpec `ebpf:"spare_last"`
+	TunnelHasLocal   *ebpf.VariableSpec `ebpf:"tunnel_has_local"`
 }
 
 // netObjects contains all objects after they have been loaded into the kernel.
@@ -910,6 +934,7 @@ type netMaps struct {
 	Remotes            *ebpf.Map `ebpf:"remotes"`
 	Scratches          *ebpf.Map `ebpf:"scratches"`
 	SockReverse        *ebpf.Map `ebpf:"sock_reverse"`
+	Ticks              *ebpf.Map `ebpf:"ticks"`
 	UplinkAddrs        *ebpf.Map `ebpf:"uplink_addrs"`
 	UplinkMacs         *ebpf.Map `ebpf:"uplink_macs"`
 }
@@ -981,6 +1006,7 @@ func (m *netMaps) Close() error {
 		m.Remotes,
 		m.Scratches,
 		m.SockReverse,
+		m.Ticks,
 		m.UplinkAddrs,
 		m.UplinkMacs,
 	)
@@ -990,25 +1016,26 @@ func (m *netMaps) Close() error {
 //
 // It can be passed to loadNetObjects or ebpf.CollectionSpec.LoadAndAssign.
 type netVariables struct {
-	DnsAddr4        *ebpf.Variable `ebpf:"dns_addr4"`
-	DnsAddr6        *ebpf.Variable `ebpf:"dns_addr6"`
-	DnsTtl          *ebpf.Variable `ebpf:"dns_ttl"`
-	DnsZone         *ebpf.Variable `ebpf:"dns_zone"`
-	DnsZoneLabels   *ebpf.Variable `ebpf:"dns_zone_labels"`
-	DnsZoneLen      *ebpf.Variable `ebpf:"dns_zone_len"`
-	DsrOn           *ebpf.Variable `ebpf:"dsr_on"`
-	FlowsHaveBefore *ebpf.Variable `ebpf:"flows_have_before"`
-	LocalFirst      *ebpf.Variable `ebpf:"local_first"`
-	LocalLast       *ebpf.Variable `ebpf:"local_last"`
-	MasqFirst       *ebpf.Variable `ebpf:"masq_first"`
-	MasqLast        *ebpf.Variable `ebpf:"masq_last"`
-	NodeAddr4       *ebpf.Variable `ebpf:"node_addr4"`
-	NodeAddr6       *ebpf.Variable `ebpf:"node_addr6"`
-	PolicyOn        *ebpf.Variable `ebpf:"policy_on"`
-	PolicyRecords   *ebpf.Variable `ebpf:"policy_records"`
-	SpareFirst      *ebpf.Variable `ebpf:"spare_first"`
-	SpareLast       *ebpf.Variable `ebpf:"spare_last"`
-	TunnelHasLocal  *ebpf.Variable `ebpf:"tunnel_has_local"`
+	DnsAddr4         *ebpf.Variable `ebpf:"dns_addr4"`
+	DnsAddr6         *ebpf.Variable `ebpf:"dns_addr6"`
+	DnsTtl           *ebpf.Variable `ebpf:"dns_ttl"`
+	DnsZone          *ebpf.Variable `ebpf:"dns_zone"`
+	DnsZoneLabels    *ebpf.Variable `ebpf:"dns_zone_labels"`
+	DnsZoneLen       *ebpf.Variable `ebpf:"dns_zone_len"`
+	DsrOn            *ebpf.Variable `ebpf:"dsr_on"`
+	FlowsHaveBefore  *ebpf.Variable `ebpf:"flows_have_before"`
+	LocalFirst       *ebpf.Variable `ebpf:"local_first"`
+	LocalLast        *ebpf.Variable `ebpf:"local_last"`
+	MasqFirst        *ebpf.Variable `ebpf:"masq_first"`
+	MasqLast         *ebpf.Variable `ebpf:"masq_last"`
+	NodeAddr4        *ebpf.Variable `ebpf:"node_addr4"`
+	NodeAddr6        *ebpf.Variable `ebpf:"node_addr6"`
+	PolicyNewestLast *ebpf.Variable `ebpf:"policy_newest_last"`
+	PolicyOn         *ebpf.Variable `ebpf:"policy_on"`
+	PolicyRecords    *ebpf.Variable `ebpf:"policy_records"`
+	SpareFirst       *ebpf.Variable `ebpf:"spare_first"`
+	SpareLast        *ebpf.Variable `ebpf:"spare_last"`
+	TunnelHasLocal   *ebpf.Variable `ebpf:"tunnel_has_local"`
 }
 
 // netPrograms contains all programs after they have been loaded into the kernel.
