@@ -20,7 +20,7 @@ spec:
   - name: c
     image: strake.io/demo:1
     args: [demo, echo, --listen, ":8080"]
-    ports: [{containerPort: 8080, hostPort: 8099}, {containerPort: 8080, hostPort: 8099, protocol: UDP}]
+    ports: [{containerPort: 8080, hostPort: 8099}, {containerPort: 8080, hostPort: 8099, protocol: UDP}, {containerPort: 8080, hostPort: 8098, hostIP: 127.0.0.1}]
 ---
 apiVersion: v1
 kind: Pod
@@ -62,6 +62,13 @@ func TestHostPort(t *testing.T) {
 	}
 	if bad := everywhere("served answers"); bad != "" {
 		t.Error(bad)
+	}
+	own := client("http://127.0.0.1:8098")
+	if out, _ := c.Command(t.Context(), append([]string{c.Binary}, own...)...).CombinedOutput(); !strings.Contains(string(out), "served answers") {
+		t.Errorf("on the node's loopback address: %s", out)
+	}
+	if out, _ := c.try(append([]string{"exec", "client", "--", "/strake"}, own...)...); strings.Contains(out, "served answers") {
+		t.Errorf("a pod's own loopback address leads to the node's hostPort: %s", out)
 	}
 	c.apply(rival)
 	eventually(t, 20*time.Second, func() string {
