@@ -41,12 +41,13 @@ func files(path string) ([]string, error) {
 		return []string{path}, nil
 	}
 	var out []string
-	err = filepath.WalkDir(path+string(filepath.Separator), func(p string, d fs.DirEntry, err error) error { // so that a link to a folder is that folder
+	root := path + string(filepath.Separator) // so that a link to a folder is that folder
+	err = filepath.WalkDir(root, func(p string, d fs.DirEntry, err error) error {
 		switch {
 		case err != nil:
 			return err
 		case d.IsDir():
-			if len(p) > len(path)+1 && strings.HasPrefix(d.Name(), ".") {
+			if p != root && strings.HasPrefix(d.Name(), ".") {
 				return filepath.SkipDir
 			}
 		case slices.Contains([]string{".yaml", ".yml", ".json"}, strings.ToLower(filepath.Ext(p))):

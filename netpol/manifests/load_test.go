@@ -162,8 +162,11 @@ func TestFoldersAndStdin(t *testing.T) {
 	if err := os.Symlink("..2026/one.yml", filepath.Join(dir, "a", "one.yml")); err != nil {
 		t.Fatal(err)
 	}
-	if s, problems, err = Load(link); err != nil || len(problems) > 0 || len(s.Pods) != 2 {
-		t.Errorf("by the link %d pods, %v, %v", len(s.Pods), problems, err)
+	t.Chdir(link)
+	for _, path := range []string{link, link + "/", ".", "././"} {
+		if s, problems, err = Load(path); err != nil || len(problems) > 0 || len(s.Pods) != 2 {
+			t.Errorf("%s: %d pods, %v, %v", path, len(s.Pods), problems, err)
+		}
 	}
 }
 
