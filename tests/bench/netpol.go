@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -49,13 +48,17 @@ type guardedWay struct {
 // policyPackets compares a node's way from pod to pod at growing numbers of policies with its own without one, and with a bridge's whose policies are
 // rules of nftables.
 func (b *bench) policyPackets(ctx context.Context) (err error) {
-	lab, err := podnet.New(len(policySizes))
+	lab, err := podnet.New(1 + len(policySizes))
 	if err != nil {
 		return err
 	}
 	l := &servicesLab{Lab: lab, ctx: ctx}
 	defer func() { err = errors.Join(err, l.Close()) }()
 	ours, rivals := make([]guardedWay, len(policySizes)), make([]guardedWay, len(policySizes))
+	same, err := guardedNode(l, l.Nodes[len(policySizes)], 0) // what two nodes differ by that are the same
+	if err != nil {
+		return err
+	}
 	for i, n := range policySizes {
 		if ours[i], err = guardedNode(l, l.Nodes[i], n); err != nil {
 			return fmt.Errorf("strake with %s: %w", policies(n), err)
@@ -68,23 +71,23 @@ func (b *bench) policyPackets(ctx context.Context) (err error) {
 		return err
 	}
 	for _, m := range []measure{
-		{name: "connect+request", mode: modeConnect, atOnce: 1, turn: 10 * time.Millisecond, rounds: 400},
-		{name: "connect+request, 8 at a time", mode: modeConnect, atOnce: 8, turn: 10 * time.Millisecond, rounds: 300},
-		{name: "TCP_RR", mode: modeRequest, atOnce: 1, turn: 10 * time.Millisecond, rounds: 400},
-		{name: "TCP stream", mode: modeStream, atOnce: 1, turn: 20 * time.Millisecond, rounds: 80},
+		{name: "connect+request", mode: modeConnect, atOnce: 1, turn: 20 * time.Millisecond, rounds: 300},
+		{name: "connect+request, 8 at a time", mode: modeConnect, atOnce: 8, turn: 20 * time.Millisecond, rounds: 400},
+		{name: "TCP_RR", mode: modeRequest, atOnce: 1, turn: 10 * time.Millisecond, rounds: 300},
+		{name: "TCP stream", mode: modeStream, atOnce: 1, turn: 40 * time.Millisecond, rounds: 100},
 	} {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if err := b.rotatePolicies(m, ours, rivals); err != nil {
+		if err := b.rotatePolicies(m, same, ours, rivals); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// rotatePolicies asks over all ways in turns and adds the rows.
-func (b *bench) rotatePolicies(m measure, ours, rivals []guardedWay) error {
+// rotatePolicies asks over all ways in turns and adds the rows. same is a second node without a policy.
+func (b *bench) rotatePolicies(m measure, same guardedWay, ours, rivals []guardedWay) error {
 	what := "pod → pod, " + m.name
 	var ways []turns.Way // ours and the rival's of each size
 	for i, n := range policySizes {
@@ -95,14 +98,11 @@ func (b *bench) rotatePolicies(m measure, ours, rivals []guardedWay) error {
 			ways = append(ways, w.client.way(fmt.Sprintf("%s, %s, %s", what, w.kind, policies(n)), order{Mode: m.mode, To: w.at, Ports: 1, AtOnce: m.atOnce}))
 		}
 	}
-	// At its ends a rotation turns, and who is there has two turns one after the other, the second in warm caches: so the ends are none of those compared, and
-	// nobody is asked after itself.
-	last := len(ways) - 1
-	series, err := turns.Rotate(slices.Concat(ways[last:], ways, ways[:1]), m.turn, b.times(m.rounds))
+	ways = append(ways, same.client.way(what+", the same", order{Mode: m.mode, To: same.at, Ports: 1, AtOnce: m.atOnce}))
+	series, err := turns.Rotate(ways, m.turn, b.times(m.rounds))
 	if err != nil {
 		return err
 	}
-	series = series[1 : last+2]
 	unit, perAsk := "1/s", 1.0
 	if m.mode == modeStream {
 		unit, perAsk = "Gbit/s", 8*blockSize/1e9
@@ -115,6 +115,7 @@ func (b *bench) rotatePolicies(m measure, ours, rivals []guardedWay) error {
 			b.report.tails(name, c)
 		}
 	}
+	compare(what+", no policy, against another node without", series[len(ways)-1], series[0], 0)
 	for i, n := range policySizes {
 		mine, rival := series[2*i], series[2*i+1]
 		if n > 0 {

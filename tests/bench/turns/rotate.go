@@ -2,6 +2,7 @@ package turns
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"time"
 )
@@ -18,17 +19,14 @@ type Series struct {
 	rates []float64 // by round
 }
 
-// Rotate gives every way a turn in each round, in the order A B C, C B A, …: those that are next to each other in the list are next to
-// each other in time, and a drift of the machine touches all alike.
+// Rotate gives every way a turn in each round, in an order that is drawn for each: what a way leaves in caches is met by all others alike, and a drift of the
+// machine touches all alike. The orders are the same in each run.
 func Rotate(ways []Way, turn time.Duration, rounds int) ([]Series, error) {
 	all := make([]Series, len(ways))
 	took := make([][]time.Duration, len(ways))
+	orders := rand.New(rand.NewPCG(1, 2))
 	for round := -2; round < rounds; round++ { // two to warm up
-		for step := range ways {
-			i := step
-			if round&1 != 0 {
-				i = len(ways) - 1 - step
-			}
+		for _, i := range orders.Perm(len(ways)) {
 			samples, elapsed, err := ways[i].Turn(turn)
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", ways[i].Name, err)
