@@ -40,7 +40,9 @@ func TestAPI(t *testing.T) {
 		"binding": testBinding, "eviction": testEviction, "gracefulDelete": testGracefulDelete, "ephemeral": testEphemeral,
 		"customResources": testCustomResources, "clusterNetworkPolicies": testClusterNetworkPolicies, "aggregator": testAggregator, "schemas": testSchemas,
 		"streams": testStreams, "logs": testLogs, "portForward": testPortForward, "pathTricks": testPathTricks, "nodeProxy": testNodeProxy,
-		"kubelets": testKubelets, "tokens": testTokens, "users": testUsers, "certificates": testCertificates, "bootstrapTokens": testBootstrapTokens,
+		"kubelets": testKubelets, "tokens": testTokens, "users": testUsers, "certificates": testCertificates, "wire": testWire, "partial": testPartial, "discovery": testDiscovery, "operation": testOperation,
+		"versions": testVersions, "bookmarks": testBookmarks, "dryRuns": testDryRuns, "propagation": testPropagation,
+		"webhooks": testWebhooks, "conversion": testConversion, "validatingPolicies": testValidatingPolicies, "mutatingPolicies": testMutatingPolicies, "bootstrapTokens": testBootstrapTokens,
 	} {
 		t.Run(name, func(t *testing.T) { test(newAPI(t, s)) })
 	}
@@ -79,14 +81,18 @@ func (a *api) eventually(what string, f func(ctx context.Context) error) {
 	a.Helper()
 	ctx, cancel := context.WithTimeout(a.Context(), time.Minute)
 	defer cancel()
+	var last error
 	for {
 		err := f(ctx)
 		if err == nil {
 			return
 		}
+		if ctx.Err() == nil {
+			last = err
+		}
 		select {
 		case <-ctx.Done():
-			a.Fatalf("%s: %v", what, err)
+			a.Fatalf("%s: %v", what, last)
 		case <-time.After(20 * time.Millisecond):
 		}
 	}

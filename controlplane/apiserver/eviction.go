@@ -103,10 +103,10 @@ func (r *evictionREST) spend(ctx context.Context, pod *corev1.Pod, dryRun bool) 
 			return b, nil
 		}
 		if b.Status.ObservedGeneration < b.Generation {
-			return nil, exhausted(b, fmt.Sprintf("The disruption budget %s is still being processed by the server.", b.Name))
+			return nil, exhausted(b, retryEvictionSeconds, fmt.Sprintf("The disruption budget %s is still being processed by the server.", b.Name))
 		}
 		if b.Status.DisruptionsAllowed <= 0 {
-			return nil, exhausted(b, fmt.Sprintf("The disruption budget %s needs %d healthy pods and has %d currently", b.Name, b.Status.DesiredHealthy, b.Status.CurrentHealthy))
+			return nil, exhausted(b, 0, fmt.Sprintf("The disruption budget %s needs %d healthy pods and has %d currently", b.Name, b.Status.DesiredHealthy, b.Status.CurrentHealthy))
 		}
 		b.Status.DisruptionsAllowed--
 		// Until the controller sees the pod go, it counts it as gone.
@@ -132,11 +132,12 @@ func unhealthyMayGo(b *policyv1.PodDisruptionBudget) bool {
 	return b.Status.CurrentHealthy >= b.Status.DesiredHealthy && b.Status.DesiredHealthy > 0
 }
 
-// retryEvictionSeconds is what a client is told to wait.
+// retryEvictionSeconds is what a client is told to wait until a budget has been counted. How long a spent one stays so nobody knows: clients, which would
+// wait by themselves and silently, are told nothing then.
 const retryEvictionSeconds = 10
 
-func exhausted(b *policyv1.PodDisruptionBudget, cause string) error {
-	err := apierrors.NewTooManyRequests("Cannot evict pod as it would violate the pod's disruption budget.", retryEvictionSeconds)
+func exhausted(b *policyv1.PodDisruptionBudget, wait int, cause string) error {
+	err := apierrors.NewTooManyRequests("Cannot evict pod as it would violate the pod's disruption budget.", wait)
 	err.ErrStatus.Details.Causes = append(err.ErrStatus.Details.Causes, metav1.StatusCause{Type: policyv1.DisruptionBudgetCause, Message: cause})
 	err.ErrStatus.Details.Name, err.ErrStatus.Details.Kind = b.Name, "poddisruptionbudgets"
 	return err

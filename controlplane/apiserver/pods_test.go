@@ -107,8 +107,9 @@ func testEviction(a *api) {
 	}
 	a.refused(evict("nosuch"), 404)
 	// Nobody has counted yet.
-	if err := evict("p1"); !apierrors.IsTooManyRequests(err) {
-		a.Errorf("before the controller saw the budget: %v", err)
+	err := evict("p1")
+	if after, told := apierrors.SuggestsClientDelay(err); !apierrors.IsTooManyRequests(err) || !told || after != 10 {
+		a.Errorf("before the controller saw the budget: %v, to be tried again after %d s", err, after)
 	}
 	budget.Status = policyv1.PodDisruptionBudgetStatus{ObservedGeneration: budget.Generation, DisruptionsAllowed: 1, CurrentHealthy: 2, DesiredHealthy: 1, ExpectedPods: 2}
 	must(budgets.UpdateStatus(ctx, budget, metav1.UpdateOptions{}))(a)
@@ -124,8 +125,11 @@ func testEviction(a *api) {
 	if _, noted := spent.Status.DisruptedPods["p1"]; !noted || spent.Status.DisruptionsAllowed != 0 {
 		a.Errorf("status of the budget %+v", spent.Status)
 	}
-	err := evict("p2")
+	err = evict("p2")
 	a.refused(err, 429, "")
+	if after, told := apierrors.SuggestsClientDelay(err); told {
+		a.Errorf("a client waits %d s for a budget that is spent", after)
+	}
 	if !apierrors.HasStatusCause(err, policyv1.DisruptionBudgetCause) {
 		a.Errorf("no cause: %v", err)
 	}

@@ -32,6 +32,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
+	_ "k8s.io/component-base/metrics/prometheus/restclient" // metrics of what the server asks itself and others
 	aggregatorapiserver "k8s.io/kube-aggregator/pkg/apiserver"
 	aggregatorscheme "k8s.io/kube-aggregator/pkg/apiserver/scheme"
 	openapicommon "k8s.io/kube-openapi/pkg/common"
@@ -94,6 +95,9 @@ func New(cfg Config) (*Server, error) {
 	}
 	if v4 := cfg.ServiceCIDRs[0].Addr().Is4(); v4 != (cfg.AdvertiseAddress.To4() != nil) {
 		return nil, fmt.Errorf("API server: its address %s is not of the family of the first range of ClusterIPs, %s; put a range of that family first", cfg.AdvertiseAddress, cfg.ServiceCIDRs[0])
+	}
+	if err := utilfeature.DefaultMutableFeatureGate.SetFromMap(cfg.Settings.FeatureGates); err != nil {
+		return nil, fmt.Errorf("API server: --feature-gates: %w", err)
 	}
 	b := &builder{cfg: cfg, all: resources.All()}
 	for _, step := range []func() error{b.buildScheme, b.buildGeneric, b.buildAllocator, b.buildAuth, b.buildAdmission} {

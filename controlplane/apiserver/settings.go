@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/pflag"
 	utilerrors "k8s.io/apimachinery/pkg/util/errors"
 	"k8s.io/apiserver/pkg/server/options"
+	cliflag "k8s.io/component-base/cli/flag"
 )
 
 // Settings are what kube-apiserver has flags of the same names for, and what no cluster needs to run. NewSettings makes
@@ -43,7 +44,9 @@ type Settings struct {
 	MaxMutatingInflight int
 	RequestTimeout      time.Duration
 	EnableProfiling     bool
-	GoawayChance        float64
+	// FeatureGates switches features of the API libraries, such as CBORServingAndStorage, on and off, for the whole process.
+	FeatureGates map[string]bool
+	GoawayChance float64
 }
 
 // NewSettings returns the settings of a server that has none.
@@ -80,6 +83,7 @@ func (s *Settings) AddFlags(fs *pflag.FlagSet) {
 	fs.DurationVar(&s.RequestTimeout, "request-timeout", s.RequestTimeout, "after which a request that is no watch is given up")
 	fs.BoolVar(&s.EnableProfiling, "profiling", s.EnableProfiling, "serve /debug/pprof")
 	fs.Float64Var(&s.GoawayChance, "goaway-chance", 0, "share of requests (at most 0.02) whose client is asked to connect anew, so that clients spread over servers")
+	fs.Var(cliflag.NewMapStringBool(&s.FeatureGates), "feature-gates", "features of the API server to switch on or off, such as CBORServingAndStorage=true")
 	s.Audit.AddFlags(fs)
 }
 

@@ -36,6 +36,7 @@ import (
 	"github.com/strake-io/strake/controlplane/controllers/namespace"
 	"github.com/strake-io/strake/controlplane/controllers/node"
 	"github.com/strake-io/strake/controlplane/controllers/persistentvolume"
+	"github.com/strake-io/strake/controlplane/controllers/policytypes"
 	"github.com/strake-io/strake/controlplane/controllers/replicaset"
 	"github.com/strake-io/strake/controlplane/controllers/resourcequota"
 	"github.com/strake-io/strake/controlplane/controllers/serviceaccount"
@@ -131,6 +132,7 @@ func Run(ctx context.Context, cfg Config) error {
 		},
 		func() (func(context.Context), error) { return servicecidr.Setup(cfg.Client, f) },
 		func() (func(context.Context), error) { return volumeprotection.Setup(cfg.Client, f) },
+		func() (func(context.Context), error) { return policytypes.Setup(cfg.Client, f) },
 		func() (func(context.Context), error) { return garbage.Setup(cfg.Client, cfg.Metadata), nil },
 	} {
 		run, err := setup()

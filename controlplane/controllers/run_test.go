@@ -22,7 +22,7 @@ func TestCluster(t *testing.T) {
 	t.Run("group", func(t *testing.T) {
 		for name, test := range map[string]func(*testing.T, *cluster){
 			"budget": testBudget, "replicationcontroller": testReplicationController, "claim-in-use": testClaimInUse, "quota": testQuota, "statefulset": testStatefulSet, "statefulset-order": testStatefulSetOrder, "daemonset": testDaemonSet, "cronjob": testCronJob, "deployment": testDeployment, "rollback": testRollback, "job": testJob, "job-fails": testJobFails, "job-deleted": testJobDeleted,
-			"service": testService, "service-ranges": testServiceRanges, "families": testFamilies, "distribution": testTrafficDistribution, "conditions": testConditions, "mirror": testMirror, "endpoints": testEndpoints, "autoscaler": testAutoscaler, "static-volumes": testStaticVolumes, "dynamic-volumes": testDynamicVolumes, "other-provisioners": testOtherProvisioners, "ephemeral-volumes": testEphemeralVolumes, "nodeGone": testNodeGone, "taint": testTaint, "namespace": testNamespace, "foreground": testForeground, "orphan": testOrphan,
+			"service": testService, "service-ranges": testServiceRanges, "families": testFamilies, "distribution": testTrafficDistribution, "conditions": testConditions, "mirror": testMirror, "endpoints": testEndpoints, "autoscaler": testAutoscaler, "static-volumes": testStaticVolumes, "dynamic-volumes": testDynamicVolumes, "other-provisioners": testOtherProvisioners, "ephemeral-volumes": testEphemeralVolumes, "policy-types": testPolicyTypes, "nodeGone": testNodeGone, "taint": testTaint, "namespace": testNamespace, "foreground": testForeground, "orphan": testOrphan,
 		} {
 			t.Run(name, func(t *testing.T) { t.Parallel(); test(t, c.on(t)) })
 		}

@@ -169,10 +169,8 @@ func containerStatus(spec *corev1.Container, in Input, waiting string) corev1.Co
 	return s
 }
 
+// stamp takes a moment as the runtime tells it. One that it doesn't know, as of the start of a container that could not be started, is 0: 1970, as with the reference.
 func stamp(nanos int64) metav1.Time {
-	if nanos <= 0 {
-		return metav1.Time{}
-	}
 	return metav1.NewTime(time.Unix(0, nanos).Truncate(time.Second))
 }
 

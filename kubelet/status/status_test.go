@@ -92,6 +92,7 @@ func TestContainerStatus(t *testing.T) {
 		"fresh":   {},
 		"crashed": waits(exited(1), "CrashLoopBackOff"),
 		"ill":     waits(running(), "PostStartHookError"),
+		"unmade":  func() Container { c := exited(128); c.Current.StartedAt = 0; return c }(),
 	}}
 	get := func(name string) corev1.ContainerStatus {
 		return containerStatus(&corev1.Container{Name: name, Image: "img"}, in, "ContainerCreating")
@@ -106,6 +107,10 @@ func TestContainerStatus(t *testing.T) {
 		t.Errorf("%+v", s)
 	}
 	if s := get("crashed"); s.State.Waiting == nil || s.State.Terminated != nil || s.LastTerminationState.Terminated.ExitCode != 1 || s.LastTerminationState.Terminated.Reason != "Error" {
+		t.Errorf("%+v", s)
+	}
+	// The end of a container that never began; kubectl describe prints its moments as the reference has them.
+	if s := get("unmade").State.Terminated; s == nil || !s.StartedAt.Time.Equal(time.Unix(0, 0)) || s.StartedAt.IsZero() || !s.FinishedAt.Time.Equal(time.Unix(2, 0)) {
 		t.Errorf("%+v", s)
 	}
 	if s := get("ill"); s.State.Running == nil || s.State.Waiting != nil {

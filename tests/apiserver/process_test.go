@@ -28,6 +28,7 @@ const serveFile = "STRAKE_TEST_SERVE"
 type served struct {
 	Config         apiserver.Config
 	RequestTimeout time.Duration
+	FeatureGates   map[string]bool
 }
 
 func TestMain(m *testing.M) {
@@ -49,7 +50,7 @@ func serveFrom(path string) error {
 		return err
 	}
 	s.Config.Settings = apiserver.NewSettings()
-	s.Config.Settings.RequestTimeout = s.RequestTimeout
+	s.Config.Settings.RequestTimeout, s.Config.Settings.FeatureGates = s.RequestTimeout, s.FeatureGates
 	api, err := apiserver.New(s.Config)
 	if err != nil {
 		return err
@@ -65,10 +66,13 @@ type process struct {
 	stderr bytes.Buffer
 }
 
-// newProcess prepares a server beside s, on its store, which ends with the test.
-func newProcess(t *testing.T, s *apiservertest.Server, requestTimeout time.Duration) *process {
+// newProcess prepares a server beside s, on its store and with these features switched on, which ends with the test.
+func newProcess(t *testing.T, s *apiservertest.Server, requestTimeout time.Duration, features ...string) *process {
 	t.Helper()
-	conf := served{Config: s.Config(), RequestTimeout: requestTimeout}
+	conf := served{Config: s.Config(), RequestTimeout: requestTimeout, FeatureGates: map[string]bool{}}
+	for _, f := range features {
+		conf.FeatureGates[f] = true
+	}
 	conf.Config.Settings, conf.Config.Port = nil, freeport.Find(t)
 	data, err := json.Marshal(conf)
 	if err != nil {

@@ -11,26 +11,26 @@ import (
 // plugins are this package's, in the order in which they run.
 var plugins = []struct {
 	name string
-	new  func() (admission.Interface, error)
+	new  admission.Factory // from the plugin's configuration, nil if there is none
 }{
-	{"TaintNodesByCondition", newTaintNodes},
-	{"ServiceAccount", newServiceAccount},
-	{"AlwaysPullImages", newAlwaysPull},
-	{"LimitRanger", newLimitRanger},
-	{"Priority", newPriority},
-	{"DefaultTolerationSeconds", newDefaultTolerations},
-	{"RuntimeClass", newRuntimeClass},
-	{"DefaultStorageClass", newDefaultStorageClass},
-	{"DefaultIngressClass", newDefaultIngressClass},
-	{"StorageObjectInUseProtection", newInUse},
-	{"PersistentVolumeClaimResize", newResize},
-	{"OwnerReferencesPermissionEnforcement", newOwnerReferences},
+	{"TaintNodesByCondition", plain(newTaintNodes)},
+	{"ServiceAccount", plain(newServiceAccount)},
+	{"AlwaysPullImages", plain(newAlwaysPull)},
+	{"LimitRanger", plain(newLimitRanger)},
+	{"Priority", plain(newPriority)},
+	{"DefaultTolerationSeconds", plain(newDefaultTolerations)},
+	{"RuntimeClass", plain(newRuntimeClass)},
+	{"DefaultStorageClass", plain(newDefaultStorageClass)},
+	{"DefaultIngressClass", plain(newDefaultIngressClass)},
+	{"StorageObjectInUseProtection", plain(newInUse)},
+	{"PersistentVolumeClaimResize", plain(newResize)},
+	{"OwnerReferencesPermissionEnforcement", plain(newOwnerReferences)},
 	{"PodSecurity", newPodSecurity},
-	{"NodeRestriction", newNodeRestriction},
-	{"CertificateApproval", newCertificateApproval},
-	{"CertificateSigning", newCertificateSigning},
-	{"ClusterTrustBundleAttest", newBundleAttest},
-	{"CertificateSubjectRestriction", newSubjectRestriction},
+	{"NodeRestriction", plain(newNodeRestriction)},
+	{"CertificateApproval", plain(newCertificateApproval)},
+	{"CertificateSigning", plain(newCertificateSigning)},
+	{"ClusterTrustBundleAttest", plain(newBundleAttest)},
+	{"CertificateSubjectRestriction", plain(newSubjectRestriction)},
 }
 
 // Optional are the plugins that run only where they are asked for.
@@ -40,10 +40,15 @@ var Optional = []string{"AlwaysPullImages", "OwnerReferencesPermissionEnforcemen
 func Register(p *admission.Plugins) []string {
 	var names []string
 	for _, plugin := range plugins {
-		p.Register(plugin.name, func(io.Reader) (admission.Interface, error) { return plugin.new() })
+		p.Register(plugin.name, plugin.new)
 		names = append(names, plugin.name)
 	}
 	return names
+}
+
+// plain makes plugins that have nothing to configure.
+func plain(f func() (admission.Interface, error)) admission.Factory {
+	return func(io.Reader) (admission.Interface, error) { return f() }
 }
 
 // podOf returns the pod of a request for pods themselves, not of their subresources.

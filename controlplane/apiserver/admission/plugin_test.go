@@ -3,9 +3,11 @@ package admission
 import (
 	"context"
 	"flag"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -27,16 +29,26 @@ var update = flag.Bool("update", false, "write the golden files")
 // started returns a plugin as the API server would set it up, over these objects.
 func started(t *testing.T, name string, objects ...runtime.Object) admission.Interface {
 	t.Helper()
+	return configured(t, name, "", objects...)
+}
+
+// configured does so with a configuration of the plugin's own.
+func configured(t *testing.T, name, config string, objects ...runtime.Object) admission.Interface {
+	t.Helper()
 	i := slices.IndexFunc(plugins, func(p struct {
 		name string
-		new  func() (admission.Interface, error)
+		new  admission.Factory
 	}) bool {
 		return p.name == name
 	})
 	if i < 0 {
 		t.Fatalf("no plugin %s", name)
 	}
-	p, err := plugins[i].new()
+	var file io.Reader
+	if config != "" {
+		file = strings.NewReader(config)
+	}
+	p, err := plugins[i].new(file)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -74,6 +86,7 @@ type request struct {
 	subresource string
 	name        string // overrides the object's
 	user        user.Info
+	ctx         context.Context // nil: the test's
 }
 
 // run does what the API server does for a request: mutation, then validation.
@@ -118,13 +131,16 @@ func run(t *testing.T, p admission.Interface, r request) error {
 	if !p.Handles(r.op) {
 		return nil
 	}
+	if r.ctx == nil {
+		r.ctx = t.Context()
+	}
 	if m, ok := p.(admission.MutationInterface); ok {
-		if err := m.Admit(t.Context(), a, nil); err != nil {
+		if err := m.Admit(r.ctx, a, nil); err != nil {
 			return err
 		}
 	}
 	if v, ok := p.(admission.ValidationInterface); ok {
-		return v.Validate(t.Context(), a, nil)
+		return v.Validate(r.ctx, a, nil)
 	}
 	return nil
 }

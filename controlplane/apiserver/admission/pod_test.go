@@ -14,6 +14,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apiserver/pkg/admission"
+	"k8s.io/apiserver/pkg/authentication/user"
+	"k8s.io/apiserver/pkg/warning"
 )
 
 func TestTolerations(t *testing.T) {
@@ -217,8 +219,36 @@ func TestPodSecurity(t *testing.T) {
 			t.Errorf("level %q: %v does not say which rules are violated", tc.level, err)
 		}
 	}
+	// A configuration has defaults for namespaces without labels, and whom nothing is held to.
+	const config = "apiVersion: pod-security.admission.config.k8s.io/v1\nkind: PodSecurityConfiguration\ndefaults: {enforce: baseline}\nexemptions: {usernames: [root]}\n"
+	strict := configured(t, "PodSecurity", config, namespace(""))
+	if err := run(t, strict, request{obj: privileged()}); !apierrors.IsForbidden(err) {
+		t.Errorf("by default: %v", err)
+	}
+	if err := run(t, strict, request{obj: privileged(), user: &user.DefaultInfo{Name: "root"}}); err != nil {
+		t.Errorf("of who is exempt: %v", err)
+	}
+	// What is only warned of is let in, and the version of the standard decides what there is to warn of.
+	for version, warned := range map[string]bool{"v1.28": false, "latest": true} {
+		n, said := namespace(""), &recorder{}
+		n.Labels["pod-security.kubernetes.io/warn"], n.Labels["pod-security.kubernetes.io/warn-version"] = "baseline", version
+		n.Labels["pod-security.kubernetes.io/audit"] = "restricted"
+		p := pod()
+		p.Spec.Containers[0].LivenessProbe = &corev1.Probe{ProbeHandler: corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Host: "10.0.0.1"}}}
+		if err := run(t, started(t, "PodSecurity", n), request{obj: p, ctx: warning.WithWarningRecorder(t.Context(), said)}); err != nil {
+			t.Errorf("%s: %v", version, err)
+		}
+		if (len(said.all) > 0) != warned {
+			t.Errorf("%s: warnings %q", version, said.all)
+		}
+	}
 	err := run(t, started(t, "PodSecurity"), request{obj: namespace("nonsense"), op: admission.Create})
 	if !apierrors.IsInvalid(err) || !strings.Contains(err.Error(), "nonsense") {
 		t.Errorf("a label that is no level: %v", err)
 	}
 }
+
+// recorder keeps warnings.
+type recorder struct{ all []string }
+
+func (r *recorder) AddWarning(_, text string) { r.all = append(r.all, text) }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 
 	admissionv1 "k8s.io/api/admission/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -30,8 +31,8 @@ type podSecurity struct {
 	delegate   *podsecurityadmission.Admission
 }
 
-func newPodSecurity() (admission.Interface, error) {
-	config, err := podsecurityconfig.LoadFromData(nil)
+func newPodSecurity(file io.Reader) (admission.Interface, error) {
+	config, err := podsecurityconfig.LoadFromReader(file)
 	if err != nil {
 		return nil, fmt.Errorf("PodSecurity admission: %w", err)
 	}

@@ -38,9 +38,10 @@ func admissionRegistration() []*descriptor.Resource {
 			descriptor.Age,
 		}
 	}
+	extension := []string{"api-extensions"}
 	return []*descriptor.Resource{
 		kind[admissionv1.ValidatingWebhookConfiguration, admissionv1.ValidatingWebhookConfigurationList]("ValidatingWebhookConfiguration", descriptor.Resource{
-			GroupVersion: gv, Generation: true,
+			GroupVersion: gv, Categories: extension, Generation: true,
 			Default: descriptor.Each(func(c *admissionv1.ValidatingWebhookConfiguration) {
 				for i := range c.Webhooks {
 					w := &c.Webhooks[i]
@@ -64,7 +65,7 @@ func admissionRegistration() []*descriptor.Resource {
 			},
 		}),
 		kind[admissionv1.MutatingWebhookConfiguration, admissionv1.MutatingWebhookConfigurationList]("MutatingWebhookConfiguration", descriptor.Resource{
-			GroupVersion: gv, Generation: true,
+			GroupVersion: gv, Categories: extension, Generation: true,
 			Default: descriptor.Each(func(c *admissionv1.MutatingWebhookConfiguration) {
 				for i := range c.Webhooks {
 					w := &c.Webhooks[i]
@@ -90,7 +91,7 @@ func admissionRegistration() []*descriptor.Resource {
 			},
 		}),
 		kind[admissionv1.ValidatingAdmissionPolicy, admissionv1.ValidatingAdmissionPolicyList]("ValidatingAdmissionPolicy", descriptor.Resource{
-			GroupVersion: gv, Plural: "validatingadmissionpolicies", Generation: true, Status: true,
+			GroupVersion: gv, Categories: extension, Plural: "validatingadmissionpolicies", Generation: true, Status: true,
 			Default: descriptor.Each(func(p *admissionv1.ValidatingAdmissionPolicy) {
 				set(&p.Spec.FailurePolicy, admissionv1.Fail)
 				defaultMatch(p.Spec.MatchConstraints)
@@ -103,7 +104,7 @@ func admissionRegistration() []*descriptor.Resource {
 			},
 		}),
 		kind[admissionv1.ValidatingAdmissionPolicyBinding, admissionv1.ValidatingAdmissionPolicyBindingList]("ValidatingAdmissionPolicyBinding", descriptor.Resource{
-			GroupVersion: gv, Generation: true,
+			GroupVersion: gv, Categories: extension, Generation: true,
 			Default: descriptor.Each(func(b *admissionv1.ValidatingAdmissionPolicyBinding) { defaultMatch(b.Spec.MatchResources) }),
 			Validate: descriptor.Check(func(b *admissionv1.ValidatingAdmissionPolicyBinding) field.ErrorList {
 				p := field.NewPath("spec")
@@ -130,7 +131,7 @@ func admissionRegistration() []*descriptor.Resource {
 			}),
 		}),
 		kind[admissionv1.MutatingAdmissionPolicy, admissionv1.MutatingAdmissionPolicyList]("MutatingAdmissionPolicy", descriptor.Resource{
-			GroupVersion: gv, Plural: "mutatingadmissionpolicies", Generation: true,
+			GroupVersion: gv, Categories: extension, Plural: "mutatingadmissionpolicies", Generation: true,
 			Default: descriptor.Each(func(p *admissionv1.MutatingAdmissionPolicy) {
 				set(&p.Spec.FailurePolicy, admissionv1.Fail)
 				defaultMatch(p.Spec.MatchConstraints)
@@ -143,7 +144,7 @@ func admissionRegistration() []*descriptor.Resource {
 			},
 		}),
 		kind[admissionv1.MutatingAdmissionPolicyBinding, admissionv1.MutatingAdmissionPolicyBindingList]("MutatingAdmissionPolicyBinding", descriptor.Resource{
-			GroupVersion: gv, Generation: true,
+			GroupVersion: gv, Categories: extension, Generation: true,
 			Default: descriptor.Each(func(b *admissionv1.MutatingAdmissionPolicyBinding) { defaultMatch(b.Spec.MatchResources) }),
 			Validate: descriptor.Check(func(b *admissionv1.MutatingAdmissionPolicyBinding) field.ErrorList {
 				return validatePolicyBinding(b.Spec.PolicyName, b.Spec.ParamRef, b.Spec.MatchResources, field.NewPath("spec"))
