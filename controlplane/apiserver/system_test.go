@@ -199,11 +199,25 @@ func testSchemas(a *api) {
 		}
 	}
 
+	described := map[string]bool{}
 	for group, at := range index.Paths {
-		var doc struct{ Paths map[string]any }
+		var doc struct {
+			Paths      map[string]any
+			Components struct {
+				Schemas map[string]struct {
+					Description string
+					GVK         []struct{ Group, Version, Kind string } `json:"x-kubernetes-group-version-kind"`
+				}
+			}
+		}
 		url, _, _ := strings.Cut(at.ServerRelativeURL, "?")
 		if decode(url, &doc); len(doc.Paths) == 0 {
 			a.Errorf("OpenAPI v3 of %s is empty", group)
+		}
+		for _, s := range doc.Components.Schemas {
+			for _, k := range s.GVK {
+				described[strings.TrimPrefix(k.Group+"/"+k.Version, "/")+" "+k.Kind] = s.Description != ""
+			}
 		}
 	}
 
@@ -233,6 +247,14 @@ func testSchemas(a *api) {
 	} {
 		if _, ok := found[name]; !ok {
 			a.Errorf("no %s", name)
+		}
+	}
+	// kubectl explain finds every kind.
+	for gv, resources := range reference {
+		for name := range resources {
+			if kind := found[gv+" "+name].Kind; !described[gv+" "+kind] {
+				a.Errorf("%s %s: kind %q is not described", gv, name, kind)
+			}
 		}
 	}
 	if r := found["v1 namespaces"]; slices.Contains(r.Verbs, "deletecollection") {

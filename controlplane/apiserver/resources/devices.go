@@ -224,6 +224,11 @@ func validateDeviceClaim(c *resourcev1.DeviceClaim, p *field.Path) field.ErrorLi
 		if (k.MatchAttribute == nil) == (k.DistinctAttribute == nil) {
 			errs = append(errs, field.Required(kp, "exactly one of `matchAttribute` or `distinctAttribute` is required"))
 		}
+		for child, name := range map[string]*resourcev1.FullyQualifiedName{"matchAttribute": k.MatchAttribute, "distinctAttribute": k.DistinctAttribute} {
+			if name != nil {
+				errs = append(errs, validateFullAttributeName(string(*name), kp.Child(child))...)
+			}
+		}
 	}
 	if n := len(c.Config); n > resourcev1.DeviceConfigMaxSize {
 		errs = append(errs, field.TooMany(p.Child("config"), n, resourcev1.DeviceConfigMaxSize))
@@ -352,6 +357,7 @@ func validateResourceSlice(s *resourcev1.ResourceSlice) field.ErrorList {
 		if n := len(d.Attributes) + len(d.Capacity); n > resourcev1.ResourceSliceMaxAttributesAndCapacitiesPerDevice {
 			errs = append(errs, field.Invalid(dp, n, fmt.Sprintf("the total number of attributes and capacities must not exceed %d", resourcev1.ResourceSliceMaxAttributesAndCapacitiesPerDevice)))
 		}
+		errs = append(errs, validateAttributes(d, dp)...)
 		if n := len(d.Taints); n > resourcev1.DeviceTaintsMaxLength {
 			errs = append(errs, field.TooMany(dp.Child("taints"), n, resourcev1.DeviceTaintsMaxLength))
 		}

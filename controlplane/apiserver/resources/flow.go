@@ -134,8 +134,11 @@ func validateFlowRule(r flowcontrolv1.PolicyRulesWithSubjects, p *field.Path) fi
 		}{
 			{flowcontrolv1.SubjectKindUser, "user", s.User != nil, s.User != nil && s.User.Name != ""},
 			{flowcontrolv1.SubjectKindGroup, "group", s.Group != nil, s.Group != nil && s.Group.Name != ""},
-			{flowcontrolv1.SubjectKindServiceAccount, "serviceAccount", s.ServiceAccount != nil, s.ServiceAccount != nil && s.ServiceAccount.Name != "" && s.ServiceAccount.Namespace != ""},
+			{flowcontrolv1.SubjectKindServiceAccount, "serviceAccount", s.ServiceAccount != nil, s.ServiceAccount != nil && s.ServiceAccount.Name != ""},
 		} {
+			if m.kind == s.Kind && m.set && s.ServiceAccount != nil && s.ServiceAccount.Namespace == "" {
+				errs = append(errs, field.Required(sp.Child(m.child, "namespace"), "must specify namespace for service account"))
+			}
 			switch {
 			case m.kind == s.Kind && !m.set:
 				errs = append(errs, field.Required(sp.Child(m.child), fmt.Sprintf("%s is required when subject kind is '%s'", m.child, m.kind)))

@@ -116,20 +116,21 @@ func validateLimitRange(l *corev1.LimitRange) field.ErrorList {
 				errs = append(errs, field.Required(p.Child("limits"), "either minimum or maximum storage value is required, but neither was provided"))
 			}
 		}
-		above := func(a, b corev1.ResourceList, name corev1.ResourceName, child, what string) {
+		// Of two that contradict each other the reference blames the default.
+		above := func(name corev1.ResourceName, a corev1.ResourceList, more string, b corev1.ResourceList, less, blamed string) {
 			x, ok := a[name]
 			y, has := b[name]
 			if ok && has && x.Cmp(y) > 0 {
-				errs = append(errs, field.Invalid(p.Child(child).Key(string(name)), x.String(), child+" value "+x.String()+" is greater than "+what+" value "+y.String()))
+				errs = append(errs, field.Invalid(p.Child(blamed).Key(string(name)), lists[blamed][name], more+" value "+x.String()+" is greater than "+less+" value "+y.String()))
 			}
 		}
 		for name := range names {
-			above(item.Min, item.Max, name, "min", "max")
-			above(item.Min, item.DefaultRequest, name, "min", "default request")
-			above(item.DefaultRequest, item.Max, name, "defaultRequest", "max")
-			above(item.DefaultRequest, item.Default, name, "defaultRequest", "default limit")
-			above(item.Min, item.Default, name, "min", "default")
-			above(item.Default, item.Max, name, "default", "max")
+			above(name, item.Min, "min", item.Max, "max", "min")
+			above(name, item.Min, "min", item.DefaultRequest, "default request", "defaultRequest")
+			above(name, item.DefaultRequest, "default request", item.Max, "max", "defaultRequest")
+			above(name, item.DefaultRequest, "default request", item.Default, "default limit", "defaultRequest")
+			above(name, item.Min, "min", item.Default, "default", "default")
+			above(name, item.Default, "default", item.Max, "max", "default")
 			if ratio, ok := item.MaxLimitRequestRatio[name]; ok {
 				errs = append(errs, validateRatio(ratio, item.Min, item.Max, name, p.Child("maxLimitRequestRatio").Key(string(name)))...)
 			}
@@ -158,9 +159,16 @@ func validateQuotaList(list corev1.ResourceList, p *field.Path) field.ErrorList 
 		if q.Sign() < 0 {
 			errs = append(errs, field.Invalid(p.Key(string(name)), q.String(), "must be greater than or equal to 0"))
 		}
+		if counted.Has(name) && q.MilliValue()%1000 != 0 {
+			errs = append(errs, field.Invalid(p.Key(string(name)), q.String(), "must be an integer"))
+		}
 	}
 	return errs
 }
+
+// counted are resources of which there are only whole ones.
+var counted = sets.New(corev1.ResourcePods, corev1.ResourceQuotas, corev1.ResourceServices, corev1.ResourceReplicationControllers, corev1.ResourceSecrets,
+	corev1.ResourcePersistentVolumeClaims, corev1.ResourceConfigMaps, corev1.ResourceServicesNodePorts, corev1.ResourceServicesLoadBalancers)
 
 // validateQuotaName accepts the resources that a quota can count.
 func validateQuotaName(name string, p *field.Path) field.ErrorList {
@@ -173,12 +181,10 @@ func validateQuotaName(name string, p *field.Path) field.ErrorList {
 	switch corev1.ResourceName(name) {
 	case corev1.ResourceCPU, corev1.ResourceMemory, corev1.ResourceEphemeralStorage, corev1.ResourceStorage,
 		corev1.ResourceRequestsCPU, corev1.ResourceRequestsMemory, corev1.ResourceRequestsStorage, corev1.ResourceRequestsEphemeralStorage,
-		corev1.ResourceLimitsCPU, corev1.ResourceLimitsMemory, corev1.ResourceLimitsEphemeralStorage,
-		corev1.ResourcePods, corev1.ResourceQuotas, corev1.ResourceServices, corev1.ResourceReplicationControllers, corev1.ResourceSecrets,
-		corev1.ResourcePersistentVolumeClaims, corev1.ResourceConfigMaps, corev1.ResourceServicesNodePorts, corev1.ResourceServicesLoadBalancers:
+		corev1.ResourceLimitsCPU, corev1.ResourceLimitsMemory, corev1.ResourceLimitsEphemeralStorage:
 		return nil
 	}
-	if strings.HasPrefix(name, "count/") {
+	if counted.Has(corev1.ResourceName(name)) {
 		return nil
 	}
 	return field.ErrorList{field.Invalid(p, name, "must be a standard resource for quota")}
@@ -191,8 +197,8 @@ func validateQuota(q *corev1.ResourceQuota) field.ErrorList {
 	p := field.NewPath("spec")
 	errs := validateQuotaList(q.Spec.Hard, p.Child("hard"))
 	var scopes []corev1.ResourceQuotaScope
-	for i, s := range q.Spec.Scopes {
-		errs = append(errs, validateQuotaScope(s, q.Spec.Hard, p.Child("scopes").Index(i))...)
+	for _, s := range q.Spec.Scopes {
+		errs = append(errs, validateQuotaScope(s, q.Spec.Hard, p.Child("scopes"), p.Child("scopes"))...)
 		scopes = append(scopes, s)
 	}
 	if len(q.Spec.Scopes) > sets.New(q.Spec.Scopes...).Len() {
@@ -202,23 +208,24 @@ func validateQuota(q *corev1.ResourceQuota) field.ErrorList {
 	if sel := q.Spec.ScopeSelector; sel != nil {
 		mp := p.Child("scopeSelector", "matchExpressions")
 		scopes = nil
-		for i, e := range sel.MatchExpressions {
-			ep := mp.Index(i)
-			errs = append(errs, validateQuotaScope(e.ScopeName, q.Spec.Hard, ep.Child("scopeName"))...)
-			errs = append(errs, oneOf(e.Operator, ep.Child("operator"), corev1.ScopeSelectorOpDoesNotExist, corev1.ScopeSelectorOpExists, corev1.ScopeSelectorOpIn, corev1.ScopeSelectorOpNotIn)...)
+		// As with the reference, paths don't tell which of the expressions is wrong.
+		for _, e := range sel.MatchExpressions {
+			errs = append(errs, validateQuotaScope(e.ScopeName, q.Spec.Hard, mp.Child("scopeName"), mp)...)
 			valued := e.ScopeName == corev1.ResourceQuotaScopePriorityClass || e.ScopeName == corev1.ResourceQuotaScopeVolumeAttributesClass
 			if !valued && e.Operator != corev1.ScopeSelectorOpExists {
-				errs = append(errs, field.Invalid(ep.Child("operator"), e.Operator, "must be 'Exist' when scope is any of ResourceQuotaScopeTerminating, ResourceQuotaScopeNotTerminating, ResourceQuotaScopeBestEffort, ResourceQuotaScopeNotBestEffort or ResourceQuotaScopeCrossNamespacePodAffinity"))
+				errs = append(errs, field.Invalid(mp.Child("operator"), e.Operator, "must be 'Exist' when scope is any of ResourceQuotaScopeTerminating, ResourceQuotaScopeNotTerminating, ResourceQuotaScopeBestEffort, ResourceQuotaScopeNotBestEffort or ResourceQuotaScopeCrossNamespacePodAffinity"))
 			}
 			switch e.Operator {
 			case corev1.ScopeSelectorOpIn, corev1.ScopeSelectorOpNotIn:
 				if len(e.Values) == 0 {
-					errs = append(errs, field.Required(ep.Child("values"), "must be at least one value when `operator` is 'In' or 'NotIn' for scope selector"))
+					errs = append(errs, field.Required(mp.Child("values"), "must be at least one value when `operator` is 'In' or 'NotIn' for scope selector"))
 				}
 			case corev1.ScopeSelectorOpExists, corev1.ScopeSelectorOpDoesNotExist:
 				if len(e.Values) > 0 {
-					errs = append(errs, field.Invalid(ep.Child("values"), e.Values, "must be no value when `operator` is 'Exists' or 'DoesNotExist' for scope selector"))
+					errs = append(errs, field.Invalid(mp.Child("values"), e.Values, "must be no value when `operator` is 'Exists' or 'DoesNotExist' for scope selector"))
 				}
+			default:
+				errs = append(errs, field.Invalid(mp.Child("operator"), e.Operator, "not a valid selector operator"))
 			}
 			scopes = append(scopes, e.ScopeName)
 		}
@@ -238,10 +245,10 @@ func contradictory(scopes []corev1.ResourceQuotaScope, value any, p *field.Path)
 	return nil
 }
 
-// validateQuotaScope refuses scopes that say nothing of a resource that the quota counts.
-func validateQuotaScope(s corev1.ResourceQuotaScope, hard corev1.ResourceList, p *field.Path) field.ErrorList {
+// validateQuotaScope refuses scopes that there are not, at named, and those that say nothing of a resource that the quota counts, at p.
+func validateQuotaScope(s corev1.ResourceQuotaScope, hard corev1.ResourceList, named, p *field.Path) field.ErrorList {
 	if !podScopes.Has(s) && s != corev1.ResourceQuotaScopeVolumeAttributesClass {
-		return field.ErrorList{field.Invalid(p, s, "unsupported scope")}
+		return field.ErrorList{field.Invalid(named, s, "unsupported scope")}
 	}
 	for name := range hard {
 		n := string(name)

@@ -166,8 +166,8 @@ func csiDrivers() *descriptor.Resource {
 		Validate: descriptor.Check(func(d *storagev1.CSIDriver) field.ErrorList {
 			p := field.NewPath("spec")
 			errs := validateDriverName(d.Name, field.NewPath("name"))
-			for i, m := range d.Spec.VolumeLifecycleModes {
-				errs = append(errs, oneOf(m, p.Child("volumeLifecycleModes").Index(i), storagev1.VolumeLifecycleEphemeral, storagev1.VolumeLifecyclePersistent)...)
+			for _, m := range d.Spec.VolumeLifecycleModes {
+				errs = append(errs, oneOf(m, p.Child("volumeLifecycleModes"), storagev1.VolumeLifecycleEphemeral, storagev1.VolumeLifecyclePersistent)...)
 			}
 			if g := d.Spec.FSGroupPolicy; g != nil {
 				errs = append(errs, oneOf(*g, p.Child("fsGroupPolicy"), storagev1.FileFSGroupPolicy, storagev1.NoneFSGroupPolicy, storagev1.ReadWriteOnceWithFSTypeFSGroupPolicy)...)
