@@ -28,6 +28,7 @@ import (
 type inside struct {
 	client    func() *clientv3.Client
 	compactor etcd3.Compactor
+	crowds    *crowds
 }
 
 // keepInside prepares the storages of an etcd in this process, if there is one.
@@ -42,7 +43,7 @@ func (b *builder) keepInside() {
 		_ = client.Close() // it has no connection whose end could fail
 	})
 	feature.DefaultFeatureSupportChecker.CheckClient(client.Ctx(), named{client}, storage.RequestWatchProgress)
-	b.inside = &inside{b.cfg.EtcdClient, compactor}
+	b.inside = &inside{b.cfg.EtcdClient, compactor, &b.watches.crowds}
 }
 
 // named gives a client that needs no endpoint the one that the library asks for its version.
@@ -78,7 +79,7 @@ func (i *inside) cached(c *storagebackend.ConfigForResource, prefix string, key 
 		return nil, nil, err
 	}
 	caches, err := cacher.NewCacherFromConfig(cacher.Config{
-		Storage: raw, Versioner: storage.APIObjectVersioner{}, GroupResource: c.GroupResource, EventsHistoryWindow: c.EventsHistoryWindow, ResourcePrefix: prefix,
+		Storage: gathering{raw, i.crowds.hold(c.GroupResource)}, Versioner: storage.APIObjectVersioner{}, GroupResource: c.GroupResource, EventsHistoryWindow: c.EventsHistoryWindow, ResourcePrefix: prefix,
 		KeyFunc: key, NewFunc: newFunc, NewListFunc: newListFunc, GetAttrsFunc: attrs, IndexerFuncs: triggers, Indexers: indexers, Codec: c.Codec, Clock: together{},
 	})
 	if err != nil {

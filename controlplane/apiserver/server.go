@@ -72,6 +72,7 @@ type builder struct {
 	rangesKnown cache.InformerSynced
 	resolver    webhook.ServiceResolver
 	drain       *drain
+	watches     *pace
 	inside      *inside  // nil: the etcd is elsewhere
 	destroy     []func() // of storages that no registry owns
 }
@@ -165,9 +166,9 @@ func (b *builder) buildGeneric() error {
 	}
 	b.drain = newDrain(g.SecureServing.Listener)
 	g.SecureServing.Listener = b.drain
-	watches := newPace()
+	b.watches = newPace()
 	g.BuildHandlerChainFunc = func(api http.Handler, c *genericapiserver.Config) http.Handler {
-		return b.drain.handler(genericapiserver.DefaultBuildHandlerChain(watches.handler(api), c))
+		return b.drain.handler(genericapiserver.DefaultBuildHandlerChain(b.watches.handler(api), c))
 	}
 	g.LoopbackClientConfig.ContentType = protobuf
 	// Post-start hooks and admission must not wait for each other's turn.

@@ -1,0 +1,131 @@
+package apiserver
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/apiserver/pkg/storage"
+)
+
+const (
+	// fanOutCost is what an event costs two CPUs for each of its watchers: the server's send, and the watcher's receipt.
+	fanOutCost = 40 * time.Microsecond
+	// heldFrom: with fewer watchers than make this much of it, nothing is held.
+	heldFrom = 5 * time.Millisecond
+	// heldLongest bounds how much later a watcher or a list from the cache sees a change for it.
+	heldLongest = 100 * time.Millisecond
+	// heldAtMost is how many events are held. A watcher of the library has room for ten before it counts as slow.
+	heldAtMost = 8
+)
+
+// crowds counts the watchers of each resource that get all of its events. Its zero value is ready for use.
+type crowds struct{ of sync.Map } // *atomic.Int64 by schema.GroupResource
+
+func (c *crowds) count(r schema.GroupResource) *atomic.Int64 {
+	n, ok := c.of.Load(r)
+	if !ok {
+		n, _ = c.of.LoadOrStore(r, new(atomic.Int64))
+	}
+	return n.(*atomic.Int64)
+}
+
+// hold is how long an event of a resource takes to reach all watchers, 0 if that is too short to wait for it.
+func (c *crowds) hold(r schema.GroupResource) func() time.Duration {
+	n := c.count(r)
+	return func() time.Duration {
+		if d := time.Duration(n.Load()) * fanOutCost; d >= heldFrom {
+			return min(d, heldLongest)
+		}
+		return 0
+	}
+}
+
+// gathering is a storage whose watches bring events together when a resource has many watchers and many events: each event wakes every watcher, and one
+// that is woken once for five events has a fifth of the work. What else the server does waits behind a thousand watchers in the same queue of the
+// scheduler, some dozens of times for each write.
+//
+// The first event goes on at once. Those behind it wait until it can have reached all watchers.
+type gathering struct {
+	storage.Interface
+	hold func() time.Duration
+}
+
+// Watch implements storage.Interface.
+func (g gathering) Watch(ctx context.Context, key string, o storage.ListOptions) (watch.Interface, error) {
+	w, err := g.Interface.Watch(ctx, key, o)
+	if err != nil {
+		return nil, err
+	}
+	return gather(w, g.hold), nil
+}
+
+// gatherer is a watch whose events come together.
+type gatherer struct {
+	from    watch.Interface
+	hold    func() time.Duration
+	out     chan watch.Event
+	stopped chan struct{}
+	stop    func()
+}
+
+func gather(from watch.Interface, hold func() time.Duration) *gatherer {
+	g := &gatherer{from: from, hold: hold, out: make(chan watch.Event, heldAtMost), stopped: make(chan struct{})}
+	g.stop = sync.OnceFunc(func() { close(g.stopped) })
+	go g.run()
+	return g
+}
+
+// ResultChan implements watch.Interface.
+func (g *gatherer) ResultChan() <-chan watch.Event { return g.out }
+
+// Stop implements watch.Interface.
+func (g *gatherer) Stop() {
+	g.stop()
+	g.from.Stop()
+}
+
+func (g *gatherer) run() {
+	defer close(g.out)
+	held := make([]watch.Event, 0, heldAtMost)
+	var released time.Time
+	timer := time.NewTimer(0)
+	timer.Stop()
+	release := func() {
+		timer.Stop()
+		for i, e := range held {
+			select {
+			case g.out <- e:
+			case <-g.stopped:
+				return
+			}
+			held[i] = watch.Event{} // the object is its reader's alone
+		}
+		held, released = held[:0], time.Now()
+	}
+	for {
+		select {
+		case e, ok := <-g.from.ResultChan():
+			if !ok {
+				release()
+				return
+			}
+			held = append(held, e)
+			changes := e.Type == watch.Added || e.Type == watch.Modified || e.Type == watch.Deleted // a bookmark is what somebody waits for
+			wait := g.hold() - time.Since(released)
+			switch {
+			case !changes, wait <= 0, len(held) == heldAtMost:
+				release()
+			case len(held) == 1:
+				timer.Reset(wait)
+			}
+		case <-timer.C:
+			release()
+		case <-g.stopped:
+			return
+		}
+	}
+}

@@ -1,0 +1,109 @@
+package apiserver
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/watch"
+)
+
+func gathered(t *testing.T, hold time.Duration) (from *watch.FakeWatcher, g *gatherer) {
+	from = watch.NewFake()
+	g = gather(from, func() time.Duration { return hold })
+	t.Cleanup(g.Stop)
+	return from, g
+}
+
+func added(name string) *corev1.ConfigMap {
+	m := &corev1.ConfigMap{}
+	m.Name = name
+	return m
+}
+
+// come reads the next events and checks that they are the named ones, in order.
+func come(t *testing.T, g *gatherer, names ...string) {
+	t.Helper()
+	for _, want := range names {
+		e, ok := <-g.ResultChan()
+		if !ok {
+			t.Fatalf("the watch ended before %s", want)
+		}
+		if got := e.Object.(*corev1.ConfigMap).Name; got != want {
+			t.Fatalf("%s came, want %s", got, want)
+		}
+	}
+}
+
+func TestEventsOfFewWatchersAreNotHeld(t *testing.T) {
+	from, g := gathered(t, 0)
+	for i := range 3 * heldAtMost {
+		from.Add(added(fmt.Sprint(i)))
+		come(t, g, fmt.Sprint(i))
+	}
+}
+
+func TestEventsComeTogether(t *testing.T) {
+	from, g := gathered(t, 100*time.Hour)
+	from.Add(added("first"))
+	come(t, g, "first")
+	var names []string
+	for i := range heldAtMost {
+		select {
+		case e := <-g.ResultChan():
+			t.Fatalf("%v was not held", e.Object)
+		default:
+		}
+		names = append(names, fmt.Sprint(i))
+		from.Add(added(names[i]))
+	}
+	come(t, g, names...) // as many as may be held
+	from.Modify(added("before the bookmark"))
+	from.Action(watch.Bookmark, added("bookmark"))
+	come(t, g, "before the bookmark", "bookmark")
+	from.Delete(added("last"))
+	from.Stop()
+	come(t, g, "last")
+	if e, ok := <-g.ResultChan(); ok {
+		t.Errorf("%v came behind the end", e)
+	}
+}
+
+func TestHeldEventsComeByThemselves(t *testing.T) {
+	from, g := gathered(t, 50*time.Millisecond)
+	for i := range 5 {
+		from.Add(added(fmt.Sprint(i)))
+	}
+	come(t, g, "0", "1", "2", "3", "4")
+	from.Add(added("later"))
+	come(t, g, "later")
+}
+
+func TestGathererStopsWhenNobodyReads(t *testing.T) {
+	from := watch.NewFakeWithChanSize(10*heldAtMost, false)
+	g := gather(from, func() time.Duration { return 0 })
+	for i := range 10 * heldAtMost {
+		from.Add(added(fmt.Sprint(i)))
+	}
+	g.Stop()
+	g.Stop()
+	for range g.ResultChan() { // what was released before
+	}
+}
+
+func TestCrowds(t *testing.T) {
+	var c crowds
+	pods := schema.GroupResource{Resource: "pods"}
+	hold := c.hold(pods)
+	for n, want := range map[int64]time.Duration{0: 0, 100: 0, 1000: 40 * time.Millisecond, 1_000_000: heldLongest} {
+		c.count(pods).Store(n)
+		if got := hold(); got != want {
+			t.Errorf("%d watchers: %v, want %v", n, got, want)
+		}
+	}
+	if n := c.count(schema.GroupResource{Group: "apps", Resource: "deployments"}).Load(); n != 0 {
+		t.Errorf("another resource has %d watchers", n)
+	}
+}
