@@ -18,8 +18,8 @@ const (
 	heldFrom = 5 * time.Millisecond
 	// heldLongest bounds how much later a watcher or a list from the cache sees a change for it.
 	heldLongest = 100 * time.Millisecond
-	// heldAtMost is how many events are held. A watcher of the library has room for ten before it counts as slow.
-	heldAtMost = 8
+	// heldAtMost is how many events are held: half of what the library has room for, for each watcher, before it counts as slow and is ended.
+	heldAtMost = 5
 )
 
 // crowds counts the watchers of each resource that get all of its events. Its zero value is ready for use.
