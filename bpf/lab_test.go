@@ -19,6 +19,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// late is when an answer does not come any more. A machine may be busy.
+const late = 30 * time.Second
+
 // TestMain makes the test binary a client when it is started as one: socket translation goes by process, so a pod's program must be one.
 func TestMain(m *testing.M) {
 	if os.Getenv("STRAKE_TEST_CLIENT") != "" {
@@ -60,7 +63,7 @@ func ask(network, addr, msg string) error {
 			return err
 		}
 		defer c.Close()
-		c.SetDeadline(time.Now().Add(5 * time.Second))
+		c.SetDeadline(time.Now().Add(late))
 		if _, err := c.WriteToUDPAddrPort([]byte(msg), netip.MustParseAddrPort(addr)); err != nil {
 			return err
 		}
@@ -72,7 +75,7 @@ func ask(network, addr, msg string) error {
 		fmt.Println(from, strings.TrimSpace(string(b[:n])))
 		return nil
 	}
-	c, err := net.DialTimeout(network, addr, 5*time.Second)
+	c, err := net.DialTimeout(network, addr, late)
 	if err != nil {
 		return err
 	}
@@ -92,7 +95,7 @@ func askMapped(network string, addr netip.AddrPort, msg string) error {
 		return err
 	}
 	defer unix.Close(fd)
-	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 5}); err != nil {
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: int64(late.Seconds())}); err != nil {
 		return err
 	}
 	to := &unix.SockaddrInet6{Port: int(addr.Port()), Addr: addr.Addr().As16()}
@@ -125,7 +128,7 @@ func askMapped(network string, addr netip.AddrPort, msg string) error {
 
 // exchange sends a line and returns the line that comes back.
 func exchange(c net.Conn, msg string) (string, error) {
-	c.SetDeadline(time.Now().Add(5 * time.Second))
+	c.SetDeadline(time.Now().Add(late))
 	if _, err := io.WriteString(c, msg+"\n"); err != nil {
 		return "", err
 	}
@@ -229,7 +232,7 @@ func (s space) serve(t testing.TB, name string, port int) {
 func (s space) dial(t testing.TB, network, addr string) net.Conn {
 	t.Helper()
 	var c net.Conn
-	s.within(t, func() (err error) { c, err = net.DialTimeout(network, addr, 5*time.Second); return err })
+	s.within(t, func() (err error) { c, err = net.DialTimeout(network, addr, late); return err })
 	t.Cleanup(func() { c.Close() })
 	return c
 }

@@ -94,7 +94,7 @@ func (s space) dialBound(t testing.TB, network, from string, port int, addr stri
 	t.Helper()
 	var c net.Conn
 	s.within(t, func() (err error) {
-		d := net.Dialer{Timeout: 5 * time.Second}
+		d := net.Dialer{Timeout: late}
 		if network == "tcp" {
 			d.LocalAddr = &net.TCPAddr{IP: net.ParseIP(from), Port: port}
 		} else {
@@ -110,7 +110,7 @@ func (s space) dialBound(t testing.TB, network, from string, port int, addr stri
 // source asks who the other end takes us for.
 func source(t testing.TB, c net.Conn, msg string) netip.AddrPort {
 	t.Helper()
-	c.SetDeadline(time.Now().Add(5 * time.Second))
+	c.SetDeadline(time.Now().Add(late))
 	_, err := c.Write([]byte(msg + "\n"))
 	must(t, err)
 	got, err := bufio.NewReaderSize(c, 65536).ReadString('\n') // a datagram is read whole or cut
@@ -339,7 +339,7 @@ func TestErrorsReachThePod(t *testing.T) {
 		t.Run(f.name, func(t *testing.T) {
 			target := f.of("203.0.113.2", "2001:db8:1::2")
 			c := l.pods[0].dial(t, "udp", at(f.outside(), 9).String())
-			c.SetDeadline(time.Now().Add(5 * time.Second))
+			c.SetDeadline(time.Now().Add(late))
 			c.Write([]byte("x"))
 			if _, err := c.Read(make([]byte, 10)); !strings.Contains(fmt.Sprint(err), "refused") {
 				t.Errorf("a closed port: %v", err)
@@ -437,7 +437,7 @@ func TestMachinesBehindTheNode(t *testing.T) {
 				t.Errorf("ping: %v\n%s", err, out)
 			}
 			c := behind.dial(t, "udp", at(f.outside(), 9).String())
-			c.SetDeadline(time.Now().Add(5 * time.Second))
+			c.SetDeadline(time.Now().Add(late))
 			c.Write([]byte("x"))
 			if _, err := c.Read(make([]byte, 10)); !strings.Contains(fmt.Sprint(err), "refused") {
 				t.Errorf("a closed port: %v", err)

@@ -195,7 +195,7 @@ func TestDNSWithNobodyListening(t *testing.T) {
 					m.SetEdns0(1232, false)
 				}
 				conn := &dns.Conn{Conn: c, UDPSize: 1232}
-				c.SetDeadline(time.Now().Add(5 * time.Second))
+				c.SetDeadline(time.Now().Add(late))
 				must(t, conn.WriteMsg(m))
 				r, err := conn.ReadMsg()
 				if err != nil {
@@ -306,7 +306,7 @@ func TestRestartLosesNothing(t *testing.T) {
 	watch("pod to outside TCP", echo(l.pods[0].dial(t, "tcp", outsideIP+":8080")))
 	watch("DNS", func(int) error {
 		conn := &dns.Conn{Conn: resolver}
-		resolver.SetDeadline(time.Now().Add(5 * time.Second))
+		resolver.SetDeadline(time.Now().Add(late))
 		if err := conn.WriteMsg(new(dns.Msg).SetQuestion("web.default.svc.cluster.local.", dns.TypeA)); err != nil {
 			return err
 		}
@@ -453,7 +453,7 @@ func TestDatagramsOfASocketGoOneWay(t *testing.T) {
 	}
 	ask := func(s *socket) {
 		t.Helper()
-		s.SetDeadline(time.Now().Add(5 * time.Second))
+		s.SetDeadline(time.Now().Add(late))
 		_, err := s.WriteToUDPAddrPort([]byte("x"), ap(frontend))
 		must(t, err)
 		b := make([]byte, 100)

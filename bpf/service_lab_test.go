@@ -42,9 +42,12 @@ func newServiceLab(t testing.TB, change ...func(*Config)) *serviceLab {
 	}
 	l := &serviceLab{do: make(chan func()), d: d, uplink: 1, podVeth: device(t, "a0").Attrs().Index, otherVeth: device(t, "b0").Attrs().Index, tunnel: device(t, "a1").Attrs().Index}
 	node, ready := currentSpace(t), make(chan error)
+	var processors unix.CPUSet
+	must(t, unix.SchedGetaffinity(0, &processors))
 	go func() {
 		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
-		ready <- unix.Setns(int(node.f.Fd()), unix.CLONE_NEWNET)
+		// Packets go on the test's processors, of which there may be one: onOneProcessor. Another thread may be of another mind.
+		ready <- errors.Join(unix.Setns(int(node.f.Fd()), unix.CLONE_NEWNET), unix.SchedSetaffinity(0, &processors))
 		for f := range l.do {
 			f()
 		}

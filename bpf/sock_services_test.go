@@ -26,7 +26,7 @@ func (l *lab) who(t testing.TB, network, addr string) (string, error) {
 	var reply string
 	var failed error
 	l.node.within(t, func() error {
-		c, err := net.DialTimeout(network, addr, 5*time.Second)
+		c, err := net.DialTimeout(network, addr, late)
 		if failed = err; err != nil {
 			return nil
 		}

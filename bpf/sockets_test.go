@@ -20,7 +20,7 @@ import (
 
 // hold connects and tells what becomes of the connection while nobody says anything.
 func hold(network, addr string) {
-	c, err := net.DialTimeout(network, addr, 5*time.Second)
+	c, err := net.DialTimeout(network, addr, late)
 	if err == nil {
 		_, err = exchange(c, "hello")
 	}
@@ -128,7 +128,7 @@ func TestSocketsOfABackendThatGoes(t *testing.T) {
 			if _, err := exchange(other, "still"); err != nil {
 				t.Errorf("the other Service's connection: %v", err)
 			}
-			must(t, open.SetDeadline(time.Now().Add(5*time.Second)))
+			must(t, open.SetDeadline(time.Now().Add(late)))
 			b := make([]byte, 100)
 			if _, from, err := open.ReadFromUDPAddrPort(b); err != nil || netip.AddrPortFrom(from.Addr().Unmap(), from.Port()) != first { // what came before
 				t.Errorf("an unconnected socket: %v from %v", err, from)

@@ -12,11 +12,14 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/util/workqueue"
+	"k8s.io/klog/v2"
 
 	"github.com/strake-io/strake/controlplane/apiserver"
 	"github.com/strake-io/strake/controlplane/apiserver/apiservertest"
@@ -160,19 +163,22 @@ func (c *cluster) runPod(ctx context.Context, p *corev1.Pod, node string) error 
 	return nil
 }
 
-// renew writes the node's Lease.
+// renew writes the node's Lease, and goes on until ctx ends.
 func (c *cluster) renew(ctx context.Context, name string) {
 	c.Helper()
-	now := metav1.NowMicro()
-	seconds := int32(40)
-	lease := &coordinationv1.Lease{
-		ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: corev1.NamespaceNodeLease},
-		Spec:       coordinationv1.LeaseSpec{HolderIdentity: &name, RenewTime: &now, LeaseDurationSeconds: &seconds},
-	}
+	api := c.client.CoordinationV1().Leases(corev1.NamespaceNodeLease)
+	now, seconds := metav1.NowMicro(), int32(40)
+	lease := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: coordinationv1.LeaseSpec{HolderIdentity: &name, RenewTime: &now, LeaseDurationSeconds: &seconds}}
 	c.eventually("Lease of "+name, func() error {
-		_, err := c.client.CoordinationV1().Leases(lease.Namespace).Create(ctx, lease, metav1.CreateOptions{})
+		_, err := api.Create(ctx, lease, metav1.CreateOptions{})
 		return err
 	})
+	go wait.UntilWithContext(ctx, func(ctx context.Context) {
+		renewed := fmt.Sprintf(`{"spec":{"renewTime":%q}}`, time.Now().UTC().Format(metav1.RFC3339Micro))
+		if _, err := api.Patch(ctx, name, types.MergePatchType, []byte(renewed), metav1.PatchOptions{}); err != nil && ctx.Err() == nil {
+			klog.ErrorS(err, "The hollow node can't renew its Lease")
+		}
+	}, 5*time.Second)
 }
 
 // namespace makes a namespace for one subtest.
@@ -196,7 +202,7 @@ func (c *cluster) on(t *testing.T) *cluster {
 // eventually repeats f until it returns no error; the limit is only there so that a broken controller fails the test.
 func (c *cluster) eventually(what string, f func() error) {
 	c.Helper()
-	deadline := time.Now().Add(time.Minute)
+	deadline := time.Now().Add(5 * time.Minute)
 	for {
 		err := f()
 		if err == nil {
