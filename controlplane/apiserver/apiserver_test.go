@@ -79,7 +79,7 @@ func must[V any](v V, err error) func(testing.TB) V {
 // eventually waits for what caches and controllers bring about.
 func (a *api) eventually(what string, f func(ctx context.Context) error) {
 	a.Helper()
-	ctx, cancel := context.WithTimeout(a.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(a.Context(), 5*time.Minute)
 	defer cancel()
 	var last error
 	for {

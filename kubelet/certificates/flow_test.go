@@ -114,7 +114,7 @@ func (c *cluster) patchStatus(client kubernetes.Interface, node, status string) 
 	}
 }
 
-const eventuallyTimeout = time.Minute
+const eventuallyTimeout = 5 * time.Minute
 
 func (c *cluster) eventually(what string, f func(ctx context.Context) error) {
 	c.Helper()

@@ -49,7 +49,7 @@ func replace(t *testing.T, path, content string) {
 // eventually waits until f finds nothing wrong.
 func eventually(t *testing.T, what string, f func(ctx context.Context) error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	for {
 		err := f(ctx)

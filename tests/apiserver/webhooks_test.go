@@ -138,7 +138,7 @@ func TestSlowClients(t *testing.T) {
 			}
 		}
 	}()
-	late := time.After(time.Minute)
+	late := time.After(5 * time.Minute)
 	for seen := 0; seen < 300; {
 		select {
 		case e, ok := <-reader.ResultChan():
@@ -149,7 +149,7 @@ func TestSlowClients(t *testing.T) {
 				seen++
 			}
 		case <-late:
-			t.Fatalf("%d events in a minute", seen)
+			t.Fatalf("%d events in five minutes", seen)
 		}
 	}
 	if err := lists(t.Context(), client); err != nil {

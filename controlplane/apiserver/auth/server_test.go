@@ -20,7 +20,7 @@ import (
 // eventually waits for what the server's caches and hooks bring about.
 func eventually(t *testing.T, what string, f func(ctx context.Context) error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	for {
 		err := f(ctx)
