@@ -24,8 +24,8 @@ import (
 // maxKernelAddrs is how many addresses of a family the kernel answers for a headless Service.
 const maxKernelAddrs = 8
 
-// Desired returns the names that the kernel knows of a Service: its own, with its addresses if they fit, and those of a headless one's
-// endpoints, by their hostname or their dashed address. User space answers for a name whose addresses don't fit. Without a row for the Service the kernel denies
+// Desired returns the names that the kernel knows of a Service: its own, with its addresses if they fit, and those of its endpoints by their hostname; if it
+// is headless, by their dashed address as well. User space answers for a name whose addresses don't fit. Without a row for the Service the kernel denies
 // its name and all below it: so it is for a headless one without endpoints, as Records has it.
 func Desired(svc *corev1.Service, endpoints []*discoveryv1.EndpointSlice, zone string) []bpf.Name {
 	owner, name := string(svc.UID), svc.Name+"."+svc.Namespace+".svc."+strings.Trim(strings.ToLower(zone), ".")+"."
@@ -38,13 +38,19 @@ func Desired(svc *corev1.Service, endpoints []*discoveryv1.EndpointSlice, zone s
 		if len(row.Addrs) == 0 {
 			return elsewhere
 		}
-		return []bpf.Name{row}
+		named := slices.DeleteFunc(endpointsOf(svc, endpoints), func(e endpoint) bool { _, isAddr := dashed(e.host); return isAddr })
+		return append([]bpf.Name{row}, hostNames(owner, name, named)...)
 	}
 	eps := endpointsOf(svc, endpoints)
 	if len(eps) == 0 {
 		return nil
 	}
-	out := []bpf.Name{fitting(owner, name, distinct(eps))}
+	return append([]bpf.Name{fitting(owner, name, distinct(eps))}, hostNames(owner, name, eps)...)
+}
+
+// hostNames are those of a Service's endpoints.
+func hostNames(owner, name string, eps []endpoint) []bpf.Name {
+	var out []bpf.Name
 	hosts := map[string][]endpoint{}
 	for _, e := range eps {
 		hosts[e.host] = append(hosts[e.host], e)
@@ -258,10 +264,10 @@ func (n *Names) sync(c change) error {
 	return err
 }
 
-// endpointSlices are those of a Service whose names are its endpoints'.
+// endpointSlices are those of a Service that have a part in its names.
 func endpointSlices(svc *corev1.Service, all *mirror.Slices) []*discoveryv1.EndpointSlice {
 	if svc.Spec.ClusterIP != corev1.ClusterIPNone {
-		return nil
+		return all.NamedOfService(mirror.KeyOf(svc))
 	}
 	return all.OfService(mirror.KeyOf(svc))
 }
