@@ -60,7 +60,7 @@ The cluster is up. Try:
   %[1]s kubectl%[2]s get pods -A -o wide
   %[1]s kubectl%[2]s logs -n demo deploy/client -f
   curl http://%[3]s/
-  %[1]s down%[2]s                    (--purge removes its data too)
+  %[1]s down%[2]s    (--purge removes its data too)
 `, os.Args[0], at, netip.AddrPortFrom(settings.NodeAddrs[0], uint16(settings.DemoPort())))
 			return nil
 		},

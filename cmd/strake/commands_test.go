@@ -2,6 +2,8 @@ package main
 
 import (
 	"io"
+	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -60,42 +62,81 @@ func TestCommandsAreExplained(t *testing.T) {
 // quoted is a word of a shell that has quotes around it.
 var quoted = regexp.MustCompile(`'[^']*'|"[^"]*"`)
 
+// taken checks that the commands and flags of a shell's line are there, and returns the commands.
+func taken(t *testing.T, line string) []string {
+	t.Helper()
+	var out []string
+	for part := range strings.FieldsFuncSeq(quoted.ReplaceAllString(line, "Q"), func(r rune) bool { return strings.ContainsRune("|&;(", r) }) {
+		words := strings.Fields(part)
+		if len(words) == 0 || words[0] != "strake" && words[0] != "bin/strake" {
+			continue
+		}
+		if i := slices.IndexFunc(words, func(w string) bool { return w == ">" || w == "#" || w == "…" }); i >= 0 {
+			words = words[:i]
+		}
+		root := rootCommand(nil)
+		root.InitDefaultCompletionCmd()
+		sub, rest, err := root.Find(words[1:])
+		if err != nil || sub.HasSubCommands() && len(rest) > 0 && !strings.HasPrefix(rest[0], "-") && rest[0] != "…" {
+			t.Errorf("%q: there is no such command: %q, %v", line, rest, err)
+			continue
+		}
+		if out = append(out, sub.CommandPath()); sub.Name() == kubectlName {
+			continue
+		}
+		for _, w := range rest {
+			name, long := strings.CutPrefix(w, "--")
+			name, _, _ = strings.Cut(name, "=")
+			short, dash := strings.CutPrefix(w, "-")
+			switch {
+			case long && name != "help" && sub.Flag(name) == nil:
+				t.Errorf("%q: there is no flag --%s", line, name)
+			case dash && !long && len(short) == 1 && sub.Flags().ShorthandLookup(short) == nil:
+				t.Errorf("%q: there is no flag -%s", line, short)
+			}
+		}
+	}
+	return out
+}
+
 // Examples are command lines that are taken: their commands and flags are there.
 func TestExamplesAreTaken(t *testing.T) {
 	everyCommand(t, func(t *testing.T, c *cobra.Command) {
-		found := false
+		var found []string
 		for line := range strings.SplitSeq(c.Example, "\n") {
-			for part := range strings.FieldsFuncSeq(quoted.ReplaceAllString(line, "Q"), func(r rune) bool { return strings.ContainsRune("|&;(", r) }) {
-				words := strings.Fields(part)
-				if len(words) == 0 || words[0] != "strake" {
-					continue
-				}
-				if i := slices.Index(words, ">"); i >= 0 {
-					words = words[:i]
-				}
-				sub, rest, err := rootCommand(nil).Find(words[1:])
-				if err != nil {
-					t.Errorf("%q: %v", line, err)
-					continue
-				}
-				found = found || sub.CommandPath() == c.CommandPath()
-				for _, w := range rest {
-					name, long := strings.CutPrefix(w, "--")
-					name, _, _ = strings.Cut(name, "=")
-					short, dash := strings.CutPrefix(w, "-")
-					switch {
-					case long && sub.Flag(name) == nil:
-						t.Errorf("%q: there is no flag --%s", line, name)
-					case dash && !long && len(short) == 1 && sub.Flags().ShorthandLookup(short) == nil:
-						t.Errorf("%q: there is no flag -%s", line, short)
-					}
-				}
-			}
+			found = append(found, taken(t, line)...)
 		}
-		if !c.HasSubCommands() && !found {
+		if !c.HasSubCommands() && !slices.Contains(found, c.CommandPath()) {
 			t.Error("no example is of the command itself")
 		}
 	})
+}
+
+// inline is code within a text.
+var inline = regexp.MustCompile("`([^`\n]+)`")
+
+// So are the command lines of the docs.
+func TestDocsAreTaken(t *testing.T) {
+	docs, err := filepath.Glob("../../docs/*.md")
+	if err != nil || len(docs) < 5 {
+		t.Fatal(docs, err)
+	}
+	for _, doc := range append(docs, "../../README.md", "../../deploy/systemd/README.md") {
+		text, err := os.ReadFile(doc)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Run(filepath.Base(doc), func(t *testing.T) {
+			for line := range strings.SplitSeq(string(text), "\n") {
+				if strings.HasPrefix(line, "    ") {
+					taken(t, line)
+				}
+				for _, m := range inline.FindAllStringSubmatch(line, -1) {
+					taken(t, m[1])
+				}
+			}
+		})
+	}
 }
 
 // notForMachines are the commands that print nothing which a machine could want: they act, or serve, or write a file of a format of its own.

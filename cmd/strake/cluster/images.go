@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -14,7 +16,13 @@ import (
 // ImportImage loads an image archive into every node on this machine, and returns the names of the images, and of the nodes that are
 // elsewhere as far as the API server tells.
 func ImportImage(ctx context.Context, l layout.Layout, archive string) (images, elsewhere []string, err error) {
-	own, _, err := Load(l)
+	own, saved, err := Load(l)
+	if err == nil && !saved {
+		err = fmt.Errorf("there is no node in %s: run `strake up`, or name another folder with --data-dir", l.Data)
+	}
+	if err == nil {
+		_, err = os.Stat(archive)
+	}
 	if err != nil {
 		return nil, nil, err
 	}
@@ -55,8 +63,13 @@ func ImportImage(ctx context.Context, l layout.Layout, archive string) (images, 
 	return images, elsewhere, nil
 }
 
+// connectPatience is how long a containerd that is being started may take.
+const connectPatience = 20 * time.Second
+
 func importInto(ctx context.Context, l layout.Layout, archive string) ([]string, error) {
-	c, err := containerd.Connect(ctx, l)
+	soon, cancel := context.WithTimeout(ctx, connectPatience)
+	defer cancel()
+	c, err := containerd.Connect(soon, l)
 	if err != nil {
 		return nil, err
 	}

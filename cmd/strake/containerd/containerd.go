@@ -117,12 +117,15 @@ type Client struct {
 // Connect waits until containerd serves, or ctx ends.
 func Connect(ctx context.Context, l layout.Layout) (*Client, error) {
 	for {
-		c, err := client.New(l.ContainerdSocket(), client.WithTimeout(time.Second), client.WithDefaultNamespace(criNamespace))
+		_, err := os.Stat(l.ContainerdSocket()) // asked where there is none, the client complains on its own
 		if err == nil {
-			if ok, serr := c.IsServing(ctx); serr == nil && ok {
-				return &Client{c: c}, nil
+			var c *client.Client
+			if c, err = client.New(l.ContainerdSocket(), client.WithTimeout(time.Second), client.WithDefaultNamespace(criNamespace)); err == nil {
+				if ok, serr := c.IsServing(ctx); serr == nil && ok {
+					return &Client{c: c}, nil
+				}
+				c.Close()
 			}
-			c.Close()
 		}
 		select {
 		case <-ctx.Done():
