@@ -34,8 +34,6 @@ func fails(rcode int) func(string, *dns.Msg) *dns.Msg {
 	return func(_ string, q *dns.Msg) *dns.Msg { return new(dns.Msg).SetRcode(q, rcode) }
 }
 
-func silent(string, *dns.Msg) *dns.Msg { return nil }
-
 func address(m *dns.Msg) string {
 	if len(m.Answer) == 1 {
 		if a, ok := m.Answer[0].(*dns.A); ok {

@@ -6,36 +6,6 @@ import (
 	"testing"
 )
 
-// text writes blocks in a form that Parse reads.
-func text(blocks []Block) string {
-	var b strings.Builder
-	quote := func(s string) string { return `"` + strings.ReplaceAll(s, `"`, `\"`) + `"` }
-	var lines func(list []Directive)
-	lines = func(list []Directive) {
-		for _, d := range list {
-			b.WriteString(quote(d.Name))
-			for _, a := range d.Args {
-				b.WriteString(" " + quote(a))
-			}
-			if len(d.Body) > 0 {
-				b.WriteString(" {\n")
-				lines(d.Body)
-				b.WriteString("}")
-			}
-			b.WriteString("\n")
-		}
-	}
-	for _, block := range blocks {
-		for _, k := range block.Keys {
-			b.WriteString(quote(k) + " ")
-		}
-		b.WriteString("{\n")
-		lines(block.Directives)
-		b.WriteString("}\n")
-	}
-	return b.String()
-}
-
 func show(blocks []Block) string {
 	var b strings.Builder
 	var lines func(list []Directive)
