@@ -291,8 +291,8 @@ func (b *bench) firstConnection(ctx context.Context, c *lab.Cluster, a *agent, c
 }
 
 const (
-	churn     = 100               // endpoints that change in a second
-	agentMost = 150e6 / (1 << 20) // MiB that the agent may have: 150 MB
+	churn     = 100 // endpoints that change in a second
+	agentMost = 143 // MiB that the agent may have: 150 MB
 )
 
 // agentCost looks at the agent at rest, and while endpoints change.
