@@ -25,7 +25,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/strake-io/strake/bpf"
-	"github.com/strake-io/strake/cmd/strake/memory"
+	agentmemory "github.com/strake-io/strake/cmd/strake/memory"
 	"github.com/strake-io/strake/kubelet/cgroups"
 	"github.com/strake-io/strake/mirror"
 	"github.com/strake-io/strake/proxy"
@@ -180,7 +180,7 @@ func (s agentSpec) run(ctx context.Context, out io.Writer) error {
 	objects := mirror.New(client, "bench")
 	p, err := proxy.New(proxy.Config{Objects: objects, Informers: f, Table: &toldTable{LoadBalancerTable: d.LoadBalancers(), tell: tell, missing: s.Services}, Synced: func() {
 		debug.SetGCPercent(25)
-		go memory.GiveBack()
+		go agentmemory.GiveBack()
 	}, Node: proxy.Node{Name: "bench", Addrs: []netip.Addr{s.NodeAddr}}})
 	if err != nil {
 		return err
