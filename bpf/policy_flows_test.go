@@ -264,6 +264,9 @@ func TestVerdictsAreRecalled(t *testing.T) {
 		must(t, l.d.net.Maps["policy_answers"].Lookup(key, &ports))
 		must(t, l.d.net.Maps["policy_answers"].Delete(key))
 		begin("it is recalled", 17, at(f.pod, 3), at(f.other, 8080), "pod_to_pod")
+		for i := range uint16(40) { // some of which have its place
+			begin("another port, without rows", 17, at(f.pod, 3), at(f.other, 8080^(0x101*(i+1))), "drop_no_verdict")
+		}
 		begin("another protocol", 132, at(f.pod, 3), at(f.other, 8080), "drop_no_verdict")
 		begin("another end", 17, at(f.pod, 3), at(f.far, 8080), "drop_no_verdict")
 		begin("the other direction", 17, at(f.other, 3), at(f.pod, 8080), "pod_to_pod")
