@@ -17,6 +17,8 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/cache"
+	watchtools "k8s.io/client-go/tools/watch"
 
 	"github.com/strake-io/strake/controlplane/apiserver"
 )
@@ -123,7 +125,13 @@ func TestSlowClients(t *testing.T) {
 		}
 		defer stream.Close() // and never read
 	}
-	reader, err := client.CoreV1().ConfigMaps(metav1.NamespaceDefault).Watch(t.Context(), metav1.ListOptions{})
+	maps := client.CoreV1().ConfigMaps(metav1.NamespaceDefault)
+	list, err := maps.List(t.Context(), metav1.ListOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Who reads may be ended too, where the machine has no time for it, and then goes on where it was, as all clients do.
+	reader, err := watchtools.NewRetryWatcherWithContext(t.Context(), list.ResourceVersion, &cache.ListWatch{WatchFuncWithContext: maps.Watch})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -133,7 +141,7 @@ func TestSlowClients(t *testing.T) {
 		for i := range 300 {
 			m := configMap(fmt.Sprint("m-", i))
 			m.Data["k"] = big
-			if _, err := client.CoreV1().ConfigMaps(metav1.NamespaceDefault).Create(t.Context(), m, metav1.CreateOptions{}); err != nil {
+			if _, err := maps.Create(t.Context(), m, metav1.CreateOptions{}); err != nil {
 				t.Errorf("beside slow clients: %v", err)
 			}
 		}

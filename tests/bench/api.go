@@ -78,11 +78,13 @@ func (b *bench) apiIdle(ctx context.Context) error {
 	return nil
 }
 
-// callers is how many clients call at a time.
-const callers = 16
+const (
+	callers    = 16 // how many clients call at a time, for the rate
+	fewCallers = 4  // and where nobody has to wait for the others
+)
 
 // calls makes n calls, callers at a time, and returns how many a second there were and how long each took, in ms.
-func calls(ctx context.Context, n int, call func(context.Context, int) error) (rate float64, took []float64, err error) {
+func calls(ctx context.Context, callers, n int, call func(context.Context, int) error) (rate float64, took []float64, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var next atomic.Int64
@@ -164,7 +166,7 @@ func (b *bench) apiWrites(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		rate, took, err := calls(ctx, n, what.ours)
+		rate, took, err := calls(ctx, callers, n, what.ours)
 		if err != nil {
 			return fmt.Errorf("%s: %w", what.name, err)
 		}
@@ -173,7 +175,7 @@ func (b *bench) apiWrites(ctx context.Context) error {
 			return err
 		}
 		b.report.figure(what.name+", CPU time of the server for each", 1e6*(after-before)/float64(n), "µs")
-		floor, floorTook, err := calls(ctx, n, what.theirs)
+		floor, floorTook, err := calls(ctx, callers, n, what.theirs)
 		if err != nil {
 			return fmt.Errorf("%s at etcd: %w", what.name, err)
 		}
@@ -183,10 +185,34 @@ func (b *bench) apiWrites(ctx context.Context) error {
 			b.report.aim("creates, durable", rate, "/s", atLeast, 1000)
 		}
 	}
-	if err := b.steadyCreates(ctx, func(ctx context.Context, i int) error { return create(ctx, n+i) }, func(ctx context.Context, i int) error { return put(ctx, n+i) }); err != nil {
+	further := func(call func(context.Context, int) error, by int) func(context.Context, int) error {
+		return func(ctx context.Context, i int) error { return call(ctx, by+i) }
+	}
+	if err := b.createsOfFew(ctx, n, further(create, n), further(put, n)); err != nil {
+		return err
+	}
+	if err := b.steadyCreates(ctx, further(create, 2*n), further(put, 2*n)); err != nil {
 		return err
 	}
 	return maps.DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{})
+}
+
+// createsOfFew creates with so few clients that what an answer takes is the server's, here and then at etcd alone.
+func (b *bench) createsOfFew(ctx context.Context, n int, ours, theirs func(context.Context, int) error) error {
+	what := fmt.Sprintf("creates, durable, %d at a time", fewCallers)
+	rate, took, err := calls(ctx, fewCallers, n, ours)
+	if err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	floor, floorTook, err := calls(ctx, fewCallers, n, theirs)
+	if err != nil {
+		return fmt.Errorf("%s at etcd: %w", what, err)
+	}
+	b.report.against(what+"; etcd alone", rate, floor, "/s", "", 0)
+	b.report.against(what+", p99; etcd alone", quantile(took, 0.99), quantile(floorTook, 0.99), "ms", "", 0)
+	b.report.aim(what, rate, "/s", atLeast, 1000)
+	b.report.aim(what+", p99", quantile(took, 0.99), "ms", atMost, 20)
+	return nil
 }
 
 // steadyRate is how many objects a second come, whoever waits for the answers of those before.
@@ -255,7 +281,7 @@ func (b *bench) apiPods(ctx context.Context) error {
 		return err
 	}
 	pods := b.plane.client.CoreV1().Pods(metav1.NamespaceDefault)
-	rate, took, err := calls(ctx, n, func(ctx context.Context, i int) error {
+	rate, took, err := calls(ctx, callers, n, func(ctx context.Context, i int) error {
 		_, err := pods.Create(ctx, benchPod(i), metav1.CreateOptions{})
 		return err
 	})
