@@ -21,7 +21,7 @@ import (
 const work = "bin/kernels"
 
 // modules are those that the node network and its tests need, and most distributions build as such.
-var modules = []string{"veth", "vxlan", "bridge", "dummy", "cls_bpf", "sch_ingress", "sch_tbf", "sch_fq", "overlay", "sctp", "ip_vs", "ip_vs_rr", "tcp_diag", "udp_diag"}
+var modules = []string{"veth", "vxlan", "bridge", "dummy", "macvlan", "cls_bpf", "sch_ingress", "sch_tbf", "sch_fq", "overlay", "sctp", "ip_vs", "ip_vs_rr", "tcp_diag", "udp_diag"}
 
 // suite is a package whose tests need nothing but a kernel, root and busybox.
 type suite struct {

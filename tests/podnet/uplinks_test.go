@@ -37,23 +37,23 @@ func TestOtherUplink(t *testing.T) {
 	must(t, storage.Address("link", onLink(there[:])...))
 	c.serve(t, storage, "storage")
 	var index int
-	must(t, n.Space.In(func() error {
+	err = n.Space.In(func() error {
 		wire, err := netlink.LinkByName("wire")
 		if err != nil {
 			return err
 		}
 		// The kind is what counts: a veth alone may lead to anything on this machine.
 		l := &netlink.Macvlan{LinkAttrs: netlink.LinkAttrs{Name: "storage", ParentIndex: wire.Attrs().Index}, Mode: netlink.MACVLAN_MODE_BRIDGE}
-		err = netlink.LinkAdd(l)
-		if errors.Is(err, unix.EOPNOTSUPP) {
-			t.Skip("this kernel has no macvlan")
-		}
-		if err != nil {
+		if err := netlink.LinkAdd(l); err != nil {
 			return err
 		}
 		index = l.Index
 		return netlink.LinkSetUp(l)
-	}))
+	})
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		t.Skip("this kernel has no macvlan")
+	}
+	must(t, err)
 	must(t, n.Space.Address("storage", onLink(own[:])...))
 	hasProgram := func() bool {
 		pins, err := filepath.Glob(filepath.Join(n.pins(), fmt.Sprintf("*strake_egress_%d", index)))
