@@ -80,7 +80,7 @@ func (l Loaded) Where(kind, namespace, name string) (file string, line int) {
 // LoadAll is LoadWith, and keeps where things are. podCIDRs are the ranges that pods have their addresses of, one of a family; those without an address get one of each,
 // so that blocks that cover such a range whole cover them, and blocks of a part of it do not. None: no block covers them.
 func LoadAll(stdin io.Reader, podCIDRs []netip.Prefix, paths ...string) (Loaded, error) {
-	l := loader{seen: map[string]document{}, podCIDRs: podCIDRs}
+	l := loader{seen: map[string]document{}, made: map[string]int{}, podCIDRs: podCIDRs}
 	for _, path := range paths {
 		names, err := files(path)
 		if err != nil {
@@ -100,7 +100,7 @@ func LoadAll(stdin io.Reader, podCIDRs []netip.Prefix, paths ...string) (Loaded,
 
 // Parse is Load of a text that is not in a file; name is how problems call it.
 func Parse(name string, text []byte) (netpol.State, []Problem) {
-	l := loader{seen: map[string]document{}}
+	l := loader{seen: map[string]document{}, made: map[string]int{}}
 	l.text(name, text)
 	return l.state(), l.problems
 }
@@ -109,6 +109,7 @@ type loader struct {
 	found     netpol.State
 	workloads []workload
 	seen      map[string]document // by kind, namespace and name
+	made      map[string]int      // the last number of a generated name, by the object that has it without one
 	problems  []Problem
 	madeUp    map[*corev1.Pod]bool // pods that the files have no addresses of
 	podCIDRs  []netip.Prefix       // as LoadAll has them
@@ -249,9 +250,13 @@ func decode[T any, P interface {
 	}
 	if obj.GetName() == "" && obj.GetGenerateName() != "" {
 		obj.SetName(obj.GetGenerateName() + "x")
-		for n := 2; l.seen[describe(gvk.Kind, obj)].file != ""; n++ {
+		first := describe(gvk.Kind, obj)
+		n := max(l.made[first], 1)
+		for l.seen[describe(gvk.Kind, obj)].file != "" {
+			n++
 			obj.SetName(fmt.Sprint(obj.GetGenerateName(), "x", n))
 		}
+		l.made[first] = n
 	}
 	var errs field.ErrorList
 	meta := field.NewPath("metadata")
