@@ -50,15 +50,28 @@ type lister[L runtime.Object, T any] struct {
 	from Source[L]
 	page int64
 	hold func(runtime.Object) (T, error)
+	note func(error)
 	cache.ListWatch
 }
 
 // Reflector has a store follow a kind, what being an object of it. A list comes in pages of so many objects, of which one is held while the server makes the next: a server takes several times
 // as long to stream objects one by one, and a list in one piece takes several times as much memory here. hold says what is kept of each object of a page; the
-// store's Replace gets that, each in a *Held[T].
-func Reflector[L runtime.Object, T any](what runtime.Object, store cache.ReflectorStore, from Source[L], page int64, hold func(runtime.Object) (T, error)) *cache.Reflector {
-	l := &lister[L, T]{from: from, page: page, hold: hold}
-	l.ListWithContextFunc, l.WatchFuncWithContext = l.list, from.Watch
+// store's Replace gets that, each in a *Held[T]. note, if there is one, is told how each list ended as a whole and how each watch began; nil is well.
+func Reflector[L runtime.Object, T any](what runtime.Object, store cache.ReflectorStore, from Source[L], page int64, hold func(runtime.Object) (T, error), note func(error)) *cache.Reflector {
+	if note == nil {
+		note = func(error) {}
+	}
+	l := &lister[L, T]{from: from, page: page, hold: hold, note: note}
+	l.ListWithContextFunc = func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+		all, err := l.list(ctx, o)
+		l.note(err)
+		return all, err
+	}
+	l.WatchFuncWithContext = func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+		w, err := l.from.Watch(ctx, o)
+		l.note(err)
+		return w, err
+	}
 	return cache.NewReflectorWithOptions(l, what, store, cache.ReflectorOptions{})
 }
 

@@ -12,6 +12,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes/fake"
 )
@@ -69,6 +70,35 @@ func TestPages(t *testing.T) {
 	for broken = range pages {
 		if all, err := l.list(t.Context(), metav1.ListOptions{}); err == nil {
 			t.Errorf("page %d fails, and there is a list: %v", broken, all)
+		}
+	}
+}
+
+// How a list ends is told once: why an object was not held, not how its pages came.
+func TestHowListsEnd(t *testing.T) {
+	for strange, want := range map[string]error{"none": errors.New("nobody watches"), "1": errors.New("too strange")} {
+		from := slicePages(func(o metav1.ListOptions) (*discoveryv1.EndpointSliceList, error) {
+			n, _ := strconv.Atoi(o.Continue) // the first page has none
+			list := &discoveryv1.EndpointSliceList{Items: []discoveryv1.EndpointSlice{*slice(strconv.Itoa(n), "web", "1")}}
+			if n < 3 {
+				list.Continue = strconv.Itoa(n + 1)
+			}
+			return list, nil
+		})
+		_, s := newTold()
+		hold := func(o runtime.Object) (packed, error) {
+			if o.(*discoveryv1.EndpointSlice).Name == strange {
+				return packed{}, want
+			}
+			return s.listed(o)
+		}
+		var told []error
+		err := Reflector(&discoveryv1.EndpointSlice{}, s, from, 1, hold, func(err error) { told = append(told, err) }).ListAndWatchWithContext(t.Context())
+		if strange == "1" && (!errors.Is(err, want) || len(told) != 1 || !errors.Is(told[0], want)) {
+			t.Errorf("a page with a strange object: %v, told %v", err, told)
+		}
+		if strange == "none" && (len(told) != 2 || told[0] != nil || told[1] == nil) {
+			t.Errorf("a list that is whole, and no watch: told %v", told)
 		}
 	}
 }

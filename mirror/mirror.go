@@ -96,7 +96,7 @@ func (m *Mirror) Pods() *Pods {
 // follow makes a mirror follow a kind.
 func follow[L runtime.Object, T any, P object[T]](m *Mirror, s *Set[T, P], from Source[L]) {
 	m.all = append(m.all, s)
-	m.reflectors = append(m.reflectors, Reflector(P(new(T)), s, from, pageSize, s.listed))
+	m.reflectors = append(m.reflectors, Reflector(P(new(T)), s, from, pageSize, s.listed, nil))
 }
 
 // Run follows the API server until ctx ends. What is held stays.
