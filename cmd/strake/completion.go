@@ -21,9 +21,11 @@ func fixed(cmd *cobra.Command, flag string, words ...string) {
 	_ = cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp)) // fails for unknown flags only
 }
 
-// completed completes a flag by names.
+// completed completes a flag by names. The command's words say nothing of it.
 func completed(cmd *cobra.Command, flag string, names cobra.CompletionFunc) {
-	_ = cmd.RegisterFlagCompletionFunc(flag, names) // fails for unknown flags only
+	_ = cmd.RegisterFlagCompletionFunc(flag, func(cmd *cobra.Command, _ []string, begun string) ([]string, cobra.ShellCompDirective) { // fails for unknown flags only
+		return names(cmd, nil, begun)
+	})
 }
 
 // named completes by the names that list finds, but for those that stand there already; by none where it can't.
