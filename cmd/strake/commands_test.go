@@ -1,6 +1,8 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
@@ -191,6 +193,8 @@ func TestWrongCommandLines(t *testing.T) {
 		"node nonsense":                  "strake node has no command \"nonsense\": `strake node --help` lists them",
 		"dns nonsense now":               "strake dns has no command \"nonsense\": `strake dns --help` lists them",
 		"policy nonsense":                "strake policy has no command \"nonsense\": `strake policy --help` lists them",
+		"policy verify now":              "unknown command \"now\" for \"strake policy verify\"; usage: strake policy verify [flags]",
+		"policy probe -o yaml":           "invalid argument \"yaml\" for \"-o, --output\" flag: this command knows json; `strake policy probe --help` lists its flags",
 		"up three":                       "unknown command \"three\" for \"strake up\"; usage: strake up [flags]",
 		"up --knodes 3":                  "unknown flag: --knodes; `strake up --help` lists its flags",
 		"token delete":                   "accepts 1 arg(s), received 0; usage: strake token delete ID [flags]",
@@ -205,8 +209,32 @@ func TestWrongCommandLines(t *testing.T) {
 		root.SetArgs(strings.Fields(line))
 		root.SetOut(io.Discard)
 		root.SetErr(io.Discard)
-		if err := root.ExecuteContext(t.Context()); err == nil || err.Error() != want {
+		err := root.ExecuteContext(t.Context())
+		if err == nil || err.Error() != want {
 			t.Errorf("%s\n got: %v\nwant: %s", line, err, want)
+		}
+		exit := exitError{code: 1}
+		errors.As(err, &exit)
+		if two := strings.HasPrefix(line, "policy "); two != (exit.code == 2) { // of the others 1 is the code of no answer
+			t.Errorf("%s: exit code %d", line, exit.code)
+		}
+	}
+}
+
+// A flag may have a name that stands among the words of the command; a word stands there once.
+func TestNamesThatStandThere(t *testing.T) {
+	names := named(func(context.Context) ([]string, error) { return []string{"demo", "demo", "dns", "web"}, nil })
+	cmd := &cobra.Command{Use: "get", ValidArgsFunction: names}
+	cmd.Flags().String("namespace", "", "")
+	completed(cmd, "namespace", names)
+	cmd.SetContext(t.Context())
+	flag, _ := cmd.GetFlagCompletionFunc("namespace")
+	for _, test := range []struct {
+		complete cobra.CompletionFunc
+		want     []string
+	}{{flag, []string{"demo", "dns"}}, {cmd.ValidArgsFunction, []string{"dns"}}} {
+		if got, _ := test.complete(cmd, []string{"demo"}, "d"); !slices.Equal(got, test.want) {
+			t.Errorf("%q, want %q", got, test.want)
 		}
 	}
 }

@@ -41,21 +41,14 @@ func flowRecords(place places) ([]string, error) {
 	return dirs, nil
 }
 
-// policyCommand is the workbench of network policies. How it is asked wrongly is no answer either: exit code 2, as diff(1) has it.
+// policyCommand is the workbench of network policies, with what looks at this node. How it is asked wrongly is no answer either: exit code 2, as
+// diff(1) has it.
 func policyCommand(place places) *cobra.Command {
 	group := policy.Command(adminKubeconfig(os.Args[1:]), func(ctx context.Context, probes int) (analysis.Evidence, error) {
 		return lookAtNode(ctx, place, probes)
 	}, func() ([]string, error) { return flowRecords(place) })
 	group.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return exitError{2, badFlag(cmd, err)} })
 	for _, cmd := range group.Commands() {
-		if args := cmd.Args; args != nil {
-			cmd.Args = func(cmd *cobra.Command, a []string) error {
-				if err := args(cmd, a); err != nil {
-					return exitError{2, err}
-				}
-				return nil
-			}
-		}
 		if run := cmd.RunE; run != nil {
 			cmd.RunE = func(cmd *cobra.Command, a []string) error {
 				err := run(cmd, a)
@@ -63,6 +56,18 @@ func policyCommand(place places) *cobra.Command {
 					return exitError{e.Code, e.Err}
 				}
 				if err != nil {
+					return exitError{2, err}
+				}
+				return nil
+			}
+		}
+	}
+	group.Args = cobra.NoArgs
+	group.AddCommand(policyVerifyCommand(place), policyProbeCommand(place)) // they choose their exit codes themselves
+	for _, cmd := range append(group.Commands(), group) {
+		if args := cmd.Args; args != nil {
+			cmd.Args = func(cmd *cobra.Command, a []string) error {
+				if err := args(cmd, a); err != nil {
 					return exitError{2, err}
 				}
 				return nil

@@ -14,13 +14,6 @@ import (
 	"github.com/strake-io/strake/netpol/verify"
 )
 
-// policyGroup is the workbench with what looks at this node.
-func policyGroup(place places) *cobra.Command {
-	group := policyCommand(place)
-	group.AddCommand(policyVerifyCommand(place), policyProbeCommand(place))
-	return group
-}
-
 func policyVerifyCommand(place places) *cobra.Command {
 	var output string
 	var questions int

@@ -17,7 +17,7 @@ import (
 // toolCommands look at what the cluster does.
 func toolCommands(place places) []*cobra.Command {
 	return []*cobra.Command{
-		doctorCommand(place), monitorCommand(place), connectivityCommand(place), bundleCommand(place), serviceCommand(place), traceCommand(place), policyGroup(place), migrateCommand(place), dnsCommand(place),
+		doctorCommand(place), monitorCommand(place), connectivityCommand(place), bundleCommand(place), serviceCommand(place), traceCommand(place), policyCommand(place), migrateCommand(place), dnsCommand(place),
 	}
 }
 

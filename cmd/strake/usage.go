@@ -24,7 +24,7 @@ func explained(cmd *cobra.Command) {
 			if len(words) == 0 {
 				return nil
 			}
-			return fmt.Errorf("%s has no command %q: `%s --help` lists them", cmd.CommandPath(), words[0], cmd.CommandPath())
+			return sameExit(args(cmd, words), fmt.Errorf("%s has no command %q: `%s --help` lists them", cmd.CommandPath(), words[0], cmd.CommandPath()))
 		}
 		cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 	}
@@ -38,7 +38,11 @@ func withUsage(cmd *cobra.Command, err error) error {
 	if err == nil {
 		return nil
 	}
-	said := fmt.Errorf("%w; usage: %s", err, cmd.UseLine())
+	return sameExit(err, fmt.Errorf("%w; usage: %s", err, cmd.UseLine()))
+}
+
+// sameExit is said with the exit code of err, if that has one.
+func sameExit(err, said error) error {
 	if exit := (exitError{}); errors.As(err, &exit) {
 		return exitError{exit.code, said}
 	}
