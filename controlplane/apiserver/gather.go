@@ -22,19 +22,21 @@ const (
 	heldAtMost = 5
 )
 
-// crowds counts the watchers of each resource that get all of its events. Its zero value is ready for use.
+// crowds counts the watchers of each stored resource that get all of its events. Its zero value is ready for use.
 type crowds struct{ of sync.Map } // *atomic.Int64 by schema.GroupResource
 
+// count is nil for what hold was not asked for: who watches may name any resource, and names must not pile up here.
 func (c *crowds) count(r schema.GroupResource) *atomic.Int64 {
 	n, ok := c.of.Load(r)
 	if !ok {
-		n, _ = c.of.LoadOrStore(r, new(atomic.Int64))
+		return nil
 	}
 	return n.(*atomic.Int64)
 }
 
-// hold is how long an event of a resource takes to reach all watchers, 0 if that is too short to wait for it.
+// hold is how long an event of a resource takes to reach all watchers, 0 if that is too short to wait for it. From now on they are counted.
 func (c *crowds) hold(r schema.GroupResource) func() time.Duration {
+	c.of.LoadOrStore(r, new(atomic.Int64))
 	n := c.count(r)
 	return func() time.Duration {
 		if d := time.Duration(n.Load()) * fanOutCost; d >= heldFrom {

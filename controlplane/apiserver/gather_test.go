@@ -103,7 +103,8 @@ func TestCrowds(t *testing.T) {
 			t.Errorf("%d watchers: %v, want %v", n, got, want)
 		}
 	}
-	if n := c.count(schema.GroupResource{Group: "apps", Resource: "deployments"}).Load(); n != 0 {
-		t.Errorf("another resource has %d watchers", n)
+	deployments := schema.GroupResource{Group: "apps", Resource: "deployments"}
+	if c.hold(deployments); c.count(deployments).Load() != 0 {
+		t.Errorf("another resource has %d watchers", c.count(deployments).Load())
 	}
 }

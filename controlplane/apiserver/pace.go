@@ -56,10 +56,11 @@ func (p *pace) handler(next http.Handler) http.Handler {
 			next.ServeHTTP(w, r)
 			return
 		}
-		if info.FieldSelector == "" && info.Name == "" { // others get few events
-			crowd := p.crowds.count(schema.GroupResource{Group: info.APIGroup, Resource: info.Resource})
-			crowd.Add(1)
-			defer crowd.Add(-1)
+		if info.FieldSelector == "" && info.Name == "" && info.Namespace == "" { // others get few events
+			if crowd := p.crowds.count(schema.GroupResource{Group: info.APIGroup, Resource: info.Resource}); crowd != nil {
+				crowd.Add(1)
+				defer crowd.Add(-1)
+			}
 		}
 		paced := &pacedWriter{ResponseWriter: w, flusher: flusher, pace: p}
 		defer paced.end()

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apiserver/pkg/endpoints/request"
 )
 
@@ -23,8 +24,12 @@ func (s *sends) Flush() {
 
 // watchWith has a handler of a watch write, paced.
 func watchWith(p *pace, verb string, handler http.HandlerFunc) *sends {
+	return watchOf(p, &request.RequestInfo{Verb: verb}, handler)
+}
+
+func watchOf(p *pace, info *request.RequestInfo, handler http.HandlerFunc) *sends {
 	s := &sends{httptest.NewRecorder(), make(chan string, 10)}
-	ctx := request.WithRequestInfo(context.Background(), &request.RequestInfo{Verb: verb})
+	ctx := request.WithRequestInfo(context.Background(), info)
 	p.handler(handler).ServeHTTP(s, httptest.NewRequest(http.MethodGet, "/", nil).WithContext(ctx))
 	return s
 }
@@ -80,5 +85,34 @@ func TestPaceLeavesOthersAlone(t *testing.T) {
 		if _, ok := w.(*sends); !ok {
 			t.Errorf("a get has a %T", w)
 		}
+	})
+}
+
+// Who watches all of a stored resource is counted while the watch lasts. Of what is not stored nothing is kept.
+func TestPaceCountsWatchers(t *testing.T) {
+	p, pods := newPace(), schema.GroupResource{Resource: "pods"}
+	p.crowds.hold(pods)
+	for what, test := range map[string]struct {
+		info request.RequestInfo
+		want int64
+	}{
+		"all":            {request.RequestInfo{Resource: "pods"}, 1},
+		"one namespace":  {request.RequestInfo{Resource: "pods", Namespace: "n"}, 0},
+		"one object":     {request.RequestInfo{Resource: "pods", Name: "p"}, 0},
+		"selected":       {request.RequestInfo{Resource: "pods", FieldSelector: "spec.nodeName=n"}, 0},
+		"a made-up name": {request.RequestInfo{APIGroup: "none.example", Resource: "such"}, 0},
+	} {
+		test.info.Verb = "watch"
+		watchOf(p, &test.info, func(http.ResponseWriter, *http.Request) {
+			if got := p.crowds.count(pods).Load(); got != test.want {
+				t.Errorf("%s: %d watchers of Pods, want %d", what, got, test.want)
+			}
+		})
+	}
+	p.crowds.of.Range(func(r, n any) bool {
+		if r != pods || p.crowds.count(pods).Load() != 0 {
+			t.Errorf("%v is left of %v", n, r)
+		}
+		return true
 	})
 }
