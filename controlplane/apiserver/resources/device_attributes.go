@@ -1,6 +1,7 @@
 package resources
 
 import (
+	"fmt"
 	"regexp"
 	"strings"
 
@@ -12,10 +13,15 @@ import (
 // validateAttributes checks what a driver tells of a device: names, in a domain or in that of the driver, and one value for each attribute.
 func validateAttributes(d resourcev1.Device, p *field.Path) field.ErrorList {
 	var errs field.ErrorList
+	values := 0
 	for name, a := range d.Attributes {
+		values += max(1, len(a.IntValues)+len(a.BoolValues)+len(a.StringValues)+len(a.VersionValues))
 		ap := p.Child("attributes").Key(string(name))
 		errs = append(errs, validateAttributeName(string(name), ap)...)
 		errs = append(errs, validateAttribute(a, ap)...)
+	}
+	if values > resourcev1.ResourceSliceMaxAttributeValuesPerDevice {
+		errs = append(errs, field.Invalid(p.Child("attributes"), values, fmt.Sprintf("the total number of values must not exceed %d", resourcev1.ResourceSliceMaxAttributeValuesPerDevice)))
 	}
 	for name := range d.Capacity {
 		errs = append(errs, validateAttributeName(string(name), p.Child("capacity").Key(string(name)))...)
@@ -71,17 +77,32 @@ const prerelease = `(0|[1-9]\d*|\d*[A-Za-z-][0-9A-Za-z-]*)`
 
 func validateAttribute(a resourcev1.DeviceAttribute, p *field.Path) field.ErrorList {
 	var errs field.ErrorList
-	for child, v := range map[string]*string{"string": a.StringValue, "version": a.VersionValue} {
-		if v != nil && len(*v) > resourcev1.DeviceAttributeMaxValueLength {
-			errs = append(errs, field.TooLong(p.Child(child), "", resourcev1.DeviceAttributeMaxValueLength))
+	text := func(v string, vp *field.Path) {
+		if len(v) > resourcev1.DeviceAttributeMaxValueLength {
+			errs = append(errs, field.TooLong(vp, "", resourcev1.DeviceAttributeMaxValueLength))
 		}
 	}
-	if v := a.VersionValue; v != nil && !semantic.MatchString(*v) {
-		errs = append(errs, field.Invalid(p.Child("version"), *v, "must be a string compatible with semver.org spec 2.0.0"))
+	version := func(v string, vp *field.Path) {
+		text(v, vp)
+		if !semantic.MatchString(v) {
+			errs = append(errs, field.Invalid(vp, v, "must be a string compatible with semver.org spec 2.0.0"))
+		}
+	}
+	if a.StringValue != nil {
+		text(*a.StringValue, p.Child("string"))
+	}
+	if a.VersionValue != nil {
+		version(*a.VersionValue, p.Child("version"))
+	}
+	for i, v := range a.StringValues {
+		text(v, p.Child("strings").Index(i))
+	}
+	for i, v := range a.VersionValues {
+		version(v, p.Child("versions").Index(i))
 	}
 	switch count(a.IntValue != nil, a.BoolValue != nil, a.StringValue != nil, a.VersionValue != nil, len(a.IntValues) > 0, len(a.BoolValues) > 0, len(a.StringValues) > 0, len(a.VersionValues) > 0) {
 	case 0:
-		errs = append(errs, field.Required(p, "exactly one value must be specified"))
+		errs = append(errs, field.Invalid(p, "", "exactly one value must be specified"))
 	case 1:
 	default:
 		errs = append(errs, field.Invalid(p, a, "exactly one value must be specified"))

@@ -45,6 +45,7 @@ func devices() []*descriptor.Resource {
 			Validate: descriptor.Check(func(c *resourcev1.ResourceClaim) field.ErrorList {
 				return validateDeviceClaim(&c.Spec.Devices, field.NewPath("spec", "devices"))
 			}),
+			Revalidate: unchangeable,
 			ValidateUpdate: descriptor.CheckUpdate(func(c, old *resourcev1.ResourceClaim) field.ErrorList {
 				return apivalidation.ValidateImmutableField(c.Spec, old.Spec, field.NewPath("spec"))
 			}),
@@ -77,6 +78,7 @@ func devices() []*descriptor.Resource {
 				errs = append(errs, apivalidation.ValidateAnnotations(t.Spec.Annotations, p.Child("metadata", "annotations"))...)
 				return append(errs, validateDeviceClaim(&t.Spec.Spec.Devices, p.Child("spec", "devices"))...)
 			}),
+			Revalidate: unchangeable,
 			ValidateUpdate: descriptor.CheckUpdate(func(t, old *resourcev1.ResourceClaimTemplate) field.ErrorList {
 				return apivalidation.ValidateImmutableField(t.Spec, old.Spec, field.NewPath("spec"))
 			}),
@@ -110,6 +112,10 @@ func devices() []*descriptor.Resource {
 		}),
 	}
 }
+
+// unchangeable is the Revalidate of what has no content but a spec that never changes: one that an older server took must stay possible to label, and to
+// let go.
+func unchangeable(_, _ runtime.Object) field.ErrorList { return nil }
 
 func defaultDeviceClaim(c *resourcev1.DeviceClaim) {
 	for i := range c.Requests {

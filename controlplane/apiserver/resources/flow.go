@@ -136,7 +136,7 @@ func validateFlowRule(r flowcontrolv1.PolicyRulesWithSubjects, p *field.Path) fi
 			{flowcontrolv1.SubjectKindGroup, "group", s.Group != nil, s.Group != nil && s.Group.Name != ""},
 			{flowcontrolv1.SubjectKindServiceAccount, "serviceAccount", s.ServiceAccount != nil, s.ServiceAccount != nil && s.ServiceAccount.Name != ""},
 		} {
-			if m.kind == s.Kind && m.set && s.ServiceAccount != nil && s.ServiceAccount.Namespace == "" {
+			if m.kind == s.Kind && s.Kind == flowcontrolv1.SubjectKindServiceAccount && m.set && s.ServiceAccount.Namespace == "" {
 				errs = append(errs, field.Required(sp.Child(m.child, "namespace"), "must specify namespace for service account"))
 			}
 			switch {

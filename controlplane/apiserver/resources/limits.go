@@ -159,7 +159,7 @@ func validateQuotaList(list corev1.ResourceList, p *field.Path) field.ErrorList 
 		if q.Sign() < 0 {
 			errs = append(errs, field.Invalid(p.Key(string(name)), q.String(), "must be greater than or equal to 0"))
 		}
-		if counted.Has(name) && q.MilliValue()%1000 != 0 {
+		if (counted.Has(name) || extended(string(name))) && q.MilliValue()%1000 != 0 {
 			errs = append(errs, field.Invalid(p.Key(string(name)), q.String(), "must be an integer"))
 		}
 	}
@@ -169,6 +169,11 @@ func validateQuotaList(list corev1.ResourceList, p *field.Path) field.ErrorList 
 // counted are resources of which there are only whole ones.
 var counted = sets.New(corev1.ResourcePods, corev1.ResourceQuotas, corev1.ResourceServices, corev1.ResourceReplicationControllers, corev1.ResourceSecrets,
 	corev1.ResourcePersistentVolumeClaims, corev1.ResourceConfigMaps, corev1.ResourceServicesNodePorts, corev1.ResourceServicesLoadBalancers)
+
+// extended tells whether a resource is of a domain that is not the project's. What is counted by kind (count/...) is such a one to the reference, too.
+func extended(name string) bool {
+	return strings.Contains(name, "/") && !strings.Contains(name, corev1.ResourceDefaultNamespacePrefix) && !strings.HasPrefix(name, corev1.DefaultResourceRequestsPrefix)
+}
 
 // validateQuotaName accepts the resources that a quota can count.
 func validateQuotaName(name string, p *field.Path) field.ErrorList {

@@ -1,8 +1,12 @@
 package resources
 
 import (
+	"strings"
 	"testing"
 
+	resourcev1 "k8s.io/api/resource/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"sigs.k8s.io/yaml"
 )
@@ -29,6 +33,8 @@ func TestAsTheReference(t *testing.T) {
 		"a quota of less than nothing": {`{apiVersion: v1, kind: ResourceQuota, spec: {hard: {pods: "-1", cpu: 1.5}}}`,
 			[]string{"spec.hard[pods]: Invalid value"}},
 		"a quota of half a pod": {`{apiVersion: v1, kind: ResourceQuota, spec: {hard: {pods: "1500m"}}}`, []string{"spec.hard[pods]: Invalid value"}},
+		"a quota of half a device": {`{apiVersion: v1, kind: ResourceQuota, spec: {hard: {example.com/gpu: 500m, count/configmaps: 1500m, requests.example.com/gpu: 500m, kubernetes.io/batteries: 500m, example.com/fpga: 2}}}`,
+			[]string{"spec.hard[count/configmaps]: Invalid value", "spec.hard[example.com/gpu]: Invalid value"}},
 		"scopes against each other": {`{apiVersion: v1, kind: ResourceQuota, spec: {hard: {services: 1}, scopes: [BestEffort, NotBestEffort, Maybe]}}`,
 			[]string{"spec.scopes: Invalid value", "spec.scopes: Invalid value", "spec.scopes: Invalid value", "spec.scopes: Invalid value"}},
 		"a selector of scopes": {`{apiVersion: v1, kind: ResourceQuota, spec: {hard: {pods: 1}, scopeSelector: {matchExpressions: [{scopeName: PriorityClass, operator: In}, {scopeName: BestEffort, operator: In, values: [x]}]}}}`,
@@ -54,7 +60,10 @@ func TestAsTheReference(t *testing.T) {
 		"a slice of nowhere": {`{apiVersion: resource.k8s.io/v1, kind: ResourceSlice, spec: {driver: d.example, pool: {name: p, resourceSliceCount: 0, generation: -1}}}`,
 			[]string{"spec: Required value", "spec.pool.resourceSliceCount: Invalid value", "spec.pool.generation: Invalid value"}},
 		"devices of one name": {`{apiVersion: resource.k8s.io/v1, kind: ResourceSlice, spec: {driver: d.example, nodeName: n, pool: {name: p, resourceSliceCount: 1}, devices: [{name: d, attributes: {a: {}}}, {name: d, attributes: {a: {int: 1, bool: true}}}]}}`,
-			[]string{"spec.devices[0].attributes[a]: Required value", "spec.devices[1].attributes[a]: Invalid value", "spec.devices[1].name: Duplicate value"}},
+			[]string{"spec.devices[0].attributes[a]: Invalid value", "spec.devices[1].attributes[a]: Invalid value", "spec.devices[1].name: Duplicate value"}},
+
+		"attributes that are lists": {`{apiVersion: resource.k8s.io/v1, kind: ResourceSlice, spec: {driver: d.example, nodeName: n, pool: {name: p, resourceSliceCount: 1}, devices: [{name: d, attributes: {i: {ints: [1, 2]}, s: {strings: [a, ` + strings.Repeat("x", 65) + `]}, v: {versions: [1.2.3, one]}}}, {name: e, attributes: {b: {bools: [` + strings.Repeat("true, ", 47) + `true]}, i: {int: 1}}}]}}`,
+			[]string{"spec.devices[0].attributes[s].strings[1]: Too long", "spec.devices[0].attributes[v].versions[1]: Invalid value", "spec.devices[1].attributes: Invalid value"}},
 
 		"a webhook": {`{apiVersion: admissionregistration.k8s.io/v1, kind: ValidatingWebhookConfiguration, webhooks: [{name: short, timeoutSeconds: 31, failurePolicy: Hope, clientConfig: {}, rules: [{operations: ["*", CREATE], apiGroups: [], apiVersions: [v1], resources: [pods]}]}]}`,
 			[]string{"webhooks[0].admissionReviewVersions: Required value", "webhooks[0].clientConfig: Required value", "webhooks[0].failurePolicy: Unsupported value", "webhooks[0].name: Invalid value", "webhooks[0].rules[0].apiGroups: Required value", "webhooks[0].rules[0].operations: Invalid value", "webhooks[0].sideEffects: Required value", "webhooks[0].timeoutSeconds: Invalid value"}},
@@ -70,6 +79,8 @@ func TestAsTheReference(t *testing.T) {
 			[]string{"spec.distinguisherMethod.type: Unsupported value", "spec.matchingPrecedence: Invalid value", "spec.priorityLevelConfiguration.name: Required value", "spec.rules[0]: Required value", "spec.rules[0].subjects: Required value"}},
 		"subjects of flows": {`{apiVersion: flowcontrol.apiserver.k8s.io/v1, kind: FlowSchema, spec: {matchingPrecedence: 10, priorityLevelConfiguration: {name: p}, rules: [{subjects: [{kind: Hat}, {kind: User}, {kind: ServiceAccount, serviceAccount: {name: "*", namespace: ""}}], resourceRules: [{verbs: ["*", get], apiGroups: [], resources: [pods]}], nonResourceRules: [{verbs: [get], nonResourceURLs: ["a"]}]}]}}`,
 			[]string{"spec.rules[0].nonResourceRules[0].nonResourceURLs[0]: Invalid value", "spec.rules[0].resourceRules[0].apiGroups: Required value", "spec.rules[0].resourceRules[0].namespaces: Required value", "spec.rules[0].resourceRules[0].verbs: Invalid value", "spec.rules[0].subjects[0].kind: Unsupported value", "spec.rules[0].subjects[1].user: Required value", "spec.rules[0].subjects[2].serviceAccount.namespace: Required value"}},
+		"a user with an account": {`{apiVersion: flowcontrol.apiserver.k8s.io/v1, kind: FlowSchema, spec: {matchingPrecedence: 10, priorityLevelConfiguration: {name: p}, rules: [{subjects: [{kind: User, user: {name: u}, serviceAccount: {name: a}}], nonResourceRules: [{verbs: [get], nonResourceURLs: [/a]}]}]}}`,
+			[]string{"spec.rules[0].subjects[0].serviceAccount: Forbidden"}},
 		"a level": {`{apiVersion: flowcontrol.apiserver.k8s.io/v1, kind: PriorityLevelConfiguration, spec: {type: Limited, limited: {nominalConcurrencyShares: -1, lendablePercent: 101, limitResponse: {type: Queue}}}}`,
 			[]string{"spec.limited.lendablePercent: Invalid value", "spec.limited.limitResponse.queuing: Required value", "spec.limited.nominalConcurrencyShares: Invalid value"}},
 
@@ -107,5 +118,31 @@ func TestAsTheReference(t *testing.T) {
 			}
 			refused(t, obj, test.want...)
 		})
+	}
+}
+
+// What an older server took of claims to devices can't be mended, as their spec never changes; it must stay possible to let it go.
+func TestClaimsOfAnOlderServerCanGo(t *testing.T) {
+	wrong := resourcev1.ResourceClaimSpec{Devices: resourcev1.DeviceClaim{Requests: []resourcev1.DeviceRequest{{Name: "A_"}}}}
+	for _, old := range []interface {
+		metav1.Object
+		runtime.Object
+	}{&resourcev1.ResourceClaim{Spec: wrong}, &resourcev1.ResourceClaimTemplate{Spec: resourcev1.ResourceClaimTemplateSpec{Spec: wrong}}} {
+		old.SetName("old")
+		old.SetNamespace("default")
+		old.SetResourceVersion("1")
+		old.SetFinalizers([]string{"example.com/holds"})
+		r := of(t, old)
+		if errs := r.Validate(old); len(errs) == 0 {
+			t.Errorf("a new %s is taken", r.Kind)
+		}
+		let := old.DeepCopyObject()
+		let.(metav1.Object).SetFinalizers(nil)
+		if r.Revalidate == nil {
+			t.Fatalf("%s is judged as if it were new", r.Kind)
+		}
+		if errs := append(r.Revalidate(let, old), r.ValidateUpdate(let, old)...); len(errs) > 0 {
+			t.Errorf("%s: %v", r.Kind, errs.ToAggregate())
+		}
 	}
 }
