@@ -140,14 +140,6 @@ spec:
 	// Another parameter is another verdict.
 	must(maps.Patch(ctx, "limits", types.MergePatchType, []byte(`{"data":{"most":"2"}}`), metav1.PatchOptions{}))(a)
 	a.eventually("two are allowed", func(context.Context) error { return two("two", "denied") })
-	// What does not fit to the types that it judges is told in the policy's status.
-	a.create(admission("validatingadmissionpolicies"), `
-kind: ValidatingAdmissionPolicy
-metadata: {name: wrong-@NS@}
-spec:
-  matchConstraints: {resourceRules: [{operations: [CREATE], apiGroups: [apps], apiVersions: [v1], resources: [deployments]}]}
-  validations: [{expression: "object.spec.replicants < 5"}]
-`)
 }
 
 // testMutatingPolicies has policies change objects: by a patch and by an apply configuration, with parameters, and each seeing what the other did.

@@ -84,7 +84,7 @@ func testVersions(a *api) {
 
 // testBookmarks lets a watch end, which is told before how far it has come.
 func testBookmarks(a *api) {
-	api, seconds := a.client.CoreV1().ConfigMaps(a.ns), int64(5)
+	api, seconds := a.client.CoreV1().ConfigMaps(a.ns), int64(15) // the last bookmark comes 2 s before, and the object must be made by then
 	w := must(api.Watch(a.Context(), metav1.ListOptions{AllowWatchBookmarks: true, TimeoutSeconds: &seconds, LabelSelector: "none=such"}))(a)
 	defer w.Stop()
 	made := must(api.Create(a.Context(), configMap("unseen", nil), metav1.CreateOptions{}))(a)
