@@ -63,6 +63,7 @@ type process struct {
 	file   string
 	client kubernetes.Interface
 	cmd    *exec.Cmd
+	ended  chan struct{} // closed when cmd has
 	stderr bytes.Buffer
 }
 
@@ -98,6 +99,12 @@ func (p *process) start(t *testing.T) {
 	if err := p.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+	cmd, ended := p.cmd, make(chan struct{})
+	p.ended = ended
+	go func() {
+		cmd.Wait()
+		close(ended)
+	}()
 }
 
 // ready waits until the process serves.
@@ -113,7 +120,7 @@ func (p *process) ready(t *testing.T) {
 func (p *process) kill() {
 	if p.cmd != nil {
 		p.cmd.Process.Kill()
-		p.cmd.Wait()
+		<-p.ended
 		p.cmd = nil
 	}
 }

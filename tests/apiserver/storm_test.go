@@ -34,11 +34,11 @@ func TestWatchStorm(t *testing.T) {
 	if _, err := maps.Create(t.Context(), big, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	storm(t, p.client, 200) // what is made once only is made
+	storm(t, p, 200) // what is made once only is made
 	// The server's own watches come and go with its caches, and with the cycles of the heap.
 	before := gauge(t, p.client, `go_goroutines`)
 	for range 3 {
-		storm(t, p.client, 1000)
+		storm(t, p, 1000)
 	}
 	eventually(t, "the watches are forgotten", func(context.Context) error {
 		if n := gauge(t, p.client, `go_goroutines`); n > before+300 {
@@ -55,7 +55,7 @@ func TestWatchStorm(t *testing.T) {
 }
 
 // storm opens watches, changes an object, and drops them when each has seen the change.
-func storm(t *testing.T, client kubernetes.Interface, n int) {
+func storm(t *testing.T, p *process, n int) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
@@ -67,12 +67,21 @@ func storm(t *testing.T, client kubernetes.Interface, n int) {
 			defer told()
 			var body io.ReadCloser
 			var err error
-			for late := time.Now().Add(5 * time.Minute); ; {
-				body, err = client.CoreV1().RESTClient().Get().Namespace(metav1.NamespaceDefault).Resource("configmaps").Param("watch", "1").Param("fieldSelector", "metadata.name=big").Stream(ctx)
+			for late := time.After(5 * time.Minute); ; {
+				body, err = p.client.CoreV1().RESTClient().Get().Namespace(metav1.NamespaceDefault).Resource("configmaps").Param("watch", "1").Param("fieldSelector", "metadata.name=big").Stream(ctx)
 				// A client that is short of processor time may give up a connection that is being made. What the server says counts at once.
-				if said := apierrors.APIStatus(nil); err == nil || errors.As(err, &said) || time.Now().After(late) {
+				if said := apierrors.APIStatus(nil); err == nil || errors.As(err, &said) {
 					break
 				}
+				select {
+				case <-time.After(100 * time.Millisecond):
+					continue
+				case <-late:
+				case <-ctx.Done():
+				case <-p.ended:
+					err = fmt.Errorf("the server has ended: %w", err)
+				}
+				break
 			}
 			if err != nil {
 				t.Error(err)
@@ -88,7 +97,7 @@ func storm(t *testing.T, client kubernetes.Interface, n int) {
 		})
 	}
 	seen.Wait()
-	if _, err := client.CoreV1().ConfigMaps(metav1.NamespaceDefault).Patch(t.Context(), "big", "application/merge-patch+json", []byte(`{"data":{"n":"`+strconv.Itoa(n)+`"}}`), metav1.PatchOptions{}); err != nil {
+	if _, err := p.client.CoreV1().ConfigMaps(metav1.NamespaceDefault).Patch(t.Context(), "big", "application/merge-patch+json", []byte(`{"data":{"n":"`+strconv.Itoa(n)+`"}}`), metav1.PatchOptions{}); err != nil {
 		t.Error(err)
 	}
 	cancel()
