@@ -1,6 +1,7 @@
 package bpf
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"net/netip"
@@ -124,6 +125,29 @@ func TestTwoFrontendsOneClientPort(t *testing.T) {
 					}
 				}
 			})
+		}
+	}
+}
+
+// What comes from a link or a pod for a loopback address asks no frontend there, and the kernel gets it as it came: such are for sockets of the node alone.
+func TestLoopbackFrontendsAreTheNodes(t *testing.T) {
+	l := newServiceLab(t)
+	for _, f := range families {
+		front := at(f.of("127.0.0.1", "::1"), 8080)
+		for name, proto := range protocols {
+			for _, kind := range []FrontendKind{HostPort, NodePort} {
+				l.service(t, LoadBalancer{Name: "ns/web:http", Protocol: proto, Frontends: fronts(kind, front), Backends: backs(at(f.other, 8080))})
+				for program, c := range map[string]struct {
+					ifindex int
+					client  string
+				}{uplinkProgram: {l.uplink, f.far}, podProgram: {l.podVeth, f.pod}} {
+					in := frame(proto, at(c.client, 5000), front, []byte("question"))
+					verdict, out, counted := l.at(t, program, c.ifindex, in)
+					if verdict != actOK || counted != "" || !bytes.Equal(out[:len(in)], in) {
+						t.Errorf("%s, %s, %v, %s: verdict %d, %q", f.name, name, kind, program, verdict, counted)
+					}
+				}
+			}
 		}
 	}
 }

@@ -372,7 +372,7 @@ static __always_inline int flow_first(struct __sk_buff *skb, struct scratch *s)
 	s->flow.state = flow_next(0, s->p.tcp, 0);
 	s->flow.ifindex = skb->ifindex;
 	s->flow.pad = 0;
-	return full && *full && s->flow.seen - *full < FULL_FOR && flow_has_connection(s->key.proto) ? -1 : 0;
+	return full && *full && (__s32)(s->flow.seen - *full) < FULL_FOR && flow_has_connection(s->key.proto) ? -1 : 0;
 }
 
 /* Takes the key s->back with the row s->other, unless a flow has it that is alive. Two processors that find the same row of a flow that is over may both take

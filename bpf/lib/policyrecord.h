@@ -267,7 +267,7 @@ static __always_inline int policy_saw(const struct policy_key *key, __u32 number
 {
 	struct policy_seen *was = bpf_map_lookup_elem(&policy_seen, key), now = { .seen = seconds_now(), .number = number };
 
-	if (was && was->number == number && now.seen - was->seen <= 180) {
+	if (was && was->number == number && (__s32)(now.seen - was->seen) <= 180) {
 		if (was->seen != now.seen)
 			was->seen = now.seen;
 		return 1;

@@ -108,6 +108,10 @@ int __attribute__((noinline)) service_known(struct __sk_buff *skb, __u32 ended)
 	if (!skb || !s)
 		return SERVICE_NONE;
 	p = &s->p;
+	/* Frontends of loopback addresses are for sockets of the node alone (sock.c): what comes with one from a link or a pod is the kernel's to drop, behind us
+	 * (RFC 1122 3.2.1.3, RFC 4291 2.5.3). */
+	if (addr_loopback(&p->daddr))
+		return SERVICE_NONE;
 	if (p->later)
 		return !fragment_get(s) ? SERVICE_NONE : s->key.reply ? SERVICE_ANSWER : SERVICE_SEND;
 	if (!has_ports(skb, p))
