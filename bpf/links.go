@@ -108,35 +108,44 @@ func (d *Datapath) AttachNewPod(ifindex int) error {
 
 // AttachUplink puts the uplink's programs on an interface. The one for what comes in is first: an answer must find its way back from the
 // first packet on.
-func (d *Datapath) AttachUplink(ifindex int) error {
+func (d *Datapath) AttachUplink(ifindex int) error { return d.attachUplink(ifindex, d.xdp) }
+
+func (d *Datapath) attachUplink(ifindex int, xdp XDPMode) error {
 	if err := d.attach(uplinkProgram, ifindex); err != nil {
 		return err
 	}
 	if err := d.attach(egressProgram, ifindex); err != nil {
 		return err
 	}
-	return d.attachXDP(ifindex)
+	return d.attachXDP(ifindex, xdp)
 }
 
 // ServeUplinks has the uplink's programs at exactly these links: those with the node's addresses, and others, which pods' packets leave with other
-// addresses (LeaveAs).
-func (d *Datapath) ServeUplinks(links []int, others map[int][]netip.Addr) error {
-	if err := d.LeaveAs(others); err != nil {
-		return err
-	}
-	want := append(slices.Collect(maps.Keys(others)), links...)
-	for _, index := range want {
+// addresses (LeaveAs). The node can't do without the former: what fails there ends it. What fails at others, which may be of any kind and number, is left,
+// and told apart: all else goes on. A driver of theirs that can't run a program is no failure in any mode.
+func (d *Datapath) ServeUplinks(links []int, others map[int][]netip.Addr) (left, err error) {
+	for _, index := range links {
 		if err := d.AttachUplink(index); err != nil {
-			return err
+			return nil, err
+		}
+	}
+	left = d.LeaveAs(others)
+	xdp := d.xdp
+	if xdp == XDPNative {
+		xdp = XDPAuto
+	}
+	for _, index := range slices.Sorted(maps.Keys(others)) {
+		if !slices.Contains(links, index) {
+			left = errors.Join(left, d.attachUplink(index, xdp))
 		}
 	}
 	have, err := d.Uplinks()
 	for _, index := range have {
-		if !slices.Contains(want, index) {
+		if _, other := others[index]; !other && !slices.Contains(links, index) {
 			err = errors.Join(err, d.DetachUplink(index))
 		}
 	}
-	return err
+	return left, err
 }
 
 // AttachTunnel puts the tunnel's programs on its device, and tells the pods' program to send what is for other nodes there. mtu is that of

@@ -1,9 +1,12 @@
 package bpf
 
 import (
+	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
+	"slices"
 
 	"github.com/cilium/ebpf"
 )
@@ -61,7 +64,7 @@ func (c Config) masquerade(constants map[string]any) error {
 }
 
 // LeaveAs says at which links pods' packets leave with an address of the link's own, by index, at most one of each family. Elsewhere, and in a family
-// that is not named, they have the node's.
+// that is not named, they have the node's. What fails for one link leaves the others as they are to be.
 func (d *Datapath) LeaveAs(links map[int][]netip.Addr) error {
 	const what = "addresses of uplinks"
 	m := d.net.Maps["uplink_addrs"]
@@ -73,14 +76,15 @@ func (d *Datapath) LeaveAs(links map[int][]netip.Addr) error {
 	}); err != nil {
 		return err
 	}
-	for index, addrs := range links {
+	failed := deleteStrays(m, what, gone) // first: the others may need their room
+	for _, index := range slices.Sorted(maps.Keys(links)) {
 		var row netLinkAddrs
-		row.V4, row.V6 = constantsOf(addrs)
+		row.V4, row.V6 = constantsOf(links[index])
 		if err := m.Put(uint32(index), row); err != nil {
-			return fmt.Errorf("bpf: address of uplink %d: %w", index, explain(err))
+			failed = errors.Join(failed, fmt.Errorf("bpf: address of uplink %d: %w", index, explain(err)))
 		}
 	}
-	return deleteStrays(m, what, gone)
+	return failed
 }
 
 // fillRanges puts ranges into a table that goes with the programs.

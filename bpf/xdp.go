@@ -20,7 +20,7 @@ const (
 	// XDPAuto: at those that run it by themselves, but virtual pairs: what sends there may have left its checksums to the receiver, and what is
 	// sent back is lost unless the other end takes frames of this kind, which can't be seen.
 	XDPAuto   XDPMode = "auto"
-	XDPNative XDPMode = "native" // at all but bridges, which have none; one that can't is an error
+	XDPNative XDPMode = "native" // at all but bridges, which have none; one that can't is an error, if it has an address of the node
 )
 
 func (m XDPMode) on() bool { return m == XDPAuto || m == XDPNative }
@@ -34,15 +34,15 @@ func (m XDPMode) Check() error {
 }
 
 // attachXDP puts the program at an uplink's driver, or takes it away, as the mode says.
-func (d *Datapath) attachXDP(ifindex int) error {
-	if !d.xdp.on() {
+func (d *Datapath) attachXDP(ifindex int, mode XDPMode) error {
+	if !mode.on() {
 		return d.detachXDP(ifindex)
 	}
 	iface, err := netlink.LinkByIndex(ifindex)
 	if err != nil {
 		return fmt.Errorf("bpf: interface %d: %w", ifindex, err)
 	}
-	if kind := iface.Type(); kind == "bridge" || d.xdp == XDPAuto && kind == "veth" {
+	if kind := iface.Type(); kind == "bridge" || mode == XDPAuto && kind == "veth" {
 		return d.detachXDP(ifindex)
 	}
 	d.mu.Lock()
@@ -53,7 +53,7 @@ func (d *Datapath) attachXDP(ifindex int) error {
 	}
 	l, err := link.AttachXDP(link.XDPOptions{Program: d.net.Programs[xdpProgram], Interface: ifindex, Flags: link.XDPDriverMode})
 	if err != nil {
-		if d.xdp == XDPAuto && xdpCantBe(err) {
+		if mode == XDPAuto && xdpCantBe(err) {
 			return nil
 		}
 		return fmt.Errorf("bpf: attach %s to the driver of interface %s (its program, its MTU or another's program may stand in the way): %w", xdpProgram, iface.Attrs().Name, err)

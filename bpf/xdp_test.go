@@ -239,3 +239,55 @@ func TestDriverAttachment(t *testing.T) {
 		t.Error("a mode that there is not")
 	}
 }
+
+// A further link that can do nothing of what is wanted, or is gone, and more of them than there is room for, keep no other from being served.
+func TestFurtherLinksStopNothing(t *testing.T) {
+	c := testConfig(t)
+	c.XDP = XDPNative
+	must(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "v0"}, PeerName: "v1"}))
+	must(t, netlink.LinkAdd(&netlink.Vxlan{LinkAttrs: netlink.LinkAttrs{Name: "none"}, VxlanId: 7, Port: 4789}))
+	uplink, other := device(t, "v0").Attrs().Index, device(t, "none").Attrs().Index // the driver of the second runs no program
+	d, err := Open(c)
+	must(t, err)
+	defer d.Close()
+	own := []netip.Addr{netip.MustParseAddr("198.51.100.9")}
+	serves := func(want ...int) {
+		t.Helper()
+		have, err := d.Uplinks()
+		must(t, err)
+		if !slices.Equal(have, slices.Sorted(slices.Values(want))) {
+			t.Errorf("the programs are at %v, want %v", have, want)
+		}
+		if xdp := device(t, "v0").Attrs().Xdp; xdp == nil || !xdp.Attached {
+			t.Error("the uplink's driver has no program")
+		}
+	}
+
+	left, err := d.ServeUplinks([]int{uplink}, map[int][]netip.Addr{other: own})
+	if left != nil || err != nil {
+		t.Errorf("a driver that runs no programs: %v, %v", left, err)
+	}
+	serves(uplink, other)
+
+	many := map[int][]netip.Addr{} // each round fills the table
+	for round := range 2 {
+		clear(many)
+		for i := range 300 {
+			many[1000*(round+1)+i] = own
+		}
+		many[other] = own
+		if left, err = d.ServeUplinks([]int{uplink}, many); left == nil || err != nil {
+			t.Errorf("too many links that are gone: %v, %v", left, err)
+		}
+		serves(uplink, other)
+		var row netLinkAddrs
+		if err := d.net.Maps["uplink_addrs"].Lookup(uint32(1000*(round+1)), &row); err != nil {
+			t.Errorf("round %d: what there is room for: %v", round, err)
+		}
+	}
+
+	if _, err := d.ServeUplinks([]int{9999}, map[int][]netip.Addr{}); err == nil {
+		t.Error("an uplink that is gone is no error")
+	}
+	serves(uplink, other)
+}

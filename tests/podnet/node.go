@@ -114,8 +114,8 @@ func serve(file string) error {
 		Name: filepath.Base(s.Dir), Addrs: s.Addrs, Routing: s.Routing, Relay: s.Relay, TunnelPort: cni.DefaultTunnelPort, Datapath: d,
 		OnUnderlay: func(u cni.Underlay) error {
 			mtu.Store(int64(u.MTU))
-			if err := d.ServeUplinks(u.Uplinks, u.Others); err != nil {
-				return err
+			if left, err := d.ServeUplinks(u.Uplinks, u.Others); left != nil || err != nil {
+				return errors.Join(left, err)
 			}
 			if server != nil { // it begins with the right one
 				server.ApplyMTU()

@@ -31,8 +31,12 @@ func (u *underlay) nodes(cfg Config, d *bpf.Datapath, server *cni.Server) (*cni.
 			if len(now.Uplinks) == 0 {
 				klog.InfoS("The node's address is on lo: NodePorts answer on this machine only, and pods reach the outside only where it has a route to them")
 			}
-			if err := d.ServeUplinks(now.Uplinks, now.Others); err != nil {
+			left, err := d.ServeUplinks(now.Uplinks, now.Others)
+			if err != nil {
 				return err
+			}
+			if left != nil {
+				klog.ErrorS(left, "Pods' packets may leave with another address than that of the link, or go unserved, by a link that has none of the node's; all else goes on")
 			}
 			u.now.Store(&now)
 			server.ApplyMTU()
