@@ -12,7 +12,7 @@ import (
 	"github.com/strake-io/strake/tests/lab"
 )
 
-// TestRolesAsSeparateProcesses runs what the systemd units run, without a supervisor.
+// TestRolesAsSeparateProcesses runs what the systemd units run, without a supervisor. Commands that look at the node find it.
 func TestRolesAsSeparateProcesses(t *testing.T) {
 	t.Parallel()
 	l, err := lab.New("strake-e2e", filepath.Join(t.TempDir(), "data"), binary)
@@ -59,6 +59,14 @@ func TestRolesAsSeparateProcesses(t *testing.T) {
 		}
 		if err != nil || json.Unmarshal(out, &st) != nil || !st.Ready {
 			return string(out)
+		}
+		return ""
+	})
+	(&cluster{Cluster: l, t: t}).busybox()
+	eventually(t, 60*time.Second, func() string {
+		out, err := l.Strake("doctor")
+		if err != nil {
+			return out
 		}
 		return ""
 	})
