@@ -39,6 +39,17 @@ func TestLinksWithAddressesOfTheirOwn(t *testing.T) {
 			checkSums(t, got[:len(answer)])
 		}
 
+		// All fragments of a datagram leave with one address, in whichever way its flow began.
+		for port, want := range map[uint16]string{40000: f.node, 40001: second[f.name]} {
+			whole := frame(17, at(f.pod, port), server(f, port), make([]byte, 24))
+			for i, in := range [][]byte{cut(whole, port, 0, true), later(17, f.pod, f.far, port, 32)} {
+				verdict, got := run(t, out, in)
+				if src, _ := addrs(got); verdict != actOK || src != netip.MustParseAddr(want) {
+					t.Errorf("%s, fragment %d of a flow as %s: verdict %d, from %s", f.name, i, want, verdict, src)
+				}
+			}
+		}
+
 		// The address goes: who had it is dropped once, and has the node's then.
 		must(t, d.LeaveAs(map[int][]netip.Addr{77: both}))
 		if verdict, _ := run(t, out, frame(17, at(f.pod, 40001), server(f, 40001), []byte("question"))); verdict != actShot {

@@ -498,6 +498,22 @@ func TestPolicyFlowsSurviveARestart(t *testing.T) {
 			t.Errorf("there is room for %d flows, not %d", n, flows)
 		}
 	}
+	// An upgrade from a release without policy_newest: while programs of both are there, each may miss what the others know.
+	for _, upgrade := range []bool{false, true} {
+		k := addr16(netip.MustParseAddr(f.pod))
+		var row netPolicySubject
+		must(t, l.d.net.Maps["policy_subjects"].Lookup(k, &row))
+		row.Adopts = 0
+		must(t, l.d.net.Maps["policy_subjects"].Put(k, row))
+		if upgrade {
+			must(t, l.d.net.Maps[policyNewest].Unpin())
+		}
+		reopen(500, true)
+		must(t, l.d.net.Maps["policy_subjects"].Lookup(k, &row))
+		if got := row.Adopts > monotonic(t); got != upgrade {
+			t.Errorf("an upgrade, %v: adopts until %d", upgrade, row.Adopts)
+		}
+	}
 	again, err := l.d.Policies().Hits()
 	must(t, err)
 	for i, h := range hits { // each start judges flows anew

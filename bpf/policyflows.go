@@ -26,6 +26,13 @@ func (c Config) resizePolicyFlows() error {
 	if err != nil {
 		return fmt.Errorf("bpf: object: %w", err)
 	}
+	_, before := os.Stat(filepath.Join(c.PinDir, policyFlowsOpen))
+	if _, err := os.Stat(filepath.Join(c.PinDir, policyNewest)); before == nil && errors.Is(err, os.ErrNotExist) {
+		// Programs of before there was policy_newest don't see what is there, until they all are replaced.
+		if err := c.adoptAgain(); err != nil {
+			return err
+		}
+	}
 	sizes := c.sizes()
 	for _, name := range append([]string{"policy_fragments", policyNewest}, policyFlowTables...) {
 		rows, ok := sizes[name]

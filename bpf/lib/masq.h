@@ -37,7 +37,8 @@ const volatile __u32 spare_first, spare_last; /* more of them, towards backends 
 const volatile __u32 local_first, local_last; /* ip_local_port_range */
 
 /* What became of a first fragment: those that follow have no ports. As it came from outside: the pod that it went to. As a pod sent it to
- * who called it by its own address: the pod itself. Only fragments in order find their first one. */
+ * who called it by its own address: the pod itself; by a link with addresses of its own: what it left with. Only fragments in order find
+ * their first one. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, MASQ_FRAGMENTS);
@@ -401,13 +402,17 @@ static __always_inline int masq_out(struct __sk_buff *skb, struct scratch *s)
 {
 	struct fragment_key fragment;
 	struct packet *p = &s->p;
+	struct addr *first;
 	enum l4 kind;
 	int begun;
 
 	fragment_key_of(p, &fragment);
 	if (p->later) { /* the address is all it has */
-		if (bpf_map_lookup_elem(&masq_fragments, &fragment))
+		first = bpf_map_lookup_elem(&masq_fragments, &fragment);
+		if (first && addr_eq(first, &p->saddr))
 			return TC_ACT_OK;
+		if (first)
+			s->as = *first;
 		if (nat_address(skb, ETH_HLEN, p->v6, 1, &p->saddr, &s->as))
 			return drop(skb, DROP_REWRITE);
 		note(skb, MASQUERADED_OUT);
@@ -456,6 +461,8 @@ static __always_inline int masq_out(struct __sk_buff *skb, struct scratch *s)
 		return drop(skb, DROP_NOT_MASQUERADED);
 	}
 out:
+	if (p->more && !is_node(&s->as, p->v6)) /* its flow may be of before, and have the node's address */
+		masq_note_fragment(p, &s->flow.saddr);
 	if (flow_rewrite(skb))
 		return drop(skb, DROP_REWRITE);
 	note(skb, s->key.reply ? POD_TO_UPLINK : MASQUERADED_OUT);

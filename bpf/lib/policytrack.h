@@ -208,6 +208,21 @@ int __attribute__((noinline)) policy_placed(struct __sk_buff *skb)
 	return 1;
 }
 
+/* The connection of w->old_key has kept its place after all, where it goes on: what was put elsewhere would only grow old, and leaves. Returns 1 if it has left
+ * its place by now, and is to be put elsewhere again. */
+int __attribute__((noinline)) policy_take_back(struct __sk_buff *skb)
+{
+	struct policy_work *w = policy_work();
+	struct policy_new *n;
+
+	if (!skb || !w)
+		return 0;
+	bpf_map_delete_elem(&policy_flows_open, &w->old_key);
+	bpf_map_delete_elem(&policy_flows_passing, &w->old_key);
+	n = policy_new_at(policy_hash(&w->old_key));
+	return n && !policy_key_eq(&n->key, &w->old_key);
+}
+
 /* Puts w->flow, which begins, where it belongs. */
 static __always_inline int policy_put_new(struct __sk_buff *skb, struct policy_work *w)
 {
@@ -217,7 +232,11 @@ static __always_inline int policy_put_new(struct __sk_buff *skb, struct policy_w
 	if (policy_placed(skb))
 		return 0;
 	policy_put_old(skb); /* before it leaves, so that each packet finds it */
-	return policy_placed(skb) ? 0 : policy_put(skb); /* a packet of it came meanwhile */
+	if (policy_placed(skb))
+		return 0;
+	if (policy_take_back(skb)) /* a packet of it came meanwhile */
+		policy_put_old(skb);
+	return policy_put(skb);
 }
 
 /* The connection of w->key leaves policy_newest, if it is there, and its row goes where those of others are. */
@@ -240,7 +259,8 @@ int __attribute__((noinline)) policy_settle(struct __sk_buff *skb)
 	if (!there)
 		return 0;
 	w->old_key = w->key;
-	policy_put_old(skb);
+	if (policy_alive(&w->old, w->key.proto, seconds_now()))
+		policy_put_old(skb);
 	bpf_spin_lock(&n->lock);
 	if (policy_key_eq(&n->key, &w->old_key) && policy_flow_eq(&n->flow, &w->old))
 		n->key.proto = 0;
