@@ -106,7 +106,7 @@ var kubectlFamilies = []struct {
 		{"rollout history deployment/web", "REVISION"},
 	}},
 	{"run, attach, debug", []kubectlStep{
-		{"run once-more --image=strake.io/busybox:1 --restart=Never --rm -i --quiet -- echo from_the_pod", "from_the_pod"},
+		{"run once-more --image=strake.io/busybox:1 --restart=Never --rm -i --quiet -- cat", "from the terminal"}, // what is written before kubectl attaches is lost, as with the reference
 		{"run target --image=strake.io/busybox:1 --restart=Never -- sh -c while_true;do_echo_line;sleep_0.1;done", "pod/target created"},
 		{"wait --for=condition=Ready pod/target --timeout=60s", "condition met"},
 		{"debug target --image=strake.io/busybox:1 --profile=general -c helper -- sleep 100", ""},
@@ -231,6 +231,7 @@ func TestKubectlFamilies(t *testing.T) {
 				}
 				cmd := c.kubectlCommand(args...)
 				cmd.Env = append(os.Environ(), "KUBE_EDITOR="+editor)
+				cmd.Stdin = strings.NewReader("from the terminal\n")
 				out, err := cmd.CombinedOutput()
 				if (err != nil) != fails || !strings.Contains(string(out), names.Replace(step.want)) {
 					t.Errorf("kubectl %s: %v, want %q\n%s", line, err, step.want, out)

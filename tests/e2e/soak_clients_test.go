@@ -322,6 +322,9 @@ func (s *soak) kill(ctx context.Context) error {
 			return nil
 		case <-time.After(4 * time.Second):
 		}
+		if time.Since(time.Unix(0, s.settled.Load())) > 15*time.Second {
+			continue // on a machine so slow no agent would live to follow the API
+		}
 		n := s.nodes[i%len(s.nodes)]
 		pid, err := agentWith(n.pins)
 		if err != nil {

@@ -49,7 +49,8 @@ type soak struct {
 	services []*soakService
 
 	asked, strict, changed, killed, kept atomic.Int64
-	outcomes                             sync.Map // outcome → *atomic.Int64
+	settled                              atomic.Int64 // when a state was last in all kernels, in ns since 1970
+	outcomes                             sync.Map     // outcome → *atomic.Int64
 }
 
 type soakNode struct {
@@ -106,6 +107,7 @@ func TestServicesSoak(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), duration)
 	defer cancel()
 	g, ctx := errgroup.WithContext(ctx)
+	s.settled.Store(time.Now().UnixNano())
 	for _, svc := range s.services {
 		g.Go(func() error { return s.change(ctx, svc) })
 		for family := range 2 {
@@ -435,6 +437,7 @@ func (s *soak) settle(ctx context.Context, svc *soakService) error {
 	svc.mu.Lock()
 	defer svc.mu.Unlock()
 	now := time.Now()
+	s.settled.Store(now.UnixNano())
 	for _, old := range svc.states {
 		if old != st && old.until.IsZero() {
 			old.until = now
