@@ -8,8 +8,9 @@ import (
 	"time"
 )
 
-// drainTime is how long connections that may still bring a request are waited for.
-const drainTime = time.Second
+// drainTime is how long connections that may still bring a request are waited for, since the last one of them has gone: where many end, the machine may be
+// too busy to end them all in that time.
+const drainTime = 2 * time.Second
 
 // drain lets an end of the server lose no request. Go's HTTP server closes a connection without an answer if a request by HTTP/1.1 comes over it
 // once it shuts down; so before it is told to, no more connections are accepted, and those that are there are led to their end.
@@ -85,7 +86,7 @@ func (d *drain) handler(next http.Handler) http.Handler {
 	})
 }
 
-// run ends listening after a delay, and returns when no connection is left over which a request could come that would be lost, or drainTime later.
+// run ends listening after a delay, and returns when no connection is left over which a request could come that would be lost, or none has gone for drainTime.
 func (d *drain) run(delay time.Duration) error {
 	time.Sleep(delay)
 	d.ending.Store(true)
@@ -105,6 +106,7 @@ func (d *drain) run(delay time.Duration) error {
 		}
 		select {
 		case <-fewer:
+			late = time.After(drainTime)
 		case <-late:
 			return err
 		}
