@@ -106,7 +106,7 @@ func sizeFlags(f *pflag.FlagSet, frontends, backends *int, more string) {
 
 // xdpFlag is that of the uplinks' drivers.
 func xdpFlag(f *pflag.FlagSet, mode *bpf.XDPMode, more string) {
-	f.Func(cluster.FlagXDP, "where packets for backends of other nodes, and their answers, go on at the driver of the interface, with native routing: off, auto (drivers that can, but no veth), or native (all but bridges, which have none; one that can't is an error) (off)"+more, func(v string) error {
+	f.Func(cluster.FlagXDP, "where packets for backends of other nodes, and their answers, go on at the driver of the interface, with native routing: off, auto (drivers that can, but no veth), or native (all but bridges, which have none; one of the node's that can't is an error) (off)"+more, func(v string) error {
 		*mode = bpf.XDPMode(v)
 		return mode.Check()
 	})

@@ -233,7 +233,7 @@ func (c *Compiler) countBlocks(p *policy, by int) {
 	*c.blocksOf(p) += by * p.blocks
 }
 
-// makeRoom opens policies that were closed because of their blocks and that there is room for now: in the order of their names.
+// makeRoom opens policies that were closed because of their blocks and that fit by now, in the order of their names.
 func (c *Compiler) makeRoom() {
 	for _, key := range slices.SortedFunc(maps.Keys(c.crowded), policyKey.compare) {
 		if p := c.crowded[key]; p.wants <= c.blocksLeft(p) {
