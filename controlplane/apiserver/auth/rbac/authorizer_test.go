@@ -89,10 +89,10 @@ func TestRuleMatching(t *testing.T) {
 		req  authorizer.AttributesRecord
 		want bool
 	}{
-		{"exact", rule([]string{"get"}, "apps", "deployments"), res("get", "apps", "deployments", "", "x"), true},
-		{"other verb", rule([]string{"get"}, "apps", "deployments"), res("list", "apps", "deployments", "", ""), false},
-		{"other group", rule([]string{"get"}, "apps", "deployments"), res("get", "", "deployments", "", ""), false},
-		{"other resource", rule([]string{"get"}, "apps", "deployments"), res("get", "apps", "replicasets", "", ""), false},
+		{"exact", rule("get", "apps", "deployments"), res("get", "apps", "deployments", "", "x"), true},
+		{"other verb", rule("get", "apps", "deployments"), res("list", "apps", "deployments", "", ""), false},
+		{"other group", rule("get", "apps", "deployments"), res("get", "", "deployments", "", ""), false},
+		{"other resource", rule("get", "apps", "deployments"), res("get", "apps", "replicasets", "", ""), false},
 		{"all verbs", rule(all, "", "pods"), res("anything", "", "pods", "", ""), true},
 		{"all groups", rule(all, "*", "pods"), res("get", "example.com", "pods", "", ""), true},
 		{"all resources take in subresources", rule(all, "", "*"), res("get", "", "pods", "log", ""), true},
@@ -111,7 +111,7 @@ func TestRuleMatching(t *testing.T) {
 		{"all paths", urls("*"), path("get", "/x"), true},
 		{"path, other verb", urls("/healthz"), path("post", "/healthz"), false},
 		{"a resource rule says nothing of paths", rule(all, "*", "*"), path("get", "/healthz"), false},
-		{"a path rule says nothing of resources", rbacv1.PolicyRule{Verbs: all, NonResourceURLs: all}, res("get", "", "pods", "", ""), false},
+		{"a path rule says nothing of resources", rbacv1.PolicyRule{Verbs: []string{all}, NonResourceURLs: []string{all}}, res("get", "", "pods", "", ""), false},
 		{"empty rule", rbacv1.PolicyRule{}, res("get", "", "pods", "", ""), false},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

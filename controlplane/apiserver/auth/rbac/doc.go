@@ -6,6 +6,7 @@
 // down, ConfirmNoEscalation compares it with what somebody wants to grant.
 //
 // Files: authorizer.go decides requests, escalation.go writes of RBAC objects,
-// defaults.go says which roles and bindings every cluster has, reconcile.go puts
+// defaults.go says which roles and bindings every cluster has, controllers.go those of
+// the reference's controllers, strake.go those that only Strake has, reconcile.go puts
 // them in place and keeps aggregated ClusterRoles the sum of their parts.
 package rbac

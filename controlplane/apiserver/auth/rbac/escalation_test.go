@@ -17,8 +17,8 @@ func TestEscalation(t *testing.T) {
 	rbacWrite.Verbs = []string{"get", "create", "update", "patch"} // not escalate, not bind
 	objects := []runtime.Object{
 		clusterRole("pods", readPods), clusterRole("secrets", readSecrets), clusterRole("write", rbacWrite), role("ns", "local", readSecrets),
-		clusterRole("escalator", rule([]string{"escalate"}, rbacv1.GroupName, "roles", "clusterroles")),
-		clusterRole("binder", only(rule([]string{"bind"}, rbacv1.GroupName, "clusterroles"), "secrets")),
+		clusterRole("escalator", rule("escalate", rbacv1.GroupName, "roles", "clusterroles")),
+		clusterRole("binder", only(rule("bind", rbacv1.GroupName, "clusterroles"), "secrets")),
 		clusterRole("root", everything...),
 		bindCluster("ann-pods", "pods", aUser("ann")), bindCluster("ann-write", "write", aUser("ann")),
 		bindRole("ns", "bob", "ClusterRole", "pods", aUser("bob")),
@@ -40,9 +40,9 @@ func TestEscalation(t *testing.T) {
 		ok       bool
 	}{
 		{"what one holds", u("ann"), role("ns", "r", readPods), nil, true},
-		{"a part of what one holds", u("ann"), role("ns", "r", only(rule([]string{"get"}, "", "pods"), "a")), nil, true},
+		{"a part of what one holds", u("ann"), role("ns", "r", only(rule("get", "", "pods"), "a")), nil, true},
 		{"what one doesn't hold", u("ann"), role("ns", "r", readSecrets), nil, false},
-		{"one verb more", u("ann"), role("ns", "r", rule([]string{"get", "delete"}, "", "pods")), nil, false},
+		{"one verb more", u("ann"), role("ns", "r", rule("get delete", "", "pods")), nil, false},
 		{"everything", u("ann"), clusterRole("r", everything...), nil, false},
 		{"held in this namespace", u("bob"), role("ns", "r", readPods), nil, true},
 		{"held in another namespace", u("bob"), role("other", "r", readPods), nil, false},

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/sync/errgroup"
 	rbacv1 "k8s.io/api/rbac/v1"
 	apiequality "k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -20,29 +21,52 @@ import (
 // Additions of the user stay; an object whose annotation autoupdate is "false" is left alone. It fails as long as
 // the namespace kube-system is missing; what could be done is done.
 func Reconcile(ctx context.Context, client rbacclient.RbacV1Interface) error {
-	var errs []error
+	var steps []func() error
 	for _, want := range clusterRoles() {
-		errs = append(errs, reconcile(ctx, client.ClusterRoles(), &want, func(have *rbacv1.ClusterRole) {
-			have.Rules, have.AggregationRule = complete(have.Rules, want.Rules), want.AggregationRule
-		}))
+		steps = append(steps, func() error {
+			return reconcile(ctx, client.ClusterRoles(), &want, func(have *rbacv1.ClusterRole) {
+				have.Rules, have.AggregationRule = complete(have.Rules, want.Rules), want.AggregationRule
+			})
+		})
 	}
 	for _, want := range roles() {
-		errs = append(errs, reconcile(ctx, client.Roles(want.Namespace), &want, func(have *rbacv1.Role) {
-			have.Rules = complete(have.Rules, want.Rules)
-		}))
+		steps = append(steps, func() error {
+			return reconcile(ctx, client.Roles(want.Namespace), &want, func(have *rbacv1.Role) {
+				have.Rules = complete(have.Rules, want.Rules)
+			})
+		})
 	}
 	for _, want := range clusterRoleBindings() {
-		errs = append(errs, replaceOtherRef(ctx, client.ClusterRoleBindings(), &want, func(have *rbacv1.ClusterRoleBinding) bool { return have.RoleRef == want.RoleRef }))
-		errs = append(errs, reconcile(ctx, client.ClusterRoleBindings(), &want, func(have *rbacv1.ClusterRoleBinding) {
-			have.Subjects = with(have.Subjects, want.Subjects)
-		}))
+		steps = append(steps, func() error {
+			same := func(have *rbacv1.ClusterRoleBinding) bool { return have.RoleRef == want.RoleRef }
+			return reconcileBinding(ctx, client.ClusterRoleBindings(), &want, same, func(have *rbacv1.ClusterRoleBinding) {
+				have.Subjects = with(have.Subjects, want.Subjects)
+			})
+		})
 	}
 	for _, want := range roleBindings() {
-		errs = append(errs, replaceOtherRef(ctx, client.RoleBindings(want.Namespace), &want, func(have *rbacv1.RoleBinding) bool { return have.RoleRef == want.RoleRef }))
-		errs = append(errs, reconcile(ctx, client.RoleBindings(want.Namespace), &want, func(have *rbacv1.RoleBinding) {
-			have.Subjects = with(have.Subjects, want.Subjects)
-		}))
+		steps = append(steps, func() error {
+			same := func(have *rbacv1.RoleBinding) bool { return have.RoleRef == want.RoleRef }
+			return reconcileBinding(ctx, client.RoleBindings(want.Namespace), &want, same, func(have *rbacv1.RoleBinding) {
+				have.Subjects = with(have.Subjects, want.Subjects)
+			})
+		})
 	}
+	return together(steps)
+}
+
+// together does steps, several at a time: a new cluster's first start waits for the disk once for all that are written meanwhile.
+func together(steps []func() error) error {
+	errs := make([]error, len(steps))
+	var g errgroup.Group
+	g.SetLimit(16)
+	for i, step := range steps {
+		g.Go(func() error {
+			errs[i] = step()
+			return nil
+		})
+	}
+	_ = g.Wait() // errs has them all
 	return errors.Join(errs...)
 }
 
@@ -86,8 +110,15 @@ func reconcile[T object[T]](ctx context.Context, c client[T], want T, merge func
 	return nil
 }
 
-// replaceOtherRef deletes a default binding that leads to another role: a roleRef can't be changed.
-func replaceOtherRef[T object[T]](ctx context.Context, c client[T], want T, same func(have T) bool) error {
+// reconcileBinding is reconcile for a binding, which is deleted first if it leads to another role: a roleRef can't be changed.
+func reconcileBinding[T object[T]](ctx context.Context, c client[T], want T, same func(have T) bool, merge func(have T)) error {
+	if err := dropOtherRef(ctx, c, want, same); err != nil {
+		return err
+	}
+	return reconcile(ctx, c, want, merge)
+}
+
+func dropOtherRef[T object[T]](ctx context.Context, c client[T], want T, same func(have T) bool) error {
 	have, err := c.Get(ctx, want.GetName(), metav1.GetOptions{})
 	if apierrors.IsNotFound(err) || err == nil && (left(have) || same(have)) {
 		return nil
