@@ -6,7 +6,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 // renamed are the labels or annotations that have another name, by that.
@@ -21,38 +20,6 @@ func renamed(all, names map[string]string) map[string]string {
 		}
 	}
 	return out
-}
-
-// keptMeta is without name and namespace, which the key tells.
-func (m *Mirror) keptMeta(o *metav1.ObjectMeta) metav1.ObjectMeta {
-	return metav1.ObjectMeta{UID: o.UID, Labels: renamed(o.Labels, m.short), Annotations: renamed(o.Annotations, m.short)}
-}
-
-func (m *Mirror) keptService(s *corev1.Service) *corev1.Service {
-	k := &corev1.Service{ObjectMeta: m.keptMeta(&s.ObjectMeta), Spec: s.Spec, Status: corev1.ServiceStatus{LoadBalancer: s.Status.LoadBalancer}}
-	k.Spec.Selector, k.Spec.IPFamilies, k.Spec.IPFamilyPolicy = nil, nil, nil
-	return k
-}
-
-func (m *Mirror) keptSlice(s *discoveryv1.EndpointSlice) *discoveryv1.EndpointSlice {
-	k := &discoveryv1.EndpointSlice{ObjectMeta: m.keptMeta(&s.ObjectMeta), AddressType: s.AddressType, Ports: s.Ports, Endpoints: make([]discoveryv1.Endpoint, len(s.Endpoints))}
-	k.UID = ""
-	for i := range s.Endpoints {
-		e := &s.Endpoints[i]
-		k.Endpoints[i] = discoveryv1.Endpoint{Addresses: e.Addresses, Conditions: e.Conditions, Hostname: e.Hostname, Hints: e.Hints}
-		if e.NodeName != nil && *e.NodeName == m.node {
-			k.Endpoints[i].NodeName = e.NodeName
-		}
-	}
-	return k
-}
-
-func (m *Mirror) keptNamespace(n *corev1.Namespace) *corev1.Namespace {
-	return &corev1.Namespace{ObjectMeta: m.keptMeta(&n.ObjectMeta)}
-}
-
-func (m *Mirror) keptPod(p *corev1.Pod) *corev1.Pod {
-	return &corev1.Pod{ObjectMeta: m.keptMeta(&p.ObjectMeta), Spec: corev1.PodSpec{HostNetwork: p.Spec.HostNetwork}, Status: corev1.PodStatus{Phase: p.Status.Phase, PodIPs: p.Status.PodIPs}}
 }
 
 // ServiceOf is the key of the Service that a slice belongs to, or empty.
@@ -96,10 +63,6 @@ func sliceAddresses(s *discoveryv1.EndpointSlice) []netip.Addr {
 		out = addrs(out, s.Endpoints[i].Addresses)
 	}
 	return distinct(out)
-}
-
-func tellsHostnames(s *discoveryv1.EndpointSlice) bool {
-	return slices.ContainsFunc(s.Endpoints, func(e discoveryv1.Endpoint) bool { return e.Hostname != nil && *e.Hostname != "" })
 }
 
 // podAddresses are those of a pod that runs and has a network of its own.

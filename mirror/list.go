@@ -51,8 +51,14 @@ type lister[L runtime.Object, T any] struct {
 	page int64
 	hold func(runtime.Object) (T, error)
 	note func(error)
-	cache.ListWatch
+	listed
 }
+
+// listed lists and watches for a reflector that is not to have lists streamed as events of a watch.
+type listed struct{ cache.ListWatch }
+
+// IsWatchListSemanticsUnSupported has the reflector list.
+func (*listed) IsWatchListSemanticsUnSupported() bool { return true }
 
 // Reflector has a store follow a kind, what being an object of it. A list comes in pages of so many objects, of which one is held while the server makes the next: a server takes several times
 // as long to stream objects one by one, and a list in one piece takes several times as much memory here. hold says what is kept of each object of a page; the
@@ -74,9 +80,6 @@ func Reflector[L runtime.Object, T any](what runtime.Object, store cache.Reflect
 	}
 	return cache.NewReflectorWithOptions(l, what, store, cache.ReflectorOptions{})
 }
-
-// IsWatchListSemanticsUnSupported has the reflector list, and not stream.
-func (l *lister[L, T]) IsWatchListSemanticsUnSupported() bool { return true }
 
 // list returns all objects as of one resourceVersion, the newest. A reflector's own wish for a limit and a version is for lists of one request.
 func (l *lister[L, T]) list(ctx context.Context, _ metav1.ListOptions) (runtime.Object, error) {

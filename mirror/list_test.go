@@ -33,7 +33,7 @@ func TestPages(t *testing.T) {
 	const pages, each = 3, 4
 	_, s := newTold()
 	listed := 0
-	s.Follow(Follower[*discoveryv1.EndpointSlice]{Listed: func(*discoveryv1.EndpointSlice) { listed++ }})
+	s.Follow(Follower[*discoveryv1.EndpointSlice]{Listed: func(*discoveryv1.EndpointSlice) { listed++ }, Having: discoveryv1.LabelServiceName})
 	broken := -1
 	l := &lister[*discoveryv1.EndpointSliceList, packed]{page: pageSize, hold: s.listed, from: slicePages(func(o metav1.ListOptions) (*discoveryv1.EndpointSliceList, error) {
 		n, _ := strconv.Atoi(o.Continue) // the first page has none

@@ -9,6 +9,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
 )
 
@@ -40,11 +41,14 @@ func New(client kubernetes.Interface, node string) *Mirror {
 	return m
 }
 
+// firstShort is the short name of the first label or annotation that is kept.
+const firstShort = 'a'
+
 // Keep names labels and annotations that somebody asks for. No others are held but discoveryv1.LabelServiceName.
 func (m *Mirror) Keep(names ...string) {
 	for _, name := range names {
 		if m.short[name] == "" {
-			short := string(rune('a' + len(m.short)))
+			short := string(rune(firstShort + len(m.short)))
 			m.short[name], m.long[short] = short, name
 		}
 	}
@@ -54,9 +58,9 @@ func (m *Mirror) Keep(names ...string) {
 func (m *Mirror) Services() *Services {
 	if m.services == nil {
 		api := m.client.CoreV1().Services(metav1.NamespaceAll)
-		m.services = newSet[corev1.Service](m, m.keptService)
+		m.services = newSet[corev1.Service](m, keptService)
 		m.services.service, m.services.addresses = KeyOf[*corev1.Service], serviceAddresses
-		follow[*corev1.ServiceList](m, m.services, api)
+		follow[*corev1.ServiceList](m, m.services, api, m.client.CoreV1().RESTClient(), "services")
 	}
 	return m.services
 }
@@ -65,9 +69,9 @@ func (m *Mirror) Services() *Services {
 func (m *Mirror) Slices() *Slices {
 	if m.slices == nil {
 		api := m.client.DiscoveryV1().EndpointSlices(metav1.NamespaceAll)
-		m.slices = newSet[discoveryv1.EndpointSlice](m, m.keptSlice)
-		m.slices.service, m.slices.addresses, m.slices.names, m.slices.belong = ServiceOf, sliceAddresses, tellsHostnames, true
-		follow[*discoveryv1.EndpointSliceList](m, m.slices, api)
+		m.slices = newSet[discoveryv1.EndpointSlice](m, keptSlice)
+		m.slices.service, m.slices.addresses, m.slices.belong = ServiceOf, sliceAddresses, true
+		follow[*discoveryv1.EndpointSliceList](m, m.slices, api, m.client.DiscoveryV1().RESTClient(), "endpointslices")
 	}
 	return m.slices
 }
@@ -76,8 +80,8 @@ func (m *Mirror) Slices() *Slices {
 func (m *Mirror) Namespaces() *Namespaces {
 	if m.namespaces == nil {
 		api := m.client.CoreV1().Namespaces()
-		m.namespaces = newSet[corev1.Namespace](m, m.keptNamespace)
-		follow[*corev1.NamespaceList](m, m.namespaces, api)
+		m.namespaces = newSet[corev1.Namespace](m, keptNamespace)
+		follow[*corev1.NamespaceList](m, m.namespaces, api, m.client.CoreV1().RESTClient(), "namespaces")
 	}
 	return m.namespaces
 }
@@ -86,17 +90,21 @@ func (m *Mirror) Namespaces() *Namespaces {
 func (m *Mirror) Pods() *Pods {
 	if m.pods == nil {
 		api := m.client.CoreV1().Pods(metav1.NamespaceAll)
-		m.pods = newSet[corev1.Pod](m, m.keptPod)
+		m.pods = newSet[corev1.Pod](m, keptPod)
 		m.pods.addresses = podAddresses
-		follow[*corev1.PodList](m, m.pods, api)
+		follow[*corev1.PodList](m, m.pods, api, m.client.CoreV1().RESTClient(), "pods")
 	}
 	return m.pods
 }
 
-// follow makes a mirror follow a kind.
-func follow[L runtime.Object, T any, P object[T]](m *Mirror, s *Set[T, P], from Source[L]) {
+// follow makes a mirror follow a kind: its objects come as bytes from a client of an API server, as objects from any other, as tests have.
+func follow[L runtime.Object, T any, P object[T]](m *Mirror, s *Set[T, P], from Source[L], client rest.Interface, resource string) {
 	m.all = append(m.all, s)
-	m.reflectors = append(m.reflectors, Reflector(P(new(T)), s, from, pageSize, s.listed, nil))
+	if c, ok := client.(*rest.RESTClient); ok && c != nil {
+		m.reflectors = append(m.reflectors, streaming(P(new(T)), s, from.Watch, stream{client, resource}, s.listedBytes))
+	} else {
+		m.reflectors = append(m.reflectors, Reflector(P(new(T)), s, from, pageSize, s.listed, nil))
+	}
 }
 
 // Run follows the API server until ctx ends. What is held stays.

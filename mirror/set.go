@@ -32,8 +32,9 @@ func KeyOf[P metav1.Object](obj P) string {
 
 // Follower is told what becomes of the objects of a set, after it is held: of one object after the other. It must neither change them nor wait.
 type Follower[P any] struct {
-	// Listed is told of each object of a list as it came, before it is held; nil: nobody is.
+	// Listed is told of each object of a list that has the label or annotation Having, as it came, before it is held; nil: nobody is. Having is one that is kept.
 	Listed func(P)
+	Having string
 	// Added is told of each object that a list brought and that was not held before: the key of the Service that it is or belongs to. It spares the
 	// copy that Changed, which is told if it is nil, would get.
 	Added func(service string)
@@ -44,11 +45,10 @@ type Follower[P any] struct {
 
 // Set are the objects of a kind that the API server has. It is a store for client-go's reflector, whose methods are for nobody else.
 type Set[T any, P object[T]] struct {
-	keep      func(P) *T           // a copy of what is held
+	keeper    keeper               // of the reflector alone
 	service   func(P) string       // key of the Service that an object is or belongs to; nil: of none
 	addresses func(P) []netip.Addr // each once; nil: it has none
 	belong    bool                 // objects are found by their Service
-	names     func(P) bool         // whether an object tells hostnames; nil: none does
 	long      map[string]string    // names of labels and annotations, by those in packed objects
 	followers []Follower[P]
 
@@ -61,8 +61,11 @@ type Set[T any, P object[T]] struct {
 	synced  chan struct{} // closed when all that there was at the start is held and told of
 }
 
-func newSet[T any, P object[T]](m *Mirror, keep func(P) *T) *Set[T, P] {
-	return &Set[T, P]{keep: keep, long: m.long, objects: map[string]string{}, of: newLists[string](), named: map[string]bool{}, synced: make(chan struct{})}
+func newSet[T any, P object[T]](m *Mirror, kept message) *Set[T, P] {
+	return &Set[T, P]{
+		keeper: keeper{kept: kept, short: m.short, node: m.node}, long: m.long,
+		objects: map[string]string{}, of: newLists[string](), named: map[string]bool{}, synced: make(chan struct{}),
+	}
 }
 
 // Follow has somebody told. Call it before the mirror runs.
@@ -155,11 +158,30 @@ type packed struct {
 }
 
 func (s *Set[T, P]) pack(obj P) (packed, error) {
-	data, err := P(s.keep(obj)).Marshal()
-	p := packed{key: KeyOf(obj), data: string(data)}
-	p.service, p.addrs = s.places(obj)
-	p.named = s.names != nil && s.names(obj)
-	return p, err
+	data, err := obj.Marshal()
+	if err != nil {
+		return packed{}, err
+	}
+	return s.packBytes(data)
+}
+
+// packBytes is pack of an object on the wire.
+func (s *Set[T, P]) packBytes(object []byte) (packed, error) {
+	k := &s.keeper
+	if err := k.keep(object); err != nil {
+		return packed{}, err
+	}
+	p := packed{key: k.key(k.name), data: string(k.out), named: k.named}
+	switch {
+	case s.belong && len(k.service) > 0:
+		p.service = k.key(k.service)
+	case !s.belong && s.service != nil:
+		p.service = p.key
+	}
+	if s.at != nil && s.addresses != nil {
+		p.addrs = s.addresses(s.unpack(p.key, p.data))
+	}
+	return p, nil
 }
 
 // places is where an object is found besides.
@@ -218,16 +240,30 @@ func (s *Set[T, P]) Delete(obj any) error {
 // listed holds an object of a list, which the followers are told of first.
 func (s *Set[T, P]) listed(o runtime.Object) (packed, error) {
 	obj := o.(P) // a typed client's list has no others
-	for _, f := range s.followers {
-		if f.Listed != nil {
-			f.Listed(obj)
-		}
-	}
-	p, err := s.pack(obj)
+	data, err := obj.Marshal()
 	if err != nil {
-		err = fmt.Errorf("%s: %w", KeyOf(obj), err)
+		return packed{}, fmt.Errorf("%s: %w", KeyOf(obj), err)
 	}
-	return p, err
+	return s.listedBytes(data)
+}
+
+// listedBytes is listed of an object on the wire.
+func (s *Set[T, P]) listedBytes(object []byte) (packed, error) {
+	p, err := s.packBytes(object)
+	if err != nil {
+		return p, fmt.Errorf("%s: %w", p.key, err)
+	}
+	for _, f := range s.followers {
+		if f.Listed == nil || s.keeper.has&shortBit(s.keeper.short[f.Having]) == 0 {
+			continue
+		}
+		obj := P(new(T))
+		if err := obj.Unmarshal(object); err != nil {
+			return p, fmt.Errorf("%s: %w", p.key, err)
+		}
+		f.Listed(obj)
+	}
+	return p, nil
 }
 
 // Replace implements cache.ReflectorStore. The list is of what listed has made.

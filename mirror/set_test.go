@@ -222,7 +222,8 @@ func TestKept(t *testing.T) {
 	if ns := m.Namespaces().Get("ns"); ns == nil || ns.Name != "ns" || ns.Namespace != "" || ns.UID != "7" || !m.Namespaces().Has("ns") {
 		t.Errorf("a namespace is held as %+v", ns)
 	}
-	if k := m.keptMeta(&metav1.ObjectMeta{Labels: map[string]string{"app": "x"}, Annotations: map[string]string{"a": "x"}}); k.Labels != nil || k.Annotations != nil {
+	must(t, m.Namespaces().Add(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "other", Labels: map[string]string{"app": "x"}, Annotations: map[string]string{"a": "x"}}}))
+	if k := m.Namespaces().Get("other"); k.Labels != nil || k.Annotations != nil {
 		t.Errorf("held, though nobody asks for it: %v, %v", k.Labels, k.Annotations)
 	}
 }

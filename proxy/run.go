@@ -80,7 +80,7 @@ func New(cfg Config) (*Proxy, error) {
 	cfg.Objects.Keep(labelProxyName, corev1.IsHeadlessService, corev1.AnnotationLoadBalancerSourceRangesKey, corev1.EndpointsLastChangeTriggerTime, AnnotationWeight)
 	p.services, p.slices = cfg.Objects.Services(), cfg.Objects.Slices()
 	p.services.Follow(mirror.Follower[*corev1.Service]{Changed: p.serviceChanged, Added: func(key string) { p.note(key, 1, 0, time.Time{}) }})
-	p.slices.Follow(mirror.Follower[*discoveryv1.EndpointSlice]{Listed: p.weigh, Changed: p.sliceChanged, Added: func(key string) { p.note(key, 0, 1, time.Time{}) }})
+	p.slices.Follow(mirror.Follower[*discoveryv1.EndpointSlice]{Listed: p.weigh, Having: AnnotationWeight, Changed: p.sliceChanged, Added: func(key string) { p.note(key, 0, 1, time.Time{}) }})
 	nodes, err := cfg.Informers.Core().V1().Nodes().Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc:    p.nodeChanged,
 		UpdateFunc: func(_, now any) { p.nodeChanged(now) },

@@ -21,6 +21,7 @@ var servicesParts = []part{
 	{"nodeport", (*bench).nodePort},
 	{"forwarded", (*bench).forwarded},
 	{"api", (*bench).follow},
+	{"sync", (*bench).sync},
 	{"programs", (*bench).programs},
 }
 

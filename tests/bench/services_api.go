@@ -22,9 +22,34 @@ import (
 // apiSizes are those that the cost of following the API is taken at.
 var apiSizes = []int{1_000, 10_000, 50_000}
 
-// follow measures what it costs to keep the kernel's tables as the API says: a control plane alone, whose etcd is filled with Services,
-// and an agent that runs the proxy.
-func (b *bench) follow(ctx context.Context) (err error) {
+// follow measures what it costs to keep the kernel's tables as the API says.
+func (b *bench) follow(ctx context.Context) error { return b.followAll(ctx, apiSizes, b.followed) }
+
+// sync measures the first look at all of the most Services alone, for whoever asks for that: it is a part of follow.
+func (b *bench) sync(ctx context.Context) error {
+	if b.only == "" {
+		return nil
+	}
+	return b.followAll(ctx, apiSizes[len(apiSizes)-1:], func(ctx context.Context, p *followedPlane, size int) error {
+		a, err := b.synced(ctx, p, size)
+		if a != nil {
+			err = errors.Join(err, a.stop())
+		}
+		return err
+	})
+}
+
+// followedPlane is a control plane whose etcd is filled with Services.
+type followedPlane struct {
+	lab     *lab.Cluster
+	dir     string
+	server  int // its process
+	own     int // Services of its own
+	changes *changer
+}
+
+// followAll calls measure for each size, at a control plane alone that has so many Services.
+func (b *bench) followAll(ctx context.Context, sizes []int, measure func(context.Context, *followedPlane, int) error) (err error) {
 	dir, err := os.MkdirTemp("", "strake-bench-")
 	if err != nil {
 		return err
@@ -64,14 +89,14 @@ func (b *bench) follow(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	own, filled := len(first.Items), 0 // the control plane's own Services
-	changes := &changer{client, map[int]int{}}
-	for _, size := range apiSizes {
+	p := &followedPlane{c, dir, server.Process.Pid, len(first.Items), &changer{client, map[int]int{}}}
+	filled := 0
+	for _, size := range sizes {
 		if err := put(ctx, c, stored(filled, size)); err != nil {
 			return err
 		}
 		filled = size
-		if err := b.followed(ctx, c, changes, dir, size, own); err != nil {
+		if err := measure(ctx, p, size); err != nil {
 			return fmt.Errorf("%d Services: %w", size, err)
 		}
 	}
@@ -94,50 +119,78 @@ func awaitAPI(ctx context.Context, c *lab.Cluster) error {
 }
 
 // followed measures one size.
-func (b *bench) followed(ctx context.Context, c *lab.Cluster, changes *changer, dir string, size, own int) (err error) {
-	var a *agent
+func (b *bench) followed(ctx context.Context, p *followedPlane, size int) (err error) {
+	a, err := b.synced(ctx, p, size)
 	defer func() {
 		if a != nil {
 			err = errors.Join(err, a.stop())
 		}
 	}()
-	var synced, started []float64
+	if err != nil {
+		return err
+	}
+	what := count(size) + ", "
+	if err := b.changes(ctx, a, p.changes, what, size); err != nil {
+		return err
+	}
+	if err := b.firstConnection(ctx, p.lab, a, p.changes.client, what); err != nil {
+		return err
+	}
+	return b.agentCost(ctx, a, p.changes, what, size)
+}
+
+// synced takes the time until all is in the kernel of an agent that starts with nothing, and returns the last of some agents.
+func (b *bench) synced(ctx context.Context, p *followedPlane, size int) (a *agent, err error) {
+	var synced, started, agentCPU, serverCPU []float64
 	for i := range b.times(4) {
 		if a != nil {
 			if err := a.stop(); err != nil {
-				return err
+				return nil, err
 			}
 		}
-		if a, err = startAgent(c, filepath.Join(dir, "agent"), agentSpec{Services: size + own}); err != nil {
-			return err
+		if a, err = startAgent(p.lab, filepath.Join(p.dir, "agent"), agentSpec{Services: size + p.own}); err != nil {
+			return nil, err
 		}
 		opened, err := a.next(ctx)
 		if err != nil {
-			return err
+			return a, err
+		}
+		server, err := cpuSeconds(p.server)
+		if err != nil {
+			return a, err
+		}
+		agent, err := cpuSeconds(a.cmd.Process.Pid)
+		if err != nil {
+			return a, err
 		}
 		all, err := a.next(ctx)
 		if err != nil {
-			return err
+			return a, err
 		}
-		if i > 0 { // by the first one the API server learns of what was put into etcd
-			synced, started = append(synced, (all.At-opened.At).Seconds()), append(started, (all.At-a.began).Seconds())
+		if i == 0 {
+			continue // by the first one the API server learns of what was put into etcd
 		}
+		synced, started = append(synced, (all.At-opened.At).Seconds()), append(started, (all.At-a.began).Seconds())
+		for pid, cpu := range map[int]*[]float64{p.server: &serverCPU, a.cmd.Process.Pid: &agentCPU} {
+			used, err := cpuSeconds(pid)
+			if err != nil {
+				return a, err
+			}
+			*cpu = append(*cpu, used)
+		}
+		serverCPU[i-1], agentCPU[i-1] = serverCPU[i-1]-server, agentCPU[i-1]-agent
 	}
-	what := count(size) + ", "
+	what := count(size) + ", full sync from empty"
 	if size == 50_000 {
-		b.report.aim(what+"full sync from empty, median", quantile(synced, 0.5), "s", atMost, 3)
+		b.report.aim(what+", median", quantile(synced, 0.5), "s", atMost, 3)
 	} else {
-		b.report.figure(what+"full sync from empty, median", quantile(synced, 0.5), "s")
+		b.report.figure(what+", median", quantile(synced, 0.5), "s")
 	}
-	b.report.figure(what+"full sync from empty, from the agent's exec", quantile(started, 0.5), "s")
+	b.report.figure(what+", from the agent's exec", quantile(started, 0.5), "s")
+	b.report.figure(what+", processor time of the agent", quantile(agentCPU, 0.5), "s")
+	b.report.figure(what+", processor time of the API server", quantile(serverCPU, 0.5), "s")
 	b.draw("Full sync from empty", "s", kindStrake, size, quantile(synced, 0.5))
-	if err := b.changes(ctx, a, changes, what, size); err != nil {
-		return err
-	}
-	if err := b.firstConnection(ctx, c, a, changes.client, what); err != nil {
-		return err
-	}
-	return b.agentCost(ctx, a, changes, what, size)
+	return a, nil
 }
 
 // next waits for what the agent tells.

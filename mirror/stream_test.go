@@ -1,0 +1,204 @@
+package mirror
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
+	"reflect"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/serializer/protobuf"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/rest"
+)
+
+// answers is a mirror of an API server that answers each list with the same bytes.
+func answers(t *testing.T, body []byte) *Mirror {
+	t.Helper()
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Query().Get("watch") != "" {
+			http.Error(w, "nobody watches", http.StatusForbidden)
+			return
+		}
+		if r.URL.RawQuery != "" || r.Header.Get("Accept") != runtime.ContentTypeProtobuf {
+			t.Errorf("asked for %s as %s", r.URL, r.Header.Get("Accept"))
+		}
+		w.Header().Set("Content-Type", runtime.ContentTypeProtobuf)
+		w.Write(body)
+	}))
+	t.Cleanup(s.Close)
+	client, err := kubernetes.NewForConfig(&rest.Config{Host: s.URL})
+	must(t, err)
+	m := New(client, "n1")
+	m.Keep("weight", corev1.IsHeadlessService)
+	return m
+}
+
+// onWire is an object as an API server sends it.
+func onWire(t *testing.T, obj runtime.Object) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	must(t, protobuf.NewSerializer(scheme.Scheme, scheme.Scheme).Encode(obj, &b))
+	return b.Bytes()
+}
+
+// decorated is metadata of all that API servers add, of which nothing is asked for but what labels and annotations say.
+func decorated(name string, r *rand.Rand) metav1.ObjectMeta {
+	seven := int64(7)
+	o := metav1.ObjectMeta{
+		Namespace: "ns", Name: name, GenerateName: "x-", UID: "1", ResourceVersion: "12", Generation: 1 << 40, CreationTimestamp: metav1.Unix(1767225600, 0), DeletionGracePeriodSeconds: &seven,
+		Labels: map[string]string{"app": "x"}, Annotations: map[string]string{"long": strings.Repeat("x", 1000)}, Finalizers: []string{"x"},
+		OwnerReferences: []metav1.OwnerReference{{Kind: "Service", Name: "x"}},
+		ManagedFields:   []metav1.ManagedFieldsEntry{{Manager: "x", FieldsV1: metav1.NewFieldsV1(`{"f:metadata":{}}`)}},
+	}
+	for _, name := range []string{discoveryv1.LabelServiceName, corev1.IsHeadlessService} {
+		if r.IntN(2) == 0 {
+			o.Labels[name] = fmt.Sprint("v", r.IntN(9))
+		}
+	}
+	if r.IntN(2) == 0 {
+		o.Annotations["weight"] = "2"
+	}
+	return o
+}
+
+func kept(o metav1.ObjectMeta) metav1.ObjectMeta {
+	out := metav1.ObjectMeta{Namespace: o.Namespace, Name: o.Name, UID: o.UID}
+	for from, to := range map[*map[string]string]*map[string]string{&o.Labels: &out.Labels, &o.Annotations: &out.Annotations} {
+		for _, name := range []string{discoveryv1.LabelServiceName, corev1.IsHeadlessService, "weight"} {
+			if v, ok := (*from)[name]; ok {
+				if *to == nil {
+					*to = map[string]string{}
+				}
+				(*to)[name] = v
+			}
+		}
+	}
+	return out
+}
+
+// What comes in one answer is held as what comes object by object is, and both are what is to be kept of them.
+func TestStream(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 2))
+	list := &discoveryv1.EndpointSliceList{TypeMeta: metav1.TypeMeta{APIVersion: "discovery.k8s.io/v1", Kind: "EndpointSliceList"}, ListMeta: metav1.ListMeta{ResourceVersion: "7"}}
+	want := map[string]*discoveryv1.EndpointSlice{}
+	for i := range 200 {
+		s := slice(fmt.Sprint("web-", i), "", "http")
+		s.ObjectMeta = decorated(s.Name, r)
+		k := s.DeepCopy()
+		k.ObjectMeta = kept(s.ObjectMeta)
+		k.UID = ""
+		for e := range r.IntN(100) {
+			at := discoveryv1.Endpoint{Addresses: []string{fmt.Sprintf("10.0.%d.%d", i, e)}, Conditions: discoveryv1.EndpointConditions{Ready: ptr(r.IntN(2) == 0), Terminating: ptr(false)}}
+			if r.IntN(3) == 0 {
+				at.Hints = &discoveryv1.EndpointHints{ForNodes: []discoveryv1.ForNode{{Name: "n1"}}}
+			}
+			if r.IntN(3) == 0 {
+				at.Hostname = ptr("db-0")
+			}
+			node := fmt.Sprint("n", r.IntN(3))
+			if node == "n1" {
+				at.NodeName = &node
+			}
+			k.Endpoints = append(k.Endpoints, at)
+			at.NodeName, at.Zone, at.TargetRef = &node, ptr("z"), &corev1.ObjectReference{Kind: "Pod", Name: "p"}
+			s.Endpoints = append(s.Endpoints, at)
+		}
+		list.Items, want["ns/"+s.Name] = append(list.Items, *s), k
+	}
+	m := answers(t, onWire(t, list))
+	weighty := map[string]bool{}
+	m.Slices().Follow(Follower[*discoveryv1.EndpointSlice]{Changed: func(_, now *discoveryv1.EndpointSlice) {}, Having: "weight", Listed: func(s *discoveryv1.EndpointSlice) {
+		if weighty[s.Name] = true; s.UID != "1" {
+			t.Errorf("told of a %s that did not come so: %+v", s.Name, s)
+		}
+	}})
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	go m.Run(ctx)
+	if !m.Wait(ctx) {
+		t.Fatal("not seen")
+	}
+	if n := len(m.Slices().Keys()); n != len(want) {
+		t.Fatalf("%d are held of %d", n, len(want))
+	}
+	one := New(nil, "n1")
+	one.Keep("weight", corev1.IsHeadlessService)
+	alone := newSet[discoveryv1.EndpointSlice](one, keptSlice)
+	alone.service, alone.belong = ServiceOf, true
+	for i := range list.Items {
+		s := &list.Items[i]
+		key := KeyOf(s)
+		if back := m.Slices().Get(key); !reflect.DeepEqual(back, want[key]) {
+			t.Errorf("%s is held as\n%+v, not as\n%+v", key, back, want[key])
+		}
+		p, err := alone.pack(s)
+		must(t, err)
+		if p.data != m.slices.objects[key] {
+			t.Errorf("%s is packed in two ways", key)
+		}
+		if p.service != ServiceOf(s) || p.named != m.slices.named[key] {
+			t.Errorf("%s is of %q, named %t", key, p.service, p.named)
+		}
+		if _, has := s.Annotations["weight"]; has != weighty[s.Name] {
+			t.Errorf("%s has a weight: %t, and somebody was told: %t", key, has, weighty[s.Name])
+		}
+	}
+}
+
+// An answer that is not whole, or none of a list, is an error, and nothing is held for it.
+func TestStreamEnds(t *testing.T) {
+	list := &corev1.ServiceList{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "ServiceList"}, ListMeta: metav1.ListMeta{ResourceVersion: "7"}, Items: []corev1.Service{{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "web"}}}}
+	whole := onWire(t, list)
+	read := func(body []byte) (string, error) {
+		m := answers(t, body)
+		return stream{m.client.CoreV1().RESTClient(), "services"}.list(t.Context(), func(b []byte) error { return new(corev1.Service).Unmarshal(b) })
+	}
+	if version, err := read(whole); version != "7" || err != nil {
+		t.Fatal(version, err)
+	}
+	const after = 4 // what follows the list is contentEncoding and contentType, both empty
+	for n := range len(whole) - after {
+		if version, err := read(whole[:n]); err == nil {
+			t.Errorf("%d of %d bytes are a list of version %q", n, len(whole), version)
+		}
+	}
+	if _, err := read([]byte(`{"kind":"ServiceList"}`)); err == nil || !strings.Contains(err.Error(), "the answer begins with") {
+		t.Error("JSON:", err)
+	}
+	list.Continue = "more"
+	if _, err := read(onWire(t, list)); err == nil || !strings.Contains(err.Error(), "a part") {
+		t.Error("a part of a list:", err)
+	}
+}
+
+// Bytes that are no object are an error at most.
+func FuzzKeep(f *testing.F) {
+	s := slice("web-1", "web", "http", "10.0.0.1")
+	s.ObjectMeta = decorated("web-1", rand.New(rand.NewPCG(1, 2)))
+	b, err := s.Marshal()
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(b)
+	for i := range b {
+		f.Add(b[:i])
+	}
+	m := New(nil, "n1")
+	set := newSet[discoveryv1.EndpointSlice](m, keptSlice)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		p, err := set.packBytes(b)
+		if err == nil && new(discoveryv1.EndpointSlice).Unmarshal(b) == nil && new(discoveryv1.EndpointSlice).Unmarshal([]byte(p.data)) != nil {
+			t.Errorf("%x is packed as %x, which is no object", b, p.data)
+		}
+	})
+}
