@@ -90,7 +90,7 @@ func TestCustomResources(t *testing.T) {
 	widget := func(size string) string {
 		return "apiVersion: e2e.strake.io/v1\nkind: Widget\nmetadata: {name: a}\nspec: {size: " + size + "}\n"
 	}
-	eventually(t, 20*time.Second, func() string { // discovery follows
+	eventually(t, 80*time.Second, func() string { // discovery follows
 		cmd := c.kubectlCommand("apply", "-f", "-")
 		cmd.Stdin = strings.NewReader(widget("3"))
 		if out, err := cmd.CombinedOutput(); err != nil {
@@ -106,7 +106,7 @@ func TestCustomResources(t *testing.T) {
 	if out, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(out), "spec.size") {
 		t.Errorf("%v: %s", err, out)
 	}
-	eventually(t, 20*time.Second, func() string {
+	eventually(t, 80*time.Second, func() string {
 		if out, err := c.try("explain", "widget.spec.size"); err != nil || !strings.Contains(out, "How big it is.") {
 			return out
 		}

@@ -47,14 +47,14 @@ func bad(r doctor.Report) string {
 func TestDoctor(t *testing.T) {
 	c := use(t)
 	// What is broken below is to stay broken: rows of pods that other tests have just deleted go by themselves.
-	eventually(t, 60*time.Second, func() string {
+	eventually(t, 4*time.Minute, func() string {
 		leaving, err := c.try("get", "pods", "-A", "-o", `jsonpath={range .items[?(@.metadata.deletionTimestamp)]}{.metadata.namespace}/{.metadata.name} {end}`)
 		if err != nil {
 			return err.Error()
 		}
 		return strings.TrimSpace(leaving)
 	})
-	eventually(t, 30*time.Second, func() string { return bad(examine(t, c)) })
+	eventually(t, 2*time.Minute, func() string { return bad(examine(t, c)) })
 	pins := filepath.Join(c.Data, "bpf")
 	must := func(err error) {
 		t.Helper()
@@ -79,7 +79,7 @@ func TestDoctor(t *testing.T) {
 		must(l.Detach())
 	}
 	var pods []string
-	eventually(t, 30*time.Second, func() string { // new pods' are filters for a while
+	eventually(t, 2*time.Minute, func() string { // new pods' are filters for a while
 		var err error
 		if pods, err = filepath.Glob(filepath.Join(pins, "link_strake_pod_*")); err != nil || len(pods) == 0 {
 			return fmt.Sprintf("no pod has a link, the test wants tcx (%v)", err)
@@ -96,7 +96,7 @@ func TestDoctor(t *testing.T) {
 			}
 		}
 		kill(t, c, "agent") // its next start mends the rest
-		eventually(t, 60*time.Second, func() string { return bad(examine(t, c)) })
+		eventually(t, 4*time.Minute, func() string { return bad(examine(t, c)) })
 	}()
 	must(os.WriteFile(config, nil, 0o600))
 	in("ip", "link", "add", "cni0", "type", "bridge")

@@ -25,7 +25,7 @@ func recordedFlows(l *policyLab) {
 		rule          int
 	}
 	wants := []want{{"shop/near", flows.Allowed, 8080, 1}, {"shop/far", flows.Allowed, 8080, 1}, {"other/stranger", flows.Dropped, 8080, -1}, {"shop/far", flows.Dropped, 8081, -1}}
-	eventually(l.t, 30*time.Second, func() string {
+	eventually(l.t, 2*time.Minute, func() string {
 		out, err := l.StrakeCommand(l.t.Context(), "policy", "flows", "--since", "10m", "--policy", "shop/recorded", "-o", "json").Output()
 		if err != nil {
 			return fmt.Sprintf("policy flows: %v", err)
@@ -68,7 +68,7 @@ func recordedFlows(l *policyLab) {
 			return strings.Contains(g.Was, "recorded") && strings.Contains(g.Example, "near") && strings.Contains(g.Example, "server") && g.Port == 8080
 		})
 	}
-	eventually(l.t, 60*time.Second, func() string {
+	eventually(l.t, 4*time.Minute, func() string {
 		if r, code, said := judgedBy(denyIngress); code != 1 || !breaks(r) {
 			return fmt.Sprintf("policy replay by one that lets nobody in: exit code %d, %+v %s", code, r, said)
 		}

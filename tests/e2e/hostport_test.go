@@ -71,7 +71,7 @@ func TestHostPort(t *testing.T) {
 		t.Errorf("a pod's own loopback address leads to the node's hostPort: %s", out)
 	}
 	c.apply(rival)
-	eventually(t, 20*time.Second, func() string {
+	eventually(t, 80*time.Second, func() string {
 		if out := c.kubectl("get", "events", "--field-selector", "involvedObject.name=rival"); !strings.Contains(out, "free ports") {
 			return "a second pod with the same port is not refused:\n" + out
 		}
@@ -82,7 +82,7 @@ func TestHostPort(t *testing.T) {
 	if bad := c.kubectl("get", "pod", "rival", "-o", "jsonpath={.status.hostIP}"); bad != lab.NodeIP {
 		t.Errorf("host IP %q", bad)
 	}
-	eventually(t, 20*time.Second, func() string { // without a probe it is Ready before it listens
+	eventually(t, 80*time.Second, func() string { // without a probe it is Ready before it listens
 		out, err := exec.CommandContext(t.Context(), "ip", append([]string{"netns", "exec", c.Outside, c.Binary}, client("http://"+lab.NodeIP+":8099")...)...).CombinedOutput()
 		if err != nil || !strings.Contains(string(out), "rival answers") {
 			return fmt.Sprintf("%v: %s", err, out)

@@ -117,7 +117,7 @@ func TestKubectl(t *testing.T) {
 	})
 	run("events, describe, top of a list", func(t *testing.T, c *cluster) {
 		for _, reason := range []string{"Scheduled", "Started"} {
-			eventually(t, 10*time.Second, func() string {
+			eventually(t, 40*time.Second, func() string {
 				if out := c.kubectl("events", "--for", "pod/ticker"); !strings.Contains(out, reason) {
 					return "no event " + reason + " in\n" + out
 				}
@@ -135,7 +135,7 @@ func TestKubectl(t *testing.T) {
 		c.kubectl("create", "deployment", "app", "--image=strake.io/demo:1", "--replicas=2", "--", "/strake", "demo", "echo")
 		c.kubectl("rollout", "status", "deployment/app", "--timeout=60s")
 		c.kubectl("set", "image", "deployment/app", "demo=strake.io/missing:1")
-		eventually(t, 90*time.Second, func() string {
+		eventually(t, 6*time.Minute, func() string {
 			if out := c.kubectl("get", "pods", "-l", "app=app"); !strings.Contains(out, "ErrImagePull") && !strings.Contains(out, "ImagePullBackOff") {
 				return "no pod tells of its missing image:\n" + out
 			}

@@ -108,7 +108,7 @@ func TestMainJob(t *testing.T) {
 	t.Run("a change of a ConfigMap reaches its files", func(t *testing.T) {
 		c := c.in(t)
 		c.kubectl("patch", "configmap", "conf", "-p", `{"data":{"index.html":"changed\n"}}`)
-		eventually(t, 30*time.Second, func() string {
+		eventually(t, 2*time.Minute, func() string {
 			if out := c.kubectl("exec", "deploy/web", "--", "cat", "/www/index.html"); out != "changed\n" {
 				return "still " + out
 			}
@@ -139,7 +139,7 @@ func TestMainJob(t *testing.T) {
 		c := c.in(t)
 		c.kubectl("delete", "pod", "-l", "app=web", "--wait=true", "--timeout=60s")
 		c.kubectl("rollout", "status", "deployment/web", "--timeout=60s")
-		eventually(t, 60*time.Second, func() string { // the rollout's status may be from before the pods went
+		eventually(t, 4*time.Minute, func() string { // the rollout's status may be from before the pods went
 			uid := c.kubectl("get", "pods", "-l", "app=web", "-o", "jsonpath={.items[*].metadata.uid}")
 			if uid, _, _ = strings.Cut(uid, " "); uid == "" {
 				return "no pod to kill"
@@ -149,7 +149,7 @@ func TestMainJob(t *testing.T) {
 			}
 			return ""
 		})
-		eventually(t, 60*time.Second, func() string {
+		eventually(t, 4*time.Minute, func() string {
 			out := c.kubectl("get", "pods", "-l", "app=web", "-o", "jsonpath={.items[*].status.containerStatuses[0].restartCount}{range .items[*]}{.status.conditions[?(@.type=='Ready')].status}{end}")
 			if !strings.Contains(out, "1") || strings.Contains(out, "False") {
 				return "restarts and readiness: " + out

@@ -48,7 +48,7 @@ func verdictsStand(l *policyLab) {
 // withoutAPI stops the API server, kills an agent meanwhile, and the server in the end: the verdicts of before stand, nobody new is let in, and what changes
 // afterwards counts.
 func withoutAPI(l *policyLab) {
-	eventually(l.t, 60*time.Second, l.refresh) // other parts have killed agents
+	eventually(l.t, 4*time.Minute, l.refresh) // other parts have killed agents
 	l.kubectl("label", "pod", "far", "-n", "shop", "app=client", "--overwrite")
 	l.policy("allow", `{podSelector: {matchLabels: {app: server}}, ingress: [{from: [{podSelector: {matchLabels: {app: client}}}]}]}`)
 	open, closed := []path{tcp("near", "server", 8080), tcp("far", "server", 8080)}, []path{tcp("stranger", "server", 8080)}
@@ -90,7 +90,7 @@ func withoutAPI(l *policyLab) {
 	if err := syscall.Kill(server, syscall.SIGKILL); err != nil { // the next one begins
 		l.t.Fatal(err)
 	}
-	eventually(l.t, 90*time.Second, func() string {
+	eventually(l.t, 6*time.Minute, func() string {
 		if why := l.refresh(); why != "" || l.nodes[1].agent() == agent {
 			return "the agent does not come back: " + why
 		}
@@ -143,7 +143,7 @@ func (l *policyLab) newcomer(n labNode) *newcomer {
 // sendsNothing, once it has its addresses: also not to whom no policy guards.
 func (c *newcomer) sendsNothing() {
 	c.l.t.Helper()
-	eventually(c.l.t, 30*time.Second, func() string {
+	eventually(c.l.t, 2*time.Minute, func() string {
 		if out, err := exec.Command("nsenter", "--net="+string(c.space), "ip", "-o", "addr", "show", "dev", "eth0", "scope", "global").CombinedOutput(); err != nil || strings.Count(string(out), "inet") != 2 {
 			return fmt.Sprintf("%v: %s", err, out)
 		}

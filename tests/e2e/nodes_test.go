@@ -54,7 +54,7 @@ func TestNodes(t *testing.T) {
 			t.Fatal(err)
 		}
 		everyWay(t, c, names) // without it
-		eventually(t, 60*time.Second, func() string {
+		eventually(t, 4*time.Minute, func() string {
 			if now, ok := supervisor.Find(l.Node(2).Pid("agent")); !ok || now == before {
 				return "the agent did not come back"
 			}
@@ -95,7 +95,7 @@ func TestNodes(t *testing.T) {
 			if out, err := c.Strake("up", "--routing", routing, "--wait", "120s"); err != nil {
 				t.Fatalf("%v\n%s", err, out)
 			}
-			eventually(t, 60*time.Second, func() string {
+			eventually(t, 4*time.Minute, func() string {
 				for _, netns := range []string{"/run/netns/" + c.Net, l.Node(2).Netns(), l.Node(3).Netns()} {
 					out := c.must(exec.Command("nsenter", "--net="+netns, "ip", "route", "show", "proto", "83"))
 					if strings.Contains(out, "dev strake-vxlan") != (routing == strake.RoutingVXLAN) || !strings.Contains(out, "via") {
@@ -279,14 +279,14 @@ func otherAddress(t *testing.T, c, m *cluster, names []string) {
 			t.Fatalf("ip %s: %v\n%s", args, err, out)
 		}
 	}
-	eventually(t, 60*time.Second, func() string {
+	eventually(t, 4*time.Minute, func() string {
 		out, err := c.try("get", "node", joined, "-o", "jsonpath={.status.addresses[?(@.type==\"InternalIP\")].address} {.status.conditions[?(@.type==\"Ready\")].status}")
 		if err != nil || strings.TrimSpace(out) != now+" True" {
 			return fmt.Sprintf("%q, %v", out, err)
 		}
 		return ""
 	})
-	eventually(t, 60*time.Second, func() string { // the kubelet's certificate names the address
+	eventually(t, 4*time.Minute, func() string { // the kubelet's certificate names the address
 		out, err := c.try("exec", "on-"+joined, "--", "true")
 		if err != nil {
 			return out
@@ -310,7 +310,7 @@ func otherAddressOfTheControlPlane(t *testing.T, c, m *cluster, names []string) 
 	}
 	follows := func(addr string, told bool) {
 		t.Helper()
-		eventually(t, 90*time.Second, func() string {
+		eventually(t, 6*time.Minute, func() string {
 			out, err := c.try("get", "node", nodeName, "-o", "jsonpath={.status.addresses[?(@.type==\"InternalIP\")].address}")
 			if err != nil || out != addr {
 				return fmt.Sprintf("the node: %q, %v", out, err)
@@ -328,13 +328,13 @@ func otherAddressOfTheControlPlane(t *testing.T, c, m *cluster, names []string) 
 				t.Fatalf("%v\n%s", err, out)
 			}
 		}
-		eventually(t, 120*time.Second, func() string {
+		eventually(t, 8*time.Minute, func() string {
 			if s, err := os.ReadFile(filepath.Join(m.Data, "settings.json")); err != nil || !strings.Contains(string(s), "https://"+addr+":6443") {
 				return fmt.Sprintf("the machine that has joined keeps %s (%v)", s, err)
 			}
 			return ""
 		})
-		eventually(t, 90*time.Second, func() string {
+		eventually(t, 6*time.Minute, func() string {
 			out, err := c.try("get", "nodes", "-o", "jsonpath={.items[*].status.conditions[?(@.type==\"Ready\")].status}")
 			if err != nil || out != strings.TrimSpace(strings.Repeat("True ", len(names))) {
 				return fmt.Sprintf("ready: %q, %v", out, err)
@@ -343,7 +343,7 @@ func otherAddressOfTheControlPlane(t *testing.T, c, m *cluster, names []string) 
 		})
 		everyWay(t, c, names)
 		for _, n := range names {
-			eventually(t, 60*time.Second, func() string { // a pod finds the API server, which finds the kubelet
+			eventually(t, 4*time.Minute, func() string { // a pod finds the API server, which finds the kubelet
 				out, _ := c.try("exec", "on-"+n, "--", "timeout", "5", "wget", "-O", "-", "http://kubernetes.default.svc:443/")
 				if !strings.Contains(out, "400 Bad Request") { // of HTTP without TLS
 					return fmt.Sprintf("the API server from %s: %s", n, out)
@@ -397,7 +397,7 @@ func otherSettings(t *testing.T, c, m *cluster, joined string) {
 		out, _ := c.try("exec", "on-"+joined, "--", "timeout", "3", "wget", "-O", "-", "http://"+outside+":9/")
 		return out
 	}
-	eventually(t, 60*time.Second, func() string {
+	eventually(t, 4*time.Minute, func() string {
 		if out := ask(); !strings.Contains(out, "refused") {
 			return "as the node: " + out
 		}
@@ -406,7 +406,7 @@ func otherSettings(t *testing.T, c, m *cluster, joined string) {
 	if out, err := c.Strake("up", "--non-masquerade-cidr", outside+"/32"); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	eventually(t, 60*time.Second, func() string {
+	eventually(t, 4*time.Minute, func() string {
 		if out := ask(); strings.Contains(out, "refused") {
 			return "still as the node: " + out
 		}
@@ -445,7 +445,7 @@ func everyWay(t *testing.T, c *cluster, names []string) {
 	t.Helper()
 	for _, from := range names {
 		for _, to := range names {
-			eventually(t, 60*time.Second, func() string {
+			eventually(t, 4*time.Minute, func() string {
 				addr := c.kubectl("get", "pod", "on-"+to, "-o", "jsonpath={.status.podIP}") // another one after a reboot
 				out, err := c.try("exec", "on-"+from, "--", "timeout", "5", "wget", "-q", "-O", "-", "http://"+addr+":8080/")
 				if err != nil || strings.TrimSpace(out) != to {
@@ -454,7 +454,7 @@ func everyWay(t *testing.T, c *cluster, names []string) {
 				return ""
 			})
 		}
-		eventually(t, 60*time.Second, func() string {
+		eventually(t, 4*time.Minute, func() string {
 			if out, err := c.try("exec", "on-"+from, "--", "timeout", "5", "wget", "-q", "-O", "-", "http://echo.demo.svc.cluster.local/"); err != nil {
 				return fmt.Sprintf("from %s to the demo: %v: %s", from, err, out)
 			}

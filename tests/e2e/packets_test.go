@@ -168,7 +168,7 @@ func countPackets(t *testing.T, c *threeNodes) {
 		}
 	}
 	was := c.nodes
-	eventually(t, 90*time.Second, func() string {
+	eventually(t, 6*time.Minute, func() string {
 		if trouble := c.refresh(); trouble != "" {
 			return trouble
 		}
@@ -202,20 +202,20 @@ func rebootNode(t *testing.T, c *threeNodes) {
 		}
 		return ""
 	}
-	eventually(t, 60*time.Second, all)
+	eventually(t, 4*time.Minute, all)
 	was := c.podAddrs("resident-2")
 	c.powerOff(l)
 	if out, err := c.Strake("up", "--wait", "120s"); err != nil {
 		t.Fatalf("up: %v\n%s", err, out)
 	}
-	eventually(t, 90*time.Second, c.refresh)
-	eventually(t, 90*time.Second, all)
+	eventually(t, 6*time.Minute, c.refresh)
+	eventually(t, 6*time.Minute, all)
 	if now := c.podAddrs("resident-2"); slices.Equal(now, was) {
 		t.Errorf("the pod has the addresses that it had before, %v, though others are free", now)
 	}
 	others.allArrive(t)
 	// What is allocated is what pods have, and the kernel's tables say the same.
-	eventually(t, 60*time.Second, func() string {
+	eventually(t, 4*time.Minute, func() string {
 		var of, pods []string
 		files, err := filepath.Glob(filepath.Join(l.CNIState(), "*.json"))
 		if err != nil {
@@ -239,7 +239,7 @@ func rebootNode(t *testing.T, c *threeNodes) {
 		}
 		return ""
 	})
-	eventually(t, 60*time.Second, func() string {
+	eventually(t, 4*time.Minute, func() string {
 		if out, err := c.nodes[gone].command(t, c.Binary, "doctor", "--data-dir", l.Data).CombinedOutput(); err != nil {
 			return string(out)
 		}

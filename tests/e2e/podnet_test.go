@@ -106,7 +106,7 @@ func TestPodNetwork(t *testing.T) {
 	}
 	c.busybox()
 	c.awaitServiceAccount()
-	eventually(t, 60*time.Second, c.refresh)
+	eventually(t, 4*time.Minute, c.refresh)
 	if len(c.nodes) != 3 {
 		t.Fatalf("nodes %+v", c.nodes)
 	}
@@ -134,7 +134,7 @@ func TestPodNetwork(t *testing.T) {
 	} {
 		t.Run(part.name, func(t *testing.T) {
 			c := c.in(t)
-			eventually(t, 90*time.Second, c.refresh) // an agent may be another by now
+			eventually(t, 6*time.Minute, c.refresh) // an agent may be another by now
 			part.run(t, c)
 		})
 	}
@@ -188,7 +188,7 @@ func nodePorts(t *testing.T, c *threeNodes) {
 			url := scheme + "://" + netip.AddrPortFrom(a, 30280).String()
 			var out string
 			var err error
-			eventually(t, 30*time.Second, func() string { // a node learns of Services in its own time
+			eventually(t, 2*time.Minute, func() string { // a node learns of Services in its own time
 				if out, err = ask(url); len(answersOf(out)) == len(c.nodes) {
 					return ""
 				}
@@ -207,7 +207,7 @@ func streams(t *testing.T, c *threeNodes) {
 			t.Errorf("exec in %s: %q", pod, out)
 		}
 		c.kubectl("exec", pod, "-c", "shell", "--", "sh", "-c", "echo logged > /proc/1/fd/1")
-		eventually(t, 20*time.Second, func() string {
+		eventually(t, 80*time.Second, func() string {
 			if out := c.kubectl("logs", pod, "-c", "shell"); out != "logged\n" {
 				return fmt.Sprintf("logs of %s: %q", pod, out)
 			}
@@ -292,7 +292,7 @@ func followMTU(t *testing.T, c *threeNodes) {
 	before := mtu()
 	for _, set := range []string{"1400", "1500", "1400", "1500"} {
 		c.must(n.command(t, "ip", "link", "set", up, "mtu", set))
-		eventually(t, 60*time.Second, func() string {
+		eventually(t, 4*time.Minute, func() string {
 			if now := mtu(); (now == before) != (set == "1500") || len(now) != 4 || now > set {
 				return "the pod's MTU is " + now + " behind an uplink of " + set + ", and was " + before
 			}
@@ -328,7 +328,7 @@ func killAgents(t *testing.T, c *threeNodes) {
 		}
 		return lines
 	}
-	eventually(t, 30*time.Second, func() string {
+	eventually(t, 2*time.Minute, func() string {
 		skip = map[string]int{}
 		for name, lines := range logs() {
 			if len(lines) < 20 || !strings.Contains(lines[len(lines)-2], "answers") {
@@ -342,7 +342,7 @@ func killAgents(t *testing.T, c *threeNodes) {
 		if err := syscall.Kill(n.agent(), syscall.SIGKILL); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, 90*time.Second, func() string {
+		eventually(t, 6*time.Minute, func() string {
 			if trouble := c.refresh(); trouble != "" {
 				return trouble
 			}
@@ -429,7 +429,7 @@ func exhaust(t *testing.T, c *threeNodes) {
 		t.Fatalf("after %d addresses: %s", taken, last)
 	}
 	c.apply(strings.ReplaceAll(residents(n.Name, 9), "app: resident", "app: late"))
-	eventually(t, 60*time.Second, func() string {
+	eventually(t, 4*time.Minute, func() string {
 		if out := c.kubectl("get", "events", "--field-selector", "involvedObject.name=resident-9", "-o", "jsonpath={.items[*].message}"); !strings.Contains(out, "10.244.") {
 			return "no event tells what is short: " + out
 		}
@@ -454,7 +454,7 @@ func removeNode(t *testing.T, c *threeNodes) {
 		t.Fatalf("node remove: %v\n%s", err, out)
 	}
 	for _, n := range c.nodes[:2] {
-		eventually(t, 30*time.Second, func() string {
+		eventually(t, 2*time.Minute, func() string {
 			routes := c.must(n.command(t, "ip", "route")) + c.must(n.command(t, "ip", "-6", "route"))
 			for _, r := range ranges {
 				if strings.Contains(routes, r) {

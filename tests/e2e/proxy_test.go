@@ -54,7 +54,7 @@ func TestProxyAlone(t *testing.T) {
 	// The last Service is there when it refuses.
 	for _, p := range []*proxyPod{a, b} {
 		for f := range 2 {
-			eventually(t, 60*time.Second, func() string {
+			eventually(t, 4*time.Minute, func() string {
 				if out, _ := p.ask(url("http", none.Spec.ClusterIPs[f], 80), 1); !strings.Contains(out, "connection refused") {
 					return out
 				}
@@ -108,7 +108,7 @@ func TestProxyAlone(t *testing.T) {
 		leaves := l.service("leaves", 30105, nil, b)
 		to := net.JoinHostPort(leaves.Spec.ClusterIPs[0], "80")
 		var c net.Conn
-		eventually(t, 30*time.Second, func() string {
+		eventually(t, 2*time.Minute, func() string {
 			var err error
 			if c, err = one.space.Dial(t.Context(), "tcp", to); err != nil {
 				return err.Error()
@@ -166,7 +166,7 @@ func TestProxyAlone(t *testing.T) {
 		nft("add table ip kube-proxy; add chain ip kube-proxy services; add table ip stranger; add chain ip stranger input")
 		one.stop(syscall.SIGTERM)
 		one.start("--clean-kube-proxy", "--nodeport-addresses", other+"/32")
-		eventually(t, 60*time.Second, func() string {
+		eventually(t, 4*time.Minute, func() string {
 			if tables := nft("list tables"); strings.Contains(tables, "kube-proxy") {
 				return tables
 			}
@@ -175,7 +175,7 @@ func TestProxyAlone(t *testing.T) {
 		if tables := nft("list tables"); !strings.Contains(tables, "stranger") {
 			t.Errorf("another's table went: %s", tables)
 		}
-		eventually(t, 60*time.Second, func() string {
+		eventually(t, 4*time.Minute, func() string {
 			if out, err := l.askOutside(url("http", other, 30101), 1); err != nil || strings.Contains(out, "error") {
 				return out
 			}
@@ -187,7 +187,7 @@ func TestProxyAlone(t *testing.T) {
 		nft("delete table ip stranger")
 		one.stop(syscall.SIGTERM)
 		one.start()
-		eventually(t, 60*time.Second, func() string {
+		eventually(t, 4*time.Minute, func() string {
 			if out, err := l.askOutside(url("http", one.addrs[0], 30101), 1); err != nil || strings.Contains(out, "error") {
 				return out
 			}
@@ -224,7 +224,7 @@ func TestProxyAlone(t *testing.T) {
 			}
 			before := len(one.log.String())
 			one.start()
-			eventually(t, 30*time.Second, func() string {
+			eventually(t, 2*time.Minute, func() string {
 				if said := one.log.String()[before:]; !strings.Contains(said, "served at a device") {
 					return "it does not start: " + said
 				}

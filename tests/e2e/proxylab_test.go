@@ -189,7 +189,7 @@ func (l *proxyLab) startServer() {
 			l.t.Logf("server:\n%s", log.String())
 		}
 	})
-	eventually(l.t, 90*time.Second, func() string {
+	eventually(l.t, 6*time.Minute, func() string {
 		if out, err := l.Strake("kubectl", "get", "--raw", "/readyz"); err != nil {
 			return out
 		}
@@ -327,7 +327,7 @@ func (n *proxyNode) bare(name string) *proxyPod {
 		p.addrs[i] = ip.Address.Addr().String()
 	}
 	// Not before its addresses are settled can it be reached.
-	eventually(t, 20*time.Second, func() string {
+	eventually(t, 80*time.Second, func() string {
 		out, err := n.lab.runIn(space, "", "ip", "-6", "addr", "show", "tentative")
 		return strings.TrimSpace(out) + errorText(err)
 	})

@@ -67,7 +67,7 @@ func proxyNames(t *testing.T, l *proxyLab, a, b *proxyPod, known *corev1.Service
 		t.Helper()
 		for _, p := range []*proxyPod{a, b} {
 			for _, vip := range dns.Spec.ClusterIPs {
-				eventually(t, 60*time.Second, func() string {
+				eventually(t, 4*time.Minute, func() string {
 					if got := p.lookUp(name, vip); got != want {
 						return fmt.Sprintf("pod %s asks %s for %s: %s, want %s", p.name, vip, name, got, want)
 					}
@@ -92,7 +92,7 @@ func proxyNames(t *testing.T, l *proxyLab, a, b *proxyPod, known *corev1.Service
 	if err := top.Start(); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 60*time.Second, func() string {
+	eventually(t, 4*time.Minute, func() string {
 		a.lookUp(name, dns.Spec.ClusterIP)
 		a.lookUp("example.com", dns.Spec.ClusterIP)
 		if said := told.String(); !strings.Contains(said, a.addrs[0]+" "+name+". A: NOERROR, kernel") || !strings.Contains(said, a.addrs[0]+" example.com. A: ?, passed") {

@@ -32,7 +32,7 @@ spec:
 		c.kubectl("patch", "pod", "grows", "--subresource", "resize", "-p", `{"spec":{"containers":[{"name":"main","resources":`+resources+`}]}}`)
 	}
 	resize(`{"requests":{"memory":"24Mi"},"limits":{"memory":"64Mi"}}`)
-	eventually(t, 30*time.Second, func() string {
+	eventually(t, 2*time.Minute, func() string {
 		if got := limit(); got != "67108864" {
 			return "limit " + got
 		}
@@ -44,7 +44,7 @@ spec:
 	resize(`{"requests":{"cpu":"9k"},"limits":{"cpu":"9k"}}`)
 	c.kubectl("wait", "--for=jsonpath={.status.conditions[?(@.type=='PodResizePending')].reason}=Infeasible", "pod/grows", "--timeout=30s")
 	resize(`{"requests":{"cpu":"20m"},"limits":{"cpu":"200m"}}`)
-	eventually(t, 30*time.Second, func() string {
+	eventually(t, 2*time.Minute, func() string {
 		if out := c.kubectl("get", "pod", "grows", "-o", "jsonpath={.status.containerStatuses[0].resources.limits.cpu}{.status.conditions[?(@.type=='PodResizePending')].reason}"); out != "200m" {
 			return out
 		}

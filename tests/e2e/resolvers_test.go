@@ -90,7 +90,7 @@ spec:
 `)
 	c.kubectl("wait", "--for=condition=Ready", "pod/client", "pod/host", "--timeout=60s")
 	ip := c.kubectl("get", "service", "web", "-o", "jsonpath={.spec.clusterIP}")
-	eventually(t, 30*time.Second, func() string { // the resolver follows its ConfigMap
+	eventually(t, 2*time.Minute, func() string { // the resolver follows its ConfigMap
 		out, _ := c.try("exec", "client", "--", "/go-resolve", "example.com.")
 		if !strings.Contains(out, "192.0.2.1") {
 			return out
@@ -105,7 +105,7 @@ spec:
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { top.Process.Kill(); top.Wait() })
-	eventually(t, 30*time.Second, func() string { // it looks from now on
+	eventually(t, 2*time.Minute, func() string { // it looks from now on
 		c.try("exec", "client", "--", "/go-resolve", "begin.cluster.local.")
 		if !strings.Contains(told.String(), "begin.cluster.local.") {
 			return "dns top: " + told.String()
@@ -159,9 +159,9 @@ spec:
 			}
 		}
 		pod, domain := c.namespace+"/client", "."+c.namespace+".svc.cluster.local."
-		eventually(t, 20*time.Second, has(pod, "web"+domain, dnstop.Kernel, "NOERROR"))
-		eventually(t, 20*time.Second, has(pod, "example.com"+domain, dnstop.Kernel, "NXDOMAIN"))
-		eventually(t, 20*time.Second, has("", "example.com"+domain, dnstop.Resolver, "NXDOMAIN")) // of the pod with the host's network
+		eventually(t, 80*time.Second, has(pod, "web"+domain, dnstop.Kernel, "NOERROR"))
+		eventually(t, 80*time.Second, has(pod, "example.com"+domain, dnstop.Kernel, "NXDOMAIN"))
+		eventually(t, 80*time.Second, has("", "example.com"+domain, dnstop.Resolver, "NXDOMAIN")) // of the pod with the host's network
 	})
 	t.Run("told by dns lookup", func(t *testing.T) {
 		out, err := c.Strake("dns", "lookup", "example.com", "--from", c.namespace+"/client")

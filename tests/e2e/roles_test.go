@@ -44,7 +44,7 @@ func TestRolesAsSeparateProcesses(t *testing.T) {
 			continue
 		}
 		// The agent wants the kubeconfig that the server makes; systemd would start it anew until then.
-		eventually(t, 90*time.Second, func() string {
+		eventually(t, 6*time.Minute, func() string {
 			out, err := l.Strake("kubectl", "get", "--raw", "/readyz")
 			if err != nil {
 				return out
@@ -52,7 +52,7 @@ func TestRolesAsSeparateProcesses(t *testing.T) {
 			return ""
 		})
 	}
-	eventually(t, 90*time.Second, func() string {
+	eventually(t, 6*time.Minute, func() string {
 		out, err := exec.Command("nsenter", "--net=/run/netns/"+l.Net, l.Binary, "--data-dir", l.Data, "status", "-o", "json").Output()
 		var st struct {
 			Ready bool `json:"ready"`
@@ -63,7 +63,7 @@ func TestRolesAsSeparateProcesses(t *testing.T) {
 		return ""
 	})
 	(&cluster{Cluster: l, t: t}).busybox()
-	eventually(t, 60*time.Second, func() string {
+	eventually(t, 4*time.Minute, func() string {
 		out, err := l.Strake("doctor")
 		if err != nil {
 			return out

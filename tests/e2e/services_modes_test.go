@@ -58,7 +58,7 @@ func directReturn(t *testing.T, c *threeNodes, m neighbour) {
 				}
 				to := netip.AddrPortFrom(asked.Addresses[family], 30381)
 				for _, network := range []string{"tcp", "udp"} {
-					eventually(t, 90*time.Second, func() string { // each agent follows in its own time
+					eventually(t, 6*time.Minute, func() string { // each agent follows in its own time
 						for range 10 {
 							answer, err := asks(m.Space, network, 0, to, 2*time.Second)
 							if err != nil || pod(answer) != "second-a" || !strings.Contains(answer, client.String()) {
@@ -68,7 +68,7 @@ func directReturn(t *testing.T, c *threeNodes, m neighbour) {
 						return ""
 					})
 				}
-				eventually(t, 60*time.Second, func() string { // routing and drivers are followed later than the Service is served
+				eventually(t, 4*time.Minute, func() string { // routing and drivers are followed later than the Service is served
 					before := counter("xdp_forwarded")
 					for range 20 {
 						if answer, err := asks(m.Space, "tcp", 0, to, 10*time.Second); err != nil || pod(answer) != "second-a" {

@@ -198,7 +198,7 @@ spec:
 func TestServicesOfNodes(t *testing.T) {
 	t.Parallel()
 	c := &threeNodes{cluster: start(t, "--nodes", "3", "--ip-family", "dual")}
-	eventually(t, 60*time.Second, c.refresh)
+	eventually(t, 4*time.Minute, c.refresh)
 	var manifests []string
 	for i, n := range c.nodes {
 		manifests = append(manifests, strings.NewReplacer("resident-", "client-", "app: resident, ", "").Replace(residents(n.Name, i)))
@@ -261,7 +261,7 @@ func sameBackend(t *testing.T, c *threeNodes, m neighbour) {
 			for _, n := range c.nodes[1:] {
 				to := netip.AddrPortFrom(n.Addresses[family], 30381)
 				var answer string
-				eventually(t, 30*time.Second, func() string {
+				eventually(t, 2*time.Minute, func() string {
 					var err error
 					if answer, err = asks(m.Space, "udp", port, to, 2*time.Second); err != nil {
 						return fmt.Sprintf("%s: %v", to, err)
@@ -313,7 +313,7 @@ func externalLocal(t *testing.T, c *threeNodes, m neighbour) {
 			if pods == nil {
 				want = http.StatusServiceUnavailable
 			}
-			eventually(t, 20*time.Second, func() string {
+			eventually(t, 80*time.Second, func() string {
 				code, body, err := m.get("http://" + net.JoinHostPort(node.String(), health) + "/healthz")
 				if err != nil || code != want || !strings.Contains(body, fmt.Sprintf(`"localEndpoints": %d`, len(pods))) && !strings.Contains(body, fmt.Sprintf(`"localEndpoints":%d`, len(pods))) {
 					return fmt.Sprintf("health of %s: %d, %s, %v", node, code, body, err)
@@ -384,7 +384,7 @@ func stays(t *testing.T, c *threeNodes, m neighbour) {
 // sameNode: endpoints of the client's node, if it has some.
 func sameNode(t *testing.T, c *threeNodes, _ neighbour) {
 	for i, pods := range [][]string{{"second-a", "second-b", "third"}, {"second-a", "second-b"}, {"third"}} {
-		eventually(t, 20*time.Second, func() string { // hints come with the slices
+		eventually(t, 80*time.Second, func() string { // hints come with the slices
 			if seen, out := c.from(i, "udp://near:80"); !only(seen, pods...) {
 				return fmt.Sprintf("node %d: %v, want %v:\n%s", i+1, seen, pods, out)
 			}
@@ -403,7 +403,7 @@ func routedAddresses(t *testing.T, c *threeNodes, m neighbour) {
 		}
 		for _, network := range []string{"tcp", "udp"} {
 			var seen map[string]int
-			eventually(t, 20*time.Second, func() string {
+			eventually(t, 80*time.Second, func() string {
 				seen = map[string]int{}
 				for range 40 {
 					answer, err := asks(m.Space, network, 0, netip.AddrPortFrom(a, 80), 2*time.Second)
@@ -443,7 +443,7 @@ spec:
         readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1}
 ` + "---\n" + strings.ReplaceAll(webService("roll", 30384, "type: NodePort"), "app: web", "app: roll"))
 	c.kubectl("rollout", "status", "deployment/roll", "--timeout=60s")
-	eventually(t, 30*time.Second, func() string {
+	eventually(t, 2*time.Minute, func() string {
 		if seen, out := c.from(0, "http://roll"); len(seen) != 3 {
 			return out
 		}
@@ -479,7 +479,7 @@ spec:
 	}
 	c.kubectl("rollout", "restart", "deployment/roll")
 	c.kubectl("rollout", "status", "deployment/roll", "--timeout=60s")
-	eventually(t, 30*time.Second, func() string {
+	eventually(t, 2*time.Minute, func() string {
 		if out := c.kubectl("get", "pods", "-l", "app=roll", "-o", "name"); strings.Count(out, "pod/") != 3 {
 			return out // old ones end still
 		}
@@ -517,7 +517,7 @@ func backendGoes(t *testing.T, c *threeNodes, m neighbour) {
 		}
 		for _, network := range networks {
 			var k client
-			eventually(t, 20*time.Second, func() string {
+			eventually(t, 80*time.Second, func() string {
 				conn, err := dial(to.space, network, 0, to.addr, 60*time.Second)
 				if err != nil {
 					return err.Error()
@@ -543,7 +543,7 @@ func backendGoes(t *testing.T, c *threeNodes, m neighbour) {
 			}
 			continue
 		}
-		eventually(t, 20*time.Second, func() string {
+		eventually(t, 80*time.Second, func() string {
 			k.conn.SetDeadline(time.Now().Add(2 * time.Second))
 			answer, err := exchange(k.conn)
 			if err != nil || pod(answer) != "second-a" {
@@ -561,7 +561,7 @@ func backendGoes(t *testing.T, c *threeNodes, m neighbour) {
 		space podnet.Space
 		addr  netip.AddrPort
 	}{{node, inside}, {m.Space, outside}} {
-		eventually(t, 20*time.Second, func() string {
+		eventually(t, 80*time.Second, func() string {
 			answer, err := asks(to.space, "tcp", 0, to.addr, 2*time.Second)
 			if err != nil || pod(answer) != "third" {
 				return fmt.Sprintf("%s: %q, %v", to.addr, answer, err)

@@ -141,7 +141,7 @@ func (s *semantics) call(from, url string, times int) string {
 // reach waits until a URL leads a caller to these pods, all of them and no others; without pods, until it is refused.
 func (s *semantics) reach(from, url string, pods ...string) {
 	s.t.Helper()
-	eventually(s.t, 30*time.Second, func() string {
+	eventually(s.t, 2*time.Minute, func() string {
 		if len(pods) == 0 {
 			if out := s.call(from, url, 1); !strings.Contains(out, "refused") {
 				return fmt.Sprintf("%s to %s is not refused:\n%s", from, url, out)
@@ -160,7 +160,7 @@ func (s *semantics) reach(from, url string, pods ...string) {
 // unanswered waits until nobody answers, and nobody refuses: packets are dropped.
 func (s *semantics) unanswered(from, url string) {
 	s.t.Helper()
-	eventually(s.t, 60*time.Second, func() string {
+	eventually(s.t, 4*time.Minute, func() string {
 		if out := s.call(from, url, 1); strings.Contains(out, "answers") || strings.Contains(out, "refused") {
 			return fmt.Sprintf("%s to %s:\n%s", from, url, out)
 		}
@@ -302,7 +302,7 @@ func (s *semantics) addresses() {
 	s.reach(fromNode, "http://"+s.at("127.0.0.1", "::1")+fmt.Sprintf(":%d", port)) // NodePorts are none of loopback's
 	// A load balancer that delivers by itself keeps its address.
 	s.balance(svc, s.at("203.0.113.51", "2001:db8:113::51"), corev1.LoadBalancerIPModeProxy)
-	eventually(s.t, 30*time.Second, func() string {
+	eventually(s.t, 2*time.Minute, func() string {
 		if out := s.call(fromPod, "http://"+s.at("203.0.113.51", "2001:db8:113::51"), 1); strings.Contains(out, "answers") {
 			return out
 		}
@@ -339,7 +339,7 @@ func (s *semantics) endpoints() {
 	svc.Spec.SessionAffinityConfig = &corev1.SessionAffinityConfig{ClientIP: &corev1.ClientIPConfig{TimeoutSeconds: &seconds}}
 	s.write(svc, s.slice(svc, end{pod: "one"}, end{pod: "two"}, end{pod: "three"}))
 	var stays string
-	eventually(s.t, 30*time.Second, func() string {
+	eventually(s.t, 2*time.Minute, func() string {
 		out := s.call(fromPod, url, 40)
 		seen := slices.Sorted(maps.Keys(answersOf(out)))
 		if len(seen) != 1 {
@@ -355,7 +355,7 @@ func (s *semantics) endpoints() {
 		}
 	}
 	s.write(s.slice(svc, left...))
-	eventually(s.t, 30*time.Second, func() string {
+	eventually(s.t, 2*time.Minute, func() string {
 		out := s.call(fromPod, url, 20)
 		if seen := answersOf(out); len(seen) != 1 || seen[stays] > 0 || strings.Contains(out, "error") {
 			return out
@@ -400,7 +400,7 @@ func (s *semantics) labels() {
 	s.reach(fromPod, url, "three")
 	for _, label := range []string{"service.kubernetes.io/service-proxy-name", "service.kubernetes.io/headless"} {
 		s.kubectl("label", "service", svc.Name, label+"=mine")
-		eventually(s.t, 60*time.Second, func() string {
+		eventually(s.t, 4*time.Minute, func() string {
 			if out := s.call(fromPod, url, 1); strings.Contains(out, "answers") {
 				return out
 			}
@@ -421,7 +421,7 @@ func (s *semantics) health() {
 	url := fmt.Sprintf("http://%s:%s/", node, s.kubectl("get", "service", svc.Name, "-o", "jsonpath={.spec.healthCheckNodePort}"))
 	says := func(want string) {
 		s.t.Helper()
-		eventually(s.t, 30*time.Second, func() string {
+		eventually(s.t, 2*time.Minute, func() string {
 			if out := s.call(fromOutside, url, 1); !strings.Contains(out, want) {
 				return "the health of a Service: " + out
 			}

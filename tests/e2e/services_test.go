@@ -89,7 +89,7 @@ func TestServices(t *testing.T) {
 		return string(out), err
 	}
 	// The pods are Ready; the node learns of it, and of the Services, in its own time.
-	eventually(t, 60*time.Second, func() string {
+	eventually(t, 4*time.Minute, func() string {
 		for url, pods := range map[string]int{"http://" + ip: 2, "udp://" + ip + ":80": 2, "http://" + lab.NodeIP + ":30180": 2, "udp://" + lab.NodeIP + ":30180": 2, "http://" + name + ":81/hostname": 0} {
 			if out, err := in("client", url); err != nil || pods > 0 && len(answersOf(out)) != pods {
 				return url + " does not reach all pods:\n" + out
@@ -142,14 +142,14 @@ func TestServices(t *testing.T) {
 	t.Run("a Service without endpoints gets some", func(t *testing.T) {
 		c := c.in(t)
 		c.kubectl("scale", "deployment/multi", "--replicas=0")
-		eventually(t, 30*time.Second, func() string {
+		eventually(t, 2*time.Minute, func() string {
 			if out, _ := in("client", "http://multi"); !strings.Contains(out, "40 ") || strings.Contains(out, "answers") {
 				return out
 			}
 			return ""
 		})
 		c.kubectl("scale", "deployment/multi", "--replicas=1")
-		eventually(t, 30*time.Second, func() string {
+		eventually(t, 2*time.Minute, func() string {
 			if out, err := in("client", "http://multi"); err != nil {
 				return out
 			}

@@ -32,7 +32,7 @@ func TestServicesAreSeen(t *testing.T) {
 		strings.NewReplacer("RequireDualStack", "SingleStack", "app: web", "app: nobody").Replace(webService("empty", 0))}, "---\n"))
 	c.kubectl("wait", "--for=condition=Ready", "pod", "--all", "--timeout=90s")
 	web := netip.AddrPortFrom(netip.MustParseAddr(lab.NodeIP), 30390)
-	eventually(t, 30*time.Second, func() string {
+	eventually(t, 2*time.Minute, func() string {
 		for _, name := range []string{"one", "two"} {
 			if out, _ := c.Strake("service", "get", "web", "-n", c.namespace); !strings.Contains(out, name+"  node-1  ready") {
 				return out
@@ -113,7 +113,7 @@ func TestServicesAreSeen(t *testing.T) {
 		if s := get("held"); len(s.Held) != 1 || !strings.Contains(s.Held[0], "port 30391/TCP") {
 			t.Errorf("%+v", s)
 		}
-		eventually(t, 30*time.Second, func() string {
+		eventually(t, 2*time.Minute, func() string {
 			out := c.kubectl("events", "--for", "service/held")
 			if !strings.Contains(out, "NodePortHeld") || !strings.Contains(out, "30391/TCP") {
 				return out

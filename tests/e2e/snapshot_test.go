@@ -27,7 +27,7 @@ func TestSnapshot(t *testing.T) {
 			t.Fatalf("strake %s: %v: %s", strings.Join(args, " "), err, out)
 		}
 	}
-	eventually(t, 90*time.Second, func() string {
+	eventually(t, 6*time.Minute, func() string {
 		out, err := c.try("get", "configmap", "before")
 		if err != nil {
 			return out
@@ -46,7 +46,7 @@ func TestSnapshot(t *testing.T) {
 	}
 	// Controllers and nodes go on with what is there now.
 	c.kubectl("create", "deployment", "web", "--image=example.test/x", "--replicas=2")
-	eventually(t, 60*time.Second, func() string {
+	eventually(t, 4*time.Minute, func() string {
 		if out := c.kubectl("get", "pods", "-l", "app=web", "-o", "jsonpath={.items[*].spec.nodeName}"); len(strings.Fields(out)) != 2 {
 			return "pods on " + out
 		}

@@ -142,7 +142,7 @@ func TestServicesSoak(t *testing.T) {
 
 func newSoak(t *testing.T) *soak {
 	c := &threeNodes{cluster: start(t, "--nodes", "2", "--ip-family", "dual")}
-	eventually(t, 60*time.Second, c.refresh)
+	eventually(t, 4*time.Minute, c.refresh)
 	for i, n := range c.nodes {
 		for k := range 2 {
 			c.apply(residents(n.Name, 2*i+k))

@@ -176,7 +176,7 @@ func spoofs(t *testing.T, c *threeNodes) {
 		attacker.send(t, ethernet(net.HardwareAddr{0x33, 0x33, 0, 0, 0, 1}, attacker.mac, unix.ETH_P_IPV6, p))
 		// What is honest comes after all that, and arrives.
 		for family := range 2 {
-			eventually(t, 20*time.Second, func() string {
+			eventually(t, 80*time.Second, func() string {
 				kind, p := packet(attacker.addrs[family], victim.addrs[family], unix.IPPROTO_UDP, fmt.Append(nil, truth, family))
 				attacker.send(t, ethernet(attacker.gateway, attacker.mac, kind, p))
 				if !victim.receive(fmt.Append(nil, truth, family), func(frame []byte) {

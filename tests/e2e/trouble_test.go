@@ -63,7 +63,7 @@ func TestProcessesAreKilled(t *testing.T) {
 	c.kubectl("wait", "--for=condition=Ready", "pod/caller", "pod/source", "--timeout=60s")
 	c.apply(download)
 	c.kubectl("wait", "--for=condition=Ready", "pod/download", "--timeout=60s")
-	eventually(t, 20*time.Second, func() string {
+	eventually(t, 80*time.Second, func() string {
 		if received(t, c) == 0 {
 			return "the download has not begun"
 		}
@@ -80,7 +80,7 @@ func TestProcessesAreKilled(t *testing.T) {
 					t.Fatalf("up: %v\n%s", err, out)
 				}
 			}
-			eventually(t, 60*time.Second, func() string {
+			eventually(t, 4*time.Minute, func() string {
 				if now := processOf(t, c, component); now == 0 || now == pid {
 					return component + " did not come back"
 				}
@@ -124,7 +124,7 @@ func reboot(t *testing.T, c *cluster) {
 	if out := c.kubectl("get", "configmap", "kept", "-o", "jsonpath={.data.k}"); out != "v" {
 		t.Errorf("the ConfigMap holds %q", out)
 	}
-	eventually(t, 60*time.Second, func() string {
+	eventually(t, 4*time.Minute, func() string {
 		out, err := c.try("logs", "--tail=5", "caller", "-c", "caller")
 		if err != nil || !strings.Contains(out, "answers GET") {
 			pods, _ := c.try("get", "pods", "-A", "-o", "wide")

@@ -83,7 +83,7 @@ func TestVolumes(t *testing.T) {
 	}
 	c.kubectl("delete", "pod", "db-0", "--timeout=60s")
 	c.kubectl("rollout", "status", "statefulset/db", "--timeout=90s")
-	eventually(t, 30*time.Second, func() string {
+	eventually(t, 2*time.Minute, func() string {
 		if out, err := c.try("exec", "db-0", "--", "cat", "/data/starts"); err != nil || out != "db-0\ndb-0\n" {
 			return out
 		}
@@ -111,7 +111,7 @@ func TestVolumes(t *testing.T) {
 	// With its claim the data goes; what others have stays.
 	c.kubectl("delete", "statefulset", "db", "--timeout=60s")
 	c.kubectl("delete", "pvc", "data-db-0", "--timeout=60s")
-	eventually(t, 60*time.Second, func() string {
+	eventually(t, 4*time.Minute, func() string {
 		if _, err := os.Stat(path); err == nil {
 			return path + " is still there: " + c.kubectl("get", "pv") + c.kubectl("get", "events", "-A", "--field-selector=reason=VolumeFailedDelete")
 		}
@@ -120,7 +120,7 @@ func TestVolumes(t *testing.T) {
 	if out := c.kubectl("get", "pvc", "data-db-1", "-o", "jsonpath={.status.phase}"); out != "Bound" {
 		t.Errorf("claim data-db-1 is %s", out)
 	}
-	eventually(t, 60*time.Second, func() string { // those of the pods' ephemeral volumes
+	eventually(t, 4*time.Minute, func() string { // those of the pods' ephemeral volumes
 		if out := c.kubectl("get", "pv", "-o", "jsonpath={.items[?(@.spec.claimRef.namespace=='"+c.namespace+"')].spec.claimRef.name}"); out != "shared data-db-1" && out != "data-db-1 shared" {
 			return "volumes of " + out
 		}
