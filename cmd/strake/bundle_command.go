@@ -10,7 +10,6 @@ import (
 
 	"github.com/spf13/cobra"
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/component-base/version"
 
 	"github.com/strake-io/strake/cmd/strake/bundle"
 	"github.com/strake-io/strake/cmd/strake/cluster"
@@ -50,7 +49,7 @@ not in it.`,
 			}
 			root, _ := cgroups.UnifiedPath(l.Cgroup())
 			entries, err := bundle.Write(cmd.Context(), file, bundle.Sections(bundle.Node{
-				Layout: l, CgroupRoot: root, Version: version.Get(),
+				Layout: l, CgroupRoot: root, Version: ownVersion(),
 				Status: func(ctx context.Context) (any, error) { return cluster.Inspect(ctx, l) },
 				Doctor: func(ctx context.Context) (any, error) { return doctor.Examine(ctx, examined), nil },
 				Client: func() (kubernetes.Interface, error) { return clientOf(examined) },

@@ -13,7 +13,6 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
-	"k8s.io/component-base/version"
 
 	"github.com/strake-io/strake/bpf"
 	"github.com/strake-io/strake/cmd/strake/cluster"
@@ -182,6 +181,7 @@ func statusCommand(place places) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "status",
 		Short:   "Show how the cluster on this machine is",
+		Long:    "Shows processes, nodes, pods and what the datapath has loaded. Exit code: 0, or 1 if the cluster is not ready, or not there.",
 		Example: "  strake status\n  strake status -o json",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -193,7 +193,10 @@ func statusCommand(place places) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return show(cmd.OutOrStdout(), output, s, s.Print)
+			if err := show(cmd.OutOrStdout(), output, s, s.Print); err != nil || s.Ready {
+				return err
+			}
+			return exitError{code: 1}
 		},
 	}
 	outputFlag(cmd, &output)
@@ -332,21 +335,5 @@ func demoCommand() *cobra.Command {
 	client.Flags().DurationVar(&interval, "interval", time.Second, "pause between calls")
 	client.Flags().IntVar(&count, "count", 0, "calls to make (0: without an end)")
 	cmd.AddCommand(echo, client)
-	return cmd
-}
-
-func versionCommand() *cobra.Command {
-	var output string
-	cmd := &cobra.Command{
-		Use:     "version",
-		Short:   "Print the version",
-		Example: "  strake version\n  strake version -o json",
-		Args:    cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			v := version.Get()
-			return show(cmd.OutOrStdout(), output, v, func(w io.Writer) { fmt.Fprintln(w, v.GitVersion) })
-		},
-	}
-	outputFlag(cmd, &output)
 	return cmd
 }

@@ -80,6 +80,11 @@ func TestBadStarts(t *testing.T) {
 			}
 		})
 	}
+	t.Run("down where nothing is", func(t *testing.T) { // nor an address, which only pods that are to be removed need
+		if out, err := exec.Command("unshare", "--net", l.Binary, "down", "--data-dir", l.Data).CombinedOutput(); err != nil {
+			t.Errorf("%v\n%s", err, out)
+		}
+	})
 	t.Run("a disk that fills up", func(t *testing.T) { fullDisk(t, c) })
 	t.Run("a damaged database", func(t *testing.T) { damagedDatabase(t, c) })
 }

@@ -206,7 +206,7 @@ func purge(t *testing.T, c *cluster) {
 	var st struct {
 		Datapath bpf.Status `json:"datapath"`
 	}
-	if out, err := c.StrakeCommand(t.Context(), "status", "-o", "json").Output(); err != nil || json.Unmarshal(out, &st) != nil || len(st.Datapath.Links) == 0 {
+	if out, err := c.StrakeCommand(t.Context(), "status", "-o", "json").Output(); json.Unmarshal(out, &st) != nil || len(st.Datapath.Links) == 0 {
 		t.Fatalf("status: %v\n%s", err, out)
 	}
 	for range 2 { // a second down is fine

@@ -466,7 +466,8 @@ func everyWay(t *testing.T, c *cluster, names []string) {
 func status(t *testing.T, c *lab.Cluster) strake.Status {
 	t.Helper()
 	var st strake.Status
-	if out, err := c.StrakeCommand(t.Context(), "status", "-o", "json").Output(); err != nil || json.Unmarshal(out, &st) != nil {
+	out, err := c.StrakeCommand(t.Context(), "status", "-o", "json").Output()
+	if json.Unmarshal(out, &st) != nil || st.Ready != (err == nil) {
 		t.Fatalf("status: %v\n%s", err, out)
 	}
 	return st
