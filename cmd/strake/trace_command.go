@@ -18,6 +18,7 @@ import (
 
 	"github.com/strake-io/strake/bpf"
 	"github.com/strake-io/strake/cmd/strake/doctor"
+	"github.com/strake-io/strake/cmd/strake/monitor"
 	"github.com/strake-io/strake/cmd/strake/trace"
 	"github.com/strake-io/strake/cni"
 	"github.com/strake-io/strake/dns"
@@ -37,11 +38,12 @@ func traceCommand(place places) *cobra.Command {
 		Use:   "trace --from POD|IP|node --to HOST:PORT",
 		Short: "Tell what would happen to a connection on this node, and why",
 		Long: `Tells what this node would do with a new connection, from the tables in its kernel: which Service is asked, which backends can be chosen
-and by which rule, how the packets go and as whom the backend sees the client. Nothing is sent. The client is a pod of this node,
-the node itself ("node"), or an address outside of the cluster. With a port of that (198.51.100.7:40000) the one backend is told that it gets,
+and by which rule, how the packets go and as whom the backend sees the client. Nothing is sent. The client is a pod of this node (the name
+of a Deployment means one of its pods), the node itself ("node"), or an address outside of the cluster. With a port of that (198.51.100.7:40000) the one backend is told that it gets,
 where consistent hashing chooses.
 
-Names of Services are resolved as cluster DNS does. Policies are not asked here: "strake policy eval" tells what they say.`,
+Names of Services are resolved as cluster DNS does. What network policies say is told as this node's tables have it, for pods of this node:
+"strake policy eval" tells it of the whole cluster.`,
 		Example: "  strake trace --from demo/client --to echo:80\n  strake trace --from 198.51.100.7 --to 192.0.2.10:30080 --proto udp\n  strake trace --from '[2001:db8::7]:40000' --to '[2001:db8::10]:30080'\n  strake trace --from node --to kubernetes.default:443 -o json",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -68,7 +70,7 @@ Names of Services are resolved as cluster DNS does. Policies are not asked here:
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&from, "from", "", "who connects: [NAMESPACE/]POD, an IP address with or without a port, or node")
+	f.StringVar(&from, "from", "", "who connects: [NAMESPACE/]POD, or a workload's name for one of its pods, an IP address with or without a port, or node")
 	f.StringVar(&to, "to", "", "to where: a name or an address, and a port")
 	f.StringVar(&proto, "proto", "tcp", "tcp, udp or sctp")
 	f.StringVarP(&namespace, "namespace", "n", "default", "of the pod, and of short names that the node or an address asks for")
@@ -209,11 +211,14 @@ func clientsOf(node doctor.Node, api doctor.Services, from, namespace string) ([
 		}
 		return p.Namespace == namespace && p.Name == from
 	})
+	if i < 0 && !addr.IsValid() {
+		i = podOfWorkload(api.Pods, namespace+"/"+from, node.Name)
+	}
 	if i < 0 && addr.IsValid() {
 		return []trace.Client{{Kind: trace.Outside, Addr: addr, Port: port}}, nil
 	}
 	if i < 0 {
-		return nil, fmt.Errorf("there is no pod %s/%s that this node may read", namespace, from)
+		return nil, fmt.Errorf("there is no pod %s/%s, nor one of a workload of that name, that this node may read", namespace, from)
 	}
 	p := &api.Pods[i]
 	if p.Spec.NodeName != node.Name {
@@ -242,6 +247,21 @@ func clientsOf(node doctor.Node, api doctor.Services, from, namespace string) ([
 		return nil, fmt.Errorf("pod %s/%s has no address yet", p.Namespace, p.Name)
 	}
 	return out, nil
+}
+
+// podOfWorkload finds a pod of a workload, one of this node if there is any; -1 if there is none.
+func podOfWorkload(pods []corev1.Pod, workload, node string) int {
+	found := -1
+	for i, p := range pods {
+		if !monitor.OfPod(p.Namespace+"/"+p.Name, workload) || p.Status.Phase != corev1.PodRunning {
+			continue
+		}
+		if p.Spec.NodeName == node {
+			return i
+		}
+		found = i
+	}
+	return found
 }
 
 func printTrace(w io.Writer, a trace.Answer, proto string) {

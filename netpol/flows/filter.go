@@ -23,7 +23,7 @@ func Verdicts() []string { return []string{Allowed, Dropped, WouldDrop, WouldAll
 // Filter chooses flows; what is empty chooses all.
 type Filter struct {
 	Verdict   string
-	Pod       string // NAMESPACE/NAME, at either end
+	Pod       string // NAMESPACE/NAME, at either end; the name may be that of the workload whose pod it is
 	Namespace string // of either end
 	Policy    string // NAMESPACE/NAME, or the NAME of a ClusterNetworkPolicy, that decided or would have
 }
@@ -55,7 +55,7 @@ func (f Filter) Takes(flow *Flow) bool {
 			return false
 		}
 	}
-	if f.Pod != "" && flow.From.Name() != f.Pod && flow.To.Name() != f.Pod {
+	if f.Pod != "" && !ofPod(flow.From.Name(), f.Pod) && !ofPod(flow.To.Name(), f.Pod) {
 		return false
 	}
 	if f.Namespace != "" && flow.From.Namespace != f.Namespace && flow.To.Namespace != f.Namespace {
@@ -65,6 +65,9 @@ func (f Filter) Takes(flow *Flow) bool {
 		return d != nil && d.Policy != nil && d.Policy.String() == f.Policy
 	})
 }
+
+// ofPod tells whether a name is of the pod that is meant, or of one whose workload is: names of pods begin with it.
+func ofPod(name, meant string) bool { return strings.HasPrefix(name+"-", meant+"-") }
 
 // Sum is a class of flows, of all that is alike but for the pods of a workload, over a time.
 type Sum struct {

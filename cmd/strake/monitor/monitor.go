@@ -56,7 +56,7 @@ func (p Policy) String() string {
 
 // Filter chooses lines. Its zero value takes all.
 type Filter struct {
-	Pod     string // namespace/name, at either end
+	Pod     string // namespace/name, at either end; the name may be that of the workload whose pod it is, such as a Deployment's
 	Reasons []string
 }
 
@@ -67,8 +67,11 @@ func (f Filter) takes(l Line) bool {
 	if f.Pod == "" {
 		return true
 	}
-	return l.Pod == f.Pod || l.Source != nil && l.Source.Pod == f.Pod || l.Destination != nil && l.Destination.Pod == f.Pod
+	return OfPod(l.Pod, f.Pod) || l.Source != nil && OfPod(l.Source.Pod, f.Pod) || l.Destination != nil && OfPod(l.Destination.Pod, f.Pod)
 }
+
+// OfPod tells whether a pod is the one that somebody means by its name, or by that of its workload, with which names of pods begin.
+func OfPod(pod, meant string) bool { return strings.HasPrefix(pod+"-", meant+"-") }
 
 // CheckReasons refuses names that no event has.
 func CheckReasons(list []string) error {

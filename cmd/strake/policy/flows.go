@@ -35,7 +35,7 @@ func (r *recordFlags) flags(cmd *cobra.Command, since time.Duration) {
 func (r *recordFlags) filterFlags(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringVar(&r.filter.Verdict, "verdict", "", "only flows that are "+list(flows.Verdicts())+"; the latter two by policies in shadow")
-	f.StringVar(&r.filter.Pod, "pod", "", "only flows from or to this pod: NAMESPACE/NAME")
+	f.StringVar(&r.filter.Pod, "pod", "", "only flows from or to this pod, or this workload's pods: NAMESPACE/NAME")
 	f.StringVarP(&r.filter.Namespace, "namespace", "n", "", "only flows from or to pods of this namespace")
 	f.StringVar(&r.filter.Policy, "policy", "", "only flows on which this policy decided, or would have: NAMESPACE/NAME, or NAME of a ClusterNetworkPolicy")
 	_ = cmd.RegisterFlagCompletionFunc("verdict", cobra.FixedCompletions(flows.Verdicts(), cobra.ShellCompDirectiveNoFileComp)) // fails for unknown flags only
