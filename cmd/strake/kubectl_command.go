@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"os"
 	"slices"
 
@@ -8,14 +9,19 @@ import (
 	"github.com/spf13/pflag"
 	"k8s.io/cli-runtime/pkg/genericclioptions"
 	"k8s.io/cli-runtime/pkg/genericiooptions"
+	"k8s.io/client-go/rest"
 	"k8s.io/component-base/logs"
 	"k8s.io/kubectl/pkg/cmd"
+	cmdutil "k8s.io/kubectl/pkg/cmd/util"
 
 	"github.com/strake-io/strake/cmd/strake/layout"
 )
 
 // kubectlName is the command that is kubectl.
 const kubectlName = "kubectl"
+
+// nobodysHost is what kubectl asks where nothing tells it whom.
+const nobodysHost = "http://localhost:8080"
 
 // kubectlCommand is kubectl itself, pointed at the cluster's administrator unless told otherwise. For a command line that does not name it, it is no
 // more than its line in the help: its hundred commands take time and memory, in every process of a node.
@@ -28,6 +34,12 @@ func kubectlCommand(args []string) *cobra.Command {
 	if path := adminKubeconfig(args); path != "" {
 		*flags.KubeConfig = path // the default of --kubeconfig
 	}
+	flags.WithWrapConfigFn(func(c *rest.Config) *rest.Config {
+		if c.Host == nobodysHost && *flags.APIServer == "" {
+			cmdutil.CheckErr(fmt.Errorf("there is no cluster in %s: run `strake up`, or name the right folder with --data-dir, or a kubeconfig with --kubeconfig", dataDir(args)))
+		}
+		return c
+	})
 	k := cmd.NewKubectlCommand(cmd.KubectlOptions{
 		ConfigFlags: flags,
 		IOStreams:   genericiooptions.IOStreams{In: os.Stdin, Out: os.Stdout, ErrOut: os.Stderr},
@@ -40,12 +52,7 @@ func kubectlCommand(args []string) *cobra.Command {
 // adminKubeconfig finds the administrator's kubeconfig of the node that a command line is about; without one (in a pod, say) it
 // is empty. It looks before cobra does, because the shell's completions run without any hook of a command.
 func adminKubeconfig(args []string) string {
-	f := pflag.NewFlagSet("", pflag.ContinueOnError)
-	f.ParseErrorsAllowlist.UnknownFlags = true
-	f.Usage = func() {}
-	dir := f.String("data-dir", layout.DefaultDataDir, "")
-	_ = f.Parse(args) // cobra tells what is wrong with them
-	l, err := layout.New(*dir)
+	l, err := layout.New(dataDir(args))
 	if err != nil {
 		return ""
 	}
@@ -53,4 +60,14 @@ func adminKubeconfig(args []string) string {
 		return ""
 	}
 	return l.AdminKubeconfig()
+}
+
+// dataDir is what a command line says of --data-dir.
+func dataDir(args []string) string {
+	f := pflag.NewFlagSet("", pflag.ContinueOnError)
+	f.ParseErrorsAllowlist.UnknownFlags = true
+	f.Usage = func() {}
+	dir := f.String("data-dir", layout.DefaultDataDir, "")
+	_ = f.Parse(args) // cobra tells what is wrong with them
+	return *dir
 }

@@ -3,7 +3,10 @@ package main
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
+
+	cmdutil "k8s.io/kubectl/pkg/cmd/util"
 )
 
 func TestAdminKubeconfig(t *testing.T) {
@@ -42,5 +45,32 @@ func TestKubectlIsMadeWhereItIsNamed(t *testing.T) {
 		if err != nil || !k.IsAvailableCommand() || k.HasSubCommands() != c.want {
 			t.Errorf("%q: %v, subcommands %v, %v", c.args, k.Name(), k.HasSubCommands(), err)
 		}
+	}
+}
+
+// Without a cluster, and told of no other, kubectl would ask localhost:8080 five times.
+func TestKubectlWithoutACluster(t *testing.T) {
+	dir := t.TempDir()
+	t.Setenv("HOME", dir)
+	t.Setenv("KUBECONFIG", filepath.Join(dir, "none"))
+	said := ""
+	cmdutil.BehaviorOnFatal(func(message string, code int) {
+		said = message
+		panic(code) // as the process would end
+	})
+	defer cmdutil.DefaultBehaviorOnFatal()
+	args := []string{"--data-dir", dir, "kubectl", "get", "pods"}
+	root := rootCommand(args)
+	root.SetArgs(args)
+	func() {
+		defer func() {
+			if code := recover(); code != 1 {
+				t.Errorf("ended with %v", code)
+			}
+		}()
+		t.Error(root.ExecuteContext(t.Context()))
+	}()
+	if !strings.Contains(said, "there is no cluster in "+dir) {
+		t.Errorf("said %q", said)
 	}
 }
