@@ -56,9 +56,7 @@ func down(ctx context.Context, l layout.Layout, purge bool, out io.Writer) error
 			errs = append(errs, err)
 		}
 	}
-	if err := s.completeAddresses(); err != nil && !purge && !s.Joined() {
-		errs = append(errs, err)
-	}
+	noAddress := s.completeAddresses()
 	if len(s.DNSAddrs) == 0 {
 		s.DNSAddrs = []netip.Addr{nth(families[false].serviceCIDR, dnsIndex)}
 	}
@@ -71,12 +69,14 @@ func down(ctx context.Context, l layout.Layout, purge bool, out io.Writer) error
 			errs = append(errs, p.Stop(20*time.Second))
 		}
 	}
-	if _, ok := supervisor.Find(l.Pid("containerd")); ok && len(s.NodeAddrs) > 0 {
-		if err := removePods(ctx, l, s); err != nil {
-			klog.V(1).InfoS("Pods were not removed in good order", "err", err)
-		}
-	}
 	if p, ok := supervisor.Find(l.Pid("containerd")); ok {
+		if len(s.NodeAddrs) > 0 {
+			if err := removePods(ctx, l, s); err != nil {
+				klog.V(1).InfoS("Pods were not removed in good order", "err", err)
+			}
+		} else if !purge && !s.Joined() {
+			errs = append(errs, noAddress)
+		}
 		errs = append(errs, p.Stop(10*time.Second))
 	}
 	killShims(l)

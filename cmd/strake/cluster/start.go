@@ -46,6 +46,9 @@ func newStart(l layout.Layout) start {
 func (u *start) run(ctx context.Context, steps []step, undo func(context.Context, error) error, out io.Writer) error {
 	for _, st := range steps {
 		if err := st.run(ctx, out); err != nil {
+			if errors.Is(ctx.Err(), context.Canceled) {
+				err = errInterrupted // whatever it kept from being done
+			}
 			if full := enoughSpace(u.l.Data, fullFree); u.touched && full != nil {
 				err = full // whatever was said of it
 			}
@@ -55,13 +58,16 @@ func (u *start) run(ctx context.Context, steps []step, undo func(context.Context
 	return nil
 }
 
+// errInterrupted is a start that somebody ended, by Ctrl-C: nothing is wrong.
+var errInterrupted = errors.New("interrupted")
+
 // undo takes back what a failed start has started.
 func (u *start) undo(ctx context.Context, cause error) error {
 	if !u.fresh || !u.touched {
 		return nil
 	}
 	var words error
-	if !errors.As(cause, new(*crash)) {
+	if !errors.As(cause, new(*crash)) && !errors.Is(cause, errInterrupted) {
 		words = u.lastWords()
 	}
 	if err := down(context.WithoutCancel(ctx), u.l, false, io.Discard); err != nil {
