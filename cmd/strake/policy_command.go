@@ -3,11 +3,13 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 
 	"github.com/spf13/cobra"
 
+	"github.com/strake-io/strake/cmd/strake/cluster"
 	"github.com/strake-io/strake/cmd/strake/layout"
 	"github.com/strake-io/strake/cmd/strake/policy"
 	"github.com/strake-io/strake/netpol/analysis"
@@ -31,12 +33,18 @@ func flowRecords(place places) ([]string, error) {
 		}
 	}
 	var dirs []string
+	var waiting error
 	for _, n := range nodes {
 		if _, err := os.Stat(n.FlowRecord()); err == nil {
 			dirs = append(dirs, n.FlowRecord())
 		} else if !errors.Is(err, fs.ErrNotExist) {
 			return nil, err
+		} else if s, _, err := cluster.Load(n); err == nil && s.Recording.On {
+			waiting = fmt.Errorf("node %s has recorded nothing yet: its agent makes the record when it has started (%s)", s.NodeName, n.Log("agent"))
 		}
+	}
+	if len(dirs) == 0 {
+		return nil, waiting
 	}
 	return dirs, nil
 }
