@@ -10,7 +10,7 @@ LDFLAGS := -s -w -X k8s.io/component-base/version.gitVersion=$(VERSION)
 RUN_PACKAGES := containerd runc
 TEST_PACKAGES := $(RUN_PACKAGES) iproute2 busybox-static curl containernetworking-plugins iptables musl-tools nftables procps
 
-.PHONY: build up down test test-packages run-packages lint unit e2e soak cross generate check-generated bench bench-podnet bench-services bench-netpol bench-api kernel-packages test-kernels coredns test-coredns test-clients bench-dns test-ui
+.PHONY: build up down test test-packages run-packages lint unit e2e soak cross generate check-generated bench bench-podnet bench-services bench-netpol bench-api kernel-packages test-kernels coredns test-coredns test-clients bench-dns test-ui release staticcheck
 
 build:
 	$(GO) build -ldflags "$(LDFLAGS)" -o bin/strake ./cmd/strake
@@ -41,6 +41,11 @@ test: test-packages lint build unit
 lint:
 	@bad=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$bad" ]; then echo "gofmt would change: $$bad"; exit 1; fi
 	$(GO) vet ./...
+
+# Mistakes that go vet does not see. It takes minutes, so it is no part of lint.
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+staticcheck:
+	$(GO) run $(STATICCHECK) ./...
 
 # Vetted by lint already, and linked without tables for debuggers, which takes half as long.
 TEST_FLAGS := -vet=off -ldflags="-s -w"
@@ -129,6 +134,10 @@ cross:
 # Makes the BPF objects and the OpenAPI definitions anew: wants clang-19, llvm-19, libbpf-dev.
 generate:
 	$(GO) generate ./bpf ./controlplane/apiserver/generated/openapi
+
+# Archives of a clean checkout for both architectures, in bin/release, with licences, modules and sums; VERSION names it.
+release:
+	.ci/release $(VERSION)
 
 # Fails unless all that is generated and committed is what the sources give.
 check-generated:
