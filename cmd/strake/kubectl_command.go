@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"net/http"
 	"os"
 	"slices"
 
@@ -23,6 +24,15 @@ const kubectlName = "kubectl"
 // nobodysHost is what kubectl asks where nothing tells it whom.
 const nobodysHost = "http://localhost:8080"
 
+// nobody is the way to that host, of a folder without a cluster: who goes it, and is no dry run, ends there.
+type nobody string
+
+func (dir nobody) RoundTrip(*http.Request) (*http.Response, error) {
+	err := fmt.Errorf("there is no cluster in %s: run `strake up`, or name the right folder with --data-dir, or a kubeconfig with --kubeconfig", string(dir))
+	cmdutil.CheckErr(err)
+	return nil, err
+}
+
 // kubectlCommand is kubectl itself, pointed at the cluster's administrator unless told otherwise. For a command line that does not name it, it is no
 // more than its line in the help: its hundred commands take time and memory, in every process of a node.
 func kubectlCommand(args []string) *cobra.Command {
@@ -36,7 +46,7 @@ func kubectlCommand(args []string) *cobra.Command {
 	}
 	flags.WithWrapConfigFn(func(c *rest.Config) *rest.Config {
 		if c.Host == nobodysHost && *flags.APIServer == "" {
-			cmdutil.CheckErr(fmt.Errorf("there is no cluster in %s: run `strake up`, or name the right folder with --data-dir, or a kubeconfig with --kubeconfig", dataDir(args)))
+			c.Wrap(func(http.RoundTripper) http.RoundTripper { return nobody(dataDir(args)) })
 		}
 		return c
 	})

@@ -26,7 +26,8 @@ func serviceCommand(place places) *cobra.Command {
 		Aliases: []string{"services", "svc"},
 		Short:   "Show what this node's kernel holds of Services, beside what the API says",
 		Long: `Shows Services as the tables in this node's kernel have them: under which addresses they are asked, which backends they have, and how
-often each was chosen. They are compared with what the API says: a difference that lasts is told.
+often each was chosen. They are compared with what the API says: a difference that lasts is told. Where the API server does not answer, what the
+kernel has is shown alone.
 
 Exit code: 0 if all is as it should be, 1 if something differs, 2 if something could not be looked at.`,
 	}
@@ -50,10 +51,10 @@ Exit code: 0 if all is as it should be, 1 if something differs, 2 if something c
 				namespace = "default"
 			}
 			found, err := readServices(cmd.Context(), place, func(s serviceview.Service) bool { return all || s.Namespace == namespace })
-			if err != nil {
+			if err != nil && len(found) == 0 {
 				return exitError{2, err}
 			}
-			return verdict(found, show(cmd.OutOrStdout(), output, found, func(w io.Writer) { serviceview.PrintList(w, found, output == outputWide) }))
+			return verdict(found, err, show(cmd.OutOrStdout(), output, found, func(w io.Writer) { serviceview.PrintList(w, found, output == outputWide) }))
 		},
 	}
 	flags(list)
@@ -76,13 +77,13 @@ Exit code: 0 if all is as it should be, 1 if something differs, 2 if something c
 				return fmt.Errorf("%s is not in namespace %s", args[0], namespace)
 			}
 			found, err := readServices(cmd.Context(), place, func(s serviceview.Service) bool { return s.Namespace == space && s.Name == name })
-			if err != nil {
+			if len(found) == 0 && err != nil {
 				return exitError{2, err}
 			}
 			if len(found) == 0 {
 				return exitError{2, fmt.Errorf("neither the API nor the kernel has a Service %s/%s", space, name)}
 			}
-			return verdict(found, show(cmd.OutOrStdout(), output, found[0], func(w io.Writer) {
+			return verdict(found, err, show(cmd.OutOrStdout(), output, found[0], func(w io.Writer) {
 				for _, s := range found { // more than one while a Service is deleted and made anew
 					serviceview.PrintOne(w, s)
 				}
@@ -100,17 +101,23 @@ Exit code: 0 if all is as it should be, 1 if something differs, 2 if something c
 	return service
 }
 
-func verdict(found []serviceview.Service, err error) error {
-	if err == nil && serviceview.Drifted(found) {
+func verdict(found []serviceview.Service, notLooked, notShown error) error {
+	switch {
+	case notShown != nil:
+		return notShown
+	case notLooked != nil:
+		return exitError{2, notLooked}
+	case serviceview.Drifted(found):
 		return exitError{code: drifting}
 	}
-	return err
+	return nil
 }
 
 // settle is how long a difference may last: the cluster changes while it is looked at.
 const settle = 3 * time.Second
 
-// readServices looks at the Services that are chosen until they are as they should be, or have differed for long enough.
+// readServices looks at the Services that are chosen until they are as they should be, or have differed for long enough. Without the API server it
+// gives what the kernel has, and the error.
 func readServices(ctx context.Context, place places, choose func(serviceview.Service) bool) ([]serviceview.Service, error) {
 	if os.Geteuid() != 0 {
 		return nil, errors.New("looking at a node needs root: run it with sudo")
@@ -121,12 +128,9 @@ func readServices(ctx context.Context, place places, choose func(serviceview.Ser
 	}
 	for deadline := time.Now().Add(settle); ; {
 		found, err := lookAtServices(ctx, node)
-		if err != nil {
-			return nil, err
-		}
 		found = slices.DeleteFunc(found, func(s serviceview.Service) bool { return !choose(s) })
-		if !serviceview.Drifted(found) || time.Now().After(deadline) {
-			return found, nil
+		if err != nil || !serviceview.Drifted(found) || time.Now().After(deadline) {
+			return found, err
 		}
 		select {
 		case <-ctx.Done():
@@ -137,13 +141,13 @@ func readServices(ctx context.Context, place places, choose func(serviceview.Ser
 }
 
 func lookAtServices(ctx context.Context, node doctor.Node) ([]serviceview.Service, error) {
-	api, err := node.Services(ctx)
-	if err != nil {
-		return nil, err
-	}
 	rows, err := bpf.ReadServices(node.Layout.BPF())
 	if err != nil {
 		return nil, err
+	}
+	api, err := node.Services(ctx)
+	if err != nil {
+		return serviceview.Alone(rows), err
 	}
 	have := make([]bpf.LoadBalancer, len(rows))
 	for i, r := range rows {

@@ -92,9 +92,9 @@ func traceAll(ctx context.Context, notes io.Writer, node doctor.Node, from, name
 	if err != nil || port == 0 {
 		return nil, fmt.Errorf("--to %s has no port", to)
 	}
-	api, err := node.Services(ctx)
-	if err != nil {
-		return nil, err
+	api, apart := node.Services(ctx)
+	if apart != nil {
+		fmt.Fprintf(notes, "%v: names of pods and nodes are left out, and whether an address is of another node's pod is not known\n", apart)
 	}
 	s, names, err := traceState(node, api)
 	if err != nil {
@@ -103,11 +103,11 @@ func traceAll(ctx context.Context, notes io.Writer, node doctor.Node, from, name
 	if p, rest, ok := strings.Cut(from, "/"); ok {
 		namespace, from = p, rest
 	}
-	clients, err := clientsOf(node, api, from, namespace)
+	clients, err := clientsOf(node, api, s.Endpoints, from, namespace)
 	if err != nil {
 		return nil, err
 	}
-	if api.Pods == nil && clients[0].Kind == trace.Outside {
+	if apart == nil && api.Pods == nil && clients[0].Kind == trace.Outside {
 		fmt.Fprintf(notes, "This node may not list pods: whether %s is a pod's is not known, it is taken for an address outside of the cluster\n", from)
 	}
 	zone := node.Zone
@@ -189,7 +189,7 @@ func traceState(node doctor.Node, api doctor.Services) (trace.State, []bpf.Name,
 }
 
 // clientsOf are the client's addresses, of each family one.
-func clientsOf(node doctor.Node, api doctor.Services, from, namespace string) ([]trace.Client, error) {
+func clientsOf(node doctor.Node, api doctor.Services, here []bpf.Endpoint, from, namespace string) ([]trace.Client, error) {
 	if from == trace.Node {
 		var out []trace.Client
 		for _, a := range node.Addrs {
@@ -214,8 +214,14 @@ func clientsOf(node doctor.Node, api doctor.Services, from, namespace string) ([
 	if i < 0 && !addr.IsValid() {
 		i = podOfWorkload(api.Pods, namespace+"/"+from, node.Name)
 	}
+	if i < 0 && slices.ContainsFunc(here, func(e bpf.Endpoint) bool { return e.Addr == addr }) {
+		return []trace.Client{podClient(node, addr.String(), addr)}, nil // of a pod that the API has not told
+	}
 	if i < 0 && addr.IsValid() {
 		return []trace.Client{{Kind: trace.Outside, Addr: addr, Port: port}}, nil
+	}
+	if i < 0 && api.Want == nil {
+		return nil, fmt.Errorf("where pod %s/%s is only the API server knows: ask for its address", namespace, from)
 	}
 	if i < 0 {
 		return nil, fmt.Errorf("there is no pod %s/%s, nor one of a workload of that name, that this node may read", namespace, from)
@@ -224,22 +230,15 @@ func clientsOf(node doctor.Node, api doctor.Services, from, namespace string) ([
 	if p.Spec.NodeName != node.Name {
 		return nil, fmt.Errorf("pod %s/%s is on node %s, which decides for it: ask there", p.Namespace, p.Name, p.Spec.NodeName)
 	}
-	kind := trace.Pod
-	if p.Spec.HostNetwork {
-		kind = trace.Node
-	}
 	var out []trace.Client
 	for _, ip := range p.Status.PodIPs {
 		a, err := netip.ParseAddr(ip.IP)
 		if err != nil {
 			continue
 		}
-		c := trace.Client{Kind: kind, Name: p.Namespace + "/" + p.Name, Addr: a}
-		if path, ok := cni.NetnsOf(node.Layout.CNIState(), a); ok && kind == trace.Pod {
-			root, _ := cgroups.UnifiedPath("/")
-			if cookie, err := bpf.NetnsCookie(path, root); err == nil { // else a pod of which this is not known
-				c.Netns = cookie
-			}
+		c := trace.Client{Kind: trace.Node, Name: p.Namespace + "/" + p.Name, Addr: a}
+		if !p.Spec.HostNetwork {
+			c = podClient(node, c.Name, a)
 		}
 		out = append(out, c)
 	}
@@ -247,6 +246,17 @@ func clientsOf(node doctor.Node, api doctor.Services, from, namespace string) ([
 		return nil, fmt.Errorf("pod %s/%s has no address yet", p.Namespace, p.Name)
 	}
 	return out, nil
+}
+
+func podClient(node doctor.Node, name string, a netip.Addr) trace.Client {
+	c := trace.Client{Kind: trace.Pod, Name: name, Addr: a}
+	if path, ok := cni.NetnsOf(node.Layout.CNIState(), a); ok {
+		root, _ := cgroups.UnifiedPath("/")
+		if cookie, err := bpf.NetnsCookie(path, root); err == nil { // else a pod of which this is not known
+			c.Netns = cookie
+		}
+	}
+	return c
 }
 
 // podOfWorkload finds a pod of a workload, one of this node if there is any; -1 if there is none.

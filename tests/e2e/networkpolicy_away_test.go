@@ -67,6 +67,14 @@ func withoutAPI(l *policyLab) {
 	}
 	defer syscall.Kill(server, syscall.SIGCONT) // if the test fails
 	l.expect(open, closed)
+	// Nor is what the kernel has unknown to who asks for it.
+	for _, args := range [][]string{{"service", "list", "-A"}, {"trace", "--from", "node", "--to", "10.96.0.1:443"}} {
+		cmd := l.StrakeCommand(l.t.Context(), args...)
+		out, err := cmd.Output()
+		if !strings.Contains(string(out), "kubernetes") || (cmd.ProcessState.ExitCode() == 2) != (args[0] == "service") {
+			l.t.Errorf("%v without the API server: %v\n%s", args, err, out)
+		}
+	}
 	known := l.newcomer(l.nodes[0])
 	known.sendsNothing()
 	if err := syscall.Kill(agent, syscall.SIGKILL); err != nil {

@@ -3,7 +3,6 @@ package doctor
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"net/http"
 	"net/netip"
@@ -146,10 +145,16 @@ func (e *examination) list(ctx context.Context, connectErr error) (*objects, err
 	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
 	defer cancel()
 	var o objects
-	svcs, err1 := e.client.CoreV1().Services("").List(ctx, metav1.ListOptions{})
-	eps, err2 := e.client.DiscoveryV1().EndpointSlices("").List(ctx, metav1.ListOptions{})
-	nodes, err3 := e.client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
-	if err := errors.Join(err1, err2, err3); err != nil {
+	svcs, err := e.client.CoreV1().Services("").List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return nil, err
+	}
+	eps, err := e.client.DiscoveryV1().EndpointSlices("").List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return nil, err
+	}
+	nodes, err := e.client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
+	if err != nil {
 		return nil, err
 	}
 	o.services, o.slices, o.nodes = svcs.Items, eps.Items, nodes.Items

@@ -2,6 +2,7 @@ package doctor
 
 import (
 	"context"
+	"fmt"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -25,7 +26,7 @@ func (n Node) Services(ctx context.Context) (Services, error) {
 	e := &examination{Node: n}
 	o, err := e.list(ctx, e.connect())
 	if err != nil {
-		return Services{}, err
+		return Services{}, fmt.Errorf("the API server tells nothing: %w", err)
 	}
 	want, err := e.wantedServices(o)
 	if err != nil {

@@ -133,6 +133,24 @@ func Collect(rows []bpf.ServiceRows, services []corev1.Service, endpoints []disc
 	return out
 }
 
+// Alone is what the kernel has, where the API server does not answer: nothing is compared.
+func Alone(rows []bpf.ServiceRows) []Service {
+	have := make([]bpf.LoadBalancer, len(rows))
+	for i, r := range rows {
+		have[i] = r.LoadBalancer
+	}
+	found := Collect(rows, nil, nil, have)
+	for i := range found {
+		found[i].Note = "not compared"
+		for _, p := range found[i].Ports {
+			for j := range p.Backends {
+				p.Backends[j].State = found[i].Note
+			}
+		}
+	}
+	return found
+}
+
 // AddHeld tells the Services which of their node ports processes have.
 func AddHeld(found []Service, held []bpf.HeldPort) {
 	for i := range found {
