@@ -104,6 +104,8 @@ int strake_pod(struct __sk_buff *skb)
 	if (ep) {
 		if (policy_on && ep->ifindex != skb->ifindex && policy_check(skb, p->v6, POLICY_SOURCE, ep->ifindex))
 			return TC_ACT_SHOT;
+		if (!endpoint_is_quiet(ep))
+			flow_give_way(skb);
 		note(skb, POD_TO_POD);
 		return endpoint_redirect(skb, ep);
 	}
@@ -115,6 +117,8 @@ int strake_pod(struct __sk_buff *skb)
 	}
 	if (policy_on && policy_check(skb, p->v6, POLICY_SOURCE, 0))
 		return TC_ACT_SHOT;
+	if (endpoint_asks(own))
+		flow_give_way(skb);
 	return r ? remote_send(skb, p, r) : TC_ACT_OK;
 }
 
@@ -184,12 +188,16 @@ static __always_inline int direct(struct __sk_buff *skb, struct packet *p)
 		return TC_ACT_OK;
 	r = remote_of(&p->saddr);
 	if (!r) {
+		if (!endpoint_is_quiet(ep))
+			flow_give_way(skb);
 		masq_note_direct(skb);
 		return TC_ACT_OK;
 	}
 	if (remote_is_native(r)) {
 		if (policy_on && policy_check(skb, p->v6, 0, ep->ifindex))
 			return TC_ACT_SHOT;
+		if (!endpoint_is_quiet(ep))
+			flow_give_way(skb);
 		note(skb, UPLINK_TO_POD);
 		return endpoint_redirect(skb, ep);
 	}
@@ -355,6 +363,8 @@ int strake_tunnel_in(struct __sk_buff *skb)
 	if (ep) {
 		if (policy_on && policy_check(skb, s->p.v6, 0, ep->ifindex))
 			return TC_ACT_SHOT;
+		if (!endpoint_is_quiet(ep))
+			flow_give_way(skb);
 		note(skb, TUNNEL_TO_POD);
 		return endpoint_redirect(skb, ep);
 	}

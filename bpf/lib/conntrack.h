@@ -348,6 +348,32 @@ int __attribute__((noinline)) flow_end(struct __sk_buff *skb)
 	return 0;
 }
 
+/* The packet at hand goes to its receiver as it is. If its sender asked a frontend from the same port before, and got this receiver, then what it is
+ * answered would come from that frontend as long as the flow lives: it ends. A connection that goes on has its port for itself. */
+int __attribute__((noinline)) flow_give_way(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch();
+	struct packet *p;
+	struct flow *f;
+
+	if (!skb || !s)
+		return 0;
+	p = &s->p;
+	if (!p->ports || (flow_has_connection(p->proto) && !tcp_opens(p->tcp)))
+		return 0;
+	s->key.saddr = p->daddr;
+	s->key.daddr = p->saddr;
+	s->key.sport = p->dport;
+	s->key.dport = p->sport;
+	s->key.proto = p->proto;
+	s->key.reply = 1;
+	s->key.pad = 0;
+	f = flow_row(&s->key);
+	if (!f || !f->service || flow_is_open(f->state, p->proto))
+		return 0;
+	return flow_end(skb);
+}
+
 /* The row of a flow's other direction, from s->key and s->flow to s->back and s->other. */
 static __always_inline void flow_turn(struct scratch *s)
 {
