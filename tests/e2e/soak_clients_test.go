@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"slices"
@@ -135,15 +136,14 @@ func outcomeOf(err error) outcome {
 	return silent
 }
 
-// once asks, and asks again for a datagram that may have been lost.
-func (c asker) once(ctx context.Context) (answer string, err error) {
+// once asks over a connection, and asks again for a datagram that may have been lost.
+func (c asker) once(ctx context.Context) (conn net.Conn, answer string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, soakPatience)
 	defer cancel()
-	conn, err := c.space.Dial(ctx, c.network, c.to.String())
+	conn, err = c.space.Dial(ctx, c.network, c.to.String())
 	if err != nil {
-		return "", err
+		return nil, "", err
 	}
-	defer conn.Close()
 	b := make([]byte, 100)
 	for deadline, _ := ctx.Deadline(); ; {
 		patience := deadline
@@ -157,7 +157,7 @@ func (c asker) once(ctx context.Context) (answer string, err error) {
 			answer = string(b[:n])
 		}
 		if c.network == "tcp" || !errors.Is(err, os.ErrDeadlineExceeded) || ctx.Err() != nil {
-			return answer, err
+			return conn, answer, err
 		}
 	}
 }
@@ -165,22 +165,8 @@ func (c asker) once(ctx context.Context) (answer string, err error) {
 // ask asks again and again, and judges what comes.
 func (s *soak) ask(ctx context.Context, c asker) error {
 	for ctx.Err() == nil {
-		from := time.Now()
-		answer, err := c.once(ctx)
-		to := time.Now()
-		if end, _ := ctx.Deadline(); ctx.Err() != nil || !to.Before(end) {
-			return nil
-		}
-		states := c.svc.during(from, to)
-		got := outcomeOf(err)
-		s.asked.Add(1)
-		if len(states) == 1 {
-			s.strict.Add(1)
-		}
-		n, _ := s.outcomes.LoadOrStore(got, new(atomic.Int64))
-		n.(*atomic.Int64).Add(1)
-		if wrong := c.judge(got, answer, states); wrong != "" {
-			return fmt.Errorf("%s: %s (%v), after %v; %s", c, wrong, err, to.Sub(from), c.svc.tell(states))
+		if err := s.question(ctx, c); err != nil {
+			return err
 		}
 		select {
 		case <-ctx.Done():
@@ -188,6 +174,35 @@ func (s *soak) ask(ctx context.Context, c asker) error {
 		}
 	}
 	return nil
+}
+
+func (s *soak) question(ctx context.Context, c asker) error {
+	from := time.Now()
+	conn, answer, err := c.once(ctx)
+	to := time.Now()
+	if conn != nil {
+		defer conn.Close()
+	}
+	if end, _ := ctx.Deadline(); ctx.Err() != nil || !to.Before(end) {
+		return nil
+	}
+	states := c.svc.during(from, to)
+	got := outcomeOf(err)
+	s.asked.Add(1)
+	if len(states) == 1 {
+		s.strict.Add(1)
+	}
+	n, _ := s.outcomes.LoadOrStore(got, new(atomic.Int64))
+	n.(*atomic.Int64).Add(1)
+	wrong := c.judge(got, answer, states)
+	if wrong == "" {
+		return nil
+	}
+	told := fmt.Sprintf("%s: %s (%v), after %v; %s", c, wrong, err, to.Sub(from), c.svc.tell(states))
+	if conn != nil && got == silent && c.network == "udp" {
+		told += "\n" + s.evidence(c, conn)
+	}
+	return errors.New(told)
 }
 
 func (svc *soakService) tell(states []*soakState) string {
