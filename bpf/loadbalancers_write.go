@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/cilium/ebpf"
 )
@@ -204,6 +205,9 @@ func (t *loadBalancers) putServices(all []*change) {
 			continue
 		}
 		info := netService{Proto: c.want.protocol}
+		if len(t.byOwner[c.want.owner]) == 0 {
+			info.Made = max(uint32(Monotonic()/time.Second), 1)
+		}
 		copy(info.Owner[:], c.want.owner)
 		copy(info.Name[:], c.want.name)
 		b.put(c, c.want.id, info)

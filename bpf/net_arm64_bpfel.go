@@ -540,7 +540,8 @@ type netService struct {
 	Owner [64]uint8
 	Name  [192]uint8
 	Proto uint8
-	Pad   [7]uint8
+	Pad   [3]uint8
+	Made  uint32
 }
 
 type netSlotKey struct {

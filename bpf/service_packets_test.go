@@ -276,8 +276,8 @@ func TestBackendsThatGo(t *testing.T) {
 	}
 }
 
-// A connection to a NodePort goes on when its Service is deleted, and when that is made anew and has no endpoints yet; if its backend goes then, it
-// ends. A new one is the node's own business.
+// A connection to a NodePort goes on when its Service is deleted, and when that is made anew and has no endpoints yet, or not all; if it has them and its
+// backend is none of them, it ends. A new one is the node's own business.
 func TestNodePortOfADeletedService(t *testing.T) {
 	l := newServiceLab(t)
 	for _, f := range families {
@@ -304,6 +304,9 @@ func TestNodePortOfADeletedService(t *testing.T) {
 			again(client, backend)
 			l.service(t)
 			again(client)
+			l.service(t, LoadBalancer{Name: "ns/web:http", Protocol: 6, Frontends: fronts(NodePort, front), Backends: backs(at(f.remote(), 8080))})
+			l.step(t, "made anew, with one of its slices", uplinkProgram, l.uplink, segment(client, front, ack), actRedirect, "uplink_to_pod", client, backend)
+			l.d.olderBy(t, newFor)
 			again(client, at(f.remote(), 8080))
 			// The next one ends with its backend.
 			l.service(t, LoadBalancer{Name: "ns/web:http", Protocol: 6, Frontends: fronts(NodePort, front), Backends: backs(backend)})
@@ -538,4 +541,15 @@ func TestConnectionsGiveNoWay(t *testing.T) {
 	l.run(t, podProgram, l.podVeth, segment(client, front, 0x10))
 	l.run(t, podProgram, l.podVeth, segment(client, backend, 0x02))
 	l.step(t, "the connection's answer", podProgram, l.otherVeth, segment(backend, client, 0x10), actRedirect, "pod_to_uplink", front, client)
+}
+
+// olderBy makes Services older than they are.
+func (d *Datapath) olderBy(t testing.TB, age time.Duration) {
+	t.Helper()
+	for id, s := range rawOf(t, d.loadBalancers.lbMaps).services {
+		if s.Made != 0 {
+			s.Made -= uint32(age / time.Second)
+			must(t, d.loadBalancers.services.Put(id, s))
+		}
+	}
 }

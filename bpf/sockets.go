@@ -29,6 +29,7 @@ type socketReaper struct {
 	aborted    func(n int, err error)
 
 	cookies map[string]spaceCookie // of namespaces, by path
+	wait    bool                   // some sockets' Services were too new to tell in the last pass
 }
 
 type spaceCookie struct {
@@ -88,6 +89,9 @@ func (r *socketReaper) run(stop <-chan struct{}) {
 			}
 			_, took = r.timed(true)
 		}
+		if r.wait {
+			time.AfterFunc(newFor, r.poke)
+		}
 		select {
 		case <-stop:
 			return
@@ -146,8 +150,22 @@ func (r *socketReaper) pass(last bool) (n int, left bool, err error) {
 	return n, left, errors.Join(errs...)
 }
 
+// newFor is how long a Service says nothing of connections of one that had its addresses before (SERVICE_NEW_FOR of lib/service.h).
+const newFor = 15 * time.Second
+
+// isNew tells whether more of a Service's endpoints may be told still.
+func (t *loadBalancers) isNew(id uint32) (bool, error) {
+	var s netService
+	err := t.services.Lookup(id, &s)
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		return false, nil
+	}
+	return s.Made != 0 && Monotonic()-time.Duration(s.Made)*time.Second < newFor, err
+}
+
 // victims are the sockets whose backend is gone, by their namespace.
 func (r *socketReaper) victims() (map[uint64][]victim, error) {
+	r.wait = false
 	out := map[uint64][]victim{}
 	type backend struct {
 		service uint32
@@ -171,9 +189,13 @@ func (r *socketReaper) victims() (map[uint64][]victim, error) {
 				return false, err
 			}
 			if fe.All+fe.Local > 0 {
-				return true, nil
+				fresh, err := lb.isNew(fe.Service)
+				if !fresh || err != nil {
+					return err == nil, err
+				}
+				r.wait = true
 			}
-			err = nil // a Service that was made anew, whose endpoints are not told yet
+			err = nil // a Service that was made anew, whose endpoints are not all told yet
 		}
 		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			return false, err

@@ -204,6 +204,37 @@ func TestSocketsOfMoreThanOneBackend(t *testing.T) {
 	lost(t, connection)
 }
 
+// A Service that was made anew has its endpoints one slice after the other: a connection of before whose backend is in none of the first goes on, and ends
+// if it is in none when the Service is no longer new.
+func TestSocketsOfAServiceMadeAnew(t *testing.T) {
+	l := newLab(t)
+	l.pods[0].serve(t, "pod", 8080)
+	passes := l.reaped(t)
+	<-passes
+	front := ap("10.96.0.5:80")
+	set := func(owner string, backends ...netip.AddrPort) {
+		t.Helper()
+		_, err := l.d.LoadBalancers().Replace(owner, []LoadBalancer{{Name: "ns/web:http", Protocol: 6, Frontends: fronts(ClusterIP, front), Backends: backs(backends...)}})
+		must(t, err)
+	}
+	set("first", at(pod, 8080))
+	c := l.node.dial(t, "tcp", front.String())
+	_, err := exchange(c, "hello")
+	must(t, err)
+	_, err = l.d.LoadBalancers().Replace("first", nil)
+	must(t, err)
+	<-passes
+	set("second", at(nodeIP, 8088))
+	set("second", at(nodeIP, 8089))
+	<-passes
+	if _, err := exchange(c, "one slice is there"); err != nil {
+		t.Fatal(err)
+	}
+	l.d.olderBy(t, newFor)
+	set("second", at(nodeIP, 8090))
+	lost(t, c)
+}
+
 // Rows of sockets that could not be looked for are kept.
 func TestSocketsThatCanNotBeLookedInto(t *testing.T) {
 	r := &socketReaper{node: 1}

@@ -168,12 +168,13 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } lb_changes SEC(".maps");
 
-/* Who asked for a service: no program reads it, a restarted agent and `strake status` do. */
+/* Who asked for a service, for the agent and `strake status`; programs ask whether it is there, and since when. */
 struct service {
 	__u8 owner[64]; /* Service UID */
 	__u8 name[192]; /* namespace/name:port */
 	__u8 proto;
-	__u8 pad[7];
+	__u8 pad[3];
+	__u32 made; /* when the first of its Service was: monotonic clock, seconds; 0: its Service had others before, by whatever name of a port */
 };
 
 /* Ports of the node on some of its addresses that NodePorts and host ports have: no process of the node gets them on all addresses. */

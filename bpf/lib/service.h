@@ -71,10 +71,21 @@ static __always_inline int has_ports(struct __sk_buff *skb, struct packet *p)
 	return p->ports || (p->more && !p->later && l4_of(skb, p) == L4_PORTS);
 }
 
+#define SERVICE_NEW_FOR 15 /* seconds */
+
+/* Whether more of a Service's endpoints may be told still. */
+static __always_inline int service_is_new(__u32 id)
+{
+	struct service *about = bpf_map_lookup_elem(&lb_services, &id);
+
+	return about && about->made && (__s32)(seconds_now() - about->made) < SERVICE_NEW_FOR;
+}
+
 /* Whether the backend of s->flow is gone. It is looked for once after a backend of any service went. A connection asks the frontend again, for
  * the Service's port may have another name now, and so another number; where there is none any more its Service was deleted, and its backend
  * may well be alive. kube-proxy leaves connections of such Services alone, and so do we here and at the socket (sockets.go). One that was made
- * anew may have its endpoints later than the API told of it: until it has one, it says nothing of those of before. */
+ * anew has its endpoints later than the API told of it, and may have them in several slices, one after the other: until it has one and has been
+ * there for a while, it says nothing of those of before. */
 static __always_inline int service_backend_gone(struct scratch *s, const struct frontend *fe)
 {
 	__u32 now = lb_generation(), service = s->flow.service;
@@ -88,7 +99,7 @@ static __always_inline int service_backend_gone(struct scratch *s, const struct 
 			return 1;
 		if (fe && fe->service != service) {
 			if (!lb_member(fe->service, &s->flow.daddr, s->flow.dport))
-				return fe->all || fe->local || bpf_map_lookup_elem(&lb_services, &service);
+				return bpf_map_lookup_elem(&lb_services, &service) || ((fe->all || fe->local) && !service_is_new(fe->service));
 			s->flow.service = fe->service;
 		} else if (fe || bpf_map_lookup_elem(&lb_services, &service)) {
 			return 1;
