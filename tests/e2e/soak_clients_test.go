@@ -363,7 +363,7 @@ func (s *soak) kill(ctx context.Context) error {
 			return nil
 		case <-time.After(4 * time.Second):
 		}
-		if time.Since(time.Unix(0, s.settled.Load())) > 15*time.Second {
+		if slices.ContainsFunc(s.services, func(svc *soakService) bool { return svc.waits() > 15*time.Second }) {
 			continue // on a machine so slow no agent would live to follow the API
 		}
 		n := s.nodes[i%len(s.nodes)]

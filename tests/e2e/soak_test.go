@@ -49,8 +49,7 @@ type soak struct {
 	services []*soakService
 
 	asked, strict, changed, killed, kept atomic.Int64
-	settled                              atomic.Int64 // when a state was last in all kernels, in ns since 1970
-	stood                                atomic.Int64 // when the test last went on after it had stood still, likewise
+	stood                                atomic.Int64 // when the test last went on after it had stood still, in ns since 1970
 	unjudged                             atomic.Int64 // questions and connections that failed meanwhile
 	outcomes                             sync.Map     // outcome → *atomic.Int64
 }
@@ -109,7 +108,6 @@ func TestServicesSoak(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), duration)
 	defer cancel()
 	g, ctx := errgroup.WithContext(ctx)
-	s.settled.Store(time.Now().UnixNano())
 	for _, svc := range s.services {
 		g.Go(func() error { return s.change(ctx, svc) })
 		for family := range 2 {
@@ -254,6 +252,16 @@ func (svc *soakService) now(st *soakState) {
 	svc.mu.Lock()
 	defer svc.mu.Unlock()
 	svc.states = append(svc.states, st)
+}
+
+// waits is how long the last state has not been in all kernels.
+func (svc *soakService) waits() time.Duration {
+	svc.mu.Lock()
+	defer svc.mu.Unlock()
+	if n := len(svc.states); n > 1 && svc.states[n-2].until.IsZero() {
+		return time.Since(svc.states[n-1].since)
+	}
+	return 0
 }
 
 // during are the states that a client may have met between two times.
@@ -442,7 +450,6 @@ func (s *soak) settle(ctx context.Context, svc *soakService) error {
 	svc.mu.Lock()
 	defer svc.mu.Unlock()
 	now := time.Now()
-	s.settled.Store(now.UnixNano())
 	for _, old := range svc.states {
 		if old != st && old.until.IsZero() {
 			old.until = now
