@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/spf13/pflag"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -32,6 +33,8 @@ func TestAPI(t *testing.T) {
 		c.Components = map[string]func(context.Context) error{
 			"scheduler": func(context.Context) error { return nil }, "controller-manager": func(context.Context) error { return errors.New("it hangs") },
 		}
+		c.Settings = apiserver.NewSettings()
+		c.Settings.AddFlags(pflag.NewFlagSet("server", pflag.ContinueOnError))
 	})
 	for name, test := range map[string]func(*api){
 		"components": testComponents, "table": testTableOfTheAPI, "kinds": testKinds, "hostile": testHostile, "objects": testObjects, "watch": testWatch, "watchList": testWatchList, "patches": testPatches, "apply": testApply, "tables": testTables, "dryRun": testDryRun,
@@ -40,7 +43,7 @@ func TestAPI(t *testing.T) {
 		"binding": testBinding, "eviction": testEviction, "gracefulDelete": testGracefulDelete, "ephemeral": testEphemeral,
 		"customResources": testCustomResources, "clusterNetworkPolicies": testClusterNetworkPolicies, "aggregator": testAggregator, "schemas": testSchemas,
 		"streams": testStreams, "logs": testLogs, "portForward": testPortForward, "pathTricks": testPathTricks, "nodeProxy": testNodeProxy,
-		"kubelets": testKubelets, "tokens": testTokens, "users": testUsers, "certificates": testCertificates, "wire": testWire, "partial": testPartial, "discovery": testDiscovery, "operation": testOperation,
+		"kubelets": testKubelets, "claims": testClaims, "tokens": testTokens, "users": testUsers, "certificates": testCertificates, "wire": testWire, "partial": testPartial, "discovery": testDiscovery, "operation": testOperation,
 		"versions": testVersions, "bookmarks": testBookmarks, "dryRuns": testDryRuns, "propagation": testPropagation,
 		"webhooks": testWebhooks, "conversion": testConversion, "validatingPolicies": testValidatingPolicies, "mutatingPolicies": testMutatingPolicies, "bootstrapTokens": testBootstrapTokens,
 	} {

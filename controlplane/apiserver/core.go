@@ -16,6 +16,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	eventsv1 "k8s.io/api/events/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
+	resourcev1 "k8s.io/api/resource/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apiserver/pkg/registry/rest"
@@ -172,6 +173,8 @@ func (b *builder) setHooks(r *descriptor.Resource) {
 		r.Hooks = b.services.Hooks()
 	case rbacv1.Resource("roles"), rbacv1.Resource("clusterroles"), rbacv1.Resource("rolebindings"), rbacv1.Resource("clusterrolebindings"):
 		r.Hooks = b.escalationHooks()
+	case resourcev1.Resource("resourceclaims"), resourcev1.Resource("resourceclaimtemplates"):
+		r.Hooks = b.claimHooks()
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"strconv"
 
+	"github.com/spf13/pflag"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	apiextensionsapiserver "k8s.io/apiextensions-apiserver/pkg/apiserver"
 	apiextensionsoptions "k8s.io/apiextensions-apiserver/pkg/cmd/server/options"
@@ -22,6 +23,7 @@ import (
 	"k8s.io/apiserver/pkg/endpoints/openapi"
 	genericapiserver "k8s.io/apiserver/pkg/server"
 	"k8s.io/apiserver/pkg/server/filters"
+	"k8s.io/apiserver/pkg/server/flagz"
 	"k8s.io/apiserver/pkg/server/options"
 	serverstorage "k8s.io/apiserver/pkg/server/storage"
 	"k8s.io/apiserver/pkg/storage/storagebackend"
@@ -32,7 +34,9 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
+	cliflag "k8s.io/component-base/cli/flag"
 	_ "k8s.io/component-base/metrics/prometheus/restclient" // metrics of what the server asks itself and others
+	_ "k8s.io/component-base/metrics/prometheus/version"    // kubernetes_build_info
 	aggregatorapiserver "k8s.io/kube-aggregator/pkg/apiserver"
 	aggregatorscheme "k8s.io/kube-aggregator/pkg/apiserver/scheme"
 	openapicommon "k8s.io/kube-openapi/pkg/common"
@@ -100,6 +104,7 @@ func New(cfg Config) (*Server, error) {
 	if err := utilfeature.DefaultMutableFeatureGate.SetFromMap(cfg.Settings.FeatureGates); err != nil {
 		return nil, fmt.Errorf("API server: --feature-gates: %w", err)
 	}
+	utilfeature.DefaultMutableFeatureGate.AddMetrics()
 	b := &builder{cfg: cfg, all: resources.All()}
 	for _, step := range []func() error{b.buildScheme, b.buildGeneric, b.buildAllocator, b.buildAuth, b.buildAdmission} {
 		if err := step(); err != nil {
@@ -150,6 +155,9 @@ func (b *builder) buildGeneric() error {
 	g.AggregatedDiscoveryGroupManager = aggregated.NewResourceManager("apis")
 	namer := openapi.NewDefinitionNamer(b.scheme, apiextensionsapiserver.Scheme, aggregatorscheme.Scheme)
 	defs := openapicommon.GetOpenAPIDefinitions(generatedopenapi.GetOpenAPIDefinitions)
+	if set.flags != nil {
+		g.Flagz = flagz.NamedFlagSetsReader{FlagSets: cliflag.NamedFlagSets{FlagSets: map[string]*pflag.FlagSet{"strake server": set.flags}}}
+	}
 	g.OpenAPIConfig = genericapiserver.DefaultOpenAPIConfig(defs, namer)
 	g.OpenAPIConfig.Info.Title, g.OpenAPIConfig.GetDefinitionName = "Kubernetes", external(namer)
 	g.OpenAPIV3Config = genericapiserver.DefaultOpenAPIV3Config(defs, namer)

@@ -47,6 +47,8 @@ type Settings struct {
 	// FeatureGates switches features of the API libraries, such as CBORServingAndStorage, on and off, for the whole process.
 	FeatureGates map[string]bool
 	GoawayChance float64
+
+	flags *pflag.FlagSet // where AddFlags added them
 }
 
 // NewSettings returns the settings of a server that has none.
@@ -58,8 +60,9 @@ func NewSettings() *Settings {
 	}
 }
 
-// AddFlags adds the flags by kube-apiserver's names.
+// AddFlags adds the flags by kube-apiserver's names. /flagz shows all flags of their set.
 func (s *Settings) AddFlags(fs *pflag.FlagSet) {
+	s.flags = fs
 	fs.StringSliceVar(&s.EtcdServers, "etcd-servers", nil, "an etcd in place of the cluster's own: its servers' URLs")
 	fs.StringVar(&s.EtcdCAFile, "etcd-cafile", "", "CA of the etcd servers")
 	fs.StringVar(&s.EtcdCertFile, "etcd-certfile", "", "certificate for the etcd servers")

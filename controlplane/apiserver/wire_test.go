@@ -268,6 +268,7 @@ func testOperation(a *api) {
 		"apiserver_flowcontrol_dispatched_requests_total", "apiserver_flowcontrol_nominal_limit_seats", "apiserver_audit_event_total", "apiserver_tls_handshake_errors_total",
 		"authenticated_user_requests", "authentication_attempts", "authorization_attempts_total", "etcd_request_duration_seconds_bucket",
 		"workqueue_depth", "rest_client_requests_total", "go_goroutines", "process_resident_memory_bytes",
+		"kubernetes_build_info", "kubernetes_feature_enabled",
 	} {
 		if !strings.Contains(metrics, "\n"+name+"{") && !strings.Contains(metrics, "\n"+name+" ") {
 			a.Errorf("no metric %s", name)
@@ -276,6 +277,7 @@ func testOperation(a *api) {
 	w.ask("GET", "/metrics/slis", nil, 200, "text/plain")
 	for path, says := range map[string]string{
 		"/healthz": "ok", "/livez": "ok", "/readyz": "ok", "/readyz?verbose": "[+]etcd ok", "/livez/etcd": "ok", "/readyz?verbose&exclude=etcd": "[+]etcd excluded: ok", "/debug/pprof/goroutine?debug=1": "goroutine profile",
+		"/statusz": "apiserver statusz", "/flagz": "goaway-chance",
 	} {
 		if got := string(w.ask("GET", path, nil, 200, "text/plain")); !strings.Contains(got, says) {
 			a.Errorf("%s: %.200s", path, got)
@@ -284,8 +286,12 @@ func testOperation(a *api) {
 	w.ask("GET", "/debug/pprof/", nil, 200, "text/html")
 	// Who runs nothing learns nothing of how it runs; who watches over it reads its metrics.
 	guest := wire{a, must(rest.HTTPClientFor(a.server.As(a, "guest")))(a)}
-	for _, path := range []string{"/metrics", "/debug/pprof/goroutine", "/logs/", "/configz"} {
+	for _, path := range []string{"/metrics", "/debug/pprof/goroutine", "/logs/", "/configz", "/flagz", "/statusz"} {
 		guest.ask("GET", path, nil, 403, "application/json")
 	}
 	guest.ask("GET", "/readyz", nil, 200, "text/plain")
+	monitor := wire{a, must(rest.HTTPClientFor(a.server.As(a, "monitor", "system:monitoring")))(a)}
+	for _, path := range []string{"/metrics", "/flagz", "/statusz", "/livez/etcd"} {
+		monitor.ask("GET", path, nil, 200, "text/plain")
+	}
 }

@@ -135,6 +135,11 @@ func Build(r *Resource, scheme *runtime.Scheme, getter generic.RESTOptionsGetter
 		ss := statusStrategy{s}
 		st.UpdateStrategy, st.ResetFieldsStrategy = ss, ss
 		st.BeginUpdate = nil
+		if r.Hooks.Status != nil {
+			st.BeginUpdate = func(ctx context.Context, obj, old runtime.Object, _ *metav1.UpdateOptions) (genericregistry.FinishFunc, error) {
+				return unfinished, r.Hooks.Status(ctx, obj, old)
+			}
+		}
 		storages[r.Plural+"/status"] = &statusREST{store: &st}
 	}
 	if r.Scale != nil {

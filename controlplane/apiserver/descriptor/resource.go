@@ -87,12 +87,13 @@ func (r Resource) GroupResource() schema.GroupResource {
 func (r Resource) GroupVersionKind() schema.GroupVersionKind { return r.GroupVersion.WithKind(r.Kind) }
 
 // Hooks see a write before the store does: they may refuse it, or fill in what must be reserved outside of the object.
-// Create and Update run before the preparations and validations above, and again for each attempt of a write that
-// meets a conflict; whether the write succeeded only the caller of the storage learns. Delete runs after the object
-// is gone.
+// Create, Update and Status, which is an update through the status subresource, run before the preparations and validations above,
+// and again for each attempt of a write that meets a conflict; whether the write succeeded only the caller of the storage learns.
+// Delete runs after the object is gone.
 type Hooks struct {
 	Create func(ctx context.Context, obj runtime.Object, dryRun bool) error
 	Update func(ctx context.Context, obj, old runtime.Object, dryRun bool) error
+	Status func(ctx context.Context, obj, old runtime.Object) error
 	Delete func(obj runtime.Object)
 }
 
