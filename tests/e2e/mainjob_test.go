@@ -3,6 +3,8 @@ package e2e
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -13,6 +15,7 @@ import (
 
 	"github.com/strake-io/strake/bpf"
 	"github.com/strake-io/strake/cmd/strake/layout"
+	"github.com/strake-io/strake/cmd/strake/supervisor"
 	"github.com/strake-io/strake/tests/lab"
 )
 
@@ -194,7 +197,33 @@ func TestMainJob(t *testing.T) {
 			t.Errorf("%v\n%s", err, out)
 		}
 	})
+	t.Run("up of another release takes over, and pods go on", func(t *testing.T) { anotherRelease(t, c) })
 	t.Run("nothing is left after down --purge", func(t *testing.T) { purge(t, c) })
+}
+
+// anotherRelease brings the cluster up by another program file, while nothing asks for it and pods run.
+func anotherRelease(t *testing.T, c *cluster) {
+	l, err := layout.New(c.Data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	containers := func() string {
+		return c.kubectl("get", "pods", "-A", "-o", "jsonpath={range .items[*]}{.metadata.uid} {.status.containerStatuses[*].containerID}{\"\\n\"}{end}")
+	}
+	c.kubectl("rollout", "status", "deployment/web", "--timeout=60s")
+	before, dir := containers(), t.TempDir()
+	c.must(exec.Command("cp", c.Binary, filepath.Join(filepath.Dir(c.Binary), "strake-cni"), dir))
+	newer := filepath.Join(dir, filepath.Base(c.Binary))
+	c.must(c.Command(t.Context(), newer, "--data-dir", c.Data, "up", "--wait", "4m"))
+	for _, name := range []string{"server", "agent"} {
+		p, _ := supervisor.Find(l.Pid(name))
+		if exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", p.PID)); err != nil || exe != newer {
+			t.Errorf("%s runs %s, %v", name, exe, err)
+		}
+	}
+	if after := containers(); after != before {
+		t.Errorf("pods were\n%s\nand are\n%s", before, after)
+	}
 }
 
 // purge looks for all that a cluster could leave behind.

@@ -61,7 +61,7 @@ func down(ctx context.Context, l layout.Layout, purge bool, out io.Writer) error
 		s.DNSAddrs = []netip.Addr{nth(families[false].serviceCIDR, dnsIndex)}
 	}
 	if p, ok := supervisor.Find(l.Pid(supervisor.Own)); ok {
-		errs = append(errs, p.Stop(40*time.Second))
+		errs = append(errs, p.Stop(stopAll))
 	}
 	// Those of a supervisor that was killed.
 	for _, name := range []string{"agent", "server"} {

@@ -167,7 +167,15 @@ func anyRunning(l layout.Layout) bool {
 // nothing of the node's network depends on that it runs.
 func (u *start) supervise(context.Context) error {
 	l := u.l
-	if u.changed && !u.fresh {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	if p, ok := supervisor.Find(l.Pid(supervisor.Own)); ok && otherBinary(l, self) {
+		if err := p.Stop(stopAll); err != nil { // which knows where the other one is, and would start that again
+			return fmt.Errorf("stop what runs of another release: %w", err)
+		}
+	} else if u.changed && !u.fresh {
 		for _, c := range supervisor.Components(l, "", []string{"server", "agent"}) {
 			if p, ok := supervisor.Find(l.Pid(c.Name)); ok {
 				if err := p.Stop(c.Grace); err != nil {
@@ -178,10 +186,6 @@ func (u *start) supervise(context.Context) error {
 	}
 	if running(l, supervisor.Own) {
 		return nil
-	}
-	self, err := os.Executable()
-	if err != nil {
-		return err
 	}
 	small, err := agent.SmallBinary()
 	if err != nil {
@@ -203,6 +207,25 @@ func (u *start) supervise(context.Context) error {
 		return err
 	}
 	return cmd.Process.Release()
+}
+
+// stopAll is how long a supervisor may take to end all that it runs.
+const stopAll = 40 * time.Second
+
+// otherBinary tells whether a part of the node is another program file than ours: one elsewhere, or one that ours has replaced.
+func otherBinary(l layout.Layout, self string) bool {
+	ours, err := os.Stat(self)
+	if err != nil {
+		return false
+	}
+	return slices.ContainsFunc([]string{"server", "agent"}, func(name string) bool {
+		p, ok := supervisor.Find(l.Pid(name))
+		if !ok {
+			return false
+		}
+		theirs, err := os.Stat(fmt.Sprintf("/proc/%d/exe", p.PID))
+		return err == nil && !os.SameFile(ours, theirs)
+	})
 }
 
 // loadImage makes the demo's image of our own binary.
