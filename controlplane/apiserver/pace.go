@@ -32,7 +32,8 @@ type pace struct {
 }
 
 func newPace() *pace {
-	return &pace{cost: time.Second / time.Duration(flushesPerCPU*runtime.GOMAXPROCS(0)), room: flushRoom, since: time.Now()}
+	cpus := min(runtime.NumCPU(), runtime.GOMAXPROCS(0)) // there may be more threads than CPUs
+	return &pace{cost: time.Second / time.Duration(flushesPerCPU*cpus), room: flushRoom, since: time.Now()}
 }
 
 // turn books the next turn, and returns how long it is until then.
