@@ -16,6 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 )
 
 // apiParts measure the API server alone, beside an etcd alone under the same load. They are taken in this order: it is idle before it is loaded.
@@ -23,6 +24,7 @@ var apiParts = []part{
 	{"start", (*bench).apiStart},
 	{"idle", (*bench).apiIdle},
 	{"writes", (*bench).apiWrites},
+	{"creates", (*bench).apiCreates},
 	{"watch", (*bench).apiWatch},
 	{"pods", (*bench).apiPods},
 }
@@ -115,50 +117,66 @@ func calls(ctx context.Context, callers, n int, call func(context.Context, int) 
 	return float64(n) / time.Since(began).Seconds(), took, context.Cause(ctx)
 }
 
-// apiWrites creates, reads and changes objects of a kilobyte; the rival is etcd, which gets the same bytes.
+// kilobytes are objects of that size, here and at etcd alone.
+type kilobytes struct {
+	maps corev1client.ConfigMapInterface
+	etcd *clientv3.Client
+}
+
+func (b *bench) kilobytes(ctx context.Context) (k kilobytes, err error) {
+	k.maps = b.plane.client.CoreV1().ConfigMaps(metav1.NamespaceDefault)
+	k.etcd, err = b.plane.alone(ctx)
+	return k, err
+}
+
+// data is what an object has; etcd gets the metadata as well.
+var data, withMetadata = strings.Repeat("v", 1000), strings.Repeat("v", 1300)
+
+func (kilobytes) name(i int) string  { return fmt.Sprint("bench-", i) }
+func (k kilobytes) key(i int) string { return "/registry/configmaps/default/" + k.name(i) }
+
+func (k kilobytes) create(ctx context.Context, i int) error {
+	_, err := k.maps.Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: k.name(i)}, Data: map[string]string{"k": data}}, metav1.CreateOptions{})
+	return err
+}
+
+func (k kilobytes) put(ctx context.Context, i int) error {
+	r, err := k.etcd.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(k.key(i)), "=", 0)).Then(clientv3.OpPut(k.key(i), withMetadata)).Commit()
+	if err == nil && !r.Succeeded {
+		err = errors.New("it is there already")
+	}
+	return err
+}
+
+// apiWrites creates, reads and changes objects; the rival is etcd, which gets the same bytes.
 func (b *bench) apiWrites(ctx context.Context) error {
-	etcd, err := b.plane.alone(ctx)
+	k, err := b.kilobytes(ctx)
 	if err != nil {
 		return err
 	}
-	defer etcd.Close()
+	defer k.etcd.Close()
 	pid, err := b.plane.pid()
 	if err != nil {
 		return err
 	}
-	n, value := b.times(10_000), strings.Repeat("v", 1000)
-	maps := b.plane.client.CoreV1().ConfigMaps(metav1.NamespaceDefault)
-	name := func(i int) string { return fmt.Sprint("bench-", i) }
-	key := func(i int) string { return "/registry/configmaps/default/" + name(i) }
-	stored := value + strings.Repeat("m", 300) // with the metadata
-	create := func(ctx context.Context, i int) error {
-		_, err := maps.Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: name(i)}, Data: map[string]string{"k": value}}, metav1.CreateOptions{})
-		return err
-	}
-	put := func(ctx context.Context, i int) error {
-		r, err := etcd.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(key(i)), "=", 0)).Then(clientv3.OpPut(key(i), stored)).Commit()
-		if err == nil && !r.Succeeded {
-			err = errors.New("it is there already")
-		}
-		return err
-	}
+	n := b.times(10_000)
 	for _, what := range []struct {
 		name         string
 		ours, theirs func(context.Context, int) error
 	}{
-		{"creates", create, put},
+		{"creates", k.create, k.put},
 		{"gets", func(ctx context.Context, i int) error {
-			_, err := maps.Get(ctx, name(i), metav1.GetOptions{})
+			_, err := k.maps.Get(ctx, k.name(i), metav1.GetOptions{})
 			return err
 		}, func(ctx context.Context, i int) error {
-			_, err := etcd.Get(ctx, key(i))
+			_, err := k.etcd.Get(ctx, k.key(i))
 			return err
 		}},
 		{"merge patches", func(ctx context.Context, i int) error {
-			_, err := maps.Patch(ctx, name(i), types.MergePatchType, []byte(`{"data":{"n":"1"}}`), metav1.PatchOptions{})
+			_, err := k.maps.Patch(ctx, k.name(i), types.MergePatchType, []byte(`{"data":{"n":"1"}}`), metav1.PatchOptions{})
 			return err
 		}, func(ctx context.Context, i int) error {
-			_, err := etcd.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(key(i)), ">", 0)).Then(clientv3.OpPut(key(i), stored+"1")).Commit()
+			_, err := k.etcd.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(k.key(i)), ">", 0)).Then(clientv3.OpPut(k.key(i), withMetadata+"1")).Commit()
 			return err
 		}},
 	} {
@@ -185,16 +203,27 @@ func (b *bench) apiWrites(ctx context.Context) error {
 			b.report.aim("creates, durable", rate, "/s", atLeast, 1000)
 		}
 	}
-	further := func(call func(context.Context, int) error, by int) func(context.Context, int) error {
-		return func(ctx context.Context, i int) error { return call(ctx, by+i) }
-	}
-	if err := b.createsOfFew(ctx, n, further(create, n), further(put, n)); err != nil {
+	return k.maps.DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{})
+}
+
+// apiCreates creates objects at a rate that leaves the server time, or should.
+func (b *bench) apiCreates(ctx context.Context) error {
+	k, err := b.kilobytes(ctx)
+	if err != nil {
 		return err
 	}
-	if err := b.steadyCreates(ctx, further(create, 2*n), further(put, 2*n)); err != nil {
+	defer k.etcd.Close()
+	first := b.times(10_000) // behind those that apiWrites has left at etcd
+	from := func(call func(context.Context, int) error, first int) func(context.Context, int) error {
+		return func(ctx context.Context, i int) error { return call(ctx, first+i) }
+	}
+	if err := b.createsOfFew(ctx, first, from(k.create, first), from(k.put, first)); err != nil {
 		return err
 	}
-	return maps.DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{})
+	if err := b.steadyCreates(ctx, from(k.create, 2*first), from(k.put, 2*first)); err != nil {
+		return err
+	}
+	return k.maps.DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{})
 }
 
 // createsOfFew creates with so few clients that what an answer takes is the server's, here and then at etcd alone.
