@@ -240,6 +240,27 @@ func TestRecommend(t *testing.T) {
 	}
 }
 
+// What the other node dropped is not admitted on the way out either, unless it let some of it through.
+func TestRecommendKnowsWhatTheOtherNodeDropped(t *testing.T) {
+	r := record()
+	card := end("cde", "card", "10.244.1.9", "app=card")
+	left := allowed(web, card, "TCP", 8443, "source")
+	arrived := left
+	arrived.Sides, arrived.Verdict, arrived.Count = []string{"destination"}, flows.Dropped, 7
+	r.Flows = append(r.Flows, left, arrived)
+	text, err := Recommend(r, nil, "shop").WriteYAML()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if note := "# Dropped then, and not admitted: shop/app=web → cde/app=card 8443/TCP (7 packets)."; !strings.Contains(string(text), note) || strings.Contains(string(text), "port: 8443") {
+		t.Errorf("%q is missing in, or the port is admitted by\n%s", note, text)
+	}
+	r.Flows = append(r.Flows, allowed(web, card, "TCP", 8443, "destination"))
+	if text, err = Recommend(r, nil, "shop").WriteYAML(); err != nil || !strings.Contains(string(text), "port: 8443") {
+		t.Errorf("%v: what came through is not admitted by\n%s", err, text)
+	}
+}
+
 // On random clusters: what was observed is admitted by what is recommended, and what was not observed between the same workloads is not.
 func TestRecommendedPoliciesAdmitWhatWasObserved(t *testing.T) {
 	seed := rand.Uint64()

@@ -44,9 +44,14 @@ func Recommend(r *Record, pods []*corev1.Pod, namespace string) *Recommendation 
 		}
 		return sides[w.key()]
 	}
+	refused := refusedThere(r)
 	for _, o := range r.Flows {
 		egress, ingress := o.Judged()
 		if from := of(o.From); from != nil && egress {
+			if n, is := refused[pairKey(o)]; is && o.Verdict == flows.Allowed && !slices.Contains(o.Sides, "destination") {
+				o.Verdict, o.Count = flows.Dropped, n
+				refused[pairKey(o)] = 0 // they are told once, whatever rules let them out
+			}
 			from.add(from.egress, k, o, o.To)
 		}
 		if to := of(o.To); to != nil && slices.Contains(o.Sides, "destination") {
@@ -88,6 +93,28 @@ func Recommend(r *Record, pods []*corev1.Pod, namespace string) *Recommendation 
 	}
 	out.Basis = append(window(r), out.Basis...)
 	return out
+}
+
+// refusedThere are the packets that nodes of who was asked dropped, and let none of these flows through: the nodes of who asked have them as allowed, for
+// each judges its side.
+func refusedThere(r *Record) map[string]uint64 {
+	dropped, allowed := map[string]uint64{}, map[string]bool{}
+	for _, o := range r.Flows {
+		switch {
+		case !slices.Contains(o.Sides, "destination"):
+		case o.Verdict == flows.Allowed:
+			allowed[pairKey(o)] = true
+		default:
+			dropped[pairKey(o)] += o.Count
+		}
+	}
+	maps.DeleteFunc(dropped, func(key string, _ uint64) bool { return allowed[key] })
+	return dropped
+}
+
+// pairKey is what the records of both nodes have of a flow in common.
+func pairKey(o Observed) string {
+	return fmt.Sprint(endKey(o.From), " ", endKey(o.To), " ", o.Protocol, " ", o.Port)
 }
 
 // window tells what the policies rest on.

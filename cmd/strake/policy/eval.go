@@ -110,7 +110,7 @@ func (e *evaluation) run(cmd *cobra.Command, s *source, args []string) error {
 	if a.Error != "" {
 		return errors.New(a.Error)
 	}
-	if name, is := asked.services[a.To]; is {
+	if name, is := asked.services[a.To]; is && name != a.To { // a workload of that name is no address
 		fmt.Fprintf(cmd.ErrOrStderr(), "note: %s is the address of the Service %s; policies judge packets with the address and port of the pod behind it: ask about that\n", a.To, name)
 	}
 	if e.output == "json" {

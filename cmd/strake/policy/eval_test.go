@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -149,6 +150,21 @@ spec: {podSelector: {matchLabels: {app: web}}, policyTypes: [Egress], egress: [{
 	out, _, _ := eval(t, "", "-f", dir, "--from", "default/web", "--to", "default/db", "--port", "5432")
 	if !strings.HasPrefix(out, "allowed: ") || !strings.Contains(out, "\nwith the policies in shadow: denied\n  egress   denied: isolated by default/soon; nearest: rule 0 of default/soon admits 81/TCP to it\n") {
 		t.Error(out)
+	}
+}
+
+// A Service's address is told of, and no workload that has a Service's name.
+func TestEvalNotesServices(t *testing.T) {
+	dir := folder(t, shop+"---\napiVersion: v1\nkind: Service\nmetadata: {name: front}\nspec: {clusterIP: 10.96.0.7}\n")
+	for to, noted := range map[string]bool{"10.96.0.7": true, "default/front": false} {
+		cmd := Command("", noNode, noRecords)
+		var errs strings.Builder
+		cmd.SetArgs([]string{"eval", "-f", dir, "--from", "default/web", "--to", to, "--port", "80"})
+		cmd.SetOut(io.Discard)
+		cmd.SetErr(&errs)
+		if err := cmd.Execute(); err != nil || strings.Contains(errs.String(), "is the address of the Service default/front") != noted {
+			t.Errorf("to %s: %v, %q", to, err, errs.String())
+		}
 	}
 }
 
