@@ -261,6 +261,32 @@ func TestRecommendKnowsWhatTheOtherNodeDropped(t *testing.T) {
 	}
 }
 
+// Who has asked from a node of which there is no record gets no policy: it would forbid all that was not seen.
+func TestRecommendLeavesOutPodsOfOtherNodes(t *testing.T) {
+	r := record()
+	r.Flows = append(r.Flows, allowed(end("shop", "elsewhere", "10.244.7.7", "app=elsewhere"), web, "TCP", 8080, "destination"))
+	for _, p := range Recommend(r, nil, "").Policies {
+		if p.Spec.PodSelector.MatchLabels["app"] == "elsewhere" {
+			t.Errorf("%s is for pods that nobody has watched: %+v", p.Name, p.Spec)
+		}
+	}
+}
+
+// What a pod asks itself by a Service left it, and is judged by ClusterNetworkPolicies.
+func TestReplayJudgesWhatCameBack(t *testing.T) {
+	r := record()
+	r.Flows = []Observed{allowed(web, web, "TCP", 8080, "source", "destination")}
+	got, err := Replay(r, policies(t, `
+apiVersion: policy.networking.k8s.io/v1alpha2
+kind: ClusterNetworkPolicy
+metadata: {name: none}
+spec: {tier: Admin, priority: 1, subject: {namespaces: {}}, ingress: [{action: Deny, from: [{namespaces: {}}]}]}
+`))
+	if err != nil || len(got.Breaks) != 1 {
+		t.Errorf("%+v, %v; the flow would break", got, err)
+	}
+}
+
 // On random clusters: what was observed is admitted by what is recommended, and what was not observed between the same workloads is not.
 func TestRecommendedPoliciesAdmitWhatWasObserved(t *testing.T) {
 	seed := rand.Uint64()
