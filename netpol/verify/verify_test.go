@@ -112,6 +112,23 @@ func TestRowsThatAreRight(t *testing.T) {
 	}
 }
 
+// Pods in the node's network and pods that have ended have no rows. Of an address that two pods claim, of which one is about to go, nothing is asked.
+func TestPodsWithoutAnAddressOfTheirOwn(t *testing.T) {
+	s := state(t)
+	host, ended := pod("shop", "host", "n1", "web", "198.18.0.2"), pod("shop", "ended", "n1", "web", "10.0.0.1")
+	host.Spec.HostNetwork, ended.Status.Phase = true, corev1.PodSucceeded
+	s.Pods = append(s.Pods, host, ended)
+	if r := verified(t, rowsOf(s), s); r.Drifts != 0 || r.Pods != 6 {
+		t.Errorf("report %+v", r)
+	}
+	rows := rowsOf(s) // they have rogue, who goes
+	s.Pods = append(s.Pods, pod("shop", "next", "n2", "client", "10.0.1.4"))
+	s.Pods[len(s.Pods)-1].CreationTimestamp = metav1.Unix(1, 0)
+	if r := verified(t, rows, s); r.Drifts != 0 {
+		t.Errorf("report %+v", r)
+	}
+}
+
 // Every kind of row that is wrong is seen.
 func TestRowsThatAreWrong(t *testing.T) {
 	for name, spoil := range map[string]func(*bpf.PolicyRows){

@@ -153,6 +153,23 @@ spec: {podSelector: {matchLabels: {app: web}}, policyTypes: [Egress], egress: [{
 	}
 }
 
+// An address, and the names of its ports, are those of the pod that has it now: neither one's that has ended, nor a hostNetwork pod's.
+func TestEvalKnowsWhoHasAnAddress(t *testing.T) {
+	dir := folder(t, `
+{apiVersion: v1, kind: Pod, metadata: {name: now}, spec: {containers: [{name: c, image: x, ports: [{name: http, containerPort: 8080}]}]}, status: {podIPs: [{ip: 10.1.0.9}]}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: was}, spec: {containers: [{name: c, image: x}]}, status: {phase: Succeeded, podIPs: [{ip: 10.1.0.9}]}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: host}, spec: {nodeName: n, hostNetwork: true, containers: [{name: c, image: x, ports: [{name: http, containerPort: 8080, hostPort: 8080}]}]}, status: {podIPs: [{ip: 192.0.2.1}]}}
+`)
+	if out, code, err := eval(t, "", "-f", dir, "--from", "198.51.100.1", "--to", "10.1.0.9", "--port", "http"); code != 0 || !strings.HasPrefix(out, "allowed") {
+		t.Errorf("exit code %d, %v: %s", code, err, out)
+	}
+	if out, code, err := eval(t, "", "-f", dir, "--from", "default/now", "--to", "192.0.2.1", "--port", "http"); code != evalFailed || !strings.Contains(fmt.Sprint(err), "is no pod's address") {
+		t.Errorf("exit code %d, %v: %s", code, err, out)
+	}
+}
+
 // A Service's address is told of, and no workload that has a Service's name.
 func TestEvalNotesServices(t *testing.T) {
 	dir := folder(t, shop+"---\napiVersion: v1\nkind: Service\nmetadata: {name: front}\nspec: {clusterIP: 10.96.0.7}\n")
