@@ -160,7 +160,7 @@ func TestEvalKnowsWhoHasAnAddress(t *testing.T) {
 ---
 {apiVersion: v1, kind: Pod, metadata: {name: was}, spec: {containers: [{name: c, image: x}]}, status: {phase: Succeeded, podIPs: [{ip: 10.1.0.9}]}}
 ---
-{apiVersion: v1, kind: Pod, metadata: {name: host}, spec: {nodeName: n, hostNetwork: true, containers: [{name: c, image: x, ports: [{name: http, containerPort: 8080, hostPort: 8080}]}]}, status: {podIPs: [{ip: 192.0.2.1}]}}
+{apiVersion: v1, kind: Pod, metadata: {name: host}, spec: {nodeName: n1, hostNetwork: true, containers: [{name: c, image: x, ports: [{name: http, containerPort: 8080, hostPort: 8080}]}]}, status: {podIPs: [{ip: 192.0.2.1}]}}
 `)
 	if out, code, err := eval(t, "", "-f", dir, "--from", "198.51.100.1", "--to", "10.1.0.9", "--port", "http"); code != 0 || !strings.HasPrefix(out, "allowed") {
 		t.Errorf("exit code %d, %v: %s", code, err, out)
