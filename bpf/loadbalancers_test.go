@@ -181,6 +181,7 @@ func randomService(rng *rand.Rand, owner string, i int) LoadBalancer {
 // or will be after. The next agent's Replace makes it right.
 func TestKilledBetweenAnyTwoWrites(t *testing.T) {
 	c := tablesConfig(t)
+	c.MaxFrontends, c.MaxBackends = 1024, 1024 // the tables are read whole before each write
 	d := open(t, c)
 	m := d.loadBalancers.lbMaps
 	rng := rand.New(rand.NewPCG(3, 4))

@@ -15,16 +15,16 @@ import (
 // fate runs a packet through a program and tells the verdict, the packet, and the one thing that was counted, if any.
 func fate(t testing.TB, d *Datapath, p *ebpf.Program, in []byte) (verdict uint32, out []byte, counted string) {
 	t.Helper()
-	before, err := d.Status()
+	before, err := d.Counters()
 	must(t, err)
 	verdict, out = run(t, p, in)
-	after, err := d.Status()
+	after, err := d.Counters()
 	must(t, err)
-	for name, n := range after.Counters {
-		if n == before.Counters[name] {
+	for name, n := range after {
+		if n == before[name] {
 			continue
 		}
-		if counted != "" || n != before.Counters[name]+1 {
+		if counted != "" || n != before[name]+1 {
 			t.Errorf("%x is counted more than once: %s, %s", in, counted, name)
 		}
 		counted = name

@@ -96,13 +96,13 @@ func (f family) of32(v4, v6 int) int {
 // at puts a frame through a program at an interface and tells the verdict, the frame, and what was counted.
 func (l *serviceLab) at(t testing.TB, program string, ifindex int, in []byte) (verdict uint32, out []byte, counted string) {
 	t.Helper()
-	before, err := l.d.Status()
+	before, err := l.d.Counters()
 	must(t, err)
 	verdict, out = l.run(t, program, ifindex, in)
-	after, err := l.d.Status()
+	after, err := l.d.Counters()
 	must(t, err)
-	for _, name := range slices.Sorted(maps.Keys(after.Counters)) {
-		if after.Counters[name] != before.Counters[name] {
+	for _, name := range slices.Sorted(maps.Keys(after)) {
+		if after[name] != before[name] {
 			counted += name
 		}
 	}
