@@ -74,6 +74,8 @@ type Config struct {
 	noSetRetval bool      // tests: as on Linux before 6.1
 	noV6Only    bool      // tests: as on a kernel without BTF
 	masqPorts   portRange // tests: instead of those that the kernel leaves
+
+	newCollection func(*ebpf.CollectionSpec, ebpf.CollectionOptions) (*ebpf.Collection, error) // tests: instead of ebpf.NewCollectionWithOptions
 }
 
 // Datapath is the loaded and attached node network.
@@ -236,6 +238,10 @@ func ofEachFamily(what string, addrs []netip.Addr) error {
 // load brings both objects into the kernel, with their constants set. before are tables of flows from which the programs take what is not in
 // theirs.
 func (d *Datapath) load(c Config, before map[string]*ebpf.Map) error {
+	newCollection := c.newCollection
+	if newCollection == nil {
+		newCollection = ebpf.NewCollectionWithOptions
+	}
 	load := func(spec func() (*ebpf.CollectionSpec, error), constants map[string]any) (*ebpf.Collection, error) {
 		s, err := spec()
 		if err != nil {
@@ -281,25 +287,25 @@ func (d *Datapath) load(c Config, before map[string]*ebpf.Map) error {
 				return nil, fmt.Errorf("bpf: constant %s: %w", name, err)
 			}
 		}
-		coll, err := ebpf.NewCollectionWithOptions(s, ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: c.PinDir}, MapReplacements: replaced})
+		coll, err := newCollection(s, ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: c.PinDir}, MapReplacements: replaced})
 		if err != nil {
 			return nil, fmt.Errorf("bpf: load (the kernel must be Linux 5.10 or newer, with BPF): %w", err)
 		}
 		return coll, nil
 	}
-	constants, err := c.sockConstants()
+	constants, err := c.netConstants()
 	if err != nil {
-		return err
-	}
-	d.netns, d.cgroupRoot = constants["node_netns"].(uint64), c.CgroupRoot
-	if d.sock, err = load(loadSock, constants); err != nil {
-		return err
-	}
-	if constants, err = c.netConstants(); err != nil {
 		return err
 	}
 	constants["flows_have_before"] = before != nil
 	if d.net, err = load(loadNet, constants); err != nil {
+		return err
+	}
+	if constants, err = c.sockConstants(); err != nil {
+		return err
+	}
+	d.netns, d.cgroupRoot = constants["node_netns"].(uint64), c.CgroupRoot
+	if d.sock, err = load(loadSock, constants); err != nil {
 		return err
 	}
 	for _, t := range c.ranges() {

@@ -3,12 +3,20 @@ package bpf
 import (
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
+	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
+	"strings"
 	"testing"
+	"time"
 
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/ringbuf"
 	"golang.org/x/sys/unix"
 )
 
@@ -57,6 +65,14 @@ func testConfig(t testing.TB) Config {
 	if err := os.Mkdir(group, 0o755); err != nil {
 		t.Fatal(err)
 	}
+	var lent []*loaded
+	t.Cleanup(func() { // when nothing is attached any more
+		for _, l := range lent {
+			if err := l.handBack(); err != nil {
+				t.Error(err)
+			}
+		}
+	})
 	t.Cleanup(func() {
 		if err := Remove(pins); err != nil {
 			t.Error(err)
@@ -68,7 +84,178 @@ func testConfig(t testing.TB) Config {
 			t.Error(err)
 		}
 	})
-	return Config{PinDir: pins, CgroupRoot: root, NodeCgroup: group, DNSAddrs: []netip.Addr{netip.MustParseAddr("10.96.0.10"), netip.MustParseAddr("fd00:10:96::a")}, Zone: "cluster.local", DNSTTL: 30}
+	return Config{
+		PinDir: pins, CgroupRoot: root, NodeCgroup: group, DNSAddrs: []netip.Addr{netip.MustParseAddr("10.96.0.10"), netip.MustParseAddr("fd00:10:96::a")}, Zone: "cluster.local", DNSTTL: 30,
+		newCollection: func(spec *ebpf.CollectionSpec, options ebpf.CollectionOptions) (*ebpf.Collection, error) {
+			coll, l, err := lend(spec, options)
+			if l != nil {
+				lent = append(lent, l)
+			}
+			return coll, err
+		},
+	}
+}
+
+// loaded are programs at interfaces, and their maps, that were loaded once for many tests: the verifier's work is nearly all that Open does. A test
+// has them for itself, below the pins of its own, until it ends; then the maps are emptied for the next one whose programs are told the same
+// constants and have maps of the same sizes. What a test opens at pins that are there, as an agent that starts again does, is loaded anew, always.
+type loaded struct {
+	told string
+	lent bool
+	coll *ebpf.Collection
+}
+
+// kept are those that the last tests had. Each takes some 150 MB of kernel memory, which an emulated machine is short of.
+var kept []*loaded
+
+const keptAtMost = 3
+
+// lend gives a test programs and maps as ebpf.NewCollectionWithOptions does; those that are to be handed back are told.
+func lend(spec *ebpf.CollectionSpec, options ebpf.CollectionOptions) (*ebpf.Collection, *loaded, error) {
+	judged := spec.Programs[podProgram] != nil
+	for name := range spec.Maps {
+		_, err := os.Stat(filepath.Join(options.Maps.PinPath, name))
+		judged = judged && errors.Is(err, os.ErrNotExist)
+	}
+	if !judged {
+		coll, err := ebpf.NewCollectionWithOptions(spec, options)
+		return coll, nil, err
+	}
+	told := toldTo(spec)
+	i := slices.IndexFunc(kept, func(l *loaded) bool { return !l.lent && l.told == told })
+	if i < 0 {
+		coll, err := ebpf.NewCollectionWithOptions(spec, options)
+		if err != nil {
+			return nil, nil, err
+		}
+		l := &loaded{told: told, lent: true}
+		if l.coll, err = cloned(coll); err != nil {
+			return nil, nil, errors.Join(err, l.handBack())
+		}
+		kept = append(kept, l)
+		return coll, l, nil
+	}
+	l := kept[i]
+	kept = append(slices.Delete(kept, i, i+1), l)
+	l.lent = true
+	coll, err := cloned(l.coll)
+	for name, m := range spec.Maps {
+		if err == nil && m.Pinning == ebpf.PinByName {
+			err = coll.Maps[name].Pin(filepath.Join(options.Maps.PinPath, name))
+		}
+	}
+	return coll, l, err
+}
+
+// toldTo is what makes loaded programs differ from others of the same object.
+func toldTo(spec *ebpf.CollectionSpec) string {
+	var b strings.Builder
+	fmt.Fprintln(&b, slices.Sorted(maps.Keys(spec.Programs)))
+	for _, name := range slices.Sorted(maps.Keys(spec.Maps)) {
+		fmt.Fprintln(&b, name, spec.Maps[name].MaxEntries)
+	}
+	for _, name := range slices.Sorted(maps.Keys(spec.Variables)) {
+		fmt.Fprintf(&b, "%s %x\n", name, spec.Variables[name].Value)
+	}
+	return b.String()
+}
+
+func cloned(coll *ebpf.Collection) (*ebpf.Collection, error) {
+	out := &ebpf.Collection{Programs: map[string]*ebpf.Program{}, Maps: map[string]*ebpf.Map{}}
+	for name, p := range coll.Programs {
+		var err error
+		if out.Programs[name], err = p.Clone(); err != nil {
+			return nil, err
+		}
+	}
+	for name, m := range coll.Maps {
+		var err error
+		if out.Maps[name], err = m.Clone(); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+// handBack empties the maps, and fails where it can't.
+func (l *loaded) handBack() error {
+	l.lent = false
+	for name, m := range l.coll.Maps {
+		if err := emptyMap(m); err != nil {
+			kept = slices.DeleteFunc(kept, func(k *loaded) bool { return k == l })
+			l.coll.Close()
+			return fmt.Errorf("map %s can't be had by another test: %w", name, err)
+		}
+	}
+	for len(kept) > keptAtMost && !kept[0].lent {
+		kept[0].coll.Close()
+		kept = kept[1:]
+	}
+	return nil
+}
+
+// emptyMap makes a map as it was when it was made.
+func emptyMap(m *ebpf.Map) error {
+	switch m.Type() {
+	case ebpf.Array, ebpf.PerCPUArray:
+		if m.Flags()&unix.BPF_F_RDONLY_PROG != 0 { // constants
+			return nil
+		}
+		var zero any = make([]byte, m.ValueSize())
+		if m.Type() == ebpf.PerCPUArray {
+			processors, err := ebpf.PossibleCPU()
+			if err != nil {
+				return err
+			}
+			zero = slices.Repeat([][]byte{zero.([]byte)}, processors)
+		}
+		for i := range m.MaxEntries() {
+			if err := m.Put(i, zero); err != nil {
+				return err
+			}
+		}
+		return nil
+	case ebpf.ArrayOfMaps:
+		for i := range m.MaxEntries() {
+			if err := m.Delete(i); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+				return err
+			}
+		}
+		return nil
+	case ebpf.Hash, ebpf.LRUHash, ebpf.PerCPUHash, ebpf.LPMTrie:
+		first, err := m.NextKeyBytes(nil)
+		if err != nil || first == nil {
+			return err
+		}
+		for k := first; k != nil && err == nil; {
+			this := k
+			if k, err = m.NextKeyBytes(this); err == nil {
+				err = m.Delete(this)
+			}
+		}
+		if err == nil {
+			first, err = m.NextKeyBytes(nil)
+		}
+		if err == nil && first != nil {
+			err = fmt.Errorf("it still has the row %x: somebody writes it", first)
+		}
+		return err
+	case ebpf.RingBuf:
+		r, err := ringbuf.NewReader(m)
+		if err != nil {
+			return err
+		}
+		defer r.Close()
+		r.SetDeadline(time.Unix(1, 0))
+		for err == nil {
+			_, err = r.Read()
+		}
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			return nil
+		}
+		return err
+	}
+	return fmt.Errorf("nothing here empties one of type %s", m.Type())
 }
 
 // tablesConfig is testConfig without the programs of packets, for tests of tables alone: it opens in a tenth of the time.
