@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 
 	"github.com/cilium/ebpf"
 )
@@ -110,8 +111,18 @@ func migrate(pinDir string, have uint32) error {
 	return nil
 }
 
-// mapSpecs are all maps of this release.
+// mapSpecs are all maps of this release; the caller may change them.
 func mapSpecs() (map[string]*ebpf.MapSpec, error) {
+	read, err := readMapSpecs()
+	specs := map[string]*ebpf.MapSpec{}
+	for name, s := range read {
+		specs[name] = s.Copy()
+	}
+	return specs, err
+}
+
+// readMapSpecs goes through both objects, once: a start wants the maps several times.
+var readMapSpecs = sync.OnceValues(func() (map[string]*ebpf.MapSpec, error) {
 	specs := map[string]*ebpf.MapSpec{}
 	for _, load := range []func() (*ebpf.CollectionSpec, error){loadNet, loadSock} {
 		s, err := load()
@@ -121,7 +132,7 @@ func mapSpecs() (map[string]*ebpf.MapSpec, error) {
 		maps.Copy(specs, s.Maps)
 	}
 	return specs, nil
-}
+})
 
 // resizeTables gives these tables, of the load balancer or of policies, the sizes that they are to have, with their rows. No program writes them, but
 // hits of policies, so none is lost.

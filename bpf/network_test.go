@@ -20,9 +20,9 @@ import (
 
 func (l *lab) counter(t testing.TB, name string) uint64 {
 	t.Helper()
-	s, err := ReadStatus(l.config.PinDir)
+	counters, err := l.d.Counters()
 	must(t, err)
-	n, ok := s.Counters[name]
+	n, ok := counters[name]
 	if !ok {
 		t.Fatalf("no counter %s", name)
 	}

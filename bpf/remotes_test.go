@@ -90,14 +90,14 @@ func TestVerdictsOnRemotes(t *testing.T) {
 		"native, without a route":     {frame(6, ap(pod+":1000"), ap("10.244.2.2:80"), nil), actOK, "pod_to_remote"},
 		"to nobody: the host's stack": {frame(6, ap(pod+":1000"), ap("10.244.3.2:80"), nil), actOK, ""},
 	} {
-		s, err := ReadStatus(d.pinDir)
+		before, err := d.Counters()
 		must(t, err)
 		if got, _ := run(t, d.net.Programs[podProgram], c.in); got != c.want {
 			t.Errorf("%s: verdict %d, want %d", name, got, c.want)
 		}
-		now, err := ReadStatus(d.pinDir)
+		after, err := d.Counters()
 		must(t, err)
-		if c.reason != "" && now.Counters[c.reason] != s.Counters[c.reason]+1 {
+		if c.reason != "" && after[c.reason] != before[c.reason]+1 {
 			t.Errorf("%s: %s does not count it", name, c.reason)
 		}
 	}

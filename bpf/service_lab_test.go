@@ -8,9 +8,11 @@ import (
 	"net/netip"
 	"runtime"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -22,6 +24,7 @@ type serviceLab struct {
 	uplink, podVeth, otherVeth, tunnel int
 	mark                               uint32 // of packets
 	from                               int    // the interface that they came in by before that at which they are; 0: the node sends them
+	fromAt                             int    // where packets say so in struct __sk_buff
 }
 
 const (
@@ -36,11 +39,16 @@ func (f family) vip() string    { return f.of("203.0.113.50", "2001:db8:fe::50")
 
 func newServiceLab(t testing.TB, change ...func(*Config)) *serviceLab {
 	t.Helper()
+	readBy := ingressIfindex
+	if !saysIngress(t) {
+		readBy = priority
+		change = append(slices.Clip(change), readFromPriority)
+	}
 	d := masqueraded(t, 62000, 62063, change...)
 	for i := range 2 {
 		must(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: fmt.Sprint("a", i)}, PeerName: fmt.Sprint("b", i)}))
 	}
-	l := &serviceLab{do: make(chan func()), d: d, uplink: 1, podVeth: device(t, "a0").Attrs().Index, otherVeth: device(t, "b0").Attrs().Index, tunnel: device(t, "a1").Attrs().Index}
+	l := &serviceLab{do: make(chan func()), d: d, fromAt: readBy, uplink: 1, podVeth: device(t, "a0").Attrs().Index, otherVeth: device(t, "b0").Attrs().Index, tunnel: device(t, "a1").Attrs().Index}
 	node, ready := currentSpace(t), make(chan error)
 	var processors unix.CPUSet
 	must(t, unix.SchedGetaffinity(0, &processors))
@@ -65,6 +73,48 @@ func newServiceLab(t testing.TB, change ...func(*Config)) *serviceLab {
 	}
 	l.tunnelled(t)
 	return l
+}
+
+// Fields of struct __sk_buff.
+const (
+	priority       = 32
+	ingressIfindex = 36
+)
+
+// saysIngress tells whether a test can say by which interface a packet came in, which takes Linux 5.16.
+func saysIngress(t testing.TB) bool {
+	t.Helper()
+	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.SchedCLS, License: "Dual BSD/GPL", Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 0), asm.Return()}})
+	must(t, err)
+	defer p.Close()
+	context := make([]byte, 192)
+	context[ingressIfindex] = 1
+	_, err = p.Run(&ebpf.RunOptions{Data: make([]byte, 64), Context: context})
+	if err != nil && !errors.Is(err, unix.EINVAL) {
+		t.Fatal(err)
+	}
+	return err == nil
+}
+
+// readFromPriority lets the programs read a packet's priority, of which they know nothing otherwise and which each kernel lets a test say, where they
+// would read by which interface it came in.
+func readFromPriority(c *Config) {
+	load := c.newCollection
+	c.newCollection = func(spec *ebpf.CollectionSpec, options ebpf.CollectionOptions) (*ebpf.Collection, error) {
+		for _, p := range spec.Programs {
+			line := "" // the first instruction of each has it
+			for i := range p.Instructions {
+				in := &p.Instructions[i]
+				if source := in.Source(); source != nil {
+					line = source.String()
+				}
+				if in.OpCode == asm.LoadMemOp(asm.Word) && in.Offset == ingressIfindex && strings.Contains(line, "skb->ingress_ifindex") {
+					in.Offset = priority
+				}
+			}
+		}
+		return load(spec, options)
+	}
 }
 
 // tunnelled lets the other node be reached by the tunnel, native without.
@@ -119,11 +169,7 @@ func (l *serviceLab) run(t testing.TB, program string, ifindex int, in []byte) (
 		verdict, err = l.d.net.Programs[program].Run(&ebpf.RunOptions{Data: in, DataOut: out, Context: context})
 		result <- err
 	}
-	err := <-result
-	if l.from != 0 && errors.Is(err, unix.EINVAL) {
-		t.Skip("this kernel does not let a test say by which interface a packet came in")
-	}
-	must(t, err)
+	must(t, <-result)
 	return verdict, out
 }
 
@@ -131,7 +177,7 @@ func (l *serviceLab) run(t testing.TB, program string, ifindex int, in []byte) (
 func (l *serviceLab) context(ifindex int) []byte {
 	context := make([]byte, 192) // struct __sk_buff
 	binary.NativeEndian.PutUint32(context[8:], l.mark)
-	binary.NativeEndian.PutUint32(context[36:], uint32(l.from))
+	binary.NativeEndian.PutUint32(context[l.fromAt:], uint32(l.from))
 	binary.NativeEndian.PutUint32(context[40:], uint32(ifindex))
 	return context
 }
