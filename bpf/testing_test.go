@@ -1,6 +1,7 @@
 package bpf
 
 import (
+	"bytes"
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
@@ -113,12 +114,18 @@ const keptAtMost = 3
 
 // lend gives a test programs and maps as ebpf.NewCollectionWithOptions does; those that are to be handed back are told.
 func lend(spec *ebpf.CollectionSpec, options ebpf.CollectionOptions) (*ebpf.Collection, *loaded, error) {
-	judged := spec.Programs[podProgram] != nil
-	for name := range spec.Maps {
-		_, err := os.Stat(filepath.Join(options.Maps.PinPath, name))
-		judged = judged && errors.Is(err, os.ErrNotExist)
+	share := spec.Programs[podProgram] != nil
+	for name, m := range spec.Maps {
+		if m.Pinning != ebpf.PinByName {
+			continue
+		}
+		if _, err := os.Stat(filepath.Join(options.Maps.PinPath, name)); err == nil {
+			share = false
+		} else if !errors.Is(err, os.ErrNotExist) {
+			return nil, nil, err
+		}
 	}
-	if !judged {
+	if !share {
 		coll, err := ebpf.NewCollectionWithOptions(spec, options)
 		return coll, nil, err
 	}
@@ -298,4 +305,55 @@ func backs(addrs ...netip.AddrPort) []Backend {
 		out = append(out, Backend{Addr: a, All: true, Weight: 1})
 	}
 	return out
+}
+
+// What a test leaves in any map is gone when the next one has it.
+func TestMapsAreHandedBackEmpty(t *testing.T) {
+	t.Run("a test", func(t *testing.T) {
+		d := open(t, testConfig(t))
+		addPods(t, d)
+		for name, m := range d.net.Maps {
+			key, value := bytes.Repeat([]byte{1}, int(m.KeySize())), bytes.Repeat([]byte{1}, int(m.ValueSize()))
+			switch m.Type() {
+			case ebpf.Hash, ebpf.LRUHash:
+				must(t, m.Put(key, value))
+			case ebpf.LPMTrie:
+				must(t, m.Put(append([]byte{32, 0, 0, 0}, key[4:]...), value))
+			case ebpf.Array:
+				if m.Flags()&unix.BPF_F_RDONLY_PROG == 0 {
+					must(t, m.Put(m.MaxEntries()-1, value))
+				}
+			case ebpf.PerCPUArray:
+				must(t, m.Put(m.MaxEntries()-1, slices.Repeat([][]byte{value}, ebpf.MustPossibleCPU())))
+			case ebpf.ArrayOfMaps, ebpf.PerCPUHash, ebpf.RingBuf: // overflow_test.go, policy_packets_test.go and monitor_test.go leave something there
+			default:
+				t.Errorf("map %s is of type %s", name, m.Type())
+			}
+		}
+	})
+	if len(kept) == 0 || kept[len(kept)-1].lent {
+		t.Fatal("nothing was handed back")
+	}
+	last := kept[len(kept)-1]
+	for name, m := range last.coll.Maps {
+		switch m.Type() {
+		case ebpf.Hash, ebpf.LRUHash, ebpf.PerCPUHash, ebpf.LPMTrie, ebpf.ArrayOfMaps:
+			var k, v []byte
+			if it := m.Iterate(); it.Next(&k, &v) {
+				t.Errorf("map %s: row %x", name, k)
+			}
+		case ebpf.Array:
+			v, err := m.LookupBytes(m.MaxEntries() - 1)
+			must(t, err)
+			if m.Flags()&unix.BPF_F_RDONLY_PROG == 0 && len(bytes.Trim(v, "\x00")) > 0 {
+				t.Errorf("map %s: last row %x", name, v)
+			}
+		case ebpf.PerCPUArray:
+			var per [][]byte
+			must(t, m.Lookup(m.MaxEntries()-1, &per))
+			if len(bytes.Trim(bytes.Join(per, nil), "\x00")) > 0 {
+				t.Errorf("map %s: last row %x", name, per)
+			}
+		}
+	}
 }
