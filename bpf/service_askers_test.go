@@ -68,9 +68,9 @@ func TestPodsOfOtherPluginsAmongThemselves(t *testing.T) {
 					return out
 				}
 				first := frame(proto, asks, front, nil)
-				turned := step("the question", first, "uplink_to_node", at(f.vip(), 4000), answers)
+				step("the question", first, "uplink_to_node", at(f.vip(), 4000), answers)
 				first[11]++ // the uplink gets another MAC address
-				turned = step("a question from another MAC address", first, "uplink_to_node", at(f.vip(), 4000), answers)
+				turned := step("a question from another MAC address", first, "uplink_to_node", at(f.vip(), 4000), answers)
 				answer := reply(turned)
 				copy(answer[6:12], first[6:12])
 				back := step("the answer", answer, "node_to_uplink", front, asks)
