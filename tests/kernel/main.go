@@ -36,7 +36,7 @@ type suite struct {
 const suiteTimeout = "25m"
 
 var suites = []suite{
-	{folder: "bpf", parts: 4},
+	{folder: "bpf", parts: 2}, // each loads anew what its tests share
 	{folder: "tests/podnet", parts: 2},
 	{folder: "dns", parts: 1, skip: "^TestNamesFollowTheAPI$"}, // Go against a model in Go
 	{folder: "cni", parts: 1, skip: "^(TestStormOfProcesses|TestTwoHundredPodsAtOnce|TestOthersFollowInAChain|TestWrittenConfigIsServed|TestPluginKilledInTheMiddle|TestRubbish|TestAgentAway)$"}, // they build the plugin
