@@ -31,6 +31,12 @@ func testClaims(a *api) {
 	a.refused(get(claims.Create(ctx, claim("admin", true), create)), 422, path)
 	a.refused(get(a.client.ResourceV1().ResourceClaimTemplates(a.ns).Create(ctx, template, create)), 422, path)
 	must(claims.Create(ctx, claim("no-admin", false), create))(a)
+	given := must(claims.Get(ctx, "no-admin", metav1.GetOptions{}))(a)
+	yes := true
+	given.Status.Allocation = &resourcev1.AllocationResult{Devices: resourcev1.DeviceAllocationResult{Results: []resourcev1.DeviceRequestAllocationResult{
+		{Request: "r", Driver: "gpu.example.com", Pool: "p", Device: "d", AdminAccess: &yes},
+	}}}
+	a.refused(get(claims.UpdateStatus(ctx, given, metav1.UpdateOptions{})), 422, "status.allocation.devices.results[0].adminAccess")
 	ns := must(a.client.CoreV1().Namespaces().Get(ctx, a.ns, metav1.GetOptions{}))(a)
 	ns.Labels[resourcev1.DRAAdminNamespaceLabelKey] = "true"
 	must(a.client.CoreV1().Namespaces().Update(ctx, ns, metav1.UpdateOptions{}))(a)

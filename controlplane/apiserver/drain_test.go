@@ -62,3 +62,21 @@ func TestDrainTellsConnectionsApart(t *testing.T) {
 	}
 	want("gone", "HTTP/1.1")
 }
+
+// Once the server ends, a connection by HTTP/1.1 is closed behind its next answer; by HTTP/2 its end is told otherwise.
+func TestDrainClosesBehindAnswers(t *testing.T) {
+	for _, test := range []struct {
+		ending bool
+		proto  int
+		want   string
+	}{{false, 1, ""}, {true, 1, "close"}, {true, 2, ""}} {
+		d := newDrain(fakeListener{})
+		d.ending.Store(test.ending)
+		r, answer := httptest.NewRequest(http.MethodGet, "/", nil), httptest.NewRecorder()
+		r.ProtoMajor = test.proto
+		d.handler(http.NotFoundHandler()).ServeHTTP(answer, r)
+		if got := answer.Header().Get("Connection"); got != test.want {
+			t.Errorf("ending %v, HTTP/%d: Connection %q, want %q", test.ending, test.proto, got, test.want)
+		}
+	}
+}
