@@ -87,6 +87,28 @@ func (d *Datapath) LeaveAs(links map[int][]netip.Addr) error {
 	return failed
 }
 
+// ReadLinks reads what LeaveAs wrote, from the tables pinned below pinDir.
+func ReadLinks(pinDir string) (map[int][]netip.Addr, error) {
+	pinned, done, err := openPins(pinDir, []string{"uplink_addrs"})
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	out := map[int][]netip.Addr{}
+	m := pinned["uplink_addrs"]
+	if m == nil {
+		return out, nil
+	}
+	err = eachRow(m, "addresses of uplinks", func(index uint32, row netLinkAddrs) {
+		for _, a := range []netAddr{row.V4, row.V6} {
+			if a != (netAddr{}) {
+				out[int(index)] = append(out[int(index)], addrOf(a))
+			}
+		}
+	})
+	return out, err
+}
+
 // fillRanges puts ranges into a table that goes with the programs.
 func fillRanges(m *ebpf.Map, what string, ranges []netip.Prefix) error {
 	for _, r := range ranges {

@@ -74,6 +74,13 @@ func DesiredPath(v NodeView, nodes []corev1.Node) (tunnel, mtu int, err error) {
 	return tunnel, pathMTU(links.mtu, v.Routing, v.Addrs, over6), nil
 }
 
+// DesiredLinks returns the links that lead out of the cluster and have none of the node's addresses, by index, with the addresses that pods' packets
+// leave with there.
+func DesiredLinks(v NodeView) (map[int][]netip.Addr, error) {
+	links, err := readUnderlay(v.Addrs, v.Uplinks)
+	return links.Others, err
+}
+
 func tunnelIndex() int {
 	l, err := netlink.LinkByName(TunnelDevice)
 	if err != nil {

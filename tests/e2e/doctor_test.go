@@ -88,9 +88,22 @@ func TestDoctor(t *testing.T) {
 	})
 	config := filepath.Join(c.Data, "cni", "net.d", "05-other.conflist")
 	in := func(args ...string) { t.Helper(); c.must(c.Command(t.Context(), args...)) }
+	// A further link out of the cluster: the kind is what counts.
+	in("ip", "link", "add", "wire0", "type", "veth", "peer", "name", "wire1")
+	in("ip", "link", "add", "link", "wire0", "name", "storage0", "type", "macvlan", "mode", "bridge")
+	in("ip", "addr", "add", "198.51.100.77/25", "dev", "storage0")
+	in("ip", "link", "set", "wire0", "up")
+	in("ip", "link", "set", "storage0", "up")
+	storage, _, _ := strings.Cut(c.must(c.Command(t.Context(), "ip", "-o", "link", "show", "storage0")), ":")
+	eventually(t, 30*time.Second, func() string {
+		if pins, _ := filepath.Glob(filepath.Join(pins, "link_strake_egress_"+storage)); len(pins) == 0 {
+			return "the agent has no program at the further link"
+		}
+		return bad(examine(t, c))
+	})
 	defer func() {
 		os.Remove(config)
-		for _, undo := range [][]string{{"sysctl", "-qw", "net.ipv4.ip_forward=1"}, {"sysctl", "-qw", "net.ipv4.ip_local_port_range=32768 60999"}, {"ip", "link", "del", "cni0"}, {"nft", "delete", "table", "ip", "other"}} {
+		for _, undo := range [][]string{{"sysctl", "-qw", "net.ipv4.ip_forward=1"}, {"sysctl", "-qw", "net.ipv4.ip_local_port_range=32768 60999"}, {"ip", "link", "del", "cni0"}, {"ip", "link", "del", "storage0"}, {"ip", "link", "del", "wire0"}, {"nft", "delete", "table", "ip", "other"}} {
 			if out, err := c.Command(t.Context(), undo...).CombinedOutput(); err != nil {
 				t.Errorf("%v: %v\n%s", undo, err, out)
 			}
@@ -116,12 +129,14 @@ func TestDoctor(t *testing.T) {
 	forget("lb_backends")
 	forget("names")
 	forget("endpoints")
+	forget("uplink_addrs")
+	detach(filepath.Join(pins, "link_strake_uplink_"+storage))
 	r := examine(t, c)
 	if r.OK || r.Code() != 1 {
 		t.Errorf("ok %v, code %d", r.OK, r.Code())
 	}
 	for name, detail := range map[string]string{
-		"hooks": "strake_connect4 at the cgroup root; strake_pod at stk", "net.ipv4.ip_forward": "0", "interfaces": "cni0", "nftables chains": "KUBE-SERVICES",
+		"hooks": "strake_connect4 at the cgroup root; strake_pod at stk", "table of further links": "storage0 is missing, should be 198.51.100.77", "net.ipv4.ip_forward": "0", "interfaces": "cni0", "nftables chains": "KUBE-SERVICES",
 		"CNI configurations": "05-other.conflist", "table of Services": "should be frontends", "table of names": ".svc.cluster.local.", "table of pods": "is missing",
 		"way to other nodes": "the programs take 9000 for the MTU", "constants of the programs": "local_last is 60999, should be 50999",
 	} {
@@ -129,6 +144,9 @@ func TestDoctor(t *testing.T) {
 		if i < 0 || r.Checks[i].Status != doctor.Failure || !strings.Contains(r.Checks[i].Detail, detail) || r.Checks[i].Hint == "" {
 			t.Errorf("%s was not found to be broken:\n%s", name, bad(r))
 		}
+	}
+	if !strings.Contains(bad(r), "strake_uplink at storage0") {
+		t.Errorf("the further link's program is not missed:\n%s", bad(r))
 	}
 	// The agent proves and mends rows of policies by itself: it is stopped while they are looked at.
 	pod, err := netip.ParseAddr(c.kubectl("get", "pods", "-n", "demo", "-o", "jsonpath={.items[0].status.podIP}"))

@@ -57,12 +57,38 @@ func (e *examination) compare(o *objects, have bpf.Rows) []comparison {
 	out = append(out, comparison{table: "table of other nodes", rows: len(have.Remotes),
 		drift: differences(flattenRemotes(cni.DesiredRemotes(view, o.nodes)), flattenRemotes(have.Remotes))})
 	routes, drift, routesErr := cni.CompareRoutes(view, o.nodes)
-	out = append(out, comparison{table: "routes to pods of nodes", rows: routes, drift: drift, err: routesErr}, e.comparePath(view, o.nodes), e.compareConstants())
+	out = append(out, comparison{table: "routes to pods of nodes", rows: routes, drift: drift, err: routesErr}, e.comparePath(view, o.nodes), e.compareLinks(view), e.compareConstants())
 	if err != nil {
 		return append(out, comparison{table: "table of pods", err: err})
 	}
 	return append(out, services("table of host ports", ofService),
 		comparison{table: "table of pods", rows: len(have.Endpoints), drift: differences(flattenEndpoints(pods), flattenEndpoints(have.Endpoints))})
+}
+
+// compareLinks holds the addresses with which pods' packets leave by further links against those that the links have.
+func (e *examination) compareLinks(view cni.NodeView) comparison {
+	c := comparison{table: "table of further links"}
+	want, err := cni.DesiredLinks(view)
+	if err != nil {
+		c.err = err
+		return c
+	}
+	have, err := bpf.ReadLinks(e.Layout.BPF())
+	c.rows, c.drift, c.err = len(have), differences(flattenLinks(want), flattenLinks(have)), err
+	return c
+}
+
+func flattenLinks(l map[int][]netip.Addr) map[string]string {
+	out := map[string]string{}
+	for index, addrs := range l {
+		texts := make([]string, len(addrs))
+		for i, a := range addrs {
+			texts[i] = a.String()
+		}
+		slices.Sort(texts)
+		out[or(nameOfInterface(index), fmt.Sprintf("interface %d (gone)", index))] = strings.Join(texts, " and ")
+	}
+	return out
 }
 
 // comparePath holds what the programs know of the way to other nodes against the links as they are.

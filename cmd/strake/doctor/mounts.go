@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/strake-io/strake/bpf"
+	"github.com/strake-io/strake/cni"
 )
 
 const restartAgent = "restart the agent: it attaches what is missing"
@@ -46,7 +47,17 @@ func (e *examination) mounts(g group) {
 	if err != nil {
 		g.unknown("hooks of pods", err, restartAgent)
 	}
-	g.hooks(hooks, rows.Endpoints, slices.DeleteFunc(e.uplinks(), func(name string) bool { return name == "lo" }), nameOfInterface)
+	uplinks := slices.DeleteFunc(e.uplinks(), func(name string) bool { return name == "lo" })
+	if !e.ProxyOnly {
+		others, err := cni.DesiredLinks(cni.NodeView{Name: e.Name, Addrs: e.Addrs, Uplinks: e.Uplinks})
+		if err != nil {
+			g.unknown("hooks of further links", err, "")
+		}
+		for index := range others {
+			uplinks = append(uplinks, nameOfInterface(index))
+		}
+	}
+	g.hooks(hooks, rows.Endpoints, uplinks, nameOfInterface)
 }
 
 func nameOfInterface(index int) string {
