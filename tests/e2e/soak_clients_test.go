@@ -203,7 +203,7 @@ func (s *soak) question(ctx context.Context, c asker) error {
 		return nil
 	}
 	told := fmt.Sprintf("%s: %s (%v), after %v; %s", c, wrong, err, to.Sub(from), c.svc.tell(states))
-	if conn != nil && got == silent && c.network == "udp" {
+	if got == silent && (conn == nil || c.network == "udp") {
 		told += "\n" + s.evidence(c, conn)
 	}
 	return errors.New(told)

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"context"
 	order "encoding/binary"
 	"errors"
 	"fmt"
@@ -21,16 +22,23 @@ import (
 	"github.com/strake-io/strake/tests/podnet"
 )
 
-// evidence tells what there is to see of a question by datagrams that nobody answers: it is asked a few times more, from the same socket, and
+// evidence tells what there is to see of a question that nobody answers: it is asked a few times more, from the same socket if there is one, and
 // looked for wherever it may come by.
 func (s *soak) evidence(c asker, conn net.Conn) string {
-	local, err := netip.ParseAddrPort(conn.LocalAddr().String())
-	if err != nil {
-		return err.Error()
-	}
 	const span = 3 * time.Second
 	var b strings.Builder
-	fmt.Fprintf(&b, "asked from %s at %s", local, time.Now().Format(time.StampMilli))
+	fmt.Fprintf(&b, "at %s", time.Now().Format(time.StampMilli))
+	ports := []uint16{c.to.Port(), uint16(soakPort + c.svc.index)} // of a connection that is not made
+	var own []uint16
+	if conn != nil {
+		local, err := netip.ParseAddrPort(conn.LocalAddr().String())
+		if err != nil {
+			return err.Error()
+		}
+		fmt.Fprintf(&b, ", asked from %s", local)
+		own = []uint16{local.Port()}
+		ports = own
+	}
 	places := map[string]podnet.Space{"the client": c.space}
 	before := map[*soakNode]map[string]uint64{}
 	for _, n := range s.nodes {
@@ -46,11 +54,22 @@ func (s *soak) evidence(c asker, conn net.Conn) string {
 	var wg sync.WaitGroup
 	until := time.Now().Add(span)
 	for name, space := range places {
-		wg.Go(func() { seen.watch(name, space, local.Port(), until) })
+		wg.Go(func() { seen.watch(name, space, ports, until) })
 	}
 	answer := make([]byte, 100)
 	for time.Now().Before(until) {
 		time.Sleep(span / 10)
+		if conn == nil {
+			ctx, cancel := context.WithTimeout(context.Background(), span/5)
+			again, err := c.space.Dial(ctx, c.network, c.to.String())
+			cancel()
+			fmt.Fprintf(&b, "\nonce more: %v", err)
+			if err == nil {
+				fmt.Fprintf(&b, ", from %s", again.LocalAddr())
+				again.Close()
+			}
+			continue
+		}
 		_, werr := conn.Write([]byte("?"))
 		conn.SetReadDeadline(time.Now().Add(span / 5))
 		n, rerr := conn.Read(answer)
@@ -76,12 +95,14 @@ func (s *soak) evidence(c asker, conn net.Conn) string {
 				fmt.Fprintf(&b, "\nnode %s: %+v", n.name, r)
 			}
 		}
-		b.WriteString(rowsWithPort(n, local.Port()))
+		for _, port := range own {
+			b.WriteString(rowsWithPort(n, port))
+		}
 	}
 	return b.String()
 }
 
-// seenPackets are those with a port, one a line.
+// seenPackets are those with some port, one a line.
 type seenPackets struct {
 	mu    sync.Mutex
 	lines []string
@@ -93,8 +114,8 @@ func (s *seenPackets) add(format string, args ...any) {
 	s.lines = append(s.lines, fmt.Sprintf(format, args...))
 }
 
-// watch notes the datagrams from and to a port that come by any interface of a namespace.
-func (s *seenPackets) watch(name string, space podnet.Space, port uint16, until time.Time) {
+// watch notes the packets from and to ports that come by any interface of a namespace.
+func (s *seenPackets) watch(name string, space podnet.Space, ports []uint16, until time.Time) {
 	all := int(order.NativeEndian.Uint16(order.BigEndian.AppendUint16(nil, unix.ETH_P_ALL)))
 	fd := -1
 	err := space.In(func() (err error) {
@@ -120,22 +141,22 @@ func (s *seenPackets) watch(name string, space podnet.Space, port uint16, until 
 			s.add("%s: %v", name, err)
 			return
 		}
-		src, dst, ok := datagramEnds(b[:n])
-		if link, is := from.(*unix.SockaddrLinklayer); is && ok && (src.Port() == port || dst.Port() == port) {
+		src, dst, ok := packetEnds(b[:n])
+		if link, is := from.(*unix.SockaddrLinklayer); is && ok && (slices.Contains(ports, src.Port()) || slices.Contains(ports, dst.Port())) {
 			s.add("%s, %s: interface %d, type %d, %s → %s", time.Now().Format(time.StampMicro), name, link.Ifindex, link.Pkttype, src, dst)
 		}
 	}
 }
 
-// datagramEnds are who sent a datagram of UDP, and whom to.
-func datagramEnds(ip []byte) (src, dst netip.AddrPort, ok bool) {
+// packetEnds are who sent a packet of TCP or UDP, and whom to.
+func packetEnds(ip []byte) (src, dst netip.AddrPort, ok bool) {
 	var from, to netip.Addr
 	switch {
-	case len(ip) >= 28 && ip[0]>>4 == 4 && ip[9] == unix.IPPROTO_UDP && len(ip) >= int(ip[0]&15)*4+8:
+	case len(ip) >= 28 && ip[0]>>4 == 4 && (ip[9] == unix.IPPROTO_UDP || ip[9] == unix.IPPROTO_TCP) && len(ip) >= int(ip[0]&15)*4+8:
 		from, _ = netip.AddrFromSlice(ip[12:16])
 		to, _ = netip.AddrFromSlice(ip[16:20])
 		ip = ip[int(ip[0]&15)*4:]
-	case len(ip) >= 48 && ip[0]>>4 == 6 && ip[6] == unix.IPPROTO_UDP:
+	case len(ip) >= 48 && ip[0]>>4 == 6 && (ip[6] == unix.IPPROTO_UDP || ip[6] == unix.IPPROTO_TCP):
 		from, _ = netip.AddrFromSlice(ip[8:24])
 		to, _ = netip.AddrFromSlice(ip[24:40])
 		ip = ip[40:]
