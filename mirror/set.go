@@ -46,6 +46,7 @@ type Follower[P any] struct {
 // Set are the objects of a kind that the API server has. It is a store for client-go's reflector, whose methods are for nobody else.
 type Set[T any, P object[T]] struct {
 	keeper    keeper               // of the reflector alone
+	decoded   T                    // what keeper has packed last, without its key
 	service   func(P) string       // key of the Service that an object is or belongs to; nil: of none
 	addresses func(P) []netip.Addr // each once; nil: it has none
 	belong    bool                 // objects are found by their Service
@@ -171,6 +172,13 @@ func (s *Set[T, P]) packBytes(object []byte) (packed, error) {
 	if err := k.keep(object); err != nil {
 		return packed{}, err
 	}
+	// The keeper takes fields as they come: what is wrong within one must end the list, not whoever asks for the object.
+	var none T
+	s.decoded = none
+	obj := P(&s.decoded)
+	if err := obj.Unmarshal(k.out); err != nil {
+		return packed{}, err
+	}
 	p := packed{key: k.key(k.name), data: string(k.out), named: k.named}
 	switch {
 	case s.belong && len(k.service) > 0:
@@ -179,7 +187,7 @@ func (s *Set[T, P]) packBytes(object []byte) (packed, error) {
 		p.service = p.key
 	}
 	if s.at != nil && s.addresses != nil {
-		p.addrs = s.addresses(s.unpack(p.key, p.data))
+		p.addrs = s.addresses(obj)
 	}
 	return p, nil
 }
@@ -195,7 +203,7 @@ func (s *Set[T, P]) places(obj P) (service string, addrs []netip.Addr) {
 	return service, addrs
 }
 
-// unpack is only called with what pack made.
+// unpack is only called with what packBytes made, which has decoded it once.
 func (s *Set[T, P]) unpack(key, data string) P {
 	obj := P(new(T))
 	if err := obj.Unmarshal([]byte(data)); err != nil {
@@ -251,7 +259,7 @@ func (s *Set[T, P]) listed(o runtime.Object) (packed, error) {
 func (s *Set[T, P]) listedBytes(object []byte) (packed, error) {
 	p, err := s.packBytes(object)
 	if err != nil {
-		return p, fmt.Errorf("%s: %w", p.key, err)
+		return p, fmt.Errorf("%s: %w", s.keeper.key(s.keeper.name), err)
 	}
 	for _, f := range s.followers {
 		if f.Listed == nil || s.keeper.has&shortBit(s.keeper.short[f.Having]) == 0 {

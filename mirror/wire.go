@@ -99,7 +99,7 @@ func labels(k *keeper, f *field) error {
 	if !ok {
 		return nil
 	}
-	if string(name) == discoveryv1.LabelServiceName {
+	if f.number == labelsNumber && string(name) == discoveryv1.LabelServiceName {
 		k.service = value
 	}
 	k.has |= shortBit(short)
@@ -116,12 +116,14 @@ func labels(k *keeper, f *field) error {
 
 // metadata is without name and namespace, which the key tells. The numbers of all fields are those of the API's generated.proto.
 var metadata = message{
-	1:  func(k *keeper, f *field) error { k.name = f.value; return nil },
-	3:  func(k *keeper, f *field) error { k.namespace = f.value; return nil },
-	5:  whole, // uid
-	11: labels,
-	12: labels, // annotations
+	1:            func(k *keeper, f *field) error { k.name = f.value; return nil },
+	3:            func(k *keeper, f *field) error { k.namespace = f.value; return nil },
+	5:            whole, // uid
+	labelsNumber: labels,
+	12:           labels, // annotations
 }
+
+const labelsNumber = 11
 
 func without(m message, numbers ...int) message {
 	for _, n := range numbers {
@@ -131,8 +133,8 @@ func without(m message, numbers ...int) message {
 }
 
 func all(m message) message {
-	for i := range m {
-		m[i] = whole
+	for i := range m[1:] { // no field has number 0
+		m[i+1] = whole
 	}
 	return m
 }
@@ -193,7 +195,9 @@ func (f *field) read(b []byte) ([]byte, error) {
 	if n <= 0 {
 		return nil, errWire
 	}
-	f.number, f.value = tag>>3, nil
+	if f.number, f.value = tag>>3, nil; f.number == 0 {
+		return nil, errWire
+	}
 	size := uint64(0)
 	switch tag & 7 {
 	case varint:
