@@ -11,6 +11,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/strake-io/strake/cmd/strake/memory"
+	"github.com/strake-io/strake/kubelet/cgroups"
 )
 
 const (
@@ -59,7 +60,7 @@ type gcPace struct {
 	percent   int
 	room      uint64 // by how much it may grow at most, in bytes
 	allocated uint64 // by the last look
-	most      uint64 // allocated between two looks under the present load
+	most      uint64 // allocated between two looks under the present load; what was more long ago counts less and less
 	quiet     int    // looks without a load
 }
 
@@ -69,8 +70,10 @@ func (p *gcPace) look(allocated, live uint64) {
 	p.allocated = allocated
 	live = max(live, 1<<20)
 	const looks = uint64(collectEvery / paceEvery)
+	// What is allocated in turns of a few seconds is not collected in the same turns; but a burst does not keep its room for as long as there is any load.
+	p.most = max(more, p.most*7/8)
 	if 100*looks*more > idleGCPercent*live {
-		p.quiet, p.most = 0, max(p.most, more) // what is allocated in turns of a few seconds is not collected in the same turns
+		p.quiet = 0
 	} else if p.quiet++; p.quiet >= idleAfter {
 		p.most = 0
 	}
@@ -80,12 +83,20 @@ func (p *gcPace) look(allocated, live uint64) {
 // roomOf is the heap's room for growth on a machine of so much memory.
 func roomOf(memory uint64) uint64 { return min(max(memory/roomPart, roomAtLeast), roomAtMost) }
 
-// machineMemory is in bytes, 0 if it is not known.
+// machineMemory is in bytes how much this process may use: what the machine has, or less where its cgroup is limited. 0 if it is not known.
 func machineMemory() uint64 {
 	var info unix.Sysinfo_t
 	if err := unix.Sysinfo(&info); err != nil {
 		klog.V(2).InfoS("How much memory there is is not known", "err", fmt.Errorf("sysinfo: %w", err))
 		return 0
 	}
-	return uint64(info.Totalram) * uint64(info.Unit)
+	memory := uint64(info.Totalram) * uint64(info.Unit)
+	limit, limited, err := cgroups.Machine().MemoryLimit("/proc/self/cgroup")
+	if err != nil {
+		klog.V(2).InfoS("Whether the cgroup limits the memory is not known", "err", err)
+	}
+	if limited {
+		memory = min(memory, limit)
+	}
+	return memory
 }

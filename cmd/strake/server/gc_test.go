@@ -14,7 +14,7 @@ func TestPaceOfCollections(t *testing.T) {
 	}
 	look(2, 64, 50) // 10 MiB until the next collection are no load
 	look(20, 100, 100)
-	look(8, 50, 200) // in turns of more and of less
+	look(8, 50, 175) // in turns of more and of less
 	look(300, 64, 800)
 	look(300, 1024, 50) // never less than at rest
 	look(2, 128, 400)   // still the same load, in a heap of another size
@@ -28,6 +28,26 @@ func TestPaceOfCollections(t *testing.T) {
 	}
 	look(0, 0, 50)
 	look(20, 100, 100) // the load before is forgotten
+}
+
+// A burst must not pin the heap at its size on a server that always has a little to do.
+func TestPaceForgetsABurst(t *testing.T) {
+	const live = 100 << 20
+	p, allocated := gcPace{percent: idleGCPercent, room: 512 << 20}, uint64(0)
+	look := func(more uint64) {
+		allocated += more
+		p.look(allocated, live)
+	}
+	look(300 << 20)
+	if p.percent != 512 {
+		t.Fatalf("%d %% under a burst, want 512: all the room", p.percent)
+	}
+	for range 30 {
+		look(12 << 20) // enough not to be quiet
+	}
+	if p.quiet > 0 || p.percent != 60 {
+		t.Errorf("%d %% a minute after a burst, quiet for %d looks, want 60 %% and no quiet", p.percent, p.quiet)
+	}
 }
 
 func TestRoomIsAPartOfTheMachine(t *testing.T) {
