@@ -57,16 +57,25 @@ func (c Config) URL() string {
 
 // leastProcs is how many threads run Go code at once at least, on however few CPUs. With two, one that waits for the disk in etcd's write keeps half of them
 // from all others until the runtime notices, and the garbage collector works in turns with what answers clients, in pieces of up to 20 ms on each; with
-// four it has one thread of its own, and the kernel shares the CPUs between them in pieces of 3 ms.
+// four it has one thread of its own, and the kernel shares the CPUs between them in pieces of 3 ms. Where the runtime takes fewer threads than there are
+// CPUs, a cgroup's quota is why, and it stays at that: more threads would use the quota up sooner, and all be stopped for the rest of each period.
 const leastProcs = 4
+
+// moreProcs is how many threads there are to be instead of procs, 0 if those are right.
+func moreProcs(procs, cpus int) int {
+	if procs == cpus && procs < leastProcs {
+		return leastProcs
+	}
+	return 0
+}
 
 // Run serves until ctx ends or a part fails for good.
 func Run(ctx context.Context, cfg Config) error {
 	if os.Getenv("GOGC") == "" {
 		go paceGC(ctx)
 	}
-	if os.Getenv("GOMAXPROCS") == "" && runtime.GOMAXPROCS(0) < leastProcs {
-		runtime.GOMAXPROCS(leastProcs)
+	if procs := moreProcs(runtime.GOMAXPROCS(0), runtime.NumCPU()); os.Getenv("GOMAXPROCS") == "" && procs > 0 {
+		runtime.GOMAXPROCS(procs)
 	}
 	var endpoint string
 	var client func() *clientv3.Client
