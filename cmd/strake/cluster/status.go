@@ -241,7 +241,7 @@ func (st Status) Print(w io.Writer) {
 		fmt.Fprintf(w, "%-12s %s\n", c.Name, word(c.Running, fmt.Sprintf("running, pid %d", c.PID), "not running"))
 	}
 	for _, n := range st.Nodes {
-		fmt.Fprintf(w, "node         %s  %s  %s  %s", n.Name, word(len(n.Addresses) > 0, strings.Join(n.Addresses, ","), "the API server does not tell its address"), n.Version, word(n.Ready, "Ready", "NotReady"))
+		fmt.Fprintf(w, "node         %s  %s  %s  %s", n.Name, word(len(n.Addresses) > 0, strings.Join(n.Addresses, ","), "its address is not known"), n.Version, word(n.Ready, "Ready", "NotReady"))
 		if len(n.Roles) > 0 {
 			fmt.Fprintf(w, "  %s", strings.Join(n.Roles, ","))
 		}
