@@ -95,7 +95,7 @@ func TestDoctor(t *testing.T) {
 	in("ip", "link", "set", "wire0", "up")
 	in("ip", "link", "set", "storage0", "up")
 	storage, _, _ := strings.Cut(c.must(c.Command(t.Context(), "ip", "-o", "link", "show", "storage0")), ":")
-	eventually(t, 30*time.Second, func() string {
+	eventually(t, 2*time.Minute, func() string {
 		if pins, _ := filepath.Glob(filepath.Join(pins, "link_strake_egress_"+storage)); len(pins) == 0 {
 			return "the agent has no program at the further link"
 		}
