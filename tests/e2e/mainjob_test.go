@@ -1,9 +1,12 @@
 package e2e
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"io"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,9 +17,11 @@ import (
 	"github.com/cilium/ebpf"
 
 	"github.com/strake-io/strake/bpf"
+	"github.com/strake-io/strake/cmd/strake/demo"
 	"github.com/strake-io/strake/cmd/strake/layout"
 	"github.com/strake-io/strake/cmd/strake/supervisor"
 	"github.com/strake-io/strake/tests/lab"
+	"github.com/strake-io/strake/tests/podnet"
 )
 
 const manifests = `
@@ -198,11 +203,13 @@ func TestMainJob(t *testing.T) {
 		}
 	})
 	t.Run("up of another release takes over, and pods go on", func(t *testing.T) { anotherRelease(t, c) })
-	t.Run("nothing is left after down --purge", func(t *testing.T) { purge(t, c) })
+	t.Run("nothing is left after down --purge", func(t *testing.T) { purge(t, c.in(t)) })
 }
 
-// anotherRelease brings the cluster up by another program file, while nothing asks for it and pods run.
+// anotherRelease brings the cluster up by another program file, while pods run and a connection to one is asked over.
 func anotherRelease(t *testing.T, c *cluster) {
+	dir := c.t.TempDir() // the cluster runs from it until the whole test ends
+	c = c.in(t)
 	l, err := layout.New(c.Data)
 	if err != nil {
 		t.Fatal(err)
@@ -211,10 +218,14 @@ func anotherRelease(t *testing.T, c *cluster) {
 		return c.kubectl("get", "pods", "-A", "-o", "jsonpath={range .items[*]}{.metadata.uid} {.status.containerStatuses[*].containerID}{\"\\n\"}{end}")
 	}
 	c.kubectl("rollout", "status", "deployment/web", "--timeout=60s")
-	before, dir := containers(), t.TempDir()
+	before := containers()
 	c.must(exec.Command("cp", c.Binary, filepath.Join(filepath.Dir(c.Binary), "strake-cni"), dir))
 	newer := filepath.Join(dir, filepath.Base(c.Binary))
+	goesOn := keepAsking(t, c)
 	c.must(c.Command(t.Context(), newer, "--data-dir", c.Data, "up", "--wait", "4m"))
+	if err := goesOn(); err != nil {
+		t.Errorf("a connection by a NodePort: %v", err)
+	}
 	for _, name := range []string{"server", "agent"} {
 		p, _ := supervisor.Find(l.Pid(name))
 		if exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", p.PID)); err != nil || exe != newer {
@@ -223,6 +234,55 @@ func anotherRelease(t *testing.T, c *cluster) {
 	}
 	if after := containers(); after != before {
 		t.Errorf("pods were\n%s\nand are\n%s", before, after)
+	}
+}
+
+// keepAsking holds one connection from outside to a pod of the demo, by its NodePort, and asks over it again and again, until the function that it
+// returns is called, and once more then.
+func keepAsking(t *testing.T, c *cluster) (goesOn func() error) {
+	t.Helper()
+	conn, err := podnet.Space("/run/netns/"+c.Outside).Dial(t.Context(), "tcp", fmt.Sprintf("%s:%d", lab.NodeIP, demo.NodePort))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	answers := bufio.NewReader(conn)
+	ask := func() error {
+		if err := conn.SetDeadline(time.Now().Add(time.Minute)); err != nil {
+			return err
+		}
+		if _, err := io.WriteString(conn, "GET / HTTP/1.1\r\nHost: demo\r\n\r\n"); err != nil {
+			return err
+		}
+		answer, err := http.ReadResponse(answers, nil)
+		if err != nil {
+			return err
+		}
+		defer answer.Body.Close()
+		_, err = io.Copy(io.Discard, answer.Body)
+		return err
+	}
+	if err := ask(); err != nil {
+		t.Fatal(err)
+	}
+	enough, ended := make(chan struct{}), make(chan error, 1)
+	go func() {
+		for {
+			select {
+			case <-enough:
+				ended <- ask()
+				return
+			case <-time.After(100 * time.Millisecond):
+			}
+			if err := ask(); err != nil {
+				ended <- err
+				return
+			}
+		}
+	}()
+	return func() error {
+		close(enough)
+		return <-ended
 	}
 }
 
