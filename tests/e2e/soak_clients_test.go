@@ -203,7 +203,7 @@ func (s *soak) question(ctx context.Context, c asker) error {
 		return nil
 	}
 	told := fmt.Sprintf("%s: %s (%v), after %v; %s", c, wrong, err, to.Sub(from), c.svc.tell(states))
-	if got == silent && (conn == nil || c.network == "udp") {
+	if got == silent {
 		told += "\n" + s.evidence(c, conn)
 	}
 	return errors.New(told)
@@ -296,45 +296,60 @@ func (s *soak) hold(ctx context.Context, c asker) error {
 			}
 			continue
 		}
-		var backend string
-		for ctx.Err() == nil && err == nil {
-			conn.SetDeadline(time.Now().Add(soakPatience))
-			var n int
-			b := make([]byte, 100)
-			if _, err = conn.Write([]byte("?")); err == nil {
-				n, err = conn.Read(b)
-			}
-			switch answer := string(b[:n]); {
-			case err != nil:
-			case backend == "":
-				backend = answer
-			case backend != answer:
-				return fmt.Errorf("%s: one connection was answered by %s and by %s", c, backend, answer)
-			}
-			s.kept.Add(1)
-			select {
-			case <-ctx.Done():
-			case <-time.After(100 * time.Millisecond):
-			}
-		}
-		conn.Close()
-		if end, _ := ctx.Deadline(); ctx.Err() != nil || backend == "" || !time.Now().Before(end) {
-			continue
-		}
-		b := netip.MustParseAddrPort(backend)
-		states := c.svc.during(from, time.Now())
-		if !slices.ContainsFunc(states, func(st *soakState) bool {
-			_, member := st.endpoints[b]
-			return !st.absent && !member
-		}) {
-			if s.stoodSince(from) {
-				s.unjudged.Add(1)
-				continue
-			}
-			return fmt.Errorf("%s: the connection to %s ended (%v) after %v, and its backend was never gone; %s", c, backend, err, time.Since(from), c.svc.tell(states))
+		if err := s.held(ctx, c, conn, from); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+// held asks over a connection that was begun at a time, until it ends.
+func (s *soak) held(ctx context.Context, c asker, conn net.Conn, from time.Time) error {
+	defer conn.Close()
+	var backend string
+	var err error
+	last := from // when it was answered
+	for ctx.Err() == nil {
+		conn.SetDeadline(time.Now().Add(soakPatience))
+		var n int
+		b := make([]byte, 100)
+		if _, err = conn.Write([]byte("?")); err == nil {
+			n, err = conn.Read(b)
+		}
+		if err != nil {
+			break
+		}
+		answer := string(b[:n])
+		if backend != "" && backend != answer {
+			return fmt.Errorf("%s: one connection was answered by %s and by %s", c, backend, answer)
+		}
+		backend, last = answer, time.Now()
+		s.kept.Add(1)
+		select {
+		case <-ctx.Done():
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+	if end, _ := ctx.Deadline(); ctx.Err() != nil || backend == "" || !time.Now().Before(end) {
+		return nil
+	}
+	b := netip.MustParseAddrPort(backend)
+	states := c.svc.during(from, time.Now())
+	if slices.ContainsFunc(states, func(st *soakState) bool {
+		_, member := st.endpoints[b]
+		return !st.absent && !member
+	}) {
+		return nil
+	}
+	if s.stoodSince(last) {
+		s.unjudged.Add(1)
+		return nil
+	}
+	told := fmt.Sprintf("%s: the connection to %s ended (%v) after %v, and its backend was never gone; %s", c, backend, err, time.Since(from), c.svc.tell(states))
+	if outcomeOf(err) == silent {
+		told += "\n" + s.evidence(c, conn)
+	}
+	return errors.New(told)
 }
 
 // watchTime notes when everything stood still, as on a machine that slept: patience ran out then that nobody had.
@@ -343,6 +358,7 @@ func (s *soak) watchTime(ctx context.Context) {
 		time.Sleep(stoodPause)
 		if time.Since(last) > 5*time.Second {
 			s.stood.Store(time.Now().UnixNano())
+			s.stalls.Add(1)
 		}
 	}
 }

@@ -70,14 +70,17 @@ func (s *soak) evidence(c asker, conn net.Conn) string {
 			}
 			continue
 		}
+		conn.SetDeadline(time.Now().Add(span / 5)) // the one of the question is over
 		_, werr := conn.Write([]byte("?"))
-		conn.SetReadDeadline(time.Now().Add(span / 5))
 		n, rerr := conn.Read(answer)
 		fmt.Fprintf(&b, "\nonce more: %q (%v, %v)", answer[:n], werr, rerr)
 	}
 	wg.Wait()
 	slices.Sort(seen.lines)
 	b.WriteString("\n" + strings.Join(seen.lines, "\n"))
+	if seen.more > 0 {
+		fmt.Fprintf(&b, "\nand %d packets more", seen.more)
+	}
 	for _, n := range s.nodes {
 		if st, err := bpf.ReadStatus(n.pins); err == nil {
 			for _, name := range bpf.Reasons() {
@@ -102,15 +105,22 @@ func (s *soak) evidence(c asker, conn net.Conn) string {
 	return b.String()
 }
 
-// seenPackets are those with some port, one a line.
+// seenPackets are those with some port, one a line: a Service's own ports have those of all its clients.
 type seenPackets struct {
 	mu    sync.Mutex
 	lines []string
+	more  int // that are not told
 }
+
+const mostPackets = 2000
 
 func (s *seenPackets) add(format string, args ...any) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if len(s.lines) == mostPackets {
+		s.more++
+		return
+	}
 	s.lines = append(s.lines, fmt.Sprintf(format, args...))
 }
 

@@ -50,6 +50,7 @@ type soak struct {
 
 	asked, strict, changed, killed, kept atomic.Int64
 	stood                                atomic.Int64 // when the test last went on after it had stood still, in ns since 1970
+	stalls                               atomic.Int64 // how often it has
 	unjudged                             atomic.Int64 // questions and connections that failed meanwhile
 	outcomes                             sync.Map     // outcome → *atomic.Int64
 }
@@ -118,7 +119,7 @@ func TestServicesSoak(t *testing.T) {
 		}
 	}
 	g.Go(func() error { return s.kill(ctx) })
-	go s.watchTime(ctx)
+	go s.watchTime(t.Context()) // also while the last changes settle
 	if err := g.Wait(); err != nil {
 		t.Error(err)
 	} else {
@@ -134,10 +135,16 @@ func TestServicesSoak(t *testing.T) {
 		return true
 	})
 	slices.Sort(lines)
-	t.Logf("%d questions (%d while their Service stood still), %d rounds of connections that were kept; %d changes, %d agents killed; %s; %d that failed while the machine stood still",
-		s.asked.Load(), s.strict.Load(), s.kept.Load(), s.changed.Load(), s.killed.Load(), strings.Join(lines, ", "), s.unjudged.Load())
-	if s.asked.Load() == 0 || s.strict.Load() == 0 || s.changed.Load() == 0 || s.kept.Load() == 0 {
-		t.Error("nothing was tried")
+	t.Logf("%d questions (%d while their Service stood still), %d rounds of connections that were kept; %d changes, %d agents killed; %s; %d that failed while the machine stood still, which it did %d times",
+		s.asked.Load(), s.strict.Load(), s.kept.Load(), s.changed.Load(), s.killed.Load(), strings.Join(lines, ", "), s.unjudged.Load(), s.stalls.Load())
+	for what, n := range map[string]*atomic.Int64{"asked": &s.asked, "asked while its Service stood still": &s.strict, "changed": &s.changed, "kept": &s.kept, "killed": &s.killed} {
+		if n.Load() == 0 {
+			t.Errorf("nothing was %s", what)
+		}
+	}
+	// Whoever waits when the machine stands still may lose patience: as many as there are clients, each time.
+	if n := s.unjudged.Load(); n*100 > s.asked.Load() {
+		t.Errorf("%d of %d questions failed while the machine stood still: it did so too often to tell anything", n, s.asked.Load())
 	}
 }
 
@@ -420,13 +427,14 @@ func (s *soak) change(ctx context.Context, svc *soakService) error {
 	return nil
 }
 
-// settle waits until all nodes' kernels have the last state, and notes when.
+// settle waits until all nodes' kernels have the last state, and notes when. A minute is given anew when the machine has stood still, but no more than ten.
 func (s *soak) settle(ctx context.Context, svc *soakService) error {
 	svc.mu.Lock()
 	st := svc.states[len(svc.states)-1]
 	uid := svc.uid
 	svc.mu.Unlock()
-	for began := time.Now(); ; {
+	first := time.Now()
+	for began := first; ; {
 		var missing []string
 		for _, n := range s.nodes {
 			if d := n.differs(svc, uid, st); d != "" {
@@ -436,7 +444,7 @@ func (s *soak) settle(ctx context.Context, svc *soakService) error {
 		if len(missing) == 0 {
 			break
 		}
-		if late := time.Since(began) > 60*time.Second; late && s.stoodSince(began) {
+		if late := time.Since(began) > time.Minute; late && time.Since(first) < 10*time.Minute && s.stoodSince(began) {
 			began = time.Now()
 		} else if late {
 			return fmt.Errorf("the kernel does not get what the API says of %s: %s", svc.name, strings.Join(missing, "; "))
