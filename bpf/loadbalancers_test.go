@@ -190,6 +190,10 @@ func TestKilledBetweenAnyTwoWrites(t *testing.T) {
 	kills := 0
 	for step := range 150 {
 		want := []LoadBalancer{randomService(rng, "uid-1", 0), randomService(rng, "uid-1", 1)}[:1+rng.IntN(2)]
+		if step%3 == 0 { // the Service is made anew
+			_, err := openTable(t, m).Replace("uid-1", nil)
+			must(t, err)
+		}
 		was = rawOf(t, m).seen()
 		for i := range want {
 			want[i].Protocol = 6 // so that frontends pass from one service to the other
@@ -235,6 +239,11 @@ func TestKilledBetweenAnyTwoWrites(t *testing.T) {
 		}
 		will := now.seen()
 		for i, r := range during {
+			for id, s := range r.services {
+				if is, ok := now.services[id]; ok && is.Owner == s.Owner && is.Name == s.Name && is.Made != s.Made {
+					t.Fatalf("step %d, before write %d of %d: service %d was made at %d, and then at %d", step, i, len(during), id, s.Made, is.Made)
+				}
+			}
 			for k, s := range r.seen() {
 				var left uint32 // its service, which it is to leave, may have changed already
 				if was[k].service != will[k].service || was[k].flags != will[k].flags {

@@ -204,15 +204,31 @@ func (t *loadBalancers) putServices(all []*change) {
 		if c.want == nil || !c.fresh() {
 			continue
 		}
-		info := netService{Proto: c.want.protocol}
-		if len(t.byOwner[c.want.owner]) == 0 {
-			info.Made = max(uint32(Monotonic()/time.Second), 1)
-		}
+		info := netService{Proto: c.want.protocol, Made: t.made(c)}
 		copy(info.Owner[:], c.want.owner)
 		copy(info.Name[:], c.want.name)
 		b.put(c, c.want.id, info)
 	}
 	b.write(unwritten[uint32]("the name"))
+}
+
+// made is when the first service of the owner was written; 0: there were others before this one. What stopped half way keeps what its row says:
+// it is as new as it was.
+func (t *loadBalancers) made(c *change) uint32 {
+	var row netService
+	if c.have != nil && t.services.Lookup(c.have.id, &row) == nil {
+		return row.Made
+	}
+	for _, s := range t.byOwner[c.want.owner] {
+		if t.services.Lookup(s.id, &row) != nil {
+			continue // there was no room for its row
+		}
+		if c.have == nil {
+			return 0
+		}
+		return row.Made
+	}
+	return max(uint32(Monotonic()/time.Second), 1)
 }
 
 func (t *loadBalancers) putMembers(all []*change) {

@@ -305,8 +305,9 @@ func TestNodePortOfADeletedService(t *testing.T) {
 			l.service(t)
 			again(client)
 			l.service(t, LoadBalancer{Name: "ns/web:http", Protocol: 6, Frontends: fronts(NodePort, front), Backends: backs(at(f.remote(), 8080))})
+			l.d.olderBy(t, -stillNew)
 			l.step(t, "made anew, with one of its slices", uplinkProgram, l.uplink, segment(client, front, ack), actRedirect, "uplink_to_pod", client, backend)
-			l.d.olderBy(t, newFor)
+			l.d.olderBy(t, stillNew+newFor)
 			again(client, at(f.remote(), 8080))
 			// The next one ends with its backend.
 			l.service(t, LoadBalancer{Name: "ns/web:http", Protocol: 6, Frontends: fronts(NodePort, front), Backends: backs(backend)})
@@ -542,6 +543,9 @@ func TestConnectionsGiveNoWay(t *testing.T) {
 	l.run(t, podProgram, l.podVeth, segment(client, backend, 0x02))
 	l.step(t, "the connection's answer", podProgram, l.otherVeth, segment(backend, client, 0x10), actRedirect, "pod_to_uplink", front, client)
 }
+
+// stillNew is by how much tests make Services younger that are to be new however slow the machine is.
+const stillNew = 10 * time.Minute
 
 // olderBy makes Services older than they are.
 func (d *Datapath) olderBy(t testing.TB, age time.Duration) {

@@ -225,12 +225,13 @@ func TestSocketsOfAServiceMadeAnew(t *testing.T) {
 	must(t, err)
 	<-passes
 	set("second", at(nodeIP, 8088))
+	l.d.olderBy(t, -stillNew)
 	set("second", at(nodeIP, 8089))
 	<-passes
 	if _, err := exchange(c, "one slice is there"); err != nil {
 		t.Fatal(err)
 	}
-	l.d.olderBy(t, newFor)
+	l.d.olderBy(t, stillNew+newFor)
 	set("second", at(nodeIP, 8090))
 	lost(t, c)
 }
