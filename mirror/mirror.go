@@ -97,11 +97,12 @@ func (m *Mirror) Pods() *Pods {
 	return m.pods
 }
 
-// follow makes a mirror follow a kind: its objects come as bytes from a client of an API server, as objects from any other, as tests have.
+// follow makes a mirror follow a kind. From a client of an API server its objects come as bytes (stream). A fake client, as most tests have, gives objects,
+// and has no RESTClient: they go by Reflector's pages, and are packed as those of watches are.
 func follow[L runtime.Object, T any, P object[T]](m *Mirror, s *Set[T, P], from Source[L], client rest.Interface, resource string) {
 	m.all = append(m.all, s)
 	if c, ok := client.(*rest.RESTClient); ok && c != nil {
-		m.reflectors = append(m.reflectors, streaming(P(new(T)), s, from.Watch, stream{client, resource}, s.listedBytes))
+		m.reflectors = append(m.reflectors, streaming(P(new(T)), s, from.Watch, &stream{client: client, resource: resource}, s.listedBytes))
 	} else {
 		m.reflectors = append(m.reflectors, Reflector(P(new(T)), s, from, pageSize, s.listed, nil))
 	}

@@ -8,22 +8,28 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"strconv"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
 )
 
-// stream lists a kind in one answer, whose objects are read while the server sends those that follow: neither the answer nor any object of it is ever
-// here as a whole but the one that is being read.
+// stream lists a kind in one answer, whose objects are read while the server sends the ones after them. So neither the answer is here as a whole nor any
+// object but the one that is being read.
 type stream struct {
 	client   rest.Interface
 	resource string
+	paged    bool // the last answer was cut: API servers end one after a minute (--request-timeout), so the next list comes in pages, with a minute each
 }
 
+// cutPage is how many objects are asked for at once after an answer was cut: as many as client-go asks for.
+const cutPage = 500
+
 // streaming is a reflector that lists so.
-func streaming[T any](what runtime.Object, store cache.ReflectorStore, watching cache.WatchFuncWithContext, from stream, hold func(object []byte) (T, error)) *cache.Reflector {
+func streaming[T any](what runtime.Object, store cache.ReflectorStore, watching cache.WatchFuncWithContext, from *stream, hold func(object []byte) (T, error)) *cache.Reflector {
 	l := &listed{}
 	l.WatchFuncWithContext = watching
 	l.ListWithContextFunc = func(ctx context.Context, _ metav1.ListOptions) (runtime.Object, error) {
@@ -40,20 +46,40 @@ func streaming[T any](what runtime.Object, store cache.ReflectorStore, watching 
 }
 
 // list calls do with each object, of the newest resourceVersion, which it returns. do must not keep the bytes.
-func (s stream) list(ctx context.Context, do func(object []byte) error) (version string, err error) {
-	body, err := s.client.Get().Resource(s.resource).SetHeader("Accept", runtime.ContentTypeProtobuf).Stream(ctx)
+func (s *stream) list(ctx context.Context, do func(object []byte) error) (version string, err error) {
+	var meta metav1.ListMeta
+	for first := true; first || meta.Continue != ""; first = false {
+		if meta, err = s.answer(ctx, meta.Continue, do); err != nil {
+			return "", fmt.Errorf("list of %s: %w", s.resource, err)
+		}
+	}
+	s.paged = false
+	return meta.ResourceVersion, nil
+}
+
+// answer is list of what one answer holds: all, or a page that begins where another says that it goes on.
+func (s *stream) answer(ctx context.Context, from string, do func(object []byte) error) (metav1.ListMeta, error) {
+	get := s.client.Get().Resource(s.resource).SetHeader("Accept", runtime.ContentTypeProtobuf)
+	if s.paged {
+		get.Param("limit", strconv.Itoa(cutPage))
+	}
+	if from != "" {
+		get.Param("continue", from)
+	}
+	body, err := get.Stream(ctx)
 	if err != nil {
-		return "", err
+		s.paged = s.paged || apierrors.IsTimeout(err) || apierrors.IsServerTimeout(err)
+		return metav1.ListMeta{}, err
 	}
 	defer body.Close()
-	r := listReader{Reader: bufio.NewReaderSize(body, 64<<10), do: do}
-	if err := r.read(); err != nil {
-		return "", fmt.Errorf("list of %s: %w", s.resource, err)
-	}
-	if r.meta.Continue != "" {
-		return "", fmt.Errorf("list of %s: the API server sent a part of it, although it was asked for all", s.resource)
-	}
-	return r.meta.ResourceVersion, nil
+	var refused error
+	r := listReader{Reader: bufio.NewReaderSize(body, 64<<10), do: func(object []byte) error {
+		refused = do(object)
+		return refused
+	}}
+	err = r.read()
+	s.paged = s.paged || err != nil && refused == nil
+	return r.meta, err
 }
 
 // listReader reads a list as the API has it in protobuf: four bytes, a runtime.Unknown, and in that the list.

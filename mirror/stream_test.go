@@ -4,16 +4,21 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
 	"reflect"
+	"slices"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/serializer/protobuf"
@@ -165,7 +170,7 @@ func TestStreamEnds(t *testing.T) {
 	whole := onWire(t, list)
 	read := func(body []byte) (string, error) {
 		m := answers(t, body)
-		return stream{m.client.CoreV1().RESTClient(), "services"}.list(t.Context(), func(b []byte) error { return new(corev1.Service).Unmarshal(b) })
+		return (&stream{client: m.client.CoreV1().RESTClient(), resource: "services"}).list(t.Context(), func(b []byte) error { return new(corev1.Service).Unmarshal(b) })
 	}
 	if version, err := read(whole); version != "7" || err != nil {
 		t.Fatal(version, err)
@@ -179,9 +184,86 @@ func TestStreamEnds(t *testing.T) {
 	if _, err := read([]byte(`{"kind":"ServiceList"}`)); err == nil || !strings.Contains(err.Error(), "the answer begins with") {
 		t.Error("JSON:", err)
 	}
-	list.Continue = "more"
-	if _, err := read(onWire(t, list)); err == nil || !strings.Contains(err.Error(), "a part") {
-		t.Error("a part of a list:", err)
+}
+
+// A server that can't send a list in the time that it gives a request is asked for pages, from the first one again if what follows is no longer there.
+func TestCutLists(t *testing.T) {
+	const pages = 3
+	cut := map[string]func(w http.ResponseWriter, whole []byte){
+		"in its middle": func(w http.ResponseWriter, whole []byte) {
+			w.Write(whole[:len(whole)/2])
+			w.(http.Flusher).Flush()
+			panic(http.ErrAbortHandler)
+		},
+		"before it began": func(w http.ResponseWriter, _ []byte) { http.Error(w, "timeout", http.StatusGatewayTimeout) },
+	}
+	for when, end := range cut {
+		var mu sync.Mutex
+		var asked []string
+		s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			q := r.URL.Query()
+			if q.Get("watch") != "" {
+				http.Error(w, "nobody watches", http.StatusForbidden)
+				return
+			}
+			mu.Lock()
+			asked = append(asked, r.URL.RawQuery)
+			n := len(asked)
+			mu.Unlock()
+			page, _ := strconv.Atoi(q.Get("continue")) // the first has none
+			list := &corev1.ServiceList{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "ServiceList"}, ListMeta: metav1.ListMeta{ResourceVersion: "7"}}
+			list.Items = []corev1.Service{{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: fmt.Sprint("web-", page)}}}
+			if page < pages-1 {
+				list.Continue = strconv.Itoa(page + 1)
+			}
+			w.Header().Set("Content-Type", runtime.ContentTypeProtobuf)
+			switch {
+			case q.Get("limit") == "":
+				end(w, onWire(t, list))
+			case n == 3: // the second page
+				w.WriteHeader(http.StatusGone)
+				gone := apierrors.NewResourceExpired("compacted").ErrStatus
+				gone.TypeMeta = metav1.TypeMeta{APIVersion: "v1", Kind: "Status"}
+				w.Write(onWire(t, &gone))
+			default:
+				w.Write(onWire(t, list))
+			}
+		}))
+		client, err := kubernetes.NewForConfig(&rest.Config{Host: s.URL})
+		must(t, err)
+		m := New(client, "n1")
+		services := m.Services()
+		ctx, cancel := context.WithCancel(t.Context())
+		var running sync.WaitGroup
+		running.Go(func() { m.Run(ctx) })
+		m.Wait(ctx)
+		cancel()
+		running.Wait()
+		s.Close()
+		keys := services.Keys()
+		slices.Sort(keys)
+		if want := []string{"ns/web-0", "ns/web-1", "ns/web-2"}; !slices.Equal(keys, want) {
+			t.Errorf("cut %s: %v are held", when, keys)
+		}
+		want := []string{"", "limit=500", "continue=1&limit=500", "limit=500", "continue=1&limit=500", "continue=2&limit=500"}
+		if len(asked) < len(want) || !slices.Equal(asked[:len(want)], want) { // what follows is after the watch that there isn't
+			t.Errorf("cut %s: asked for %q", when, asked)
+		}
+	}
+}
+
+// Only what cuts an answer has lists come in pages: not an object that can't be held, nor a server that is away.
+func TestListsStayWhole(t *testing.T) {
+	list := &corev1.ServiceList{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "ServiceList"}, Items: make([]corev1.Service, 1)}
+	s := &stream{client: answers(t, onWire(t, list)).client.CoreV1().RESTClient(), resource: "services"}
+	if _, err := s.list(t.Context(), func([]byte) error { return errWire }); !errors.Is(err, errWire) || s.paged {
+		t.Errorf("%v, paged: %t", err, s.paged)
+	}
+	client, err := kubernetes.NewForConfig(&rest.Config{Host: "http://127.0.0.1:1"})
+	must(t, err)
+	s.client = client.CoreV1().RESTClient()
+	if _, err := s.list(t.Context(), func([]byte) error { return nil }); err == nil || s.paged {
+		t.Errorf("%v, paged: %t", err, s.paged)
 	}
 }
 
