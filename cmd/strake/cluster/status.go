@@ -76,18 +76,19 @@ func Inspect(ctx context.Context, l layout.Layout) (Status, error) {
 	}
 	var all bool
 	st.Components, all = inspectComponents(l, s)
-	if st.Datapath, err = bpf.ReadStatus(l.BPF()); err != nil {
-		st.Problem = err.Error()
+	var served error
+	if st.Datapath, served = readDatapath(l); served != nil {
+		st.Problem = served.Error()
 	}
 	if err := st.askAPI(ctx, l, s); err != nil {
 		st.Problem = err.Error()
 	}
 	known := len(st.Nodes)
 	labReady, err := st.inspectLab(l)
-	if err != nil {
+	if err != nil && st.Problem == "" {
 		st.Problem = err.Error()
 	}
-	st.Ready = all && labReady && known > 0
+	st.Ready = all && served == nil && labReady && err == nil && known > 0
 	for _, n := range st.Nodes {
 		st.Ready = st.Ready && n.Ready
 	}
@@ -103,10 +104,19 @@ func inspectProxy(l layout.Layout, s kubeproxy.Settings) Status {
 		st.Problem = "the agent of node " + s.NodeName + " does not run: Services are served as they were, until it does"
 	}
 	var err error
-	if st.Datapath, err = bpf.ReadStatus(l.BPF()); err != nil {
+	if st.Datapath, err = readDatapath(l); err != nil && st.Ready {
 		st.Ready, st.Problem = false, err.Error()
 	}
 	return st
+}
+
+// readDatapath reads what a node's kernel holds. That nothing is attached is an error: an agent has it attached before its node is Ready.
+func readDatapath(l layout.Layout) (bpf.Status, error) {
+	s, err := bpf.ReadStatus(l.BPF())
+	if err == nil && len(s.Links) == 0 {
+		err = fmt.Errorf("nothing of the node's network is attached (%s is gone or empty): restart the agent; what it says is in %s", l.BPF(), l.Log("agent"))
+	}
+	return s, err
 }
 
 // inspectComponents tells which components of a node run, and whether all do; systemd may be in the supervisor's place.
@@ -124,13 +134,14 @@ func inspectComponents(l layout.Layout, s Settings) (list []Component, all bool)
 	return list, all
 }
 
-// inspectLab adds what is known here of the nodes beside the first one.
+// inspectLab adds what is known here of the nodes beside the first one; what is wrong with one does not hide the others.
 func (st *Status) inspectLab(l layout.Layout) (ready bool, err error) {
 	numbers, err := l.LabNodes()
 	if err != nil {
 		return false, err
 	}
 	ready = true
+	var problems []error
 	for _, n := range numbers {
 		node := l.Node(n)
 		s, _, err := Load(node)
@@ -144,13 +155,13 @@ func (st *Status) inspectLab(l layout.Layout) (ready bool, err error) {
 		}
 		found, all := inspectComponents(node, s)
 		st.Nodes[i].DataDir, st.Nodes[i].Components, ready = node.Data, found, ready && all
-		d, err := bpf.ReadStatus(node.BPF())
-		if err != nil {
-			return false, fmt.Errorf("node %s: %w", s.NodeName, err)
+		d, served := readDatapath(node)
+		if served != nil {
+			problems = append(problems, fmt.Errorf("node %s: %w", s.NodeName, served))
 		}
 		st.Nodes[i].Datapath = &d
 	}
-	return ready, nil
+	return ready, errors.Join(problems...)
 }
 
 const rolePrefix = "node-role.kubernetes.io/"
