@@ -22,6 +22,7 @@ import (
 	"github.com/strake-io/strake/cmd/strake/layout"
 	"github.com/strake-io/strake/cmd/strake/monitor"
 	"github.com/strake-io/strake/dns"
+	"github.com/strake-io/strake/netpol/flows"
 )
 
 func dnsTopCommand(place places) *cobra.Command {
@@ -70,7 +71,7 @@ row; how many is said.`,
 			c.Resolved = func(q dns.Query) string { return of(q.Client) }
 			c.Clock = func() (time.Time, time.Duration) { return time.Now(), bpf.Monotonic() }
 			c.Takes = func(q dnstop.Question) bool {
-				return (pod == "" || monitor.OfPod(q.Client, pod)) && (name == "" || strings.Contains(q.Name, strings.ToLower(name)))
+				return (pod == "" || flows.OfPod(q.Client, pod)) && (name == "" || strings.Contains(q.Name, strings.ToLower(name)))
 			}
 			if info, err := os.Stdout.Stat(); err == nil && c.For == 0 {
 				c.Clear = info.Mode()&fs.ModeCharDevice != 0

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"maps"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -55,7 +56,7 @@ func (f Filter) Takes(flow *Flow) bool {
 			return false
 		}
 	}
-	if f.Pod != "" && !ofPod(flow.From.Name(), f.Pod) && !ofPod(flow.To.Name(), f.Pod) {
+	if f.Pod != "" && !OfPod(flow.From.Name(), f.Pod) && !OfPod(flow.To.Name(), f.Pod) {
 		return false
 	}
 	if f.Namespace != "" && flow.From.Namespace != f.Namespace && flow.To.Namespace != f.Namespace {
@@ -66,8 +67,15 @@ func (f Filter) Takes(flow *Flow) bool {
 	})
 }
 
-// ofPod tells whether a name is of the pod that is meant, or of one whose workload is: names of pods begin with it.
-func ofPod(name, meant string) bool { return strings.HasPrefix(name+"-", meant+"-") }
+// podSuffix is what controllers add to a workload's name for its pods: a Deployment the hash of its template (a number of 32 bits, written with safe letters)
+// and five letters, a DaemonSet, ReplicaSet or Job those alone, a StatefulSet a number, an indexed Job or a CronJob a number before the letters.
+var podSuffix = regexp.MustCompile(`^(-[b-df-hj-np-tv-xz2456789]{6,10}|-[0-9]+)?-[b-df-hj-np-tv-xz2456789]{5}$|^-[0-9]+$`)
+
+// OfPod tells whether a name is of the pod that is meant, or can be of one whose workload is, both NAMESPACE/NAME.
+func OfPod(name, meant string) bool {
+	rest, ok := strings.CutPrefix(name, meant)
+	return ok && (rest == "" || podSuffix.MatchString(rest))
+}
 
 // Sum is a class of flows, of all that is alike but for the pods of a workload, over a time.
 type Sum struct {

@@ -57,6 +57,28 @@ func TestFilter(t *testing.T) {
 	}
 }
 
+// Names of pods are those of workloads with what controllers add: another workload's name may begin alike.
+func TestOfPod(t *testing.T) {
+	for _, c := range []struct {
+		name, meant string
+		want        bool
+	}{
+		{"shop/web", "shop/web", true}, {"shop/web-777bb76df-ptshv", "shop/web-777bb76df-ptshv", true}, {"shop/web-777bb76df-ptshv", "shop/web-777bb76df", true},
+		{"shop/web-777bb76df-ptshv", "shop/web", true}, {"shop/web-ptshv", "shop/web", true}, {"shop/web-0", "shop/web", true}, {"shop/web-29391840-ptshv", "shop/web", true},
+		{"shop/web2-777bb76df-ptshv", "shop/web", false}, {"shop/web-db-777bb76df-ptshv", "shop/web", false}, {"shop/web-db-ptshv", "shop/web", false}, {"shop/web-db", "shop/web", false},
+		{"shop/web-db-0", "shop/web", false}, {"shop/web", "shop/web-777bb76df-ptshv", false}, {"data/web-ptshv", "shop/web", false}, {"", "shop/web", false}, {"203.0.113.9", "shop/web", false},
+	} {
+		if got := OfPod(c.name, c.meant); got != c.want {
+			t.Errorf("%q for %q: %v", c.name, c.meant, got)
+		}
+	}
+	web := &Flow{Verdict: Allowed, From: End{Namespace: "shop", Pod: "web-777bb76df-ptshv"}, To: End{Addr: "203.0.113.9"}}
+	other := &Flow{Verdict: Allowed, From: End{Addr: "203.0.113.9"}, To: End{Namespace: "shop", Pod: "web-db-777bb76df-ptshv"}}
+	if f := (Filter{Pod: "shop/web"}); !f.Takes(web) || f.Takes(other) {
+		t.Errorf("web %v, web-db %v", f.Takes(web), f.Takes(other))
+	}
+}
+
 // Counts of a class add up, those of another node or policy apart.
 func TestSums(t *testing.T) {
 	var s Sums

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/strake-io/strake/bpf"
+	"github.com/strake-io/strake/netpol/flows"
 )
 
 // Line is one event, with names.
@@ -67,11 +68,8 @@ func (f Filter) takes(l Line) bool {
 	if f.Pod == "" {
 		return true
 	}
-	return OfPod(l.Pod, f.Pod) || l.Source != nil && OfPod(l.Source.Pod, f.Pod) || l.Destination != nil && OfPod(l.Destination.Pod, f.Pod)
+	return flows.OfPod(l.Pod, f.Pod) || l.Source != nil && flows.OfPod(l.Source.Pod, f.Pod) || l.Destination != nil && flows.OfPod(l.Destination.Pod, f.Pod)
 }
-
-// OfPod tells whether a pod is the one that somebody means by its name, or by that of its workload, with which names of pods begin.
-func OfPod(pod, meant string) bool { return strings.HasPrefix(pod+"-", meant+"-") }
 
 // CheckReasons refuses names that no event has.
 func CheckReasons(list []string) error {

@@ -85,20 +85,6 @@ func (e *events) Read(time.Time) (bpf.Event, error) {
 
 func (e *events) Lost() (uint64, error) { return e.lost, nil }
 
-func TestOfPod(t *testing.T) {
-	for _, c := range []struct {
-		pod, meant string
-		want       bool
-	}{
-		{"demo/client-777bb76df-ptshv", "demo/client-777bb76df-ptshv", true}, {"demo/client-777bb76df-ptshv", "demo/client", true},
-		{"demo/clients-777bb76df-ptshv", "demo/client", false}, {"demo/client", "demo/client-777bb76df-ptshv", false}, {"other/client", "demo/client", false}, {"", "demo/client", false},
-	} {
-		if got := OfPod(c.pod, c.meant); got != c.want {
-			t.Errorf("%q for %q: %v", c.pod, c.meant, got)
-		}
-	}
-}
-
 func TestRun(t *testing.T) {
 	syn := bytesOf(t, frames["SYN"].frame)
 	wall := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
