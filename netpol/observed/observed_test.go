@@ -261,6 +261,21 @@ func TestRecommendKnowsWhatTheOtherNodeDropped(t *testing.T) {
 	}
 }
 
+// Rules are of workloads: what one pod was refused and another one of its workload was not, the policy admits, and it doesn't say otherwise.
+func TestRecommendSaysOnlyWhatItsRulesSay(t *testing.T) {
+	r := record()
+	card, again := end("cde", "card", "10.244.1.9", "app=card"), end("shop", "web-7d9f-fghij", "10.244.0.15", "app=web", "pod-template-hash=7d9f")
+	refused := allowed(web, card, "TCP", 8443, "source")
+	refused.Verdict = flows.Dropped
+	other := refused
+	other.Port = 8444
+	r.Flows = append(r.Flows, refused, other, allowed(again, card, "TCP", 8443, "source"), allowed(again, card, "TCP", 8443, "destination"))
+	text, err := Recommend(r, nil, "shop").WriteYAML()
+	if err != nil || !strings.Contains(string(text), "port: 8443") || strings.Contains(string(text), "card 8443/TCP") || !strings.Contains(string(text), "not admitted: shop/app=web → cde/app=card 8444/TCP") {
+		t.Errorf("%v\n%s", err, text)
+	}
+}
+
 // Who has asked from a node of which there is no record gets no policy: it would forbid all that was not seen.
 func TestRecommendLeavesOutPodsOfOtherNodes(t *testing.T) {
 	r := record()

@@ -170,17 +170,23 @@ type guarded struct {
 	Workload
 	seen            bool // on a node of the record
 	ingress, egress peers
-	denied          map[string]uint64
-	remarks         map[string]bool // what its rules leave out, or admit beside
+	denied          map[string]*denial // by who was refused what, in words
+	remarks         map[string]bool    // what its rules leave out, or admit beside
 }
 
 func (g *guarded) add(to peers, k *known, o Observed, other flows.End) {
 	g.seen = true
 	if o.Verdict != flows.Allowed {
 		if g.denied == nil {
-			g.denied = map[string]uint64{}
+			g.denied = map[string]*denial{}
 		}
-		g.denied[fmt.Sprintf("%s → %s %s", who(o.From), who(o.To), portText(o.Flow))] += o.Count
+		text := fmt.Sprintf("%s → %s %s", who(o.From), who(o.To), portText(o.Flow))
+		if g.denied[text] == nil {
+			g.denied[text] = &denial{}
+		}
+		peer, _ := k.peer(other, g.Namespace)
+		g.denied[text].packets += o.Count
+		g.denied[text].rules = append(g.denied[text].rules, wanted{to, peerText(peer), flowPort{o.Protocol, o.Port}})
 		return
 	}
 	if !hasPorts(o.Protocol) {
@@ -211,8 +217,10 @@ func portText(f flows.Flow) string {
 
 func (g *guarded) notes() map[string]bool {
 	out := map[string]bool{}
-	for text, n := range g.denied {
-		out[fmt.Sprintf("Dropped then, and not admitted: %s (%d packets).", text, n)] = true
+	for text, d := range g.denied {
+		if d.stays() {
+			out[fmt.Sprintf("Dropped then, and not admitted: %s (%d packets).", text, d.packets)] = true
+		}
 	}
 	maps.Copy(out, g.remarks)
 	return out
@@ -223,6 +231,23 @@ func (g *guarded) note(format string, args ...any) {
 		g.remarks = map[string]bool{}
 	}
 	g.remarks[fmt.Sprintf(format, args...)] = true
+}
+
+// denial is what was dropped, and the rules that would admit it. Another pod of the workload may have been allowed the same, and rules are of workloads.
+type denial struct {
+	packets uint64
+	rules   []wanted
+}
+
+type wanted struct {
+	of   peers
+	peer string
+	port flowPort
+}
+
+// stays tells whether one of the rules is missing.
+func (d *denial) stays() bool {
+	return slices.ContainsFunc(d.rules, func(r wanted) bool { return r.of[r.peer] == nil || !r.of[r.peer].ports[r.port] })
 }
 
 // peers are who is admitted, by the text of a rule's peer.
