@@ -145,19 +145,21 @@ func lookAtServices(ctx context.Context, node doctor.Node) ([]serviceview.Servic
 	if err != nil {
 		return nil, err
 	}
-	api, err := node.Services(ctx)
-	if err != nil {
-		return serviceview.Alone(rows), err
-	}
 	have := make([]bpf.LoadBalancer, len(rows))
 	for i, r := range rows {
 		have[i] = r.LoadBalancer
 	}
-	found := serviceview.Collect(rows, api.Services, api.Slices, api.Want(have))
+	api, apart := node.Services(ctx)
+	var found []serviceview.Service
+	if apart != nil {
+		found = serviceview.Alone(rows)
+	} else {
+		found = serviceview.Collect(rows, api.Services, api.Slices, api.Want(have))
+	}
 	held, err := bpf.HeldPorts(have)
 	serviceview.AddHeld(found, held)
 	serviceview.AddDSR(found, node.DSR)
-	return found, err
+	return found, errors.Join(apart, err)
 }
 
 // serviceNames offers what the API's and the kernel's Services say.
