@@ -21,10 +21,11 @@ import (
 // kubectlName is the command that is kubectl.
 const kubectlName = "kubectl"
 
-// nobodysHost is what kubectl asks where nothing tells it whom.
+// nobodysHost is what kubectl asks where nothing tells it whom. A kubeconfig may say the same.
 const nobodysHost = "http://localhost:8080"
 
-// nobody is the way to that host, of a folder without a cluster: who goes it, and is no dry run, ends there.
+// nobody is the way to the host that kubectl asks where nothing tells it whom, of a folder without a cluster: who goes it, and is no dry run, ends there.
+// RoundTrip ends the process, because kubectl takes an error for a server that is away: it would ask five times, and say that.
 type nobody string
 
 func (dir nobody) RoundTrip(*http.Request) (*http.Response, error) {
@@ -45,7 +46,7 @@ func kubectlCommand(args []string) *cobra.Command {
 		*flags.KubeConfig = path // the default of --kubeconfig
 	}
 	flags.WithWrapConfigFn(func(c *rest.Config) *rest.Config {
-		if c.Host == nobodysHost && *flags.APIServer == "" {
+		if c.Host == nobodysHost && *flags.APIServer == "" && os.Getenv("KUBERNETES_MASTER") == "" && namesNobody(flags) {
 			c.Wrap(func(http.RoundTripper) http.RoundTripper { return nobody(dataDir(args)) })
 		}
 		return c
@@ -57,6 +58,12 @@ func kubectlCommand(args []string) *cobra.Command {
 	logs.AddFlags(k.PersistentFlags()) // -v, as kubectl's main does
 	k.Short = short
 	return k
+}
+
+// namesNobody tells whether kubeconfigs name no cluster.
+func namesNobody(flags *genericclioptions.ConfigFlags) bool {
+	raw, err := flags.ToRawKubeConfigLoader().RawConfig()
+	return err == nil && len(raw.Clusters) == 0
 }
 
 // adminKubeconfig finds the administrator's kubeconfig of the node that a command line is about; without one (in a pod, say) it

@@ -48,12 +48,33 @@ func TestKubectlIsMadeWhereItIsNamed(t *testing.T) {
 	}
 }
 
-// Without a cluster, and told of no other, kubectl would ask localhost:8080 five times.
+// Without a cluster, and told of no other, kubectl would ask localhost:8080 five times. Who names that host means it.
 func TestKubectlWithoutACluster(t *testing.T) {
-	dir := t.TempDir()
+	const ours = "there is no cluster in "
+	if said, dir := kubectlSays(t, ""); !strings.Contains(said, ours+dir) {
+		t.Errorf("said %q", said)
+	}
+	if said, _ := kubectlSays(t, "apiVersion: v1\nkind: Config\nclusters: [{name: a, cluster: {server: 'http://localhost:8080'}}]\ncontexts: [{name: a, context: {cluster: a}}]\ncurrent-context: a\n"); said == "" || strings.Contains(said, ours) {
+		t.Errorf("with a kubeconfig that names it: %q", said)
+	}
+	t.Setenv("KUBERNETES_MASTER", "http://localhost:8080")
+	if said, _ := kubectlSays(t, ""); said == "" || strings.Contains(said, ours) {
+		t.Errorf("with KUBERNETES_MASTER: %q", said)
+	}
+}
+
+// kubectlSays is what kubectl ends with for a folder without a cluster, and a kubeconfig elsewhere.
+func kubectlSays(t *testing.T, kubeconfig string) (said, dir string) {
+	t.Helper()
+	dir = t.TempDir()
+	path := filepath.Join(dir, "config")
+	if kubeconfig != "" {
+		if err := os.WriteFile(path, []byte(kubeconfig), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
 	t.Setenv("HOME", dir)
-	t.Setenv("KUBECONFIG", filepath.Join(dir, "none"))
-	said := ""
+	t.Setenv("KUBECONFIG", path)
 	cmdutil.BehaviorOnFatal(func(message string, code int) {
 		said = message
 		panic(code) // as the process would end
@@ -70,7 +91,5 @@ func TestKubectlWithoutACluster(t *testing.T) {
 		}()
 		t.Error(root.ExecuteContext(t.Context()))
 	}()
-	if !strings.Contains(said, "there is no cluster in "+dir) {
-		t.Errorf("said %q", said)
-	}
+	return said, dir
 }
