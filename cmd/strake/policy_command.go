@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 
@@ -16,8 +17,8 @@ import (
 )
 
 // flowRecords are the folders of records of flows that this machine's nodes have: the node's that is meant, and if it is the first one those of the nodes
-// beside it.
-func flowRecords(place places) ([]string, error) {
+// beside it. Those that have none yet it says to notes.
+func flowRecords(place places, notes io.Writer) ([]string, error) {
 	l, err := place()
 	if err != nil {
 		return nil, err
@@ -33,18 +34,21 @@ func flowRecords(place places) ([]string, error) {
 		}
 	}
 	var dirs []string
-	var waiting error
+	var waiting []error
 	for _, n := range nodes {
 		if _, err := os.Stat(n.FlowRecord()); err == nil {
 			dirs = append(dirs, n.FlowRecord())
 		} else if !errors.Is(err, fs.ErrNotExist) {
 			return nil, err
 		} else if s, _, err := cluster.Load(n); err == nil && s.Recording.On {
-			waiting = fmt.Errorf("node %s has recorded nothing yet: its agent makes the record when it has started (%s)", s.NodeName, n.Log("agent"))
+			waiting = append(waiting, fmt.Errorf("node %s has recorded nothing yet: its agent makes the record when it has started (%s)", s.NodeName, n.Log("agent")))
 		}
 	}
 	if len(dirs) == 0 {
-		return nil, waiting
+		return nil, errors.Join(waiting...)
+	}
+	for _, err := range waiting {
+		fmt.Fprintln(notes, "strake: left out:", err)
 	}
 	return dirs, nil
 }
@@ -54,7 +58,7 @@ func flowRecords(place places) ([]string, error) {
 func policyCommand(place places) *cobra.Command {
 	group := policy.Command(adminKubeconfig(os.Args[1:]), func(ctx context.Context, probes int) (analysis.Evidence, error) {
 		return lookAtNode(ctx, place, probes)
-	}, func() ([]string, error) { return flowRecords(place) })
+	}, func() ([]string, error) { return flowRecords(place, os.Stderr) })
 	group.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return exitError{2, badFlag(cmd, err)} })
 	for _, cmd := range group.Commands() {
 		if run := cmd.RunE; run != nil {
