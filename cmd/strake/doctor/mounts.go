@@ -54,7 +54,9 @@ func (e *examination) mounts(g group) {
 			g.unknown("hooks of further links", err, "")
 		}
 		for index := range others {
-			uplinks = append(uplinks, nameOfInterface(index))
+			if name := nameOfInterface(index); name != "" { // else it went meanwhile
+				uplinks = append(uplinks, name)
+			}
 		}
 	}
 	g.hooks(hooks, rows.Endpoints, uplinks, nameOfInterface)
