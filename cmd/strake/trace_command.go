@@ -9,16 +9,18 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/strake-io/strake/bpf"
 	"github.com/strake-io/strake/cmd/strake/doctor"
-	"github.com/strake-io/strake/cmd/strake/monitor"
 	"github.com/strake-io/strake/cmd/strake/trace"
 	"github.com/strake-io/strake/cni"
 	"github.com/strake-io/strake/dns"
@@ -115,6 +117,9 @@ func traceAll(ctx context.Context, notes io.Writer, node doctor.Node, from, name
 		zone = usualZone
 	}
 	addrs, err := trace.Resolve(host, namespace, zone, names)
+	if err != nil && apart != nil && node.ProxyOnly {
+		return nil, fmt.Errorf("names of Services are the API server's to tell on this node, and it does not answer: give --to an address (%w)", err)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -212,7 +217,7 @@ func clientsOf(node doctor.Node, api doctor.Services, here []bpf.Endpoint, from,
 		return p.Namespace == namespace && p.Name == from
 	})
 	if i < 0 && !addr.IsValid() {
-		i = podOfWorkload(api.Pods, namespace+"/"+from, node.Name)
+		i = podOfWorkload(api.Pods, namespace, from, node.Name)
 	}
 	if i < 0 && slices.ContainsFunc(here, func(e bpf.Endpoint) bool { return e.Addr == addr }) {
 		return []trace.Client{podClient(node, addr.String(), addr)}, nil // of a pod that the API has not told
@@ -260,10 +265,10 @@ func podClient(node doctor.Node, name string, a netip.Addr) trace.Client {
 }
 
 // podOfWorkload finds a pod of a workload, one of this node if there is any; -1 if there is none.
-func podOfWorkload(pods []corev1.Pod, workload, node string) int {
+func podOfWorkload(pods []corev1.Pod, namespace, workload, node string) int {
 	found := -1
 	for i, p := range pods {
-		if !monitor.OfPod(p.Namespace+"/"+p.Name, workload) || p.Status.Phase != corev1.PodRunning {
+		if p.Namespace != namespace || !isOf(&p, workload) || p.Status.Phase != corev1.PodRunning {
 			continue
 		}
 		if p.Spec.NodeName == node {
@@ -272,6 +277,25 @@ func podOfWorkload(pods []corev1.Pod, workload, node string) int {
 		found = i
 	}
 	return found
+}
+
+// isOf tells whether a pod is a workload's: its controller is of that name, or a Deployment or a CronJob of that name has the controller.
+func isOf(p *corev1.Pod, workload string) bool {
+	owner := metav1.GetControllerOf(p)
+	if owner == nil {
+		return p.GenerateName == workload+"-"
+	}
+	rest, longer := strings.CutPrefix(owner.Name, workload+"-")
+	switch {
+	case owner.Name == workload:
+		return true
+	case longer && owner.Kind == "ReplicaSet":
+		return rest == p.Labels[appsv1.DefaultDeploymentUniqueLabelKey]
+	case longer && owner.Kind == "Job":
+		_, err := strconv.ParseUint(rest, 10, 64) // the minute that it is of
+		return err == nil
+	}
+	return false
 }
 
 func printTrace(w io.Writer, a trace.Answer, proto string) {
