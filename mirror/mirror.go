@@ -2,6 +2,7 @@ package mirror
 
 import (
 	"context"
+	"fmt"
 	"sync"
 
 	corev1 "k8s.io/api/core/v1"
@@ -41,13 +42,19 @@ func New(client kubernetes.Interface, node string) *Mirror {
 	return m
 }
 
-// firstShort is the short name of the first label or annotation that is kept.
-const firstShort = 'a'
+// firstShort is the short name of the first label or annotation that is kept. All are of one byte, and have a bit each (shortBit).
+const (
+	firstShort = 'a'
+	mostShort  = 0x80 - firstShort
+)
 
-// Keep names labels and annotations that somebody asks for. No others are held but discoveryv1.LabelServiceName.
+// Keep names labels and annotations that somebody asks for, 31 at most with discoveryv1.LabelServiceName, which is always held. No others are.
 func (m *Mirror) Keep(names ...string) {
 	for _, name := range names {
 		if m.short[name] == "" {
+			if len(m.short) == mostShort {
+				panic(fmt.Sprintf("mirror: %s is one label or annotation more than can be held, %d", name, mostShort))
+			}
 			short := string(rune(firstShort + len(m.short)))
 			m.short[name], m.long[short] = short, name
 		}

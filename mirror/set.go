@@ -32,7 +32,7 @@ func KeyOf[P metav1.Object](obj P) string {
 
 // Follower is told what becomes of the objects of a set, after it is held: of one object after the other. It must neither change them nor wait.
 type Follower[P any] struct {
-	// Listed is told of each object of a list that has the label or annotation Having, as it came, before it is held; nil: nobody is. Having is one that is kept.
+	// Listed is told of each object of a list that has the label or annotation Having, as it came, before it is held; nil: nobody is. Having is one that is kept already.
 	Listed func(P)
 	Having string
 	// Added is told of each object that a list brought and that was not held before: the key of the Service that it is or belongs to. It spares the
@@ -70,7 +70,12 @@ func newSet[T any, P object[T]](m *Mirror, kept message) *Set[T, P] {
 }
 
 // Follow has somebody told. Call it before the mirror runs.
-func (s *Set[T, P]) Follow(f Follower[P]) { s.followers = append(s.followers, f) }
+func (s *Set[T, P]) Follow(f Follower[P]) {
+	if f.Listed != nil && s.keeper.short[f.Having] == "" {
+		panic(fmt.Sprintf("mirror: somebody follows lists' objects that have %q, which is not kept; Keep it first", f.Having))
+	}
+	s.followers = append(s.followers, f)
+}
 
 // FindByAddress makes At possible. Call it before the mirror runs.
 func (s *Set[T, P]) FindByAddress() {

@@ -228,6 +228,35 @@ func TestKept(t *testing.T) {
 	}
 }
 
+// The last label that can be kept is told of as others are. One more, or one that isn't kept, is refused before anything is listed.
+func TestKeepsWhatItCan(t *testing.T) {
+	refused := func(what string, do func()) {
+		t.Helper()
+		defer func() {
+			if recover() == nil {
+				t.Errorf("%s is not refused", what)
+			}
+		}()
+		do()
+	}
+	m := New(fake.NewClientset(), "")
+	last := ""
+	for i := range 30 { // and the Service's name
+		last = fmt.Sprint("example.com/", i)
+		m.Keep(last)
+	}
+	told := 0
+	listed := func(*corev1.Namespace) { told++ }
+	m.Namespaces().Follow(Follower[*corev1.Namespace]{Listed: listed, Having: last})
+	_, err := m.Namespaces().listed(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "ns", Labels: map[string]string{last: "x"}}})
+	must(t, err)
+	if told != 1 {
+		t.Errorf("told %d times of the last label", told)
+	}
+	refused("a label more", func() { m.Keep("example.com/more") })
+	refused("a label that is not kept", func() { m.Namespaces().Follow(Follower[*corev1.Namespace]{Listed: listed, Having: "other"}) })
+}
+
 // Only pods that run in a network of their own are found by their addresses, also after they have ended.
 func TestPodsAddresses(t *testing.T) {
 	pods := New(fake.NewClientset(), "").Pods()

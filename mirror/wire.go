@@ -72,11 +72,16 @@ func part(m message) func(*keeper, *field) error {
 		if err := k.walk(f.value, &m); err != nil {
 			return err
 		}
-		var head [2 * binary.MaxVarintLen64]byte
-		h := binary.AppendUvarint(head[:0], f.number<<3|lengthDelimited)
-		k.out = slices.Insert(k.out, at, binary.AppendUvarint(h, uint64(len(k.out)-at))...)
+		k.enclose(f.number, at)
 		return nil
 	}
+}
+
+// enclose makes what is kept since a place a field of a number.
+func (k *keeper) enclose(number uint64, since int) {
+	var head [2 * binary.MaxVarintLen64]byte
+	h := binary.AppendUvarint(head[:0], number<<3|lengthDelimited)
+	k.out = slices.Insert(k.out, since, binary.AppendUvarint(h, uint64(len(k.out)-since))...)
 }
 
 // labels keeps an entry of a map of labels or annotations, by the short name, if somebody asks for it.
@@ -108,9 +113,7 @@ func labels(k *keeper, f *field) error {
 		k.out = append(k.out, byte(i+1)<<3|lengthDelimited)
 		k.out = append(binary.AppendUvarint(k.out, uint64(len(text))), text...)
 	}
-	var head [2 * binary.MaxVarintLen64]byte
-	h := binary.AppendUvarint(head[:0], f.number<<3|lengthDelimited)
-	k.out = slices.Insert(k.out, at, binary.AppendUvarint(h, uint64(len(k.out)-at))...)
+	k.enclose(f.number, at)
 	return nil
 }
 
