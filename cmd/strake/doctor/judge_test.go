@@ -121,12 +121,26 @@ func TestHooks(t *testing.T) {
 		"a foreign program":       {change(2, func(h *bpf.Hook) { h.Others = []string{"cil_from_netdev"} }), pod, "", "cil_from_netdev beside strake_uplink at up0"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got := judged(func(g group) { g.hooks(c.hooks, c.endpoints, []string{"up0"}, names) })
+			got := judged(func(g group) { g.hooks(c.hooks, c.endpoints, []string{"up0"}, nil, names) })
 			if len(got) != 2 || (got[0].Status == Failure) != (c.missing != "") || !strings.HasSuffix(got[0].Detail, c.missing) || !strings.Contains(got[1].Detail, c.foreign) ||
 				(got[1].Status == Warning) != (c.foreign != "") {
 				t.Errorf("got %+v", got)
 			}
 		})
+	}
+}
+
+// The agent does without a further link that takes no program; one whose program was detached is broken.
+func TestHooksOfFurtherLinks(t *testing.T) {
+	names := func(i int) string { return map[int]string{3: "storage0", 4: "odd0"}[i] }
+	hooks := []bpf.Hook{{Program: bpf.HookUplink, Ifindex: 3, Attached: true}, {Program: bpf.HookEgress, Ifindex: 3, Attached: true}}
+	got := judged(func(g group) { g.hooks(hooks, nil, nil, []string{"storage0", "odd0"}, names) })
+	if len(got) != 3 || got[0].Status != OK || got[1].Status != Warning || got[1].Detail != "not attached: strake_egress at odd0; strake_uplink at odd0" || !strings.Contains(got[1].Hint, "agent.log") {
+		t.Errorf("got %+v", got)
+	}
+	hooks[0].Attached = false
+	if got := judged(func(g group) { g.hooks(hooks, nil, nil, []string{"storage0"}, names) }); got[0].Status != Failure || !strings.Contains(got[0].Detail, "strake_uplink at storage0") {
+		t.Errorf("got %+v", got)
 	}
 }
 

@@ -48,6 +48,7 @@ func (e *examination) mounts(g group) {
 		g.unknown("hooks of pods", err, restartAgent)
 	}
 	uplinks := slices.DeleteFunc(e.uplinks(), func(name string) bool { return name == "lo" })
+	var further []string
 	if !e.ProxyOnly {
 		others, err := cni.DesiredLinks(cni.NodeView{Name: e.Name, Addrs: e.Addrs, Uplinks: e.Uplinks})
 		if err != nil {
@@ -55,11 +56,11 @@ func (e *examination) mounts(g group) {
 		}
 		for index := range others {
 			if name := nameOfInterface(index); name != "" { // else it went meanwhile
-				uplinks = append(uplinks, name)
+				further = append(further, name)
 			}
 		}
 	}
-	g.hooks(hooks, rows.Endpoints, uplinks, nameOfInterface)
+	g.hooks(hooks, rows.Endpoints, uplinks, further, nameOfInterface)
 }
 
 func nameOfInterface(index int) string {
@@ -69,8 +70,9 @@ func nameOfInterface(index int) string {
 	return ""
 }
 
-// hooks judges what is attached: at the cgroup root, at every pod's interface, and at the uplink.
-func (g group) hooks(hooks []bpf.Hook, endpoints []bpf.Endpoint, uplinks []string, nameOf func(int) string) {
+// hooks judges what is attached: at the cgroup root, at every pod's interface, at the uplinks, and at further links. Of these the agent leaves what
+// it can't serve, such as a device that takes no program: that is no failure, and another start of it mends nothing.
+func (g group) hooks(hooks []bpf.Hook, endpoints []bpf.Endpoint, uplinks, further []string, nameOf func(int) string) {
 	pods := map[int]bool{}
 	var missing, others []string
 	atCgroup, drivers := 0, ""
@@ -111,13 +113,17 @@ func (g group) hooks(hooks []bpf.Hook, endpoints []bpf.Endpoint, uplinks []strin
 			atUplink[h.Program+" at "+nameOf(h.Ifindex)] = true
 		}
 	}
-	for _, name := range uplinks {
-		for _, program := range []string{bpf.HookUplink, bpf.HookEgress} {
-			if at := program + " at " + name; !atUplink[at] {
-				missing = append(missing, at)
+	lacking := func(links []string) (out []string) {
+		for _, name := range links {
+			for _, program := range []string{bpf.HookUplink, bpf.HookEgress} {
+				if at := program + " at " + name; !atUplink[at] {
+					out = append(out, at)
+				}
 			}
 		}
+		return out
 	}
+	missing = append(missing, lacking(uplinks)...)
 	for _, ep := range endpoints {
 		for _, program := range []string{bpf.HookPod, bpf.HookToPod} {
 			if at := (atPod{program, ep.Ifindex}); !known[at] {
@@ -131,6 +137,10 @@ func (g group) hooks(hooks []bpf.Hook, endpoints []bpf.Endpoint, uplinks []strin
 		g.fail("hooks", restartAgent, "not attached: %s", strings.Join(missing, "; "))
 	} else {
 		g.ok("hooks", "%d at the cgroup root, %d pods' interfaces%s", atCgroup, len(pods), drivers)
+	}
+	if left := lacking(further); len(left) > 0 {
+		slices.Sort(left)
+		g.warn("hooks of further links", "agent.log tells why: Services don't answer there, and pods' packets may leave with the node's address", "not attached: %s", strings.Join(left, "; "))
 	}
 	if len(others) > 0 {
 		slices.Sort(others)
