@@ -6,6 +6,7 @@ import (
 	order "encoding/binary"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
@@ -22,14 +23,15 @@ import (
 	"github.com/strake-io/strake/tests/podnet"
 )
 
-// evidence tells what there is to see of a question that nobody answers: it is asked a few times more, from the same socket if there is one, and
-// looked for wherever it may come by.
+// evidence tells what there is to see of a question that nobody answers: it is asked a few times more, from the same socket if there is one, or else
+// from one port, and looked for wherever it may come by.
 func (s *soak) evidence(c asker, conn net.Conn) string {
 	const span = 3 * time.Second
 	var b strings.Builder
 	fmt.Fprintf(&b, "at %s", time.Now().Format(time.StampMilli))
 	ports := []uint16{c.to.Port(), uint16(soakPort + c.svc.index)} // of a connection that is not made
-	var own []uint16
+	own := []uint16{uint16(61000 + rand.IntN(4000))}               // none that the kernel gives a client
+	ports = append(ports, own...)
 	if conn != nil {
 		local, err := netip.ParseAddrPort(conn.LocalAddr().String())
 		if err != nil {
@@ -61,11 +63,16 @@ func (s *soak) evidence(c asker, conn net.Conn) string {
 		time.Sleep(span / 10)
 		if conn == nil {
 			ctx, cancel := context.WithTimeout(context.Background(), span/5)
-			again, err := c.space.Dial(ctx, c.network, c.to.String())
+			var again net.Conn
+			err := c.space.In(func() (err error) {
+				again, err = (&net.Dialer{FallbackDelay: -1, LocalAddr: &net.TCPAddr{Port: int(own[0])}}).DialContext(ctx, c.network, c.to.String())
+				return err
+			})
 			cancel()
 			fmt.Fprintf(&b, "\nonce more: %v", err)
 			if err == nil {
 				fmt.Fprintf(&b, ", from %s", again.LocalAddr())
+				again.(*net.TCPConn).SetLinger(0) // the port is free for the next one
 				again.Close()
 			}
 			continue
