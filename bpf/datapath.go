@@ -298,6 +298,7 @@ func (d *Datapath) load(c Config, before map[string]*ebpf.Map) error {
 		return err
 	}
 	constants["flows_have_before"] = before != nil
+	// This comes first: tests have these programs from one another (testing_test.go) where no map of theirs is pinned yet, and sock.c shares some.
 	if d.net, err = load(loadNet, constants); err != nil {
 		return err
 	}

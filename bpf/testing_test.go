@@ -3,6 +3,7 @@ package bpf
 import (
 	"bytes"
 	"crypto/rand"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -18,6 +19,7 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/ringbuf"
 	"golang.org/x/sys/unix"
 )
@@ -161,12 +163,14 @@ func toldTo(spec *ebpf.CollectionSpec) string {
 	for _, name := range slices.Sorted(maps.Keys(spec.Programs)) {
 		h := fnv.New64a()
 		for _, in := range spec.Programs[name].Instructions {
-			h.Write([]byte{byte(in.OpCode), byte(in.Offset), byte(in.Offset >> 8)})
+			h.Write(binary.LittleEndian.AppendUint64([]byte{byte(in.OpCode), byte(in.OpCode >> 8), byte(in.OpCode >> 16), byte(in.OpCode >> 24), byte(in.Dst), byte(in.Src), byte(in.Offset), byte(in.Offset >> 8)}, uint64(in.Constant)))
+			h.Write([]byte(in.Reference()))
 		}
 		fmt.Fprintf(&b, "%s %x\n", name, h.Sum64())
 	}
 	for _, name := range slices.Sorted(maps.Keys(spec.Maps)) {
-		fmt.Fprintln(&b, name, spec.Maps[name].MaxEntries)
+		m := spec.Maps[name]
+		fmt.Fprintln(&b, name, m.Type, m.KeySize, m.ValueSize, m.MaxEntries, m.Flags)
 	}
 	for _, name := range slices.Sorted(maps.Keys(spec.Variables)) {
 		fmt.Fprintf(&b, "%s %x\n", name, spec.Variables[name].Value)
@@ -307,9 +311,51 @@ func backs(addrs ...netip.AddrPort) []Backend {
 	return out
 }
 
-// What a test leaves in any map is gone when the next one has it.
+// Programs are told from others that differ in anything at all.
+func TestProgramsThatDifferAreNotLent(t *testing.T) {
+	spec, err := loadNet()
+	must(t, err)
+	in, m := &spec.Programs[podProgram].Instructions[0], spec.Maps["endpoints"]
+	for what, change := range map[string]func(by int){
+		"constant": func(by int) { in.Constant += int64(by) },
+		"register": func(by int) { in.Dst += asm.Register(by) },
+		"size":     func(by int) { m.MaxEntries += uint32(by) },
+		"flags":    func(by int) { m.Flags += uint32(by) },
+	} {
+		was := toldTo(spec)
+		change(1)
+		if toldTo(spec) == was {
+			t.Errorf("another %s makes no difference", what)
+		}
+		change(-1)
+		if toldTo(spec) != was {
+			t.Errorf("the same %s makes a difference", what)
+		}
+	}
+}
+
+// The tests' time hangs on it that one has the programs of the one before.
+func TestProgramsAreLentAgain(t *testing.T) {
+	var ids []ebpf.ProgramID
+	for range 2 {
+		t.Run("a test", func(t *testing.T) {
+			info, err := open(t, testConfig(t)).net.Programs[podProgram].Info()
+			must(t, err)
+			id, _ := info.ID()
+			ids = append(ids, id)
+		})
+	}
+	if len(ids) != 2 || ids[0] != ids[1] {
+		t.Errorf("programs %v: the second test loaded its own", ids)
+	}
+}
+
+// What a test leaves in any map is gone when the next one has it. Only TestMonitor and its like leave anything in a ring.
 func TestMapsAreHandedBackEmpty(t *testing.T) {
 	t.Run("a test", func(t *testing.T) {
+		spec, err := loadNet()
+		must(t, err)
+		perCPU := func(value []byte) [][]byte { return slices.Repeat([][]byte{value}, ebpf.MustPossibleCPU()) }
 		d := open(t, testConfig(t))
 		addPods(t, d)
 		for name, m := range d.net.Maps {
@@ -320,12 +366,27 @@ func TestMapsAreHandedBackEmpty(t *testing.T) {
 			case ebpf.LPMTrie:
 				must(t, m.Put(append([]byte{32, 0, 0, 0}, key[4:]...), value))
 			case ebpf.Array:
-				if m.Flags()&unix.BPF_F_RDONLY_PROG == 0 {
-					must(t, m.Put(m.MaxEntries()-1, value))
+				for i := range m.MaxEntries() {
+					if m.Flags()&unix.BPF_F_RDONLY_PROG == 0 {
+						must(t, m.Put(i, value))
+					}
 				}
 			case ebpf.PerCPUArray:
-				must(t, m.Put(m.MaxEntries()-1, slices.Repeat([][]byte{value}, ebpf.MustPossibleCPU())))
-			case ebpf.ArrayOfMaps, ebpf.PerCPUHash, ebpf.RingBuf: // overflow_test.go, policy_packets_test.go and monitor_test.go leave something there
+				for i := range m.MaxEntries() {
+					must(t, m.Put(i, perCPU(value)))
+				}
+			case ebpf.PerCPUHash:
+				must(t, m.Put(key, perCPU(value)))
+			case ebpf.ArrayOfMaps:
+				s := spec.Maps[name].InnerMap
+				s.Key, s.Value = nil, nil
+				inner, err := ebpf.NewMap(s)
+				must(t, err)
+				defer inner.Close()
+				for i := range m.MaxEntries() {
+					must(t, m.Put(i, inner))
+				}
+			case ebpf.RingBuf:
 			default:
 				t.Errorf("map %s is of type %s", name, m.Type())
 			}
@@ -343,16 +404,20 @@ func TestMapsAreHandedBackEmpty(t *testing.T) {
 				t.Errorf("map %s: row %x", name, k)
 			}
 		case ebpf.Array:
-			v, err := m.LookupBytes(m.MaxEntries() - 1)
-			must(t, err)
-			if m.Flags()&unix.BPF_F_RDONLY_PROG == 0 && len(bytes.Trim(v, "\x00")) > 0 {
-				t.Errorf("map %s: last row %x", name, v)
+			for i := range m.MaxEntries() {
+				v, err := m.LookupBytes(i)
+				must(t, err)
+				if m.Flags()&unix.BPF_F_RDONLY_PROG == 0 && len(bytes.Trim(v, "\x00")) > 0 {
+					t.Fatalf("map %s: row %d is %x", name, i, v)
+				}
 			}
 		case ebpf.PerCPUArray:
-			var per [][]byte
-			must(t, m.Lookup(m.MaxEntries()-1, &per))
-			if len(bytes.Trim(bytes.Join(per, nil), "\x00")) > 0 {
-				t.Errorf("map %s: last row %x", name, per)
+			for i := range m.MaxEntries() {
+				var per [][]byte
+				must(t, m.Lookup(i, &per))
+				if len(bytes.Trim(bytes.Join(per, nil), "\x00")) > 0 {
+					t.Fatalf("map %s: row %d is %x", name, i, per)
+				}
 			}
 		}
 	}
