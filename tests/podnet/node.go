@@ -17,6 +17,8 @@ import (
 
 	"github.com/strake-io/strake/bpf"
 	"github.com/strake-io/strake/cni"
+	"github.com/strake-io/strake/netpol"
+	"github.com/strake-io/strake/netpol/compiler"
 	"github.com/strake-io/strake/netpol/flows"
 )
 
@@ -36,7 +38,8 @@ type Spec struct {
 	DSR           bool // what clients outside ask goes to other nodes' pods so
 	XDP           bpf.XDPMode
 	Names         []bpf.Name
-	Policies      *bpf.PolicyChange // written at each start; nil: nobody is judged
+	Policies      *bpf.PolicyChange // written at each start; with Judged nil, too: nobody is judged
+	Judged        *netpol.State     // whose policies are in force once the node has started, whatever was in force before
 	RecordFlows   bool              // in the node's folder; with Policies alone
 }
 
@@ -94,7 +97,7 @@ func serve(file string) error {
 	}
 	d, err := bpf.Open(bpf.Config{
 		PinDir: s.pins(), CgroupRoot: s.CgroupRoot, NodeCgroup: s.Cgroup, DNSAddrs: s.DNSAddrs, Zone: zone, DNSTTL: 30,
-		NodeAddrs: s.Addrs, NoMasquerade: s.NoMasquerade, Policy: s.Policies != nil, DSR: s.DSR, XDP: s.XDP, RecordFlows: rate,
+		NodeAddrs: s.Addrs, NoMasquerade: s.NoMasquerade, Policy: s.Policies != nil || s.Judged != nil, DSR: s.DSR, XDP: s.XDP, RecordFlows: rate,
 	})
 	if err != nil {
 		return err
@@ -102,6 +105,11 @@ func serve(file string) error {
 	defer d.Close()
 	if s.Policies != nil {
 		if err := d.Policies().Apply(*s.Policies); err != nil {
+			return err
+		}
+	}
+	if s.Judged != nil {
+		if err := s.enforce(d.Policies()); err != nil {
 			return err
 		}
 	}
@@ -175,6 +183,26 @@ func serve(file string) error {
 	}
 	fmt.Println("ready")
 	return errors.Join(<-ended, <-ended, <-ended)
+}
+
+// enforce has the tables say what the policies say, as an agent does that goes on from the rows of the one before.
+func (s Spec) enforce(tables *bpf.PolicyTables) error {
+	rows, err := tables.Dump()
+	if err != nil {
+		return err
+	}
+	c := compiler.New(compiler.Options{NodeName: filepath.Base(s.Dir)})
+	c.Continue(rows)
+	c.SetState(*s.Judged)
+	for _, change := range c.Flush() {
+		if err := tables.Apply(change); err != nil {
+			return err
+		}
+	}
+	if p := c.Problems(); len(p) > 0 {
+		return fmt.Errorf("policies that are not enforced as they are written: %v", p)
+	}
+	return nil
 }
 
 // recorder writes the record of flows as an agent does. A pod is known by its address.

@@ -63,14 +63,14 @@ func exchangeSCTP(addr string) (string, error) {
 		return "", err
 	}
 	for {
-		_, err := f.WriteString("hello\n")
-		if err == nil {
+		said, err := associated(f)
+		if said {
 			break
 		}
-		if !errors.Is(err, unix.EPIPE) || time.Now().After(end) {
-			return "", err
+		if err == nil && time.Now().After(end) {
+			err = os.ErrDeadlineExceeded
 		}
-		if err := refused(f); err != nil {
+		if err != nil {
 			return "", err
 		}
 		time.Sleep(time.Millisecond) // there is no association yet, and no event tells of it but by notifications between the messages
@@ -90,6 +90,19 @@ func dialSCTP(to netip.AddrPort) (*os.File, error) {
 		return nil, errors.Join(&os.PathError{Op: "connect", Path: f.Name(), Err: err}, f.Close())
 	}
 	return f, nil
+}
+
+// associated says hello, and tells whether there is an association that takes it.
+func associated(f *os.File) (bool, error) {
+	if err := refused(f); err != nil {
+		return false, err
+	}
+	switch _, err := f.WriteString("hello\n"); {
+	case errors.Is(err, unix.EPIPE):
+		return false, nil
+	default:
+		return err == nil, err
+	}
 }
 
 // refused tells why there will be no association, if that is known.
