@@ -60,15 +60,7 @@ func down(ctx context.Context, l layout.Layout, purge bool, out io.Writer) error
 	if len(s.DNSAddrs) == 0 {
 		s.DNSAddrs = []netip.Addr{nth(families[false].serviceCIDR, dnsIndex)}
 	}
-	if p, ok := supervisor.Find(l.Pid(supervisor.Own)); ok {
-		errs = append(errs, p.Stop(stopAll))
-	}
-	// Those of a supervisor that was killed.
-	for _, name := range []string{"agent", "server"} {
-		if p, ok := supervisor.Find(l.Pid(name)); ok {
-			errs = append(errs, p.Stop(20*time.Second))
-		}
-	}
+	errs = append(errs, stopPrograms(l))
 	if p, ok := supervisor.Find(l.Pid("containerd")); ok {
 		if len(s.NodeAddrs) > 0 {
 			if err := removePods(ctx, l, s); err != nil {

@@ -66,10 +66,7 @@ func (u *start) undo(ctx context.Context, cause error) error {
 	if !u.fresh || !u.touched {
 		return nil
 	}
-	var words error
-	if !errors.As(cause, new(*crash)) && !errors.Is(cause, errInterrupted) {
-		words = u.lastWords()
-	}
+	words := u.lastWords(cause)
 	if err := down(context.WithoutCancel(ctx), u.l, false, io.Discard); err != nil {
 		return errors.Join(words, err)
 	}
@@ -171,8 +168,8 @@ func (u *start) supervise(context.Context) error {
 	if err != nil {
 		return err
 	}
-	if p, ok := supervisor.Find(l.Pid(supervisor.Own)); ok && otherBinary(l, self) {
-		if err := p.Stop(stopAll); err != nil { // which knows where the other one is, and would start that again
+	if otherRelease(l, self) {
+		if err := stopPrograms(l); err != nil {
 			return fmt.Errorf("stop what runs of another release: %w", err)
 		}
 	} else if u.changed && !u.fresh {
@@ -209,14 +206,45 @@ func (u *start) supervise(context.Context) error {
 	return cmd.Process.Release()
 }
 
-// stopAll is how long a supervisor may take to end all that it runs.
-const stopAll = 40 * time.Second
+const (
+	// stopOne is how long the server or the agent may take to end.
+	stopOne = 20 * time.Second
+	// stopAll is how long a supervisor may take: it ends both, one after the other, kills what does not end, and waits for that as well.
+	stopAll = 2*(stopOne+10*time.Second) + 10*time.Second
+)
 
-// otherBinary tells whether a part of the node is another program file than ours: one elsewhere, or one that ours has replaced.
-func otherBinary(l layout.Layout, self string) bool {
+// stopPrograms ends the node's own programs: the supervisor, which would start others again, then those that it leaves or has never been there for.
+func stopPrograms(l layout.Layout) error {
+	var errs []error
+	for _, name := range []string{supervisor.Own, "agent", "server"} {
+		grace := stopOne
+		if name == supervisor.Own {
+			grace = stopAll
+		}
+		if p, ok := supervisor.Find(l.Pid(name)); ok {
+			if err := p.Stop(grace); err != nil {
+				errs = append(errs, fmt.Errorf("stop %s: %w", name, err))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// otherRelease tells whether a part of the node is another program file than ours, one elsewhere or one that ours has replaced, or whether
+// the supervisor would start another: at this moment there may be none, if it does not stay alive.
+func otherRelease(l layout.Layout, self string) bool {
 	ours, err := os.Stat(self)
 	if err != nil {
 		return false
+	}
+	if p, ok := supervisor.Find(l.Pid(supervisor.Own)); ok {
+		args, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", p.PID))
+		if f := strings.Split(string(args), "\x00"); err == nil && len(f) > 2 { // see supervise
+			theirs, err := os.Stat(f[2])
+			if errors.Is(err, fs.ErrNotExist) || err == nil && !os.SameFile(ours, theirs) {
+				return true
+			}
+		}
 	}
 	return slices.ContainsFunc([]string{"server", "agent"}, func(name string) bool {
 		p, ok := supervisor.Find(l.Pid(name))
@@ -259,8 +287,11 @@ func (u *start) nodeReady(ctx context.Context) error {
 	return fmt.Errorf("node %s has not told how it is", name)
 }
 
-// lastWords are what the components said last, for somebody whose start failed.
-func (u *start) lastWords() error {
+// lastWords are what the components said last, for somebody whose start failed. A crash has said it already, and an interrupted start is nobody's fault.
+func (u *start) lastWords(cause error) error {
+	if errors.As(cause, new(*crash)) || errors.Is(cause, errInterrupted) {
+		return nil
+	}
 	var words []error
 	for _, name := range u.s.Components() {
 		data, err := os.ReadFile(u.l.Log(name))
