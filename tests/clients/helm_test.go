@@ -39,16 +39,8 @@ func TestHelm(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := &helm{T: t, conf: action.NewConfiguration(), client: kubernetes.NewForConfigOrDie(rc)}
+	h := &helm{T: t, conf: helmFor(t, l, namespace), client: kubernetes.NewForConfigOrDie(rc)}
 	if h.chart, err = loader.Load("chart"); err != nil {
-		t.Fatal(err)
-	}
-	flags := genericclioptions.NewConfigFlags(false).WithWrapConfigFn(func(c *rest.Config) *rest.Config {
-		c.Dial = l.Dial
-		return c
-	})
-	*flags.KubeConfig, *flags.Namespace = filepath.Join(l.Data, "admin.kubeconfig"), namespace
-	if err := h.conf.Init(flags, namespace, "secret"); err != nil {
 		t.Fatal(err)
 	}
 
@@ -137,6 +129,21 @@ func TestHelm(t *testing.T) {
 	if _, err := h.client.Discovery().ServerResourcesForGroupVersion("harbour.example.org/v1"); err != nil {
 		t.Errorf("the definition: %v", err)
 	}
+}
+
+// helmFor returns Helm's configuration for a namespace of a cluster.
+func helmFor(t *testing.T, l *lab.Cluster, namespace string) *action.Configuration {
+	t.Helper()
+	flags := genericclioptions.NewConfigFlags(false).WithWrapConfigFn(func(c *rest.Config) *rest.Config {
+		c.Dial = l.Dial
+		return c
+	})
+	*flags.KubeConfig, *flags.Namespace = filepath.Join(l.Data, "admin.kubeconfig"), namespace
+	conf := action.NewConfiguration()
+	if err := conf.Init(flags, namespace, "secret"); err != nil {
+		t.Fatal(err)
+	}
+	return conf
 }
 
 // startCluster starts a cluster of one node in a namespace of its own; it goes with the test.

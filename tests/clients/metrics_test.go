@@ -20,19 +20,9 @@ const metricsServer = "sigs.k8s.io/metrics-server"
 // autoscaler acts on them.
 func TestMetricsServer(t *testing.T) {
 	dir := t.TempDir()
-	tool := func(args ...string) string {
-		t.Helper()
-		cmd := exec.Command("go", args...)
-		cmd.Dir = "metricsserver"
-		out, err := cmd.CombinedOutput()
-		if err != nil {
-			t.Fatalf("%v: %v\n%s", cmd.Args, err, out)
-		}
-		return strings.TrimSpace(string(out))
-	}
 	binary := filepath.Join(dir, "metrics-server")
-	tool("build", "-trimpath", "-o", binary, metricsServer+"/cmd/metrics-server")
-	source := tool("list", "-m", "-f", "{{.Dir}}", metricsServer)
+	goIn(t, "metricsserver", "build", "-trimpath", "-o", binary, metricsServer+"/cmd/metrics-server")
+	source := goIn(t, "metricsserver", "list", "-m", "-f", "{{.Dir}}", metricsServer)
 	c := startCluster(t, "strake-metrics")
 	load(t, c, ociimage.Image{Name: "strake.io/metrics-server:1", Files: map[string]string{"metrics-server": binary}, Entrypoint: []string{"/metrics-server"}, User: "1000"})
 	load(t, c, ociimage.Image{Name: "strake.io/shell:1", Files: map[string]string{"bin/sh": "/bin/busybox"}})
@@ -125,6 +115,18 @@ spec:
   maxReplicas: 2
   metrics: [{type: Resource, resource: {name: cpu, target: {type: Utilization, averageUtilization: 60}}}]
 `
+
+// goIn runs a go command in a module beside the tests', and returns what it says.
+func goIn(t *testing.T, module string, args ...string) string {
+	t.Helper()
+	cmd := exec.Command("go", args...)
+	cmd.Dir = module
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %v\n%s", cmd.Args, err, out)
+	}
+	return strings.TrimSpace(string(out))
+}
 
 // load makes an image of files and loads it into the cluster.
 func load(t *testing.T, c *lab.Cluster, img ociimage.Image) {
