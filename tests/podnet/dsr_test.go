@@ -49,7 +49,7 @@ func TestAtTheDriver(t *testing.T) {
 	asked := c.Nodes[0]
 	for family := range 2 {
 		for _, network := range networks[family] {
-			out, err := c.AskOutside(network, netip.AddrPortFrom(asked.Addrs[family], nodePort), 40)
+			out, err := c.AskOutside(network, netip.AddrPortFrom(asked.Addrs[family], nodePort), enough)
 			c.spread(t, out, err, network, "outside", "a NodePort")
 		}
 		forwarded := asked.counter(t, "xdp_forwarded")
@@ -84,7 +84,7 @@ func TestDirectReturn(t *testing.T) {
 					} {
 						asked, other := c.Nodes[i%2], c.Nodes[1-i%2]
 						sent, passed, answered := asked.counter(t, "dsr_to_remote"), asked.counter(t, "remote_to_uplink"), other.counter(t, "dsr_to_client")
-						out, err := c.AskOutside(network, to, 40)
+						out, err := c.AskOutside(network, to, enough)
 						c.spread(t, out, err, network, "outside", to.String())
 						for line := range strings.Lines(out) {
 							if _, client, _ := strings.Cut(strings.TrimSpace(line), " "); client != OutsideIPs[family].String() {

@@ -147,14 +147,14 @@ func paths(t *testing.T, c *cluster) {
 				}
 				out, err := ask(OutsideIPs[family], serverPort, 1)
 				answered(t, out, err, "outside "+from.Node.Addrs[family].String(), network, from.ID, "outside")
-				out, err = ask(clusterIPs[family], servicePort, 40)
+				out, err = ask(clusterIPs[family], servicePort, enough)
 				c.spread(t, out, err, network, from.ID, "Service")
 			}
 			for i, n := range c.Nodes {
 				node := fmt.Sprint("node", i+1)
-				out, err := n.Ask(network, netip.AddrPortFrom(clusterIPs[family], servicePort), 40)
+				out, err := n.Ask(network, netip.AddrPortFrom(clusterIPs[family], servicePort), enough)
 				c.spread(t, out, err, network, node, "Service")
-				out, err = c.AskOutside(network, netip.AddrPortFrom(n.Addrs[family], nodePort), 40)
+				out, err = c.AskOutside(network, netip.AddrPortFrom(n.Addrs[family], nodePort), enough)
 				c.spread(t, out, err, network, "outside", node+"'s NodePort")
 			}
 		}
@@ -168,7 +168,10 @@ func answered(t *testing.T, out string, err error, want, network, from, to strin
 	}
 }
 
-// spread wants all of forty answers, and some from every pod.
+// enough questions leave none of four pods out, but once in 25 million times; forty did once in 25 000, and a run asks so some 300 times.
+const enough = 64
+
+// spread wants all answers, and some from every pod.
 func (c *cluster) spread(t *testing.T, out string, err error, network, from, to string) {
 	t.Helper()
 	seen, n := map[string]bool{}, 0
@@ -177,7 +180,7 @@ func (c *cluster) spread(t *testing.T, out string, err error, network, from, to 
 		seen[name] = true
 		n++
 	}
-	if err != nil || n != 40 || len(seen) != len(c.pods) {
+	if err != nil || n != enough || len(seen) != len(c.pods) {
 		t.Errorf("%s from %s to %s: %d answers, from %v (%v):\n%s", network, from, to, n, seen, err, out)
 	}
 }
@@ -221,7 +224,7 @@ func TestKilledNode(t *testing.T) {
 					out, err := from.Ask("tcp", netip.AddrPortFrom(to.Addrs[family], serverPort), 1)
 					answered(t, out, err, to.ID+" "+from.Addrs[family].String(), when, from.ID, to.ID)
 				}
-				out, err := from.Ask("udp", netip.AddrPortFrom(clusterIPs[family], servicePort), 40)
+				out, err := from.Ask("udp", netip.AddrPortFrom(clusterIPs[family], servicePort), enough)
 				c.spread(t, out, err, when, from.ID, "Service")
 			}
 		}

@@ -74,7 +74,7 @@ func TestPoliciesOfAskers(t *testing.T) {
 	from := c.pods[0]
 	for family := range 2 {
 		for _, network := range networks[family] {
-			out, err := c.ask(from.Space, "", network, netip.AddrPortFrom(clusterIPs[family], servicePort), 40)
+			out, err := c.ask(from.Space, "", network, netip.AddrPortFrom(clusterIPs[family], servicePort), enough)
 			c.spread(t, out, err, network, from.ID, "Service")
 			out, err = from.Ask(network, netip.AddrPortFrom(OutsideIPs[family], serverPort), 1)
 			answered(t, out, err, "outside "+c.Nodes[0].Addrs[family].String(), network, from.ID, "outside")

@@ -35,11 +35,11 @@ func associations(t *testing.T, c *cluster) {
 			}
 			out, err := from.Ask(network, netip.AddrPortFrom(OutsideIPs[family], serverPort), 1)
 			answered(t, out, err, "outside "+from.Node.Addrs[family].String(), network, from.ID, "outside")
-			out, err = from.Ask(network, netip.AddrPortFrom(clusterIPs[family], servicePort), 40)
+			out, err = from.Ask(network, netip.AddrPortFrom(clusterIPs[family], servicePort), enough)
 			c.spread(t, out, err, network, from.ID, "Service")
 		}
 		for i, n := range c.Nodes {
-			out, err := c.AskOutside(network, netip.AddrPortFrom(n.Addrs[family], nodePort), 40)
+			out, err := c.AskOutside(network, netip.AddrPortFrom(n.Addrs[family], nodePort), enough)
 			c.spread(t, out, err, network, "outside", fmt.Sprintf("node%d's NodePort", i+1))
 		}
 	}

@@ -55,18 +55,18 @@ func unhooked(t *testing.T, c *cluster) {
 				ask := func(to netip.Addr, port uint16, times int) (string, error) {
 					return c.ask(from.Space, "", network, netip.AddrPortFrom(to, port), times)
 				}
-				out, err := ask(clusterIPs[family], servicePort, 40)
+				out, err := ask(clusterIPs[family], servicePort, enough)
 				c.spread(t, out, err, network, from.ID, "Service")
-				out, err = ask(from.Node.Addrs[family], nodePort, 40)
+				out, err = ask(from.Node.Addrs[family], nodePort, enough)
 				c.spread(t, out, err, network, from.ID, "its node's NodePort")
-				out, err = ask(clusterIPs[family], nodesPort, 40)
+				out, err = ask(clusterIPs[family], nodesPort, enough)
 				nodes(t, c, out, err, network, from.ID, from.Addrs[family].String())
 				out, err = ask(clusterIPs[family], outsidePort, 1)
 				answered(t, out, err, "outside "+from.Node.Addrs[family].String(), network, from.ID, "outside, as a Service")
 			}
 			for i, n := range c.Nodes {
 				node := fmt.Sprint("node", i+1)
-				out, err := c.AskOutside(network, netip.AddrPortFrom(n.Addrs[family], 30000+nodesPort), 40)
+				out, err := c.AskOutside(network, netip.AddrPortFrom(n.Addrs[family], 30000+nodesPort), enough)
 				nodes(t, c, out, err, network, "outside", "")
 				out, err = c.AskOutside(network, netip.AddrPortFrom(n.Addrs[family], 30000+outsidePort), 1)
 				answered(t, out, err, "outside "+n.Addrs[family].String(), network, "outside", node+"'s NodePort of outside")
@@ -75,7 +75,7 @@ func unhooked(t *testing.T, c *cluster) {
 	}
 }
 
-// nodes wants forty answers of the nodes themselves, some from each, to a client with an address.
+// nodes wants all answers of the nodes themselves, some from each, to a client with an address.
 func nodes(t *testing.T, c *cluster, out string, err error, network, from, client string) {
 	t.Helper()
 	seen, n := map[string]bool{}, 0
@@ -88,7 +88,7 @@ func nodes(t *testing.T, c *cluster, out string, err error, network, from, clien
 		}
 		n++
 	}
-	if err != nil || n != 40 || len(seen) != len(c.Nodes) {
+	if err != nil || n != enough || len(seen) != len(c.Nodes) {
 		t.Errorf("%s from %s to the nodes' Service: %d answers from %v, %v\n%s", network, from, n, seen, err, out)
 	}
 }

@@ -75,7 +75,7 @@ func TestOtherUplink(t *testing.T) {
 			answered(t, out, err, "outside "+n.Addrs[family].String(), network, from.ID, "outside")
 			out, err = n.Ask(network, netip.AddrPortFrom(there[family], serverPort), 1)
 			answered(t, out, err, "storage "+own[family].String(), network, "the node", "storage")
-			out, err = c.ask(storage, "", network, netip.AddrPortFrom(own[family], nodePort), 40)
+			out, err = c.ask(storage, "", network, netip.AddrPortFrom(own[family], nodePort), enough)
 			c.spread(t, out, err, network, "storage", "a NodePort there")
 		}
 	}
