@@ -201,6 +201,9 @@ func testSchemas(a *api) {
 
 	described := map[string]bool{}
 	for group, at := range index.Paths {
+		if strings.Contains(group, ".strake.io/") {
+			continue // definitions of other tests come and go
+		}
 		var doc struct {
 			Paths      map[string]any
 			Components struct {
