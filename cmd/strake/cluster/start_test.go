@@ -55,7 +55,7 @@ type programs struct {
 
 func newPrograms(t *testing.T) programs {
 	if os.Geteuid() != 0 {
-		t.Skip("pid files are below /run")
+		t.Skip("NOT TESTED: not root: pid files are below /run, which is root's")
 	}
 	shell, err := exec.LookPath("sh")
 	if err == nil {
