@@ -43,7 +43,7 @@ func TestAPI(t *testing.T) {
 		"binding": testBinding, "eviction": testEviction, "gracefulDelete": testGracefulDelete, "ephemeral": testEphemeral,
 		"customResources": testCustomResources, "clusterNetworkPolicies": testClusterNetworkPolicies, "aggregator": testAggregator, "schemas": testSchemas,
 		"streams": testStreams, "logs": testLogs, "portForward": testPortForward, "pathTricks": testPathTricks, "nodeProxy": testNodeProxy,
-		"kubelets": testKubelets, "claims": testClaims, "tokens": testTokens, "users": testUsers, "certificates": testCertificates, "wire": testWire, "partial": testPartial, "discovery": testDiscovery, "operation": testOperation,
+		"kubelets": testKubelets, "claims": testClaims, "tokens": testTokens, "users": testUsers, "certificates": testCertificates, "wire": testWire, "sockets": testSockets, "partial": testPartial, "discovery": testDiscovery, "operation": testOperation,
 		"versions": testVersions, "bookmarks": testBookmarks, "dryRuns": testDryRuns, "propagation": testPropagation,
 		"webhooks": testWebhooks, "conversion": testConversion, "validatingPolicies": testValidatingPolicies, "mutatingPolicies": testMutatingPolicies, "bootstrapTokens": testBootstrapTokens,
 	} {
