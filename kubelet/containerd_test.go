@@ -272,7 +272,7 @@ func (m *machine) startKubelet() {
 	m.pods = k
 	m.stop = func() { cancel(); <-done; f.Shutdown() }
 	m.stats = stats.Config{
-		NodeName: "node-1", RootDir: m.dir, Runtime: m.cri, Images: m.images, Pods: k.List, PodCgroup: k.Cgroups.PodUsage, Sandbox: k.SandboxPID,
+		NodeName: "node-1", RootDir: m.dir, Runtime: m.cri, Images: m.images, Pods: k.List, Cgroups: k.Cgroups, Sandbox: k.SandboxPID,
 		VolumesDir: func(p *corev1.Pod) string { return k.Volumes.PodDir(p.UID) }, LogsDir: k.LogsOf,
 	}
 }
@@ -288,7 +288,7 @@ func (m *machine) serve() {
 		r.Status.Allowed = true
 		return true, r, nil
 	})
-	m.srv = httptest.NewTLSServer(server.Handler(server.Config{NodeName: "node-1", Client: m.client, Runtime: m.cri, Pods: m.pods, Stats: m.stats}))
+	m.srv = httptest.NewTLSServer(server.Handler(server.Config{NodeName: "node-1", Client: m.client, Runtime: m.cri, Pods: m.pods, Stats: m.stats, Probes: m.pods.Probes()}))
 }
 
 // create makes a pod of a shell script and waits until ok.

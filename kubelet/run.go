@@ -166,7 +166,7 @@ func Run(ctx context.Context, cfg Config) error {
 	pods.Init(ctx)
 
 	figures := stats.Config{
-		NodeName: cfg.NodeName, Boot: node.BootTime(), RootDir: cfg.RootDir, Runtime: runtime, Images: images, Pods: pods.List, PodCgroup: pods.Cgroups.PodUsage, Sandbox: pods.SandboxPID,
+		NodeName: cfg.NodeName, Boot: node.BootTime(), RootDir: cfg.RootDir, Runtime: runtime, Images: images, Pods: pods.List, Cgroups: pods.Cgroups, Sandbox: pods.SandboxPID,
 		VolumesDir: func(p *corev1.Pod) string { return pods.Volumes.PodDir(p.UID) }, LogsDir: pods.LogsOf,
 	}
 	collector := imagegc.New(runtime, images, figures.ImageFS)
@@ -196,7 +196,7 @@ func Run(ctx context.Context, cfg Config) error {
 	g.Go(func() error {
 		return server.Run(gctx, server.Config{
 			Addrs: addrs, Certificate: cfg.Certificate, ClientCAFile: cfg.ClientCAFile,
-			NodeName: cfg.NodeName, Client: client, Runtime: runtime, Pods: pods, Stats: figures, Healthy: pods.Healthy, RemoveVolume: pods.Volumes.RemoveLocal,
+			NodeName: cfg.NodeName, Client: client, Runtime: runtime, Pods: pods, Stats: figures, Probes: pods.Probes(), Healthy: pods.Healthy, RemoveVolume: pods.Volumes.RemoveLocal,
 			CalledBy: cfg.CalledBy,
 		})
 	})

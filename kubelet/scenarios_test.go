@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -427,7 +428,10 @@ func startErrorScenario(m *machine) {
 }
 
 func statsScenario(m *machine) {
-	m.create("stats", "while :; do :; done", nil, ready)
+	m.create("stats", "while :; do :; done", func(p *corev1.Pod) {
+		p.Spec.Containers[0].Resources.Limits = corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("100m"), corev1.ResourceMemory: resource.MustParse("64Mi")}
+		p.Spec.Containers[0].ReadinessProbe = &corev1.Probe{ProbeHandler: corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: []string{"sh", "-c", "true"}}}, TimeoutSeconds: 60, PeriodSeconds: 1, SuccessThreshold: 1, FailureThreshold: 3}
+	}, ready)
 	defer m.remove("stats", 0)
 	m.eventually("it is told what the pod uses", func() bool {
 		s, err := m.stats.Summary(m.t.Context())
@@ -447,6 +451,41 @@ func statsScenario(m *machine) {
 			m.t.Errorf("%s is not in\n%s", want, text)
 		}
 	}
+	m.eventually("it is told that the container is slowed down", func() bool {
+		return m.figure("/metrics/cadvisor", "container_cpu_cfs_throttled_seconds_total", `container="c"`) > 0
+	})
+	for _, f := range [][2]string{
+		{"machine_cpu_cores", ""}, {"container_cpu_usage_seconds_total", `id="/"`}, {"container_memory_working_set_bytes", `id="/"`},
+		{"container_cpu_usage_seconds_total", `container="c"`}, {"container_memory_working_set_bytes", `container="c"`}, {"container_memory_rss", `container="c"`},
+		{"container_start_time_seconds", `container="c"`}, {"container_spec_cpu_quota", `container="c"`}, {"container_threads", `container="c"`},
+		{"container_cpu_usage_seconds_total", `container="",id="` + m.pods.Cgroups.PodPath(m.pods.List()[0]) + `"`},
+	} {
+		if v := m.figure("/metrics/cadvisor", f[0], f[1]); v <= 0 {
+			m.t.Errorf("%s{%s} is %v", f[0], f[1], v)
+		}
+	}
+	if v := m.figure("/metrics/cadvisor", "container_spec_memory_limit_bytes", `container="c"`); v != 64<<20 {
+		m.t.Errorf("the limit of memory is told to be %v", v)
+	}
+	if v := m.figure("/metrics/probes", "prober_probe_total", `result="successful"`); v < 1 {
+		m.t.Errorf("%v probes have succeeded", v)
+	}
+}
+
+// figure is what the kubelet tells at a path of the first subject with these labels; -1: nothing.
+func (m *machine) figure(path, name, labels string) float64 {
+	m.t.Helper()
+	for _, line := range strings.Split(m.fetch(path), "\n") {
+		of, value, _ := strings.Cut(line, " ")
+		if of == name || strings.HasPrefix(of, name+"{") && strings.Contains(of, labels) {
+			v, err := strconv.ParseFloat(value, 64)
+			if err != nil {
+				m.t.Fatalf("%s: %v", line, err)
+			}
+			return v
+		}
+	}
+	return -1
 }
 
 // What is used, and what sandboxes are made of, stays.

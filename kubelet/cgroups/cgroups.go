@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -254,12 +255,38 @@ func (m *Manager) RemovePod(uid types.UID) error {
 type Usage struct {
 	CPU                     uint64 // nanoseconds
 	Memory, WorkingSet, RSS uint64 // bytes; WorkingSet is without what can be freed at once
+	Cache, Mapped, Swap     uint64
+	Faults, MajorFaults     uint64
 	PIDs                    uint64
+	// Of the periods in which there was something to run, how many ended with the limit reached, and how long there was to wait, in nanoseconds.
+	Periods, Throttled, ThrottledTime uint64
+	Disks                             map[Disk]Transfers
 }
 
+// Disk is a block device by its numbers.
+type Disk struct{ Major, Minor uint64 }
+
+// Transfers of a disk.
+type Transfers struct{ Reads, Writes, ReadBytes, WrittenBytes uint64 }
+
 // PodUsage reads a pod's cgroup.
-func (m *Manager) PodUsage(p *corev1.Pod) (Usage, error) {
-	path := m.PodPath(p)
+func (m *Manager) PodUsage(p *corev1.Pod) (Usage, error) { return m.read(m.PodPath(p)) }
+
+// ContainerPath is the path of the cgroup that the runtime makes for a container.
+func (m *Manager) ContainerPath(p *corev1.Pod, id string) string {
+	return filepath.Join(m.PodPath(p), id)
+}
+
+// ContainerUsage reads a container's cgroup. Where there is none, cgroup v1 would tell of zeros.
+func (m *Manager) ContainerUsage(p *corev1.Pod, id string) (Usage, error) {
+	path := m.ContainerPath(p, id)
+	if !slices.ContainsFunc(m.tree.Hierarchies(), func(h string) bool { return exists(filepath.Join(h, path)) }) {
+		return Usage{}, fmt.Errorf("cgroup %s: %w", path, fs.ErrNotExist)
+	}
+	return m.read(path)
+}
+
+func (m *Manager) read(path string) (Usage, error) {
 	cm, err := manager.New(&cgroups.Cgroup{Path: path, Resources: &cgroups.Resources{}})
 	if err != nil {
 		return Usage{}, fmt.Errorf("cgroup %s: %w", path, err)
@@ -272,13 +299,36 @@ func (m *Manager) PodUsage(p *corev1.Pod) (Usage, error) {
 }
 
 func usage(st *cgroups.Stats, v2 bool) Usage {
-	inactive, rss := "total_inactive_file", "total_rss"
-	if v2 {
-		inactive, rss = "inactive_file", "anon"
+	mem, cpu := st.MemoryStats, st.CpuStats.ThrottlingData
+	u := Usage{
+		CPU: st.CpuStats.CpuUsage.TotalUsage, Memory: mem.Usage.Usage, PIDs: st.PidsStats.Current,
+		Periods: cpu.Periods, Throttled: cpu.ThrottledPeriods, ThrottledTime: cpu.ThrottledTime, Disks: map[Disk]Transfers{},
 	}
-	mem := st.MemoryStats
-	u := Usage{CPU: st.CpuStats.CpuUsage.TotalUsage, Memory: mem.Usage.Usage, RSS: mem.Stats[rss], PIDs: st.PidsStats.Current}
-	u.WorkingSet = u.Memory - min(mem.Stats[inactive], u.Memory)
+	prefix, rss, cache, mapped := "total_", "rss", "cache", "mapped_file"
+	if v2 {
+		prefix, rss, cache, mapped = "", "anon", "file", "file_mapped"
+		u.Swap = mem.SwapOnlyUsage.Usage
+	} else {
+		u.Swap = mem.Stats["total_swap"]
+	}
+	u.RSS, u.Cache, u.Mapped = mem.Stats[prefix+rss], mem.Stats[prefix+cache], mem.Stats[prefix+mapped]
+	u.Faults, u.MajorFaults = mem.Stats[prefix+"pgfault"], mem.Stats[prefix+"pgmajfault"]
+	u.WorkingSet = u.Memory - min(mem.Stats[prefix+"inactive_file"], u.Memory)
+	count := func(list []cgroups.BlkioStatEntry, reads, writes func(*Transfers) *uint64) {
+		for _, e := range list {
+			d := Disk{e.Major, e.Minor}
+			t := u.Disks[d]
+			switch e.Op {
+			case "Read":
+				*reads(&t) += e.Value
+			case "Write":
+				*writes(&t) += e.Value
+			}
+			u.Disks[d] = t
+		}
+	}
+	count(st.BlkioStats.IoServicedRecursive, func(t *Transfers) *uint64 { return &t.Reads }, func(t *Transfers) *uint64 { return &t.Writes })
+	count(st.BlkioStats.IoServiceBytesRecursive, func(t *Transfers) *uint64 { return &t.ReadBytes }, func(t *Transfers) *uint64 { return &t.WrittenBytes })
 	return u
 }
 

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
@@ -66,6 +67,9 @@ func (k *Pods) Init(ctx context.Context) {
 	k.ctx = ctx
 	k.prober = prober.New(k.execProbe, k.probed)
 }
+
+// Probes are the figures of probes.
+func (k *Pods) Probes() prometheus.Collector { return k.prober }
 
 // Set tells of a pod of this node, new or changed.
 func (k *Pods) Set(p *corev1.Pod) {

@@ -57,6 +57,8 @@ type Manager struct {
 	exec   Exec
 	report func(Result)
 
+	figures figures
+
 	mu   sync.Mutex
 	runs map[key]*run
 }
@@ -76,7 +78,7 @@ type run struct {
 
 // New returns a manager; report is called from probe goroutines.
 func New(exec Exec, report func(Result)) *Manager {
-	return &Manager{exec: exec, report: report, runs: map[key]*run{}}
+	return &Manager{exec: exec, report: report, figures: newFigures(), runs: map[key]*run{}}
 }
 
 // Start begins the probes of a container that runs, unless they run already. podIP is where network probes go. seen is
@@ -131,6 +133,7 @@ func (m *Manager) Stop(pod types.UID, container string) {
 
 // StopPod ends the probes of all containers of a pod.
 func (m *Manager) StopPod(pod types.UID) {
+	defer m.figures.forget(pod)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for k, r := range m.runs {
@@ -211,10 +214,12 @@ func (m *Manager) loop(ctx context.Context, k key, r *run, t target, kind Kind, 
 	m.mu.Unlock()
 	first, next, pause := time.Now(), time.Now(), eagerFirst
 	for {
+		began := time.Now()
 		message, err := m.probe(ctx, t, p)
 		if ctx.Err() != nil {
 			return false
 		}
+		m.figures.add(t, kind, err == nil, time.Since(began))
 		result := Result{Pod: k.pod, Container: k.container, ID: r.id, Kind: kind, OK: err == nil, Message: message}
 		if err != nil {
 			result.Message = err.Error()

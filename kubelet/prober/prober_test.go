@@ -15,6 +15,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
 	"google.golang.org/grpc/health/grpc_health_v1"
@@ -107,6 +108,37 @@ func TestReadinessComesQuickly(t *testing.T) {
 		time.Sleep(30 * time.Second)
 		if got := r.tries() - n; got != 3 {
 			t.Errorf("%d tries in 30 s once ready, want one in a period", got)
+		}
+	})
+}
+
+func TestFigures(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig()
+		figures := prometheus.NewRegistry()
+		figures.MustRegister(r.m)
+		r.start(&corev1.Container{LivenessProbe: execProbe()}, nil)
+		time.Sleep(15 * time.Second) // a failure at once and one after a period
+		r.answer(nil)
+		time.Sleep(10 * time.Second)
+		told := func() (results []string) {
+			families, err := figures.Gather()
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, f := range families {
+				for _, x := range f.Metric {
+					results = append(results, fmt.Sprintf("%s %s %v %d", f.GetName(), x.Label[len(x.Label)-1].GetValue(), x.GetCounter().GetValue(), x.GetHistogram().GetSampleCount()))
+				}
+			}
+			return results
+		}
+		if got, want := told(), []string{"prober_probe_duration_seconds Liveness 0 3", "prober_probe_total failed 2 0", "prober_probe_total successful 1 0"}; !slices.Equal(got, want) {
+			t.Errorf("%q, want %q", got, want)
+		}
+		r.m.StopPod("")
+		if got := told(); len(got) > 0 {
+			t.Errorf("of a pod that is gone: %q", got)
 		}
 	})
 }

@@ -1,8 +1,10 @@
 package server
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -40,10 +42,13 @@ func (s *server) summary(w http.ResponseWriter, r *http.Request) {
 	writeJSON(w, sum)
 }
 
-func (s *server) resource(w http.ResponseWriter, r *http.Request) {
-	w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
-	if err := s.Stats.WriteResource(r.Context(), w); err != nil {
-		klog.V(4).InfoS("Client went away", "err", err)
+// text serves figures in Prometheus' text format.
+func text(write func(context.Context, io.Writer) error) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
+		if err := write(r.Context(), w); err != nil {
+			klog.V(4).InfoS("Client went away", "err", err)
+		}
 	}
 }
 
@@ -78,6 +83,15 @@ func metrics(cfg Config) http.Handler {
 		})),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "kubelet_running_containers", Help: "Number of containers currently running", ConstLabels: prometheus.Labels{"container_state": "running"}}, count(runningContainers)),
 	)
+	return promhttp.HandlerFor(r, promhttp.HandlerOpts{})
+}
+
+// probes serves what probes have shown.
+func probes(cfg Config) http.Handler {
+	r := prometheus.NewRegistry()
+	if cfg.Probes != nil {
+		r.MustRegister(cfg.Probes)
+	}
 	return promhttp.HandlerFor(r, promhttp.HandlerOpts{})
 }
 

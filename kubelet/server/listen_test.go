@@ -35,7 +35,7 @@ func TestRunServesBothFamilies(t *testing.T) {
 	done := make(chan error, 1)
 	go func() {
 		done <- Run(ctx, Config{
-			Addrs: addrs, ClientCAFile: ca, NodeName: "node-1", Client: fake.NewClientset(),
+			Addrs: addrs, ClientCAFile: ca, NodeName: "node-1", Client: fake.NewClientset(), Stats: figures{},
 			Certificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 				asked <- struct{}{}
 				return &certified, nil
@@ -70,7 +70,7 @@ func TestRunServesBothFamilies(t *testing.T) {
 	}
 	defer taken.Close()
 	addrs = []netip.AddrPort{netip.AddrPortFrom(netip.IPv6Loopback(), 0), taken.Addr().(*net.TCPAddr).AddrPort()}
-	if err := Run(t.Context(), Config{Addrs: addrs, ClientCAFile: ca, Client: fake.NewClientset()}); err == nil || errors.Is(err, context.Canceled) {
+	if err := Run(t.Context(), Config{Addrs: addrs, ClientCAFile: ca, Client: fake.NewClientset(), Stats: figures{}}); err == nil || errors.Is(err, context.Canceled) {
 		t.Errorf("with an address that is taken: %v", err)
 	}
 }

@@ -21,6 +21,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
@@ -55,6 +56,7 @@ type Config struct {
 	Runtime      cri.RuntimeService
 	Pods         Pods
 	Stats        Stats
+	Probes       prometheus.Collector // what probes have shown; nil: nothing
 	// Healthy tells what is wrong with this kubelet; nil: nothing.
 	Healthy func() error
 	// RemoveVolume removes the data of a local volume of this node.
@@ -67,6 +69,7 @@ type Config struct {
 type Stats interface {
 	Summary(context.Context) (*statsapi.Summary, error)
 	WriteResource(context.Context, io.Writer) error
+	WriteCadvisor(context.Context, io.Writer) error
 }
 
 type server struct {
@@ -132,7 +135,9 @@ func Handler(cfg Config) http.Handler {
 	handle("GET /runningpods/", s.pods, "pods", "proxy")
 	handle("GET /stats/summary", s.summary, "stats")
 	handle("GET /metrics", metrics(cfg).ServeHTTP, "metrics")
-	handle("GET /metrics/resource", s.resource, "metrics")
+	handle("GET /metrics/resource", text(cfg.Stats.WriteResource), "metrics")
+	handle("GET /metrics/cadvisor", text(cfg.Stats.WriteCadvisor), "metrics")
+	handle("GET /metrics/probes", probes(cfg).ServeHTTP, "metrics")
 	handle("GET /containerLogs/{namespace}/{pod}/{container}", s.logs, "proxy")
 	for _, m := range []string{"GET", "POST"} {
 		handle(m+" /exec/{namespace}/{pod}/{container}", s.exec, "proxy")

@@ -95,6 +95,10 @@ func (figures) WriteResource(_ context.Context, w io.Writer) error {
 	_, err := fmt.Fprintln(w, "resource_scrape_error 0")
 	return err
 }
+func (figures) WriteCadvisor(_ context.Context, w io.Writer) error {
+	_, err := fmt.Fprintln(w, "container_scrape_error 0")
+	return err
+}
 
 // allowed is what each user may do: verb and subresource.
 var allowed = map[string][]string{
@@ -166,7 +170,7 @@ func TestAccess(t *testing.T) {
 	}
 	paths := []struct{ method, path, who string }{
 		{"GET", "/healthz", "viewer"}, {"GET", "/healthz/ping", "viewer"}, {"GET", "/pods", "viewer"}, {"GET", "/runningpods/", "viewer"}, {"GET", "/stats/summary", ""}, {"GET", "/metrics", "prom"},
-		{"GET", "/metrics/resource", "prom"}, {"GET", "/containerLogs/ns/p/c", ""}, {"GET", "/exec/ns/p/c?command=x", ""}, {"POST", "/exec/ns/p/c?command=x", ""},
+		{"GET", "/metrics/resource", "prom"}, {"GET", "/metrics/cadvisor", "prom"}, {"GET", "/metrics/probes", "prom"}, {"GET", "/containerLogs/ns/p/c", ""}, {"GET", "/exec/ns/p/c?command=x", ""}, {"POST", "/exec/ns/p/c?command=x", ""},
 		{"GET", "/attach/ns/p/c", ""}, {"POST", "/attach/ns/p/c", ""}, {"GET", "/portForward/ns/p", ""}, {"POST", "/portForward/ns/p", ""}, {"GET", "/debug/pprof/", ""}, {"GET", "/", ""}, {"DELETE", "/pods", ""},
 	}
 	for _, p := range paths {

@@ -88,7 +88,7 @@ func (c Config) Usage(ctx context.Context, all bool) []eviction.Usage {
 	var out []eviction.Usage
 	for _, p := range pods {
 		u := eviction.Usage{Pod: p, Containers: map[string]eviction.ContainerUsage{}, Volumes: map[string]uint64{}}
-		if g, err := c.PodCgroup(p); err == nil {
+		if g, err := c.Cgroups.PodUsage(p); err == nil {
 			u.Memory = g.WorkingSet
 		}
 		for _, st := range containers[string(p.UID)] {

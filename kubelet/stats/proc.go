@@ -11,8 +11,6 @@ import (
 	"strings"
 	"syscall"
 	"time"
-
-	statsapi "k8s.io/kubelet/pkg/apis/stats/v1alpha1"
 )
 
 // Meminfo is the part of /proc/meminfo that is used here, in bytes.
@@ -89,8 +87,16 @@ func parseCPU(data []byte) (uint64, error) {
 	return sum * uint64(tick), nil
 }
 
+// link is a network interface and what went through it.
+type link struct {
+	name           string
+	received, sent traffic
+}
+
+type traffic struct{ bytes, packets, errors, dropped uint64 }
+
 // readNetwork reads the counters of a network namespace's interfaces, of which none is loopback.
-func readNetwork(path string) ([]statsapi.InterfaceStats, error) {
+func readNetwork(path string) ([]link, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {
 		return nil, err
@@ -98,22 +104,22 @@ func readNetwork(path string) ([]statsapi.InterfaceStats, error) {
 	return parseNetwork(data), nil
 }
 
-func parseNetwork(data []byte) []statsapi.InterfaceStats {
-	var out []statsapi.InterfaceStats
+func parseNetwork(data []byte) []link {
+	var out []link
 	for _, line := range strings.Split(string(data), "\n") {
 		name, rest, ok := strings.Cut(line, ":")
 		f := strings.Fields(rest)
 		if name = strings.TrimSpace(name); !ok || len(f) < 16 || name == "lo" {
 			continue
 		}
-		n := func(i int) *uint64 {
+		n := func(i int) uint64 {
 			v, err := strconv.ParseUint(f[i], 10, 64)
 			if err != nil {
-				return nil
+				return 0
 			}
-			return &v
+			return v
 		}
-		out = append(out, statsapi.InterfaceStats{Name: name, RxBytes: n(0), RxErrors: n(2), TxBytes: n(8), TxErrors: n(10)})
+		out = append(out, link{name, traffic{n(0), n(1), n(2), n(3)}, traffic{n(8), n(9), n(10), n(11)}})
 	}
 	return out
 }

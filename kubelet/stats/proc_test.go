@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -39,7 +40,7 @@ func TestCPU(t *testing.T) {
 
 func TestNetwork(t *testing.T) {
 	list := parseNetwork([]byte("Inter-|   Receive  |  Transmit\n face |bytes packets errs drop fifo frame compressed multicast|bytes packets errs drop fifo colls carrier compressed\n    lo: 9 9 9 9 9 9 9 9 9 9 9 9 9 9 9 9\n  eth0:  100 1 2 0 0 0 0 0  300 3 4 0 0 0 0 0\n"))
-	if len(list) != 1 || list[0].Name != "eth0" || *list[0].RxBytes != 100 || *list[0].RxErrors != 2 || *list[0].TxBytes != 300 || *list[0].TxErrors != 4 {
+	if want := []link{{"eth0", traffic{100, 1, 2, 0}, traffic{300, 3, 4, 0}}}; !slices.Equal(list, want) {
 		t.Errorf("%+v", list)
 	}
 }

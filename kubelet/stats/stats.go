@@ -28,8 +28,7 @@ type Config struct {
 	Runtime  cri.RuntimeService
 	Images   cri.ImageManagerService
 	Pods     func() []*corev1.Pod
-	// PodCgroup reads a pod's cgroup.
-	PodCgroup func(*corev1.Pod) (cgroups.Usage, error)
+	Cgroups  *cgroups.Manager
 	// Sandbox is the process that holds the pod's network namespace; false: there is none.
 	Sandbox func(ctx context.Context, p *corev1.Pod) (pid int, ok bool)
 	// VolumesDir is the folder of a pod's volumes.
@@ -54,7 +53,7 @@ func (c Config) Summary(ctx context.Context) (*statsapi.Summary, error) {
 		if p.Status.StartTime != nil {
 			ps.StartTime = *p.Status.StartTime
 		}
-		if g, err := c.PodCgroup(p); err == nil {
+		if g, err := c.Cgroups.PodUsage(p); err == nil {
 			ps.CPU = &statsapi.CPUStats{Time: now, UsageCoreNanoSeconds: &g.CPU}
 			ps.Memory = &statsapi.MemoryStats{Time: now, UsageBytes: &g.Memory, WorkingSetBytes: &g.WorkingSet, RSSBytes: &g.RSS}
 			ps.ProcessStats = &statsapi.ProcessStats{ProcessCount: &g.PIDs}
@@ -160,8 +159,8 @@ func (c Config) node(ctx context.Context, now metav1.Time) (*statsapi.NodeStats,
 			n.Runtime = &statsapi.RuntimeStats{ImageFs: fs}
 		}
 	}
-	if net, err := readNetwork("/proc/self/net/dev"); err == nil {
-		n.Network = network(net, now, "")
+	if links, err := readNetwork("/proc/self/net/dev"); err == nil {
+		n.Network = network(links, now, "")
 	}
 	return n, nil
 }
@@ -191,12 +190,13 @@ func fileSystem(dir string, now metav1.Time) (*statsapi.FsStats, error) {
 	return &statsapi.FsStats{Time: now, AvailableBytes: &available, CapacityBytes: &capacity, UsedBytes: &used, Inodes: &inodes, InodesFree: &free, InodesUsed: &inodesUsed}, nil
 }
 
-func network(list []statsapi.InterfaceStats, now metav1.Time, first string) *statsapi.NetworkStats {
-	n := &statsapi.NetworkStats{Time: now, Interfaces: list}
-	for _, i := range list {
-		if i.Name == first || first == "" && i.Name != "lo" {
+func network(links []link, now metav1.Time, first string) *statsapi.NetworkStats {
+	n := &statsapi.NetworkStats{Time: now}
+	for _, l := range links {
+		i := statsapi.InterfaceStats{Name: l.name, RxBytes: &l.received.bytes, RxErrors: &l.received.errors, TxBytes: &l.sent.bytes, TxErrors: &l.sent.errors}
+		n.Interfaces = append(n.Interfaces, i)
+		if n.Name == "" && (i.Name == first || first == "") {
 			n.InterfaceStats = i
-			break
 		}
 	}
 	return n
