@@ -70,7 +70,9 @@ func New(cfg Config) (*Allocator, error) {
 	if cfg.PortMin < 1 || cfg.PortMax > 65535 || cfg.PortMin > cfg.PortMax {
 		return nil, fmt.Errorf("node ports %d-%d: need a range within 1-65535", cfg.PortMin, cfg.PortMax)
 	}
-	return &Allocator{cfg: cfg, families: families, addresses: newClaims(addressForm, cfg.Addresses), ports: newClaims(portForm, cfg.Ports), ready: make(chan struct{})}, nil
+	a := &Allocator{cfg: cfg, families: families, addresses: newClaims(addressForm, cfg.Addresses), ports: newClaims(portForm, cfg.Ports), ready: make(chan struct{})}
+	used.of.Store(a)
+	return a, nil
 }
 
 // Hooks returns what the Service's storage asks before a write. That storage must be wrapped by Settling, which
@@ -150,7 +152,7 @@ type writing struct {
 }
 
 // claim takes a value for this write; false means that another Service has it, or, with w.err set, that nobody knows.
-func (w *writing) claim(c *claims, value string, held []string, taken *[]string) bool {
+func (w *writing) claim(c *claims, value string, held []string, taken *[]string, t tally) bool {
 	if slices.Contains(held, value) || slices.Contains(*taken, value) {
 		return true
 	}
@@ -159,22 +161,33 @@ func (w *writing) claim(c *claims, value string, held []string, taken *[]string)
 		w.err = errors.Join(w.err, err)
 		return free
 	}
-	switch err := c.take(w.ctx, value, w.owner); {
-	case err == nil:
+	began := time.Now()
+	err := c.take(w.ctx, value, w.owner)
+	if err == nil {
 		*taken = append(*taken, value)
+		t.given(began)
 		return true
-	case !errors.Is(err, errTaken):
+	}
+	t.refused()
+	if !errors.Is(err, errTaken) {
 		w.err = errors.Join(w.err, err)
 	}
 	return false
 }
 
-func (w *writing) claimAddress(value string) bool {
-	return w.claim(w.a.addresses, value, w.heldAddresses, &w.attempt.addresses)
+func (w *writing) claimAddress(value string, t tally) bool {
+	return w.claim(w.a.addresses, value, w.heldAddresses, &w.attempt.addresses, t)
 }
 
-func (w *writing) claimPort(value int32) bool {
-	return w.claim(w.a.ports, strconv.Itoa(int(value)), w.heldPorts, &w.attempt.ports)
+func (w *writing) claimPort(value int32, t tally) bool {
+	return w.claim(w.a.ports, strconv.Itoa(int(value)), w.heldPorts, &w.attempt.ports, t)
+}
+
+// refuse counts a value that could not even be tried: there is none left, or it is of no range.
+func (w *writing) refuse(t tally) {
+	if !w.dryRun {
+		t.refused()
+	}
 }
 
 // assignAddresses gives the Service an address of each of its families.
@@ -213,10 +226,11 @@ func (w *writing) checkAddress(asked string, all []string) *field.Error {
 		w.err = errors.Join(w.err, err)
 		return nil
 	}
-	if !slices.ContainsFunc(ranges, func(p netip.Prefix) bool { return gives(p, ip) }) {
+	of := slices.IndexFunc(ranges, func(p netip.Prefix) bool { return gives(p, ip) })
+	if of < 0 {
 		return field.Invalid(path, all, fmt.Sprintf("failed to allocate IP %s: the provided IP is not in the valid range. The range of valid IPs is %s", asked, listed(ranges)))
 	}
-	if !w.claimAddress(ip.String()) && w.err == nil {
+	if !w.claimAddress(ip.String(), addressTally(ranges[of], static)) && w.err == nil {
 		return field.Invalid(path, all, fmt.Sprintf("failed to allocate IP %s: provided IP is already allocated", ip))
 	}
 	return nil
@@ -240,7 +254,7 @@ func (w *writing) freeAddress(f corev1.IPFamily, index int) (string, *field.Erro
 // freeAddressOf claims one of a range: from a random place on in its upper part, then in the lower part, which is left to who
 // asks for a certain address. It returns the empty string if there is none, or the store failed.
 func (w *writing) freeAddressOf(p netip.Prefix) string {
-	low := reserved(size(p))
+	low, t := reserved(size(p)), addressTally(p, dynamic)
 	for _, span := range [][2]uint64{{low, size(p) - 1}, {1, low}} {
 		n := span[1] - span[0]
 		if span[1] <= span[0] {
@@ -249,7 +263,7 @@ func (w *writing) freeAddressOf(p netip.Prefix) string {
 		start := rand.Uint64N(n)
 		for i := range n {
 			ip := nth(p, span[0]+(start+i)%n).String()
-			if w.a.addresses.looksFree(ip) && w.claimAddress(ip) {
+			if w.a.addresses.looksFree(ip) && w.claimAddress(ip, t) {
 				return ip
 			}
 			if w.err != nil {
@@ -257,6 +271,7 @@ func (w *writing) freeAddressOf(p netip.Prefix) string {
 			}
 		}
 	}
+	w.refuse(t)
 	return ""
 }
 
@@ -308,8 +323,9 @@ func (w *writing) checkPort(asked int32, path *field.Path) *field.Error {
 	case asked == 0:
 	case slices.Contains(w.heldPorts, strconv.Itoa(int(asked))):
 	case asked < lo || asked > hi:
+		w.refuse(tally{scope: static})
 		return field.Invalid(path, asked, fmt.Sprintf("provided port is not in the valid range. The range of valid ports is %d-%d", lo, hi))
-	case !w.claimPort(asked) && w.err == nil:
+	case !w.claimPort(asked, tally{scope: static}) && w.err == nil:
 		return field.Invalid(path, asked, "provided port is already allocated")
 	}
 	return nil
@@ -328,7 +344,7 @@ func (w *writing) choosePort(port *int32, path *field.Path) *field.Error {
 		start := rand.Int32N(n)
 		for i := range n {
 			p := span[0] + (start+i)%n
-			if v := strconv.Itoa(int(p)); w.a.ports.looksFree(v) && !slices.Contains(w.heldPorts, v) && w.claimPort(p) {
+			if v := strconv.Itoa(int(p)); w.a.ports.looksFree(v) && !slices.Contains(w.heldPorts, v) && w.claimPort(p, tally{scope: dynamic}) {
 				*port = p
 				return nil
 			}
@@ -337,6 +353,7 @@ func (w *writing) choosePort(port *int32, path *field.Path) *field.Error {
 			}
 		}
 	}
+	w.refuse(tally{scope: dynamic})
 	return field.InternalError(path, fmt.Errorf("range %d-%d is full", lo, hi-1))
 }
 

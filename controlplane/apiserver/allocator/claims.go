@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -123,6 +125,13 @@ func (c *claims) looksFree(value string) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return !c.held[value]
+}
+
+// values are the claims as last seen.
+func (c *claims) values() []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Collect(maps.Keys(c.held))
 }
 
 // take claims a value, or returns errTaken.
