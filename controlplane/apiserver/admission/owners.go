@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 
+	apiequality "k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -44,7 +45,7 @@ func (o *ownerReferences) ValidateInitialization() error {
 
 func (o *ownerReferences) Validate(ctx context.Context, a admission.Attributes, _ admission.ObjectInterfaces) error {
 	now, was := refs(a.GetObject()), refs(a.GetOldObject())
-	if sameOwners(now, was) {
+	if apiequality.Semantic.DeepEqual(now, was) {
 		return nil
 	}
 	allowed := func(rec authorizer.AttributesRecord) bool {
@@ -92,17 +93,4 @@ func refs(obj any) []metav1.OwnerReference {
 		return nil
 	}
 	return m.GetOwnerReferences()
-}
-
-func sameOwners(a, b []metav1.OwnerReference) bool {
-	if len(a) != len(b) {
-		return false
-	}
-	blocks := func(r metav1.OwnerReference) bool { return r.BlockOwnerDeletion != nil && *r.BlockOwnerDeletion }
-	for i := range a {
-		if a[i].UID != b[i].UID || a[i].Kind != b[i].Kind || a[i].Name != b[i].Name || a[i].APIVersion != b[i].APIVersion || blocks(a[i]) != blocks(b[i]) {
-			return false
-		}
-	}
-	return true
 }

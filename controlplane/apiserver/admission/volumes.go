@@ -14,6 +14,7 @@ import (
 	"k8s.io/client-go/informers"
 	networkinglisters "k8s.io/client-go/listers/networking/v1"
 	storagelisters "k8s.io/client-go/listers/storage/v1"
+	"k8s.io/component-helpers/storage/volume"
 )
 
 // Finalizers that keep volumes and claims while somebody uses them. The controller that knows when nobody does takes
@@ -89,15 +90,12 @@ func (r *resize) Validate(_ context.Context, a admission.Attributes, _ admission
 	if err := ready(r.Handler, a); err != nil {
 		return err
 	}
-	name := claim.Annotations[corev1.BetaStorageClassAnnotation]
-	if name == "" && claim.Spec.StorageClassName != nil {
-		name = *claim.Spec.StorageClassName
-	}
+	name := volume.GetPersistentVolumeClaimClass(claim)
 	class, err := r.lister.Get(name)
 	if err != nil && !apierrors.IsNotFound(err) {
 		return fmt.Errorf("StorageClass %s: %w", name, err)
 	}
-	if name == "" || err != nil || class.AllowVolumeExpansion == nil || !*class.AllowVolumeExpansion {
+	if name == "" || name != volume.GetPersistentVolumeClaimClass(old) || err != nil || class.AllowVolumeExpansion == nil || !*class.AllowVolumeExpansion {
 		return admission.NewForbidden(a, errors.New("only dynamically provisioned pvc can be resized and the storageclass that provisions the pvc must support resize"))
 	}
 	return nil
@@ -128,8 +126,11 @@ func (d *defaultIngressClass) ValidateInitialization() error {
 
 func (d *defaultIngressClass) Admit(_ context.Context, a admission.Attributes, _ admission.ObjectInterfaces) error {
 	in, ok := a.GetObject().(*networkingv1.Ingress)
-	// The old annotation is a wish too.
-	if !ok || a.GetSubresource() != "" || in.Spec.IngressClassName != nil || in.Annotations["kubernetes.io/ingress.class"] != "" {
+	if !ok || a.GetSubresource() != "" || in.Spec.IngressClassName != nil {
+		return nil
+	}
+	// The old annotation is a wish too, even an empty one.
+	if _, old := in.Annotations["kubernetes.io/ingress.class"]; old {
 		return nil
 	}
 	if err := ready(d.Handler, a); err != nil {
