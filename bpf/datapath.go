@@ -70,7 +70,7 @@ type Config struct {
 
 	noPackets   bool      // tests: without the programs of packets, which are nearly all of the verifier's work
 	nameRows    uint32    // tests: room of each table of names, before its overflow
-	newestRows  uint32    // tests: places of policy_newest
+	newestRows  uint32    // tests: places of policy_places
 	noSetRetval bool      // tests: as on Linux before 6.1
 	noV6Only    bool      // tests: as on a kernel without BTF
 	masqPorts   portRange // tests: instead of those that the kernel leaves

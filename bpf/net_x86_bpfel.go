@@ -642,6 +642,7 @@ const (
 	netMapNamesState         = "names_state"
 	netMapPath               = "path"
 	netMapPolicyAnswers      = "policy_answers"
+	netMapPolicyBegun        = "policy_begun"
 	netMapPolicyBlocks       = "policy_blocks"
 	netMapPolicyClasses      = "policy_classes"
 	netMapPolicyEvents       = "policy_events"
@@ -653,8 +654,8 @@ const (
 	netMapPolicyHits         = "policy_hits"
 	netMapPolicyJudgedLast   = "policy_judged_last"
 	netMapPolicyNames        = "policy_names"
-	netMapPolicyNewest       = "policy_newest"
 	netMapPolicyPeers        = "policy_peers"
+	netMapPolicyPlaces       = "policy_places"
 	netMapPolicyPorts        = "policy_ports"
 	netMapPolicyRecorders    = "policy_recorders"
 	netMapPolicyRevision     = "policy_revision"
@@ -796,6 +797,7 @@ type netMapSpecs struct {
 	NamesState         *ebpf.MapSpec `ebpf:"names_state"`
 	Path               *ebpf.MapSpec `ebpf:"path"`
 	PolicyAnswers      *ebpf.MapSpec `ebpf:"policy_answers"`
+	PolicyBegun        *ebpf.MapSpec `ebpf:"policy_begun"`
 	PolicyBlocks       *ebpf.MapSpec `ebpf:"policy_blocks"`
 	PolicyClasses      *ebpf.MapSpec `ebpf:"policy_classes"`
 	PolicyEvents       *ebpf.MapSpec `ebpf:"policy_events"`
@@ -807,8 +809,8 @@ type netMapSpecs struct {
 	PolicyHits         *ebpf.MapSpec `ebpf:"policy_hits"`
 	PolicyJudgedLast   *ebpf.MapSpec `ebpf:"policy_judged_last"`
 	PolicyNames        *ebpf.MapSpec `ebpf:"policy_names"`
-	PolicyNewest       *ebpf.MapSpec `ebpf:"policy_newest"`
 	PolicyPeers        *ebpf.MapSpec `ebpf:"policy_peers"`
+	PolicyPlaces       *ebpf.MapSpec `ebpf:"policy_places"`
 	PolicyPorts        *ebpf.MapSpec `ebpf:"policy_ports"`
 	PolicyRecorders    *ebpf.MapSpec `ebpf:"policy_recorders"`
 	PolicyRevision     *ebpf.MapSpec `ebpf:"policy_revision"`
@@ -912,6 +914,7 @@ type netMaps struct {
 	NamesState         *ebpf.Map `ebpf:"names_state"`
 	Path               *ebpf.Map `ebpf:"path"`
 	PolicyAnswers      *ebpf.Map `ebpf:"policy_answers"`
+	PolicyBegun        *ebpf.Map `ebpf:"policy_begun"`
 	PolicyBlocks       *ebpf.Map `ebpf:"policy_blocks"`
 	PolicyClasses      *ebpf.Map `ebpf:"policy_classes"`
 	PolicyEvents       *ebpf.Map `ebpf:"policy_events"`
@@ -923,8 +926,8 @@ type netMaps struct {
 	PolicyHits         *ebpf.Map `ebpf:"policy_hits"`
 	PolicyJudgedLast   *ebpf.Map `ebpf:"policy_judged_last"`
 	PolicyNames        *ebpf.Map `ebpf:"policy_names"`
-	PolicyNewest       *ebpf.Map `ebpf:"policy_newest"`
 	PolicyPeers        *ebpf.Map `ebpf:"policy_peers"`
+	PolicyPlaces       *ebpf.Map `ebpf:"policy_places"`
 	PolicyPorts        *ebpf.Map `ebpf:"policy_ports"`
 	PolicyRecorders    *ebpf.Map `ebpf:"policy_recorders"`
 	PolicyRevision     *ebpf.Map `ebpf:"policy_revision"`
@@ -984,6 +987,7 @@ func (m *netMaps) Close() error {
 		m.NamesState,
 		m.Path,
 		m.PolicyAnswers,
+		m.PolicyBegun,
 		m.PolicyBlocks,
 		m.PolicyClasses,
 		m.PolicyEvents,
@@ -995,8 +999,8 @@ func (m *netMaps) Close() error {
 		m.PolicyHits,
 		m.PolicyJudgedLast,
 		m.PolicyNames,
-		m.PolicyNewest,
 		m.PolicyPeers,
+		m.PolicyPlaces,
 		m.PolicyPorts,
 		m.PolicyRecorders,
 		m.PolicyRevision,

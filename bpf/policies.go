@@ -76,7 +76,7 @@ func (c Config) policySizes(sizes map[string]uint32) {
 	c.recordSizes(sizes)
 }
 
-// policyNewest is how many places policy_newest has, a power of two.
+// policyNewest is how many places policy_places has, a power of two.
 func (c Config) policyNewest() uint32 {
 	switch {
 	case !c.Policy:

@@ -3,6 +3,7 @@ package bpf
 import (
 	"fmt"
 	"net/netip"
+	"path/filepath"
 	"reflect"
 	"runtime"
 	"testing"
@@ -62,7 +63,7 @@ func forgetPolicyFlows(t testing.TB, d *Datapath) {
 	changeNewest(t, d, func(n *netPolicyNew) { *n = netPolicyNew{} })
 }
 
-// changeNewest changes each connection in policy_newest.
+// changeNewest changes each connection in policy_places.
 func changeNewest(t testing.TB, d *Datapath, change func(*netPolicyNew)) {
 	t.Helper()
 	m := d.net.Maps[policyNewest]
@@ -182,6 +183,75 @@ func TestNewestConnections(t *testing.T) {
 	l.want(t, "one that finds no room", podProgram, l.podVeth, segment(at(f.pod, 8), server, syn), "pod_to_podpolicy_flows_full")
 	in("it finds no room", 7, policyFlowsPassing)
 	in("there is always a place", 8, policyNewest)
+}
+
+// Who begins a connection has his place at once, unless he may be one who sends his SYN again, and is counted once for each connection.
+func TestNewestConnectionsThatBeginAgain(t *testing.T) {
+	onOneProcessor(t) // what is judged is recalled from the second on
+	l := newPolicyLab(t, func(c *Config) { c.newestRows = 1 })
+	l.judge(t, PolicySubject{Egress: web}, PolicySubject{Ingress: web})
+	f := families[0]
+	server := at(f.other, 8080)
+	send := func(port int, flags ...byte) { // the first of the client, then in turns
+		t.Helper()
+		for i, b := range flags {
+			ifindex, in := l.podVeth, segment(at(f.pod, uint16(port)), server, b)
+			if i%2 == 1 {
+				ifindex, in = l.otherVeth, segment(server, at(f.pod, uint16(port)), b)
+			}
+			l.want(t, "a packet", podProgram, ifindex, in, "pod_to_pod")
+		}
+	}
+	in := func(what string, port int, table string, state uint8, begun uint64) {
+		t.Helper()
+		if got, row := policyFlow(t, l.d, 6, at(f.pod, uint16(port)), server); got != table || row.State != state {
+			t.Errorf("%s: in %q, %+v; want %q, state %d", what, got, row, table, state)
+		}
+		hits, err := l.d.Policies().Hits()
+		must(t, err)
+		for _, h := range hits {
+			if h.Packets != begun {
+				t.Errorf("%s: %d connections began, and counted are %+v", what, begun, h)
+			}
+		}
+	}
+	const agreed, begunLately = flowReplied | flowAgreed, 256 // BEGUN_LATELY of lib/policytrack.h
+	send(1, syn)
+	in("it is judged", 1, policyNewest, 0, 1)
+	send(2, syn, syn|ack, ack)
+	in("another one wants its place", 1, policyFlowsPassing, 0, 2)
+	send(2, rst)
+	for range 2 {
+		send(1, syn)
+		in("its SYN is sent again", 1, policyFlowsPassing, 0, 2)
+	}
+	in("who was reset has kept the place", 2, policyNewest, agreed|flowReset, 2)
+	send(3, syn, syn|ack, ack)
+	in("he has it no more", 3, policyNewest, agreed, 3)
+	send(4, syn)
+	in("it is open", 3, policyFlowsOpen, agreed, 4)
+	send(4, rst)
+	send(3, syn)
+	for k, row := range rowsOfPolicyFlows(t, l.d, policyNewest) { // the row of before is there still, and counts for nothing
+		if port16(k.LowPort) != 3 && port16(k.HighPort) != 3 || row.State != 0 {
+			t.Errorf("one that was open begins again, and the newest is %+v: %+v", k, row)
+		}
+	}
+	send(5, syn)
+	in("it gives way", 3, policyFlowsPassing, 0, 6)
+	if rows := rowsOfPolicyFlows(t, l.d, policyFlowsOpen); len(rows) != 0 {
+		t.Errorf("a connection that began again is open still: %+v", rows)
+	}
+	send(5, rst)
+	must(t, eachRow(l.d.net.Maps["policy_begun"], "policy_begun", func(i, begun uint32) {
+		if begun != 0 {
+			must(t, l.d.net.Maps["policy_begun"].Put(i, begun-begunLately-1))
+		}
+	}))
+	send(1, syn)
+	if table, _ := policyFlow(t, l.d, 6, at(f.pod, 5), server); table != "" {
+		t.Errorf("one that began long ago has looked for its row")
+	}
 }
 
 // An error about a connection passes while that is the newest, as one behind it.
@@ -498,20 +568,35 @@ func TestPolicyFlowsSurviveARestart(t *testing.T) {
 			t.Errorf("there is room for %d flows, not %d", n, flows)
 		}
 	}
-	// An upgrade from a release without policy_newest: while programs of both are there, each may miss what the others know.
-	for _, upgrade := range []bool{false, true} {
+	// An upgrade from a release without policy_places, or back and forth again: while programs of both are there, each may miss what the others know.
+	for _, before := range []string{"this release", "one without places", "one with others"} {
+		upgrade := before != "this release"
 		k := addr16(netip.MustParseAddr(f.pod))
 		var row netPolicySubject
 		must(t, l.d.net.Maps["policy_subjects"].Lookup(k, &row))
 		row.Adopts = 0
 		must(t, l.d.net.Maps["policy_subjects"].Put(k, row))
-		if upgrade {
+		var was ebpf.MapID
+		switch info, err := l.d.net.Maps[policyNewest].Info(); before {
+		case "one without places":
 			must(t, l.d.net.Maps[policyNewest].Unpin())
+		case "one with others":
+			must(t, err)
+			was, _ = info.ID()
+			m, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 64, MaxEntries: 1})
+			must(t, err)
+			must(t, m.Pin(filepath.Join(l.config.PinDir, policyNewestBefore)))
+			must(t, m.Close())
 		}
 		reopen(500, true)
+		info, err := l.d.net.Maps[policyNewest].Info()
+		must(t, err)
+		if id, _ := info.ID(); id == was || l.config.pinned(policyNewestBefore) {
+			t.Errorf("an upgrade from %s: there are still places from before", before)
+		}
 		must(t, l.d.net.Maps["policy_subjects"].Lookup(k, &row))
 		if got := row.Adopts > monotonic(t); got != upgrade {
-			t.Errorf("an upgrade, %v: adopts until %d", upgrade, row.Adopts)
+			t.Errorf("an upgrade from %s: adopts until %d", before, row.Adopts)
 		}
 	}
 	again, err := l.d.Policies().Hits()

@@ -14,7 +14,8 @@ import (
 const (
 	policyFlowsOpen    = "policy_flows_open"
 	policyFlowsPassing = "policy_flows_passing"
-	policyNewest       = "policy_newest" // an array: each flow has one place
+	policyNewest       = "policy_places" // an array: each flow has one place
+	policyNewestBefore = "policy_newest" // the same of releases before, of another form
 )
 
 var policyFlowTables = []string{policyFlowsOpen, policyFlowsPassing}
@@ -26,12 +27,8 @@ func (c Config) resizePolicyFlows() error {
 	if err != nil {
 		return fmt.Errorf("bpf: object: %w", err)
 	}
-	_, before := os.Stat(filepath.Join(c.PinDir, policyFlowsOpen))
-	if _, err := os.Stat(filepath.Join(c.PinDir, policyNewest)); before == nil && errors.Is(err, os.ErrNotExist) {
-		// Programs of before there was policy_newest don't see what is there, until they all are replaced.
-		if err := c.adoptAgain(); err != nil {
-			return err
-		}
+	if err := c.replacePolicyNewest(); err != nil {
+		return err
 	}
 	sizes := c.sizes()
 	for _, name := range append([]string{"policy_fragments", policyNewest}, policyFlowTables...) {
@@ -44,6 +41,32 @@ func (c Config) resizePolicyFlows() error {
 		}
 	}
 	return nil
+}
+
+// replacePolicyNewest sees to it that a node whose programs don't know policy_places gets it. Until they all are replaced they don't see what is there, nor others
+// what is in theirs: so connections are adopted. The places of before go, so that a release that has them finds none after a way back, and does the same; and so do those of
+// this one, which are from before there was another.
+func (c Config) replacePolicyNewest() error {
+	flows, places, before := c.pinned(policyFlowsOpen), c.pinned(policyNewest), c.pinned(policyNewestBefore)
+	if flows && (!places || before) {
+		if err := c.adoptAgain(); err != nil {
+			return err
+		}
+	}
+	if !before {
+		return nil
+	}
+	for _, name := range []string{policyNewest, policyNewestBefore} { // the latter tells a start behind a kill that there is more to be done
+		if err := os.Remove(filepath.Join(c.PinDir, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("bpf: %w", err)
+		}
+	}
+	return nil
+}
+
+func (c Config) pinned(name string) bool {
+	_, err := os.Stat(filepath.Join(c.PinDir, name))
+	return err == nil
 }
 
 func (c Config) resizePolicyFlow(pin string, spec *ebpf.MapSpec) error {

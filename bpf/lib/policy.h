@@ -195,11 +195,11 @@ static __always_inline int policy_is_free(__u32 ifindex, int v6, __u32 revision)
  * row changes with a revision if anybody does. */
 int policy_knows(struct __sk_buff *skb, __u32 how);
 
-/* policyflow.h: whether the packet at hand, of which somebody may be judged, goes nowhere. */
+/* policyflow.h: whether the packet at hand, of which somebody may be judged, goes nowhere. to: as below. */
 int policy_denies(struct __sk_buff *skb, __u32 how, __u32 to);
 
 /* policyflow.h: records the packet at hand, of which nobody is judged, if it begins a flow. 0. */
-int policy_notes(struct __sk_buff *skb, __u32 how, __u32 to);
+int policy_notes(struct __sk_buff *skb, __u32 how);
 
 /* Whether the packet at hand goes nowhere: then the verdict of its drop, else 0. to: the interface of the pod of this node that is to get it, or 0. With
  * POLICY_SOURCE who sends is the pod at this one. */
@@ -207,9 +207,11 @@ static __always_inline int policy_check(struct __sk_buff *skb, int v6, __u32 how
 {
 	__u32 revision = policy_revision_now();
 
+	if (to)
+		how |= POLICY_DEST;
 	if ((!(how & POLICY_SOURCE) || policy_is_free(skb->ifindex, v6, revision)) && (!to || policy_is_free(to, v6, revision))) {
 		if (policy_records)
-			policy_notes(skb, how, to);
+			policy_notes(skb, how);
 		return 0;
 	}
 	return policy_knows(skb, how) ? 0 : policy_denies(skb, how, to);

@@ -188,6 +188,8 @@ static __always_inline int policy_follow(struct __sk_buff *skb, struct policy_wo
 		w->flow = *f;
 		return policy_still_denied(skb, how, reply);
 	}
+	if (tcp_opens(w->tcp)) /* sent again */
+		policy_begins(&w->key, now);
 	policy_goes_on(skb, w, f, flow_next(f->state, w->tcp, reply), now, open);
 	return 0;
 }
@@ -245,37 +247,47 @@ static __always_inline struct policy_subject *policy_subject(const struct addr *
 
 int __attribute__((noinline)) policy_knows(struct __sk_buff *skb, __u32 how)
 {
-	struct policy_work *w = policy_work();
 	struct scratch *s = scratch();
 	struct policy_flow *f = 0;
+	struct addr *from, *to;
+	struct policy_work *w;
 	__be16 sport, dport;
 	struct packet *p;
 	__u32 now, reply;
-	__u8 state, tcp;
 	int high, open;
+	__u8 tcp;
 
-	if (!skb || !s || !w)
+	if (!skb || !s)
 		return 0;
 	p = &s->p;
-	policy_ends(w, s, how);
-	sport = p->sport;
-	dport = p->dport;
 	tcp = p->proto == IPPROTO_UDP ? 0 : p->tcp;
 	if (!p->ports || how & (POLICY_ERROR | POLICY_ONCE) || tcp_opens(tcp))
 		return 0;
+	from = &p->saddr;
+	to = &p->daddr;
+	sport = p->sport;
+	dport = p->dport;
 	if (how & POLICY_TRANSLATED) {
+		w = policy_work();
+		if (!w)
+			return 0;
+		policy_ends(w, s, how);
+		from = &w->from;
+		to = &w->to;
 		dport = s->flow.dport;
-		if (!addr_eq(&w->from, &w->to))
+		if (!addr_eq(from, to))
 			sport = s->flow.sport;
 	}
-	high = !policy_is_low(&w->from, sport, &w->to, dport);
-	policy_key_of(&w->key, &w->from, sport, &w->to, dport, p->proto, !high);
 	now = seconds_now();
-	if (flow_has_connection(p->proto)) {
-		if (policy_newest_knows(w, tcp, high, now))
-			return 1;
+	if (flow_has_connection(p->proto) && policy_newest_knows(from, sport, to, dport, p->proto, tcp, now))
+		return 1;
+	w = policy_work();
+	if (!w)
+		return 0;
+	high = !policy_is_low(from, sport, to, dport);
+	policy_key_of(&w->key, from, sport, to, dport, p->proto, !high);
+	if (flow_has_connection(p->proto))
 		f = bpf_map_lookup_elem(&policy_flows_open, &w->key);
-	}
 	open = f != 0;
 	if (!f)
 		f = bpf_map_lookup_elem(&policy_flows_passing, &w->key);
@@ -284,8 +296,7 @@ int __attribute__((noinline)) policy_knows(struct __sk_buff *skb, __u32 how)
 	if (!policy_alive(f, p->proto, now))
 		return 0;
 	reply = !(f->flags & FLOW_HIGH) != !high;
-	state = flow_next(f->state, tcp, reply);
-	policy_goes_on(skb, w, f, state, now, open);
+	policy_goes_on(skb, w, f, flow_next(f->state, tcp, reply), now, open);
 	return 1;
 }
 
@@ -322,28 +333,29 @@ int __attribute__((noinline)) policy_follows(struct __sk_buff *skb, __u32 how, _
 	return flags & SUBJECT_FOLLOWED ? POLICY_FOLLOWS : 0;
 }
 
-/* Behind policy_knows, which has told the ends. */
+/* Behind policy_knows. */
 int __attribute__((noinline)) policy_denies(struct __sk_buff *skb, __u32 how, __u32 to)
 {
 	struct policy_work *w = policy_work();
 	struct scratch *s = scratch();
-	int follows;
+	int said, follows;
 
 	if (!skb || !s || !w)
 		return TC_ACT_SHOT;
 	w->happened = 0;
-	if (policy_recalls(skb, to ? how | POLICY_DEST : how)) {
-		how |= POLICY_RECALLED;
+	said = policy_recalls(skb, how);
+	if (said)
 		follows = POLICY_FOLLOWS;
-	} else {
+	else
 		follows = policy_follows(skb, how, to);
-	}
-	if (follows == POLICY_FOLLOWS)
-		follows = policy_packet(skb, to ? how | POLICY_DEST : how);
+	if (said == POLICY_PLACED)
+		follows = 0;
+	else if (follows == POLICY_FOLLOWS)
+		follows = policy_packet(skb, said ? how | POLICY_RECALLED : how);
 	else if (policy_records && !follows)
-		policy_notes(skb, how, to);
+		policy_notes(skb, how);
 	else if (policy_records)
-		policy_without_verdict(w, s, to ? how | POLICY_DEST : how);
+		policy_without_verdict(w, s, how);
 	if (policy_records && w->happened)
 		policy_record(skb);
 	return follows;

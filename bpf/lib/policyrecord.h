@@ -286,7 +286,7 @@ static __always_inline __u32 policy_number(struct __sk_buff *skb, const struct p
 	return number;
 }
 
-int __attribute__((noinline)) policy_notes(struct __sk_buff *skb, __u32 how, __u32 to)
+int __attribute__((noinline)) policy_notes(struct __sk_buff *skb, __u32 how)
 {
 	struct scratch *s = scratch();
 	struct policy_work *w;
@@ -321,7 +321,7 @@ int __attribute__((noinline)) policy_notes(struct __sk_buff *skb, __u32 how, __u
 	if (how & POLICY_JUDGED)
 		return 0;
 	w->asked = 0;
-	policy_happened(w, to ? how | POLICY_DEST : how, RECORD_NEW);
+	policy_happened(w, how, RECORD_NEW);
 	policy_record(skb);
 	w->happened = 0;
 	return 0;

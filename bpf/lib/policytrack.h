@@ -55,13 +55,26 @@ struct policy_new {
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, POLICY_NEWEST);
+	__uint(map_flags, BPF_F_MMAPABLE); /* nobody maps it, but so it begins at a page, and each place is one line of the cache */
 	__type(key, __u32);
 	__type(value, struct policy_new);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
-} policy_newest SEC(".maps");
+} policy_places SEC(".maps");
 
 /* Set at load: the last place; they are a power of two. */
 const volatile __u32 policy_newest_last;
+
+/* When a connection on which not both sides agreed was last put into the tables above, or found there by a SYN that is sent again: monotonic clock, seconds; 0:
+ * never. Several share a time. Only such a row says more of a SYN than its verdict: that it begins nothing. It goes with the programs: who has no time yet is
+ * counted once more if he sends his SYN again. */
+#define POLICY_BEGUN 16384 /* a power of two */
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, POLICY_BEGUN);
+	__type(key, __u32);
+	__type(value, __u32);
+} policy_begun SEC(".maps");
 
 /* When policy_flows_open had no room last, as flows_full. */
 struct {
@@ -90,12 +103,60 @@ static __always_inline int policy_alive(const struct policy_flow *f, __u8 proto,
 	return (__s32)(now - f->seen) <= (__s32)life;
 }
 
+/* Ports and protocol as a key has them. */
+static __always_inline __u64 policy_ports_of(__be16 low_port, __be16 high_port, __u8 proto)
+{
+	return low_port | (__u64)high_port << 16 | (__u64)proto << 32;
+}
+
+/* The same for both directions. */
+static __always_inline __u64 policy_hash(const struct addr *a, __be16 a_port, const struct addr *b, __be16 b_port)
+{
+	__u64 h = a->d[1] + b->d[1] + (a->d[0] + b->d[0]) * 3;
+
+	h ^= (__u32)(a_port + b_port) << 16 | (a_port ^ b_port);
+	return (h ^ h >> 32) * 0x9e3779b97f4a7c15;
+}
+
+static __always_inline __u64 policy_key_hash(const struct policy_key *key)
+{
+	return policy_hash(&key->low, key->low_port, &key->high, key->high_port);
+}
+
+static __always_inline __u32 *policy_begun_at(__u64 hash)
+{
+	__u32 i = hash >> 36 & (POLICY_BEGUN - 1);
+
+	return bpf_map_lookup_elem(&policy_begun, &i);
+}
+
+/* The connection of a key, on which not both sides agreed, has a row in the tables. */
+static __always_inline void policy_begins(const struct policy_key *key, __u32 now)
+{
+	__u32 *begun = policy_begun_at(policy_key_hash(key));
+
+	if (begun && *begun != now)
+		*begun = now;
+}
+
+#define BEGUN_LATELY 256 /* seconds: longer than such a row lives */
+
+/* Whether a connection may have such a row. */
+static __always_inline int policy_begun_lately(__u64 hash, __u32 now)
+{
+	__u32 *begun = policy_begun_at(hash);
+
+	return !begun || (*begun && now - *begun <= BEGUN_LATELY);
+}
+
 /* Puts a row into the table that its state asks for. Where policy_flows_open is full it stays in the other one, where it may be pushed out and be
  * judged anew, and the agent is told. */
 static __always_inline void policy_store(const struct policy_key *key, const struct policy_flow *flow)
 {
 	__u32 zero = 0, *full;
 
+	if (flow_has_connection(key->proto) && !(flow->state & FLOW_AGREED))
+		policy_begins(key, seconds_now());
 	if (!flow_is_open(flow->state, key->proto)) {
 		bpf_map_update_elem(&policy_flows_passing, key, flow, BPF_ANY);
 		if (flow_has_connection(key->proto) && bpf_map_lookup_elem(&policy_flows_open, key)) /* the look takes no lock */
@@ -124,7 +185,7 @@ int __attribute__((noinline)) policy_put(struct __sk_buff *skb)
 	return 0;
 }
 
-/* Puts the connection that was found in a place of policy_newest, w->old. */
+/* Puts the connection that was found in a place of policy_places, w->old. */
 int __attribute__((noinline)) policy_put_old(struct __sk_buff *skb)
 {
 	struct policy_work *w = policy_work();
@@ -134,19 +195,11 @@ int __attribute__((noinline)) policy_put_old(struct __sk_buff *skb)
 	return 0;
 }
 
-static __always_inline __u64 policy_hash(const struct policy_key *key)
-{
-	__u64 h = key->low.d[1] + key->high.d[1] * 3;
-
-	h ^= (key->low.d[0] + key->high.d[0] * 3) ^ ((__u32)key->low_port << 16 | key->high_port);
-	return (h ^ h >> 32) * 0x9e3779b97f4a7c15;
-}
-
 static __always_inline struct policy_new *policy_new_at(__u64 hash)
 {
 	__u32 i = hash >> 40 & policy_newest_last;
 
-	return bpf_map_lookup_elem(&policy_newest, &i);
+	return bpf_map_lookup_elem(&policy_places, &i);
 }
 
 static __always_inline __u32 policy_tag(__u64 hash, __u32 revision)
@@ -154,9 +207,18 @@ static __always_inline __u32 policy_tag(__u64 hash, __u32 revision)
 	return ((__u32)(hash >> 8) ^ revision * 0x85ebca6b) | 1;
 }
 
+/* 0 if a key is that of these ends. */
+static __always_inline __u64 policy_key_differs(const struct policy_key *key, const struct addr *low, const struct addr *high, __u64 ports)
+{
+	__u64 has;
+
+	__builtin_memcpy(&has, &key->low_port, sizeof(has));
+	return (key->low.d[0] ^ low->d[0]) | (key->low.d[1] ^ low->d[1]) | (key->high.d[0] ^ high->d[0]) | (key->high.d[1] ^ high->d[1]) | (has ^ ports);
+}
+
 static __always_inline int policy_key_eq(const struct policy_key *a, const struct policy_key *b)
 {
-	return addr_eq(&a->low, &b->low) && addr_eq(&a->high, &b->high) && a->low_port == b->low_port && a->high_port == b->high_port && a->proto == b->proto;
+	return !policy_key_differs(a, &b->low, &b->high, policy_ports_of(b->low_port, b->high_port, b->proto));
 }
 
 static __always_inline int policy_flow_eq(const struct policy_flow *a, const struct policy_flow *b)
@@ -197,7 +259,7 @@ int __attribute__((noinline)) policy_placed(struct __sk_buff *skb)
 
 	if (!skb || !w)
 		return 0;
-	hash = policy_hash(&w->key);
+	hash = policy_key_hash(&w->key);
 	n = policy_new_at(hash);
 	if (!n || !policy_take_place(n, w, policy_tag(hash, w->flow.revision)))
 		return 0;
@@ -219,7 +281,7 @@ int __attribute__((noinline)) policy_take_back(struct __sk_buff *skb)
 		return 0;
 	bpf_map_delete_elem(&policy_flows_open, &w->old_key);
 	bpf_map_delete_elem(&policy_flows_passing, &w->old_key);
-	n = policy_new_at(policy_hash(&w->old_key));
+	n = policy_new_at(policy_key_hash(&w->old_key));
 	return n && !policy_key_eq(&n->key, &w->old_key);
 }
 
@@ -239,7 +301,7 @@ static __always_inline int policy_put_new(struct __sk_buff *skb, struct policy_w
 	return policy_put(skb);
 }
 
-/* The connection of w->key leaves policy_newest, if it is there, and its row goes where those of others are. */
+/* The connection of w->key leaves policy_places, if it is there, and its row goes where those of others are. */
 int __attribute__((noinline)) policy_settle(struct __sk_buff *skb)
 {
 	struct policy_work *w = policy_work();
@@ -248,7 +310,7 @@ int __attribute__((noinline)) policy_settle(struct __sk_buff *skb)
 
 	if (!skb || !w || !flow_has_connection(w->key.proto))
 		return 0;
-	n = policy_new_at(policy_hash(&w->key));
+	n = policy_new_at(policy_key_hash(&w->key));
 	if (!n || !policy_key_eq(&n->key, &w->key)) /* most, and it comes here by its first packet alone */
 		return 0;
 	bpf_spin_lock(&n->lock);
@@ -268,27 +330,32 @@ int __attribute__((noinline)) policy_settle(struct __sk_buff *skb)
 	return 0;
 }
 
-/* Whether the packet at hand, with w->key, is one of a connection in policy_newest that passes at this revision. high: the higher end sends it. */
-static __always_inline int policy_newest_knows(const struct policy_work *w, __u8 tcp, int high, __u32 now)
+/* Whether a packet that begins nothing is one of a connection that has its place and passes at this revision. */
+static __always_inline int policy_newest_knows(const struct addr *from, __be16 sport, const struct addr *to, __be16 dport, __u8 proto, __u8 tcp, __u32 now)
 {
-	__u32 revision = policy_revision_now();
-	__u64 hash = policy_hash(&w->key);
+	__u64 ports = policy_ports_of(sport, dport, proto), back = policy_ports_of(dport, sport, proto);
+	__u64 hash = policy_hash(from, sport, to, dport), straight;
 	struct policy_new *n = policy_new_at(hash);
+	__u32 revision = policy_revision_now();
 	int known = 0;
 	__u8 state;
 
-	if (!n || !policy_key_eq(&n->key, &w->key)) /* its place is written before and behind all packets that come here */
+	if (!n)
+		return 0;
+	straight = policy_key_differs(&n->key, from, to, ports);
+	if (straight && policy_key_differs(&n->key, to, from, back)) /* its place is written before and behind all packets that come here */
 		return 0;
 	barrier();
 	state = n->flow.state;
-	if (n->flow.seen == now && flow_next(state, tcp, !(n->flow.flags & FLOW_HIGH) != !high) == state && policy_alive(&n->flow, w->key.proto, now)) {
+	/* Where both sides agreed their packets change nothing, but those that end it, and the first one behind a stranger's RST. */
+	if ((state & (FLOW_REPLIED | FLOW_AGREED | FLOW_RESET)) == (FLOW_REPLIED | FLOW_AGREED) && !(tcp & (TCP_FIN | TCP_RST)) && n->flow.seen == now) {
 		barrier();
 		if (*(volatile __u32 *)&n->tag == policy_tag(hash, revision))
 			return 1;
 	}
 	bpf_spin_lock(&n->lock);
-	if (policy_key_eq(&n->key, &w->key) && n->flow.revision == revision && policy_alive(&n->flow, n->key.proto, now)) {
-		state = flow_next(n->flow.state, tcp, !(n->flow.flags & FLOW_HIGH) != !high);
+	if (!(straight ? policy_key_differs(&n->key, to, from, back) : policy_key_differs(&n->key, from, to, ports)) && n->flow.revision == revision && policy_alive(&n->flow, proto, now)) {
+		state = flow_next(n->flow.state, tcp, !(n->flow.flags & FLOW_HIGH) != !straight);
 		if (n->flow.state != state)
 			n->flow.state = state;
 		if (n->flow.seen != now)

@@ -192,7 +192,7 @@ func rowsWithPort(n *soakNode, port uint16) string {
 		return "\n" + err.Error()
 	}
 	for _, e := range entries {
-		if !strings.Contains(e.Name(), "flows") && !strings.Contains(e.Name(), "reverse") && !strings.Contains(e.Name(), "policy_newest") {
+		if !strings.Contains(e.Name(), "flows") && !strings.Contains(e.Name(), "reverse") && !strings.Contains(e.Name(), "policy_places") {
 			continue
 		}
 		m, err := ebpf.LoadPinnedMap(filepath.Join(n.pins, e.Name()), &ebpf.LoadPinOptions{ReadOnly: true})
