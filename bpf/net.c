@@ -9,6 +9,7 @@
 #include <bpf/bpf_helpers.h>
 #include "lib/bandwidth.h"
 #include "lib/conntrack.h"
+#include "lib/direct.h"
 #include "lib/dnsbeside.h"
 #include "lib/dnsnames.h"
 #include "lib/dnswatch.h"
@@ -184,8 +185,10 @@ static __always_inline int direct(struct __sk_buff *skb, struct packet *p)
 	struct endpoint *ep = bpf_map_lookup_elem(&endpoints, &p->daddr);
 	struct remote *r;
 
-	if (!ep)
+	if (!ep) {
+		stack_give_way(skb);
 		return TC_ACT_OK;
+	}
 	r = remote_of(&p->saddr);
 	if (!r) {
 		if (!endpoint_is_quiet(ep))
@@ -374,6 +377,7 @@ int strake_tunnel_in(struct __sk_buff *skb)
 	verdict = service_in(skb);
 	if (verdict >= 0)
 		return verdict;
+	stack_give_way(skb);
 	note(skb, TUNNEL_TO_NODE);
 	return TC_ACT_OK;
 }

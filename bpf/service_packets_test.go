@@ -486,64 +486,6 @@ func TestAffinityOfClients(t *testing.T) {
 	}
 }
 
-// A client that asked a frontend asks its backend from the same port later, as one does whose Service is served at the socket meanwhile: it is answered by whom
-// it asked, and not by the frontend as long as that flow lives.
-func TestFrontendsFlowGivesWay(t *testing.T) {
-	l := newServiceLab(t)
-	l.native(t)
-	t.Cleanup(func() { l.tunnelled(t) })
-	for _, f := range families {
-		for name, proto := range protocols {
-			for i, c := range []struct {
-				what, client, backend string
-				asks                  string // program that sees both questions
-				asksIf                int
-				answers               string
-				answersIf             int
-			}{
-				{"a pod another one", f.pod, f.other, podProgram, l.podVeth, podProgram, l.otherVeth},
-				{"a pod one of another node", f.pod, f.remote(), podProgram, l.podVeth, toPodProgram, l.podVeth},
-				{"a pod the outside", f.pod, f.far, podProgram, l.podVeth, toPodProgram, l.podVeth},
-				{"another node a pod", f.peer(), f.other, uplinkProgram, l.uplink, podProgram, l.otherVeth},
-				{"outside a pod", f.far, f.other, uplinkProgram, l.uplink, podProgram, l.otherVeth},
-			} {
-				t.Run(fmt.Sprint(f.name, " ", name, " ", c.what), func(t *testing.T) {
-					client, front, backend := at(c.client, uint16(4500+i)), at(f.vip(), 80), at(c.backend, 8080)
-					l.service(t, LoadBalancer{Name: "ns/web:http", Protocol: proto, Frontends: fronts(LoadBalancerIP, front), Backends: backs(backend)})
-					answered := func(what string, to netip.AddrPort, by netip.AddrPort) {
-						t.Helper()
-						in := frame(proto, client, to, []byte("question"))
-						if proto == 132 {
-							in = chunk(client, to, 1)
-						}
-						_, question := l.run(t, c.asks, c.asksIf, in)
-						_, out := l.run(t, c.answers, c.answersIf, reply(question[:len(in)]))
-						if src, dst := ends(out); src != by || dst != client {
-							t.Errorf("%s: answered from %s to %s, want %s to %s", what, src, dst, by, client)
-						}
-					}
-					answered("the frontend", front, front)
-					answered("the backend", backend, backend)
-					answered("the frontend once more", front, front)
-				})
-			}
-		}
-	}
-}
-
-// A connection to a frontend that goes on keeps its port: a SYN to the backend itself does not end it.
-func TestConnectionsGiveNoWay(t *testing.T) {
-	l := newServiceLab(t)
-	f := families[0]
-	client, front, backend := at(f.pod, 4600), at(f.vip(), 80), at(f.other, 8080)
-	l.service(t, LoadBalancer{Name: "ns/web:http", Protocol: 6, Frontends: fronts(LoadBalancerIP, front), Backends: backs(backend)})
-	l.run(t, podProgram, l.podVeth, segment(client, front, 0x02))
-	l.run(t, podProgram, l.otherVeth, segment(backend, client, 0x12))
-	l.run(t, podProgram, l.podVeth, segment(client, front, 0x10))
-	l.run(t, podProgram, l.podVeth, segment(client, backend, 0x02))
-	l.step(t, "the connection's answer", podProgram, l.otherVeth, segment(backend, client, 0x10), actRedirect, "pod_to_uplink", front, client)
-}
-
 // stillNew is by how much tests make Services younger that are to be new however slow the machine is.
 const stillNew = 10 * time.Minute
 

@@ -97,6 +97,16 @@ static __always_inline void step_aside(const struct frontend *fe, struct socket_
 	}
 }
 
+/* The socket's datagrams go to who is no frontend. If that is a backend which it got by one, then what it hears from there is of the backend itself from now
+ * on, until it asks the frontend again. */
+static __always_inline void asks_itself(struct bpf_sock_addr *ctx, struct socket_key *key)
+{
+	key->cookie = bpf_get_socket_cookie(ctx);
+	key->row = ROW_REVERSE;
+	if (bpf_map_lookup_elem(&sock_reverse, key)) /* the look takes no lock */
+		bpf_map_delete_elem(&sock_reverse, key);
+}
+
 /* A connection or datagram that is not made, counted and told to who watches. */
 static __always_inline void refused(struct bpf_sock_addr *ctx, const struct addr *addr, __u32 reason)
 {
@@ -156,8 +166,11 @@ static __always_inline enum fate forward(struct bpf_sock_addr *ctx, const struct
 	if (!ours(ctx))
 		return PASS;
 	fe = lb_frontend(addr, port, ctx->protocol);
-	if (!fe)
+	if (!fe) {
+		if (ctx->protocol == IPPROTO_UDP)
+			asks_itself(ctx, &key);
 		return PASS;
+	}
 	/* Who asks where there are source ranges is judged by the packet's source; a loopback address is each namespace's own. */
 	if ((fe->flags & FE_SOURCES || addr_loopback(addr)) && !of_node(ctx))
 		return PASS;

@@ -273,3 +273,41 @@ func TestServicesWithTheSameBackend(t *testing.T) {
 		})
 	}
 }
+
+// A socket asks a frontend and the backend that it got there in turn: each answer comes from whom it asked last, and the frontend keeps its backend.
+func TestAFrontendAndItsBackendFromOneSocket(t *testing.T) {
+	l := newLab(t)
+	for i, s := range l.pods {
+		s.serve(t, fmt.Sprint("pod", i), 8080)
+	}
+	for _, f := range families {
+		t.Run(f.name, func(t *testing.T) {
+			vip := ap(f.of("10.96.0.5:80", "[fd00:10:96::5]:80"))
+			l.write(t, LoadBalancer{Name: "ns/web:packets", Protocol: 17, Frontends: fronts(ClusterIP, vip), Backends: backs(at(f.pod, 8080), at(f.other, 8080))})
+			var c *net.UDPConn
+			l.node.within(t, func() (err error) { c, err = net.ListenUDP("udp", nil); return err })
+			defer c.Close()
+			must(t, c.SetDeadline(time.Now().Add(late)))
+			ask := func(to netip.AddrPort) (by string) {
+				t.Helper()
+				_, err := c.WriteToUDPAddrPort([]byte("x"), to)
+				must(t, err)
+				b := make([]byte, 100)
+				n, from, err := c.ReadFromUDPAddrPort(b)
+				must(t, err)
+				if got := netip.AddrPortFrom(from.Addr().Unmap(), from.Port()); got != to {
+					t.Errorf("what was asked of %s is answered by %s", to, got)
+				}
+				by, _, _ = strings.Cut(string(b[:n]), " ")
+				return by
+			}
+			first := ask(vip)
+			for range 8 {
+				ask(at(map[string]string{"pod0": f.pod, "pod1": f.other}[first], 8080))
+				if by := ask(vip); by != first {
+					t.Fatalf("the frontend's datagrams go to %s after %s", by, first)
+				}
+			}
+		})
+	}
+}

@@ -348,32 +348,6 @@ int __attribute__((noinline)) flow_end(struct __sk_buff *skb)
 	return 0;
 }
 
-/* The packet at hand goes to its receiver as it is. If its sender asked a frontend from the same port before, and got this receiver, then what it is
- * answered would come from that frontend as long as the flow lives: it ends. A connection that goes on has its port for itself. */
-int __attribute__((noinline)) flow_give_way(struct __sk_buff *skb)
-{
-	struct scratch *s = scratch();
-	struct packet *p;
-	struct flow *f;
-
-	if (!skb || !s)
-		return 0;
-	p = &s->p;
-	if (!p->ports || (flow_has_connection(p->proto) && !tcp_opens(p->tcp)))
-		return 0;
-	s->key.saddr = p->daddr;
-	s->key.daddr = p->saddr;
-	s->key.sport = p->dport;
-	s->key.dport = p->sport;
-	s->key.proto = p->proto;
-	s->key.reply = 1;
-	s->key.pad = 0;
-	f = flow_row(&s->key);
-	if (!f || !f->service || flow_is_open(f->state, p->proto))
-		return 0;
-	return flow_end(skb);
-}
-
 /* The row of a flow's other direction, from s->key and s->flow to s->back and s->other. */
 static __always_inline void flow_turn(struct scratch *s)
 {
@@ -461,13 +435,24 @@ static __always_inline int flow_settle(struct scratch *s)
 	return bpf_map_update_elem(&flows_passing, &s->key, &s->flow, BPF_ANY) ? FLOW_NO_ROOM : 0;
 }
 
+/* flow_take with another port of the client's: the one that it has leads elsewhere. */
+static __always_inline int flow_take_other(struct __sk_buff *skb, struct scratch *s)
+{
+	for (__u32 i = 1; i < FLOW_PROBES; i++) {
+		s->back.dport = bpf_htons(1024 + (bpf_get_prandom_u32() & 0x7fff));
+		if (!flow_take(skb))
+			return 0;
+	}
+	return -1;
+}
+
 /* Begins the flow of the packet at hand: s->key has reply 0; of s->flow the ends, service, generation and flags are set. A flow that had the
  * key before goes. Where the answers would be those of another flow (two frontends with one backend, called from one port), the source gets
  * another port. Returns 0, FLOW_NO_ROOM or FLOW_NO_PORT. */
 int __attribute__((noinline)) flow_begin(struct __sk_buff *skb)
 {
 	struct scratch *s = scratch();
-	__u32 i, found;
+	__u32 found;
 
 	if (!skb || !s || flow_first(skb, s))
 		return FLOW_NO_ROOM;
@@ -477,12 +462,7 @@ int __attribute__((noinline)) flow_begin(struct __sk_buff *skb)
 	if (found == FLOW_STALE)
 		flow_end(skb);
 	flow_turn(s);
-	for (i = 0; i < FLOW_PROBES; i++) {
-		if (!flow_take(skb))
-			break;
-		s->back.dport = bpf_htons(1024 + (bpf_get_prandom_u32() & 0x7fff));
-	}
-	if (i == FLOW_PROBES)
+	if (flow_take(skb) && flow_take_other(skb, s))
 		return FLOW_NO_PORT;
 	s->flow.sport = s->back.dport;
 	return flow_settle(s);
