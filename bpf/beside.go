@@ -1,6 +1,7 @@
 package bpf
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -23,6 +24,27 @@ func (d *Datapath) DetachNames(ifindex int) error { return d.detach(namesProgram
 
 // NamesAt are the interfaces of AttachNames, by index, those included that are gone.
 func (d *Datapath) NamesAt() ([]int, error) { return d.interfacesWith(namesProgram) }
+
+// AttachBeside makes Services that a pod of another plugin asks for by packets, for no hook serves its socket, be served at the host's side of its veth, if that
+// leads to this pod alone: what it asks the node's own address for passes no other program. All else that passes there is left alone, and goes to others' programs at the
+// same place. It needs Config.Beside.
+func (d *Datapath) AttachBeside(ifindex int) error {
+	if d.net.Programs[besideProgram] == nil {
+		return fmt.Errorf("bpf: interface %d: Services are not served at other plugins' pods: the datapath was opened without Beside", ifindex)
+	}
+	if err := d.attach(toBesideProgram, ifindex); err != nil { // an answer must find its way back from the first packet on
+		return err
+	}
+	return d.attach(besideProgram, ifindex)
+}
+
+// DetachBeside undoes AttachBeside; an interface that is gone is no error.
+func (d *Datapath) DetachBeside(ifindex int) error {
+	return errors.Join(d.detach(besideProgram, ifindex), d.detach(toBesideProgram, ifindex))
+}
+
+// BesideAt are the interfaces of AttachBeside, by index, those included that are gone.
+func (d *Datapath) BesideAt() ([]int, error) { return d.interfacesWith(toBesideProgram) }
 
 // SetNameServers tells the programs of AttachNames in whose stead to answer over UDP. It stays when the process ends.
 func (d *Datapath) SetNameServers(want []netip.AddrPort) error {

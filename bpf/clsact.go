@@ -21,8 +21,12 @@ func filter(ifindex int, name string) *netlink.BpfFilter {
 	if leaves(name) {
 		parent = netlink.HANDLE_MIN_EGRESS
 	}
+	handle := uint32(1)
+	if name == besideProgram { // stands beside namesProgram
+		handle = 2
+	}
 	return &netlink.BpfFilter{
-		FilterAttrs:  netlink.FilterAttrs{LinkIndex: ifindex, Parent: parent, Handle: 1, Priority: filterPriority, Protocol: unix.ETH_P_ALL},
+		FilterAttrs:  netlink.FilterAttrs{LinkIndex: ifindex, Parent: parent, Handle: handle, Priority: filterPriority, Protocol: unix.ETH_P_ALL},
 		Name:         name,
 		DirectAction: true,
 	}

@@ -64,8 +64,8 @@ type Config struct {
 	// each processor (DefaultRecordFlows). 0: nothing is recorded. It needs Policy.
 	RecordFlows int
 
-	// Beside: the node has pods that another plugin has made, and AttachNames works for them. Without, its program is not loaded, which is a
-	// quarter of the verifier's work.
+	// Beside: the node has pods that another plugin has made, and AttachNames and AttachBeside work for them. Without, their programs are not loaded,
+	// which are a third of the verifier's work.
 	Beside bool
 
 	noPackets   bool      // tests: without the programs of packets, which are nearly all of the verifier's work
@@ -114,10 +114,13 @@ const (
 	uplinkProgram = "strake_uplink"
 	egressProgram = "strake_egress"
 	namesProgram  = "strake_dns"
+	besideProgram = "strake_beside"
 	xdpProgram    = "strake_xdp"
 	tunnelIn      = "strake_tunnel_in"
 	tunnelOut     = "strake_tunnel_out"
 	linkPrefix    = "link_"
+
+	toBesideProgram = "strake_to_beside"
 )
 
 // Open loads the programs and attaches the socket hooks. Maps that are pinned are taken over with their rows, and
@@ -281,6 +284,8 @@ func (d *Datapath) load(c Config, before map[string]*ebpf.Map) error {
 		}
 		if !c.Beside {
 			delete(s.Programs, namesProgram)
+			delete(s.Programs, besideProgram)
+			delete(s.Programs, toBesideProgram)
 		}
 		for name, v := range constants {
 			if err := s.Variables[name].Set(v); err != nil {

@@ -166,7 +166,7 @@ func (d *Datapath) AttachTunnel(ifindex, mtu int) error {
 
 // leaves tells which programs see what an interface sends.
 func leaves(program string) bool {
-	return program == toPodProgram || program == egressProgram || program == tunnelOut
+	return program == toPodProgram || program == egressProgram || program == tunnelOut || program == toBesideProgram
 }
 
 func (d *Datapath) attach(program string, ifindex int) error {

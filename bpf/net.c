@@ -143,6 +143,32 @@ int strake_dns(struct __sk_buff *skb)
 	return verdict < 0 ? TC_ACT_UNSPEC : verdict;
 }
 
+/* At the host's side of a veth of such a pod: what it asks of Services, where no hook serves the socket. What it asks the node's own address for would
+ * reach the host's stack, and its answer the pod, past all other programs. Of name servers the names above come first. */
+SEC("tc")
+int strake_beside(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch();
+	int verdict;
+
+	if (!s || skb->pkt_type != PACKET_HOST || parse_fresh(skb, &s->p) != PARSED || asks_name_server(&s->p))
+		return TC_ACT_UNSPEC;
+	verdict = service_in(skb, ASKER_BESIDE);
+	return verdict < 0 || verdict == TC_ACT_OK ? TC_ACT_UNSPEC : verdict;
+}
+
+/* There: what it is answered. */
+SEC("tc")
+int strake_to_beside(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch();
+	__u32 *leave = answers_leave_now();
+
+	if (!s || !leave || !*leave || parse_fresh(skb, &s->p) != PARSED)
+		return TC_ACT_UNSPEC;
+	return service_untranslate(skb, 1, SERVICE_TO_POD) == TC_ACT_SHOT ? TC_ACT_SHOT : TC_ACT_UNSPEC;
+}
+
 /* Whether policies let what goes to a pod by its interface not go there. */
 static __always_inline int to_pod_denied(struct __sk_buff *skb, const struct packet *p, enum parsed parsed, const struct endpoint *ep)
 {
@@ -243,7 +269,7 @@ int strake_uplink(struct __sk_buff *skb)
 		if (verdict != DSR_NONE)
 			return verdict == DSR_OPENED ? service_within(skb) : verdict;
 	}
-	verdict = service_in(skb);
+	verdict = service_in(skb, ASKER_OUTSIDE);
 	return verdict < 0 ? direct(skb, &s->p) : verdict;
 }
 
@@ -374,7 +400,7 @@ int strake_tunnel_in(struct __sk_buff *skb)
 	node = node_of(s->p.v6);
 	if (!addr_eq(&s->p.daddr, &node))
 		return tunnel_pass_on(skb, &s->p, r);
-	verdict = service_in(skb);
+	verdict = service_in(skb, ASKER_OUTSIDE);
 	if (verdict >= 0)
 		return verdict;
 	stack_give_way(skb);

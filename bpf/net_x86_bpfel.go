@@ -669,9 +669,11 @@ const (
 	netMapTicks              = "ticks"
 	netMapUplinkAddrs        = "uplink_addrs"
 	netMapUplinkMacs         = "uplink_macs"
+	netProgStrakeBeside      = "strake_beside"
 	netProgStrakeDns         = "strake_dns"
 	netProgStrakeEgress      = "strake_egress"
 	netProgStrakePod         = "strake_pod"
+	netProgStrakeToBeside    = "strake_to_beside"
 	netProgStrakeToPod       = "strake_to_pod"
 	netProgStrakeTunnelIn    = "strake_tunnel_in"
 	netProgStrakeTunnelOut   = "strake_tunnel_out"
@@ -741,9 +743,11 @@ type netSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type netProgramSpecs struct {
+	StrakeBeside    *ebpf.ProgramSpec `ebpf:"strake_beside"`
 	StrakeDns       *ebpf.ProgramSpec `ebpf:"strake_dns"`
 	StrakeEgress    *ebpf.ProgramSpec `ebpf:"strake_egress"`
 	StrakePod       *ebpf.ProgramSpec `ebpf:"strake_pod"`
+	StrakeToBeside  *ebpf.ProgramSpec `ebpf:"strake_to_beside"`
 	StrakeToPod     *ebpf.ProgramSpec `ebpf:"strake_to_pod"`
 	StrakeTunnelIn  *ebpf.ProgramSpec `ebpf:"strake_tunnel_in"`
 	StrakeTunnelOut *ebpf.ProgramSpec `ebpf:"strake_tunnel_out"`
@@ -1047,9 +1051,11 @@ type netVariables struct {
 //
 // It can be passed to loadNetObjects or ebpf.CollectionSpec.LoadAndAssign.
 type netPrograms struct {
+	StrakeBeside    *ebpf.Program `ebpf:"strake_beside"`
 	StrakeDns       *ebpf.Program `ebpf:"strake_dns"`
 	StrakeEgress    *ebpf.Program `ebpf:"strake_egress"`
 	StrakePod       *ebpf.Program `ebpf:"strake_pod"`
+	StrakeToBeside  *ebpf.Program `ebpf:"strake_to_beside"`
 	StrakeToPod     *ebpf.Program `ebpf:"strake_to_pod"`
 	StrakeTunnelIn  *ebpf.Program `ebpf:"strake_tunnel_in"`
 	StrakeTunnelOut *ebpf.Program `ebpf:"strake_tunnel_out"`
@@ -1059,9 +1065,11 @@ type netPrograms struct {
 
 func (p *netPrograms) Close() error {
 	return _NetClose(
+		p.StrakeBeside,
 		p.StrakeDns,
 		p.StrakeEgress,
 		p.StrakePod,
+		p.StrakeToBeside,
 		p.StrakeToPod,
 		p.StrakeTunnelIn,
 		p.StrakeTunnelOut,

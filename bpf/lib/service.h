@@ -15,7 +15,8 @@
  * - at the backend's veth, of pods of this node (endpoint_is_quiet spares those that never were asked this way);
  * - where it comes in, if it is for the node's address and such a port;
  * - at the client's veth, for a pod here that asked a backend anywhere else (endpoint_asks);
- * - at the uplink on its way out, of processes on this node that were asked from outside, and of other plugins' pods (answers_leave). */
+ * - at the uplink on its way out, of processes on this node that were asked from outside, and of other plugins' pods (answers_leave); at the veth of the pod
+ *   that asked, where that is another plugin's (strake_to_beside). */
 #ifndef STRAKE_SERVICE_H
 #define STRAKE_SERVICE_H
 
@@ -37,8 +38,8 @@
 #include "tunnel.h"
 #include "verdict.h"
 
-/* Who asks. */
-enum asker { ASKER_POD, ASKER_OUTSIDE, ASKER_NODE };
+/* Who asks. ASKER_BESIDE: a pod of this node that another plugin has made, behind a link of its own. */
+enum asker { ASKER_POD, ASKER_OUTSIDE, ASKER_NODE, ASKER_BESIDE };
 
 /* Whether what this node sends has answers of backends in it. It is set with the first flow of which the answers leave so. */
 struct {
@@ -297,13 +298,13 @@ int __attribute__((noinline)) service_forward(struct __sk_buff *skb, __u32 asker
 	if (r || s->flow.flags & FLOW_MASQUERADED) {
 		if (service_hop(skb, p->v6))
 			return drop(skb, DROP_HOPS);
-		note(skb, UPLINK_TO_REMOTE);
+		note(skb, asker == ASKER_BESIDE ? POD_TO_SERVICE : UPLINK_TO_REMOTE);
 		return r && !remote_is_native(r) ? tunnel_send(skb, r, way) : native_send(skb, p, skb->ifindex);
 	}
 	leave = answers_leave_now();
 	if (leave && !*leave)
 		*leave = 1;
-	note(skb, UPLINK_TO_NODE);
+	note(skb, asker == ASKER_BESIDE ? POD_TO_SERVICE : UPLINK_TO_NODE);
 	return asker == ASKER_NODE ? service_enter(skb, skb->ifindex) : TC_ACT_OK;
 }
 
@@ -523,8 +524,20 @@ static __always_inline int service_of_node(struct __sk_buff *skb)
 	return service_verdict(skb, found, ASKER_NODE);
 }
 
+/* Whether what ASKER_BESIDE asks, and s->flow is of if it is known (found), is left to the host's stack, where the uplink's program meets it if it leaves: flows that it
+ * began there, and who sends by an address that is not behind his link, which the stack may not believe. */
+static __always_inline int service_passes_beside(struct __sk_buff *skb, struct scratch *s, int found)
+{
+	if (found == SERVICE_SEND)
+		return s->flow.flags & FLOW_OWN;
+	if (found != SERVICE_NEW)
+		return 0;
+	s->flow.daddr = s->p.saddr;
+	return !service_is_beside(skb);
+}
+
 /* What comes to the node: -1 if it is for no frontend and answers nobody for whom the node sent something. */
-static __always_inline int service_in(struct __sk_buff *skb)
+static __always_inline int service_in(struct __sk_buff *skb, __u32 asker)
 {
 	struct scratch *s = scratch();
 	int found, verdict, ended;
@@ -532,7 +545,7 @@ static __always_inline int service_in(struct __sk_buff *skb)
 	if (!s)
 		return SERVICE_NONE;
 	if (is_icmp(s->p.proto, s->p.v6)) {
-		verdict = service_error(skb, 0, ASKER_OUTSIDE);
+		verdict = service_error(skb, 0, asker);
 		if (verdict == SERVICE_AWAY)
 			return dsr_send(skb);
 		return verdict == SERVICE_NONE ? masq_in(skb) : verdict;
@@ -550,13 +563,15 @@ static __always_inline int service_in(struct __sk_buff *skb)
 		if (verdict != -1)
 			return verdict;
 	}
+	if (asker == ASKER_BESIDE && service_passes_beside(skb, s, found))
+		return SERVICE_NONE;
 	if (found == SERVICE_SEND && s->flow.flags & FLOW_AWAY && s->p.more && dsr_leaves(skb))
 		found = SERVICE_NEW;
 	if (found == SERVICE_NEW)
-		found = service_begin(skb, ASKER_OUTSIDE);
+		found = service_begin(skb, asker);
 	if (found == SERVICE_SEND && s->flow.flags & FLOW_AWAY)
 		return dsr_send(skb);
-	return service_verdict(skb, found, ASKER_OUTSIDE);
+	return service_verdict(skb, found, asker);
 }
 
 /* What dsr_open found within another node's packet. */

@@ -28,6 +28,7 @@ type Device struct {
 	Node     bool // it has one of the node's addresses
 	Gateway  bool // a route with a gateway leads out of it
 	Far      bool // its other end is in another network namespace
+	Port     bool // of a bridge or the like, which gets what comes in
 }
 
 // Wanted are the indices of the devices where the programs belong. Patterns (shell patterns, such as "eth*") choose by name; without any it is
@@ -64,6 +65,12 @@ func ofPods(devices []Device) []int {
 	return out
 }
 
+// ofOnePod are those of ofPods that are no port of a bridge, which is a device of its own, and that have no programs of Services already.
+func ofOnePod(devices []Device, served []int) []int {
+	ports := slices.DeleteFunc(slices.Clone(devices), func(d Device) bool { return d.Port || slices.Contains(served, d.Index) })
+	return ofPods(ports)
+}
+
 // checkPatterns refuses those that match nothing by their form.
 func checkPatterns(patterns []string) error {
 	for _, p := range patterns {
@@ -97,7 +104,7 @@ func Devices(node []netip.Addr) ([]Device, error) {
 			kind = ""
 		}
 		at[a.Index] = len(out)
-		out = append(out, Device{Name: a.Name, Index: a.Index, Kind: kind, Loopback: a.RawFlags&unix.IFF_LOOPBACK != 0, Ethernet: a.EncapType == "ether", Far: a.NetNsID >= 0})
+		out = append(out, Device{Name: a.Name, Index: a.Index, Kind: kind, Loopback: a.RawFlags&unix.IFF_LOOPBACK != 0, Ethernet: a.EncapType == "ether", Far: a.NetNsID >= 0, Port: a.MasterIndex != 0})
 	}
 	for _, a := range addrs {
 		i, ok := at[a.LinkIndex]

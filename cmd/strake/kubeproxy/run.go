@@ -78,6 +78,7 @@ func Run(ctx context.Context, l layout.Layout, c Config) error {
 	}
 	devices := devices{node: c.Addrs, places: []*place{
 		{"Packets for Services are served", func(list []Device) []int { return Wanted(list, c.Devices) }, d.AttachUplink, d.DetachUplink, d.Uplinks, map[int]bool{}},
+		{"What a pod's packets ask of Services is served", func(list []Device) []int { return ofOnePod(list, Wanted(list, c.Devices)) }, d.AttachBeside, d.DetachBeside, d.BesideAt, map[int]bool{}},
 		{"Names are answered", c.Names.at, d.AttachNames, d.DetachNames, d.NamesAt, map[int]bool{}},
 	}}
 	if err := devices.apply(); err != nil {
