@@ -12,10 +12,12 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 )
 
@@ -119,14 +121,39 @@ func calls(ctx context.Context, callers, n int, call func(context.Context, int) 
 
 // kilobytes are objects of that size, here and at etcd alone.
 type kilobytes struct {
-	maps corev1client.ConfigMapInterface
+	// maps are those of each caller: as many clients have as many connections. By one, whoever finds a hundred requests under way opens another one, for
+	// which Go's client shakes hands once for each request that waits: a pause of a tenth of a second would become one of half a second.
+	maps []corev1client.ConfigMapInterface
 	etcd *clientv3.Client
 }
 
+// kilobytes prepares the clients. What other programs have written, a compiler perhaps, goes to the disk first: else etcd's writes would wait for it.
 func (b *bench) kilobytes(ctx context.Context) (k kilobytes, err error) {
-	k.maps = b.plane.client.CoreV1().ConfigMaps(metav1.NamespaceDefault)
+	unix.Sync()
+	for range callers {
+		rc, err := b.plane.rest()
+		if err != nil {
+			return k, err
+		}
+		client, err := kubernetes.NewForConfig(rc)
+		if err != nil {
+			return k, err
+		}
+		if _, err := client.Discovery().ServerVersion(); err != nil { // it is connected from now on
+			return k, err
+		}
+		k.maps = append(k.maps, client.CoreV1().ConfigMaps(metav1.NamespaceDefault))
+	}
 	k.etcd, err = b.plane.alone(ctx)
 	return k, err
+}
+
+// of is the way of who makes the i-th call.
+func (k kilobytes) of(i int) corev1client.ConfigMapInterface { return k.maps[i%len(k.maps)] }
+
+// remove removes all of them from the server.
+func (k kilobytes) remove(ctx context.Context) error {
+	return k.of(0).DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{})
 }
 
 // data is what an object has; etcd gets the metadata as well.
@@ -136,7 +163,7 @@ func (kilobytes) name(i int) string  { return fmt.Sprint("bench-", i) }
 func (k kilobytes) key(i int) string { return "/registry/configmaps/default/" + k.name(i) }
 
 func (k kilobytes) create(ctx context.Context, i int) error {
-	_, err := k.maps.Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: k.name(i)}, Data: map[string]string{"k": data}}, metav1.CreateOptions{})
+	_, err := k.of(i).Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: k.name(i)}, Data: map[string]string{"k": data}}, metav1.CreateOptions{})
 	return err
 }
 
@@ -166,14 +193,14 @@ func (b *bench) apiWrites(ctx context.Context) error {
 	}{
 		{"creates", k.create, k.put},
 		{"gets", func(ctx context.Context, i int) error {
-			_, err := k.maps.Get(ctx, k.name(i), metav1.GetOptions{})
+			_, err := k.of(i).Get(ctx, k.name(i), metav1.GetOptions{})
 			return err
 		}, func(ctx context.Context, i int) error {
 			_, err := k.etcd.Get(ctx, k.key(i))
 			return err
 		}},
 		{"merge patches", func(ctx context.Context, i int) error {
-			_, err := k.maps.Patch(ctx, k.name(i), types.MergePatchType, []byte(`{"data":{"n":"1"}}`), metav1.PatchOptions{})
+			_, err := k.of(i).Patch(ctx, k.name(i), types.MergePatchType, []byte(`{"data":{"n":"1"}}`), metav1.PatchOptions{})
 			return err
 		}, func(ctx context.Context, i int) error {
 			_, err := k.etcd.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(k.key(i)), ">", 0)).Then(clientv3.OpPut(k.key(i), withMetadata+"1")).Commit()
@@ -203,7 +230,7 @@ func (b *bench) apiWrites(ctx context.Context) error {
 			b.report.aim("creates, durable", rate, "/s", atLeast, 1000)
 		}
 	}
-	return k.maps.DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{})
+	return k.remove(ctx)
 }
 
 // apiCreates creates objects at a rate that leaves the server time, or should.
@@ -223,7 +250,7 @@ func (b *bench) apiCreates(ctx context.Context) error {
 	if err := b.steadyCreates(ctx, from(k.create, 2*first), from(k.put, 2*first)); err != nil {
 		return err
 	}
-	return k.maps.DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{})
+	return k.remove(ctx)
 }
 
 // createsOfFew creates with so few clients that what an answer takes is the server's, here and then at etcd alone.

@@ -84,20 +84,20 @@ func (r *relay) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	}
 }
 
-// startRelay runs a relay in the lab. Its address is returned, and how to end it.
-func (p *plane) startRelay(ctx context.Context, client http.RoundTripper) (host string, stop func(), err error) {
+// startRelay runs a relay in the lab. Its address is returned, its process, and how to end it.
+func (p *plane) startRelay(ctx context.Context, client http.RoundTripper) (host string, pid int, stop func(), err error) {
 	exe, err := os.Executable()
 	if err != nil {
-		return "", nil, err
+		return "", 0, nil, err
 	}
 	l, err := layout.New(p.lab.Data)
 	if err != nil {
-		return "", nil, err
+		return "", 0, nil, err
 	}
 	cmd := p.lab.Command(context.Background(), exe)
 	cmd.Env, cmd.Stderr = append(os.Environ(), relayVariable+"="+l.PKI()), os.Stderr
 	if err := cmd.Start(); err != nil {
-		return "", nil, err
+		return "", 0, nil, err
 	}
 	stop = func() {
 		cmd.Process.Kill()
@@ -107,11 +107,11 @@ func (p *plane) startRelay(ctx context.Context, client http.RoundTripper) (host 
 	for began := time.Now(); ; {
 		err := post(ctx, client, host, nil)
 		if err == nil {
-			return host, stop, nil
+			return host, cmd.Process.Pid, stop, nil
 		}
 		if ctx.Err() != nil || time.Since(began) > 30*time.Second {
 			stop()
-			return "", nil, fmt.Errorf("relay: %w", err)
+			return "", 0, nil, fmt.Errorf("relay: %w", err)
 		}
 		time.Sleep(10 * time.Millisecond)
 	}

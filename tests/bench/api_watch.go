@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -59,13 +60,17 @@ func (b *bench) apiWatch(ctx context.Context) error {
 	}
 	alone, shared := ways(rc, false), ways(rc, true)
 	var read atomic.Int64
-	ours, err := b.fanOut(ctx, func(ctx context.Context, l *lags, opened func()) error {
+	pid, err := b.plane.pid()
+	if err != nil {
+		return err
+	}
+	ours, err := b.fanOut(ctx, pid, func(ctx context.Context, l *lags, opened func()) error {
 		return watchRaw(ctx, alone, server, &read, l, opened)
 	}, write)
 	if err != nil {
 		return err
 	}
-	size := int(read.Load()) / len(ours)
+	size := int(read.Load()) / len(ours.lags)
 	if err := maps.DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{}); err != nil {
 		return err
 	}
@@ -74,7 +79,7 @@ func (b *bench) apiWatch(ctx context.Context) error {
 		return err
 	}
 	defer one.CloseIdleConnections()
-	together, err := b.fanOut(ctx, func(ctx context.Context, l *lags, opened func()) error {
+	together, err := b.fanOut(ctx, pid, func(ctx context.Context, l *lags, opened func()) error {
 		return watchRaw(ctx, func() (*http.Transport, error) { return one, nil }, server, &read, l, opened)
 	}, write)
 	if err != nil {
@@ -97,22 +102,26 @@ func (b *bench) apiWatch(ctx context.Context) error {
 		name string
 		of   float64
 	}{{", median", 0.5}, {", p99", 0.99}} {
-		b.report.against(what+q.name+"; relay of ready events", quantile(ours, q.of), quantile(relayed, q.of), "ms", "", 0)
-		b.report.against(what+q.name+"; etcd alone, one connection", quantile(ours, q.of), quantile(etcd, q.of), "ms", "", 0)
-		b.report.figure(what+", one client's connections"+q.name, quantile(together, q.of), "ms")
+		b.report.against(what+q.name+"; relay of ready events", quantile(ours.lags, q.of), quantile(relayed.lags, q.of), "ms", "", 0)
+		b.report.against(what+q.name+"; etcd alone, one connection", quantile(ours.lags, q.of), quantile(etcd.lags, q.of), "ms", "", 0)
+		b.report.figure(what+", one client's connections"+q.name, quantile(together.lags, q.of), "ms")
 	}
-	b.report.aim(what+", p99", quantile(ours, 0.99), "ms", atMost, 100)
+	const spent = "CPU time for 100 000 watched events"
+	b.report.against(spent+"; relay", ours.server, relayed.server, "s", "", 0)
+	b.report.against(spent+", their watchers'; relay's", ours.watchers, relayed.watchers, "s", "", 0)
+	b.report.figure(spent+", one client's connections", together.server, "s")
+	b.report.aim(what+", p99", quantile(ours.lags, 0.99), "ms", atMost, 100)
 	return nil
 }
 
 // relayed has the watchers watch a relay, to which events of so many bytes are posted.
-func (b *bench) relayed(ctx context.Context, client http.RoundTripper, way func() (*http.Transport, error), size int) ([]float64, error) {
-	host, stop, err := b.plane.startRelay(ctx, client)
+func (b *bench) relayed(ctx context.Context, client http.RoundTripper, way func() (*http.Transport, error), size int) (fanned, error) {
+	host, pid, stop, err := b.plane.startRelay(ctx, client)
 	if err != nil {
-		return nil, err
+		return fanned{}, err
 	}
 	defer stop()
-	return b.fanOut(ctx, func(ctx context.Context, l *lags, opened func()) error {
+	return b.fanOut(ctx, pid, func(ctx context.Context, l *lags, opened func()) error {
 		return watchRaw(ctx, way, host, new(atomic.Int64), l, opened)
 	}, func(ctx context.Context, _ int) error {
 		event := fmt.Append(nil, marker, time.Now().UnixNano(), string(markEnd))
@@ -121,13 +130,13 @@ func (b *bench) relayed(ctx context.Context, client http.RoundTripper, way func(
 }
 
 // etcdWatched has the watchers watch etcd, by its client's one connection.
-func (b *bench) etcdWatched(ctx context.Context) ([]float64, error) {
+func (b *bench) etcdWatched(ctx context.Context) (fanned, error) {
 	etcd, err := b.plane.alone(ctx)
 	if err != nil {
-		return nil, err
+		return fanned{}, err
 	}
 	defer etcd.Close()
-	return b.fanOut(ctx, func(ctx context.Context, l *lags, opened func()) error {
+	return b.fanOut(ctx, b.plane.etcd.Process.Pid, func(ctx context.Context, l *lags, opened func()) error {
 		events := etcd.Watch(clientv3.WithRequireLeader(ctx), "/watched/", clientv3.WithPrefix(), clientv3.WithCreatedNotify())
 		for e := range events {
 			if e.Created {
@@ -152,8 +161,14 @@ func ways(rc *rest.Config, shared bool) func() (*http.Transport, error) {
 	}
 }
 
-// fanOut starts the watchers, and when all watch, writes for a while. It returns the lags of all events, of which none may be missing.
-func (b *bench) fanOut(ctx context.Context, watch func(context.Context, *lags, func()) error, write func(context.Context, int) error) ([]float64, error) {
+// fanned is what sending events to the watchers took: the lags of all, in ms, and the CPU time of the server and of this process for 100 000 of them, in s.
+type fanned struct {
+	lags             []float64
+	server, watchers float64
+}
+
+// fanOut starts the watchers of a server, and when all watch, writes for a while. None of the events may be missing.
+func (b *bench) fanOut(ctx context.Context, server int, watch func(context.Context, *lags, func()) error, write func(context.Context, int) error) (fanned, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var l lags
@@ -169,6 +184,16 @@ func (b *bench) fanOut(ctx context.Context, watch func(context.Context, *lags, f
 		})
 	}
 	opened.Wait()
+	spent := func() (f fanned, err error) {
+		if f.server, err = cpuSeconds(server); err == nil {
+			f.watchers, err = cpuSeconds(os.Getpid())
+		}
+		return f, err
+	}
+	before, err := spent()
+	if err != nil {
+		return fanned{}, errors.Join(err, context.Cause(ctx))
+	}
 	n := b.times(10) * watchedWrites
 	var failed atomic.Pointer[error]
 	var writes sync.WaitGroup
@@ -184,7 +209,7 @@ func (b *bench) fanOut(ctx context.Context, watch func(context.Context, *lags, f
 	}
 	writes.Wait()
 	if err := failed.Load(); err != nil {
-		return nil, errors.Join(*err, context.Cause(ctx))
+		return fanned{}, errors.Join(*err, context.Cause(ctx))
 	}
 	for late := time.Now().Add(30 * time.Second); ; {
 		l.mu.Lock()
@@ -194,13 +219,15 @@ func (b *bench) fanOut(ctx context.Context, watch func(context.Context, *lags, f
 			break
 		}
 		if time.Now().After(late) || ctx.Err() != nil {
-			return nil, errors.Join(fmt.Errorf("%d of %d events arrived", have, n*watchers), context.Cause(ctx))
+			return fanned{}, errors.Join(fmt.Errorf("%d of %d events arrived", have, n*watchers), context.Cause(ctx))
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
+	f, err := spent()
 	cancel(nil)
 	all.Wait()
-	return l.all, nil
+	scale := 1e5 / float64(n*watchers)
+	return fanned{l.all, (f.server - before.server) * scale, (f.watchers - before.watchers) * scale}, err
 }
 
 // watchRaw watches, and reads no more of an event than when it was sent, so that the watchers leave the machine to the server as far as they can. It adds
