@@ -3,9 +3,9 @@ package apiserver
 import (
 	"context"
 	"sync"
-	"sync/atomic"
 	"time"
 
+	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/apiserver/pkg/storage"
@@ -22,24 +22,55 @@ const (
 	heldAtMost = 5
 )
 
-// crowds counts the watchers of each stored resource that get all of its events. Its zero value is ready for use.
-type crowds struct{ of sync.Map } // *atomic.Int64 by schema.GroupResource
+// crowds are the watchers of each stored resource. Its zero value is ready for use.
+type crowds struct{ of sync.Map } // *crowd by schema.GroupResource
 
-// count is nil for what hold was not asked for: who watches may name any resource, and names must not pile up here.
-func (c *crowds) count(r schema.GroupResource) *atomic.Int64 {
+// crowd counts the watchers of a resource that get all of its events, or all of a namespace.
+type crowd struct {
+	mu  sync.Mutex
+	all int
+	in  map[string]int // by namespace, as long as it has some
+}
+
+// crowd is nil for what hold was not asked for: who watches may name any resource, and names must not pile up here.
+func (c *crowds) crowd(r schema.GroupResource) *crowd {
 	n, ok := c.of.Load(r)
 	if !ok {
 		return nil
 	}
-	return n.(*atomic.Int64)
+	return n.(*crowd)
 }
 
-// hold is how long an event of a resource takes to reach all watchers, 0 if that is too short to wait for it. From now on they are counted.
-func (c *crowds) hold(r schema.GroupResource) func() time.Duration {
-	c.of.LoadOrStore(r, new(atomic.Int64))
-	n := c.count(r)
-	return func() time.Duration {
-		if d := time.Duration(n.Load()) * fanOutCost; d >= heldFrom {
+// joins counts a watcher of a namespace, or of all if it names none, until it leaves.
+func (c *crowd) joins(namespace string) (leaves func()) {
+	add := func(n int) {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if namespace == "" {
+			c.all += n
+			return
+		}
+		if c.in[namespace] += n; c.in[namespace] == 0 {
+			delete(c.in, namespace)
+		}
+	}
+	add(1)
+	return func() { add(-1) }
+}
+
+// of is how many get an event of a namespace.
+func (c *crowd) of(namespace string) int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.all + c.in[namespace]
+}
+
+// hold is how long an event of a resource in a namespace takes to reach all watchers, 0 if that is too short to wait for it. From now on they are counted.
+func (c *crowds) hold(r schema.GroupResource) func(namespace string) time.Duration {
+	c.of.LoadOrStore(r, &crowd{in: map[string]int{}})
+	all := c.crowd(r)
+	return func(namespace string) time.Duration {
+		if d := time.Duration(all.of(namespace)) * fanOutCost; d >= heldFrom {
 			return min(d, heldLongest)
 		}
 		return 0
@@ -53,7 +84,7 @@ func (c *crowds) hold(r schema.GroupResource) func() time.Duration {
 // The first event goes on at once. Those behind it wait until it can have reached all watchers.
 type gathering struct {
 	storage.Interface
-	hold func() time.Duration
+	hold func(namespace string) time.Duration
 }
 
 // Watch implements storage.Interface.
@@ -68,13 +99,13 @@ func (g gathering) Watch(ctx context.Context, key string, o storage.ListOptions)
 // gatherer is a watch whose events come together.
 type gatherer struct {
 	from    watch.Interface
-	hold    func() time.Duration
+	hold    func(namespace string) time.Duration
 	out     chan watch.Event
 	stopped chan struct{}
 	stop    func()
 }
 
-func gather(from watch.Interface, hold func() time.Duration) *gatherer {
+func gather(from watch.Interface, hold func(namespace string) time.Duration) *gatherer {
 	g := &gatherer{from: from, hold: hold, out: make(chan watch.Event, heldAtMost), stopped: make(chan struct{})}
 	g.stop = sync.OnceFunc(func() { close(g.stopped) })
 	go g.run()
@@ -117,7 +148,11 @@ func (g *gatherer) run() {
 			}
 			held = append(held, e)
 			changes := e.Type == watch.Added || e.Type == watch.Modified || e.Type == watch.Deleted // a bookmark is what somebody waits for
-			wait := g.hold() - time.Since(released)
+			namespace := ""
+			if m, err := meta.Accessor(e.Object); err == nil { // else it is an error's Status, which has none
+				namespace = m.GetNamespace()
+			}
+			wait := g.hold(namespace) - time.Since(released)
 			switch {
 			case !changes, wait <= 0, len(held) == heldAtMost:
 				release()

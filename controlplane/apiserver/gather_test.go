@@ -12,7 +12,7 @@ import (
 
 func gathered(t *testing.T, hold time.Duration) (from *watch.FakeWatcher, g *gatherer) {
 	from = watch.NewFake()
-	g = gather(from, func() time.Duration { return hold })
+	g = gather(from, func(string) time.Duration { return hold })
 	t.Cleanup(g.Stop)
 	return from, g
 }
@@ -83,7 +83,7 @@ func TestHeldEventsComeByThemselves(t *testing.T) {
 
 func TestGathererStopsWhenNobodyReads(t *testing.T) {
 	from := watch.NewFakeWithChanSize(10*heldAtMost, false)
-	g := gather(from, func() time.Duration { return 0 })
+	g := gather(from, func(string) time.Duration { return 0 })
 	for i := range 10 * heldAtMost {
 		from.Add(added(fmt.Sprint(i)))
 	}
@@ -97,14 +97,47 @@ func TestCrowds(t *testing.T) {
 	var c crowds
 	pods := schema.GroupResource{Resource: "pods"}
 	hold := c.hold(pods)
-	for n, want := range map[int64]time.Duration{0: 0, 100: 0, 1000: 40 * time.Millisecond, 1_000_000: heldLongest} {
-		c.count(pods).Store(n)
-		if got := hold(); got != want {
-			t.Errorf("%d watchers: %v, want %v", n, got, want)
+	crowd := c.crowd(pods)
+	for _, step := range []struct {
+		all, busy, want int // watchers of all, of one namespace, and its hold in ms
+		quiet           int // another one's
+	}{{0, 0, 0, 0}, {100, 0, 0, 0}, {500, 0, 20, 20}, {500, 500, 40, 20}, {0, 1000, 40, 0}, {0, 100, 0, 0}, {1_000_000, 0, int(heldLongest / time.Millisecond), int(heldLongest / time.Millisecond)}} {
+		crowd.all, crowd.in["busy"] = step.all, step.busy
+		for namespace, want := range map[string]int{"busy": step.want, "quiet": step.quiet} {
+			if got := hold(namespace); got != time.Duration(want)*time.Millisecond {
+				t.Errorf("%d watchers of all, %d of busy: %v in %s, want %d ms", step.all, step.busy, got, namespace, want)
+			}
 		}
 	}
 	deployments := schema.GroupResource{Group: "apps", Resource: "deployments"}
-	if c.hold(deployments); c.count(deployments).Load() != 0 {
-		t.Errorf("another resource has %d watchers", c.count(deployments).Load())
+	if c.hold(deployments); c.crowd(deployments).of("busy") != 0 {
+		t.Errorf("another resource has %d watchers", c.crowd(deployments).of("busy"))
 	}
+}
+
+// An event waits by how many watch its namespace.
+func TestEventsOfACrowdedNamespaceComeTogether(t *testing.T) {
+	from := watch.NewFake()
+	g := gather(from, func(namespace string) time.Duration {
+		if namespace == "crowded" {
+			return 100 * time.Hour
+		}
+		return 0
+	})
+	t.Cleanup(g.Stop)
+	crowded := func(name string) *corev1.ConfigMap {
+		m := added(name)
+		m.Namespace = "crowded"
+		return m
+	}
+	from.Add(crowded("first"))
+	come(t, g, "first")
+	from.Add(crowded("held"))
+	select {
+	case e := <-g.ResultChan():
+		t.Fatalf("%v was not held", e.Object)
+	default:
+	}
+	from.Add(added("of another"))
+	come(t, g, "held", "of another")
 }

@@ -57,10 +57,9 @@ func (p *pace) handler(next http.Handler) http.Handler {
 			next.ServeHTTP(w, r)
 			return
 		}
-		if info.FieldSelector == "" && info.Name == "" && info.Namespace == "" { // others get few events
-			if crowd := p.crowds.count(schema.GroupResource{Group: info.APIGroup, Resource: info.Resource}); crowd != nil {
-				crowd.Add(1)
-				defer crowd.Add(-1)
+		if info.FieldSelector == "" && info.Name == "" { // others get few events
+			if crowd := p.crowds.crowd(schema.GroupResource{Group: info.APIGroup, Resource: info.Resource}); crowd != nil {
+				defer crowd.joins(info.Namespace)()
 			}
 		}
 		paced := &pacedWriter{ResponseWriter: w, flusher: flusher, pace: p}

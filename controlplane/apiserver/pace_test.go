@@ -88,30 +88,31 @@ func TestPaceLeavesOthersAlone(t *testing.T) {
 	})
 }
 
-// Who watches all of a stored resource is counted while the watch lasts. Of what is not stored nothing is kept.
+// Who watches all of a stored resource, or all of a namespace, is counted while the watch lasts. Of what is not stored nothing is kept.
 func TestPaceCountsWatchers(t *testing.T) {
 	p, pods := newPace(), schema.GroupResource{Resource: "pods"}
 	p.crowds.hold(pods)
 	for what, test := range map[string]struct {
 		info request.RequestInfo
-		want int64
+		want int // of an event in n
 	}{
 		"all":            {request.RequestInfo{Resource: "pods"}, 1},
-		"one namespace":  {request.RequestInfo{Resource: "pods", Namespace: "n"}, 0},
+		"its namespace":  {request.RequestInfo{Resource: "pods", Namespace: "n"}, 1},
+		"another one":    {request.RequestInfo{Resource: "pods", Namespace: "other"}, 0},
 		"one object":     {request.RequestInfo{Resource: "pods", Name: "p"}, 0},
 		"selected":       {request.RequestInfo{Resource: "pods", FieldSelector: "spec.nodeName=n"}, 0},
 		"a made-up name": {request.RequestInfo{APIGroup: "none.example", Resource: "such"}, 0},
 	} {
 		test.info.Verb = "watch"
 		watchOf(p, &test.info, func(http.ResponseWriter, *http.Request) {
-			if got := p.crowds.count(pods).Load(); got != test.want {
+			if got := p.crowds.crowd(pods).of("n"); got != test.want {
 				t.Errorf("%s: %d watchers of Pods, want %d", what, got, test.want)
 			}
 		})
 	}
-	p.crowds.of.Range(func(r, n any) bool {
-		if r != pods || p.crowds.count(pods).Load() != 0 {
-			t.Errorf("%v is left of %v", n, r)
+	p.crowds.of.Range(func(r, left any) bool {
+		if crowd := left.(*crowd); r != pods || crowd.of("n") != 0 || len(crowd.in) > 0 {
+			t.Errorf("%v is left of %v", left, r)
 		}
 		return true
 	})
