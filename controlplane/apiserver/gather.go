@@ -20,6 +20,8 @@ const (
 	heldLongest = 100 * time.Millisecond
 	// heldAtMost is how many events are held: half of what the library has room for, for each watcher, before it counts as slow and is ended.
 	heldAtMost = 5
+	// restPart of a hold is what it takes to wake all watchers, of what it takes to send to them.
+	restPart = 8
 )
 
 // crowds are the watchers of each stored resource. Its zero value is ready for use.
@@ -81,7 +83,8 @@ func (c *crowds) hold(r schema.GroupResource) func(namespace string) time.Durati
 // that is woken once for five events has a fifth of the work. What else the server does waits behind a thousand watchers in the same queue of the
 // scheduler, some dozens of times for each write.
 //
-// The first event goes on at once. Those behind it wait until it can have reached all watchers.
+// The first event goes on at once. Those behind it wait until it can have reached all watchers, and where more come than may be held, until all can
+// have been woken: a burst of a dozen would otherwise fill each watcher's room before it has run, and the library ends such watches.
 type gathering struct {
 	storage.Interface
 	hold func(namespace string) time.Duration
@@ -140,8 +143,12 @@ func (g *gatherer) run() {
 		held, released = held[:0], time.Now()
 	}
 	for {
+		events := g.from.ResultChan()
+		if len(held) == heldAtMost {
+			events = nil
+		}
 		select {
-		case e, ok := <-g.from.ResultChan():
+		case e, ok := <-events:
 			if !ok {
 				release()
 				return
@@ -152,12 +159,14 @@ func (g *gatherer) run() {
 			if m, err := meta.Accessor(e.Object); err == nil { // else it is an error's Status, which has none
 				namespace = m.GetNamespace()
 			}
-			wait := g.hold(namespace) - time.Since(released)
+			hold, since := g.hold(namespace), time.Since(released)
 			switch {
-			case !changes, wait <= 0, len(held) == heldAtMost:
+			case !changes, since >= hold:
 				release()
+			case len(held) == heldAtMost:
+				timer.Reset(max(0, hold/restPart-since))
 			case len(held) == 1:
-				timer.Reset(wait)
+				timer.Reset(hold - since)
 			}
 		case <-timer.C:
 			release()

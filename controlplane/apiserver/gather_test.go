@@ -2,10 +2,12 @@ package apiserver
 
 import (
 	"fmt"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/watch"
 )
@@ -46,11 +48,20 @@ func TestEventsOfFewWatchersAreNotHeld(t *testing.T) {
 }
 
 func TestEventsComeTogether(t *testing.T) {
-	from, g := gathered(t, 100*time.Hour)
+	const rest = 50 * time.Millisecond
+	var hold atomic.Int64
+	hold.Store(int64(100 * time.Hour))
+	from := watch.NewFake()
+	g := gather(from, func(string) time.Duration { return time.Duration(hold.Load()) })
+	t.Cleanup(g.Stop)
+	began := time.Now()
 	from.Add(added("first"))
 	come(t, g, "first")
 	var names []string
 	for i := range heldAtMost {
+		if i == heldAtMost-1 {
+			hold.Store(int64(restPart * rest))
+		}
 		select {
 		case e := <-g.ResultChan():
 			t.Fatalf("%v was not held", e.Object)
@@ -60,6 +71,10 @@ func TestEventsComeTogether(t *testing.T) {
 		from.Add(added(names[i]))
 	}
 	come(t, g, names...) // as many as may be held
+	if took := time.Since(began); took < rest {
+		t.Errorf("no more were held after %s, but the watchers had not been woken", took)
+	}
+	hold.Store(int64(100 * time.Hour))
 	from.Modify(added("before the bookmark"))
 	from.Action(watch.Bookmark, added("bookmark"))
 	come(t, g, "before the bookmark", "bookmark")
@@ -116,28 +131,25 @@ func TestCrowds(t *testing.T) {
 }
 
 // An event waits by how many watch its namespace.
-func TestEventsOfACrowdedNamespaceComeTogether(t *testing.T) {
+func TestEventsAreHeldByTheirNamespace(t *testing.T) {
+	asked := make(chan string, 10)
 	from := watch.NewFake()
 	g := gather(from, func(namespace string) time.Duration {
-		if namespace == "crowded" {
-			return 100 * time.Hour
-		}
+		asked <- namespace
 		return 0
 	})
 	t.Cleanup(g.Stop)
-	crowded := func(name string) *corev1.ConfigMap {
-		m := added(name)
-		m.Namespace = "crowded"
-		return m
+	for _, namespace := range []string{"crowded", ""} {
+		m := added("some")
+		m.Namespace = namespace
+		from.Add(m)
+		come(t, g, "some")
+		if got := <-asked; got != namespace {
+			t.Errorf("asked for %q, want %q", got, namespace)
+		}
 	}
-	from.Add(crowded("first"))
-	come(t, g, "first")
-	from.Add(crowded("held"))
-	select {
-	case e := <-g.ResultChan():
-		t.Fatalf("%v was not held", e.Object)
-	default:
+	from.Error(&metav1.Status{})
+	if e := <-g.ResultChan(); e.Type != watch.Error {
+		t.Errorf("%v came, want the error", e)
 	}
-	from.Add(added("of another"))
-	come(t, g, "held", "of another")
 }
