@@ -69,7 +69,11 @@ func (s *scaleREST) Update(ctx context.Context, name string, info rest.UpdatedOb
 }
 
 func (s *scaleREST) ConvertToTable(ctx context.Context, obj, options runtime.Object) (*metav1.Table, error) {
-	return rest.NewDefaultTableConvertor(autoscalingv1.Resource("scales")).ConvertToTable(ctx, obj, options)
+	return Table(
+		Column{Name: "Desired", Type: "integer", Cell: Cell(func(s *autoscalingv1.Scale) int64 { return int64(s.Spec.Replicas) })},
+		Column{Name: "Available", Type: "integer", Cell: Cell(func(s *autoscalingv1.Scale) int64 { return int64(s.Status.Replicas) })},
+		Age,
+	).ConvertToTable(ctx, obj, options)
 }
 
 // scaleChange applies a change of the Scale to the resource behind it.

@@ -2,6 +2,7 @@ package descriptor
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -21,6 +22,20 @@ var Age = Column{Name: "Age", Description: metav1.ObjectMeta{}.SwaggerDoc()["cre
 	return Since(m.GetCreationTimestamp())
 }}
 
+// name is the first column of most tables.
+var name = NameColumn(func(m metav1.Object) string { return m.GetName() })
+
+// NameColumn is the column of names, for a table in which it is not the first one, or says more than the name.
+func NameColumn(cell func(metav1.Object) string) Column {
+	return Column{Name: "Name", Format: "name", Description: metav1.ObjectMeta{}.SwaggerDoc()["name"], Cell: func(obj runtime.Object) any {
+		m, err := meta.Accessor(obj)
+		if err != nil {
+			return "<unknown>"
+		}
+		return cell(m)
+	}}
+}
+
 // Since prints how long ago a time was, as kubectl users know it.
 func Since(t metav1.Time) string {
 	if t.IsZero() {
@@ -29,21 +44,22 @@ func Since(t metav1.Time) string {
 	return duration.HumanDuration(time.Since(t.Time))
 }
 
-// Table prints rows of a resource that has no descriptor: the name, then these columns.
+// Table prints rows of a resource that has no descriptor: the name, unless one of them is that, and these columns.
 func Table(columns ...Column) rest.TableConvertor { return tableConvertor{columns} }
 
-// tableConvertor prints rows by a descriptor's columns, after the name.
+// tableConvertor prints rows by a descriptor's columns, after the name unless that is one of them.
 type tableConvertor struct{ columns []Column }
 
 var _ rest.TableConvertor = tableConvertor{}
 
 func (c tableConvertor) ConvertToTable(_ context.Context, obj runtime.Object, options runtime.Object) (*metav1.Table, error) {
 	t := &metav1.Table{}
+	columns := c.columns
+	if !slices.ContainsFunc(columns, func(col Column) bool { return col.Name == name.Name }) {
+		columns = append([]Column{name}, columns...)
+	}
 	if opt, ok := options.(*metav1.TableOptions); !ok || opt == nil || !opt.NoHeaders {
-		t.ColumnDefinitions = append(t.ColumnDefinitions, metav1.TableColumnDefinition{
-			Name: "Name", Type: "string", Format: "name", Description: metav1.ObjectMeta{}.SwaggerDoc()["name"],
-		})
-		for _, col := range c.columns {
+		for _, col := range columns {
 			def := metav1.TableColumnDefinition{Name: col.Name, Type: col.Type, Format: col.Format, Description: col.Description}
 			if def.Type == "" {
 				def.Type = "string"
@@ -54,11 +70,10 @@ func (c tableConvertor) ConvertToTable(_ context.Context, obj runtime.Object, op
 			t.ColumnDefinitions = append(t.ColumnDefinitions, def)
 		}
 	}
-	rows := func(o runtime.Object, m metav1.Object, name, _ string) ([]any, error) {
-		cells := make([]any, 1, 1+len(c.columns))
-		cells[0] = name
-		for _, col := range c.columns {
-			cells = append(cells, col.Cell(o))
+	rows := func(o runtime.Object, _ metav1.Object, _, _ string) ([]any, error) {
+		cells := make([]any, len(columns))
+		for i, col := range columns {
+			cells[i] = col.Cell(o)
 		}
 		return cells, nil
 	}

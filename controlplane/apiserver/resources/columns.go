@@ -1,6 +1,7 @@
 package resources
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -8,6 +9,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 
 	"github.com/strake-io/strake/controlplane/apiserver/descriptor"
@@ -47,6 +49,49 @@ func valueOr[V any](p *V, otherwise string) string {
 		return otherwise
 	}
 	return fmt.Sprint(*p)
+}
+
+// narrow makes columns that are always shown of them.
+func narrow(columns []descriptor.Column) []descriptor.Column {
+	for i := range columns {
+		columns[i].Wide = false
+	}
+	return columns
+}
+
+// few lists the first three items, and how many more there are.
+func few(items []string, none string) string {
+	const shown = 3
+	switch {
+	case len(items) == 0:
+		return none
+	case len(items) > shown:
+		return fmt.Sprintf("%s + %d more...", strings.Join(items[:shown], ","), len(items)-shown)
+	}
+	return strings.Join(items, ",")
+}
+
+// balanced lists the addresses, or else names, that a load balancer gave.
+func balanced[T any](ingress []T, get func(T) (ip, host string)) []string {
+	var out []string
+	for _, in := range ingress {
+		ip, host := get(in)
+		out = append(out, nonEmpty(cmp.Or(ip, host))...)
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+// classColumn is the name of a class, with a remark if it is the one of who names none.
+func classColumn(isDefault ...string) descriptor.Column {
+	return descriptor.NameColumn(func(m metav1.Object) string {
+		for _, a := range isDefault {
+			if m.GetAnnotations()[a] == "true" {
+				return m.GetName() + " (default)"
+			}
+		}
+		return m.GetName()
+	})
 }
 
 // subjectColumns are the wide columns of bindings.

@@ -1,17 +1,20 @@
 package resources
 
 import (
+	"cmp"
 	"encoding/json"
-	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 	"sort"
+	"strconv"
 	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apiequality "k8s.io/apimachinery/pkg/api/equality"
 	apivalidation "k8s.io/apimachinery/pkg/api/validation"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/sets"
@@ -324,15 +327,23 @@ func endpoints() *descriptor.Resource {
 		Validate:            descriptor.Check(validateEndpoints),
 		Columns: []descriptor.Column{
 			{Name: "Endpoints", Cell: descriptor.Cell(func(e *corev1.Endpoints) string {
+				if len(e.Subsets) == 0 {
+					return "<none>"
+				}
 				var out []string
 				for _, s := range e.Subsets {
-					for _, a := range s.Addresses {
-						for _, p := range s.Ports {
-							out = append(out, fmt.Sprintf("%s:%d", a.IP, p.Port))
+					if len(s.Ports) == 0 { // of a headless Service
+						for _, a := range s.Addresses {
+							out = append(out, a.IP)
+						}
+					}
+					for _, p := range s.Ports {
+						for _, a := range s.Addresses {
+							out = append(out, net.JoinHostPort(a.IP, strconv.Itoa(int(p.Port))))
 						}
 					}
 				}
-				return joined(out)
+				return few(out, "")
 			})},
 			descriptor.Age,
 		},
@@ -366,31 +377,47 @@ func events() *descriptor.Resource {
 		},
 		Columns: []descriptor.Column{
 			{Name: "Last Seen", Cell: descriptor.Cell(func(e *corev1.Event) string {
-				if !e.LastTimestamp.IsZero() {
+				switch {
+				case e.Series != nil:
+					return descriptor.Since(metaTime(e.Series.LastObservedTime))
+				case !e.LastTimestamp.IsZero():
 					return descriptor.Since(e.LastTimestamp)
 				}
-				if e.Series != nil {
-					return descriptor.Since(metaTime(e.Series.LastObservedTime))
-				}
-				return descriptor.Since(metaTime(e.EventTime))
+				return descriptor.Since(firstSeen(e))
 			})},
 			{Name: "Type", Cell: descriptor.Cell(func(e *corev1.Event) string { return e.Type })},
 			{Name: "Reason", Cell: descriptor.Cell(func(e *corev1.Event) string { return e.Reason })},
 			{Name: "Object", Cell: descriptor.Cell(func(e *corev1.Event) string {
-				return strings.ToLower(e.InvolvedObject.Kind) + "/" + e.InvolvedObject.Name
+				return strings.Join(nonEmpty(strings.ToLower(e.InvolvedObject.Kind), e.InvolvedObject.Name), "/")
 			})},
 			{Name: "Subobject", Wide: true, Cell: descriptor.Cell(func(e *corev1.Event) string { return e.InvolvedObject.FieldPath })},
 			{Name: "Source", Wide: true, Cell: descriptor.Cell(func(e *corev1.Event) string {
-				return joined(nonEmpty(e.Source.Component+e.ReportingController, e.Source.Host+e.ReportingInstance))
+				// Who writes by the one API fills in the fields of the other one, too.
+				return strings.Join(append([]string{cmp.Or(e.Source.Component, e.ReportingController)}, nonEmpty(cmp.Or(e.Source.Host, e.ReportingInstance))...), ", ")
 			})},
 			{Name: "Message", Cell: descriptor.Cell(func(e *corev1.Event) string { return strings.TrimSpace(e.Message) })},
-			{Name: "First Seen", Wide: true, Cell: descriptor.Cell(func(e *corev1.Event) string {
-				if e.FirstTimestamp.IsZero() {
-					return descriptor.Since(metaTime(e.EventTime))
+			{Name: "First Seen", Wide: true, Cell: descriptor.Cell(func(e *corev1.Event) string { return descriptor.Since(firstSeen(e)) })},
+			{Name: "Count", Wide: true, Cell: descriptor.Cell(func(e *corev1.Event) int64 {
+				if e.Series != nil {
+					return int64(e.Series.Count)
 				}
-				return descriptor.Since(e.FirstTimestamp)
+				return max(1, int64(e.Count))
 			})},
-			{Name: "Count", Wide: true, Cell: descriptor.Cell(func(e *corev1.Event) int64 { return max(1, int64(e.Count)) })},
+			eventName,
 		},
 	})
+}
+
+// eventName is the last column of events: who looks at them hardly ever wants it.
+var eventName = func() descriptor.Column {
+	c := descriptor.NameColumn(func(m metav1.Object) string { return m.GetName() })
+	c.Wide = true
+	return c
+}()
+
+func firstSeen(e *corev1.Event) metav1.Time {
+	if e.FirstTimestamp.IsZero() {
+		return metaTime(e.EventTime)
+	}
+	return e.FirstTimestamp
 }

@@ -58,11 +58,11 @@ func devices() []*descriptor.Resource {
 					}
 					if c.Status.Allocation != nil {
 						states = append(states, "allocated")
+						if len(c.Status.ReservedFor) > 0 {
+							states = append(states, "reserved")
+						}
 					} else if c.DeletionTimestamp == nil {
 						states = append(states, "pending")
-					}
-					if len(c.Status.ReservedFor) > 0 {
-						states = append(states, "reserved")
 					}
 					return strings.Join(states, ",")
 				})},

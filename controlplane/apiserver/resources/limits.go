@@ -47,10 +47,10 @@ func quotas() []*descriptor.Resource {
 			Validate: descriptor.Check(func(t *corev1.PodTemplate) field.ErrorList {
 				return validatePodTemplate(&t.Template, field.NewPath("template"))
 			}),
-			Columns: append(templateColumns(func(o descriptorObject) (*corev1.PodTemplateSpec, *metav1.LabelSelector) {
+			Columns: append(narrow(templateColumns(func(o descriptorObject) (*corev1.PodTemplateSpec, *metav1.LabelSelector) {
 				t := &o.(*corev1.PodTemplate).Template
 				return t, &metav1.LabelSelector{MatchLabels: t.Labels}
-			})[:2], descriptor.Column{Name: "Pod Labels", Cell: descriptor.Cell(func(t *corev1.PodTemplate) string {
+			})[:2]), descriptor.Column{Name: "Pod Labels", Cell: descriptor.Cell(func(t *corev1.PodTemplate) string {
 				return selectorCell(&metav1.LabelSelector{MatchLabels: t.Template.Labels})
 			})}),
 		}),

@@ -72,23 +72,23 @@ func discovery() []*descriptor.Resource {
 			{Name: "Ports", Cell: descriptor.Cell(func(s *discoveryv1.EndpointSlice) string {
 				var out []string
 				for _, p := range s.Ports {
-					if p.Port == nil {
-						out = append(out, "*")
-					} else {
+					switch {
+					case p.Port != nil:
 						out = append(out, fmt.Sprint(*p.Port))
+					case p.Name != nil:
+						out = append(out, *p.Name)
+					default:
+						out = append(out, "*")
 					}
 				}
-				return unset(out)
+				return few(out, "<unset>")
 			})},
 			{Name: "Endpoints", Cell: descriptor.Cell(func(s *discoveryv1.EndpointSlice) string {
 				var out []string
 				for _, e := range s.Endpoints {
 					out = append(out, e.Addresses...)
 				}
-				if len(out) > 3 {
-					return strings.Join(out[:3], ",") + fmt.Sprintf(" + %d more...", len(out)-3)
-				}
-				return unset(out)
+				return few(out, "<unset>")
 			})},
 			descriptor.Age,
 		},
@@ -155,17 +155,10 @@ func networking() []*descriptor.Resource {
 					for _, r := range i.Spec.Rules {
 						hosts = append(hosts, nonEmpty(r.Host)...)
 					}
-					if len(hosts) == 0 {
-						return "*"
-					}
-					return strings.Join(hosts, ",")
+					return few(hosts, "*")
 				})},
 				{Name: "Address", Cell: descriptor.Cell(func(i *networkingv1.Ingress) string {
-					var out []string
-					for _, in := range i.Status.LoadBalancer.Ingress {
-						out = append(out, nonEmpty(in.IP, in.Hostname)...)
-					}
-					return strings.Join(out, ",")
+					return strings.Join(balanced(i.Status.LoadBalancer.Ingress, func(in networkingv1.IngressLoadBalancerIngress) (string, string) { return in.IP, in.Hostname }), ",")
 				})},
 				{Name: "Ports", Cell: descriptor.Cell(func(i *networkingv1.Ingress) string {
 					if len(i.Spec.TLS) > 0 {
@@ -189,6 +182,13 @@ func networking() []*descriptor.Resource {
 			}),
 			Columns: []descriptor.Column{
 				{Name: "Controller", Cell: descriptor.Cell(func(i *networkingv1.IngressClass) string { return i.Spec.Controller })},
+				{Name: "Parameters", Cell: descriptor.Cell(func(i *networkingv1.IngressClass) string {
+					p := i.Spec.Parameters
+					if p == nil {
+						return "<none>"
+					}
+					return strings.Join(append([]string{p.Kind}, nonEmpty(valueOr(p.APIGroup, ""))...), ".") + "/" + p.Name
+				})},
 				descriptor.Age,
 			},
 		}),

@@ -55,6 +55,19 @@ func containerStatus(list []corev1.ContainerStatus, name string) *corev1.Contain
 	return nil
 }
 
+// beginning finds the init container that a pod waits for; nil if it is through with them.
+func beginning(p *corev1.Pod) (int, *corev1.ContainerStatus) {
+	for i := range p.Spec.InitContainers {
+		c := &p.Spec.InitContainers[i]
+		s := containerStatus(p.Status.InitContainerStatuses, c.Name)
+		if s == nil || s.State.Terminated != nil && s.State.Terminated.ExitCode == 0 || sidecar(c) && s.Started != nil && *s.Started {
+			continue
+		}
+		return i, s
+	}
+	return 0, nil
+}
+
 // podStatusText is the word in the STATUS column: the most telling of the pod's phase, reason, deletion and
 // the states of its containers.
 func podStatusText(p *corev1.Pod) string {
@@ -67,25 +80,18 @@ func podStatusText(p *corev1.Pod) string {
 			reason = corev1.PodReasonSchedulingGated
 		}
 	}
-	initializing := false
-	for i := range p.Spec.InitContainers {
-		c := &p.Spec.InitContainers[i]
-		s := containerStatus(p.Status.InitContainerStatuses, c.Name)
-		if s == nil || s.State.Terminated != nil && s.State.Terminated.ExitCode == 0 || sidecar(c) && s.Started != nil && *s.Started {
-			continue
-		}
-		initializing = true
-		switch {
-		case s.State.Terminated != nil:
-			reason = "Init:" + terminatedText(s.State.Terminated)
-		case s.State.Waiting != nil && s.State.Waiting.Reason != "" && s.State.Waiting.Reason != "PodInitializing":
-			reason = "Init:" + s.State.Waiting.Reason
+	i, waiting := beginning(p)
+	if waiting != nil {
+		switch s := waiting.State; {
+		case s.Terminated != nil:
+			reason = "Init:" + terminatedText(s.Terminated)
+		case s.Waiting != nil && s.Waiting.Reason != "" && s.Waiting.Reason != "PodInitializing":
+			reason = "Init:" + s.Waiting.Reason
 		default:
 			reason = fmt.Sprintf("Init:%d/%d", i, len(p.Spec.InitContainers))
 		}
-		break
 	}
-	if !initializing {
+	if waiting == nil || podCondition(p, corev1.PodInitialized) {
 		running := false
 		for i := len(p.Status.ContainerStatuses) - 1; i >= 0; i-- {
 			switch s := p.Status.ContainerStatuses[i]; {
@@ -135,15 +141,30 @@ func podCondition(p *corev1.Pod, t corev1.PodConditionType) bool {
 	return false
 }
 
+// podRestarts counts those of the containers that run: of the init containers until they are through, from then on of the others and sidecars.
 func podRestarts(p *corev1.Pod) string {
 	var n int32
 	var last metav1.Time
-	for _, list := range [][]corev1.ContainerStatus{p.Status.InitContainerStatuses, p.Status.ContainerStatuses} {
-		for _, s := range list {
-			n += s.RestartCount
-			if t := s.LastTerminationState.Terminated; t != nil && last.Before(&t.FinishedAt) {
-				last = t.FinishedAt
+	add := func(s corev1.ContainerStatus) {
+		n += s.RestartCount
+		if t := s.LastTerminationState.Terminated; t != nil && last.Before(&t.FinishedAt) {
+			last = t.FinishedAt
+		}
+	}
+	if _, waiting := beginning(p); waiting != nil && !podCondition(p, corev1.PodInitialized) {
+		for _, s := range p.Status.InitContainerStatuses {
+			add(s)
+		}
+	} else {
+		for i := range p.Spec.InitContainers {
+			if c := &p.Spec.InitContainers[i]; sidecar(c) {
+				if s := containerStatus(p.Status.InitContainerStatuses, c.Name); s != nil {
+					add(*s)
+				}
 			}
+		}
+		for _, s := range p.Status.ContainerStatuses {
+			add(s)
 		}
 	}
 	if n == 0 || last.IsZero() {

@@ -291,14 +291,7 @@ func externalIPs(s *corev1.Service) string {
 	case corev1.ServiceTypeExternalName:
 		return s.Spec.ExternalName
 	case corev1.ServiceTypeLoadBalancer:
-		var lb []string
-		for _, in := range s.Status.LoadBalancer.Ingress {
-			if in.IP != "" {
-				lb = append(lb, in.IP)
-			} else if in.Hostname != "" {
-				lb = append(lb, in.Hostname)
-			}
-		}
+		lb := balanced(s.Status.LoadBalancer.Ingress, func(in corev1.LoadBalancerIngress) (string, string) { return in.IP, in.Hostname })
 		if len(lb)+len(ips) == 0 {
 			return "<pending>"
 		}

@@ -58,6 +58,7 @@ func storageClasses() *descriptor.Resource {
 			return append(errs, apivalidation.ValidateImmutableField(s.VolumeBindingMode, old.VolumeBindingMode, field.NewPath("volumeBindingMode"))...)
 		}),
 		Columns: []descriptor.Column{
+			classColumn("storageclass.kubernetes.io/is-default-class", "storageclass.beta.kubernetes.io/is-default-class"),
 			{Name: "Provisioner", Cell: descriptor.Cell(func(s *storagev1.StorageClass) string { return s.Provisioner })},
 			{Name: "ReclaimPolicy", Cell: descriptor.Cell(func(s *storagev1.StorageClass) string { return valueOr(s.ReclaimPolicy, "Delete") })},
 			{Name: "VolumeBindingMode", Cell: descriptor.Cell(func(s *storagev1.StorageClass) string { return valueOr(s.VolumeBindingMode, "Immediate") })},
@@ -299,7 +300,6 @@ func csiCapacities() *descriptor.Resource {
 				}
 				return c.Capacity.String()
 			})},
-			descriptor.Age,
 		},
 	})
 }
