@@ -115,6 +115,21 @@ func TestColumns(t *testing.T) {
 	}
 }
 
+// TestSecretsOfAccounts: they are kept, as names.
+func TestSecretsOfAccounts(t *testing.T) {
+	d, s := serviceAccounts(), &corev1.ServiceAccount{Secrets: []corev1.ObjectReference{{Kind: "Secret", Namespace: "other", Name: "a"}}}
+	d.PrepareCreate(t.Context(), s)
+	if len(s.Secrets) != 1 || s.Secrets[0] != (corev1.ObjectReference{Name: "a"}) {
+		t.Errorf("made with %+v", s.Secrets)
+	}
+	changed := s.DeepCopy()
+	changed.Secrets = append(changed.Secrets, corev1.ObjectReference{Namespace: "other", Name: "b"})
+	d.PrepareUpdate(t.Context(), changed, s)
+	if len(changed.Secrets) != 2 || changed.Secrets[1] != (corev1.ObjectReference{Name: "b"}) {
+		t.Errorf("changed to %+v", changed.Secrets)
+	}
+}
+
 func TestCells(t *testing.T) {
 	ago := func(d time.Duration) metav1.Time { return metav1.NewTime(time.Now().Add(-d)) }
 	port, name, group := int32(80), "web", "example.org"
@@ -166,6 +181,7 @@ func TestCells(t *testing.T) {
 		{"ingressclasses", &networkingv1.IngressClass{Spec: networkingv1.IngressClassSpec{Parameters: &networkingv1.IngressClassParametersReference{APIGroup: &group, Kind: "Settings", Name: "s"}}}, map[string]string{"Parameters": "Settings.example.org/s"}},
 		{"storageclasses", &storagev1.StorageClass{ObjectMeta: metav1.ObjectMeta{Name: "local"}}, map[string]string{"Name": "local"}},
 		{"storageclasses", &storagev1.StorageClass{ObjectMeta: metav1.ObjectMeta{Name: "local", Annotations: map[string]string{"storageclass.kubernetes.io/is-default-class": "true"}}}, map[string]string{"Name": "local (default)"}},
+		{"serviceaccounts", &corev1.ServiceAccount{Secrets: []corev1.ObjectReference{{Name: "a"}}}, map[string]string{"Secrets": "1"}},
 		{"services", &corev1.Service{Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeLoadBalancer, ExternalIPs: []string{"192.0.2.9"}}, Status: corev1.ServiceStatus{LoadBalancer: corev1.LoadBalancerStatus{Ingress: []corev1.LoadBalancerIngress{{IP: "192.0.2.2"}, {IP: "192.0.2.1"}}}}}, map[string]string{"External-IP": "192.0.2.1,192.0.2.2,192.0.2.9"}},
 	} {
 		for _, d := range All() {

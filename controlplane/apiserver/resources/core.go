@@ -309,8 +309,20 @@ func validateJSON(data map[string][]byte, key string) field.ErrorList {
 func serviceAccounts() *descriptor.Resource {
 	return kind[corev1.ServiceAccount, corev1.ServiceAccountList]("ServiceAccount", descriptor.Resource{
 		GroupVersion: corev1.SchemeGroupVersion, ShortNames: []string{"sa"}, Namespaced: true,
-		PrepareCreate: descriptor.Prepare(func(s *corev1.ServiceAccount) { s.Secrets = nil }),
+		PrepareCreate: descriptor.Prepare(nameSecrets),
+		PrepareUpdate: descriptor.PrepareChange(func(s, _ *corev1.ServiceAccount) { nameSecrets(s) }),
+		Columns: []descriptor.Column{
+			{Name: "Secrets", Type: "integer", Cell: descriptor.Cell(func(s *corev1.ServiceAccount) int64 { return int64(len(s.Secrets)) })},
+			descriptor.Age,
+		},
 	})
+}
+
+// nameSecrets keeps of an account's Secrets what counts: their names.
+func nameSecrets(s *corev1.ServiceAccount) {
+	for i := range s.Secrets {
+		s.Secrets[i] = corev1.ObjectReference{Name: s.Secrets[i].Name}
+	}
 }
 
 func endpoints() *descriptor.Resource {
