@@ -12,8 +12,8 @@ import (
 )
 
 const (
-	// fanOutCost is what an event costs two CPUs for each of its watchers: the server's send, and the watcher's receipt.
-	fanOutCost = 40 * time.Microsecond
+	// fanOutCost is what an event costs a CPU for each of its watchers: the server's send, and the watcher's receipt.
+	fanOutCost = 80 * time.Microsecond
 	// heldFrom: with fewer watchers than make this much of it, nothing is held.
 	heldFrom = 5 * time.Millisecond
 	// heldLongest bounds how much later a watcher or a list from the cache sees a change for it.
@@ -24,8 +24,11 @@ const (
 	restPart = 8
 )
 
-// crowds are the watchers of each stored resource. Its zero value is ready for use.
-type crowds struct{ of sync.Map } // *crowd by schema.GroupResource
+// crowds are the watchers of each stored resource.
+type crowds struct {
+	cpus int      // which share what sending an event costs
+	of   sync.Map // *crowd by schema.GroupResource
+}
 
 // crowd counts the watchers of a resource that get all of its events, or all of a namespace.
 type crowd struct {
@@ -72,7 +75,7 @@ func (c *crowds) hold(r schema.GroupResource) func(namespace string) time.Durati
 	c.of.LoadOrStore(r, &crowd{in: map[string]int{}})
 	all := c.crowd(r)
 	return func(namespace string) time.Duration {
-		if d := time.Duration(all.of(namespace)) * fanOutCost; d >= heldFrom {
+		if d := time.Duration(all.of(namespace)) * fanOutCost / time.Duration(c.cpus); d >= heldFrom {
 			return min(d, heldLongest)
 		}
 		return 0

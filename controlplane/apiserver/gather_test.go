@@ -109,7 +109,7 @@ func TestGathererStopsWhenNobodyReads(t *testing.T) {
 }
 
 func TestCrowds(t *testing.T) {
-	var c crowds
+	c := crowds{cpus: 2}
 	pods := schema.GroupResource{Resource: "pods"}
 	hold := c.hold(pods)
 	crowd := c.crowd(pods)
@@ -123,6 +123,10 @@ func TestCrowds(t *testing.T) {
 				t.Errorf("%d watchers of all, %d of busy: %v in %s, want %d ms", step.all, step.busy, got, namespace, want)
 			}
 		}
+	}
+	crowd.all, crowd.in["busy"] = 1000, 0
+	if c.cpus = 8; hold("busy") != 10*time.Millisecond {
+		t.Errorf("eight CPUs: %v, want 10 ms", hold("busy"))
 	}
 	deployments := schema.GroupResource{Group: "apps", Resource: "deployments"}
 	if c.hold(deployments); c.crowd(deployments).of("busy") != 0 {

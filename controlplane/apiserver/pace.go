@@ -33,7 +33,7 @@ type pace struct {
 
 func newPace() *pace {
 	cpus := min(runtime.NumCPU(), runtime.GOMAXPROCS(0)) // there may be more threads than CPUs
-	return &pace{cost: time.Second / time.Duration(flushesPerCPU*cpus), room: flushRoom, since: time.Now()}
+	return &pace{cost: time.Second / time.Duration(flushesPerCPU*cpus), room: flushRoom, since: time.Now(), crowds: crowds{cpus: cpus}}
 }
 
 // turn books the next turn, and returns how long it is until then.
