@@ -409,6 +409,38 @@ func TestPolicyChangeUnderFlows(t *testing.T) {
 	}
 }
 
+// So is one on which both sides agreed while it has its place among the newest, where its packets change nothing and pass without a lock.
+func TestPolicyChangeUnderAgreedConnections(t *testing.T) {
+	l := newPolicyLab(t)
+	for _, f := range families {
+		for i, answerFirst := range []bool{false, true} {
+			client, server := at(f.pod, uint16(5000+i)), at(f.other, 8080)
+			question := func(flags byte, counted string) {
+				t.Helper()
+				l.want(t, f.name+" a question", podProgram, l.podVeth, segment(client, server, flags), counted)
+			}
+			answer := func(flags byte, counted string) {
+				t.Helper()
+				l.want(t, f.name+" an answer", podProgram, l.otherVeth, segment(server, client, flags), counted)
+			}
+			l.judge(t, PolicySubject{Egress: web}, PolicySubject{Ingress: web})
+			question(syn, "pod_to_pod")
+			answer(syn|ack, "pod_to_pod")
+			question(ack, "pod_to_pod")
+			l.judge(t, PolicySubject{Egress: web}, PolicySubject{Ingress: nobody})
+			if table, row := policyFlow(t, l.d, 6, client, server); table != policyNewest || row.State != flowReplied|flowAgreed {
+				t.Fatalf("%s: the connection is in %q, %+v", f.name, table, row)
+			}
+			changeNewest(t, l.d, func(n *netPolicyNew) { n.Flow.Seen = monotonic(t) }) // later it would pass by way of the lock, once
+			if !answerFirst {
+				question(ack, "drop_policy_ingress")
+			}
+			answer(ack, "drop_policy_ingress")
+			question(ack, "drop_policy_ingress")
+		}
+	}
+}
+
 // What a pod that keeps flows sends and gets is followed while nothing judges it, but a pod that gets its address keeps nothing of it.
 func TestKeptFlowsAreThePodsOwn(t *testing.T) {
 	l := newPolicyLab(t)
