@@ -71,7 +71,7 @@ row; how many is said.`,
 			c.Resolved = func(q dns.Query) string { return of(q.Client) }
 			c.Clock = func() (time.Time, time.Duration) { return time.Now(), bpf.Monotonic() }
 			c.Takes = func(q dnstop.Question) bool {
-				return (pod == "" || flows.OfPod(q.Client, pod)) && (name == "" || strings.Contains(q.Name, strings.ToLower(name)))
+				return (pod == "" || flows.OfPod(q.Client, pod, names.HasPod(pod))) && (name == "" || strings.Contains(q.Name, strings.ToLower(name)))
 			}
 			if info, err := os.Stdout.Stat(); err == nil && c.For == 0 {
 				c.Clear = info.Mode()&fs.ModeCharDevice != 0
@@ -95,7 +95,7 @@ row; how many is said.`,
 	f.IntVar(&c.Rows, "rows", 20, "names, and clients, that are shown")
 	f.StringVar(&c.Order, "sort", "queries", "which come first: "+strings.Join(slices.Sorted(maps.Keys(dnstop.Orders)), ", "))
 	f.BoolVar(&c.Log, "log", false, "a line for each question, and no reports")
-	f.StringVar(&pod, "pod", "", "only questions of this pod, or of this workload's pods: NAMESPACE/NAME")
+	f.StringVar(&pod, "pod", "", "only questions of this pod, or, if none is called so, of this workload's pods: NAMESPACE/NAME")
 	f.StringVar(&name, "name", "", "only questions for names that this is part of")
 	fixed(cmd, "sort", slices.Sorted(maps.Keys(dnstop.Orders))...)
 	completed(cmd, "pod", podNames(place))

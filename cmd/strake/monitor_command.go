@@ -103,7 +103,7 @@ read are lost; how many is said.`,
 	f.BoolVar(&all, "all", false, "every verdict, not drops alone")
 	f.BoolVar(&drops, "drops", false, "drops alone (the default)")
 	f.IntVarP(&c.Count, "count", "n", 0, "end after so many events (0: not before Ctrl-C)")
-	f.StringVar(&c.Filter.Pod, "pod", "", "only packets to, from or at this pod, or this workload's pods: NAMESPACE/NAME")
+	f.StringVar(&c.Filter.Pod, "pod", "", "only packets to, from or at this pod, or, if none is called so, this workload's pods: NAMESPACE/NAME")
 	f.StringSliceVar(&c.Filter.Reasons, "reason", nil, "only events of this reason; repeatable")
 	cmd.MarkFlagsMutuallyExclusive("all", "drops")
 	fixed(cmd, "reason", bpf.Reasons()...)

@@ -25,6 +25,7 @@ func Verdicts() []string { return []string{Allowed, Dropped, WouldDrop, WouldAll
 type Filter struct {
 	Verdict   string
 	Pod       string // NAMESPACE/NAME, at either end; the name may be that of the workload whose pod it is
+	Exact     bool   // there is a pod of that very name, and that one alone is meant: see Meet
 	Namespace string // of either end
 	Policy    string // NAMESPACE/NAME, or the NAME of a ClusterNetworkPolicy, that decided or would have
 }
@@ -56,7 +57,7 @@ func (f Filter) Takes(flow *Flow) bool {
 			return false
 		}
 	}
-	if f.Pod != "" && !OfPod(flow.From.Name(), f.Pod) && !OfPod(flow.To.Name(), f.Pod) {
+	if f.Pod != "" && !OfPod(flow.From.Name(), f.Pod, f.Exact) && !OfPod(flow.To.Name(), f.Pod, f.Exact) {
 		return false
 	}
 	if f.Namespace != "" && flow.From.Namespace != f.Namespace && flow.To.Namespace != f.Namespace {
@@ -67,14 +68,19 @@ func (f Filter) Takes(flow *Flow) bool {
 	})
 }
 
+// Meet looks at a flow, whether it is chosen or not: where a pod has the very name that is asked for, no workload is meant by it.
+func (f *Filter) Meet(flow *Flow) {
+	f.Exact = f.Exact || f.Pod != "" && (flow.From.Name() == f.Pod || flow.To.Name() == f.Pod)
+}
+
 // podSuffix is what controllers add to a workload's name for its pods: a Deployment the hash of its template (a number of 32 bits, written with safe letters)
 // and five letters, a DaemonSet, ReplicaSet or Job those alone, a StatefulSet a number, an indexed Job or a CronJob a number before the letters.
 var podSuffix = regexp.MustCompile(`^(-[b-df-hj-np-tv-xz2456789]{6,10}|-[0-9]+)?-[b-df-hj-np-tv-xz2456789]{5}$|^-[0-9]+$`)
 
-// OfPod tells whether a name is of the pod that is meant, or can be of one whose workload is, both NAMESPACE/NAME.
-func OfPod(name, meant string) bool {
+// OfPod tells whether a name is of the pod that is meant, or, unless there is one of exactly that name, can be of one whose workload is meant, both NAMESPACE/NAME.
+func OfPod(name, meant string, exact bool) bool {
 	rest, ok := strings.CutPrefix(name, meant)
-	return ok && (rest == "" || podSuffix.MatchString(rest))
+	return ok && (rest == "" || !exact && podSuffix.MatchString(rest))
 }
 
 // Sum is a class of flows, of all that is alike but for the pods of a workload, over a time.

@@ -68,7 +68,7 @@ func TestOfPod(t *testing.T) {
 		{"shop/web2-777bb76df-ptshv", "shop/web", false}, {"shop/web-db-777bb76df-ptshv", "shop/web", false}, {"shop/web-db-ptshv", "shop/web", false}, {"shop/web-db", "shop/web", false},
 		{"shop/web-db-0", "shop/web", false}, {"shop/web", "shop/web-777bb76df-ptshv", false}, {"data/web-ptshv", "shop/web", false}, {"", "shop/web", false}, {"203.0.113.9", "shop/web", false},
 	} {
-		if got := OfPod(c.name, c.meant); got != c.want {
+		if got := OfPod(c.name, c.meant, false); got != c.want {
 			t.Errorf("%q for %q: %v", c.name, c.meant, got)
 		}
 	}
@@ -76,6 +76,16 @@ func TestOfPod(t *testing.T) {
 	other := &Flow{Verdict: Allowed, From: End{Addr: "203.0.113.9"}, To: End{Namespace: "shop", Pod: "web-db-777bb76df-ptshv"}}
 	if f := (Filter{Pod: "shop/web"}); !f.Takes(web) || f.Takes(other) {
 		t.Errorf("web %v, web-db %v", f.Takes(web), f.Takes(other))
+	}
+	// A pod of the very name is meant before any workload: a StatefulSet's may be called as another's pod is, with a number more.
+	one := &Flow{Verdict: Allowed, From: End{Namespace: "shop", Pod: "db-0"}, To: End{Addr: "203.0.113.9"}}
+	another := &Flow{Verdict: Allowed, From: End{Addr: "203.0.113.9"}, To: End{Namespace: "shop", Pod: "db-0-2"}}
+	f := Filter{Pod: "shop/db-0"}
+	if f.Meet(another); f.Exact || !f.Takes(another) {
+		t.Error("the pods of a workload are not taken where no pod has its name")
+	}
+	if f.Meet(one); !f.Exact || !f.Takes(one) || f.Takes(another) {
+		t.Errorf("db-0 %v, db-0-2 %v where db-0 is meant", f.Takes(one), f.Takes(another))
 	}
 }
 

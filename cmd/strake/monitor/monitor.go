@@ -57,18 +57,19 @@ func (p Policy) String() string {
 
 // Filter chooses lines. Its zero value takes all.
 type Filter struct {
-	Pod     string // namespace/name, at either end; the name may be that of the workload whose pod it is, such as a Deployment's
+	Pod     string // namespace/name, at either end; if no pod is called so, of the workload whose pod it is, such as a Deployment's
 	Reasons []string
 }
 
-func (f Filter) takes(l Line) bool {
+// takes is told whether there is a pod of the very name that is asked for.
+func (f Filter) takes(l Line, exact bool) bool {
 	if len(f.Reasons) > 0 && !slices.Contains(f.Reasons, l.Reason) {
 		return false
 	}
 	if f.Pod == "" {
 		return true
 	}
-	return flows.OfPod(l.Pod, f.Pod) || l.Source != nil && flows.OfPod(l.Source.Pod, f.Pod) || l.Destination != nil && flows.OfPod(l.Destination.Pod, f.Pod)
+	return flows.OfPod(l.Pod, f.Pod, exact) || l.Source != nil && flows.OfPod(l.Source.Pod, f.Pod, exact) || l.Destination != nil && flows.OfPod(l.Destination.Pod, f.Pod, exact)
 }
 
 // CheckReasons refuses names that no event has.
@@ -132,7 +133,7 @@ func Run(ctx context.Context, c Config, out, notes io.Writer) error {
 			return err
 		}
 		l := c.line(e)
-		if !c.Filter.takes(l) {
+		if !c.Filter.takes(l, c.Names.HasPod(c.Filter.Pod)) {
 			continue
 		}
 		if c.JSON {

@@ -53,6 +53,26 @@ func TestNames(t *testing.T) {
 	}
 }
 
+// A StatefulSet's pods are not those of a pod that has the set's name.
+func TestPodsOfAName(t *testing.T) {
+	n := NewNames()
+	takes := func(pod string) bool { return (Filter{Pod: "demo/web"}).takes(Line{Pod: pod}, n.HasPod("demo/web")) }
+	if !takes("demo/web-0") {
+		t.Error("a workload's pod is not taken")
+	}
+	n.add(pod("u1", "web", "10.0.0.1"))
+	n.add(pod("u1", "web", "10.0.0.1")) // as an informer that lists again tells it
+	n.add(pod("u2", "web", "10.0.0.2"))
+	n.remove(pod("u1", "web", "10.0.0.1"))
+	if takes("demo/web-0") || !takes("demo/web") {
+		t.Error("the pod of that name is not meant alone")
+	}
+	n.remove(pod("u2", "web", "10.0.0.2"))
+	if !takes("demo/web-0") {
+		t.Error("a pod that is gone is still meant")
+	}
+}
+
 func TestPodUID(t *testing.T) {
 	const uid = "be2d238f-2a67-4e22-9e39-6cc1009d4d8a"
 	for cgroup, want := range map[string]string{

@@ -23,13 +23,14 @@ type Names struct {
 	services map[netip.Addr]map[string]string
 	nodes    map[netip.Addr]map[string]string
 	uids     map[string]string // UID of a pod → namespace/name
+	named    map[string]int    // namespace/name → how many pods: while one is made anew, two
 	ports    map[int32]string  // NodePort → namespace/name of the Service
 }
 
 // NewNames knows nobody yet.
 func NewNames() *Names {
 	table := func() map[netip.Addr]map[string]string { return map[netip.Addr]map[string]string{} }
-	return &Names{pods: table(), services: table(), nodes: table(), uids: map[string]string{}, ports: map[int32]string{}}
+	return &Names{pods: table(), services: table(), nodes: table(), uids: map[string]string{}, named: map[string]int{}, ports: map[int32]string{}}
 }
 
 // Follow learns names from the API until ctx ends. It returns once it knows all, or has waited for too long: the rest comes in time.
@@ -95,10 +96,14 @@ func (n *Names) change(obj any, add bool) {
 	switch o := obj.(type) {
 	case *corev1.Pod:
 		uid, name := string(o.UID), o.Namespace+"/"+o.Name
-		if add {
+		if _, known := n.uids[uid]; add && !known {
 			n.uids[uid] = name
-		} else {
+			n.named[name]++
+		} else if !add && known {
 			delete(n.uids, uid)
+			if n.named[name]--; n.named[name] == 0 {
+				delete(n.named, name)
+			}
 		}
 		if o.Spec.HostNetwork || o.Status.Phase == corev1.PodSucceeded || o.Status.Phase == corev1.PodFailed {
 			return // the address is the node's, or another's by now
@@ -130,6 +135,13 @@ func (n *Names) change(obj any, add bool) {
 			set(n.nodes, a.Address, string(o.UID), o.Name)
 		}
 	}
+}
+
+// HasPod tells whether there is a pod of that namespace/name.
+func (n *Names) HasPod(name string) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.named[name] > 0
 }
 
 // Peer is one end of a packet's way.

@@ -35,7 +35,7 @@ func (r *recordFlags) flags(cmd *cobra.Command, since time.Duration) {
 func (r *recordFlags) filterFlags(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringVar(&r.filter.Verdict, "verdict", "", "only flows that are "+list(flows.Verdicts())+"; the latter two by policies in shadow")
-	f.StringVar(&r.filter.Pod, "pod", "", "only flows from or to this pod, or this workload's pods: NAMESPACE/NAME")
+	f.StringVar(&r.filter.Pod, "pod", "", "only flows from or to this pod, or, if none is called so, this workload's pods: NAMESPACE/NAME")
 	f.StringVarP(&r.filter.Namespace, "namespace", "n", "", "only flows from or to pods of this namespace")
 	f.StringVar(&r.filter.Policy, "policy", "", "only flows on which this policy decided, or would have: NAMESPACE/NAME, or NAME of a ClusterNetworkPolicy")
 	_ = cmd.RegisterFlagCompletionFunc("verdict", cobra.FixedCompletions(flows.Verdicts(), cobra.ShellCompDirectiveNoFileComp)) // fails for unknown flags only
@@ -117,9 +117,14 @@ They are written every ten seconds.`,
 			default:
 				return Exit{broken, fmt.Errorf("--by %s: class and shadow are known", by)}
 			}
+			if err := r.meet(dirs, false); err != nil {
+				return told(err)
+			}
 			show := func(l flows.Line) error {
-				if l.Flow != nil && !r.filter.Takes(l.Flow) {
-					return nil
+				if l.Flow != nil {
+					if r.filter.Meet(l.Flow); !r.filter.Takes(l.Flow) {
+						return nil
+					}
 				}
 				if output == "json" {
 					return json.NewEncoder(cmd.OutOrStdout()).Encode(l)
@@ -142,7 +147,32 @@ They are written every ten seconds.`,
 	return cmd
 }
 
+// errMet ends a look at records.
+var errMet = errors.New("the pod is met")
+
+// meet has the filter look for its pod in what is to be read.
+func (r *recordFlags) meet(dirs []string, counts bool) error {
+	if r.filter.Pod == "" {
+		return nil
+	}
+	err := flows.Read(dirs, r.options(counts), func(l flows.Line) error {
+		if l.Flow != nil {
+			if r.filter.Meet(l.Flow); r.filter.Exact {
+				return errMet
+			}
+		}
+		return nil
+	})
+	if errors.Is(err, errMet) {
+		return nil
+	}
+	return err
+}
+
 func (r *recordFlags) sums(dirs []string) ([]*flows.Sum, error) {
+	if err := r.meet(dirs, true); err != nil {
+		return nil, err
+	}
 	var sums flows.Sums
 	err := flows.Read(dirs, r.options(true), func(l flows.Line) error {
 		if l.Flow != nil && r.filter.Takes(l.Flow) {

@@ -2,6 +2,7 @@ package policy
 
 import (
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -49,6 +50,30 @@ func recordOf(t *testing.T) string {
 	return dir
 }
 
+// A pod that has the very name is meant, and no StatefulSet's pods, wherever in the record it comes.
+func TestFlowsOfOnePod(t *testing.T) {
+	dir := recordOf(t)
+	later := flows.Flow{Verdict: flows.Allowed, From: flows.End{Addr: "10.244.0.8", Namespace: "default", Pod: "web"}, To: flows.End{Addr: "203.0.113.9"}, Protocol: "UDP", Port: 53, Sides: []string{"source"}}
+	for sort, l := range map[string]flows.Line{
+		"flows": {Kind: flows.KindFlow, Flow: &later, Sample: &flows.Sample{Event: "new", Sport: 4002}}, "counts": {Kind: flows.KindCount, Flow: &later, Count: &flows.Count{Class: "3", Flows: 1, Since: time.Now()}},
+	} {
+		l.Seq, l.Time, l.Node = 9, time.Now(), "n1"
+		f, err := os.OpenFile(filepath.Join(dir, sort+"-00000000000000000001.jsonl"), os.O_APPEND|os.O_WRONLY, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(json.NewEncoder(f).Encode(l), f.Close()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, by := range []string{"", " --by class"} {
+		code, out, errs := ask(t, "", strings.Fields("flows --record "+dir+" --pod default/web"+by)...)
+		if code != 0 || !strings.Contains(out, "53/UDP") || strings.Contains(out, "web-1") {
+			t.Errorf("%q: exit %d, %s\n%s", by, code, errs, out)
+		}
+	}
+}
+
 func TestFlows(t *testing.T) {
 	dir := recordOf(t)
 	for _, c := range []struct {
@@ -62,6 +87,7 @@ func TestFlows(t *testing.T) {
 		{"--verdict would-drop", 0, []string{"web-1"}, []string{"other/odd"}},
 		{"--verdict would-allow", 0, []string{"beyond the rate"}, []string{"web-1", "other/odd"}},
 		{"--pod other/odd", 0, []string{"other/odd"}, []string{"web-1"}},
+		{"--pod default/web", 0, []string{"web-1"}, []string{"other/odd"}},
 		{"-n other", 0, []string{"other/odd"}, []string{"web-1"}},
 		{"--policy default/lockdown", 0, []string{"web-1"}, []string{"other/odd"}},
 		{"--since 1m", 0, nil, []string{"web-1", "other/odd"}},
