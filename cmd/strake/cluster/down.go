@@ -35,6 +35,9 @@ func Down(ctx context.Context, l layout.Layout, purge bool, out io.Writer) error
 		return err
 	}
 	defer release()
+	if err := notSystemds(l); err != nil {
+		return err
+	}
 	return down(ctx, l, purge, out)
 }
 

@@ -74,6 +74,9 @@ func (u *joinStart) check(ctx context.Context, flags Settings, given func(string
 	if err := inItsNamespace(u.l); err != nil {
 		return err
 	}
+	if err := notSystemds(u.l); err != nil {
+		return err
+	}
 	saved, _, err := Load(u.l)
 	switch {
 	case err != nil:

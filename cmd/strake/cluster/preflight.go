@@ -17,6 +17,9 @@ import (
 func (u *upStart) check(flags Settings, given func(string) bool, nodes int) error {
 	err := u.l.Check()
 	if err == nil {
+		err = notSystemds(u.l)
+	}
+	if err == nil {
 		u.s, err = settle(u.l, flags, given)
 	}
 	if err == nil {
