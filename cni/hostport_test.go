@@ -1,13 +1,10 @@
 package cni
 
 import (
-	"errors"
-	"fmt"
 	"net/netip"
 	"reflect"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -15,47 +12,6 @@ import (
 	"github.com/strake-io/strake/bpf"
 	"github.com/strake-io/strake/cni/plugin"
 )
-
-// fakePorts is the load balancer's table.
-type fakePorts struct {
-	bpf.LoadBalancerTable // what is not ours to call
-	mu                    sync.Mutex
-	rows                  map[string][]bpf.LoadBalancer
-}
-
-func (f *fakePorts) Replace(owner string, want []bpf.LoadBalancer) (bpf.Changes, error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if len(owner) > maxOwner {
-		return bpf.Changes{}, fmt.Errorf("owner %q is too long", owner)
-	}
-	for other, rows := range f.rows {
-		for _, have := range rows {
-			for _, w := range want {
-				if other != owner && have.Protocol == w.Protocol && have.Frontends[0].Addr == w.Frontends[0].Addr {
-					return bpf.Changes{}, errors.New(have.Frontends[0].Addr.String() + " belongs to " + other)
-				}
-			}
-		}
-	}
-	if f.rows[owner] = want; len(want) == 0 {
-		delete(f.rows, owner)
-	}
-	return bpf.Changes{}, nil
-}
-
-func (f *fakePorts) Prune(keep func(string) bool) (bpf.Changes, error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	for o := range f.rows {
-		if !keep(o) {
-			delete(f.rows, o)
-		}
-	}
-	return bpf.Changes{}, nil
-}
-
-func (f *fakePorts) Dump() ([]bpf.LoadBalancer, error) { return nil, nil }
 
 func TestHostPorts(t *testing.T) {
 	port := func(addr string, port, container uint16, protocol uint8) []HostPort {

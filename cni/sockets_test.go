@@ -1,8 +1,6 @@
 package cni
 
 import (
-	"fmt"
-	"sync"
 	"testing"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -10,36 +8,6 @@ import (
 	"github.com/strake-io/strake/bpf"
 	"github.com/strake-io/strake/cni/plugin"
 )
-
-type fakeSockets struct {
-	mu   sync.Mutex
-	rows map[string][]bpf.SocketsOff
-}
-
-func (f *fakeSockets) Replace(owner string, want []bpf.SocketsOff) (bpf.Changes, error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if len(owner) > maxOwner {
-		return bpf.Changes{}, fmt.Errorf("owner %q is too long", owner)
-	}
-	if f.rows[owner] = want; len(want) == 0 {
-		delete(f.rows, owner)
-	}
-	return bpf.Changes{}, nil
-}
-
-func (f *fakeSockets) Prune(keep func(string) bool) (bpf.Changes, error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	for o := range f.rows {
-		if !keep(o) {
-			delete(f.rows, o)
-		}
-	}
-	return bpf.Changes{}, nil
-}
-
-func (f *fakeSockets) Dump() ([]bpf.SocketsOff, error) { return nil, nil }
 
 func TestLeavesSockets(t *testing.T) {
 	for name, c := range map[string]struct {

@@ -65,11 +65,11 @@ type fakeDatapath struct {
 	fail     error        // of AttachPod
 	hold     func()       // called by AttachPod
 	ports    *fakePorts
-	off      *fakeSockets
+	off      *fakeTable[bpf.SocketsOff]
 }
 
 func newFake() *fakeDatapath {
-	return &fakeDatapath{rows: map[netip.Addr]bpf.Endpoint{}, attached: map[int]bool{}, quick: map[int]bool{}, ports: &fakePorts{rows: map[string][]bpf.LoadBalancer{}}, off: &fakeSockets{rows: map[string][]bpf.SocketsOff{}}}
+	return &fakeDatapath{rows: map[netip.Addr]bpf.Endpoint{}, attached: map[int]bool{}, quick: map[int]bool{}, ports: newFakePorts(), off: &fakeTable[bpf.SocketsOff]{rows: map[string][]bpf.SocketsOff{}}}
 }
 
 func (f *fakeDatapath) Endpoints() bpf.Table[bpf.Endpoint] { return f }

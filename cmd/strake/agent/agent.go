@@ -15,12 +15,11 @@ import (
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/tools/cache"
 
 	"github.com/strake-io/strake/bpf"
+	"github.com/strake-io/strake/cmd/strake/informer"
 	"github.com/strake-io/strake/cmd/strake/layout"
 	"github.com/strake-io/strake/cmd/strake/ready"
 	"github.com/strake-io/strake/cmd/strake/services"
@@ -178,7 +177,7 @@ func Run(ctx context.Context, cfg Config) error {
 		return err
 	}
 	policies.known(server.Attachments())
-	f := informers.NewSharedInformerFactoryWithOptions(netClient, 0, informers.WithTransform(dropManagedFields))
+	f := informers.NewSharedInformerFactoryWithOptions(netClient, 0, informers.WithTransform(informer.DropManagedFields))
 	nodes, err := links.nodes(cfg, d, server)
 	if err != nil {
 		return err
@@ -292,52 +291,23 @@ func Run(ctx context.Context, cfg Config) error {
 	return g.Wait()
 }
 
-func dropManagedFields(obj any) (any, error) {
-	if m, ok := obj.(metav1.Object); ok {
-		m.SetManagedFields(nil)
-	}
-	return obj, nil
-}
-
 // awaitPodCIDRs calls use whenever the node's pod ranges are seen.
 func awaitPodCIDRs(ctx context.Context, c kubernetes.Interface, node string, use func([]netip.Prefix) error) error {
-	f := informers.NewSharedInformerFactoryWithOptions(c, 0, informers.WithTransform(dropManagedFields), informers.WithTweakListOptions(func(o *metav1.ListOptions) {
-		o.FieldSelector = fields.OneTermEqualSelector("metadata.name", node).String()
-	}))
-	failed := make(chan error, 1)
-	seen := func(obj any) {
-		n, ok := obj.(*corev1.Node)
-		if !ok || len(n.Spec.PodCIDRs) == 0 {
-			return
+	return informer.FollowNode(ctx, c, node, func(n *corev1.Node) error {
+		if len(n.Spec.PodCIDRs) == 0 {
+			return nil
 		}
 		var ranges []netip.Prefix
-		var err error
 		for _, text := range n.Spec.PodCIDRs {
-			var p netip.Prefix
-			if p, err = netip.ParsePrefix(text); err != nil {
-				break
+			p, err := netip.ParsePrefix(text)
+			if err != nil {
+				return fmt.Errorf("pod ranges %s: %w", n.Spec.PodCIDRs, err)
 			}
 			ranges = append(ranges, p)
 		}
-		if err == nil {
-			err = use(ranges)
+		if err := use(ranges); err != nil {
+			return fmt.Errorf("pod ranges %s: %w", n.Spec.PodCIDRs, err)
 		}
-		if err != nil {
-			select {
-			case failed <- fmt.Errorf("node %s, pod ranges %s: %w", node, n.Spec.PodCIDRs, err):
-			default:
-			}
-		}
-	}
-	if _, err := f.Core().V1().Nodes().Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: seen, UpdateFunc: func(_, obj any) { seen(obj) }}); err != nil {
-		return err
-	}
-	f.Start(ctx.Done())
-	defer f.Shutdown()
-	select {
-	case <-ctx.Done():
 		return nil
-	case err := <-failed:
-		return err
-	}
+	})
 }

@@ -179,6 +179,20 @@ func dial(ctx context.Context, transport string, p Probe) (net.Conn, error) {
 	return (&net.Dialer{}).DialContext(ctx, network(transport, p.Family), p.Target)
 }
 
+// dialUntil makes a connection that fails when ctx ends.
+func dialUntil(ctx context.Context, transport string, p Probe) (net.Conn, error) {
+	conn, err := dial(ctx, transport, p)
+	if err != nil {
+		return nil, err
+	}
+	deadline, _ := ctx.Deadline()
+	if err := conn.SetDeadline(deadline); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return conn, nil
+}
+
 func tryHTTP(ctx context.Context, p Probe) (Result, error) {
 	began := time.Now()
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx, "tcp", p) }}}
@@ -210,15 +224,12 @@ func headers(a net.Addr) int {
 }
 
 func tryUDP(ctx context.Context, p Probe) (Result, error) {
-	conn, err := dial(ctx, "udp", p)
+	conn, err := dialUntil(ctx, "udp", p)
 	if err != nil {
 		return Result{}, err
 	}
 	defer conn.Close()
 	deadline, _ := ctx.Deadline()
-	if err := conn.SetDeadline(deadline); err != nil {
-		return Result{}, err
-	}
 	size := 32
 	switch p.Kind {
 	case ProbeLarge:
@@ -346,15 +357,11 @@ func tryStream(ctx context.Context, p Probe) (Result, error) {
 }
 
 func tryTrips(ctx context.Context, p Probe) (Result, error) {
-	conn, err := dial(ctx, "tcp", p)
+	conn, err := dialUntil(ctx, "tcp", p)
 	if err != nil {
 		return Result{}, err
 	}
 	defer conn.Close()
-	deadline, _ := ctx.Deadline()
-	if err := conn.SetDeadline(deadline); err != nil {
-		return Result{}, err
-	}
 	if _, err := conn.Write([]byte{'r'}); err != nil {
 		return Result{}, err
 	}

@@ -12,13 +12,11 @@ import (
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/fields"
-	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/tools/cache"
 	"k8s.io/klog/v2"
 
 	"github.com/strake-io/strake/bpf"
+	"github.com/strake-io/strake/cmd/strake/informer"
 	"github.com/strake-io/strake/cmd/strake/layout"
 	"github.com/strake-io/strake/cmd/strake/services"
 	"github.com/strake-io/strake/mirror"
@@ -64,7 +62,7 @@ func Run(ctx context.Context, l layout.Layout, c Config) error {
 	if err := (Settings{NodeName: c.NodeName, Addrs: c.Addrs, Kubeconfig: c.Kubeconfig, Cgroup: c.Cgroup, NodePorts: c.NodePorts, Names: c.Names}).save(l); err != nil {
 		return err
 	}
-	f := ownNode(client, c.NodeName)
+	f := informer.OwnNode(client, c.NodeName)
 	objects := mirror.New(client, c.NodeName)
 	served, err := services.New(services.Config{
 		Client: client, Objects: objects, Informers: f, Datapath: d, Node: proxy.Node{Name: c.NodeName, Addrs: c.Addrs, OtherPods: true}, NodePorts: c.NodePorts, Healthz: c.Healthz, Metrics: c.Metrics, Namespaces: podNamespaces,
@@ -102,21 +100,6 @@ func Run(ctx context.Context, l layout.Layout, c Config) error {
 func podNamespaces() []string {
 	paths, _ := filepath.Glob("/run/netns/*") // the pattern is right
 	return paths
-}
-
-// ownNode gives informers of Nodes that have this one alone: of the others nothing is asked, and their heartbeats are many. Other kinds
-// would be cut down to that name too.
-func ownNode(client kubernetes.Interface, name string) informers.SharedInformerFactory {
-	return informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(dropManagedFields), informers.WithTweakListOptions(func(o *metav1.ListOptions) {
-		o.FieldSelector = fields.OneTermEqualSelector("metadata.name", name).String()
-	}))
-}
-
-func dropManagedFields(obj any) (any, error) {
-	if m, ok := obj.(metav1.Object); ok {
-		m.SetManagedFields(nil)
-	}
-	return obj, nil
 }
 
 // InternalAddrs are the node's addresses as its object says, the first of each family.
@@ -166,29 +149,10 @@ var errMoved = errors.New("the node's addresses have changed")
 
 // watchAddrs fails once the node has other addresses.
 func watchAddrs(ctx context.Context, client kubernetes.Interface, name string, addrs []netip.Addr) error {
-	f := ownNode(client, name)
-	moved := make(chan error, 1)
-	seen := func(obj any) {
-		n, ok := obj.(*corev1.Node)
-		if !ok {
-			return
-		}
+	return informer.FollowNode(ctx, client, name, func(n *corev1.Node) error {
 		if now := InternalAddrs(n); len(now) > 0 && !slices.Equal(now, addrs) {
-			select {
-			case moved <- fmt.Errorf("node %s: %w from %v to %v: start the agent again", name, errMoved, addrs, now):
-			default:
-			}
+			return fmt.Errorf("%w from %v to %v: start the agent again", errMoved, addrs, now)
 		}
-	}
-	if _, err := f.Core().V1().Nodes().Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: seen, UpdateFunc: func(_, obj any) { seen(obj) }}); err != nil {
-		return err
-	}
-	f.Start(ctx.Done())
-	defer f.Shutdown()
-	select {
-	case <-ctx.Done():
 		return nil
-	case err := <-moved:
-		return err
-	}
+	})
 }
