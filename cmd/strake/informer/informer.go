@@ -32,6 +32,7 @@ func OwnNode(c kubernetes.Interface, name string) informers.SharedInformerFactor
 // FollowNode calls use whenever the Node object is seen, until ctx ends or use fails.
 func FollowNode(ctx context.Context, c kubernetes.Interface, name string, use func(*corev1.Node) error) error {
 	f := OwnNode(c, name)
+	ctx, cancel := context.WithCancel(ctx)
 	failed := make(chan error, 1)
 	seen := func(obj any) {
 		n, ok := obj.(*corev1.Node)
@@ -46,10 +47,12 @@ func FollowNode(ctx context.Context, c kubernetes.Interface, name string, use fu
 		}
 	}
 	if _, err := f.Core().V1().Nodes().Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: seen, UpdateFunc: func(_, obj any) { seen(obj) }}); err != nil {
+		cancel()
 		return err
 	}
 	f.Start(ctx.Done())
 	defer f.Shutdown()
+	defer cancel() // before Shutdown, which waits for it: whoever is told of the error ends ctx only then
 	select {
 	case <-ctx.Done():
 		return nil
