@@ -219,7 +219,7 @@ func (m *Manager) loop(ctx context.Context, k key, r *run, t target, kind Kind, 
 		if ctx.Err() != nil {
 			return false
 		}
-		m.figures.add(t, kind, err == nil, time.Since(began))
+		m.count(k, r, t, kind, err == nil, time.Since(began))
 		result := Result{Pod: k.pod, Container: k.container, ID: r.id, Kind: kind, OK: err == nil, Message: message}
 		if err != nil {
 			result.Message = err.Error()
@@ -251,6 +251,15 @@ func (m *Manager) loop(ctx context.Context, k key, r *run, t target, kind Kind, 
 		if !sleep(ctx, wait) {
 			return false
 		}
+	}
+}
+
+// count adds to the figures, unless the probe's end came meanwhile: a pod that is forgotten must not come back.
+func (m *Manager) count(k key, r *run, t target, kind Kind, ok bool, took time.Duration) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.runs[k] == r {
+		m.figures.add(t, kind, ok, took)
 	}
 }
 

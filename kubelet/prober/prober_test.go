@@ -136,7 +136,11 @@ func TestFigures(t *testing.T) {
 		if got, want := told(), []string{"prober_probe_duration_seconds Liveness 0 3", "prober_probe_total failed 2 0", "prober_probe_total successful 1 0"}; !slices.Equal(got, want) {
 			t.Errorf("%q, want %q", got, want)
 		}
+		r.m.mu.Lock()
+		gone := r.m.runs[key{container: "c"}]
+		r.m.mu.Unlock()
 		r.m.StopPod("")
+		r.m.count(key{container: "c"}, gone, target{pod: &corev1.Pod{}, container: &corev1.Container{}}, Liveness, true, time.Second) // a probe that ended meanwhile
 		if got := told(); len(got) > 0 {
 			t.Errorf("of a pod that is gone: %q", got)
 		}
