@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -14,9 +15,9 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/util/workqueue"
 	"k8s.io/klog/v2"
@@ -32,6 +33,7 @@ type cluster struct {
 	*testing.T
 	server *apiservertest.Server
 	client kubernetes.Interface
+	audit  auditLog
 }
 
 const (
@@ -44,14 +46,12 @@ const (
 
 func start(t *testing.T) *cluster {
 	t.Helper()
+	audit := auditLog(filepath.Join(t.TempDir(), "audit.log"))
 	server := apiservertest.Start(t, func(c *apiserver.Config) {
 		c.ServiceCIDRs = append(c.ServiceCIDRs, netip.MustParsePrefix("fd00:10:96::/112"))
+		c.Settings = audit.settings(t)
 	})
 	client, err := kubernetes.NewForConfig(server.Admin)
-	if err != nil {
-		t.Fatal(err)
-	}
-	meta, err := metadata.NewForConfig(server.Admin)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -59,7 +59,7 @@ func start(t *testing.T) *cluster {
 	done := make(chan error, 1)
 	go func() {
 		done <- controllers.Run(ctx, controllers.Config{
-			Client: client, Metadata: meta, Metrics: serveMetrics(t), PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("fd00:10:244::/56")}, CAFile: server.CAFile, CAKeyFile: server.CAKeyFile, Server: server.Admin.Host,
+			API: server.As(t, user.KubeControllerManager), Metrics: serveMetrics(t), PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("fd00:10:244::/56")}, CAFile: server.CAFile, CAKeyFile: server.CAKeyFile, Server: server.Admin.Host,
 			Quota: quota.Evaluators,
 		})
 	}()
@@ -69,7 +69,7 @@ func start(t *testing.T) *cluster {
 			t.Errorf("controllers: %v", err)
 		}
 	})
-	c := &cluster{T: t, server: server, client: client}
+	c := &cluster{T: t, server: server, client: client, audit: audit}
 	c.hollowNode(ctx, nodeName)
 	return c
 }
@@ -196,7 +196,7 @@ func (c *cluster) namespace(t *testing.T, name string) string {
 
 // on is the cluster for a subtest.
 func (c *cluster) on(t *testing.T) *cluster {
-	return &cluster{T: t, server: c.server, client: c.client}
+	return &cluster{T: t, server: c.server, client: c.client, audit: c.audit}
 }
 
 // eventually repeats f until it returns no error; the limit is only there so that a broken controller fails the test.

@@ -1,6 +1,7 @@
 // Package controllers runs the cluster's controllers: ordinary clients of the
 // API server, level-triggered, which may be ended and started anywhere at any
-// time. Each has a folder of its own; Run wires them to shared informers.
+// time. Each has a folder of its own; Run wires them to shared informers, and
+// gives each the identity by which it writes.
 package controllers
 
 import (
@@ -10,16 +11,12 @@ import (
 	"os"
 	"sync"
 
-	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/kubernetes/scheme"
-	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
-	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/record"
 
+	"github.com/strake-io/strake/controlplane/controllers/accounts"
 	"github.com/strake-io/strake/controlplane/controllers/autoscaler"
 	"github.com/strake-io/strake/controlplane/controllers/bootstraptoken"
 	"github.com/strake-io/strake/controlplane/controllers/certificates"
@@ -47,9 +44,10 @@ import (
 
 // Config says whom the controllers work for.
 type Config struct {
-	Client   kubernetes.Interface
-	Metadata metadata.Interface
-	// Metrics is by whom the metrics APIs are asked.
+	// API is how the API server is reached as system:kube-controller-manager. As that user is only read what controllers share, and
+	// tokens are made for the ServiceAccounts by which they act.
+	API *rest.Config
+	// Metrics is by whom the metrics APIs are asked; nil: API, by the autoscaler's ServiceAccount.
 	Metrics  *rest.Config
 	PodCIDRs []netip.Prefix // ranges of all pods, at most one of each family, the primary family's first
 	// NodeBits is the prefix length of a node's part of a range; nil: 24 of IPv4, 64 of IPv6.
@@ -66,80 +64,107 @@ func Run(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return fmt.Errorf("controllers: CA: %w", err)
 	}
-	f := informers.NewSharedInformerFactoryWithOptions(cfg.Client, 0, informers.WithTransform(func(obj any) (any, error) {
+	shared, err := kubernetes.NewForConfig(protobuf(cfg.API))
+	if err != nil {
+		return fmt.Errorf("controllers: %w", err)
+	}
+	own, err := accounts.New(ctx, cfg.API)
+	if err != nil {
+		return err
+	}
+	as := &identities{ctx: ctx, accounts: own, clients: map[string]kubernetes.Interface{}}
+	defer as.shutdown()
+	f := informers.NewSharedInformerFactoryWithOptions(shared, 0, informers.WithTransform(func(obj any) (any, error) {
 		if m, ok := obj.(metav1.Object); ok {
 			m.SetManagedFields(nil)
 		}
 		return obj, nil
 	}))
-	events := record.NewBroadcaster(record.WithContext(ctx))
-	defer events.Shutdown()
-	events.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: cfg.Client.CoreV1().Events("")})
-	recorder := func(component string) record.EventRecorder {
-		return events.NewRecorder(scheme.Scheme, corev1.EventSource{Component: component})
-	}
 	var runs []func(context.Context)
 	for _, setup := range []func() (func(context.Context), error){
-		func() (func(context.Context), error) { return namespace.Setup(cfg.Client, cfg.Metadata, f) },
-		func() (func(context.Context), error) { return serviceaccount.Setup(cfg.Client, f, ca) },
 		func() (func(context.Context), error) {
-			return certificates.Setup(cfg.Client, f, cfg.CAFile, cfg.CAKeyFile)
-		},
-		func() (func(context.Context), error) { return bootstraptoken.Setup(cfg.Client, cfg.Server, ca) },
-		func() (func(context.Context), error) {
-			return node.Setup(cfg.Client, f, recorder("node-controller"), cfg.PodCIDRs, cfg.NodeBits)
+			return namespace.Setup(as.client("namespace-controller"), as.metadata("namespace-controller"), f)
 		},
 		func() (func(context.Context), error) {
-			return deployment.Setup(cfg.Client, f, recorder("deployment-controller"))
+			return serviceaccount.Setup(as.client("service-account-controller"), as.client("root-ca-cert-publisher"), shared, f, ca)
 		},
 		func() (func(context.Context), error) {
-			return replicaset.Setup(cfg.Client, f, recorder("replicaset-controller"))
+			return certificates.Setup(as.client("certificate-controller"), f, cfg.CAFile, cfg.CAKeyFile)
 		},
 		func() (func(context.Context), error) {
-			return replicaset.SetupReplicationControllers(cfg.Client, f, recorder("replication-controller"))
+			return bootstraptoken.Setup(as.client("bootstrap-signer"), as.client("token-cleaner"), cfg.Server, ca)
 		},
 		func() (func(context.Context), error) {
-			return disruption.Setup(cfg.Client, f, recorder("controllermanager"))
+			return node.Setup(as.client("node-controller"), as.client("pod-garbage-collector"), f, as.recorder("node-controller", "node-controller"), cfg.PodCIDRs, cfg.NodeBits)
 		},
 		func() (func(context.Context), error) {
-			return statefulset.Setup(cfg.Client, f, recorder("statefulset-controller"))
+			return deployment.Setup(as.client("deployment-controller"), f, as.recorder("deployment-controller", "deployment-controller"))
 		},
 		func() (func(context.Context), error) {
-			return daemonset.Setup(cfg.Client, f, recorder("daemonset-controller"))
-		},
-		func() (func(context.Context), error) { return job.Setup(cfg.Client, f, recorder("job-controller")) },
-		func() (func(context.Context), error) {
-			return cronjob.Setup(cfg.Client, f, recorder("cronjob-controller"))
+			return replicaset.Setup(as.client("replicaset-controller"), f, as.recorder("replicaset-controller", "replicaset-controller"))
 		},
 		func() (func(context.Context), error) {
-			return endpointslice.Setup(cfg.Client, f, recorder("endpoint-slice-controller"))
-		},
-		func() (func(context.Context), error) { return endpoints.Setup(cfg.Client, f) },
-		func() (func(context.Context), error) {
-			return endpointslicemirror.Setup(cfg.Client, f, recorder("endpoint-slice-mirroring-controller"))
+			return replicaset.SetupReplicationControllers(as.client("replication-controller"), f, as.recorder("replication-controller", "replication-controller"))
 		},
 		func() (func(context.Context), error) {
-			return autoscaler.Setup(cfg.Client, cfg.Metrics, f, recorder("horizontal-pod-autoscaler"))
+			return disruption.Setup(as.client("disruption-controller"), f, as.recorder("disruption-controller", "controllermanager"))
 		},
 		func() (func(context.Context), error) {
-			return resourcequota.Setup(cfg.Client, cfg.Metadata, f, cfg.Quota)
+			return statefulset.Setup(as.client("statefulset-controller"), f, as.recorder("statefulset-controller", "statefulset-controller"))
 		},
 		func() (func(context.Context), error) {
-			return persistentvolume.Setup(cfg.Client, f, recorder("persistentvolume-controller"))
+			return daemonset.Setup(as.client("daemon-set-controller"), f, as.recorder("daemon-set-controller", "daemonset-controller"))
 		},
 		func() (func(context.Context), error) {
-			return ephemeralvolume.Setup(cfg.Client, f, recorder("ephemeral-volume-controller"))
+			return job.Setup(as.client("job-controller"), as.client("ttl-after-finished-controller"), f, as.recorder("job-controller", "job-controller"))
 		},
-		func() (func(context.Context), error) { return servicecidr.Setup(cfg.Client, f) },
-		func() (func(context.Context), error) { return volumeprotection.Setup(cfg.Client, f) },
-		func() (func(context.Context), error) { return policytypes.Setup(cfg.Client, f) },
-		func() (func(context.Context), error) { return garbage.Setup(cfg.Client, cfg.Metadata), nil },
+		func() (func(context.Context), error) {
+			return cronjob.Setup(as.client("cronjob-controller"), f, as.recorder("cronjob-controller", "cronjob-controller"))
+		},
+		func() (func(context.Context), error) {
+			return endpointslice.Setup(as.client("endpointslice-controller"), f, as.recorder("endpointslice-controller", "endpoint-slice-controller"))
+		},
+		func() (func(context.Context), error) { return endpoints.Setup(as.client("endpoint-controller"), f) },
+		func() (func(context.Context), error) {
+			return endpointslicemirror.Setup(as.client("endpointslicemirroring-controller"), f, as.recorder("endpointslicemirroring-controller", "endpoint-slice-mirroring-controller"))
+		},
+		func() (func(context.Context), error) {
+			metrics := cfg.Metrics
+			if metrics == nil {
+				metrics = own.Config("horizontal-pod-autoscaler")
+			}
+			return autoscaler.Setup(as.client("horizontal-pod-autoscaler"), metrics, f, as.recorder("horizontal-pod-autoscaler", "horizontal-pod-autoscaler"))
+		},
+		func() (func(context.Context), error) {
+			return resourcequota.Setup(as.client("resourcequota-controller"), as.metadata("resourcequota-controller"), f, cfg.Quota)
+		},
+		func() (func(context.Context), error) {
+			return persistentvolume.Setup(as.client("persistent-volume-binder"), as.client("local-volume-provisioner"), f, as.recorder("persistent-volume-binder", "persistentvolume-controller"))
+		},
+		func() (func(context.Context), error) {
+			return ephemeralvolume.Setup(as.client("ephemeral-volume-controller"), f, as.recorder("ephemeral-volume-controller", "ephemeral-volume-controller"))
+		},
+		func() (func(context.Context), error) {
+			return servicecidr.Setup(as.client("service-cidrs-controller"), f)
+		},
+		func() (func(context.Context), error) {
+			return volumeprotection.Setup(as.client("pvc-protection-controller"), as.client("pv-protection-controller"), f)
+		},
+		func() (func(context.Context), error) {
+			return policytypes.Setup(as.client("validatingadmissionpolicy-status-controller"), f)
+		},
+		func() (func(context.Context), error) {
+			return garbage.Setup(as.client("generic-garbage-collector"), as.metadata("generic-garbage-collector")), nil
+		},
 	} {
 		run, err := setup()
 		if err != nil {
 			return err
 		}
 		runs = append(runs, run)
+	}
+	if as.err != nil {
+		return as.err
 	}
 	f.Start(ctx.Done())
 	var wg sync.WaitGroup

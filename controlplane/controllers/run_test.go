@@ -25,6 +25,7 @@ func TestCluster(t *testing.T) {
 			t.Run(name, func(t *testing.T) { t.Parallel(); test(t, c.on(t)) })
 		}
 	})
+	t.Run("identities", func(t *testing.T) { testIdentities(t, c) })
 }
 
 func testNode(t *testing.T, c *cluster) {

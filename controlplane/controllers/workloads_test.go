@@ -7,6 +7,7 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 )
@@ -199,6 +200,17 @@ func testJobFails(t *testing.T, c *cluster) {
 	if j.Status.Failed != 1 || j.Status.Succeeded != 0 {
 		t.Errorf("status %+v", j.Status)
 	}
+	// Its time to live is over as soon as it has one.
+	if _, err := c.client.BatchV1().Jobs(ns).Patch(t.Context(), "work", types.MergePatchType, []byte(`{"spec":{"ttlSecondsAfterFinished":0}}`), metav1.PatchOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	c.eventually("no Job", func() error {
+		_, err := c.client.BatchV1().Jobs(ns).Get(t.Context(), "work", metav1.GetOptions{})
+		if apierrors.IsNotFound(err) {
+			return nil
+		}
+		return fmt.Errorf("still there: %w", err)
+	})
 }
 
 // testJobDeleted: pods carry the tracking finalizer; they must not outlive a Job that is deleted in the background.

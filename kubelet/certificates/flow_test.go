@@ -22,8 +22,8 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	certutil "k8s.io/client-go/util/cert"
@@ -49,10 +49,6 @@ func startCluster(t *testing.T) *cluster {
 	if c.admin, err = kubernetes.NewForConfig(s.Admin); err != nil {
 		t.Fatal(err)
 	}
-	meta, err := metadata.NewForConfig(s.Admin)
-	if err != nil {
-		t.Fatal(err)
-	}
 	ca, err := certutil.CertsFromFile(s.CAFile)
 	if err != nil {
 		t.Fatal(err)
@@ -62,7 +58,7 @@ func startCluster(t *testing.T) *cluster {
 	done := make(chan error, 1)
 	go func() {
 		done <- controllers.Run(ctx, controllers.Config{
-			Client: c.admin, Metadata: meta, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")}, CAFile: s.CAFile, CAKeyFile: s.CAKeyFile, Server: s.Admin.Host, Quota: quota.Evaluators, Metrics: s.Admin,
+			API: s.As(t, user.KubeControllerManager), PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")}, CAFile: s.CAFile, CAKeyFile: s.CAKeyFile, Server: s.Admin.Host, Quota: quota.Evaluators,
 		})
 	}()
 	t.Cleanup(func() {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"fmt"
 	"net"
 	"net/http"
 	"os"
@@ -17,7 +16,6 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/klog/v2"
 
-	"github.com/strake-io/strake/cmd/strake/ready"
 	"github.com/strake-io/strake/controlplane/pki"
 )
 
@@ -30,18 +28,7 @@ const (
 
 // announce calls the kubelets of all nodes once, and from then on of those that are not heard of, until ctx ends: this machine may have another
 // address than they know. By the call they learn it, and by its certificate that they may believe it.
-func announce(ctx context.Context, cfg Config) error {
-	rc, err := clientConfig(cfg.ControllerKubeconfig, "strake-server")
-	if err != nil {
-		return err
-	}
-	client, err := kubernetes.NewForConfig(rc)
-	if err != nil {
-		return fmt.Errorf("announcing the API server: %w", err)
-	}
-	if ready.API(ctx, client.Discovery().RESTClient()) != nil {
-		return nil // ctx ended
-	}
+func announce(ctx context.Context, cfg Config, client kubernetes.Interface) {
 	for all := true; ; all = false {
 		nodes, err := client.CoreV1().Nodes().List(ctx, metav1.ListOptions{ResourceVersion: "0"})
 		if err == nil {
@@ -52,7 +39,7 @@ func announce(ctx context.Context, cfg Config) error {
 		}
 		select {
 		case <-ctx.Done():
-			return nil
+			return
 		case <-time.After(announceEvery):
 		}
 	}

@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"fmt"
 	"maps"
 	"time"
 
@@ -12,8 +11,6 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/klog/v2"
-
-	"github.com/strake-io/strake/cmd/strake/ready"
 )
 
 // publishEvery is how often the ConfigMap of the nodes' settings is looked at: somebody may have changed it.
@@ -23,18 +20,7 @@ const publishEvery = 30 * time.Second
 const ControlPlaneLabel = "node-role.kubernetes.io/control-plane"
 
 // publish keeps the ConfigMap as it is to be, and the node's label, until ctx ends.
-func publish(ctx context.Context, cfg Config) error {
-	rc, err := clientConfig(cfg.ControllerKubeconfig, "strake-server")
-	if err != nil {
-		return err
-	}
-	client, err := kubernetes.NewForConfig(rc)
-	if err != nil {
-		return fmt.Errorf("settings of the nodes: %w", err)
-	}
-	if ready.API(ctx, client.Discovery().RESTClient()) != nil {
-		return nil // ctx ended
-	}
+func publish(ctx context.Context, cfg Config, client kubernetes.Interface) {
 	for {
 		wait := publishEvery
 		if err := ensureConfigMap(ctx, client, cfg.NodeSettings); err != nil && ctx.Err() == nil {
@@ -49,7 +35,7 @@ func publish(ctx context.Context, cfg Config) error {
 		}
 		select {
 		case <-ctx.Done():
-			return nil
+			return
 		case <-time.After(wait):
 		}
 	}

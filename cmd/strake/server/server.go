@@ -10,25 +10,31 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"sync"
 	"sync/atomic"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	utilnet "k8s.io/apimachinery/pkg/util/net"
+	"k8s.io/client-go/discovery"
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/component-base/version"
 
 	"github.com/strake-io/strake/cmd/strake/ready"
 	"github.com/strake-io/strake/controlplane/apiserver"
 	"github.com/strake-io/strake/controlplane/apiserver/quota"
 	"github.com/strake-io/strake/controlplane/controllers"
+	"github.com/strake-io/strake/controlplane/controllers/accounts"
 	"github.com/strake-io/strake/controlplane/pki"
 	"github.com/strake-io/strake/controlplane/scheduler"
 	"github.com/strake-io/strake/controlplane/store"
 )
+
+// account is the ServiceAccount of kube-system by which the server itself writes.
+const account = "strake-server"
 
 // Config says where the control plane serves and keeps its data.
 type Config struct {
@@ -110,8 +116,7 @@ func Run(ctx context.Context, cfg Config) error {
 	g.Go(func() error { return pki.Keep(gctx, cfg.Certificates) })
 	g.Go(func() error { return runControllers(gctx, cfg, &controllersRun) })
 	g.Go(func() error { return runScheduler(gctx, cfg, &schedulerRuns) })
-	g.Go(func() error { return publish(gctx, cfg) })
-	g.Go(func() error { return announce(gctx, cfg) })
+	g.Go(func() error { return tellNodes(gctx, cfg) })
 	return g.Wait()
 }
 
@@ -157,47 +162,51 @@ func (p *part) check(context.Context) error {
 	return nil
 }
 
-// clientConfig loads a kubeconfig for a component inside of this process's trust.
-func clientConfig(path, userAgent string) (*rest.Config, error) {
+// clientConfig loads a kubeconfig for a component inside of this process's trust. The component is called as the reference's is: who manages a field of an
+// object is read from that.
+func clientConfig(path, component string) (*rest.Config, error) {
 	rc, err := clientcmd.BuildConfigFromFlags("", path)
 	if err != nil {
 		return nil, fmt.Errorf("kubeconfig %s: %w", path, err)
 	}
-	rc.UserAgent = userAgent
+	rc.UserAgent = fmt.Sprintf("%s/%s (%s/%s) strake", component, version.Get().GitVersion, runtime.GOOS, runtime.GOARCH)
 	rc.QPS, rc.Burst = -1, -1 // the server's priority and fairness decides
 	// Over loopback there is nothing to save, and every watch would keep a decompressor.
 	rc.DisableCompression = true
 	return rc, nil
 }
 
+// connect returns how a component reaches the API server, once that is ready; nil if ctx ended before.
+func connect(ctx context.Context, kubeconfig, component string) (*rest.Config, error) {
+	rc, err := clientConfig(kubeconfig, component)
+	if err != nil {
+		return nil, err
+	}
+	d, err := discovery.NewDiscoveryClientForConfig(rc)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", component, err)
+	}
+	if ready.API(ctx, d.RESTClient()) != nil {
+		return nil, nil
+	}
+	return rc, nil
+}
+
 func runControllers(ctx context.Context, cfg Config, p *part) error {
-	rc, err := clientConfig(cfg.ControllerKubeconfig, "strake-controllers")
-	if err != nil {
+	rc, err := connect(ctx, cfg.ControllerKubeconfig, "kube-controller-manager")
+	if rc == nil {
 		return err
-	}
-	meta, err := metadata.NewForConfig(rc)
-	if err != nil {
-		return fmt.Errorf("controllers: %w", err)
-	}
-	rc = rest.CopyConfig(rc)
-	rc.ContentType = "application/vnd.kubernetes.protobuf"
-	client, err := kubernetes.NewForConfig(rc)
-	if err != nil {
-		return fmt.Errorf("controllers: %w", err)
-	}
-	if ready.API(ctx, client.Discovery().RESTClient()) != nil {
-		return nil // ctx ended
 	}
 	defer p.start()()
 	return controllers.Run(ctx, controllers.Config{
-		Client: client, Metadata: meta, Metrics: rc, PodCIDRs: cfg.PodCIDRs, NodeBits: cfg.NodeBits,
+		API: rc, PodCIDRs: cfg.PodCIDRs, NodeBits: cfg.NodeBits,
 		CAFile: cfg.PKI.CA().Cert, CAKeyFile: cfg.PKI.CA().Key, Server: cfg.URL(), Quota: quota.Evaluators,
 	})
 }
 
 func runScheduler(ctx context.Context, cfg Config, p *part) error {
-	rc, err := clientConfig(cfg.SchedulerKubeconfig, "strake-scheduler")
-	if err != nil {
+	rc, err := connect(ctx, cfg.SchedulerKubeconfig, "kube-scheduler")
+	if rc == nil {
 		return err
 	}
 	rc.ContentType = "application/vnd.kubernetes.protobuf"
@@ -205,9 +214,27 @@ func runScheduler(ctx context.Context, cfg Config, p *part) error {
 	if err != nil {
 		return fmt.Errorf("scheduler: %w", err)
 	}
-	if ready.API(ctx, client.Discovery().RESTClient()) != nil {
-		return nil // ctx ended
-	}
 	defer p.start()()
 	return scheduler.Run(ctx, scheduler.Config{Client: client})
+}
+
+// tellNodes tells them what they share and where the API server is, by the ServiceAccount strake-server of kube-system.
+func tellNodes(ctx context.Context, cfg Config) error {
+	rc, err := connect(ctx, cfg.ControllerKubeconfig, account)
+	if rc == nil {
+		return err
+	}
+	own, err := accounts.New(ctx, rc)
+	if err != nil {
+		return err
+	}
+	client, err := kubernetes.NewForConfig(own.Config(account))
+	if err != nil {
+		return fmt.Errorf("%s: %w", account, err)
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() { publish(ctx, cfg, client) })
+	wg.Go(func() { announce(ctx, cfg, client) })
+	wg.Wait()
+	return nil
 }

@@ -44,7 +44,8 @@ const (
 )
 
 type controller struct {
-	client  kubernetes.Interface
+	signer  kubernetes.Interface
+	cleaner kubernetes.Interface
 	secrets corelisters.SecretNamespaceLister
 	infos   corelisters.ConfigMapNamespaceLister
 	info    string // the content of cluster-info
@@ -53,21 +54,21 @@ type controller struct {
 }
 
 // Setup returns what runs the controller. It has informers of its own, which hold tokens and cluster-info only. server is the
-// URL of the API server and ca the PEM of its CA.
-func Setup(client kubernetes.Interface, server string, ca []byte) (func(context.Context), error) {
+// URL of the API server and ca the PEM of its CA. cluster-info is the signer's, and tokens that have expired are the cleaner's.
+func Setup(signer, cleaner kubernetes.Interface, server string, ca []byte) (func(context.Context), error) {
 	info, err := clientcmd.Write(clientcmdapi.Config{Clusters: map[string]*clientcmdapi.Cluster{"": {Server: server, CertificateAuthorityData: ca}}})
 	if err != nil {
 		return nil, fmt.Errorf("bootstrap tokens: %w", err)
 	}
 	only := func(namespace, label, value string) informers.SharedInformerFactory {
-		return informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithNamespace(namespace), informers.WithTweakListOptions(func(o *metav1.ListOptions) {
+		return informers.NewSharedInformerFactoryWithOptions(signer, 0, informers.WithNamespace(namespace), informers.WithTweakListOptions(func(o *metav1.ListOptions) {
 			o.FieldSelector = fields.OneTermEqualSelector(label, value).String()
 		}))
 	}
 	tokens, public := only(metav1.NamespaceSystem, "type", string(corev1.SecretTypeBootstrapToken)), only(metav1.NamespacePublic, "metadata.name", infoName)
 	secrets, infos := tokens.Core().V1().Secrets(), public.Core().V1().ConfigMaps()
 	c := &controller{
-		client: client, secrets: secrets.Lister().Secrets(metav1.NamespaceSystem), infos: infos.Lister().ConfigMaps(metav1.NamespacePublic), info: string(info),
+		signer: signer, cleaner: cleaner, secrets: secrets.Lister().Secrets(metav1.NamespaceSystem), infos: infos.Lister().ConfigMaps(metav1.NamespacePublic), info: string(info),
 		queue: queue.New("bootstrap-token"), now: time.Now,
 	}
 	changed := func(obj any) { c.queue.AddObject(obj); c.queue.Add(infoQueueName) }
@@ -113,7 +114,7 @@ func (c *controller) clean(ctx context.Context, name string) error {
 	}
 	klog.V(2).InfoS("Removing an expired bootstrap token", "secret", name)
 	// Not if it was prolonged meanwhile.
-	err = c.client.CoreV1().Secrets(metav1.NamespaceSystem).Delete(ctx, name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &s.UID, ResourceVersion: &s.ResourceVersion}})
+	err = c.cleaner.CoreV1().Secrets(metav1.NamespaceSystem).Delete(ctx, name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &s.UID, ResourceVersion: &s.ResourceVersion}})
 	if apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
 		return nil
 	}
@@ -160,12 +161,12 @@ func (c *controller) publish(ctx context.Context) error {
 	}
 	switch {
 	case have == nil:
-		_, err = c.client.CoreV1().ConfigMaps(metav1.NamespacePublic).Create(ctx, want, metav1.CreateOptions{})
+		_, err = c.signer.CoreV1().ConfigMaps(metav1.NamespacePublic).Create(ctx, want, metav1.CreateOptions{})
 		if apierrors.IsAlreadyExists(err) {
 			return nil // the informer is about to tell
 		}
 	case !maps.Equal(have.Data, want.Data):
-		_, err = c.client.CoreV1().ConfigMaps(metav1.NamespacePublic).Update(ctx, want, metav1.UpdateOptions{})
+		_, err = c.signer.CoreV1().ConfigMaps(metav1.NamespacePublic).Update(ctx, want, metav1.UpdateOptions{})
 		if apierrors.IsConflict(err) {
 			return nil
 		}

@@ -37,6 +37,7 @@ const (
 
 type controller struct {
 	client       kubernetes.Interface
+	expirer      kubernetes.Interface // of finished Jobs
 	jobs         batchlisters.JobLister
 	podLister    corelisters.PodLister
 	pods         *pods.Control
@@ -50,13 +51,13 @@ type controller struct {
 }
 
 // Setup registers the controller with the informers and returns what runs it.
-func Setup(client kubernetes.Interface, f informers.SharedInformerFactory, recorder record.EventRecorder) (func(context.Context), error) {
+func Setup(client, expirer kubernetes.Interface, f informers.SharedInformerFactory, recorder record.EventRecorder) (func(context.Context), error) {
 	jobs, podInf := f.Batch().V1().Jobs(), f.Core().V1().Pods()
 	if err := pods.AddIndex(podInf.Informer()); err != nil {
 		return nil, fmt.Errorf("job controller: %w", err)
 	}
 	c := &controller{
-		client: client, jobs: jobs.Lister(), podLister: podInf.Lister(), recorder: recorder, queue: queue.New("job"), orphans: queue.New("job-orphans"),
+		client: client, expirer: expirer, jobs: jobs.Lister(), podLister: podInf.Lister(), recorder: recorder, queue: queue.New("job"), orphans: queue.New("job-orphans"),
 		pods: &pods.Control{Client: client, Indexer: podInf.Informer().GetIndexer(), Recorder: recorder},
 	}
 	_, err := jobs.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
@@ -391,7 +392,7 @@ func (c *controller) expire(ctx context.Context, key string, job *batchv1.Job, d
 		return nil
 	}
 	foreground := metav1.DeletePropagationForeground
-	err := c.client.BatchV1().Jobs(job.Namespace).Delete(ctx, job.Name, metav1.DeleteOptions{
+	err := c.expirer.BatchV1().Jobs(job.Namespace).Delete(ctx, job.Name, metav1.DeleteOptions{
 		PropagationPolicy: &foreground,
 		Preconditions:     &metav1.Preconditions{UID: &job.UID, ResourceVersion: &job.ResourceVersion}, // its ttl may just have been raised
 	})

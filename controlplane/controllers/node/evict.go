@@ -13,6 +13,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
 )
 
 func hasNoExecute(n *corev1.Node) bool {
@@ -111,7 +112,7 @@ func (c *controller) evict(ctx context.Context, n *corev1.Node) error {
 			c.queue.AddAfter(n.Name, left)
 		default:
 			c.recorder.Eventf(p, corev1.EventTypeNormal, "TaintManagerEviction", "Marking for deletion Pod %s/%s", p.Namespace, p.Name)
-			err := c.disrupt(ctx, p, "", "DeletionByTaintManager", "Taint manager: deleting due to NoExecute taint")
+			err := disrupt(ctx, c.client, p, "", "DeletionByTaintManager", "Taint manager: deleting due to NoExecute taint")
 			if err == nil {
 				err = c.client.CoreV1().Pods(p.Namespace).Delete(ctx, p.Name, metav1.DeleteOptions{Preconditions: metav1.NewUIDPreconditions(string(p.UID))})
 			}
@@ -128,7 +129,7 @@ func (c *controller) deleteOrphans(ctx context.Context, node string) error {
 	if err != nil || len(pods) == 0 {
 		return err
 	}
-	if _, err := c.client.CoreV1().Nodes().Get(ctx, node, metav1.GetOptions{}); !apierrors.IsNotFound(err) {
+	if _, err := c.collector.CoreV1().Nodes().Get(ctx, node, metav1.GetOptions{}); !apierrors.IsNotFound(err) {
 		return err
 	}
 	var errs []error
@@ -140,9 +141,9 @@ func (c *controller) deleteOrphans(ctx context.Context, node string) error {
 			phase = corev1.PodFailed
 		}
 		// Who counts pods, as a Job does, must see how this one ended.
-		err := c.disrupt(ctx, p, phase, "DeletionByPodGC", "PodGC: node no longer exists")
+		err := disrupt(ctx, c.collector, p, phase, "DeletionByPodGC", "PodGC: node no longer exists")
 		if err == nil {
-			err = c.client.CoreV1().Pods(p.Namespace).Delete(ctx, p.Name, metav1.DeleteOptions{GracePeriodSeconds: &zero, Preconditions: metav1.NewUIDPreconditions(string(p.UID))})
+			err = c.collector.CoreV1().Pods(p.Namespace).Delete(ctx, p.Name, metav1.DeleteOptions{GracePeriodSeconds: &zero, Preconditions: metav1.NewUIDPreconditions(string(p.UID))})
 		}
 		errs = append(errs, unlessGone(err))
 	}
@@ -158,7 +159,7 @@ func unlessGone(err error) error {
 }
 
 // disrupt writes into the pod why it is about to be deleted, and its phase unless that is empty.
-func (c *controller) disrupt(ctx context.Context, p *corev1.Pod, phase corev1.PodPhase, reason, message string) error {
+func disrupt(ctx context.Context, client kubernetes.Interface, p *corev1.Pod, phase corev1.PodPhase, reason, message string) error {
 	known := slices.ContainsFunc(p.Status.Conditions, func(have corev1.PodCondition) bool {
 		return have.Type == corev1.DisruptionTarget && have.Status == corev1.ConditionTrue && have.Reason == reason
 	})
@@ -175,6 +176,6 @@ func (c *controller) disrupt(ctx context.Context, p *corev1.Pod, phase corev1.Po
 	if err != nil {
 		return fmt.Errorf("pod %s/%s: condition: %w", p.Namespace, p.Name, err)
 	}
-	_, err = c.client.CoreV1().Pods(p.Namespace).Patch(ctx, p.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}, "status")
+	_, err = client.CoreV1().Pods(p.Namespace).Patch(ctx, p.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}, "status")
 	return err
 }

@@ -34,13 +34,14 @@ const gracePeriod = 50 * time.Second
 const nodeIndex = "spec.nodeName"
 
 type controller struct {
-	client   kubernetes.Interface
-	nodes    corelisters.NodeLister
-	leases   coordinationlisters.LeaseLister
-	pods     cache.Indexer
-	recorder record.EventRecorder
-	queue    *queue.Queue
-	subnets  *subnets
+	client    kubernetes.Interface
+	collector kubernetes.Interface // for what becomes of the pods of nodes that are gone
+	nodes     corelisters.NodeLister
+	leases    coordinationlisters.LeaseLister
+	pods      cache.Indexer
+	recorder  record.EventRecorder
+	queue     *queue.Queue
+	subnets   *subnets
 
 	mu sync.Mutex
 	// heard is when each node's Lease was last seen to change, by our own clock: clocks of nodes may be off.
@@ -55,7 +56,7 @@ type sighting struct {
 }
 
 // Setup registers the controller with the informers and returns what runs it.
-func Setup(client kubernetes.Interface, f informers.SharedInformerFactory, recorder record.EventRecorder, podCIDRs []netip.Prefix, nodeBits func(netip.Prefix) int) (func(context.Context), error) {
+func Setup(client, collector kubernetes.Interface, f informers.SharedInformerFactory, recorder record.EventRecorder, podCIDRs []netip.Prefix, nodeBits func(netip.Prefix) int) (func(context.Context), error) {
 	sub, err := newSubnets(podCIDRs, nodeBits)
 	if err != nil {
 		return nil, fmt.Errorf("node controller: %w", err)
@@ -71,7 +72,7 @@ func Setup(client kubernetes.Interface, f informers.SharedInformerFactory, recor
 		return nil, fmt.Errorf("node controller: %w", err)
 	}
 	c := &controller{
-		client: client, nodes: nodes.Lister(), leases: leases.Lister(), pods: pods.Informer().GetIndexer(), recorder: recorder,
+		client: client, collector: collector, nodes: nodes.Lister(), leases: leases.Lister(), pods: pods.Informer().GetIndexer(), recorder: recorder,
 		queue: queue.New("node"), subnets: sub, heard: map[string]sighting{}, tainted: map[string]map[corev1.Taint]time.Time{},
 	}
 	if _, err := nodes.Informer().AddEventHandler(c.queue.Handlers()); err != nil {

@@ -61,7 +61,7 @@ func newLab(t *testing.T, objects ...runtime.Object) *lab {
 		t.Fatal(err)
 	}
 	l := &lab{T: t, client: client, store: nodes.Informer().GetStore(), controller: &controller{
-		client: client, nodes: nodes.Lister(), pods: pods, recorder: record.NewFakeRecorder(100), queue: queue.New("test"), subnets: sub,
+		client: client, collector: client, nodes: nodes.Lister(), pods: pods, recorder: record.NewFakeRecorder(100), queue: queue.New("test"), subnets: sub,
 		heard: map[string]sighting{}, tainted: map[string]map[corev1.Taint]time.Time{},
 	}}
 	for _, o := range objects {

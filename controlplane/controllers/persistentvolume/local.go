@@ -30,7 +30,7 @@ const (
 // localClass makes the class by which charts get volumes without further ado: the default one, unless there is another. Who changes it means it;
 // who deletes it gets it again with the next start.
 func (c *controller) localClass(ctx context.Context) error {
-	api := c.client.StorageV1().StorageClasses()
+	api := c.local.StorageV1().StorageClasses()
 	if _, err := api.Get(ctx, className, metav1.GetOptions{}); !apierrors.IsNotFound(err) {
 		return err
 	}
@@ -154,10 +154,10 @@ const removalTimeout = 30 * time.Second
 // removeLocal has the node remove the volume's data, and then the volume. The data of a node that is gone is gone with it.
 func (c *controller) removeLocal(ctx context.Context, v *corev1.PersistentVolume) error {
 	node := v.Annotations[localNode]
-	_, err := c.client.CoreV1().Nodes().Get(ctx, node, metav1.GetOptions{})
+	_, err := c.local.CoreV1().Nodes().Get(ctx, node, metav1.GetOptions{})
 	if err == nil {
 		ask, cancel := context.WithTimeout(ctx, removalTimeout)
-		err = c.client.CoreV1().RESTClient().Delete().Resource("nodes").Name(node).SubResource("proxy").Suffix("localVolumes", v.Name).Do(ask).Error()
+		err = c.local.CoreV1().RESTClient().Delete().Resource("nodes").Name(node).SubResource("proxy").Suffix("localVolumes", v.Name).Do(ask).Error()
 		cancel()
 		if err != nil {
 			return fmt.Errorf("remove the data of volume %s on node %s: %w", v.Name, node, err)

@@ -36,6 +36,7 @@ const (
 
 type controller struct {
 	client                  kubernetes.Interface
+	local                   kubernetes.Interface // for what local volumes need beyond what binding volumes does
 	claims                  corelisters.PersistentVolumeClaimLister
 	volumes                 corelisters.PersistentVolumeLister
 	nodes                   corelisters.NodeLister
@@ -47,10 +48,10 @@ type controller struct {
 }
 
 // Setup registers the controller with the informers and returns what runs it.
-func Setup(client kubernetes.Interface, f informers.SharedInformerFactory, recorder record.EventRecorder) (func(context.Context), error) {
+func Setup(client, local kubernetes.Interface, f informers.SharedInformerFactory, recorder record.EventRecorder) (func(context.Context), error) {
 	claims, volumes, nodes, classes := f.Core().V1().PersistentVolumeClaims(), f.Core().V1().PersistentVolumes(), f.Core().V1().Nodes(), f.Storage().V1().StorageClasses()
 	c := &controller{
-		client: client, claims: claims.Lister(), volumes: volumes.Lister(), nodes: nodes.Lister(), classes: classes.Lister(),
+		client: client, local: local, claims: claims.Lister(), volumes: volumes.Lister(), nodes: nodes.Lister(), classes: classes.Lister(),
 		claimIndex: claims.Informer().GetIndexer(), volumeIndex: volumes.Informer().GetIndexer(), recorder: recorder,
 		ofClaims: queue.New("persistentvolumeclaim"), ofVolumes: queue.New("persistentvolume"), removals: queue.New("persistentvolume removal"),
 	}

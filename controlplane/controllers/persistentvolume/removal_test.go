@@ -64,7 +64,7 @@ func TestRemovalsOfADeadNode(t *testing.T) {
 		}
 	}
 	factory := informers.NewSharedInformerFactory(objects, 0)
-	run, err := Setup(client, factory, record.NewFakeRecorder(1000))
+	run, err := Setup(client, client, factory, record.NewFakeRecorder(1000))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -26,7 +26,8 @@ const (
 )
 
 type controller struct {
-	client     kubernetes.Interface
+	maker      kubernetes.Interface // of ServiceAccounts
+	publisher  kubernetes.Interface // of the CA
 	namespaces corelisters.NamespaceLister
 	accounts   corelisters.ServiceAccountLister
 	configMaps corelisters.ConfigMapLister
@@ -34,15 +35,16 @@ type controller struct {
 	queue      *queue.Queue
 }
 
-// Setup registers the controller with the informers and returns what runs it.
-func Setup(client kubernetes.Interface, f informers.SharedInformerFactory, rootCA []byte) (func(context.Context), error) {
+// Setup registers the controller with the informers and returns what runs it. It makes ServiceAccounts by one client and publishes the CA by another; all else is read by
+// the third.
+func Setup(maker, publisher, reader kubernetes.Interface, f informers.SharedInformerFactory, rootCA []byte) (func(context.Context), error) {
 	// Of all ConfigMaps only those of this name are held, and are news.
-	named := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTweakListOptions(func(o *metav1.ListOptions) {
+	named := informers.NewSharedInformerFactoryWithOptions(reader, 0, informers.WithTweakListOptions(func(o *metav1.ListOptions) {
 		o.FieldSelector = fields.OneTermEqualSelector(metav1.ObjectNameField, rootCAName).String()
 	}))
 	nss, sas, cms := f.Core().V1().Namespaces(), f.Core().V1().ServiceAccounts(), named.Core().V1().ConfigMaps()
 	c := &controller{
-		client: client, namespaces: nss.Lister(), accounts: sas.Lister(), configMaps: cms.Lister(),
+		maker: maker, publisher: publisher, namespaces: nss.Lister(), accounts: sas.Lister(), configMaps: cms.Lister(),
 		rootCA: string(rootCA), queue: queue.New("serviceaccount"),
 	}
 	// What is deleted or changed by hand comes back.
@@ -78,7 +80,7 @@ func (c *controller) reconcile(ctx context.Context, _, name string) error {
 		return err
 	}
 	if _, err := c.accounts.ServiceAccounts(name).Get(accountName); apierrors.IsNotFound(err) {
-		_, err = c.client.CoreV1().ServiceAccounts(name).Create(ctx, &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: accountName}}, metav1.CreateOptions{})
+		_, err = c.maker.CoreV1().ServiceAccounts(name).Create(ctx, &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: accountName}}, metav1.CreateOptions{})
 		if err := harmless(err); err != nil {
 			return err
 		}
@@ -87,14 +89,14 @@ func (c *controller) reconcile(ctx context.Context, _, name string) error {
 	cm, err := c.configMaps.ConfigMaps(name).Get(rootCAName)
 	switch {
 	case apierrors.IsNotFound(err):
-		_, err = c.client.CoreV1().ConfigMaps(name).Create(ctx, &corev1.ConfigMap{
+		_, err = c.publisher.CoreV1().ConfigMaps(name).Create(ctx, &corev1.ConfigMap{
 			ObjectMeta: metav1.ObjectMeta{Name: rootCAName, Annotations: map[string]string{"kubernetes.io/description": "Contains a CA bundle that can be used to verify the kube-apiserver when using internal endpoints such as the internal service IP or kubernetes.default.svc."}},
 			Data:       want,
 		}, metav1.CreateOptions{})
 	case err == nil && !labels.Equals(cm.Data, want):
 		cm = cm.DeepCopy()
 		cm.Data = want
-		_, err = c.client.CoreV1().ConfigMaps(name).Update(ctx, cm, metav1.UpdateOptions{})
+		_, err = c.publisher.CoreV1().ConfigMaps(name).Update(ctx, cm, metav1.UpdateOptions{})
 	}
 	return harmless(err)
 }

@@ -28,14 +28,14 @@ const (
 const claimIndex = "claims"
 
 type controller struct {
-	client  kubernetes.Interface
-	claims  corelisters.PersistentVolumeClaimLister
-	volumes corelisters.PersistentVolumeLister
-	pods    cache.Indexer
+	forClaims, forVolumes kubernetes.Interface // identities apart: either may write the one only
+	claims                corelisters.PersistentVolumeClaimLister
+	volumes               corelisters.PersistentVolumeLister
+	pods                  cache.Indexer
 }
 
 // Setup registers the controller with the informers and returns what runs it.
-func Setup(client kubernetes.Interface, f informers.SharedInformerFactory) (func(context.Context), error) {
+func Setup(forClaims, forVolumes kubernetes.Interface, f informers.SharedInformerFactory) (func(context.Context), error) {
 	claims, volumes, podInf := f.Core().V1().PersistentVolumeClaims(), f.Core().V1().PersistentVolumes(), f.Core().V1().Pods()
 	if err := podInf.Informer().AddIndexers(cache.Indexers{claimIndex: func(obj any) ([]string, error) {
 		p, ok := obj.(*corev1.Pod)
@@ -46,7 +46,7 @@ func Setup(client kubernetes.Interface, f informers.SharedInformerFactory) (func
 	}}); err != nil {
 		return nil, fmt.Errorf("volume protection: %w", err)
 	}
-	c := &controller{client: client, claims: claims.Lister(), volumes: volumes.Lister(), pods: podInf.Informer().GetIndexer()}
+	c := &controller{forClaims: forClaims, forVolumes: forVolumes, claims: claims.Lister(), volumes: volumes.Lister(), pods: podInf.Informer().GetIndexer()}
 	ofClaims, ofVolumes := queue.New("claim-protection"), queue.New("volume-protection")
 	changed := func(obj any) {
 		if p, ok := queue.Object[*corev1.Pod](obj); ok {
@@ -123,7 +123,7 @@ func (c *controller) claim(ctx context.Context, namespace, name string) error {
 		return nil // its end is an event
 	}
 	// The cache may lag behind a pod that was just bound: the API server knows.
-	live, err := c.client.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{})
+	live, err := c.forClaims.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{})
 	if err != nil {
 		return err
 	}
@@ -136,7 +136,7 @@ func (c *controller) claim(ctx context.Context, namespace, name string) error {
 	}
 	claim = claim.DeepCopy()
 	claim.Finalizers = slices.DeleteFunc(claim.Finalizers, func(f string) bool { return f == claimFinalizer })
-	_, err = c.client.CoreV1().PersistentVolumeClaims(namespace).Update(ctx, claim, metav1.UpdateOptions{})
+	_, err = c.forClaims.CoreV1().PersistentVolumeClaims(namespace).Update(ctx, claim, metav1.UpdateOptions{})
 	if apierrors.IsNotFound(err) {
 		return nil
 	}
@@ -153,7 +153,7 @@ func (c *controller) volume(ctx context.Context, _, name string) error {
 	}
 	v = v.DeepCopy()
 	v.Finalizers = slices.DeleteFunc(v.Finalizers, func(f string) bool { return f == volumeFinalizer })
-	_, err = c.client.CoreV1().PersistentVolumes().Update(ctx, v, metav1.UpdateOptions{})
+	_, err = c.forVolumes.CoreV1().PersistentVolumes().Update(ctx, v, metav1.UpdateOptions{})
 	if apierrors.IsNotFound(err) {
 		return nil
 	}

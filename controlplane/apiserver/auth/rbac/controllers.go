@@ -7,8 +7,8 @@ import (
 // controllerPrefix begins the names of roles that are bound to a controller's ServiceAccount in kube-system.
 const controllerPrefix = "system:controller:"
 
-// controllers are the ServiceAccounts of the reference's controllers and what each may do: for who runs one of them, or looks
-// for these names. Strake's own are one user, whose rights stand in controllerRules.
+// controllers are the ServiceAccounts of the reference's controllers and what each may do: Strake's own
+// controllers are these ServiceAccounts, too; what they need beyond stands in strake.go.
 func controllers() []rbacv1.ClusterRole {
 	finalizers := func(groups, resource string) rbacv1.PolicyRule { return rule("update", groups, resource+"/finalizers") }
 	status := func(groups, resource string) rbacv1.PolicyRule { return rule("update", groups, resource+"/status") }

@@ -15,28 +15,21 @@ const (
 	agents        = "system:strake-agents"
 )
 
-// controllerRules are what this distribution's controllers need, all run as one user. Deleting a
-// namespace and collecting garbage touch any resource, also ones that only a CRD knows.
-var controllerRules = []rbacv1.PolicyRule{
-	rule("get list watch delete deletecollection patch update", all, all),
-	rule("create", "", "pods", "events", "serviceaccounts", "configmaps", "endpoints", "secrets", "serviceaccounts/token", "persistentvolumeclaims", "persistentvolumes"),
-	rule("create", "storage.k8s.io", "storageclasses"),
-	rule("create", "apps", "replicasets", "controllerrevisions"),
-	rule("create", "batch", "jobs"),
-	rule("create", "discovery.k8s.io", "endpointslices"),
-	rule("create", "coordination.k8s.io", "leases"),
-	rule("create", "events.k8s.io", "events"),
-	rule("create", "authentication.k8s.io", "tokenreviews"),
-	rule("create", "authorization.k8s.io", "subjectaccessreviews"),
-	// They sign what a node needs, and what people ask for to reach the API server.
-	only(rule("approve sign", "certificates.k8s.io", "signers"), "kubernetes.io/kube-apiserver-client", "kubernetes.io/kube-apiserver-client-kubelet", "kubernetes.io/kubelet-serving"),
-	urls("/api", "/api/*", "/apis", "/apis/*", "/version", "/healthz", "/livez", "/readyz", "/openapi/*"),
-}
+// ServiceAccounts of kube-system that the reference doesn't have.
+const (
+	localVolumes = "local-volume-provisioner"
+	server       = "strake-server"
+)
 
 // strakeRoles are the roles that the reference doesn't have.
 func strakeRoles() []rbacv1.ClusterRole {
 	return []rbacv1.ClusterRole{
-		named("strake:controllers", controllerRules...),
+		// What nodes may have is approved here, where the reference leaves it to people but for the kubelet's client certificate.
+		named("strake:node-certificates", only(rule("approve", "certificates.k8s.io", "signers"), "kubernetes.io/kube-apiserver-client", "kubernetes.io/kubelet-serving")),
+		// The class "local" is made at the start, and nodes are asked to remove what its volumes held.
+		named("strake:"+localVolumes, rule("get create", "storage.k8s.io", "storageclasses"), rule("get", "", "nodes"), rule("delete", "", "nodes/proxy")),
+		// The server tells nodes where it is, and marks its own.
+		named("strake:server", rule("get list patch", "", "nodes")),
 		named("strake:node-network",
 			rule(read, "", "nodes", "services", "endpoints", "pods", "namespaces"),
 			rule(read, "discovery.k8s.io", "endpointslices"), rule(read, "networking.k8s.io", "networkpolicies"),
@@ -53,7 +46,9 @@ func strakeRoles() []rbacv1.ClusterRole {
 
 func strakeBindings() []rbacv1.ClusterRoleBinding {
 	return []rbacv1.ClusterRoleBinding{
-		bindClusterRole("strake:controllers", users(user.KubeControllerManager)...),
+		bindClusterRole("strake:node-certificates", accounts("certificate-controller")...),
+		bindClusterRole("strake:"+localVolumes, accounts(localVolumes)...),
+		bindClusterRole("strake:server", accounts(server)...),
 		bindClusterRole("strake:node-network", groups(agents)...),
 		bindClusterRole("system:kubelet-api-admin", groups("strake:kubelet-api-admins")...),
 		bindClusterRole("system:node-bootstrapper", groups(bootstrappers)...),
@@ -68,12 +63,18 @@ const (
 	clusterInfo = "strake:cluster-info"
 	// clusterSettings lets nodes read what they have in common, and what their DNS is to do.
 	clusterSettings = "strake:cluster-settings"
+	// settingsWriter writes what nodes have in common.
+	settingsWriter = "strake:cluster-settings-writer"
+	// infoWriter makes cluster-info, which the reference's installer does; from then on it is kept by the reference's rights.
+	infoWriter = "strake:cluster-info-writer"
 )
 
 func strakeNamespaced() []rbacv1.Role {
 	return []rbacv1.Role{
 		namespaced(metav1.NamespacePublic, clusterInfo, only(rule("get", "", "configmaps"), "cluster-info")),
 		namespaced(metav1.NamespaceSystem, clusterSettings, only(rule(read, "", "configmaps"), "strake-cluster", "strake-dns")),
+		namespaced(metav1.NamespaceSystem, settingsWriter, rule("create", "", "configmaps"), only(rule("get update", "", "configmaps"), "strake-cluster")),
+		namespaced(metav1.NamespacePublic, infoWriter, rule("create", "", "configmaps")),
 	}
 }
 
@@ -81,6 +82,8 @@ func strakeNamespacedBindings() []rbacv1.RoleBinding {
 	return []rbacv1.RoleBinding{
 		bindRoleOf(metav1.NamespacePublic, clusterInfo, clusterInfo, users(user.Anonymous)...),
 		bindRoleOf(metav1.NamespaceSystem, clusterSettings, clusterSettings, groups(bootstrappers, user.NodesGroup, agents)...),
+		bindRoleOf(metav1.NamespaceSystem, settingsWriter, settingsWriter, accounts(server)...),
+		bindRoleOf(metav1.NamespacePublic, infoWriter, infoWriter, accounts("bootstrap-signer")...),
 	}
 }
 
