@@ -56,7 +56,7 @@ func TestServicesOfPodsBeside(t *testing.T) {
 			}{
 				{"a pod of this node", f.of("10.88.0.5", "fd00:10:88::5"), true, actUnspec, toBesideProgram, l.podVeth, actUnspec, "service_to_pod"},
 				{"the node", f.node, true, actUnspec, toBesideProgram, l.podVeth, actUnspec, "service_to_pod"},
-				{"one elsewhere", f.of("10.88.1.5", "fd00:10:88:1::5"), false, actRedirect, uplinkProgram, l.uplink, actRedirect, "remote_to_uplink"},
+				{"one elsewhere", f.of("10.88.1.5", "fd00:10:88:1::5"), false, actUnspec, toBesideProgram, l.podVeth, actUnspec, "service_to_pod"},
 				{"itself", client(f), true, actRedirect, besideProgram, l.podVeth, actRedirect, "remote_to_uplink"},
 			} {
 				t.Run(fmt.Sprint(f.name, " ", name, " ", c.what), func(t *testing.T) {
@@ -72,6 +72,8 @@ func TestServicesOfPodsBeside(t *testing.T) {
 					answer := reply(out)
 					if c.answeredAt == besideProgram {
 						l.sent(answer)
+					} else if verdict, got := l.run(t, uplinkProgram, l.uplink, answer); verdict != actOK || !bytes.Equal(got[:len(answer)], answer) {
+						t.Errorf("the answer did not pass the uplink as it was: verdict %d", verdict)
 					}
 					l.step(t, "the answer", c.answeredAt, c.answeredIf, answer, c.answer, c.counted, front, asks)
 					l.service(t)
@@ -115,6 +117,21 @@ func TestWhatPassesPodsBeside(t *testing.T) {
 					t.Errorf("%s, %s, to the pod: verdict %d, or it was changed", f.name, what, verdict)
 				}
 			}
+			// Nor may a pod speak in the stead of whom a flow is that came in elsewhere.
+			far := at(f.far, 4002)
+			question := frame(proto, far, front, nil)
+			l.service(t, LoadBalancer{Name: "ns/web:http", Protocol: proto, Frontends: []Frontend{{Addr: front, Kind: NodePort}}, Backends: []Backend{{Addr: at(f.of("10.88.1.5", "fd00:10:88:1::5"), 8080), All: true}}})
+			out := l.step(t, "from outside", uplinkProgram, l.uplink, bytes.Clone(question), actRedirect, "uplink_to_remote", netip.AddrPort{}, netip.AddrPort{})
+			for what, in := range map[string][]byte{"its question": question, "its answer": reply(out)} {
+				l.sent(in)
+				if verdict, out := l.run(t, besideProgram, l.podVeth, in); verdict != actUnspec || !bytes.Equal(out[:len(in)], in) {
+					t.Errorf("%s, another's flow, %s: verdict %d, or it was changed", f.name, what, verdict)
+				}
+			}
+			must(t, clearFlows(l.d))
+			l.service(t,
+				LoadBalancer{Name: "ns/dns:dns", Protocol: 17, Frontends: fronts(ClusterIP, dns), Backends: []Backend{backend}},
+				LoadBalancer{Name: "ns/none:http", Protocol: proto, Frontends: fronts(ClusterIP, at(f.vip(), 81))})
 			in := l.sent(frame(17, asks, dns, []byte("names come first")))
 			if verdict, out := l.run(t, besideProgram, l.podVeth, in); verdict != actUnspec || !bytes.Equal(out[:len(in)], in) {
 				t.Errorf("%s, a name server: verdict %d, or it was changed", f.name, verdict)

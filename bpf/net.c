@@ -154,6 +154,8 @@ int strake_beside(struct __sk_buff *skb)
 	if (!s || skb->pkt_type != PACKET_HOST || parse_fresh(skb, &s->p) != PARSED || asks_name_server(&s->p))
 		return TC_ACT_UNSPEC;
 	verdict = service_in(skb, ASKER_BESIDE);
+	if (verdict < 0)
+		stack_give_way(skb);
 	return verdict < 0 || verdict == TC_ACT_OK ? TC_ACT_UNSPEC : verdict;
 }
 

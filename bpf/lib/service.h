@@ -250,7 +250,8 @@ int __attribute__((noinline)) service_begin(struct __sk_buff *skb, __u32 asker)
 	} else if (asker == ASKER_POD || is_node(&s->flow.daddr, s->p.v6)) {
 		masquerade = 0;
 	} else {
-		masquerade = !service_is_of_stack(s) || service_is_beside(skb);
+		/* What its plugin lets such a pod ask is judged in the host's stack, by the pod's own address: it goes there, as if the pod had asked the backend itself. */
+		masquerade = (asker != ASKER_BESIDE && !service_is_of_stack(s)) || service_is_beside(skb);
 	}
 	if (masquerade && dsr_on && asker == ASKER_OUTSIDE) {
 		begun = dsr_begin(skb);
@@ -524,12 +525,12 @@ static __always_inline int service_of_node(struct __sk_buff *skb)
 	return service_verdict(skb, found, ASKER_NODE);
 }
 
-/* Whether what ASKER_BESIDE asks, and s->flow is of if it is known (found), is left to the host's stack, where the uplink's program meets it if it leaves: flows that it
- * began there, and who sends by an address that is not behind his link, which the stack may not believe. */
+/* Whether what ASKER_BESIDE sends, and s->flow is of if it is known (found), is left to the host's stack, where the uplink's program meets it if it leaves: what is of a
+ * flow that began elsewhere, and who sends by an address that is not behind his link, which the stack may not believe. */
 static __always_inline int service_passes_beside(struct __sk_buff *skb, struct scratch *s, int found)
 {
-	if (found == SERVICE_SEND)
-		return s->flow.flags & FLOW_OWN;
+	if (found == SERVICE_SEND || found == SERVICE_ANSWER)
+		return s->flow.ifindex != skb->ifindex;
 	if (found != SERVICE_NEW)
 		return 0;
 	s->flow.daddr = s->p.saddr;
@@ -559,8 +560,8 @@ static __always_inline int service_in(struct __sk_buff *skb, __u32 asker)
 	if (found == SERVICE_NONE || found == SERVICE_NEW) { /* a pod may have had the port before it became a NodePort */
 		verdict = masq_in(skb);
 		if (verdict == MASQ_FORWARDED)
-			return service_answer(skb);
-		if (verdict != -1)
+			found = SERVICE_ANSWER;
+		else if (verdict != -1)
 			return verdict;
 	}
 	if (asker == ASKER_BESIDE && service_passes_beside(skb, s, found))
