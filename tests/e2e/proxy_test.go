@@ -79,6 +79,10 @@ func TestProxyAlone(t *testing.T) {
 							out, err := p.ask(url(scheme, p.node.addrs[f], int(s.Spec.Ports[0].NodePort)), 30)
 							answers(t, out, err, 30, want...)
 						})
+						t.Run("pod "+p.name+", whose sockets no hook serves, to the NodePort of "+s.Name, func(t *testing.T) {
+							out, err := l.askIn(p.space, "", url(scheme, p.node.addrs[f], int(s.Spec.Ports[0].NodePort)), 30)
+							answers(t, out, err, 30, want...)
+						})
 					}
 				}
 				t.Run("node to a ClusterIP", func(t *testing.T) {

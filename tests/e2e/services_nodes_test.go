@@ -20,7 +20,8 @@ import (
 // neighbour is a machine on the nodes' network that is none of them.
 type neighbour struct {
 	podnet.Space
-	addrs []netip.Addr // of the families of the nodes
+	addrs    []netip.Addr // of the families of the nodes
+	gateways []netip.Addr // the first node, by family as addrs
 }
 
 // newNeighbour joins a namespace to the lab's bridge, with the last address but some of each range.
@@ -38,7 +39,6 @@ func newNeighbour(t *testing.T, c *threeNodes) neighbour {
 	first := podnet.Space("/run/netns/" + c.Net)
 	m := neighbour{Space: s}
 	// By the second node's addresses, the bridge has the number 1.
-	var gateways []netip.Addr
 	var cidrs []string
 	for _, a := range c.nodes[1].Addresses {
 		own, gateway := a.AsSlice(), a.AsSlice()
@@ -49,7 +49,7 @@ func newNeighbour(t *testing.T, c *threeNodes) neighbour {
 		if a.Is6() {
 			bits = 64
 		}
-		m.addrs, gateways, cidrs = append(m.addrs, o), append(gateways, g), append(cidrs, netip.PrefixFrom(o, bits).String())
+		m.addrs, m.gateways, cidrs = append(m.addrs, o), append(m.gateways, g), append(cidrs, netip.PrefixFrom(o, bits).String())
 	}
 	err = errors.Join(
 		first.Connect("neighbour", s, "eth0"),
@@ -71,7 +71,7 @@ func newNeighbour(t *testing.T, c *threeNodes) neighbour {
 		}),
 		s.Address("eth0", cidrs...),
 	)
-	for _, g := range gateways {
+	for _, g := range m.gateways {
 		err = errors.Join(err, m.route(netip.Prefix{}, g))
 	}
 	if err != nil {
@@ -209,7 +209,8 @@ func TestServicesOfNodes(t *testing.T) {
 		webService("inner", 0, "internalTrafficPolicy: Local"),
 		webService("sticky", 30383, "type: NodePort", "sessionAffinity: ClientIP"),
 		webService("near", 0, "trafficDistribution: PreferSameNode"),
-		webService("elsewhere", 0, "externalIPs: [203.0.113.80]"))
+		webService("elsewhere", 0, "externalIPs: [203.0.113.80]"),
+		ends(c.nodes))
 	c.apply(strings.Join(manifests, "---\n"))
 	c.kubectl("wait", "--for=condition=Ready", "pod", "--all", "--timeout=90s")
 	m := newNeighbour(t, c)
@@ -223,6 +224,11 @@ func TestServicesOfNodes(t *testing.T) {
 		{"sessionAffinity", stays},
 		{"trafficDistribution PreferSameNode", sameNode},
 		{"addresses of load balancers and externalIPs", routedAddresses},
+		{"a pod that gets itself", hairpin},
+		{"clients and backends with the network of nodes", hostNetwork},
+		{"no endpoints", noEndpoints},
+		{"internalTrafficPolicy Local, of both families", internalPolicy},
+		{"loadBalancerSourceRanges", sourceRanges},
 		{"a rollout fails no request", rollout},
 		{"clients of a backend that goes", backendGoes},
 		{"direct server return, and at the driver", directReturn},

@@ -136,13 +136,26 @@ func outcomeOf(err error) outcome {
 	return silent
 }
 
-// once asks over a connection, and asks again for a datagram that may have been lost.
-func (c asker) once(ctx context.Context) (conn net.Conn, answer string, err error) {
+// patiently asks a question, and has its patience anew when everything has stood still meanwhile.
+func (s *soak) patiently(ctx context.Context, c asker) (conn net.Conn, answer string, err error) {
+	for {
+		from := time.Now()
+		conn, answer, err = c.once(ctx, conn)
+		if outcomeOf(err) != silent || ctx.Err() != nil || !s.stoodSince(from) {
+			return conn, answer, err
+		}
+		s.again.Add(1)
+	}
+}
+
+// once asks over a connection, or goes on with one, and asks again for a datagram that may have been lost.
+func (c asker) once(ctx context.Context, asked net.Conn) (conn net.Conn, answer string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, soakPatience)
 	defer cancel()
-	conn, err = c.space.Dial(ctx, c.network, c.to.String())
-	if err != nil {
-		return nil, "", err
+	if conn = asked; conn == nil {
+		if conn, err = c.space.Dial(ctx, c.network, c.to.String()); err != nil {
+			return nil, "", err
+		}
 	}
 	b := make([]byte, 100)
 	for deadline, _ := ctx.Deadline(); ; {
@@ -151,7 +164,10 @@ func (c asker) once(ctx context.Context) (conn net.Conn, answer string, err erro
 			patience = time.Now().Add(time.Second)
 		}
 		conn.SetDeadline(patience)
-		if _, err = conn.Write([]byte("?")); err == nil {
+		if err = nil; asked == nil || c.network == "udp" {
+			_, err = conn.Write([]byte("?"))
+		}
+		if err == nil {
 			var n int
 			n, err = conn.Read(b)
 			answer = string(b[:n])
@@ -178,7 +194,7 @@ func (s *soak) ask(ctx context.Context, c asker) error {
 
 func (s *soak) question(ctx context.Context, c asker) error {
 	from := time.Now()
-	conn, answer, err := c.once(ctx)
+	conn, answer, err := s.patiently(ctx, c)
 	to := time.Now()
 	if conn != nil {
 		defer conn.Close()
@@ -196,10 +212,6 @@ func (s *soak) question(ctx context.Context, c asker) error {
 	n.(*atomic.Int64).Add(1)
 	wrong := c.judge(got, answer, states)
 	if wrong == "" {
-		return nil
-	}
-	if got != answered && s.stoodSince(from) {
-		s.unjudged.Add(1)
 		return nil
 	}
 	told := fmt.Sprintf("%s: %s (%v), after %v; %s", c, wrong, err, to.Sub(from), c.svc.tell(states))
@@ -308,12 +320,18 @@ func (s *soak) held(ctx context.Context, c asker, conn net.Conn, from time.Time)
 	defer conn.Close()
 	var backend string
 	var err error
-	last := from // when it was answered
 	for ctx.Err() == nil {
 		conn.SetDeadline(time.Now().Add(soakPatience))
 		var n int
 		b := make([]byte, 100)
+		asked := time.Now()
 		if _, err = conn.Write([]byte("?")); err == nil {
+			n, err = conn.Read(b)
+		}
+		for outcomeOf(err) == silent && ctx.Err() == nil && s.stoodSince(asked) {
+			s.again.Add(1)
+			asked = time.Now()
+			conn.SetDeadline(asked.Add(soakPatience))
 			n, err = conn.Read(b)
 		}
 		if err != nil {
@@ -323,7 +341,7 @@ func (s *soak) held(ctx context.Context, c asker, conn net.Conn, from time.Time)
 		if backend != "" && backend != answer {
 			return fmt.Errorf("%s: one connection was answered by %s and by %s", c, backend, answer)
 		}
-		backend, last = answer, time.Now()
+		backend = answer
 		s.kept.Add(1)
 		select {
 		case <-ctx.Done():
@@ -339,10 +357,6 @@ func (s *soak) held(ctx context.Context, c asker, conn net.Conn, from time.Time)
 		_, member := st.endpoints[b]
 		return !st.absent && !member
 	}) {
-		return nil
-	}
-	if s.stoodSince(last) {
-		s.unjudged.Add(1)
 		return nil
 	}
 	told := fmt.Sprintf("%s: the connection to %s ended (%v) after %v, and its backend was never gone; %s", c, backend, err, time.Since(from), c.svc.tell(states))

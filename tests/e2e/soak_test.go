@@ -51,7 +51,7 @@ type soak struct {
 	asked, strict, changed, killed, kept atomic.Int64
 	stood                                atomic.Int64 // when the test last went on after it had stood still, in ns since 1970
 	stalls                               atomic.Int64 // how often it has
-	unjudged                             atomic.Int64 // questions and connections that failed meanwhile
+	again                                atomic.Int64 // how often somebody lost patience meanwhile, and went on
 	outcomes                             sync.Map     // outcome → *atomic.Int64
 }
 
@@ -135,16 +135,12 @@ func TestServicesSoak(t *testing.T) {
 		return true
 	})
 	slices.Sort(lines)
-	t.Logf("%d questions (%d while their Service stood still), %d rounds of connections that were kept; %d changes, %d agents killed; %s; %d that failed while the machine stood still, which it did %d times",
-		s.asked.Load(), s.strict.Load(), s.kept.Load(), s.changed.Load(), s.killed.Load(), strings.Join(lines, ", "), s.unjudged.Load(), s.stalls.Load())
+	t.Logf("%d questions (%d while their Service stood still), %d rounds of connections that were kept; %d changes, %d agents killed; %s; the machine stood still %d times, and patience was had anew %d times",
+		s.asked.Load(), s.strict.Load(), s.kept.Load(), s.changed.Load(), s.killed.Load(), strings.Join(lines, ", "), s.stalls.Load(), s.again.Load())
 	for what, n := range map[string]*atomic.Int64{"asked": &s.asked, "asked while its Service stood still": &s.strict, "changed": &s.changed, "kept": &s.kept, "killed": &s.killed} {
 		if n.Load() == 0 {
 			t.Errorf("nothing was %s", what)
 		}
-	}
-	// Whoever waits when the machine stands still may lose patience: as many as there are clients, each time.
-	if n := s.unjudged.Load(); n*100 > s.asked.Load() {
-		t.Errorf("%d of %d questions failed while the machine stood still: it did so too often to tell anything", n, s.asked.Load())
 	}
 }
 
@@ -463,7 +459,5 @@ func (s *soak) settle(ctx context.Context, svc *soakService) error {
 			old.until = now
 		}
 	}
-	// Only what a question that waits still may have met is of interest.
-	svc.states = slices.DeleteFunc(svc.states, func(old *soakState) bool { return !old.until.IsZero() && now.Sub(old.until) > 4*soakPatience })
 	return nil
 }
