@@ -150,8 +150,8 @@ static __always_inline enum fate refuse(struct bpf_sock_addr *ctx, const struct 
 	return TRANSLATE;
 }
 
-/* What is to become of a socket's way to addr; with TRANSLATE, to says where it goes. */
-static __always_inline enum fate forward(struct bpf_sock_addr *ctx, const struct addr *addr, struct peer *to)
+/* What is to become of a socket's way to addr; with TRANSLATE, to says where it goes. named: the program gave the address, with this datagram or to connect. */
+static __always_inline enum fate forward(struct bpf_sock_addr *ctx, const struct addr *addr, struct peer *to, int named)
 {
 	__be16 port = ctx->user_port;
 	struct socket_key key = { .addr = *addr, .port = port, .row = ROW_CHOICE };
@@ -167,7 +167,7 @@ static __always_inline enum fate forward(struct bpf_sock_addr *ctx, const struct
 		return PASS;
 	fe = lb_frontend(addr, port, ctx->protocol);
 	if (!fe) {
-		if (ctx->protocol == IPPROTO_UDP)
+		if (ctx->protocol == IPPROTO_UDP && named)
 			asks_itself(ctx, &key);
 		return PASS;
 	}
@@ -231,13 +231,13 @@ static __always_inline struct peer *reverse(struct bpf_sock_addr *ctx, const str
 }
 
 /* 0 makes the call fail: with EPERM, unless a return value is set. */
-static __always_inline int forward4(struct bpf_sock_addr *ctx)
+static __always_inline int forward4(struct bpf_sock_addr *ctx, int named)
 {
 	struct peer to = {};
 	struct addr addr;
 
 	addr_v4(&addr, ctx->user_ip4);
-	switch (forward(ctx, &addr, &to)) {
+	switch (forward(ctx, &addr, &to, named)) {
 	case REFUSE:
 		return 0;
 	case TRANSLATE:
@@ -267,13 +267,14 @@ static __always_inline int reverse4(struct bpf_sock_addr *ctx)
 SEC("cgroup/connect4")
 int strake_connect4(struct bpf_sock_addr *ctx)
 {
-	return forward4(ctx);
+	return forward4(ctx, 1);
 }
 
+/* An IPv6 socket that is connected to a mapped address comes here with each datagram: the kernel names its peer then, which is the backend. */
 SEC("cgroup/sendmsg4")
 int strake_sendmsg4(struct bpf_sock_addr *ctx)
 {
-	return forward4(ctx);
+	return forward4(ctx, ctx->sk->state != BPF_TCP_ESTABLISHED);
 }
 
 SEC("cgroup/recvmsg4")
@@ -313,7 +314,7 @@ static __always_inline int forward6(struct bpf_sock_addr *ctx)
 	struct addr addr;
 
 	addr_get(ctx, &addr);
-	switch (forward(ctx, &addr, &to)) {
+	switch (forward(ctx, &addr, &to, 1)) {
 	case REFUSE:
 		return 0;
 	case TRANSLATE:

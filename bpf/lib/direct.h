@@ -53,7 +53,8 @@ int __attribute__((noinline)) flow_give_way(struct __sk_buff *skb)
 	s->key.reply = 1;
 	s->key.pad = 0;
 	f = flow_row(&s->key);
-	if (!f || !f->service || flow_is_open(f->state, p->proto))
+	/* Of who is behind the host's stack this is the question to the frontend itself, which comes back translated, on its way to a backend there. */
+	if (!f || !f->service || f->flags & FLOW_OWN || flow_is_open(f->state, p->proto))
 		return 0;
 	if (flow_has_connection(p->proto) || !flow_alive(f, p->proto, seconds_now()))
 		return flow_end(skb);
