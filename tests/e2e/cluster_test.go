@@ -157,16 +157,20 @@ func (c *cluster) apply(manifest string) {
 
 // eventually repeats f until it returns "" and fails with what it returned last. The time is that of a machine with far too much to do, since what
 // works ends early: how fast something is, tests/bench measures.
-func eventually(t *testing.T, within time.Duration, f func() string) {
+func eventually(t *testing.T, patience time.Duration, f func() string) {
 	t.Helper()
-	deadline := time.Now().Add(within)
+	if last := within(patience, f); last != "" {
+		t.Fatal(last)
+	}
+}
+
+// within repeats f until it returns "" or the time is over, and returns what it returned last.
+func within(patience time.Duration, f func() string) string {
+	deadline := time.Now().Add(patience)
 	for {
 		last := f()
-		if last == "" {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatal(last)
+		if last == "" || time.Now().After(deadline) {
+			return last
 		}
 		time.Sleep(100 * time.Millisecond)
 	}

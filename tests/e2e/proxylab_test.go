@@ -286,7 +286,7 @@ func (n *proxyNode) strake(args ...string) (string, error) {
 func (n *proxyNode) pod(name string) *proxyPod {
 	n.lab.t.Helper()
 	p := n.bare(name)
-	p.serve(8080)
+	answerIn(n.lab.t, p.space, p.name, ":8080")
 	return p
 }
 
@@ -341,14 +341,14 @@ func errorText(err error) string {
 	return err.Error()
 }
 
-func (p *proxyPod) serve(port int) {
-	t := p.node.lab.t
+// answerIn serves HTTP and UDP at an address in a namespace, as long as the test runs: who answers, and as whom it sees the client.
+func answerIn(t *testing.T, space podnet.Space, name, at string) {
 	t.Helper()
 	var web net.Listener
 	var datagrams net.PacketConn
-	if err := p.space.In(func() (err error) {
-		if web, err = net.Listen("tcp", fmt.Sprint(":", port)); err == nil {
-			datagrams, err = net.ListenPacket("udp", fmt.Sprint(":", port))
+	if err := space.In(func() (err error) {
+		if web, err = net.Listen("tcp", at); err == nil {
+			datagrams, err = net.ListenPacket("udp", at)
 		}
 		return err
 	}); err != nil {
@@ -356,7 +356,7 @@ func (p *proxyPod) serve(port int) {
 	}
 	t.Cleanup(func() { web.Close(); datagrams.Close() })
 	answer := func(from string) string {
-		return fmt.Sprintf("%s answers %s\n", p.name, netip.MustParseAddrPort(from).Addr().Unmap())
+		return fmt.Sprintf("%s answers %s\n", name, netip.MustParseAddrPort(from).Addr().Unmap())
 	}
 	go http.Serve(web, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, answer(r.RemoteAddr)) }))
 	go func() {

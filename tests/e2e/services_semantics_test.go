@@ -18,6 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"github.com/strake-io/strake/tests/lab"
+	"github.com/strake-io/strake/tests/podnet"
 )
 
 // Three servers that EndpointSlices of the tests' own lead to, and who calls them.
@@ -196,6 +197,7 @@ func TestServiceSemantics(t *testing.T) {
 	fmt.Fprintf(&pods, semanticsPods, "client")
 	c.apply(pods.String())
 	c.kubectl("wait", "--for=condition=Ready", "pod", "--all", "--timeout=90s")
+	c.apply(with(strings.ReplaceAll(server("shy", nodeName), "app: web", "app: shy"), "readinessProbe: {exec: {command: [/strake, nothing]}, periodSeconds: 1}"))
 	for _, args := range []string{"-n " + c.Outside + " route add 203.0.113.0/24 via " + lab.NodeIP, "-n " + c.Outside + " route add 2001:db8:113::/64 via " + lab.NodeIP6} {
 		c.must(exec.Command("ip", strings.Fields(args)...))
 	}
@@ -214,7 +216,7 @@ func TestServiceSemantics(t *testing.T) {
 			test func(*semantics)
 		}{
 			{"policies", (*semantics).policies}, {"addresses", (*semantics).addresses}, {"endpoints", (*semantics).endpoints}, {"who may ask", (*semantics).sources},
-			{"labels and mirrors", (*semantics).labels}, {"health", (*semantics).health},
+			{"labels and mirrors", (*semantics).labels}, {"names and readiness", (*semantics).names}, {"health", (*semantics).health},
 		}
 		t.Run(string(s.family()), func(t *testing.T) {
 			t.Parallel()
@@ -409,6 +411,59 @@ func (s *semantics) labels() {
 		s.kubectl("label", "service", svc.Name, label+"-")
 		s.reach(fromPod, url, "three")
 	}
+}
+
+// names: what has names alone; who is published though it is not ready; a port that endpoints have by numbers of their own.
+func (s *semantics) names() {
+	shy := s.service("shy", func(svc *corev1.Service) {
+		svc.Spec.Selector, svc.Spec.PublishNotReadyAddresses = map[string]string{"app": "shy"}, true
+	})
+	s.write(shy)
+	for _, from := range []string{fromPod, fromNode} {
+		for _, scheme := range []string{"http://", "udp://"} {
+			s.reach(from, scheme+s.clusterIP(shy)+":80", "shy")
+		}
+	}
+	if ready := s.kubectl("get", "pod", "shy", "-o", `jsonpath={.status.conditions[?(@.type=="Ready")].status}`); ready != "False" {
+		s.t.Errorf("Ready is %q of a pod whose probe fails", ready)
+	}
+	s.kubectl("patch", "service", shy.Name, "-p", `{"spec":{"publishNotReadyAddresses":false}}`)
+	s.reach(fromPod, "http://"+s.clusterIP(shy))
+
+	headless := s.service("bare", func(svc *corev1.Service) { svc.Spec.ClusterIP = corev1.ClusterIPNone })
+	renamed, other := s.service("renamed", func(*corev1.Service) {}), s.service("other", func(*corev1.Service) {})
+	s.write(headless, s.slice(headless, end{pod: "one"}, end{pod: "three"}), renamed, s.slice(renamed, end{pod: "one"}), other, s.slice(other, end{pod: "two"}))
+	s.reach(fromPod, "http://"+renamed.Name, "one")
+	former := netip.MustParseAddr(strings.Trim(s.clusterIP(renamed), "[]"))
+	s.kubectl("patch", "service", renamed.Name, "-p", fmt.Sprintf(`{"spec":{"type":"ExternalName","externalName":"%s.default.svc.cluster.local"}}`, other.Name))
+	each(s.t, []caller{callerIn(fromNode, podnet.Space("/run/netns/"+s.Net))}, []netip.AddrPort{netip.AddrPortFrom(former, 80)}, brief, fails)
+	for _, scheme := range []string{"http://", "udp://"} {
+		s.reach(fromPod, scheme+renamed.Name+":80", "two")
+	}
+	eventually(s.t, 2*time.Minute, func() string {
+		out := s.call(fromPod, "http://"+headless.Name+":8080", 12)
+		if seen := answersOf(out); strings.Contains(out, "error") || len(seen) == 0 || len(seen)-min(seen["one"], 1)-min(seen["three"], 1) > 0 {
+			return "a headless Service leads to " + out
+		}
+		return ""
+	})
+	for name, says := range map[string]string{renamed.Name: "a name for " + other.Name, headless.Name: "headless"} {
+		if out, err := s.Strake("service", "get", name); err != nil || !strings.Contains(out, says) {
+			s.t.Errorf("service get %s: %v\n%s", name, err, out)
+		}
+	}
+
+	ported := s.service("ported", func(svc *corev1.Service) { svc.Spec.Ports = svc.Spec.Ports[:1] })
+	one, two := s.slice(ported, end{pod: "one"}), s.slice(ported, end{pod: "two"})
+	two.Name, two.Ports[0].Port = ported.Name+"-other", new(int32(8081))
+	s.write(ported, one, two)
+	eventually(s.t, 2*time.Minute, func() string {
+		out := s.call(fromPod, "http://"+s.clusterIP(ported)+"/hostname", 30)
+		if strings.Contains(out, "error") || !strings.Contains(out, " one answers") || !strings.Contains(out, " two\n") {
+			return "endpoints that listen at other ports: " + out
+		}
+		return ""
+	})
 }
 
 // health: what load balancers ask nodes, of a Service and of themselves, and metrics.
