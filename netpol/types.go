@@ -3,6 +3,7 @@ package netpol
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
@@ -158,6 +159,12 @@ const (
 // InShadow tells whether a policy is in shadow.
 func InShadow(policy metav1.Object) bool {
 	return policy.GetAnnotations()[ModeAnnotation] == ModeShadow
+}
+
+// InShadow tells whether any of the policies is in shadow.
+func (s State) InShadow() bool {
+	return slices.ContainsFunc(s.NetworkPolicies, func(p *networkingv1.NetworkPolicy) bool { return InShadow(p) }) ||
+		slices.ContainsFunc(s.ClusterNetworkPolicies, func(p *policyv1alpha2.ClusterNetworkPolicy) bool { return InShadow(p) })
 }
 
 // ProtocolNumber is the number of a protocol as the APIs name it.

@@ -12,8 +12,6 @@ import (
 	"slices"
 	"strings"
 
-	corev1 "k8s.io/api/core/v1"
-
 	"github.com/strake-io/strake/bpf"
 	"github.com/strake-io/strake/netpol"
 	"github.com/strake-io/strake/netpol/compiler"
@@ -105,6 +103,7 @@ type verifier struct {
 	rows    bpf.PolicyRows
 	tables  *compiler.Tables
 	truth   *reference.Evaluator
+	shadow  bool // there are policies in shadow
 	closed  map[netpol.PolicyRef]bool
 	crowded map[string]bool // of closed those that deny what they should not
 	ids     map[netip.Addr]bpf.PolicySubject
@@ -118,7 +117,7 @@ func Verify(ctx context.Context, rows bpf.PolicyRows, s netpol.State, o Options)
 	if err != nil {
 		return Report{}, err
 	}
-	v := &verifier{rows: rows, tables: compiler.Interpret(rows), truth: truth, closed: o.Closed, crowded: map[string]bool{}, ids: map[netip.Addr]bpf.PolicySubject{}, report: Report{Node: o.Node}}
+	v := &verifier{rows: rows, tables: compiler.Interpret(rows), truth: truth, shadow: s.InShadow(), closed: o.Closed, crowded: map[string]bool{}, ids: map[netip.Addr]bpf.PolicySubject{}, report: Report{Node: o.Node}}
 	for _, r := range rows.Subjects {
 		v.ids[r.Addr] = r
 	}
@@ -129,9 +128,9 @@ func Verify(ctx context.Context, rows bpf.PolicyRows, s netpol.State, o Options)
 	for _, e := range pods {
 		claims[e.Addr]++
 	}
-	ends := slices.DeleteFunc(append(pods, edges(s)...), func(e end) bool { return o.Untold[e.Addr] || claims[e.Addr] > 1 })
+	ends := slices.DeleteFunc(append(pods, edges(s, rows.Peers)...), func(e end) bool { return o.Untold[e.Addr] || claims[e.Addr] > 1 })
 	others := v.classes(ends, false)
-	ports := portsOf(s)
+	ports := portsOf(s, rows.Ports)
 	v.report.Ends, v.report.Ports = len(others), len(ports)
 	if err := v.ask(ctx, locals, others, ports, o.Questions); err != nil {
 		return Report{}, err
@@ -151,7 +150,7 @@ func (v *verifier) drift(d Drift) {
 func (v *verifier) pods(s netpol.State, node string) []end {
 	var out []end
 	for _, p := range s.Pods {
-		if p.Spec.HostNetwork || p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed {
+		if !hasAddrs(p) {
 			continue
 		}
 		labels := make([]string, 0, len(p.Labels))
@@ -211,7 +210,7 @@ func (v *verifier) classes(ends []end, subjects bool) []end {
 	for _, e := range ends {
 		class := fmt.Sprint(e.class, v.tables.Identity(e.Addr))
 		if s, ok := v.ids[e.Addr]; subjects && ok {
-			class = fmt.Sprint(class, s.Ingress, s.Egress)
+			class = fmt.Sprint(class, " ", s.Ingress, s.Egress, s.ShadowIngress, s.ShadowEgress)
 		}
 		if !seen[class] {
 			seen[class] = true
@@ -319,7 +318,7 @@ func (v *verifier) ask(ctx context.Context, locals, others []end, ports []port, 
 	return nil
 }
 
-// compare asks both about one side of a flow: that of the end that is on the node.
+// compare asks both about one side of a flow: that of the end that is on the node. With policies in shadow it asks what these would make of it, too.
 func (v *verifier) compare(from, to end, p port, egress bool) {
 	f := netpol.Flow{From: from.End, To: to.End, Protocol: p.protocol, Port: p.number, ViaService: from.Addr == to.Addr, Forwarded: true}
 	if p.protocol == netpol.ICMP && from.Addr.Is6() {
@@ -330,39 +329,54 @@ func (v *verifier) compare(from, to end, p port, egress bool) {
 		return // ends that are no question: an address that nobody has any more
 	}
 	got := v.tables.Judge(bpf.PolicyQuery{From: from.Addr, To: to.Addr, Protocol: f.Protocol, Port: p.number})
-	side, verdict := want.Ingress, got.Ingress
+	direction, side, verdict, shadow := netpol.Ingress, want.Ingress, got.Ingress, got.ShadowIngress
 	if egress {
-		side, verdict = want.Egress, got.Egress
+		direction, side, verdict, shadow = netpol.Egress, want.Egress, got.Egress, got.ShadowEgress
 	}
-	allows := verdict == nil || verdict.Allow || verdict.Tier == bpf.PolicyTierNetworkPolicy && from.Addr == to.Addr
-	if got.NoVerdict {
+	drift := Drift{From: name(from), To: name(to), Port: p.String()}
+	at := " at " + direction.String()
+	if !v.agree(drift, at, verdict, got.NoVerdict, from.Addr == to.Addr, side) || !v.shadow {
+		return
+	}
+	if want, err = v.truth.JudgeShadow(f); err != nil {
+		return
+	}
+	if side = want.Ingress; egress {
+		side = want.Egress
+	}
+	v.agree(drift, at+" with the policies in shadow", cmp.Or(shadow, verdict), false, from.Addr == to.Addr, side)
+}
+
+// agree tells whether a verdict of the tables and one of the evaluator are the same, and keeps what they differ in. itself: a pod gets itself by way of a Service.
+func (v *verifier) agree(d Drift, at string, verdict *bpf.PolicyVerdict, none, itself bool, side netpol.Side) bool {
+	allows := verdict == nil || verdict.Allow || verdict.Tier == bpf.PolicyTierNetworkPolicy && itself
+	if none {
 		allows = false
 	}
 	if allows == side.Allowed {
-		return
+		return true
 	}
-	kernel := "drops it"
+	d.Kernel = "drops it"
 	if allows {
-		kernel = "lets it pass"
+		d.Kernel = "lets it pass"
 	}
 	if verdict != nil {
 		if ref, ok := v.tables.Policy(verdict.Policy); ok {
 			if !allows && verdict.Rule == bpf.PolicyNoRoom && (v.closed == nil || v.closed[netpol.PolicyRef{Kind: ref.Kind, Namespace: ref.Namespace, Name: ref.Name}]) {
 				v.crowded[ref.String()] = true
-				return
+				return true
 			}
-			kernel += fmt.Sprintf(" (%s)", ref)
+			d.Kernel += fmt.Sprintf(" (%s)", ref)
 		}
 	}
-	expected := "forbid it: "
+	d.Kernel += at
+	d.Expected = "forbid it: "
 	if side.Allowed {
-		expected = "allow it: "
+		d.Expected = "allow it: "
 	}
-	direction := netpol.Ingress
-	if egress {
-		direction = netpol.Egress
-	}
-	v.drift(Drift{From: name(from), To: name(to), Port: p.String(), Kernel: kernel + " at " + direction.String(), Expected: expected + side.Why})
+	d.Expected += side.Why
+	v.drift(d)
+	return false
 }
 
 func name(e end) string {

@@ -151,6 +151,27 @@ func TestRowsThatAreWrong(t *testing.T) {
 				}
 			}
 		},
+		"somebody is a friend whom nobody knows": func(r *bpf.PolicyRows) {
+			r.Peers = append(r.Peers, bpf.PolicyPeer{Prefix: netip.MustParsePrefix("198.18.7.7/32"), Identity: r.Subjects[2].Identity})
+		},
+		"a range of friends that nobody knows": func(r *bpf.PolicyRows) {
+			r.Peers = append(r.Peers, bpf.PolicyPeer{Prefix: netip.MustParsePrefix("100.64.0.0/10"), Identity: r.Subjects[2].Identity})
+		},
+		"a port that no policy names": func(r *bpf.PolicyRows) {
+			for _, p := range slices.Clone(r.Ports) {
+				if p.Protocol == 0 && !p.Verdict.Allow {
+					r.Ports = append(r.Ports, bpf.PolicyPort{Ports: p.Ports, Protocol: netpol.TCP, Port: 4444, Bits: 16, Verdict: bpf.PolicyVerdict{Allow: true}})
+				}
+			}
+		},
+		"the upper half of a protocol": func(r *bpf.PolicyRows) {
+			for _, p := range slices.Clone(r.Ports) {
+				if p.Protocol == 0 && !p.Verdict.Allow {
+					open, shut := bpf.PolicyVerdict{Allow: true}, p.Verdict
+					r.Ports = append(r.Ports, bpf.PolicyPort{Ports: p.Ports, Protocol: netpol.SCTP, Port: 1 << 15, Bits: 1, Verdict: open}, bpf.PolicyPort{Ports: p.Ports, Protocol: netpol.SCTP, Port: 65535, Bits: 16, Verdict: shut})
+				}
+			}
+		},
 		"answers are missing": func(r *bpf.PolicyRows) { r.Answers = nil },
 		"a port is open": func(r *bpf.PolicyRows) {
 			for i := range r.Ports {
@@ -171,6 +192,76 @@ func TestRowsThatAreWrong(t *testing.T) {
 			r := verified(t, rows, state(t))
 			if r.Drifts == 0 || len(r.Examples) == 0 || strings.TrimSpace(r.Examples[0].String()) == "" {
 				t.Errorf("not seen: %+v", r)
+			}
+		})
+	}
+}
+
+// Pods that have ended are nobody: a row that they have left is seen.
+func TestRowsOfPodsThatHaveEnded(t *testing.T) {
+	rows, s := rowsOf(state(t)), state(t)
+	for _, p := range s.Pods {
+		if p.Name == "far" {
+			p.Status.Phase = corev1.PodSucceeded
+		}
+	}
+	if r := verified(t, rows, s); r.Drifts == 0 {
+		t.Errorf("not seen: %+v", r)
+	}
+}
+
+// What policies in shadow would do is proved, too, and is told apart.
+func TestRowsOfPoliciesInShadow(t *testing.T) {
+	s := state(t)
+	for _, p := range s.NetworkPolicies {
+		if p.Name == "deny" {
+			p.Annotations = map[string]string{netpol.ModeAnnotation: netpol.ModeShadow}
+		}
+	}
+	if r := verified(t, rowsOf(s), s); r.Drifts != 0 {
+		t.Errorf("report %+v", r)
+	}
+	rows := rowsOf(s)
+	for i := range rows.Subjects {
+		rows.Subjects[i].ShadowIngress = 0
+	}
+	if r := verified(t, rows, s); r.Drifts == 0 || !strings.Contains(r.Examples[0].String(), "with the policies in shadow") {
+		t.Errorf("not seen: %+v", r)
+	}
+}
+
+// TestTurns: where a list says otherwise, however its rows lie in one another.
+func TestTurns(t *testing.T) {
+	row := func(port uint16, bits uint8, allow bool) bpf.PolicyPort {
+		return bpf.PolicyPort{Ports: 1, Protocol: netpol.TCP, Port: port, Bits: bits, Verdict: bpf.PolicyVerdict{Allow: allow}}
+	}
+	rest := func(allow bool) bpf.PolicyPort {
+		return bpf.PolicyPort{Ports: 1, Verdict: bpf.PolicyVerdict{Allow: allow}}
+	}
+	for name, c := range map[string]struct {
+		rows []bpf.PolicyPort
+		want []uint16
+	}{
+		"nothing but the rest":           {[]bpf.PolicyPort{rest(true)}, nil},
+		"a port":                         {[]bpf.PolicyPort{row(80, 16, true), rest(false)}, []uint16{80, 81}},
+		"the last port":                  {[]bpf.PolicyPort{row(65535, 16, true), rest(false)}, []uint16{65535}},
+		"what the rest says, too":        {[]bpf.PolicyPort{row(80, 16, true), rest(true)}, nil},
+		"two that touch":                 {[]bpf.PolicyPort{row(80, 15, true), row(82, 16, true), rest(false)}, []uint16{80, 83}},
+		"one in another":                 {[]bpf.PolicyPort{row(64, 10, true), row(80, 16, false), rest(false)}, []uint16{64, 80, 81, 128}},
+		"one at the other's beginning":   {[]bpf.PolicyPort{row(64, 10, true), row(64, 16, false), rest(false)}, []uint16{65, 128}},
+		"both end at once":               {[]bpf.PolicyPort{row(64, 10, false), row(127, 16, true), rest(true)}, []uint16{64, 127}},
+		"all of a protocol, but for one": {[]bpf.PolicyPort{row(0, 0, true), row(0, 16, false), rest(false)}, []uint16{1}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var got []uint16
+			for _, p := range turns(append(c.rows, bpf.PolicyPort{Ports: 2, Verdict: bpf.PolicyVerdict{Allow: true}})) {
+				if p.protocol != netpol.TCP {
+					t.Errorf("protocol %d", p.protocol)
+				}
+				got = append(got, p.number)
+			}
+			if !slices.Equal(got, c.want) {
+				t.Errorf("turns at %v, want %v", got, c.want)
 			}
 		})
 	}

@@ -28,21 +28,6 @@ type verdict struct {
 	err    error
 }
 
-// inShadow tells whether any policy of a State is in shadow.
-func inShadow(s netpol.State) bool {
-	for _, p := range s.NetworkPolicies {
-		if netpol.InShadow(p) {
-			return true
-		}
-	}
-	for _, p := range s.ClusterNetworkPolicies {
-		if netpol.InShadow(p) {
-			return true
-		}
-	}
-	return false
-}
-
 // newEngine makes a witness of a State. Problems of policies are told to warn.
 func newEngine(name string, s netpol.State, warn func(problem string)) (engine, error) {
 	if name == "reference" {
@@ -53,7 +38,7 @@ func newEngine(name string, s netpol.State, warn func(problem string)) (engine, 
 		for _, p := range e.Problems() {
 			warn(p.String())
 		}
-		return evaluator{e, inShadow(s)}, nil
+		return evaluator{e, s.InShadow()}, nil
 	}
 	c := compiler.New(compiler.Options{})
 	c.SetState(s)
