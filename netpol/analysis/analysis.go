@@ -7,6 +7,7 @@
 package analysis
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -69,6 +70,7 @@ type protocolPort struct {
 type member struct {
 	pod     *corev1.Pod
 	node    *corev1.Node
+	at      int  // of a node with several addresses of a family: which of them, from 0
 	dns     bool // it stands for the cluster's DNS that the node network answers
 	classes [2]int
 	addrs   [2]netip.Addr
@@ -196,20 +198,13 @@ func (a *Analysis) classify(r *reader) {
 	}
 	nodeOf := map[netip.Addr]*corev1.Node{}
 	for _, n := range a.state.Nodes {
-		m := member{node: n, addrs: nodeAddrs(n)}
-		for f, x := range m.addrs {
-			if x.IsValid() {
-				a.families[f] = true
+		for i, addrs := range nodeAddrs(n) {
+			a.nodes = append(a.nodes, member{node: n, at: i, addrs: addrs})
+			for f, x := range addrs {
+				if x.IsValid() {
+					taken[x], nodeOf[x], a.families[f] = true, n, true
+				}
 			}
-		}
-		for _, v := range n.Status.Addresses {
-			if x, err := netip.ParseAddr(v.Address); err == nil {
-				taken[x.Unmap()] = true
-				nodeOf[x.Unmap()] = n
-			}
-		}
-		if m.addrs[0].IsValid() || m.addrs[1].IsValid() {
-			a.nodes = append(a.nodes, m)
 		}
 	}
 	for p := range r.prefixes {
@@ -253,16 +248,28 @@ func dnsPod() *corev1.Pod {
 	}
 }
 
-func nodeAddrs(n *corev1.Node) [2]netip.Addr {
-	var values []string
-	for _, t := range []corev1.NodeAddressType{corev1.NodeInternalIP, corev1.NodeExternalIP} {
-		for _, v := range n.Status.Addresses {
-			if v.Type == t {
-				values = append(values, v.Address)
-			}
-		}
+// nodeAddrs are a node's addresses, the internal ones first, one of each family at a time.
+func nodeAddrs(n *corev1.Node) [][2]netip.Addr {
+	var out [][2]netip.Addr
+	var count [2]int
+	seen := map[netip.Addr]bool{}
+	rank := func(v corev1.NodeAddress) int {
+		return map[corev1.NodeAddressType]int{corev1.NodeInternalIP: -1}[v.Type]
 	}
-	return addrsOf(values)
+	for _, v := range slices.SortedStableFunc(slices.Values(n.Status.Addresses), func(a, b corev1.NodeAddress) int { return cmp.Compare(rank(a), rank(b)) }) {
+		x, err := netip.ParseAddr(v.Address)
+		if x = x.Unmap(); err != nil || seen[x] {
+			continue
+		}
+		seen[x] = true
+		f := familyOf(x)
+		if count[f] == len(out) {
+			out = append(out, [2]netip.Addr{})
+		}
+		out[count[f]][f] = x
+		count[f]++
+	}
+	return out
 }
 
 // grouper finds the class of an end.

@@ -215,23 +215,27 @@ func splitList(text string) []string {
 func (a *Assertion) ports(text string) (PortSet, error) {
 	var s PortSet
 	number, protocol, named := strings.Cut(text, "/")
-	if number[0] < '0' || number[0] > '9' {
-		number, protocol, named = "0-65535", number, true
+	all := number[0] < '0' || number[0] > '9'
+	if all {
+		protocol, named = number, true
 	}
 	i := slices.Index(protocolNames[:], strings.ToUpper(protocol))
 	if named && i < 0 {
 		return s, fmt.Errorf("%q: TCP, UDP and SCTP are the protocols with ports", text)
 	}
-	low, high, isRange := strings.Cut(number, "-")
-	from, err := strconv.ParseUint(low, 10, 16)
-	to := from
-	if err == nil && isRange {
-		to, err = strconv.ParseUint(high, 10, 16)
+	p := []Ports{everyPort}
+	if !all {
+		low, high, isRange := strings.Cut(number, "-")
+		from, err := strconv.ParseUint(low, 10, 16)
+		to := from
+		if err == nil && isRange {
+			to, err = strconv.ParseUint(high, 10, 16)
+		}
+		if err != nil || from == 0 || from > to {
+			return s, fmt.Errorf("%q: ports are 1 to 65535", text)
+		}
+		p = []Ports{{uint16(from), uint16(to)}}
 	}
-	if err != nil || from > to {
-		return s, fmt.Errorf("%q: ports are 1 to 65535", text)
-	}
-	p := []Ports{{uint16(from), uint16(to)}}
 	switch {
 	case named:
 		s.Of[i] = p

@@ -107,7 +107,8 @@ func (c *checker) byPod(t target, p *corev1.Pod) bool {
 	return t.labels == nil || t.labels.Matches(labels.Set(p.Labels))
 }
 
-// parties are the ends that targets mean, by class, of each class at most two: that is what it takes for a flow.
+// parties are the ends that targets mean, by class, of each class those that it takes for a flow with any other: two, and one on another node, for a node's flows to its own
+// pods are none.
 func (c *checker) parties(in, out []target, asks bool) (map[int][]party, []int) {
 	found := map[int][]party{}
 	var order []int
@@ -115,8 +116,8 @@ func (c *checker) parties(in, out []target, asks bool) (map[int][]party, []int) 
 		if len(found[class]) == 0 {
 			order = append(order, class)
 		}
-		if len(found[class]) < 2 {
-			found[class] = append(found[class], p)
+		if have := found[class]; len(have) < 2 || len(have) == 2 && have[0].node == have[1].node && have[0].node != p.node {
+			found[class] = append(have, p)
 		}
 	}
 	for _, m := range c.a.members {

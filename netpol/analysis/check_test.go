@@ -3,7 +3,9 @@ package analysis
 import (
 	"bytes"
 	"fmt"
+	"maps"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 
@@ -107,6 +109,7 @@ func TestAssertionsThatAreNone(t *testing.T) {
 		"deny a/b -> a/b:0x":              "neither",
 		"deny a/b -> a/b:70000":           "ports are 1 to 65535",
 		"deny a/b -> a/b:9-8":             "ports are 1 to 65535",
+		"deny a/b -> a/b:0/TCP":           "ports are 1 to 65535",
 		"deny a/b -> a/b:80/ICMP":         "TCP, UDP and SCTP",
 		"deny a/b -> a/b:http":            "TCP, UDP and SCTP",
 		"deny [a=b -> a/b":                "a bracket is not closed",
@@ -193,6 +196,93 @@ func TestCheckMatchesTheReference(t *testing.T) {
 	}
 	if held < 300 || failed < 300 {
 		t.Errorf("%d held, %d failed", held, failed)
+	}
+}
+
+// TestCheckOfMany: the same of assertions about many: namespaces, nodes, what is outside, and all of them.
+func TestCheckOfMany(t *testing.T) {
+	var held, failed, none int
+	means := map[string]func(asked) bool{
+		"ns:ns0": func(a asked) bool { return a.pod != nil && a.pod.Namespace == "ns0" },
+		"ns:ns1": func(a asked) bool { return a.pod != nil && a.pod.Namespace == "ns1" },
+		"pods":   func(a asked) bool { return a.pod != nil },
+		"nodes":  func(a asked) bool { return a.pod == nil && a.host },
+		"world":  func(a asked) bool { return a.pod == nil && !a.host },
+		"*":      func(asked) bool { return true },
+	}
+	words := slices.Sorted(maps.Keys(means))
+	for seed := range uint64(200) {
+		d := dice{rand.New(rand.NewPCG(seed, 17))}
+		s := d.state()
+		e, err := reference.New(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all := ends(New(s, Options{}))
+		for range 12 {
+			word, from, to, port := one(d, "allow", "deny"), one(d, words...), one(d, words...), one[uint16](d, 79, 80, 81, 90)
+			line := fmt.Sprintf("%s %s -> %s:%d/TCP", word, from, to, port)
+			asked, want := 0, true
+			for _, a := range all {
+				for _, b := range all {
+					if a.dns || !means[from](a) || !means[to](b) || a.end.Addr.Is4() != b.end.Addr.Is4() || a.pod == b.pod || a.host && a.node != "" && a.node == b.node {
+						continue
+					}
+					asked++
+					v, err := e.Judge(netpol.Flow{From: a.end, To: b.end, Protocol: netpol.TCP, Port: port})
+					if err != nil {
+						t.Fatal(err)
+					}
+					want = want && v.Allowed == (word == "allow")
+				}
+			}
+			r := judged(t, s, line)[0]
+			switch {
+			case asked == 0:
+				none++
+				if r.Holds || r.Problem == "" {
+					t.Fatalf("seed %d: %s is about nobody, and holds: %+v", seed, line, r)
+				}
+				continue
+			case want:
+				held++
+			default:
+				failed++
+			}
+			if r.Holds != want || r.Counterexample != nil && r.Counterexample.Verdict.Allowed != r.Counterexample.Allowed {
+				t.Fatalf("seed %d: %s: %+v, want %t", seed, line, r, want)
+			}
+		}
+	}
+	if held < 200 || failed < 200 || none < 20 {
+		t.Errorf("%d held, %d failed, %d were about nobody", held, failed, none)
+	}
+}
+
+// A node that gets to others' pods is seen, though its own pods come first; and by any of its addresses.
+func TestCheckOfNodes(t *testing.T) {
+	const cluster = `
+{apiVersion: v1, kind: Node, metadata: {name: n1}, status: {addresses: [{type: InternalIP, address: 192.0.2.1}, {type: ExternalIP, address: 198.51.100.1}]}}
+---
+{apiVersion: v1, kind: Node, metadata: {name: n2}, status: {addresses: [{type: InternalIP, address: 192.0.2.2}]}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: a, namespace: x}, spec: {nodeName: n1}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: b, namespace: x}, spec: {nodeName: n1}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: c, namespace: x}, spec: {nodeName: n2}}
+---
+{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: p, namespace: x}, spec: {podSelector: {}, ingress: [{from: [{ipBlock: {cidr: %s/32}}]}]}}
+`
+	for addr, want := range map[string]string{"192.0.2.1": "node n1 -> x/c (192.0.2.1)", "198.51.100.1": "node n1 -> x/c (198.51.100.1)", "192.0.2.2": "node n2 -> x/a (192.0.2.2)", "203.0.113.1": ""} {
+		s, problems := manifests.Parse("x", []byte(fmt.Sprintf(cluster, addr)))
+		if len(problems) > 0 {
+			t.Fatal(problems)
+		}
+		r := judged(t, s, "deny ns:x <- nodes")[0]
+		if r.Holds != (want == "") || !r.Holds && !strings.HasPrefix(r.lines()[0], want) {
+			t.Errorf("who has %s is admitted: %+v, want %q", addr, r, want)
+		}
 	}
 }
 

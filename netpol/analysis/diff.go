@@ -216,8 +216,8 @@ func (d *Diff) units(before, after *Analysis) []unit {
 	}
 	for _, n := range before.nodes {
 		for _, m := range after.nodes {
-			if n.node.Name == m.node.Name {
-				out = append(out, unit{name: "node " + n.node.Name, before: n.classes, after: m.classes})
+			if n.node.Name == m.node.Name && n.at == m.at {
+				out = append(out, unit{name: "node " + m.nodeName(), before: n.classes, after: m.classes})
 			}
 		}
 	}

@@ -166,3 +166,31 @@ func TestHash(t *testing.T) {
 		t.Error("another policy has the same hash")
 	}
 }
+
+// A node is each of its addresses: what opens to one of them is told, by matrix and diff.
+func TestNodesWithSeveralAddresses(t *testing.T) {
+	const nodes = "{apiVersion: v1, kind: Node, metadata: {name: n1}, status: {addresses: [{type: Hostname, address: n1}, {type: ExternalIP, address: 198.51.100.1}, {type: InternalIP, address: 192.0.2.1}]}}\n---\n" +
+		"{apiVersion: v1, kind: Pod, metadata: {name: p, namespace: x}}\n---\n"
+	policy := func(ingress string) netpol.State {
+		s, problems := manifests.Parse("x", []byte(nodes+"{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: p, namespace: x}, spec: {podSelector: {}, ingress: "+ingress+"}}\n"))
+		if len(problems) > 0 {
+			t.Fatal(problems)
+		}
+		return s
+	}
+	closed, open := policy("[]"), policy("[{from: [{ipBlock: {cidr: 198.51.100.1/32}}]}]")
+	var text bytes.Buffer
+	if d := Compare(closed, open); !d.Differs() {
+		t.Error("the node's second address makes no difference")
+	} else if err := d.WriteText(&text); err != nil || strings.Count(text.String(), "node n1") != 1 || !strings.Contains(text.String(), "node n1 198.51.100.1") || strings.Contains(text.String(), "192.0.2.1") {
+		t.Errorf("%v\n%s", err, &text)
+	}
+	text.Reset()
+	if err := New(open, Options{}).Matrix(nil, nil).WriteCSV(&text); err != nil || !strings.Contains(text.String(), "nodes (n1 198.51.100.1),x/p,all") || !strings.Contains(text.String(), "nodes (n1),x/p,none") {
+		t.Errorf("%v\n%s", err, &text)
+	}
+	text.Reset()
+	if err := New(closed, Options{}).Matrix(nil, nil).WriteCSV(&text); err != nil || !strings.Contains(text.String(), "\nnodes,x/p,none") {
+		t.Errorf("%v\n%s", err, &text)
+	}
+}

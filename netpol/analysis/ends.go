@@ -207,7 +207,9 @@ func (a *Analysis) nodeEnds() []End {
 	for i := range parts {
 		var names []string
 		for _, m := range parts[i].members {
-			names = append(names, m.node.Name)
+			if !slices.ContainsFunc(parts[i].members, func(o member) bool { return o.node == m.node && o.at < m.at }) {
+				names = append(names, m.nodeName())
+			}
 		}
 		parts[i].Name = "nodes"
 		if parts[i].Part = len(parts) > 1; parts[i].Part {
@@ -215,6 +217,20 @@ func (a *Analysis) nodeEnds() []End {
 		}
 	}
 	return parts
+}
+
+// nodeName is that of the node, with the address where that is not its first one.
+func (m member) nodeName() string {
+	if m.at == 0 {
+		return m.node.Name
+	}
+	words := []string{m.node.Name}
+	for _, x := range m.addrs {
+		if x.IsValid() {
+			words = append(words, x.String())
+		}
+	}
+	return strings.Join(words, " ")
 }
 
 func (a *Analysis) outsideEnds() []End {

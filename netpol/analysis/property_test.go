@@ -223,6 +223,7 @@ func (d dice) state() netpol.State {
 	}
 	for i := range 2 {
 		s.Nodes = append(s.Nodes, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("node%d", i), Labels: d.labels()}, Status: corev1.NodeStatus{Addresses: []corev1.NodeAddress{
+			{Type: corev1.NodeHostName, Address: fmt.Sprintf("node%d", i)}, {Type: corev1.NodeExternalIP, Address: fmt.Sprintf("192.0.2.%d", 128+i)},
 			{Type: corev1.NodeInternalIP, Address: fmt.Sprintf("10.1.0.%d", i+1)}, {Type: corev1.NodeInternalIP, Address: fmt.Sprintf("fd01::%d", i+1)}}}})
 	}
 	for i := range 2 + d.IntN(5) {
@@ -273,6 +274,8 @@ type asked struct {
 	class int
 	node  string // that it is on, or is
 	host  bool   // it is the node's own stack
+	pod   *corev1.Pod
+	dns   bool
 }
 
 func ends(a *Analysis) []asked {
@@ -286,13 +289,13 @@ func ends(a *Analysis) []asked {
 			if !m.dns {
 				e.Pod = types.NamespacedName{Namespace: m.pod.Namespace, Name: m.pod.Name}
 			}
-			out = append(out, asked{e, c, m.pod.Spec.NodeName, m.pod.Spec.HostNetwork})
+			out = append(out, asked{e, c, m.pod.Spec.NodeName, m.pod.Spec.HostNetwork, m.pod, m.dns})
 		}
 	}
 	for _, n := range a.nodes {
 		for f, c := range n.classes {
 			if c >= 0 {
-				out = append(out, asked{netpol.End{Addr: n.addrs[f]}, c, n.node.Name, true})
+				out = append(out, asked{end: netpol.End{Addr: n.addrs[f]}, class: c, node: n.node.Name, host: true})
 			}
 		}
 	}
