@@ -3,6 +3,7 @@ package flows
 import (
 	"fmt"
 	"net/netip"
+	"strings"
 	"time"
 
 	"github.com/strake-io/strake/netpol"
@@ -108,6 +109,30 @@ type Loss struct {
 	// was between two agents: their counts were too old to be there.
 	Pruned    uint64 `json:"pruned,omitempty"`
 	Restarted uint64 `json:"restarted,omitempty"`
+}
+
+// Add takes another one up.
+func (l *Loss) Add(o Loss) {
+	l.Lost += o.Lost
+	l.Skipped += o.Skipped
+	l.Full += o.Full
+	l.Pruned += o.Pruned
+	l.Restarted += o.Restarted
+}
+
+// Uncounted tells what is in no count; empty: all is.
+func (l Loss) Uncounted() string {
+	var parts []string
+	if l.Full > 0 {
+		parts = append(parts, fmt.Sprintf("%d flows and packets for which the kernel's table had no room", l.Full))
+	}
+	if l.Pruned > 0 {
+		parts = append(parts, fmt.Sprintf("%d counts for which the files had no room", l.Pruned))
+	}
+	if l.Restarted > 0 {
+		parts = append(parts, fmt.Sprintf("what %d classes had between two agents", l.Restarted))
+	}
+	return strings.Join(parts, ", ")
 }
 
 // WouldDrop tells whether policies in shadow would drop what was allowed, WouldAllow the reverse.

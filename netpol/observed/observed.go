@@ -91,11 +91,7 @@ func Read(dirs []string, since time.Time) (*Record, error) {
 	err = errors.Join(err, flows.Read(dirs, flows.Options{Since: since}, func(l flows.Line) error {
 		line(l, l.Time)
 		if l.Loss != nil {
-			r.Losses.Lost += l.Loss.Lost
-			r.Losses.Skipped += l.Loss.Skipped
-			r.Losses.Full += l.Loss.Full
-			r.Losses.Pruned += l.Loss.Pruned
-			r.Losses.Restarted += l.Loss.Restarted
+			r.Losses.Add(*l.Loss)
 		}
 		if l.Flow == nil || l.Port == 0 && hasPorts(l.Protocol) {
 			return nil

@@ -42,7 +42,7 @@ Exit code: 0 if all hold, 1 if one does not, 2 if that can't be told.`,
   strake policy check -e 'deny ns:cde <- world' -e 'allow ns:shop -> cde/api:443/TCP'
   strake policy check intents.yaml -o junit > junit.xml`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			list, err := assertions(cmd, args, exprs)
+			list, err := s.assertions(cmd, args, exprs)
 			if err != nil {
 				return err
 			}
@@ -82,7 +82,10 @@ Exit code: 0 if all hold, 1 if one does not, 2 if that can't be told.`,
 }
 
 // assertions reads those of files and flags. All that is wrong with them is told.
-func assertions(cmd *cobra.Command, files, exprs []string) ([]analysis.Assertion, error) {
+func (s *source) assertions(cmd *cobra.Command, files, exprs []string) ([]analysis.Assertion, error) {
+	if err := once(slices.Concat(s.files, files)...); err != nil {
+		return nil, err
+	}
 	var out []analysis.Assertion
 	var errs []error
 	for _, e := range exprs {

@@ -127,6 +127,21 @@ func TestStdin(t *testing.T) {
 	if code, out, errs := ask(t, "- deny default/db <- world\n", "check", "-", "-f", manifestsOf(t, cluster, dbPolicy)); code != 0 || !strings.Contains(out, "1 hold") {
 		t.Errorf("%d %q %q", code, out, errs)
 	}
+	for _, args := range []string{"matrix -f - -f -", "diff - -", "check - -f -", "report - -f -", "replay --policies - -f -"} {
+		if code, out, errs := ask(t, cluster+dbPolicy, strings.Fields(args)...); code != 2 || out != "" || !strings.Contains(errs, "- is named twice") {
+			t.Errorf("%s: %d %q %q", args, code, out, errs)
+		}
+	}
+}
+
+// A cluster that is named beside manifests would not be asked: whoever names it means it.
+func TestClusterBesideManifests(t *testing.T) {
+	dir := manifestsOf(t, cluster, dbPolicy)
+	for _, args := range [][]string{{"lint", "-f", dir, "--context", "prod"}, {"matrix", "-f", dir, "--kubeconfig", "prod.conf"}, {"diff", dir, dir, "--context", "prod"}} {
+		if code, out, errs := ask(t, "", args...); code != 2 || out != "" || !strings.Contains(errs, "name a cluster, which is not asked") {
+			t.Errorf("%v: %d %q %q", args, code, out, errs)
+		}
+	}
 }
 
 // TestHelp: each command has help and examples, and all that write have JSON and completions of their formats.

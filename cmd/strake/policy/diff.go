@@ -77,6 +77,9 @@ func (s *source) both(cmd *cobra.Command, args []string, replace bool) (before, 
 	if replace {
 		return before, after, Exit{broken, errors.New("--replace is about the cluster: it goes with one folder")}
 	}
+	if err = errors.Join(once(args...), s.offline()); err != nil {
+		return before, after, err
+	}
 	if before, err = s.manifests(cmd, args[0]); err != nil {
 		return before, after, err
 	}

@@ -82,8 +82,8 @@ func (e *evaluation) run(cmd *cobra.Command, s *source, args []string) error {
 	if err := e.check(args); err != nil {
 		return err
 	}
-	if e.batch == "-" && slices.Contains(s.files, "-") {
-		return errors.New("the standard input can't be both: --batch - and -f -")
+	if err := once(append(slices.Clone(s.files), e.batch)...); err != nil {
+		return err
 	}
 	state, err := s.load(cmd)
 	if err != nil {

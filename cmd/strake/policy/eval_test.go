@@ -204,7 +204,7 @@ func TestEvalErrors(t *testing.T) {
 		"eval wants --from, --to and --port, or --batch":                               {"-f", dir, "--from", "default/web"},
 		"--batch has its own from, to and port":                                        {"-f", dir, "--from", "default/web", "--batch", "-"},
 		"--exit-code is for one question, not for --batch":                             {"-f", dir, "--exit-code", "--batch", "-"},
-		"the standard input can't be both: --batch - and -f -":                         {"-f", "-", "--batch", "-"},
+		"- is named twice: the standard input can be read once":                        {"-f", "-", "--batch", "-"},
 		`"default/web" is no flag: eval wants --from, --to and --port`:                 {"-f", dir, "default/web"},
 		"-o yaml: this command knows text and json":                                    append(question("default/web", "default/db", "80"), "-o", "yaml"),
 		"--port 80/TCP/IP: it is NUMBER/PROTOCOL, such as 53/UDP":                      question("default/web", "default/db", "80/TCP/IP"),

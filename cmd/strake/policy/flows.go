@@ -43,6 +43,9 @@ func (r *recordFlags) filterFlags(cmd *cobra.Command) {
 
 // places are the folders to read.
 func (r *recordFlags) places(records Records) ([]string, error) {
+	if r.since < 0 {
+		return nil, Exit{broken, fmt.Errorf("--since %s: how far to look back, such as 1h", r.since)}
+	}
 	if len(r.folders) > 0 {
 		return r.folders, nil
 	}
@@ -108,6 +111,9 @@ They are written every ten seconds.`,
 					return Exit{broken, errors.New("--by adds up what there is: it goes without --follow")}
 				}
 				sums, err := r.sums(dirs)
+				if err == nil {
+					err = tellUncounted(cmd.ErrOrStderr(), dirs, r.options(false))
+				}
 				if err == nil && by == "shadow" {
 					err = printShadows(cmd.OutOrStdout(), output, flows.Shadows(sums))
 				} else if err == nil {
@@ -181,6 +187,21 @@ func (r *recordFlags) sums(dirs []string) ([]*flows.Sum, error) {
 		return nil
 	})
 	return sums.Sums(), err
+}
+
+// tellUncounted tells of what no count has.
+func tellUncounted(w io.Writer, dirs []string, o flows.Options) error {
+	var all flows.Loss
+	err := flows.Read(dirs, o, func(l flows.Line) error {
+		if l.Loss != nil {
+			all.Add(*l.Loss)
+		}
+		return nil
+	})
+	if text := all.Uncounted(); text != "" {
+		fmt.Fprintln(w, "not in these counts:", text)
+	}
+	return err
 }
 
 func printSums(w io.Writer, output string, sums []*flows.Sum) error {

@@ -28,7 +28,7 @@ func recordOf(t *testing.T) string {
 		"flows": {
 			{Kind: flows.KindFlow, Flow: asked, Sample: &flows.Sample{Event: "new", Sport: 4000}},
 			{Kind: flows.KindFlow, Flow: denied, Sample: &flows.Sample{Event: "drop", Sport: 4001}},
-			{Kind: flows.KindLoss, Loss: &flows.Loss{Skipped: 9}},
+			{Kind: flows.KindLoss, Loss: &flows.Loss{Skipped: 9, Full: 3}},
 		},
 		"counts": {
 			{Kind: flows.KindCount, Flow: asked, Count: &flows.Count{Class: "1", Flows: 5, Since: time.Now()}},
@@ -92,7 +92,8 @@ func TestFlows(t *testing.T) {
 		{"--policy default/lockdown", 0, []string{"web-1"}, []string{"other/odd"}},
 		{"--since 1m", 0, nil, []string{"web-1", "other/odd"}},
 		{"-o json --verdict dropped", 0, []string{`"verdict":"dropped"`, `"policy":{"kind":"NetworkPolicy","namespace":"default","name":"db"}`}, []string{"web-1"}},
-		{"--by class", 0, []string{"11     0       allowed", "0      10      dropped"}, nil},
+		{"--by class", 0, []string{"11     0       allowed", "0      10      dropped", "not in these counts: 3 flows and packets for which the kernel's table had no room"}, nil},
+		{"--since -1m", 2, []string{"--since -1m0s: how far to look back"}, nil},
 		{"--by class -o json --verdict dropped", 0, []string{`"packets": 10`}, []string{"web-1"}},
 		{"--by node", 2, []string{"class and shadow are known"}, nil},
 		{"--by shadow", 0, []string{"default/lockdown  egress     isolation  drop   11     default/web-1  default/db-1  5432/TCP"}, []string{"odd"}},

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -51,6 +52,9 @@ Exit code: 0 if the same would have been allowed, 1 if not, 2 if that can't be t
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if len(paths) == 0 {
 				return Exit{broken, errors.New("--policies is missing: a folder or file with the policies to judge by")}
+			}
+			if err := once(slices.Concat(s.files, paths)...); err != nil {
+				return err
 			}
 			seen, err := r.observed(records)
 			if err != nil {

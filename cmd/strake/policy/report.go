@@ -47,7 +47,7 @@ Exit code: 0 if all assertions hold, no finding is an error, and nothing that wa
 			}
 			var intents []analysis.Assertion
 			if len(args)+len(exprs) > 0 {
-				if intents, err = assertions(cmd, args, exprs); err != nil {
+				if intents, err = s.assertions(cmd, args, exprs); err != nil {
 					return err
 				}
 			}

@@ -46,10 +46,38 @@ func (s *source) liveFlags(cmd *cobra.Command) {
 
 // load reads the State. Problems of manifests are told to the command's standard error, all of them.
 func (s *source) load(cmd *cobra.Command) (netpol.State, error) {
+	if err := once(s.files...); err != nil {
+		return netpol.State{}, err
+	}
 	if len(s.files) == 0 {
 		return s.live(cmd)
 	}
+	if err := s.offline(); err != nil {
+		return netpol.State{}, err
+	}
 	return s.manifests(cmd, s.files...)
+}
+
+// offline is an error if a cluster is named beside manifests: nobody asks it.
+func (s *source) offline() error {
+	if s.kubeconfig+s.context != "" {
+		return Exit{broken, errors.New("--kubeconfig and --context name a cluster, which is not asked where manifests are judged")}
+	}
+	return nil
+}
+
+// once is an error if the standard input is named twice: whoever reads second would find nothing, and take it for no objects.
+func once(names ...string) error {
+	named := 0
+	for _, n := range names {
+		if n == "-" {
+			named++
+		}
+	}
+	if named > 1 {
+		return Exit{broken, errors.New("- is named twice: the standard input can be read once")}
+	}
+	return nil
 }
 
 // addPodCIDR takes a value of --pod-cidr.
