@@ -12,6 +12,7 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/intstr"
 	policyv1alpha2 "sigs.k8s.io/network-policy-api/apis/v1alpha2"
 
 	"github.com/strake-io/strake/bpf"
@@ -357,6 +358,52 @@ func TestTwoPoliciesAtOnce(t *testing.T) {
 		}
 		if !allowed() {
 			t.Error("denied where both policies allow it")
+		}
+	}
+}
+
+// TestTwoPoliciesSwapPorts: what one pod may send and what another may get both loosen and tighten, in the same moment: of neither port any state allows both ends.
+func TestTwoPoliciesSwapPorts(t *testing.T) {
+	for _, addrs := range [][2]string{{"10.0.0.1", "10.0.0.2"}, {"10.0.0.2", "10.0.0.1"}} {
+		c := New(Options{})
+		c.SetPod(plainPod("asks", addrs[0], map[string]string{"app": "asks"}))
+		c.SetPod(plainPod("serves", addrs[1], map[string]string{"app": "serves"}))
+		policies := func(out, in int32) {
+			for name, port := range map[string]int32{"asks": out, "serves": in} {
+				number := intstr.FromInt32(port)
+				ports := []networkingv1.NetworkPolicyPort{{Port: &number}}
+				p := &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "alpha", Name: name, UID: types.UID(name)}, Spec: networkingv1.NetworkPolicySpec{
+					PodSelector: metav1.LabelSelector{MatchLabels: map[string]string{"app": name}}, PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeIngress}, Ingress: []networkingv1.NetworkPolicyIngressRule{{Ports: ports}}}}
+				if name == "asks" {
+					p.Spec.PolicyTypes, p.Spec.Ingress, p.Spec.Egress = []networkingv1.PolicyType{networkingv1.PolicyTypeEgress}, nil, []networkingv1.NetworkPolicyEgressRule{{Ports: ports}}
+				}
+				c.SetNetworkPolicy(p)
+			}
+		}
+		tables := Interpret(bpf.PolicyRows{})
+		allowed := func(port uint16) bool {
+			return tables.Judge(bpf.PolicyQuery{From: netip.MustParseAddr(addrs[0]), To: netip.MustParseAddr(addrs[1]), Protocol: netpol.TCP, Port: port}).Allowed
+		}
+		policies(80, 81)
+		for _, change := range c.Flush() {
+			tables.Apply(change)
+		}
+		for _, next := range [][2]int32{{81, 80}, {80, 81}} {
+			policies(next[0], next[1])
+			for _, change := range c.Flush() {
+				for _, write := range single(change) {
+					if tables.Apply(write); allowed(80) || allowed(81) {
+						t.Fatalf("%s to %s: 80 %v, 81 %v behind %+v, on the way to egress %d, ingress %d", addrs[0], addrs[1], allowed(80), allowed(81), write, next[0], next[1])
+					}
+				}
+			}
+		}
+		policies(80, 80)
+		for _, change := range c.Flush() {
+			tables.Apply(change)
+		}
+		if !allowed(80) || allowed(81) {
+			t.Error("80 is what both policies allow")
 		}
 	}
 }
