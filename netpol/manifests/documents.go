@@ -61,8 +61,18 @@ func files(path string) ([]string, error) {
 	return out, err
 }
 
-func read(path string, stdin io.Reader) ([]byte, error) {
+// read reads a file, or the standard input. found: it is one that a folder has, and not named: then it is to be a file, for a pipe might keep it waiting for ever.
+func read(path string, stdin io.Reader, found bool) ([]byte, error) {
 	if path != "-" {
+		if found {
+			info, err := os.Stat(path)
+			if err != nil {
+				return nil, err
+			}
+			if !info.Mode().IsRegular() {
+				return nil, fmt.Errorf("is no file (%s)", info.Mode())
+			}
+		}
 		f, err := os.Open(path)
 		if err != nil {
 			return nil, err

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/netip"
 	"os"
 	"slices"
@@ -87,11 +88,18 @@ func LoadAll(stdin io.Reader, podCIDRs []netip.Prefix, paths ...string) (Loaded,
 			return Loaded{}, fmt.Errorf("manifests: %w", err)
 		}
 		for _, name := range names {
-			text, err := read(name, stdin)
-			if err != nil {
+			text, err := read(name, stdin, name != path)
+			switch {
+			case err == nil:
+				l.text(name, text)
+			case name != path: // beside it there may be others
+				if wrong := (*fs.PathError)(nil); errors.As(err, &wrong) {
+					err = wrong.Err
+				}
+				l.problems = append(l.problems, Problem{File: name, Reason: err.Error()})
+			default:
 				return Loaded{}, fmt.Errorf("manifests: %w", err)
 			}
-			l.text(name, text)
 		}
 	}
 	state := l.state()

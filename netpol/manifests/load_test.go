@@ -1,11 +1,13 @@
 package manifests
 
 import (
+	"errors"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -168,6 +170,28 @@ func TestFoldersAndStdin(t *testing.T) {
 		if s, problems, err = Load(path); err != nil || len(problems) > 0 || len(s.Pods) != 2 {
 			t.Errorf("%s: %d pods, %v, %v", path, len(s.Pods), problems, err)
 		}
+	}
+}
+
+// What of a folder is no file that can be read is a problem of that name, and nothing waits for it.
+func TestFoldersWithOtherThings(t *testing.T) {
+	dir := t.TempDir()
+	if err := errors.Join(
+		os.WriteFile(filepath.Join(dir, "a.yaml"), []byte("apiVersion: v1\nkind: Pod\nmetadata: {name: a}\n"), 0o644),
+		os.Symlink("nowhere", filepath.Join(dir, "b.yaml")), os.Symlink(".", filepath.Join(dir, "c.yaml")), syscall.Mkfifo(filepath.Join(dir, "d.yaml"), 0o644),
+	); err != nil {
+		t.Fatal(err)
+	}
+	s, problems, err := Load(dir)
+	var got []string
+	for _, p := range problems {
+		got = append(got, strings.TrimPrefix(p.String(), dir+"/"))
+	}
+	if len(got) == 3 {
+		got[1], _, _ = strings.Cut(got[1], " (")
+	}
+	if want := []string{"b.yaml: no such file or directory", "c.yaml: is no file", "d.yaml: is no file (prw-r--r--)"}; err != nil || len(s.Pods) != 1 || !slices.Equal(got, want) {
+		t.Errorf("%d pods, %v, %q, want %q", len(s.Pods), err, got, want)
 	}
 }
 

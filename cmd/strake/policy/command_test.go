@@ -77,6 +77,7 @@ func TestExitCodes(t *testing.T) {
 		"matrix of problems":      {[]string{"matrix", "-f", bad}, 2, "", `b.yaml:1: NetworkPolicy default/db: unknown field "spec.ingress[0].ports[0].prot"`},
 		"matrix in spite of them": {[]string{"matrix", "-f", bad, "--ignore-problems"}, 0, "FROM", "unknown field"},
 		"matrix of nothing":       {[]string{"matrix", "-f", filepath.Join(full, "none")}, 2, "", "no such file"},
+		"findings of nobody":      {[]string{"lint", "-f", manifestsOf(t, "{apiVersion: v1, kind: ConfigMap, metadata: {name: x}}")}, 2, "", "neither pods, workloads nor policies are there"},
 		"no cluster":              {[]string{"matrix"}, 2, "", "no cluster to ask"},
 		"an unknown format":       {[]string{"matrix", "-f", full, "-o", "xml"}, 2, "", "-o xml: this command knows text, json, csv, html or dot"},
 		"the same":                {[]string{"diff", full, full}, 0, "0 may more, 0 may less", ""},

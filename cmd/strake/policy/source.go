@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"k8s.io/client-go/dynamic"
@@ -55,7 +56,11 @@ func (s *source) load(cmd *cobra.Command) (netpol.State, error) {
 	if err := s.offline(); err != nil {
 		return netpol.State{}, err
 	}
-	return s.manifests(cmd, s.files...)
+	state, err := s.manifests(cmd, s.files...)
+	if err == nil && len(state.Pods)+len(state.NetworkPolicies)+len(state.ClusterNetworkPolicies) == 0 {
+		err = Exit{broken, fmt.Errorf("%s: neither pods, workloads nor policies are there: nothing that could be judged", strings.Join(s.files, ", "))}
+	}
+	return state, err
 }
 
 // offline is an error if a cluster is named beside manifests: nobody asks it.
