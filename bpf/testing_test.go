@@ -12,7 +12,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -22,27 +21,9 @@ import (
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/ringbuf"
 	"golang.org/x/sys/unix"
-)
 
-// inNetns moves the test into a network namespace of its own.
-func inNetns(t testing.TB) {
-	t.Helper()
-	runtime.LockOSThread()
-	old, err := os.Open("/proc/thread-self/ns/net")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-		t.Fatalf("a namespace needs root: %v", err)
-	}
-	t.Cleanup(func() {
-		if err := unix.Setns(int(old.Fd()), unix.CLONE_NEWNET); err != nil {
-			t.Error(err)
-		}
-		old.Close()
-		runtime.UnlockOSThread()
-	})
-}
+	"github.com/strake-io/strake/tests/netns"
+)
 
 func cgroupRoot(t testing.TB) string {
 	for _, dir := range []string{"/sys/fs/cgroup/unified", "/sys/fs/cgroup"} {
@@ -57,7 +38,7 @@ func cgroupRoot(t testing.TB) string {
 // testConfig makes a bpffs and a cgroup that go with the test.
 func testConfig(t testing.TB) Config {
 	t.Helper()
-	inNetns(t)
+	netns.Enter(t)
 	pins := filepath.Join(t.TempDir(), "bpf")
 	if err := MountBPFFS(pins); err != nil {
 		t.Fatal(err)

@@ -7,11 +7,9 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"sync"
-	"syscall"
 	"testing"
 
 	"github.com/vishvananda/netlink"
@@ -19,10 +17,8 @@ import (
 
 	"github.com/strake-io/strake/bpf"
 	"github.com/strake-io/strake/cni/plugin"
+	"github.com/strake-io/strake/tests/netns"
 )
-
-// inside says that this process is in the namespaces of its own.
-const inside = "STRAKE_TEST_INSIDE"
 
 // The tests leave threads in namespaces, to end with their goroutines. The main thread would stay until the process ends, and keep the
 // namespace alive: it is for the main goroutine alone.
@@ -31,24 +27,7 @@ func init() { runtime.LockOSThread() }
 // TestMain runs the tests in a process with a network namespace of its own, since a server works in its process's
 // namespace, on any thread.
 func TestMain(m *testing.M) {
-	if os.Getenv(inside) == "" {
-		c := exec.Command("/proc/self/exe", os.Args[1:]...)
-		c.Env = append(os.Environ(), inside+"=1")
-		c.Stdin, c.Stdout, c.Stderr = os.Stdin, os.Stdout, os.Stderr
-		c.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
-		err := c.Run()
-		if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
-			os.Exit(max(exit.ExitCode(), 1))
-		} else if err != nil {
-			fmt.Fprintln(os.Stderr, "tests of the pod network need root:", err)
-			os.Exit(1)
-		}
-		os.Exit(0)
-	}
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
+	netns.Process()
 	code := m.Run()
 	if removeAtEnd != "" {
 		os.RemoveAll(removeAtEnd)

@@ -7,13 +7,10 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 
 	"github.com/miekg/dns"
@@ -27,31 +24,15 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 
 	"github.com/strake-io/strake/mirror"
+	"github.com/strake-io/strake/tests/netns"
 )
-
-// inside says that this process is in the namespaces of its own.
-const inside = "STRAKE_TEST_INSIDE"
 
 // self and self6 are the cluster DNS addresses; they are on lo, as on a node.
 var self, self6 = netip.MustParseAddr("10.96.0.10"), netip.MustParseAddr("fd00:96::a")
 
 // TestMain runs the tests in a process with a network namespace of its own: servers listen on port 53 of its addresses.
 func TestMain(m *testing.M) {
-	if os.Getenv(inside) == "" {
-		c := exec.Command("/proc/self/exe", os.Args[1:]...)
-		c.Env = append(os.Environ(), inside+"=1")
-		c.Stdin, c.Stdout, c.Stderr = os.Stdin, os.Stdout, os.Stderr
-		c.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
-		runtime.LockOSThread() // Pdeathsig is of the thread
-		err := c.Run()
-		if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
-			os.Exit(max(exit.ExitCode(), 1))
-		} else if err != nil {
-			fmt.Fprintln(os.Stderr, "tests of cluster DNS need root:", err)
-			os.Exit(1)
-		}
-		os.Exit(0)
-	}
+	netns.Process()
 	lo, err := netlink.LinkByName("lo")
 	if err == nil {
 		err = netlink.LinkSetUp(lo)
@@ -61,10 +42,7 @@ func TestMain(m *testing.M) {
 			err = netlink.AddrAdd(lo, &netlink.Addr{IPNet: whole(a)})
 		}
 	}
-	if err == nil || errors.Is(err, unix.EEXIST) {
-		err = unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "")
-	}
-	if err != nil {
+	if err != nil && !errors.Is(err, unix.EEXIST) {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}

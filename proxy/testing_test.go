@@ -7,12 +7,9 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"runtime"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
@@ -27,27 +24,12 @@ import (
 
 	"github.com/strake-io/strake/bpf"
 	"github.com/strake-io/strake/mirror"
+	"github.com/strake-io/strake/tests/netns"
 )
-
-const inside = "STRAKE_PROXY_TEST"
 
 // TestMain runs the tests in a process with a network namespace of its own, which has the addresses of testNode.
 func TestMain(m *testing.M) {
-	if os.Getenv(inside) == "" {
-		c := exec.Command("/proc/self/exe", os.Args[1:]...)
-		c.Env = append(os.Environ(), inside+"=1")
-		c.Stdin, c.Stdout, c.Stderr = os.Stdin, os.Stdout, os.Stderr
-		c.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
-		runtime.LockOSThread() // Pdeathsig is of the thread
-		err := c.Run()
-		if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
-			os.Exit(max(exit.ExitCode(), 1))
-		} else if err != nil {
-			fmt.Fprintln(os.Stderr, "tests of the proxy need root:", err)
-			os.Exit(1)
-		}
-		os.Exit(0)
-	}
+	netns.Process()
 	lo, err := netlink.LinkByName("lo")
 	if err == nil {
 		err = netlink.LinkSetUp(lo)

@@ -5,34 +5,13 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
-	"runtime"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/strake-io/strake/tests/netns"
 )
-
-// inNetns moves the test into a network namespace of its own.
-func inNetns(t *testing.T) {
-	t.Helper()
-	runtime.LockOSThread()
-	old, err := os.Open("/proc/thread-self/ns/net")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-		t.Fatalf("a namespace needs root: %v", err)
-	}
-	t.Cleanup(func() {
-		if err := unix.Setns(int(old.Fd()), unix.CLONE_NEWNET); err != nil {
-			t.Error(err)
-		}
-		old.Close()
-		runtime.UnlockOSThread()
-	})
-}
 
 func run(t *testing.T, command string) {
 	t.Helper()
@@ -52,7 +31,7 @@ func FuzzReply(f *testing.F) {
 
 // TestPathMTU sends real packets over a link that carries less than both its ends believe.
 func TestPathMTU(t *testing.T) {
-	inNetns(t)
+	netns.Enter(t)
 	pid := exec.Command("unshare", "--net", "sleep", "1000")
 	if err := pid.Start(); err != nil {
 		t.Fatal(err)

@@ -7,33 +7,20 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
-	"runtime"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/strake-io/strake/tests/netns"
 )
 
-// inNetns moves the test into a network namespace of its own.
+// inNetns moves the test into a network namespace of its own, whose loopback is up.
 func inNetns(t *testing.T) {
 	t.Helper()
-	runtime.LockOSThread()
-	old, err := os.Open("/proc/thread-self/ns/net")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-		t.Fatalf("a namespace needs root: %v", err)
-	}
-	t.Cleanup(func() {
-		if err := unix.Setns(int(old.Fd()), unix.CLONE_NEWNET); err != nil {
-			t.Error(err)
-		}
-		old.Close()
-		runtime.UnlockOSThread()
-	})
+	netns.Enter(t)
 	shell(t, "ip link set lo up")
 }
 
