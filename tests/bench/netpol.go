@@ -103,28 +103,16 @@ func (b *bench) rotatePolicies(m measure, same guardedWay, ours, rivals []guarde
 	if err != nil {
 		return err
 	}
-	unit, perAsk := "1/s", 1.0
-	if m.mode == modeStream {
-		unit, perAsk = "Gbit/s", 8*blockSize/1e9
-	}
-	compare := func(name string, a, other turns.Series, least float64) {
-		r := a.Against(other)
-		c := comparison{A: side(r.A), B: side(r.B), Ratio: r.Ratio, Low: r.Low, High: r.High}
-		b.report.rates(name, c, unit, perAsk, least)
-		if m.atOnce == 1 && m.mode != modeStream {
-			b.report.tails(name, c)
-		}
-	}
-	compare(what+", no policy, against another node without", series[len(ways)-1], series[0], 0)
+	b.against(m, what+", no policy, against another node without", series[len(ways)-1], series[0], 0)
 	for i, n := range policySizes {
 		mine, rival := series[2*i], series[2*i+1]
 		if n > 0 {
-			compare(fmt.Sprintf("%s, %s, against no policy", what, policies(n)), mine, series[0], 0.97)
+			b.against(m, fmt.Sprintf("%s, %s, against no policy", what, policies(n)), mine, series[0], 0.97)
 		}
 		if n > 1 {
-			compare(fmt.Sprintf("%s, %s, against 1 policy", what, policies(n)), mine, series[2], 0.97)
+			b.against(m, fmt.Sprintf("%s, %s, against 1 policy", what, policies(n)), mine, series[2], 0.97)
 		}
-		compare(fmt.Sprintf("%s, %s, against %s", what, policies(n), kindNFTables), mine, rival, 0)
+		b.against(m, fmt.Sprintf("%s, %s, against %s", what, policies(n), kindNFTables), mine, rival, 0)
 	}
 	return nil
 }

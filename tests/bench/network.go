@@ -16,6 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 
 	"github.com/strake-io/strake/cmd/strake/ociimage"
+	"github.com/strake-io/strake/tests/bench/turns"
 )
 
 const (
@@ -25,23 +26,6 @@ const (
 	serverPod = "bench-server"
 	service   = "bench"
 )
-
-// side and comparison are what `load client` prints (tests/bench/load/compare.go).
-type side struct {
-	Asked  int     `json:"asked"`
-	Rate   float64 `json:"rate"`
-	Median float64 `json:"median"`
-	P95    float64 `json:"p95"`
-	P99    float64 `json:"p99"`
-}
-
-type comparison struct {
-	A     side    `json:"a"`
-	B     side    `json:"b"`
-	Ratio float64 `json:"ratio"`
-	Low   float64 `json:"low"`
-	High  float64 `json:"high"`
-}
 
 // importLoad makes an image of the load program and loads it into the node.
 func (b *bench) importLoad(ctx context.Context) error {
@@ -105,10 +89,9 @@ func (b *bench) deployLoad(ctx context.Context) (pod, clusterIP string, err erro
 }
 
 // compare runs the load program in the client's pod.
-func (b *bench) compare(ctx context.Context, mode, a, rival string, workers, turns int, more ...string) (comparison, error) {
-	var c comparison
+func (b *bench) compare(ctx context.Context, mode, a, rival string, workers, rounds int, more ...string) (c turns.Result, err error) {
 	args := append([]string{"kubectl", "exec", "-n", namespace, clientPod, "--", "/load", "client", "-mode", mode, "-a", a, "-b", rival,
-		"-workers", strconv.Itoa(workers), "-turn", "10ms", "-turns", strconv.Itoa(b.times(turns))}, more...)
+		"-workers", strconv.Itoa(workers), "-turn", "10ms", "-turns", strconv.Itoa(b.times(rounds))}, more...)
 	out, err := b.cluster.StrakeCommand(ctx, args...).Output()
 	if err != nil {
 		return c, fmt.Errorf("load %s of %s against %s: %w%s", mode, a, rival, err, stderrOf(err))

@@ -104,7 +104,7 @@ func (b *bench) compareWays(ctx context.Context, what string, ours, rival way, t
 }
 
 // inTurns asks over both ways in turns. All threads are in this process, each in its own namespace.
-func (b *bench) inTurns(ways [2]way, ask int, turn time.Duration) (c comparison, err error) {
+func (b *bench) inTurns(ways [2]way, ask int, turn time.Duration) (c turns.Result, err error) {
 	// A thread that waits in the kernel keeps its P for a while: with more of them nobody waits for one.
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(16))
 	var names [2]string
@@ -123,7 +123,7 @@ func (b *bench) inTurns(ways [2]way, ask int, turn time.Duration) (c comparison,
 			c.close()
 		}
 	}()
-	r, err := turns.Compare(names, func(_ string, second bool) (turns.Session, error) {
+	return turns.Compare(names, func(_ string, second bool) (turns.Session, error) {
 		i := 0
 		if second {
 			i = 1
@@ -132,7 +132,6 @@ func (b *bench) inTurns(ways [2]way, ask int, turn time.Duration) (c comparison,
 		open = append(open, s)
 		return &asker{conn: s, out: make([]byte, ask)}, err
 	}, 1, turn, b.times(400))
-	return comparison{A: side(r.A), B: side(r.B), Ratio: r.Ratio, Low: r.Low, High: r.High}, err
 }
 
 // ourPods are a pod on either node.

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/strake-io/strake/tests/bench/turns"
 )
 
 // Row is one figure.
@@ -90,7 +92,7 @@ func (r *Report) against(name string, value, rival float64, unit, bound string, 
 
 // rates adds a row of what was measured in turns, in units of so many requests a second; a target, if it isn't 0, is the
 // least ratio.
-func (r *Report) rates(name string, c comparison, unit string, requests, target float64) {
+func (r *Report) rates(name string, c turns.Result, unit string, requests, target float64) {
 	row := Row{Name: name, Value: c.A.Rate * requests, Unit: unit, Rival: c.B.Rate * requests, Ratio: c.Ratio, Low: c.Low, High: c.High}
 	if target != 0 {
 		row.Target, row.Met = fmt.Sprintf("%s %gx", atLeast, target), meets(c.Ratio, atLeast, target)
@@ -99,14 +101,14 @@ func (r *Report) rates(name string, c comparison, unit string, requests, target 
 }
 
 // latencies adds the rows of a comparison's median and 95th percentile.
-func (r *Report) latencies(name string, c comparison) {
+func (r *Report) latencies(name string, c turns.Result) {
 	r.Rows = append(r.Rows,
 		Row{Name: name + ", median", Value: c.A.Median, Unit: "µs", Rival: c.B.Median, Ratio: c.A.Median / c.B.Median},
 		Row{Name: name + ", p95", Value: c.A.P95, Unit: "µs", Rival: c.B.P95, Ratio: c.A.P95 / c.B.P95})
 }
 
 // tails adds the rows of a comparison's median and 99th percentile.
-func (r *Report) tails(name string, c comparison) {
+func (r *Report) tails(name string, c turns.Result) {
 	r.Rows = append(r.Rows,
 		Row{Name: name + ", median", Value: c.A.Median, Unit: "µs", Rival: c.B.Median, Ratio: c.A.Median / c.B.Median},
 		Row{Name: name + ", p99", Value: c.A.P99, Unit: "µs", Rival: c.B.P99, Ratio: c.A.P99 / c.B.P99})

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/strake-io/strake/tests/bench/turns"
 )
 
 func TestReport(t *testing.T) {
@@ -15,7 +17,7 @@ func TestReport(t *testing.T) {
 	r.figure("a figure", 12.34, "s")
 	r.aim("reached", 7.9, "s", atMost, 8)
 	r.aim("missed", 8.1, "s", atMost, 8)
-	c := comparison{A: side{Rate: 970, Median: 1, P95: 3}, B: side{Rate: 1000, Median: 2, P95: 4}, Ratio: 0.97, Low: 0.9, High: 1.1}
+	c := turns.Result{A: turns.Side{Rate: 970, Median: 1, P95: 3}, B: turns.Side{Rate: 1000, Median: 2, P95: 4}, Ratio: 0.97, Low: 0.9, High: 1.1}
 	r.rates("as good", c, "1/s", 1, 0.97)
 	c.Ratio = 0.96
 	r.rates("worse", c, "Mbit/s", 2, 0.97)

@@ -137,18 +137,7 @@ func (b *bench) rotate(ctx context.Context, l *servicesLab, what string, m measu
 	if err != nil {
 		return err
 	}
-	unit, perAsk := "1/s", 1.0
-	if m.mode == modeStream {
-		unit, perAsk = "Gbit/s", 8*blockSize/1e9
-	}
-	compare := func(name string, ours, rival turns.Series, least float64) {
-		r := ours.Against(rival)
-		c := comparison{A: side(r.A), B: side(r.B), Ratio: r.Ratio, Low: r.Low, High: r.High}
-		b.report.rates(name, c, unit, perAsk, least)
-		if m.atOnce == 1 && m.mode != modeStream {
-			b.report.tails(name, c)
-		}
-	}
+	unit, perAsk := m.unit()
 	for _, size := range sizes {
 		ours := series[index[key{kindStrake, size}]]
 		for _, kind := range []string{kindStrake, kindDirect, kindIPTables, kindNFTables} {
@@ -158,7 +147,7 @@ func (b *bench) rotate(ctx context.Context, l *servicesLab, what string, m measu
 			}
 			b.draw(what, unit, kind, size, series[i].Rate*perAsk)
 			if kind != kindStrake {
-				compare(fmt.Sprintf("%s, %s, against %s", what, count(size), kind), ours, series[i], m.least.against(kind, size))
+				b.against(m, fmt.Sprintf("%s, %s, against %s", what, count(size), kind), ours, series[i], m.least.against(kind, size))
 			}
 		}
 		if size != sizes[0] {
@@ -166,10 +155,28 @@ func (b *bench) rotate(ctx context.Context, l *servicesLab, what string, m measu
 			if size == sizes[len(sizes)-1] {
 				least = m.least.one
 			}
-			compare(fmt.Sprintf("%s, %s, against 1 Service", what, count(size)), ours, series[index[key{kindStrake, sizes[0]}]], least)
+			b.against(m, fmt.Sprintf("%s, %s, against 1 Service", what, count(size)), ours, series[index[key{kindStrake, sizes[0]}]], least)
 		}
 	}
 	return nil
+}
+
+// unit is what rates are told in, and how much of it an ask is.
+func (m measure) unit() (name string, perAsk float64) {
+	if m.mode == modeStream {
+		return "Gbit/s", 8 * blockSize / 1e9
+	}
+	return "1/s", 1
+}
+
+// against reports one way beside another, with what the slowest answers took where one is waited for at a time.
+func (b *bench) against(m measure, name string, a, other turns.Series, least float64) {
+	r := a.Against(other)
+	unit, perAsk := m.unit()
+	b.report.rates(name, r, unit, perAsk, least)
+	if m.atOnce == 1 && m.mode != modeStream {
+		b.report.tails(name, r)
+	}
 }
 
 // costLine is what the tests of ./bpf print of a program.

@@ -86,9 +86,7 @@ func (b *bench) forwarded(ctx context.Context) (err error) {
 			return err
 		}
 		compare := func(name string, way int, least float64) {
-			r := series[way].Against(series[len(ways)])
-			c := comparison{A: side(r.A), B: side(r.B), Ratio: r.Ratio, Low: r.Low, High: r.High}
-			b.report.rates(fmt.Sprintf("%s, %s, against %s", what, name, kindNFTables), c, "1/s", 1, least)
+			b.report.rates(fmt.Sprintf("%s, %s, against %s", what, name, kindNFTables), series[way].Against(series[len(ways)]), "1/s", 1, least)
 		}
 		for i, w := range ways {
 			compare(w.name, i, m.least.nftables)
