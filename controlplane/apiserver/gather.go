@@ -133,17 +133,18 @@ func (g *gatherer) run() {
 	var released time.Time
 	timer := time.NewTimer(0)
 	timer.Stop()
-	release := func() {
+	release := func() (goesOn bool) {
 		timer.Stop()
 		for i, e := range held {
 			select {
 			case g.out <- e:
 			case <-g.stopped:
-				return
+				return false
 			}
 			held[i] = watch.Event{} // the object is its reader's alone
 		}
 		held, released = held[:0], time.Now()
+		return true
 	}
 	for {
 		events := g.from.ResultChan()
@@ -165,14 +166,18 @@ func (g *gatherer) run() {
 			hold, since := g.hold(namespace), time.Since(released)
 			switch {
 			case !changes, since >= hold:
-				release()
+				if !release() {
+					return
+				}
 			case len(held) == heldAtMost:
 				timer.Reset(max(0, hold/restPart-since))
 			case len(held) == 1:
 				timer.Reset(hold - since)
 			}
 		case <-timer.C:
-			release()
+			if !release() {
+				return
+			}
 		case <-g.stopped:
 			return
 		}

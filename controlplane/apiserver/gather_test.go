@@ -2,6 +2,7 @@ package apiserver
 
 import (
 	"fmt"
+	"runtime"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -105,6 +106,33 @@ func TestGathererStopsWhenNobodyReads(t *testing.T) {
 	g.Stop()
 	g.Stop()
 	for range g.ResultChan() { // what was released before
+	}
+}
+
+// A watch that is ended halfway through what it had held sends nothing in its place.
+func TestGathererStopsAmongHeldEvents(t *testing.T) {
+	for range 50 {
+		var hold atomic.Int64
+		from := watch.NewFakeWithChanSize(3*heldAtMost, false)
+		g := gather(from, func(string) time.Duration { return time.Duration(hold.Load()) })
+		for range heldAtMost - 1 {
+			from.Add(added("read by nobody yet"))
+		}
+		for len(g.out) < heldAtMost-1 {
+			runtime.Gosched()
+		}
+		hold.Store(int64(time.Hour))
+		from.Add(added("held"))
+		from.Action(watch.Bookmark, added("releases both")) // for the first of which there is room
+		for len(g.out) < heldAtMost {
+			runtime.Gosched()
+		}
+		g.Stop()
+		for e := range g.ResultChan() {
+			if e.Object == nil {
+				t.Fatalf("%v came behind the end", e)
+			}
+		}
 	}
 }
 
