@@ -1,6 +1,7 @@
 package apiserver_test
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -320,6 +321,15 @@ func testTables(a *api) {
 		if got := strings.Join(cells, "|"); got != test.cells {
 			a.Errorf("%s: cells\n%s\nwant\n%s", test.path, got, test.cells)
 		}
+	}
+	// FlowSchemas come as requests are held against them.
+	schemas := a.table("/apis/flowcontrol.apiserver.k8s.io/v1/flowschemas").Rows
+	var names []string
+	for _, row := range schemas {
+		names = append(names, fmt.Sprint(row.Cells[0]))
+	}
+	if !slices.IsSortedFunc(schemas, func(x, y metav1.TableRow) int { return cmp.Compare(x.Cells[2].(float64), y.Cells[2].(float64)) }) || names[0] != "exempt" || names[len(names)-1] != "catch-all" {
+		a.Errorf("FlowSchemas in the order %v", names)
 	}
 }
 

@@ -99,7 +99,7 @@ func Build(r *Resource, scheme *runtime.Scheme, getter generic.RESTOptionsGetter
 		UpdateStrategy:            s,
 		DeleteStrategy:            s,
 		ResetFieldsStrategy:       s,
-		TableConvertor:            tableConvertor{columns: r.Columns},
+		TableConvertor:            tableConvertor{columns: r.Columns, order: r.Order},
 		PredicateFunc: func(label labels.Selector, field fields.Selector) storage.SelectionPredicate {
 			p := storage.SelectionPredicate{Label: label, Field: field, GetAttrs: r.attrs}
 			if r.IndexField != "" {

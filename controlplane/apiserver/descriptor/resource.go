@@ -65,6 +65,8 @@ type Resource struct {
 	KeepWhile func(obj runtime.Object) bool
 
 	Columns []Column
+	// Order compares two objects as the rows of a table are to come; nil leaves them in the order of their names.
+	Order func(a, b runtime.Object) int
 	// Selectable returns the fields, beside metadata.name and metadata.namespace, that field selectors may name.
 	Selectable func(obj runtime.Object) fields.Set
 	// IndexField is one of Selectable by which the watch cache keeps an index (a node watches its own pods).

@@ -45,10 +45,13 @@ func Since(t metav1.Time) string {
 }
 
 // Table prints rows of a resource that has no descriptor: the name, unless one of them is that, and these columns.
-func Table(columns ...Column) rest.TableConvertor { return tableConvertor{columns} }
+func Table(columns ...Column) rest.TableConvertor { return tableConvertor{columns: columns} }
 
-// tableConvertor prints rows by a descriptor's columns, after the name unless that is one of them.
-type tableConvertor struct{ columns []Column }
+// tableConvertor prints rows by a descriptor's columns, after the name unless that is one of them, and in its order.
+type tableConvertor struct {
+	columns []Column
+	order   func(a, b runtime.Object) int
+}
 
 var _ rest.TableConvertor = tableConvertor{}
 
@@ -80,6 +83,9 @@ func (c tableConvertor) ConvertToTable(_ context.Context, obj runtime.Object, op
 	var err error
 	if t.Rows, err = metatable.MetaToTableRow(obj, rows); err != nil {
 		return nil, err
+	}
+	if c.order != nil {
+		slices.SortStableFunc(t.Rows, func(a, b metav1.TableRow) int { return c.order(a.Object.Object, b.Object.Object) })
 	}
 	if l, err := meta.ListAccessor(obj); err == nil {
 		t.ResourceVersion, t.Continue, t.RemainingItemCount = l.GetResourceVersion(), l.GetContinue(), l.GetRemainingItemCount()

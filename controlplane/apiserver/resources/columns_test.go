@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
@@ -159,6 +160,14 @@ func TestCells(t *testing.T) {
 		InvolvedObject: corev1.ObjectReference{Kind: "Cluster"}, EventTime: metav1.NewMicroTime(ago(4 * time.Hour).Time), ReportingController: "scheduler",
 		Series: &corev1.EventSeries{Count: 9, LastObservedTime: metav1.NewMicroTime(ago(30 * time.Minute).Time)},
 	}
+	begun, three := ago(5*time.Minute), int32(3)
+	job := func(succeeded int32, t batchv1.JobConditionType, status corev1.ConditionStatus) *batchv1.Job {
+		j := &batchv1.Job{Status: batchv1.JobStatus{StartTime: &begun, Succeeded: succeeded, Conditions: []batchv1.JobCondition{{Type: t, Status: status}}}}
+		if succeeded > 0 {
+			j.Status.StartTime, j.Status.CompletionTime = new(ago(time.Hour)), new(ago(55*time.Minute))
+		}
+		return j
+	}
 	for _, c := range []struct {
 		kind  string
 		obj   runtime.Object
@@ -168,6 +177,14 @@ func TestCells(t *testing.T) {
 		{"pods", runs, map[string]string{"Restarts": "1", "Ready": "1/1"}},
 		{"events", recorded, map[string]string{"Last Seen": "20m", "First Seen": "60m", "Object": "pod/p", "Source": "kubelet, n1", "Count": "4", "Name": "e"}},
 		{"events", series, map[string]string{"Last Seen": "30m", "First Seen": "4h", "Object": "cluster", "Source": "scheduler", "Count": "9"}},
+		{"jobs", job(0, batchv1.JobComplete, corev1.ConditionFalse), map[string]string{"Status": "Running", "Completions": "0/1", "Duration": "5m"}},
+		{"jobs", job(1, batchv1.JobComplete, corev1.ConditionTrue), map[string]string{"Status": "Complete", "Completions": "1/1", "Duration": "5m"}},
+		{"jobs", job(0, batchv1.JobFailed, corev1.ConditionTrue), map[string]string{"Status": "Failed"}},
+		{"jobs", job(0, batchv1.JobSuspended, corev1.ConditionTrue), map[string]string{"Status": "Suspended"}},
+		{"jobs", job(0, batchv1.JobFailureTarget, corev1.ConditionTrue), map[string]string{"Status": "FailureTarget"}},
+		{"jobs", job(0, batchv1.JobSuccessCriteriaMet, corev1.ConditionTrue), map[string]string{"Status": "SuccessCriteriaMet"}},
+		{"jobs", &batchv1.Job{ObjectMeta: metav1.ObjectMeta{DeletionTimestamp: &begun}, Spec: batchv1.JobSpec{Parallelism: &three}}, map[string]string{"Status": "Terminating", "Completions": "0/1 of 3", "Duration": ""}},
+		{"jobs", &batchv1.Job{Spec: batchv1.JobSpec{Parallelism: &three, Completions: &three}, Status: batchv1.JobStatus{Succeeded: 2}}, map[string]string{"Completions": "2/3"}},
 		{"endpoints", &corev1.Endpoints{}, map[string]string{"Endpoints": "<none>"}},
 		{"endpoints", &corev1.Endpoints{Subsets: []corev1.EndpointSubset{{Addresses: address("10.0.0.1", "fd00::1"), Ports: []corev1.EndpointPort{{Port: 80}, {Port: 81}}}}}, map[string]string{"Endpoints": "10.0.0.1:80,[fd00::1]:80,10.0.0.1:81 + 1 more..."}},
 		{"endpoints", &corev1.Endpoints{Subsets: []corev1.EndpointSubset{{Addresses: address("10.0.0.1", "10.0.0.2")}}}, map[string]string{"Endpoints": "10.0.0.1,10.0.0.2"}},

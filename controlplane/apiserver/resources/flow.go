@@ -1,12 +1,14 @@
 package resources
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
 
 	flowcontrolv1 "k8s.io/api/flowcontrol/v1"
 	apiequality "k8s.io/apimachinery/pkg/api/equality"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/sets"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 	"k8s.io/apiserver/pkg/apis/flowcontrol/bootstrap"
@@ -22,6 +24,9 @@ func flowControl() []*descriptor.Resource {
 			GroupVersion: gv, Generation: true, Status: true,
 			Default:  descriptor.Each(func(f *flowcontrolv1.FlowSchema) { fill(&f.Spec.MatchingPrecedence, 1000) }),
 			Validate: descriptor.Check(validateFlowSchema),
+			Order: func(a, b runtime.Object) int { // the one that is looked at first comes first
+				return cmp.Compare(a.(*flowcontrolv1.FlowSchema).Spec.MatchingPrecedence, b.(*flowcontrolv1.FlowSchema).Spec.MatchingPrecedence)
+			},
 			Columns: []descriptor.Column{
 				{Name: "PriorityLevel", Cell: descriptor.Cell(func(f *flowcontrolv1.FlowSchema) string { return f.Spec.PriorityLevelConfiguration.Name })},
 				{Name: "MatchingPrecedence", Type: "integer", Cell: descriptor.Cell(func(f *flowcontrolv1.FlowSchema) int64 { return int64(f.Spec.MatchingPrecedence) })},
