@@ -41,7 +41,7 @@ func TestAPI(t *testing.T) {
 		"collections": testCollections, "refusals": testRefusals, "immutable": testImmutable, "status": testStatus, "scale": testScale, "events": testEvents,
 		"storage": testStorage, "system": testSystem, "namespaces": testNamespaces, "services": testServices, "manyServices": testManyServices,
 		"binding": testBinding, "eviction": testEviction, "gracefulDelete": testGracefulDelete, "ephemeral": testEphemeral,
-		"customResources": testCustomResources, "clusterNetworkPolicies": testClusterNetworkPolicies, "aggregator": testAggregator, "schemas": testSchemas,
+		"customResources": testCustomResources, "customRules": testCustomRules, "clusterNetworkPolicies": testClusterNetworkPolicies, "aggregator": testAggregator, "schemas": testSchemas,
 		"streams": testStreams, "logs": testLogs, "portForward": testPortForward, "pathTricks": testPathTricks, "nodeProxy": testNodeProxy,
 		"kubelets": testKubelets, "claims": testClaims, "tokens": testTokens, "users": testUsers, "certificates": testCertificates, "wire": testWire, "sockets": testSockets, "partial": testPartial, "discovery": testDiscovery, "operation": testOperation,
 		"versions": testVersions, "bookmarks": testBookmarks, "dryRuns": testDryRuns, "propagation": testPropagation,

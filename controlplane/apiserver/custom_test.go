@@ -154,6 +154,113 @@ func testCustomResources(a *api) {
 	})
 }
 
+// logbooks is a definition whose rules compare an object with what it was, and parts of which have no schema.
+const logbooks = `
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: logbooks.test.strake.io}
+spec:
+  group: test.strake.io
+  scope: Namespaced
+  names: {plural: logbooks, singular: logbook, kind: Logbook}
+  versions:
+  - name: v1
+    served: true
+    storage: true
+    schema:
+      openAPIV3Schema:
+        type: object
+        x-kubernetes-validations: [{rule: "!has(oldSelf.spec.closed) || !oldSelf.spec.closed || has(self.spec.closed)", message: it was closed}]
+        properties:
+          spec:
+            type: object
+            properties:
+              boat: {type: string, x-kubernetes-validations: [{rule: self == oldSelf, message: a logbook stays with its boat, reason: FieldValueForbidden}]}
+              miles:
+                type: integer
+                x-kubernetes-validations: [{rule: "self >= oldSelf", messageExpression: "'%d miles were %d'.format([self, oldSelf])"}]
+              closed: {type: boolean}
+              captain:
+                type: string
+                x-kubernetes-validations: [{rule: "oldSelf.hasValue() || self == 'the owner'", optionalOldSelf: true, message: the owner is the first captain}]
+              stops:
+                type: array
+                maxItems: 10
+                x-kubernetes-list-type: map
+                x-kubernetes-list-map-keys: [port]
+                items:
+                  type: object
+                  required: [port]
+                  properties:
+                    port: {type: string}
+                    day: {type: integer, x-kubernetes-validations: [{rule: "self >= oldSelf"}]}
+              notes:
+                type: object
+                x-kubernetes-preserve-unknown-fields: true
+                properties:
+                  weather: {type: object, properties: {wind: {type: integer}}}
+              raw: {x-kubernetes-preserve-unknown-fields: true}
+              attached: {type: object, x-kubernetes-embedded-resource: true, x-kubernetes-preserve-unknown-fields: true}
+`
+
+func testCustomRules(a *api) {
+	ctx := a.Context()
+	crd := &unstructured.Unstructured{}
+	if err := yaml.Unmarshal([]byte(logbooks), &crd.Object); err != nil {
+		a.Fatal(err)
+	}
+	must(a.dynamic.Resource(crdResource).Create(ctx, crd, metav1.CreateOptions{}))(a)
+	api := a.dynamic.Resource(schema.GroupVersionResource{Group: "test.strake.io", Version: "v1", Resource: "logbooks"}).Namespace(a.ns)
+	a.eventually("the resource is served", func(ctx context.Context) error {
+		_, err := api.List(ctx, metav1.ListOptions{})
+		return err
+	})
+	object := func(spec string) *unstructured.Unstructured {
+		o := &unstructured.Unstructured{}
+		if err := yaml.Unmarshal([]byte("{apiVersion: test.strake.io/v1, kind: Logbook, metadata: {name: one}, spec: "+spec+"}"), &o.Object); err != nil {
+			a.Fatal(err)
+		}
+		return o
+	}
+	text := func(v any) string { return string(must(json.Marshal(v))(a)) }
+	create := metav1.CreateOptions{FieldValidation: metav1.FieldValidationIgnore}
+	_, err := api.Create(ctx, object(`{captain: somebody}`), create)
+	a.refused(err, 422, "spec.captain")
+
+	// Rules about what was say nothing of what is new. Of what has no schema nothing is taken away, but of what is below that and has one.
+	made := must(api.Create(ctx, object(`{boat: ketch, miles: 5, captain: the owner, closed: true, unknown: gone, stops: [{port: Kiel, day: 2, unknown: gone}], notes: {mood: good, weather: {wind: 4, unknown: gone}, deep: {er: [1, {a: b}]}}, raw: [1, {a: b}],
+		attached: {apiVersion: v1, kind: Thing, metadata: {name: t, unknown: gone}, more: 1}}`), create))(a)
+	want := object(`{boat: ketch, miles: 5, captain: the owner, closed: true, stops: [{port: Kiel, day: 2}], notes: {mood: good, weather: {wind: 4}, deep: {er: [1, {a: b}]}}, raw: [1, {a: b}], attached: {apiVersion: v1, kind: Thing, metadata: {name: t}, more: 1}}`)
+	if got, want := text(made.Object["spec"]), text(want.Object["spec"]); got != want {
+		a.Errorf("made\n%s\nwant\n%s", got, want)
+	}
+	for _, test := range []struct {
+		patch, message string
+		fields         []string
+	}{
+		{`{"spec":{"boat":"sloop"}}`, "a logbook stays with its boat", []string{"spec.boat"}},
+		{`{"spec":{"miles":4}}`, "4 miles were 5", []string{"spec.miles"}},
+		{`{"spec":{"closed":null}}`, "it was closed", []string{"<nil>"}},
+		{`{"spec":{"stops":[{"port":"Oslo","day":1},{"port":"Kiel","day":1}]}}`, "self >= oldSelf", []string{"spec.stops[1].day"}}, // the same stop, by its key
+		{`{"spec":{"notes":{"weather":{"wind":"strong"}}}}`, "must be of type integer", []string{"<nil>", "spec.notes.weather.wind"}},
+		{`{"spec":{"attached":{"kind":null}}}`, "Required", []string{"<nil>", "spec.attached.kind"}},
+	} {
+		_, err := api.Patch(ctx, "one", types.MergePatchType, []byte(test.patch), metav1.PatchOptions{})
+		a.refused(err, 422, test.fields...)
+		if err != nil && !strings.Contains(err.Error(), test.message) {
+			a.Errorf("%s: %v, want %q", test.patch, err, test.message)
+		}
+	}
+	changed := must(api.Patch(ctx, "one", types.MergePatchType, []byte(`{"spec":{"miles":6,"boat":null,"captain":"somebody","stops":[{"port":"Oslo","day":1}],"notes":{"deep":{"er":null},"new":1}}}`), metav1.PatchOptions{}))(a)
+	want = object(`{miles: 6, captain: somebody, closed: true, stops: [{port: Oslo, day: 1}], notes: {mood: good, weather: {wind: 4}, deep: {}, new: 1}, raw: [1, {a: b}], attached: {apiVersion: v1, kind: Thing, metadata: {name: t}, more: 1}}`)
+	if got, want := text(changed.Object["spec"]), text(want.Object["spec"]); got != want {
+		a.Errorf("changed\n%s\nwant\n%s", got, want)
+	}
+	if err := a.dynamic.Resource(crdResource).Delete(ctx, crd.GetName(), metav1.DeleteOptions{}); err != nil {
+		a.Error(err)
+	}
+}
+
 // testAggregator serves a group from a process of its own.
 func testAggregator(a *api) {
 	ctx := a.Context()
