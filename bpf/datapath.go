@@ -104,7 +104,7 @@ var cgroupHooks = map[string]ebpf.AttachType{
 	"strake_recvmsg4": ebpf.AttachCGroupUDP4Recvmsg, "strake_getpeername4": ebpf.AttachCgroupInet4GetPeername,
 	"strake_connect6": ebpf.AttachCGroupInet6Connect, "strake_sendmsg6": ebpf.AttachCGroupUDP6Sendmsg,
 	"strake_recvmsg6": ebpf.AttachCGroupUDP6Recvmsg, "strake_getpeername6": ebpf.AttachCgroupInet6GetPeername,
-	"strake_bind4": ebpf.AttachCGroupInet4Bind, "strake_bind6": ebpf.AttachCGroupInet6Bind,
+	"strake_bind4": ebpf.AttachCGroupInet4Bind, "strake_bind6": ebpf.AttachCGroupInet6Bind, "strake_sock_release": ebpf.AttachCgroupInetSockRelease,
 }
 
 // Names of the tc programs, and of the pins of their links: link_<program>_<ifindex>.

@@ -209,9 +209,11 @@ found:
 	key.addr = to->addr;
 	key.port = to->port;
 	key.row = ROW_REVERSE;
-	was = bpf_map_lookup_elem(&sock_reverse, &key);
-	if (was && addr_eq(&was->addr, addr) && was->port == port && was->service == asked.service)
-		return TRANSLATE;
+	if (ctx->protocol == IPPROTO_UDP) { /* each of its datagrams comes here; a connection once */
+		was = bpf_map_lookup_elem(&sock_reverse, &key);
+		if (was && addr_eq(&was->addr, addr) && was->port == port && was->service == asked.service)
+			return TRANSLATE;
+	}
 	/* Without the reverse row a reply would come from a stranger: refuse rather than mislead. */
 	if (bpf_map_update_elem(&sock_reverse, &key, &asked, BPF_ANY)) {
 		refused(ctx, addr, DROP_CONNTRACK_FULL);
@@ -363,6 +365,40 @@ SEC("cgroup/getpeername6")
 int strake_getpeername6(struct bpf_sock_addr *ctx)
 {
 	return reverse6(ctx);
+}
+
+/* A socket that is closed needs its rows no more: those of sockets that are gone would push out those of connections that live, which could not be
+ * ended then when their backend goes. Rows of an unconnected socket stay until there is no room. */
+SEC("cgroup/sock_release")
+int strake_sock_release(struct bpf_sock *sk)
+{
+	/* Linux before 5.18 reads it as a number of 32 bits alone, of which the first two bytes are the port. */
+	struct socket_key key = { .port = *(volatile __u32 *)&sk->dst_port, .row = ROW_REVERSE };
+	struct socket_key choice = { .row = ROW_CHOICE };
+	struct peer *asked;
+
+	if (!key.port)
+		return 1;
+	if (sk->family == 2) { /* AF_INET */
+		addr_v4(&key.addr, sk->dst_ip4);
+	} else {
+		key.addr.w[0] = sk->dst_ip6[0];
+		key.addr.w[1] = sk->dst_ip6[1];
+		key.addr.w[2] = sk->dst_ip6[2];
+		key.addr.w[3] = sk->dst_ip6[3];
+	}
+	key.cookie = bpf_get_socket_cookie(sk);
+	asked = bpf_map_lookup_elem(&sock_reverse, &key);
+	if (!asked)
+		return 1;
+	if (asked->proto == IPPROTO_UDP) {
+		choice.cookie = key.cookie;
+		choice.addr = asked->addr;
+		choice.port = asked->port;
+		bpf_map_delete_elem(&sock_reverse, &choice);
+	}
+	bpf_map_delete_elem(&sock_reverse, &key);
+	return 1;
 }
 
 #define EADDRINUSE 98

@@ -194,6 +194,7 @@ const (
 	sockProgStrakeRecvmsg6     = "strake_recvmsg6"
 	sockProgStrakeSendmsg4     = "strake_sendmsg4"
 	sockProgStrakeSendmsg6     = "strake_sendmsg6"
+	sockProgStrakeSockRelease  = "strake_sock_release"
 	sockVarHasSetRetval        = "has_set_retval"
 	sockVarNodeCgroup          = "node_cgroup"
 	sockVarNodeLevel           = "node_level"
@@ -254,6 +255,7 @@ type sockProgramSpecs struct {
 	StrakeRecvmsg6     *ebpf.ProgramSpec `ebpf:"strake_recvmsg6"`
 	StrakeSendmsg4     *ebpf.ProgramSpec `ebpf:"strake_sendmsg4"`
 	StrakeSendmsg6     *ebpf.ProgramSpec `ebpf:"strake_sendmsg6"`
+	StrakeSockRelease  *ebpf.ProgramSpec `ebpf:"strake_sock_release"`
 }
 
 // sockMapSpecs contains maps before they are loaded into the kernel.
@@ -372,6 +374,7 @@ type sockPrograms struct {
 	StrakeRecvmsg6     *ebpf.Program `ebpf:"strake_recvmsg6"`
 	StrakeSendmsg4     *ebpf.Program `ebpf:"strake_sendmsg4"`
 	StrakeSendmsg6     *ebpf.Program `ebpf:"strake_sendmsg6"`
+	StrakeSockRelease  *ebpf.Program `ebpf:"strake_sock_release"`
 }
 
 func (p *sockPrograms) Close() error {
@@ -386,6 +389,7 @@ func (p *sockPrograms) Close() error {
 		p.StrakeRecvmsg6,
 		p.StrakeSendmsg4,
 		p.StrakeSendmsg6,
+		p.StrakeSockRelease,
 	)
 }
 

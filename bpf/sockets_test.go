@@ -155,6 +155,52 @@ func TestSocketsOfABackendThatGoes(t *testing.T) {
 	}
 }
 
+// A socket that is closed leaves no row behind, of whatever family and protocol: else the rows of many short connections would push out that of a long one.
+func TestClosedSocketsLeaveNoRows(t *testing.T) {
+	l := newLab(t)
+	for _, f := range families {
+		if f.name == "IPv4" {
+			l.pods[0].serve(t, "pod", 8080) // in both families
+		}
+		for proto, front := range map[uint8]netip.AddrPort{6: ap(f.of("10.96.0.5:80", "[fd00:10:96::5]:80")), 17: ap(f.of("10.96.0.5:80", "[fd00:10:96::5]:80"))} {
+			owner := fmt.Sprint(f.name, proto)
+			_, err := l.d.LoadBalancers().Replace(owner, []LoadBalancer{{Name: "ns/" + owner, Protocol: proto, Frontends: fronts(ClusterIP, front), Backends: backs(at(f.pod, 8080))}})
+			must(t, err)
+		}
+	}
+	rows := func() (n int) {
+		must(t, eachRow(l.d.sock.Maps["sock_reverse"], "sockets", func(sockSocketKey, sockPeer) { n++ }))
+		return n
+	}
+	for network, addr := range map[string]string{"tcp4": "10.96.0.5:80", "udp4": "10.96.0.5:80", "tcp6": "[fd00:10:96::5]:80", "udp6": "[fd00:10:96::5]:80"} {
+		t.Run(network, func(t *testing.T) {
+			long := l.node.dial(t, network, addr)
+			held := rows()
+			if held == 0 {
+				t.Fatal("no row of a connected socket")
+			}
+			for range 5 {
+				l.node.within(t, func() error { return ask(network, addr, "hello") })
+			}
+			if n := rows(); n != held {
+				t.Errorf("%d rows behind five sockets that were closed, %d before", n, held)
+			}
+			_, err := exchange(long, "still")
+			must(t, err)
+			must(t, long.Close())
+			if n := rows(); n != 0 {
+				t.Errorf("%d rows behind the last one", n)
+			}
+		})
+	}
+	for _, network := range []string{"mapped-tcp", "mapped-udp"} {
+		l.node.within(t, func() error { return ask(network, "10.96.0.5:80", "hello") })
+		if n := rows(); n != 0 {
+			t.Errorf("%s: %d rows behind a socket that was closed", network, n)
+		}
+	}
+}
+
 // A socket that was connected to two backends, one after the other, is aborted if both go; one to a Service's port that has
 // another name since, if that has its backend no more.
 func TestSocketsOfMoreThanOneBackend(t *testing.T) {

@@ -45,7 +45,7 @@ func familyOf(lb *bpf.LoadBalancer) int {
 // TestAtTheDriver: what only passes a node does so at its driver, and what does not finds its way as ever.
 func TestAtTheDriver(t *testing.T) {
 	c := start(t, 2, cni.Native, direct, func(n *Node) { n.XDP = bpf.XDPNative })
-	must(t, c.ServeDrivers())
+	must(t, c.ServeDrivers(c.Nodes...))
 	asked := c.Nodes[0]
 	for family := range 2 {
 		for _, network := range networks[family] {

@@ -157,12 +157,12 @@ func (l *Lab) addNode(i int, root string) error {
 	})
 }
 
-// ServeDrivers makes the link what programs at the nodes' drivers need: its ends take the frames that they send back, and the machine outside
-// makes its checksums itself.
-func (l *Lab) ServeDrivers() error {
+// ServeDrivers makes the link what programs at the drivers of nodes need: its ends at these nodes take the frames that they send back, which makes all that
+// they send slower, and the machine outside makes its checksums itself.
+func (l *Lab) ServeDrivers(nodes ...*Node) error {
 	return l.Outside.In(func() error {
 		var ports []string
-		for _, n := range l.Nodes {
+		for _, n := range nodes {
 			ports = append(ports, filepath.Base(n.Dir))
 		}
 		if err := TakeFrames(ports...); err != nil {
