@@ -52,6 +52,7 @@ var seeded = [][3]string{
 	{"flush.go", "			row.identity = id.number\n", ""},
 	{"transition.go", "if steps[0] == nil || steps[1] == nil {", "if true {"},
 	{"transition.go", "if len(was) == 0 || !local {", "if true {"},
+	{"transition.go", "case loosens | tightens:", "case 0xff:"},
 	{"continue.go", "if got != want {", "if got != want && p.was != p.is {"},
 	{"continue.go", "		sets[key.set] = before", "		sets[key.set] = now"},
 	{"continue.go", "if !taken[v.number] && !given[v.id] {", "if !given[v.id] {"},
@@ -71,5 +72,5 @@ var seeded = [][3]string{
 }
 
 func TestMutants(t *testing.T) {
-	mutants.Try(t, seeded, "-run", "TestRows|TestPod|TestKeep|TestNoRoom|TestChanges|TestTwo", ".")
+	mutants.Try(t, seeded, "-run", "TestRows|TestPod|TestKeep|TestNoRoom|TestChanges|TestTwo|TestName", ".")
 }
