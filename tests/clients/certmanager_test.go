@@ -17,6 +17,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/strake-io/strake/cmd/strake/ociimage"
+	"github.com/strake-io/strake/tests/lab/labtest"
 )
 
 const certManager = "github.com/cert-manager/cert-manager"
@@ -51,7 +52,7 @@ func TestCertManager(t *testing.T) {
 	})
 	image := func(part string) map[string]any {
 		name := "strake.io/cert-manager-" + part
-		load(t, c, ociimage.Image{Name: name + ":1", Files: map[string]string{"certmanager": binary}, Entrypoint: []string{"/certmanager", part}, User: "1000"})
+		labtest.LoadImage(t, c, ociimage.Image{Name: name + ":1", Files: map[string]string{"certmanager": binary}, Entrypoint: []string{"/certmanager", part}, User: "1000"})
 		return map[string]any{"repository": name, "tag": "1"}
 	}
 	install := action.NewInstall(helmFor(t, c, "cert-manager"))

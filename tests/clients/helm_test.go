@@ -17,6 +17,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/strake-io/strake/tests/lab"
+	"github.com/strake-io/strake/tests/lab/labtest"
 )
 
 const namespace, release = "harbour", "app"
@@ -149,15 +150,7 @@ func helmFor(t *testing.T, l *lab.Cluster, namespace string) *action.Configurati
 // startCluster starts a cluster of one node in a namespace of its own; it goes with the test.
 func startCluster(t *testing.T, name string) *lab.Cluster {
 	t.Helper()
-	l, err := lab.New(name, filepath.Join(t.TempDir(), "data"), "../../bin/strake")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := l.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	l := labtest.New(t, name, "../../bin/strake")
 	if out, err := l.Strake("up", "--node-name", "node-1", "--wait", "120s"); err != nil {
 		t.Fatalf("up: %v\n%s", err, out)
 	}

@@ -10,7 +10,7 @@ import (
 	"testing"
 
 	"github.com/strake-io/strake/cmd/strake/ociimage"
-	"github.com/strake-io/strake/tests/lab"
+	"github.com/strake-io/strake/tests/lab/labtest"
 )
 
 // metricsServer is built from a module of its own: it is of an older release line than ours.
@@ -24,8 +24,8 @@ func TestMetricsServer(t *testing.T) {
 	goIn(t, "metricsserver", "build", "-trimpath", "-o", binary, metricsServer+"/cmd/metrics-server")
 	source := goIn(t, "metricsserver", "list", "-m", "-f", "{{.Dir}}", metricsServer)
 	c := startCluster(t, "strake-metrics")
-	load(t, c, ociimage.Image{Name: "strake.io/metrics-server:1", Files: map[string]string{"metrics-server": binary}, Entrypoint: []string{"/metrics-server"}, User: "1000"})
-	load(t, c, ociimage.Image{Name: "strake.io/shell:1", Files: map[string]string{"bin/sh": "/bin/busybox"}})
+	labtest.LoadImage(t, c, ociimage.Image{Name: "strake.io/metrics-server:1", Files: map[string]string{"metrics-server": binary}, Entrypoint: []string{"/metrics-server"}, User: "1000"})
+	labtest.LoadImage(t, c, ociimage.Image{Name: "strake.io/shell:1", Files: map[string]string{"bin/sh": "/bin/busybox"}})
 
 	if err := os.CopyFS(filepath.Join(dir, "base"), os.DirFS(filepath.Join(source, "manifests", "base"))); err != nil {
 		t.Fatal(err)
@@ -126,23 +126,4 @@ func goIn(t *testing.T, module string, args ...string) string {
 		t.Fatalf("%v: %v\n%s", cmd.Args, err, out)
 	}
 	return strings.TrimSpace(string(out))
-}
-
-// load makes an image of files and loads it into the cluster.
-func load(t *testing.T, c *lab.Cluster, img ociimage.Image) {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "image.tar")
-	f, err := os.Create(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := ociimage.Write(f, img); err != nil {
-		t.Fatal(err)
-	}
-	if err := f.Close(); err != nil {
-		t.Fatal(err)
-	}
-	if out, err := c.Strake("image", "import", path); err != nil {
-		t.Fatalf("image import: %v\n%s", err, out)
-	}
 }

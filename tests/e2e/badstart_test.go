@@ -10,21 +10,13 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/strake-io/strake/tests/lab"
+	"github.com/strake-io/strake/tests/lab/labtest"
 )
 
 // TestBadStarts: whatever is in the way of `up` is told in one line with its cure, and nothing half-started is left.
 func TestBadStarts(t *testing.T) {
 	t.Parallel()
-	l, err := lab.New("strake-e2e", filepath.Join(t.TempDir(), "data"), binary)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := l.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	l := labtest.New(t, "strake-e2e", binary)
 	c := &cluster{Cluster: l, t: t}
 	settings := func(content string) func(*testing.T) {
 		return func(t *testing.T) {

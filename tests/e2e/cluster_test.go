@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/strake-io/strake/tests/lab"
+	"github.com/strake-io/strake/tests/lab/labtest"
 )
 
 // cluster is a cluster in a lab of the test's own.
@@ -33,15 +34,7 @@ const (
 // start brings a cluster up, with further flags of `up`; it goes with the test.
 func start(t *testing.T, flags ...string) *cluster {
 	t.Helper()
-	l, err := lab.New("strake-e2e", filepath.Join(t.TempDir(), "data"), binary)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := l.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	l := labtest.New(t, "strake-e2e", binary)
 	c := &cluster{Cluster: l, t: t, namespace: "default"}
 	if out, err := c.Strake(append([]string{"up", "--node-name", nodeName, "--wait", "240s"}, flags...)...); err != nil {
 		t.Fatalf("up: %v\n%s", err, out)

@@ -17,7 +17,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/strake-io/strake/tests/lab"
+	"github.com/strake-io/strake/tests/lab/labtest"
 	"github.com/strake-io/strake/tests/podnet"
 )
 
@@ -91,15 +91,7 @@ func (n labNode) command(t *testing.T, args ...string) *exec.Cmd {
 
 // TestPodNetwork is the pod network of several nodes: every path, and then what may happen to it.
 func TestPodNetwork(t *testing.T) {
-	l, err := lab.New("strake-e2e", filepath.Join(t.TempDir(), "data"), binary)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := l.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	l := labtest.New(t, "strake-e2e", binary)
 	c := &threeNodes{cluster: &cluster{Cluster: l, t: t, namespace: "default"}}
 	if out, err := c.Strake("up", "--node-name", nodeName, "--nodes", "3", "--ip-family", "dual", "--wait", "300s"); err != nil {
 		t.Fatalf("up: %v\n%s", err, out)

@@ -30,6 +30,7 @@ import (
 	"github.com/strake-io/strake/bpf"
 	"github.com/strake-io/strake/kubelet/cgroups"
 	"github.com/strake-io/strake/tests/lab"
+	"github.com/strake-io/strake/tests/lab/labtest"
 	"github.com/strake-io/strake/tests/podnet"
 )
 
@@ -88,16 +89,8 @@ type proxyPod struct {
 func startProxyLab(t *testing.T) *proxyLab {
 	t.Helper()
 	dir := t.TempDir()
-	c, err := lab.New("strake-e2e", filepath.Join(dir, "data"), binary)
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := labtest.New(t, "strake-e2e", binary)
 	l := &proxyLab{Cluster: c, t: t}
-	t.Cleanup(func() {
-		if err := c.Close(); err != nil {
-			t.Error(err)
-		}
-	})
 	second, err := c.Machine(1, filepath.Join(dir, "proxy-2"))
 	if err != nil {
 		t.Fatal(err)
@@ -174,21 +167,7 @@ func (l *proxyLab) startServer() {
 			l.t.Fatal(err)
 		}
 	}
-	var log bytes.Buffer
-	server := l.StrakeCommand(context.Background(), "server")
-	server.Stdout, server.Stderr = &log, &log
-	if err := server.Start(); err != nil {
-		l.t.Fatal(err)
-	}
-	ended := make(chan error, 1)
-	go func() { ended <- server.Wait() }()
-	l.t.Cleanup(func() {
-		server.Process.Signal(syscall.SIGTERM)
-		<-ended
-		if l.t.Failed() {
-			l.t.Logf("server:\n%s", log.String())
-		}
-	})
+	labtest.Background(l.t, "server", l.StrakeCommand(context.Background(), "server"))
 	eventually(l.t, 6*time.Minute, func() string {
 		if out, err := l.Strake("kubectl", "get", "--raw", "/readyz"); err != nil {
 			return out

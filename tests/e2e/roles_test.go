@@ -2,44 +2,21 @@ package e2e
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"os/exec"
-	"path/filepath"
-	"syscall"
 	"testing"
 	"time"
 
-	"github.com/strake-io/strake/tests/lab"
+	"github.com/strake-io/strake/tests/lab/labtest"
 )
 
 // TestRolesAsSeparateProcesses runs what the systemd units run, without a supervisor. Commands that look at the node find it.
 func TestRolesAsSeparateProcesses(t *testing.T) {
 	t.Parallel()
-	l, err := lab.New("strake-e2e", filepath.Join(t.TempDir(), "data"), binary)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := l.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	l := labtest.New(t, "strake-e2e", binary)
 	for _, role := range []string{"server", "containerd", "agent"} {
-		cmd := l.StrakeCommand(t.Context(), role)
-		var log bytes.Buffer
-		cmd.Stdout, cmd.Stderr = &log, &log
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		ended := make(chan error, 1)
-		go func() { ended <- cmd.Wait() }()
-		t.Cleanup(func() {
-			cmd.Process.Signal(syscall.SIGTERM)
-			<-ended
-			if t.Failed() {
-				t.Logf("%s:\n%s", role, log.String())
-			}
-		})
+		labtest.Background(t, role, l.StrakeCommand(context.Background(), role))
 		if role != "server" {
 			continue
 		}
