@@ -17,7 +17,7 @@ import (
 	"github.com/strake-io/strake/tests/podnet"
 )
 
-// outsideDNS is a name server outside of a cluster that knows example.com alone, at port 5353.
+// outsideDNS is a name server outside of a cluster, which knows example.com alone; the cluster's DNS asks it.
 func outsideDNS(t *testing.T, c *cluster) {
 	t.Helper()
 	var conn net.PacketConn
@@ -44,6 +44,8 @@ func outsideDNS(t *testing.T, c *cluster) {
 	})}
 	go s.ActivateAndServe()
 	t.Cleanup(func() { s.Shutdown() })
+	c.kubectl("-n", "kube-system", "create", "configmap", "strake-dns", "--from-literal=config.yaml=upstream: {servers: ['"+lab.OutsideIP+":5353']}")
+	t.Cleanup(func() { c.kubectl("-n", "kube-system", "delete", "configmap", "strake-dns") })
 }
 
 // TestResolvers asks for names as programs do that have glibc's, musl's and Go's resolver, with the search list and ndots of a pod, in a pod and in one
@@ -64,8 +66,6 @@ for l in $(ldd /usr/bin/getent | grep -o '/[^ ]*'); do mkdir -p root$(dirname $l
 		script += "musl-gcc -O1 -static -o root/musl-resolve $here/testdata/resolve.c\n"
 	}
 	c.image("strake.io/resolvers:1", script)
-	c.kubectl("-n", "kube-system", "create", "configmap", "strake-dns", "--from-literal=config.yaml=upstream: {servers: ['"+lab.OutsideIP+":5353']}")
-	t.Cleanup(func() { c.kubectl("-n", "kube-system", "delete", "configmap", "strake-dns") })
 	c.apply(`
 apiVersion: v1
 kind: Service
