@@ -15,7 +15,7 @@ import (
 	"github.com/strake-io/strake/netpol/reference"
 )
 
-// TestDiffMatchesTheReference: on random States with the same pods and other policies, a flow between pods is in a change if, and only
+// TestDiffMatchesTheReference: on random States with the same pods and other policies, a flow from or to a pod is in a change if, and only
 // if, the evaluator says of it one thing before and another after.
 func TestDiffMatchesTheReference(t *testing.T) {
 	different := 0
@@ -37,19 +37,19 @@ func TestDiffMatchesTheReference(t *testing.T) {
 		for _, c := range Compare(before, after).Changes {
 			changes[[3]string{c.From, c.To, c.Family}] = c
 		}
-		all := ends(New(before, Options{}))
+		all := ends(New(before, Options{Blocks: append(blocksOf(before), blocksOf(after)...)}))
 		for _, from := range all {
 			for _, to := range all {
-				if from.end.Pod.Name == "" || to.end.Pod.Name == "" || from.end.Pod == to.end.Pod || from.end.Addr.Is4() != to.end.Addr.Is4() || from.host && from.node == to.node {
+				if from.pod == to.pod || from.end.Addr.Is4() != to.end.Addr.Is4() || from.host && from.node == to.node {
 					continue
 				}
 				family := "IPv4"
 				if from.end.Addr.Is6() {
 					family = "IPv6"
 				}
-				c, ok := changes[[3]string{from.end.Pod.String(), to.end.Pod.String(), family}]
+				c, ok := changes[[3]string{from.name, to.name, family}]
 				if !ok {
-					c = changes[[3]string{from.end.Pod.String(), to.end.Pod.String(), ""}]
+					c = changes[[3]string{from.name, to.name, ""}]
 				}
 				for _, proto := range []uint8{netpol.TCP, netpol.UDP, netpol.ICMP} {
 					for _, port := range []uint16{1, 53, 79, 80, 81, 82, 85, 90, 91, 65535} {

@@ -276,6 +276,7 @@ type asked struct {
 	host  bool   // it is the node's own stack
 	pod   *corev1.Pod
 	dns   bool
+	name  string // as a Diff has it
 }
 
 func ends(a *Analysis) []asked {
@@ -289,18 +290,22 @@ func ends(a *Analysis) []asked {
 			if !m.dns {
 				e.Pod = types.NamespacedName{Namespace: m.pod.Namespace, Name: m.pod.Name}
 			}
-			out = append(out, asked{e, c, m.pod.Spec.NodeName, m.pod.Spec.HostNetwork, m.pod, m.dns})
+			out = append(out, asked{e, c, m.pod.Spec.NodeName, m.pod.Spec.HostNetwork, m.pod, m.dns, m.pod.Namespace + "/" + m.pod.Name})
 		}
 	}
 	for _, n := range a.nodes {
 		for f, c := range n.classes {
 			if c >= 0 {
-				out = append(out, asked{end: netpol.End{Addr: n.addrs[f]}, class: c, node: n.node.Name, host: true})
+				out = append(out, asked{end: netpol.End{Addr: n.addrs[f]}, class: c, node: n.node.Name, host: true, name: "node " + n.nodeName()})
 			}
 		}
 	}
 	for _, b := range a.blocks {
-		out = append(out, asked{end: netpol.End{Addr: b.atom.sample}, class: b.class})
+		name := b.atom.prefix.String()
+		if b.atom.prefix.Bits() == 0 {
+			name = World
+		}
+		out = append(out, asked{end: netpol.End{Addr: b.atom.sample}, class: b.class, name: name})
 	}
 	return out
 }
