@@ -364,3 +364,57 @@ func same(a *Analysis, r reason, s netpol.Side) bool {
 	}
 	return r.policy < 0 || a.policies[r.policy].ref == *s.Policy && int(r.rule) == s.Rule
 }
+
+// TestEndsAreAlike: on random States, what a matrix says of two ends is what their classes say of each pod, node and range in them, all of which stand in one end.
+func TestEndsAreAlike(t *testing.T) {
+	joined := 0
+	for seed := range uint64(400) {
+		a := New(dice{rand.New(rand.NewPCG(seed, 19))}.state(), Options{})
+		m := a.Matrix(nil, nil)
+		type one struct {
+			classes [2]int
+			pod     *corev1.Pod
+			subject bool
+		}
+		var in [][]one
+		there := 0
+		for _, e := range m.Ends {
+			var list []one
+			for _, x := range e.members {
+				list = append(list, one{x.classes, x.pod, x.pod != nil && !x.dns && !x.pod.Spec.HostNetwork})
+			}
+			for _, x := range e.atoms {
+				classes := [2]int{-1, -1}
+				classes[familyOf(x.atom.sample)] = x.class
+				list = append(list, one{classes: classes})
+			}
+			in, there, joined = append(in, list), there+len(list), joined+len(list)-1
+		}
+		if want := len(a.members) + len(a.nodes) + len(a.blocks); there != want {
+			t.Fatalf("seed %d: %d stand in ends, of %d", seed, there, want)
+		}
+		for i := range in {
+			for j := range in {
+				for _, x := range in[i] {
+					for _, y := range in[j] {
+						for f := range x.classes {
+							if x.classes[f] < 0 || y.classes[f] < 0 || !x.subject && !y.subject || x.pod == y.pod {
+								continue
+							}
+							want, got := a.cell(a.asked(x.classes[f], y.classes[f])).Text, "nothing"
+							if id := m.Rows[i][j]; id >= 0 && m.Answers[id].sets[f] != nil {
+								got = m.Answers[id].sets[f].Text
+							}
+							if got != want {
+								t.Fatalf("seed %d: %s to %s, family %d: %s, want %s", seed, m.Ends[i].Name, m.Ends[j].Name, f, got, want)
+							}
+						}
+					}
+				}
+			}
+		}
+	}
+	if joined < 400 {
+		t.Errorf("only %d stand in an end with others", joined)
+	}
+}
