@@ -23,7 +23,7 @@ func (d *Datapath) AttachNames(ifindex int) error {
 func (d *Datapath) DetachNames(ifindex int) error { return d.detach(namesProgram, ifindex) }
 
 // NamesAt are the interfaces of AttachNames, by index, those included that are gone.
-func (d *Datapath) NamesAt() ([]int, error) { return d.interfacesWith(namesProgram) }
+func (d *Datapath) NamesAt() ([]int, error) { return interfacesWith(d.pinDir, namesProgram) }
 
 // AttachBeside makes Services that a pod of another plugin asks for by packets, for no hook serves its socket, be served at the host's side of its veth, if that
 // leads to this pod alone: what it asks the node's own address for passes no other program. All else that passes there is left alone, and goes to others' programs at the
@@ -44,7 +44,10 @@ func (d *Datapath) DetachBeside(ifindex int) error {
 }
 
 // BesideAt are the interfaces of AttachBeside, by index, those included that are gone.
-func (d *Datapath) BesideAt() ([]int, error) { return d.interfacesWith(toBesideProgram) }
+func (d *Datapath) BesideAt() ([]int, error) { return ReadBesideAt(d.pinDir) }
+
+// ReadBesideAt is BesideAt of the programs pinned below pinDir; no agent need run.
+func ReadBesideAt(pinDir string) ([]int, error) { return interfacesWith(pinDir, toBesideProgram) }
 
 // SetNameServers tells the programs of AttachNames in whose stead to answer over UDP. It stays when the process ends.
 func (d *Datapath) SetNameServers(want []netip.AddrPort) error {

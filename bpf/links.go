@@ -209,12 +209,12 @@ func (d *Datapath) DetachUplink(ifindex int) error {
 }
 
 // Uplinks are the interfaces that have the uplink's programs, by index, those included that are gone.
-func (d *Datapath) Uplinks() ([]int, error) { return d.interfacesWith(uplinkProgram) }
+func (d *Datapath) Uplinks() ([]int, error) { return interfacesWith(d.pinDir, uplinkProgram) }
 
-func (d *Datapath) interfacesWith(program string) ([]int, error) {
+func interfacesWith(pinDir, program string) ([]int, error) {
 	found := map[int]bool{}
 	for _, prefix := range []string{linkPrefix + program + "_", filterPrefix + program + "_"} {
-		pins, err := filepath.Glob(filepath.Join(d.pinDir, prefix+"*"))
+		pins, err := filepath.Glob(filepath.Join(pinDir, prefix+"*"))
 		if err != nil {
 			return nil, err
 		}

@@ -14,6 +14,7 @@ import (
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
+	"github.com/vishvananda/netlink"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -105,7 +106,7 @@ func traceAll(ctx context.Context, notes io.Writer, node doctor.Node, from, name
 	if p, rest, ok := strings.Cut(from, "/"); ok {
 		namespace, from = p, rest
 	}
-	clients, err := clientsOf(node, api, s.Endpoints, from, namespace)
+	clients, err := clientsOf(node, api, s, from, namespace)
 	if err != nil {
 		return nil, err
 	}
@@ -163,7 +164,11 @@ func traceState(node doctor.Node, api doctor.Services) (trace.State, []bpf.Name,
 		}
 		s.Policies = compiler.Interpret(policies)
 	}
-	if node.ProxyOnly { // the kernel answers none here
+	if node.ProxyOnly {
+		if s.Behind, err = devices(pins); err != nil {
+			return s, nil, err
+		}
+		// The kernel answers no names here.
 		slicesOf := map[string][]*discoveryv1.EndpointSlice{}
 		for i := range api.Slices {
 			key := api.Slices[i].Namespace + "/" + api.Slices[i].Labels[discoveryv1.LabelServiceName]
@@ -194,7 +199,7 @@ func traceState(node doctor.Node, api doctor.Services) (trace.State, []bpf.Name,
 }
 
 // clientsOf are the client's addresses, of each family one.
-func clientsOf(node doctor.Node, api doctor.Services, here []bpf.Endpoint, from, namespace string) ([]trace.Client, error) {
+func clientsOf(node doctor.Node, api doctor.Services, s trace.State, from, namespace string) ([]trace.Client, error) {
 	if from == trace.Node {
 		var out []trace.Client
 		for _, a := range node.Addrs {
@@ -219,7 +224,10 @@ func clientsOf(node doctor.Node, api doctor.Services, here []bpf.Endpoint, from,
 	if i < 0 && !addr.IsValid() {
 		i = podOfWorkload(api.Pods, namespace, from, node.Name)
 	}
-	if i < 0 && slices.ContainsFunc(here, func(e bpf.Endpoint) bool { return e.Addr == addr }) {
+	here := func() bool {
+		return slices.ContainsFunc(s.Endpoints, func(e bpf.Endpoint) bool { return e.Addr == addr }) || s.Behind != nil && s.Behind(addr).Own
+	}
+	if i < 0 && addr.IsValid() && here() {
 		return []trace.Client{podClient(node, addr.String(), addr)}, nil // of a pod that the API has not told
 	}
 	if i < 0 && addr.IsValid() {
@@ -251,6 +259,22 @@ func clientsOf(node doctor.Node, api doctor.Services, here []bpf.Endpoint, from,
 		return nil, fmt.Errorf("pod %s/%s has no address yet", p.Namespace, p.Name)
 	}
 	return out, nil
+}
+
+// devices tells behind which one addresses are that another plugin's pods have.
+func devices(pins string) (func(netip.Addr) trace.Device, error) {
+	own, err := bpf.ReadBesideAt(pins)
+	if err != nil {
+		return nil, err
+	}
+	return func(a netip.Addr) trace.Device {
+		routes, err := netlink.RouteGet(a.AsSlice())
+		if err != nil || len(routes) == 0 {
+			return trace.Device{} // nobody gets there
+		}
+		i := routes[0].LinkIndex
+		return trace.Device{Ifindex: i, Own: slices.Contains(own, i)}
+	}, nil
 }
 
 func podClient(node doctor.Node, name string, a netip.Addr) trace.Client {

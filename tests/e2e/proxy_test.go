@@ -108,6 +108,21 @@ func TestProxyAlone(t *testing.T) {
 			})
 		}
 	}
+	t.Run("as whom a backend elsewhere sees pods whose sockets no hook serves", func(t *testing.T) {
+		for f := range 2 {
+			for _, c := range []struct {
+				pod  *proxyPod
+				to   *corev1.Service
+				seen string
+			}{{a, there, a.addrs[f]}, {b, here, two.addrs[f]}} { // by its own veth, and by the bridge
+				to := url("http", c.to.Spec.ClusterIPs[f], 80)
+				out, err := l.askIn(c.pod.space, "", to, 3)
+				if _, clients := answeredBy(out); err != nil || len(clients) != 1 || !clients[c.seen] {
+					t.Errorf("pod %s, asking %s: %v; want to be seen as %s:\n%s", c.pod.name, to, err, c.seen, out)
+				}
+			}
+		}
+	})
 	t.Run("a backend goes", func(t *testing.T) {
 		leaves := l.service("leaves", 30105, nil, b)
 		to := net.JoinHostPort(leaves.Spec.ClusterIPs[0], "80")
@@ -154,6 +169,10 @@ func TestProxyAlone(t *testing.T) {
 		// Names are the API's: the kernel answers none here.
 		if out, err := one.strake("trace", "--from", "node", "--to", "here:80"); err != nil || !strings.Contains(out, "default/here:http") || !strings.Contains(out, a.addrs[0]+":8080") {
 			t.Errorf("trace: %v\n%s", err, out)
+		}
+		// This node may not list pods, but knows whose veth is whose.
+		if out, err := one.strake("trace", "--from", a.addrs[0], "--to", "there:80"); err != nil || !strings.HasPrefix(out, "pod ") || !strings.Contains(out, a.addrs[0]+" (its own, unless the CNI plugin") {
+			t.Errorf("trace from a pod's address: %v\n%s", err, out)
 		}
 	})
 	t.Run("started with rules of kube-proxy, and other addresses for NodePorts", func(t *testing.T) {

@@ -47,8 +47,15 @@ type State struct {
 	Exempt     []netip.Prefix
 	Who        func(netip.Addr) string // names an address; nil: nobody
 	OtherPods  bool                    // another plugin makes the pods
+	Behind     func(netip.Addr) Device // of addresses behind this node, where another plugin makes the pods
 	DSR        bool                    // pods of other nodes answer clients outside by themselves
 	Policies   *compiler.Tables        // of network policies; nil: nobody judges
+}
+
+// Device is where the node's routes lead for an address, and so where what it sends comes in. The zero one is nowhere.
+type Device struct {
+	Ifindex int
+	Own     bool // a pod's own, with the programs for such a pod: others may be behind any other one, and count as outside
 }
 
 // Answer is what would happen.
@@ -165,25 +172,53 @@ func (s State) judge(q Question, c Choice) *Policy {
 	return p
 }
 
+// asker is as whom a client asks: the kernel's programs tell these apart (bpf/lib/service.h).
+type asker int
+
+const (
+	nobody  asker = iota // no Service is asked
+	socket               // its own, at which a backend is chosen
+	packet               // of a pod, or of the node
+	outside              // a packet that counts as from outside of the cluster
+)
+
+// asker of what no frontend's own rules turn away.
+func (s State) asker(q Question, f bpf.Frontend) asker {
+	switch {
+	case s.atSocket(q, f):
+		return socket
+	case q.From.Kind == Outside, q.From.Kind == Pod && s.OtherPods && !s.behind(q.From.Addr).Own:
+		return outside
+	}
+	return packet
+}
+
+func (s State) behind(a netip.Addr) Device {
+	if s.Behind == nil {
+		return Device{}
+	}
+	return s.Behind(a)
+}
+
 func decide(q Question, s State) Answer {
 	a := Answer{Question: q, Verdict: Delivered}
 	row, front := s.frontend(q)
 	if row == nil {
 		a.Place, a.Rule = "none", "no Service has this address and port: the packet goes where it says"
-		a.Backends = []Choice{s.way(q, q.To, false, false)}
+		a.Backends = []Choice{s.way(q, q.To, nobody, false)}
 		return a
 	}
 	a.Service, a.Frontend = row.Name, front.String()
-	socket := s.atSocket(q, front)
+	by := s.asker(q, front)
 	a.Place = "packet"
-	if socket {
+	if by == socket {
 		a.Place = "socket"
 	}
-	if !socket && len(front.Sources) > 0 && !slices.ContainsFunc(front.Sources, func(p netip.Prefix) bool { return p.Contains(q.From.Addr) }) {
+	if by != socket && len(front.Sources) > 0 && !slices.ContainsFunc(front.Sources, func(p netip.Prefix) bool { return p.Contains(q.From.Addr) }) {
 		return a.drop("drop_source_range", "loadBalancerSourceRanges don't hold %s", q.From.Addr)
 	}
 	set := front.Inside
-	if q.From.Kind == Outside {
+	if by == outside {
 		set = front.Outside
 	}
 	slots := row.Slots[set]
@@ -194,14 +229,14 @@ func decide(q Question, s State) Answer {
 		a.Verdict, a.Reason, a.Rule = Refused, "drop_no_backend: no endpoint is ready", "no backend"
 		return a
 	}
-	if kept, ok := s.kept(q, row, set, socket); ok {
+	if kept, ok := s.kept(q, row, set, by == socket); ok {
 		a.Rule = fmt.Sprintf("session affinity: this client chose it %s ago and keeps it for %s", kept.Ago.Round(time.Second), row.Affinity)
-		a.Backends = []Choice{s.way(q, kept.Backend, true, s.here(row, kept.Backend))}
+		a.Backends = []Choice{s.way(q, kept.Backend, by, s.here(row, kept.Backend))}
 		a.Backends[0].Chance = 1
 		return a
 	}
 	chance := map[netip.AddrPort]float64{}
-	if table := row.Maglev[set]; q.From.Kind == Outside && len(table) > 0 {
+	if table := row.Maglev[set]; by == outside && len(table) > 0 {
 		for _, slot := range table {
 			if int(slot) < len(slots) {
 				chance[slots[slot]] += 1 / float64(len(table))
@@ -230,12 +265,12 @@ func decide(q Question, s State) Answer {
 	}
 	if row.Affinity > 0 {
 		a.Rule += fmt.Sprintf(", then kept for %s after its last use (session affinity)", row.Affinity)
-		if socket && q.From.Kind == Pod && q.From.Netns == 0 {
+		if by == socket && q.From.Kind == Pod && q.From.Netns == 0 {
 			a.Rule += "; whether this pod keeps one already is not known here"
 		}
 	}
 	for _, b := range slices.SortedFunc(slices.Values(slots), netip.AddrPort.Compare) {
-		c := s.way(q, b, true, s.here(row, b))
+		c := s.way(q, b, by, s.here(row, b))
 		c.Chance = chance[b]
 		a.Backends = append(a.Backends, c)
 	}
@@ -306,8 +341,8 @@ func (s State) direct(q Question, to bpf.Remote) bool {
 	return front.Kind != bpf.HostPort && (front.Kind != bpf.NodePort || slices.Contains(s.NodeAddrs, front.Addr.Addr()))
 }
 
-// way is how packets come to an address: translated ones, or those that went there by themselves. local: the Service says that it is here.
-func (s State) way(q Question, to netip.AddrPort, translated, local bool) Choice {
+// way is how packets come to an address: those of who asked a Service, or that went there by themselves. local: the Service says that it is here.
+func (s State) way(q Question, to netip.AddrPort, by asker, local bool) Choice {
 	c := Choice{Address: to.String(), Chance: 1, Source: q.From.Addr.String()}
 	addr := to.Addr()
 	if s.Who != nil {
@@ -325,36 +360,44 @@ func (s State) way(q Question, to netip.AddrPort, translated, local bool) Choice
 			remote = r
 		}
 	}
+	masqueraded := node.String() + " (masqueraded, so that the answer comes back here)"
+	from := s.behind(q.From.Addr)
+	beside := (by == outside || by == packet) && from.Ifindex != 0 && from.Ifindex == s.behind(addr).Ifindex
 	switch {
 	case slices.ContainsFunc(s.Endpoints, func(e bpf.Endpoint) bool { return e.Addr == addr }):
 		c.Path = "a pod of this node: redirected into its namespace"
-		if translated && addr == q.From.Addr {
+		if by != nobody && addr == q.From.Addr {
 			c.Path = "the client itself"
 		}
 	case addr == node:
 		c.Path = "this node's own processes"
-	case remote != nil && translated && s.direct(q, *remote):
+	case remote != nil && by != nobody && s.direct(q, *remote):
 		c.Path = "within a packet to the pod, by native routing to another node, which answers the client itself (dsr)"
 		if remote.Node.IsValid() {
 			c.Path = "within a packet to the pod, by the tunnel to the node " + remote.Node.String() + ", which answers the client itself (dsr)"
 		}
 	case remote != nil && remote.Node.IsValid():
 		c.Path = "by the tunnel to the node " + remote.Node.String()
-		if translated && q.From.Kind == Outside {
-			c.Source = node.String() + " (masqueraded, so that the answer comes back here)"
+		if by == outside {
+			c.Source = masqueraded
 		}
 	case remote != nil:
 		c.Path = "by native routing to another node"
-		if translated && q.From.Kind == Outside {
-			c.Source = node.String() + " (masqueraded, so that the answer comes back here)"
+		if by == outside {
+			c.Source = masqueraded
 		}
 	case s.OtherPods && local:
 		c.Path = "on this node, by the host's routes"
-	case translated && q.From.Kind == Outside:
-		c.Path = "by the host's routes"
-		c.Source = node.String() + " (masqueraded, so that the answer comes back here)"
+		if beside {
+			c.Path, c.Source = "on this node, by the interface where it came in", masqueraded
+		}
+	case by == outside:
+		c.Path, c.Source = "by the host's routes", masqueraded
 	case s.OtherPods:
-		c.Path, c.Source = "by the host's routes", c.Source+" (or as the CNI plugin of this node has it)"
+		c.Path = "by the host's routes"
+		if q.From.Kind == Pod {
+			c.Source += " (its own, unless the CNI plugin of this node masquerades it)"
+		}
 	default:
 		c.Path = "out of the cluster by the host's routes"
 		exempt := slices.ContainsFunc(s.Exempt, func(p netip.Prefix) bool { return p.Contains(addr) })

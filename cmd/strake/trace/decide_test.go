@@ -113,3 +113,49 @@ func TestResolve(t *testing.T) {
 		t.Error("a name that no Service has was resolved")
 	}
 }
+
+// What pods of another plugin ask by packets, because of source ranges here, keeps their address where their veth has the programs; behind a device that others
+// are behind, too, it counts as from outside.
+func TestPodsOfOtherPlugins(t *testing.T) {
+	pod := Client{Kind: Pod, Addr: netip.MustParseAddr("10.244.0.9")}
+	here, there := at("10.244.0.2:8080"), at("10.244.1.2:8080")
+	inside := []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")}
+	row := bpf.ServiceRows{
+		LoadBalancer: bpf.LoadBalancer{Name: "demo/echo:http", Protocol: 6, Backends: []bpf.Backend{{Addr: here, All: true, Local: true}, {Addr: there, All: true}},
+			Frontends: []bpf.Frontend{{Addr: at("10.96.0.5:80")}, {Addr: at("203.0.113.5:80"), Kind: bpf.LoadBalancerIP, Outside: bpf.Local, Sources: inside}}},
+		ID: 3, Slots: [2][]netip.AddrPort{{here, there}, {here}},
+	}
+	devices := func(own bool, indexes map[string]int) func(netip.Addr) Device {
+		return func(a netip.Addr) Device {
+			i := indexes[a.String()]
+			return Device{Ifindex: i, Own: own && i != 0}
+		}
+	}
+	const masqueraded = "198.18.0.2 (masqueraded"
+	for _, c := range []struct {
+		name    string
+		to      string
+		behind  func(netip.Addr) Device
+		place   string
+		sources []string // by backend
+	}{
+		{"at its socket", "10.96.0.5:80", nil, "socket", []string{"10.244.0.9", "10.244.0.9 (its own, unless the CNI plugin"}},
+		{"at its veth", "203.0.113.5:80", devices(true, map[string]int{"10.244.0.9": 5, "10.244.0.2": 6}), "packet", []string{"10.244.0.9", "10.244.0.9 (its own, unless the CNI plugin"}},
+		{"itself, at its veth", "203.0.113.5:80", devices(true, map[string]int{"10.244.0.9": 5, "10.244.0.2": 5}), "packet", []string{masqueraded, "10.244.0.9 (its own"}},
+		{"by a bridge, on which the backend is", "203.0.113.5:80", devices(false, map[string]int{"10.244.0.9": 7, "10.244.0.2": 7}), "packet", []string{masqueraded}},
+		{"by a bridge", "203.0.113.5:80", devices(false, map[string]int{"10.244.0.9": 7, "10.244.0.2": 8}), "packet", []string{"10.244.0.9"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := State{Services: []bpf.ServiceRows{row}, NodeAddrs: []netip.Addr{netip.MustParseAddr("198.18.0.2")}, OtherPods: true, Behind: c.behind}
+			a := Decide(Question{From: pod, To: at(c.to), Protocol: 6}, s)
+			if a.Place != c.place || len(a.Backends) != len(c.sources) {
+				t.Fatalf("%+v", a)
+			}
+			for i, want := range c.sources {
+				if got := a.Backends[i].Source; got != want && (!strings.Contains(want, "(") || !strings.HasPrefix(got, want)) {
+					t.Errorf("%s sees %s, want %s", a.Backends[i].Address, got, want)
+				}
+			}
+		})
+	}
+}
