@@ -120,8 +120,11 @@ func (b *bench) rotate(ctx context.Context, l *servicesLab, what string, m measu
 		ways = append(ways, w.way(fmt.Sprintf("%s, %s, %s", what, kind, count(p.size)), order{Mode: m.mode, To: to, Ports: ports, AtOnce: m.atOnce}))
 	}
 	for _, size := range sizes {
-		for _, kind := range []string{kindDirect, kindStrake, kindIPTables, kindNFTables} {
+		for _, kind := range []string{kindDirect, kindStrake, kindIPTables, kindNFTables, kindRouted} {
 			switch p := l.places[kind][size]; {
+			case kind == kindRouted && (inside || p == nil):
+			case kind == kindRouted:
+				add(kind, p, p.outside, p.direct, endpointsEach)
 			case kind == kindDirect && inside:
 				p = l.places[kindStrake][size]
 				add(kind, p, p.client, p.direct, endpointsEach)
@@ -138,6 +141,9 @@ func (b *bench) rotate(ctx context.Context, l *servicesLab, what string, m measu
 		return err
 	}
 	unit, perAsk := m.unit()
+	if i, ok := index[key{kindRouted, sizes[0]}]; ok {
+		b.against(m, fmt.Sprintf("%s, %s, against %s", what, kindRouted, kindNFTables), series[i], series[index[key{kindNFTables, sizes[0]}]], 0)
+	}
 	for _, size := range sizes {
 		ours := series[index[key{kindStrake, size}]]
 		for _, kind := range []string{kindStrake, kindDirect, kindIPTables, kindNFTables} {

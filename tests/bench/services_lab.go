@@ -88,6 +88,7 @@ const (
 	kindDirect   = "direct" // ours without a Service: pod to pod
 	kindIPTables = "iptables"
 	kindNFTables = "nftables"
+	kindRouted   = "routed alone" // the pod's own address, behind a machine that does nothing but route: no load balancer has less to do
 )
 
 // servicesLab is a node of every kind for every size, on one link.
@@ -99,7 +100,7 @@ type servicesLab struct {
 }
 
 func newServicesLab(ctx context.Context, sizes []int) (l *servicesLab, err error) {
-	l = &servicesLab{ctx: ctx, places: map[string]map[int]*place{kindStrake: {}, kindIPTables: {}, kindNFTables: {}}}
+	l = &servicesLab{ctx: ctx, places: map[string]map[int]*place{kindStrake: {}, kindIPTables: {}, kindNFTables: {}, kindRouted: {}}}
 	if l.Lab, err = podnet.New(len(sizes)); err != nil {
 		return nil, err
 	}
@@ -131,7 +132,26 @@ func newServicesLab(ctx context.Context, sizes []int) (l *servicesLab, err error
 			l.places[p.kind][size] = p
 		}
 	}
+	p := &place{kind: kindRouted, size: sizes[0], outside: outside}
+	if err := l.routed(p, byte(10*len(sizes))); err != nil {
+		return l, fmt.Errorf("a machine that routes: %w", err)
+	}
+	l.places[p.kind][p.size] = p
 	return l, settled(l.Nodes...)
+}
+
+// routed makes a machine that routes from the outside to a pod.
+func (l *servicesLab) routed(p *place, id byte) error {
+	m, err := l.machine("routed", id, "server")
+	if err != nil {
+		return err
+	}
+	server := m.pods[0]
+	if err := (machine{Space: l.Outside}).way(server.addr, m.addr); err != nil {
+		return err
+	}
+	p.address(server.addr, m.addr)
+	return l.serve(server.Space)
 }
 
 func (l *servicesLab) worker(s podnet.Space, cgroup string) (*worker, error) {
