@@ -275,6 +275,7 @@ func TestPolicyAnswers(t *testing.T) {
 
 // The node's own stack reaches its pods, and gets their answers. What it only forwards is judged, and so is another node.
 func TestPolicyOfTheNode(t *testing.T) {
+	onOneProcessor(t) // what is judged is recalled
 	l := newPolicyLab(t)
 	closed := PolicySubject{Egress: nobody, Ingress: nobody}
 	l.judge(t, closed, closed)
@@ -296,6 +297,14 @@ func TestPolicyOfTheNode(t *testing.T) {
 			l.want(t, what+"another node", toPodProgram, l.podVeth, frame(proto, at(f.peer(), 40000), at(f.pod, 8080), nil), "drop_policy_ingress")
 			l.from = 0
 		}
+		// Its connection is the node's also where one between the same ends is known that was judged.
+		l.judge(t, PolicySubject{Ingress: web}, closed)
+		l.from = l.uplink
+		l.want(t, f.name+" forwarded", toPodProgram, l.podVeth, segment(at(f.node, 40001), at(f.pod, 8080), syn), "")
+		l.from = 0
+		l.want(t, f.name+" of the node", toPodProgram, l.podVeth, segment(at(f.node, 40002), at(f.pod, 8080), syn), "")
+		l.judge(t, closed, closed)
+		l.want(t, f.name+" of the node after a change", toPodProgram, l.podVeth, segment(at(f.node, 40002), at(f.pod, 8080), ack), "")
 		// What the node answers makes no flow of its own: a connection that the pod may not have any more does not live on by it.
 		l.judge(t, PolicySubject{Egress: web}, PolicySubject{})
 		client, server := at(f.pod, 5000), at(f.node, 8080)

@@ -110,15 +110,30 @@ func TestNewestConnectionsThatBeginAgain(t *testing.T) {
 			}
 		}
 	}
-	const agreed, begunLately = flowReplied | flowAgreed, 256 // BEGUN_LATELY of lib/policytrack.h
 	send(1, syn)
 	in("it is judged", 1, policyNewest, 0, 1)
 	send(2, syn, syn|ack, ack)
 	in("another one wants its place", 1, policyFlowsPassing, 0, 2)
 	send(2, rst)
-	for range 2 {
+
+	const agreed, begunLately = flowReplied | flowAgreed, 256 // BEGUN_LATELY of lib/policytrack.h
+
+	begun := func(before uint32) { // when those that have rows in tables began
+		must(t, eachRow(l.d.net.Maps["policy_begun"], "policy_begun", func(i, at uint32) {
+			if at != 0 {
+				must(t, l.d.net.Maps["policy_begun"].Put(i, monotonic(t)-before))
+			}
+		}))
+	}
+	for range 2 { // each counts as a begin
+		begun(begunLately * 3 / 4)
 		send(1, syn)
 		in("its SYN is sent again", 1, policyFlowsPassing, 0, 2)
+		must(t, eachRow(l.d.net.Maps["policy_begun"], "policy_begun", func(i, at uint32) {
+			if at != 0 && monotonic(t)-at > begunLately/2 {
+				t.Errorf("behind a SYN that is sent again the connection began %d s ago", monotonic(t)-at)
+			}
+		}))
 	}
 	in("who was reset has kept the place", 2, policyNewest, agreed|flowReset, 2)
 	send(3, syn, syn|ack, ack)
@@ -138,14 +153,61 @@ func TestNewestConnectionsThatBeginAgain(t *testing.T) {
 		t.Errorf("a connection that began again is open still: %+v", rows)
 	}
 	send(5, rst)
-	must(t, eachRow(l.d.net.Maps["policy_begun"], "policy_begun", func(i, begun uint32) {
-		if begun != 0 {
-			must(t, l.d.net.Maps["policy_begun"].Put(i, begun-begunLately-1))
-		}
-	}))
+	begun(begunLately + 1)
 	send(1, syn)
 	if table, _ := policyFlow(t, l.d, 6, at(f.pod, 5), server); table != "" {
 		t.Errorf("one that began long ago has looked for its row")
+	}
+}
+
+// A connection in its place goes on behind a stranger's RST, is seen by each of its packets, and ends with its life.
+func TestNewestConnectionsGoOn(t *testing.T) {
+	l := newPolicyLab(t, func(c *Config) { c.newestRows = 1 })
+	for _, f := range families {
+		l.judge(t, PolicySubject{Egress: web}, PolicySubject{Ingress: web, Egress: nobody})
+		client, server := at(f.pod, 1), at(f.other, 8080)
+		question := func(what string, flags byte) {
+			t.Helper()
+			l.want(t, f.name+" "+what, podProgram, l.podVeth, segment(client, server, flags), "pod_to_pod")
+		}
+		answer := func(what string, flags byte, counted string) {
+			t.Helper()
+			l.want(t, f.name+" "+what, podProgram, l.otherVeth, segment(server, client, flags), counted)
+		}
+		connect := func() {
+			t.Helper()
+			question("a SYN", syn)
+			answer("its answer", syn|ack, "pod_to_pod")
+			question("both agree", ack)
+		}
+		seen := func(before uint32) { // changes when it was seen
+			changeNewest(t, l.d, func(n *netPolicyNew) { n.Flow.Seen = monotonic(t) - before })
+		}
+		connect()
+		question("a stranger's RST", rst)
+		seen(0)
+		answer("it goes on", ack, "pod_to_pod")
+		client = at(f.pod, 2)
+		connect()
+		if table, row := policyFlow(t, l.d, 6, at(f.pod, 1), server); table != policyFlowsOpen || row.State != flowReplied|flowAgreed {
+			t.Errorf("%s: one that went on behind a RST has left its place to be in %q: %+v", f.name, table, row)
+		}
+		seen(lifeOfOpen - 100)
+		answer("late", ack, "pod_to_pod")
+		if table, row := policyFlow(t, l.d, 6, client, server); table != policyNewest || monotonic(t)-row.Seen > 60 {
+			t.Errorf("%s: in %q, %+v, behind a packet of now, %d", f.name, table, row, monotonic(t))
+		}
+		seen(lifeOfOpen + 100)
+		answer("too late", ack, "drop_policy_egress")
+		seen(lifeOfOpen + 100)
+		answer("an end, too late", fin|ack, "drop_policy_egress")
+
+		client = at(f.pod, 3)
+		connect()
+		l.judge(t, PolicySubject{Egress: web}, PolicySubject{Ingress: nobody, Egress: nobody})
+		seen(0)
+		answer("an end behind a change", fin|ack, "drop_policy_ingress")
+		forgetPolicyFlows(t, l.d)
 	}
 }
 

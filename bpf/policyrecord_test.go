@@ -189,6 +189,28 @@ func TestFlowsAreRecorded(t *testing.T) {
 	}
 }
 
+// A flow whose verdict is recalled is recorded as one that is judged.
+func TestRecalledFlowsAreRecorded(t *testing.T) {
+	onOneProcessor(t)
+	l := newRecordLab(t, 1000)
+	l.judge(t, PolicySubject{Egress: web}, PolicySubject{Ingress: web})
+	const flows = 3
+	for _, f := range families {
+		for port := range uint16(flows) {
+			l.run(t, podProgram, l.podVeth, segment(at(f.pod, 20000+port), at(f.other, 8080), syn))
+		}
+		all, err := l.record.Classes()
+		must(t, err)
+		events := l.events(t)
+		for c, n := range all {
+			if n.Flows != flows || len(events) != flows || len(all) != 1 || c.Verdicts != (FlowVerdicts{Egress: saidWeb, Ingress: saidWeb}) {
+				t.Errorf("%s: %+v of %+v, events %+v; want %d flows", f.name, n, all, events, flows)
+			}
+		}
+		l.forget(t)
+	}
+}
+
 // Where nobody is judged, too, a flow is recorded once: answers are not, nor a SYN that is sent again, but one of another connection is.
 func TestFlowsOfNobodyAreRecordedOnce(t *testing.T) {
 	l := newRecordLab(t, 1000)
