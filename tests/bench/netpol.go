@@ -104,10 +104,11 @@ func (b *bench) rotatePolicies(m measure, same guardedWay, ours, rivals []guarde
 		return err
 	}
 	b.against(m, what+", no policy, against another node without", series[len(ways)-1], series[0], 0)
+	without := series[0].With(series[len(ways)-1])
 	for i, n := range policySizes {
 		mine, rival := series[2*i], series[2*i+1]
 		if n > 0 {
-			b.against(m, fmt.Sprintf("%s, %s, against no policy", what, policies(n)), mine, series[0], 0.97)
+			b.against(m, fmt.Sprintf("%s, %s, against no policy", what, policies(n)), mine, without, 0.97)
 		}
 		if n > 1 {
 			b.against(m, fmt.Sprintf("%s, %s, against 1 policy", what, policies(n)), mine, series[2], 0.97)

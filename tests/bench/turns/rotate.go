@@ -44,6 +44,18 @@ func Rotate(ways []Way, turn time.Duration, rounds int) ([]Series, error) {
 	return all, nil
 }
 
+// With is two ways of one rotation that are the same, as one: what it did in a round is the mean of both.
+func (s Series) With(same Series) Series {
+	mean := func(a, b float64) float64 { return (a + b) / 2 }
+	both := Series{Side: Side{
+		Asked: s.Asked + same.Asked, Rate: mean(s.Rate, same.Rate), Median: mean(s.Median, same.Median), P95: mean(s.P95, same.P95), P99: mean(s.P99, same.P99),
+	}}
+	for i := range s.rates {
+		both.rates = append(both.rates, mean(s.rates[i], same.rates[i]))
+	}
+	return both
+}
+
 // Against compares two ways of one rotation, round by round.
 func (s Series) Against(rival Series) Result {
 	r := Result{A: s.Side, B: rival.Side}

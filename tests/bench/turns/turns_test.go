@@ -66,6 +66,9 @@ func TestRotate(t *testing.T) {
 	if r := all[0].Against(all[2]); r.Ratio != 4 || r.Low != 4 || r.High != 4 || r.A.Median != 1 || r.B.P99 != 4 || r.A.Asked != 8 {
 		t.Errorf("%+v", r)
 	}
+	if r := all[2].Against(all[0].With(all[1])); r.Ratio != 1/3. || r.B.Median != 1.5 || r.B.Asked != 16 {
+		t.Errorf("against the mean of two: %+v", r)
+	}
 	broken := Way{"broken", func(time.Duration) ([]time.Duration, time.Duration, error) { return nil, 0, errors.New("no answer") }}
 	if _, err := Rotate([]Way{way("a", 1), broken}, time.Millisecond, 1); err == nil || !strings.Contains(err.Error(), "broken") {
 		t.Errorf("a way without answers: %v", err)
