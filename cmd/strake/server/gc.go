@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"fmt"
+	"runtime"
 	"runtime/debug"
 	"runtime/metrics"
 	"time"
@@ -15,39 +16,41 @@ import (
 )
 
 const (
-	// idleGCPercent makes the heap grow by half between collections rather than to the double. Of an idle control plane's heap
-	// some 75 MiB are alive; what it allocates is little, so collecting more often costs no CPU to speak of.
-	idleGCPercent = 50
+	// idleGrowth is the part of what is alive by which the heap grows between collections while there is little to do. Of an idle control plane's heap some
+	// 60 MiB are alive; what it allocates is little, so collecting more often costs no CPU to speak of.
+	idleGrowth = 2
 	// collectEvery is how much time there is to be between collections, as far as there is memory for what is allocated meanwhile. On two CPUs the
-	// collector takes them in pieces of 10 to 20 ms, and who calls in these tenths of a second waits.
-	collectEvery = 10 * time.Second
+	// collector takes part of them for tenths of a second, and who calls in these waits.
+	collectEvery = 15 * time.Second
 	// roomAtLeast and roomAtMost bound the memory for that; between them it is a part of the machine's.
-	roomAtLeast, roomAtMost, roomPart = 256 << 20, 1 << 30, 16
-	// paceEvery is how often the pace is looked at.
-	paceEvery = 2 * time.Second
-	// idleAfter so many looks without a load the heap is small again, and what is not needed is given back.
-	idleAfter = 8
+	roomAtLeast, roomAtMost, roomPart = 256 << 20, 2 << 30, 16
+	// lookEvery is how often it is looked at whether to collect.
+	lookEvery = time.Second
+	// idleAfter so many looks without a load what is not needed is given back.
+	idleAfter = 16
 )
 
-// paceGC trades memory for CPU while there is much to do, until ctx ends.
+// paceGC decides when garbage is collected, until ctx ends: while there is little to do, so that a load finds a heap with room, and before the room is
+// used up. The runtime by itself begins when the heap has all but reached its bound, at a distance that it has learned from former collections, and who
+// allocates meanwhile has to mark so much that the bound is kept. When those came while there was little to do, that is most of the work.
 func paceGC(ctx context.Context) {
-	debug.SetGCPercent(idleGCPercent)
-	tick := time.NewTicker(paceEvery)
+	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
-	sample := []metrics.Sample{{Name: "/gc/heap/allocs:bytes"}, {Name: "/gc/heap/live:bytes"}}
-	metrics.Read(sample)
-	p := gcPace{percent: idleGCPercent, room: roomOf(machineMemory()), allocated: sample[0].Value.Uint64()}
-	for {
+	p, h := gcPace{room: roomOf(machineMemory())}, readHeap()
+	for percent := 0; ; {
+		if now := p.percent(h); now != percent {
+			percent = now
+			debug.SetGCPercent(percent)
+		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
 		}
-		metrics.Read(sample)
-		before := p.percent
-		p.look(sample[0].Value.Uint64(), sample[1].Value.Uint64())
-		if p.percent != before {
-			debug.SetGCPercent(p.percent)
+		h = readHeap()
+		if p.look(h) {
+			runtime.GC()
+			h = readHeap()
 		}
 		if p.quiet == idleAfter {
 			memory.GiveBack()
@@ -55,30 +58,55 @@ func paceGC(ctx context.Context) {
 	}
 }
 
-// gcPace is by how much of what is alive the heap grows between collections.
-type gcPace struct {
-	percent   int
-	room      uint64 // by how much it may grow at most, in bytes
-	allocated uint64 // by the last look
-	most      uint64 // allocated between two looks under the present load; what was more long ago counts less and less
-	quiet     int    // looks without a load
+// heap is what the runtime tells of it, in bytes.
+type heap struct {
+	allocated   uint64 // since the start
+	live, roots uint64 // found by the last collection, and the stacks and variables from which it began
+	collections uint64 // that have ended, since the start
 }
 
-// look adjusts the pace to what has been allocated since the start, and how much of it was alive at the last collection.
-func (p *gcPace) look(allocated, live uint64) {
-	more := allocated - p.allocated
-	p.allocated = allocated
-	live = max(live, 1<<20)
-	const looks = uint64(collectEvery / paceEvery)
-	// What is allocated in turns of a few seconds is not collected in the same turns; but a burst does not keep its room for as long as there is any load.
-	p.most = max(more, p.most*7/8)
-	if 100*looks*more > idleGCPercent*live {
-		p.quiet = 0
-	} else if p.quiet++; p.quiet >= idleAfter {
-		p.most = 0
-	}
-	p.percent = max(idleGCPercent, int(100*min(p.room, looks*p.most)/live))
+func readHeap() heap {
+	s := []metrics.Sample{{Name: "/gc/heap/allocs:bytes"}, {Name: "/gc/heap/live:bytes"}, {Name: "/gc/scan/stack:bytes"}, {Name: "/gc/scan/globals:bytes"}, {Name: "/gc/cycles/total:gc-cycles"}}
+	metrics.Read(s)
+	n := func(i int) uint64 { return s[i].Value.Uint64() }
+	return heap{allocated: n(0), live: max(n(1), 1<<20), roots: n(2) + n(3), collections: n(4)}
 }
+
+// gcPace is when garbage is collected.
+type gcPace struct {
+	room  uint64 // by how much the heap may grow at most, in bytes
+	last  heap   // at the last look
+	since uint64 // what had been allocated when the last collection began
+	most  uint64 // allocated between two looks under the present load; what was more long ago counts less and less
+	quiet int    // looks without a load
+}
+
+// look tells whether to collect now.
+func (p *gcPace) look(h heap) bool {
+	more := h.allocated - p.last.allocated
+	if h.collections != p.last.collections {
+		p.since = p.last.allocated
+	}
+	p.last = h
+	const looks = uint64(collectEvery / lookEvery)
+	// A burst does not keep its room for as long as there is any load.
+	p.most = max(more, p.most*15/16)
+	if idleGrowth*looks*more <= h.live { // little to do
+		if p.quiet++; p.quiet >= idleAfter {
+			p.most = 0
+		}
+		return h.allocated-p.since >= h.live/idleGrowth
+	}
+	p.quiet = 0
+	// An eighth is left for what is allocated while it is collected.
+	return h.allocated-p.since+more > min(looks*p.most, p.bound(h)/8*7)
+}
+
+// bound is by how much the heap may grow.
+func (p *gcPace) bound(h heap) uint64 { return max(p.room, h.live/idleGrowth) }
+
+// percent is the runtime's measure of that, for when it has to begin by itself.
+func (p *gcPace) percent(h heap) int { return int(100 * p.bound(h) / (h.live + h.roots)) }
 
 // roomOf is the heap's room for growth on a machine of so much memory.
 func roomOf(memory uint64) uint64 { return min(max(memory/roomPart, roomAtLeast), roomAtMost) }
