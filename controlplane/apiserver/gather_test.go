@@ -144,7 +144,7 @@ func TestCrowds(t *testing.T) {
 	for _, step := range []struct {
 		all, busy, want int // watchers of all, of one namespace, and its hold in ms
 		quiet           int // another one's
-	}{{0, 0, 0, 0}, {100, 0, 0, 0}, {500, 0, 20, 20}, {500, 500, 40, 20}, {0, 1000, 40, 0}, {0, 100, 0, 0}, {1_000_000, 0, int(heldLongest / time.Millisecond), int(heldLongest / time.Millisecond)}} {
+	}{{0, 0, 0, 0}, {50, 0, 0, 0}, {500, 0, 30, 30}, {500, 500, 60, 30}, {0, 1000, 60, 0}, {0, 50, 0, 0}, {1_000_000, 0, int(heldLongest / time.Millisecond), int(heldLongest / time.Millisecond)}} {
 		crowd.all, crowd.in["busy"] = step.all, step.busy
 		for namespace, want := range map[string]int{"busy": step.want, "quiet": step.quiet} {
 			if got := hold(namespace); got != time.Duration(want)*time.Millisecond {
@@ -153,8 +153,8 @@ func TestCrowds(t *testing.T) {
 		}
 	}
 	crowd.all, crowd.in["busy"] = 1000, 0
-	if c.cpus = 8; hold("busy") != 10*time.Millisecond {
-		t.Errorf("eight CPUs: %v, want 10 ms", hold("busy"))
+	if c.cpus = 8; hold("busy") != 15*time.Millisecond {
+		t.Errorf("eight CPUs: %v, want 15 ms", hold("busy"))
 	}
 	deployments := schema.GroupResource{Group: "apps", Resource: "deployments"}
 	if c.hold(deployments); c.crowd(deployments).of("busy") != 0 {

@@ -16,14 +16,14 @@ import (
 const (
 	// flushesPerCPU is how many times a second events are sent to watchers, all together, for each CPU. A time costs some 10 µs here, in TLS and in
 	// the kernel, and the watcher as much.
-	flushesPerCPU = 12_500
-	// flushRoom is how much of a second's times may be used at once, so that an event now and then reaches a thousand watchers without a wait.
+	flushesPerCPU = 25_000
+	// flushRoom is how much of a second's times may be used at once, so that what was gathered reaches a thousand watchers without a wait.
 	flushRoom = 50 * time.Millisecond
 )
 
 // pace keeps many watchers of what changes often from taking all CPUs with a system call for each event and watcher. Up to the rate it sends at once.
 // Beyond, a watcher waits for its turn, first come, first served, and has all events then that have come meanwhile. So the lag grows evenly with the
-// number of busy watchers, by 40 ms for each thousand of them on two CPUs.
+// number of busy watchers, by 20 ms for each thousand of them on two CPUs.
 type pace struct {
 	cost, room time.Duration
 	since      time.Time
