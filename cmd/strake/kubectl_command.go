@@ -4,7 +4,9 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"os/signal"
 	"slices"
+	"syscall"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -57,6 +59,11 @@ func kubectlCommand(args []string) *cobra.Command {
 	})
 	logs.AddFlags(k.PersistentFlags()) // -v, as kubectl's main does
 	k.Short = short
+	before := k.PersistentPreRunE
+	k.PersistentPreRunE = func(c *cobra.Command, args []string) error {
+		signal.Reset(os.Interrupt, syscall.SIGTERM) // most of its commands take no context: they end by these
+		return before(c, args)
+	}
 	return k
 }
 

@@ -1,10 +1,15 @@
 package main
 
 import (
+	"net/http"
+	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	cmdutil "k8s.io/kubectl/pkg/cmd/util"
 )
@@ -92,4 +97,35 @@ func kubectlSays(t *testing.T, kubeconfig string) (said, dir string) {
 		t.Error(root.ExecuteContext(t.Context()))
 	}()
 	return said, dir
+}
+
+// TestKubectlEndsByASignal while it waits for a server, which takes no context: Ctrl-C ends it, as it ends kubectl.
+func TestKubectlEndsByASignal(t *testing.T) {
+	const commandLine = "STRAKE_TEST_COMMAND_LINE"
+	if line := os.Getenv(commandLine); line != "" {
+		os.Args = strings.Fields(line)
+		main()
+		return
+	}
+	asked := make(chan struct{}, 100)
+	silent := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		asked <- struct{}{}
+		<-r.Context().Done()
+	}))
+	defer silent.Close()
+	c := exec.Command("/proc/self/exe", "-test.run=^TestKubectlEndsByASignal$")
+	c.Env = append(os.Environ(), commandLine+"=strake kubectl get pods --server "+silent.URL)
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	late := time.AfterFunc(time.Minute, func() { c.Process.Kill() })
+	defer late.Stop()
+	<-asked
+	if err := c.Process.Signal(os.Interrupt); err != nil {
+		t.Fatal(err)
+	}
+	c.Wait()
+	if s := c.ProcessState.Sys().(syscall.WaitStatus); s.Signal() != os.Interrupt {
+		t.Errorf("it ended otherwise: %v", c.ProcessState)
+	}
 }
