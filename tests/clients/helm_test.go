@@ -108,7 +108,8 @@ func TestHelm(t *testing.T) {
 		t.Errorf("%d releases, %v", len(list), err)
 	}
 	remove := action.NewUninstall(h.conf)
-	remove.WaitStrategy, remove.Timeout, remove.DeletionPropagation = kube.StatusWatcherStrategy, patience, "foreground"
+	// Helm's watcher takes what it has not been told of for gone: when all that it knows of is gone, it looks no further.
+	remove.WaitStrategy, remove.Timeout, remove.DeletionPropagation = kube.LegacyStrategy, patience, "foreground"
 	if _, err := remove.Run(release); err != nil {
 		t.Fatalf("uninstall: %v", err)
 	}
