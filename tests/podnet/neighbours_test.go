@@ -67,7 +67,7 @@ func neighbours(state int) (changed int, err error) {
 			return changed, err
 		}
 		for _, e := range list {
-			if e.State&(netlink.NUD_PERMANENT|netlink.NUD_NOARP) != 0 || e.State == netlink.NUD_FAILED { // a failed one has no address to be doubted
+			if e.State&(netlink.NUD_PERMANENT|netlink.NUD_NOARP) != 0 || len(e.HardwareAddr) == 0 { // one that failed, or is looked for, has no address to be doubted
 				continue
 			}
 			if state == netlink.NUD_NONE {
