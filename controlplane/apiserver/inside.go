@@ -1,6 +1,7 @@
 package apiserver
 
 import (
+	"maps"
 	"sync"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -31,9 +32,21 @@ type inside struct {
 	crowds    *crowds
 }
 
+// hasInside tells whether the etcd is in this process.
+func (c Config) hasInside() bool { return c.EtcdClient != nil && len(c.Settings.EtcdServers) == 0 }
+
+// featureGates are those of the settings, and what is best for the etcd. The watch cache would keep a copy of its tree of objects for each change of the last
+// minute or more, to answer lists in pages and of former versions: a kilobyte of pointers for each write, which is more than half of what a load adds
+// to a collection of garbage. An etcd in this process answers these lists as well; one elsewhere is spared them.
+func (c Config) featureGates() map[string]bool {
+	gates := map[string]bool{string(features.ListFromCacheSnapshot): !c.hasInside()}
+	maps.Copy(gates, c.Settings.FeatureGates)
+	return gates
+}
+
 // keepInside prepares the storages of an etcd in this process, if there is one.
 func (b *builder) keepInside() {
-	if b.cfg.EtcdClient == nil || len(b.cfg.Settings.EtcdServers) > 0 {
+	if !b.cfg.hasInside() {
 		return
 	}
 	client := b.cfg.EtcdClient()

@@ -101,7 +101,7 @@ func New(cfg Config) (*Server, error) {
 	if v4 := cfg.ServiceCIDRs[0].Addr().Is4(); v4 != (cfg.AdvertiseAddress.To4() != nil) {
 		return nil, fmt.Errorf("API server: its address %s is not of the family of the first range of ClusterIPs, %s; put a range of that family first", cfg.AdvertiseAddress, cfg.ServiceCIDRs[0])
 	}
-	if err := utilfeature.DefaultMutableFeatureGate.SetFromMap(cfg.Settings.FeatureGates); err != nil {
+	if err := utilfeature.DefaultMutableFeatureGate.SetFromMap(cfg.featureGates()); err != nil {
 		return nil, fmt.Errorf("API server: --feature-gates: %w", err)
 	}
 	utilfeature.DefaultMutableFeatureGate.AddMetrics()
