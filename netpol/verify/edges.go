@@ -2,6 +2,7 @@ package verify
 
 import (
 	"cmp"
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -18,8 +19,11 @@ var strangers = []string{"192.0.2.77", "2001:db8:77::77"}
 
 // edges are addresses where verdicts may change: nodes, the cluster's DNS, the first and last ones of blocks and what is beside them. The blocks are the policies', and
 // those of rows: what rows have beyond the policies would be asked about by nobody else.
-func edges(s netpol.State, rows []bpf.PolicyPeer) []end {
-	seen := map[netip.Addr]bool{}
+func edges(s netpol.State, rows []bpf.PolicyPeer, untold map[netip.Addr]bool) []end {
+	seen := maps.Clone(untold) // whose they are is not known: they are not asked about
+	if seen == nil {
+		seen = map[netip.Addr]bool{}
+	}
 	for _, p := range s.Pods {
 		if !hasAddrs(p) {
 			continue

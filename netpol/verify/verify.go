@@ -128,7 +128,7 @@ func Verify(ctx context.Context, rows bpf.PolicyRows, s netpol.State, o Options)
 	for _, e := range pods {
 		claims[e.Addr]++
 	}
-	ends := slices.DeleteFunc(append(pods, edges(s, rows.Peers)...), func(e end) bool { return o.Untold[e.Addr] || claims[e.Addr] > 1 })
+	ends := slices.DeleteFunc(append(pods, edges(s, rows.Peers, o.Untold)...), func(e end) bool { return o.Untold[e.Addr] || claims[e.Addr] > 1 })
 	others := v.classes(ends, false)
 	ports := portsOf(s, rows.Ports)
 	v.report.Ends, v.report.Ports = len(others), len(ports)
