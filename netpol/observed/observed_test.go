@@ -12,6 +12,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/strake-io/strake/netpol"
@@ -258,6 +259,27 @@ func TestRecommendKnowsWhatTheOtherNodeDropped(t *testing.T) {
 	r.Flows = append(r.Flows, allowed(web, card, "TCP", 8443, "destination"))
 	if text, err = Recommend(r, nil, "shop").WriteYAML(); err != nil || !strings.Contains(string(text), "port: 8443") {
 		t.Errorf("%v: what came through is not admitted by\n%s", err, text)
+	}
+}
+
+// What one node let out and the other dropped can't break where it left; what came through at the other can.
+func TestReplayKnowsWhatTheOtherNodeDropped(t *testing.T) {
+	card := end("cde", "card", "10.244.1.9", "app=card")
+	left := allowed(web, card, "TCP", 8443, "source")
+	arrived := left
+	arrived.Sides, arrived.Verdict, arrived.Count = []string{"destination"}, flows.Dropped, 7
+	s := netpol.State{NetworkPolicies: []*networkingv1.NetworkPolicy{
+		{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "shut"}, Spec: networkingv1.NetworkPolicySpec{PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeEgress}}},
+		{ObjectMeta: metav1.ObjectMeta{Namespace: "cde", Name: "shut"}, Spec: networkingv1.NetworkPolicySpec{}},
+	}}
+	r := &Record{Flows: []Observed{left, arrived}}
+	if got, err := Replay(r, s); err != nil || got.Differs() {
+		t.Errorf("%+v, %v", got, err)
+	}
+	arrived.Verdict = flows.Allowed
+	r.Flows = []Observed{left, arrived}
+	if got, err := Replay(r, s); err != nil || len(got.Breaks) != 2 {
+		t.Errorf("%+v, %v", got, err)
 	}
 }
 

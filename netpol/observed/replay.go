@@ -54,7 +54,7 @@ func nameOf(p *corev1.Pod) types.NamespacedName {
 }
 
 // Replay judges the flows by a State's policies. Its pods, namespaces and nodes are those of now; pods that are gone are as the record has them. Of each
-// flow those directions count that were judged then: of one between two nodes each has its own.
+// flow those directions count that were judged then: of one between two nodes each has its own. What the node of who was asked dropped does not break where it left.
 func Replay(r *Record, s netpol.State) (*Replayed, error) {
 	state, err := populate(s, r)
 	if err != nil {
@@ -67,6 +67,7 @@ func Replay(r *Record, s netpol.State) (*Replayed, error) {
 	out := &Replayed{From: r.From, To: r.To, Nodes: r.Nodes, Unknown: r.Unknown, Uncounted: r.Losses.Full, Networks: r.Networks, Unsampled: r.Losses.Lost + r.Losses.Skipped,
 		Pruned: r.Losses.Pruned, Restarted: r.Losses.Restarted}
 	breaks, opens := map[string]*Group{}, map[string]*Group{}
+	refused := refusedThere(r)
 	for _, o := range r.Flows {
 		v, err := state.judge(e, o.Flow)
 		if err != nil {
@@ -85,8 +86,9 @@ func Replay(r *Record, s netpol.State) (*Replayed, error) {
 		side(egress, "egress", v.Egress)
 		side(ingress, "ingress", v.Ingress)
 		groups := breaks
+		_, dropped := refused[pairKey(o)] // what left the one node and was dropped by the other can't break
 		switch {
-		case allowed == (o.Verdict == flows.Allowed):
+		case allowed == (o.Verdict == flows.Allowed), !allowed && dropped:
 			continue
 		case allowed:
 			groups = opens

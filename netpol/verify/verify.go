@@ -140,6 +140,9 @@ func Verify(ctx context.Context, rows bpf.PolicyRows, s netpol.State, o Options)
 }
 
 func (v *verifier) drift(d Drift) {
+	if slices.Contains(v.report.Examples, d) {
+		return // the lot asked twice
+	}
 	v.report.Drifts++
 	if len(v.report.Examples) < maxExamples {
 		v.report.Examples = append(v.report.Examples, d)
