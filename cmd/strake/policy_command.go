@@ -58,7 +58,7 @@ func flowRecords(place places, notes io.Writer) ([]string, error) {
 func policyCommand(place places) *cobra.Command {
 	group := policy.Command(adminKubeconfig(os.Args[1:]), func(ctx context.Context, probes int) (analysis.Evidence, error) {
 		return lookAtNode(ctx, place, probes)
-	}, func() ([]string, error) { return flowRecords(place, os.Stderr) })
+	}, func() ([]string, error) { return flowRecords(place, os.Stderr) }, cluster.DNSAddrs)
 	group.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return exitError{2, badFlag(cmd, err)} })
 	for _, cmd := range group.Commands() {
 		if run := cmd.RunE; run != nil {

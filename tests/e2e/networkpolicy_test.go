@@ -305,6 +305,10 @@ func egressPolicies(l *policyLab) {
 	awaitLookup(false)
 	l.policy("out", `{podSelector: {matchLabels: {app: client}}, policyTypes: [Egress], egress: [{to: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: kube-system}}, podSelector: {matchLabels: {k8s-app: kube-dns}}}], ports: [{port: 53, protocol: UDP}]}]}`)
 	awaitLookup(true)
+	// The workbench judges it as the nodes do, though no Service and no pod has that address.
+	if out, err := l.StrakeCommand(l.t.Context(), "policy", "eval", "--from", "shop/far", "--to", dns.String(), "--port", "dns/UDP", "--exit-code").CombinedOutput(); err != nil {
+		l.t.Errorf("policy eval: %v\n%s", err, out)
+	}
 	l.expect(nil, []path{tcp("far", "server", 8080)})
 	// By name, a port is that of who is asked.
 	l.policy("out", `{podSelector: {matchLabels: {app: client}}, policyTypes: [Egress], egress: [{ports: [{port: admin}]}]}`)

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	utilversion "k8s.io/apimachinery/pkg/util/version"
 	"k8s.io/client-go/kubernetes"
@@ -250,6 +251,19 @@ func fetchShared(ctx context.Context, c kubernetes.Interface) (*corev1.ConfigMap
 		return nil, fmt.Errorf("ConfigMap %s/%s, which the control plane of the same release writes: %w", metav1.NamespaceSystem, SettingsConfigMap, err)
 	}
 	return m, nil
+}
+
+// DNSAddrs are the addresses at which the nodes of a cluster of ours answer its DNS; none of another's.
+func DNSAddrs(ctx context.Context, c kubernetes.Interface) ([]netip.Addr, error) {
+	m, err := fetchShared(ctx, c)
+	if apierrors.IsNotFound(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	s, err := readShared(m)
+	return s.DNSAddrs, err
 }
 
 // refreshWithin bounds what the start of an agent waits for the API server, without which the node works as well.

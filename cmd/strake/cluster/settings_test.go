@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 
+	"k8s.io/client-go/kubernetes/fake"
+
 	"github.com/strake-io/strake/cmd/strake/layout"
 )
 
@@ -209,5 +211,23 @@ func write(t *testing.T, l layout.Layout, settings string) {
 	t.Helper()
 	if err := os.WriteFile(filepath.Join(l.Data, "settings.json"), []byte(settings), 0o600); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// Whoever judges a cluster's policies learns where its nodes answer the DNS; a cluster of somebody else's tells nothing of it.
+func TestDNSAddrs(t *testing.T) {
+	m, err := Shared{DNSAddrs: addrs("10.96.0.10,fd00::a")}.ConfigMap()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := DNSAddrs(t.Context(), fake.NewClientset(m)); err != nil || join(got) != "10.96.0.10,fd00::a" {
+		t.Errorf("%v, %v", got, err)
+	}
+	if got, err := DNSAddrs(t.Context(), fake.NewClientset()); err != nil || len(got) != 0 {
+		t.Errorf("another's cluster: %v, %v", got, err)
+	}
+	m.Data[settingsKey] = "rubbish"
+	if got, err := DNSAddrs(t.Context(), fake.NewClientset(m)); err == nil {
+		t.Errorf("of rubbish: %v", got)
 	}
 }

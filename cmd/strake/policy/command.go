@@ -31,8 +31,8 @@ const (
 )
 
 // Command is the group. kubeconfig is the way to the cluster unless --kubeconfig names another; empty: what kubectl would take. look looks at
-// this node, records finds what its flows are recorded in.
-func Command(kubeconfig string, look Look, records Records) *cobra.Command {
+// this node, records finds what its flows are recorded in, dns the cluster's DNS.
+func Command(kubeconfig string, look Look, records Records, dns DNS) *cobra.Command {
 	policy := &cobra.Command{
 		Use:   "policy",
 		Short: "Judge network policies: of the cluster, or of a folder of manifests",
@@ -43,7 +43,7 @@ Services and policies; other kinds are skipped. Without -f it asks the cluster.
 Exit code: 0 if all is as asked, 1 if not (differences, findings, an assertion that fails), 2 if there is no answer. eval has its own, see there.`,
 		Example: "  strake policy eval -f manifests/ --from default/web --to default/db --port 5432/TCP",
 	}
-	s := &source{fallback: kubeconfig, look: look}
+	s := &source{fallback: kubeconfig, look: look, dns: dns}
 	policy.AddCommand(evalCommand(s), matrixCommand(s), lintCommand(s), diffCommand(s), checkCommand(s), reportCommand(s), uiCommand(s, records), flowsCommand(records), replayCommand(s, records), recommendCommand(s, records))
 	return policy
 }

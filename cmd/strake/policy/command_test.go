@@ -5,12 +5,14 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/spf13/cobra"
+	"k8s.io/client-go/kubernetes"
 
 	"github.com/strake-io/strake/netpol/analysis"
 )
@@ -39,7 +41,7 @@ func manifestsOf(t *testing.T, texts ...string) string {
 // ask runs a command of the group as a shell would, and gives its exit code.
 func ask(t *testing.T, stdin string, args ...string) (code int, out, errs string) {
 	t.Helper()
-	cmd := Command(filepath.Join(t.TempDir(), "none"), noNode, noRecords)
+	cmd := Command(filepath.Join(t.TempDir(), "none"), noNode, noRecords, noDNS)
 	var stdout, stderr bytes.Buffer
 	cmd.SetArgs(args)
 	cmd.SetIn(strings.NewReader(stdin))
@@ -147,7 +149,7 @@ func TestClusterBesideManifests(t *testing.T) {
 
 // TestHelp: each command has help and examples, and all that write have JSON and completions of their formats.
 func TestHelp(t *testing.T) {
-	for _, cmd := range Command("", noNode, noRecords).Commands() {
+	for _, cmd := range Command("", noNode, noRecords, noDNS).Commands() {
 		if cmd.Long == "" || cmd.Example == "" || cmd.Short == "" {
 			t.Errorf("%s has no help or no examples", cmd.Name())
 		}
@@ -171,6 +173,9 @@ func TestHelp(t *testing.T) {
 func noNode(context.Context, int) (analysis.Evidence, error) {
 	return analysis.Evidence{}, errors.New("there is no node here")
 }
+
+// noDNS is a cluster whose nodes don't answer its DNS.
+func noDNS(context.Context, kubernetes.Interface) ([]netip.Addr, error) { return nil, nil }
 
 // noRecords is a machine on which nothing is recorded.
 func noRecords() ([]string, error) { return nil, nil }

@@ -55,7 +55,7 @@ func folder(t *testing.T, text string) string {
 // eval runs the command and tells its exit code.
 func eval(t *testing.T, stdin string, args ...string) (stdout string, code int, err error) {
 	t.Helper()
-	cmd := Command("", noNode, noRecords)
+	cmd := Command("", noNode, noRecords, noDNS)
 	var out, errs bytes.Buffer
 	cmd.SetArgs(append([]string{"eval"}, args...))
 	cmd.SetIn(strings.NewReader(stdin))
@@ -174,7 +174,7 @@ func TestEvalKnowsWhoHasAnAddress(t *testing.T) {
 func TestEvalNotesServices(t *testing.T) {
 	dir := folder(t, shop+"---\napiVersion: v1\nkind: Service\nmetadata: {name: front}\nspec: {clusterIP: 10.96.0.7}\n")
 	for to, noted := range map[string]bool{"10.96.0.7": true, "default/front": false} {
-		cmd := Command("", noNode, noRecords)
+		cmd := Command("", noNode, noRecords, noDNS)
 		var errs strings.Builder
 		cmd.SetArgs([]string{"eval", "-f", dir, "--from", "default/web", "--to", to, "--port", "80"})
 		cmd.SetOut(io.Discard)

@@ -1,7 +1,10 @@
 package policy
 
 import (
+	"bytes"
 	"context"
+	"errors"
+	"net/netip"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -95,6 +98,35 @@ func TestCluster(t *testing.T) {
 	}
 	if out := run(0, "matrix", "--to", "default/db"); !strings.Contains(out, "TCP 5432") {
 		t.Error(out)
+	}
+	// Nodes may answer the cluster's DNS, which has neither pods nor a Service then: policies know it all the same.
+	out, err := kube.NetworkingV1().NetworkPolicies("default").Create(ctx, &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Name: "out"}, Spec: networkingv1.NetworkPolicySpec{
+		PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeEgress}, Egress: []networkingv1.NetworkPolicyEgressRule{{To: []networkingv1.NetworkPolicyPeer{{
+			NamespaceSelector: &metav1.LabelSelector{}, PodSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"k8s-app": "kube-dns"}}}}}}}}, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for want, dns := range map[string]DNS{
+		"allowed": func(context.Context, kubernetes.Interface) ([]netip.Addr, error) {
+			return []netip.Addr{netip.MustParseAddr("10.96.0.10")}, nil
+		},
+		"denied": noDNS,
+		"warning: the cluster's DNS is not known": func(context.Context, kubernetes.Interface) ([]netip.Addr, error) { return nil, errors.New("no") },
+	} {
+		var said bytes.Buffer
+		cmd := Command(path, noNode, noRecords, dns)
+		cmd.SetArgs([]string{"eval", "--from", "default/web", "--to", "10.96.0.10", "--port", "dns/UDP"})
+		if want != "allowed" {
+			cmd.SetArgs([]string{"eval", "--from", "default/web", "--to", "10.96.0.10", "--port", "53/UDP"})
+		}
+		cmd.SetOut(&said)
+		cmd.SetErr(&said)
+		if err := cmd.ExecuteContext(ctx); err != nil || !strings.HasPrefix(said.String(), want) {
+			t.Errorf("eval: %v, %s, want %s", err, &said, want)
+		}
+	}
+	if err := kube.NetworkingV1().NetworkPolicies("default").Delete(ctx, out.Name, metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
 	}
 	dir := manifestsOf(t, "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: open}, spec: {podSelector: {matchLabels: {app: web}}, ingress: [{ports: [{port: 80}]}]}}\n")
 	if out := run(1, "diff", dir); !strings.Contains(out, "NetworkPolicy default/open added") || !strings.Contains(out, "TCP 80") || strings.Contains(out, "removed") {

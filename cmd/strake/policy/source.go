@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -29,7 +30,11 @@ type source struct {
 	server     string // of the cluster that was asked
 	kube       kubernetes.Interface
 	look       Look
+	dns        DNS
 }
+
+// DNS tells at which addresses the nodes of a cluster answer its DNS, for which there is neither a Service nor a pod; none: they don't.
+type DNS func(context.Context, kubernetes.Interface) ([]netip.Addr, error)
 
 // flags adds those that choose a source to a command.
 func (s *source) flags(cmd *cobra.Command) {
@@ -151,6 +156,12 @@ func (s *source) live(cmd *cobra.Command) (netpol.State, error) {
 	state, problems, err := manifests.FromAPI(cmd.Context(), kube, custom)
 	if err != nil {
 		return state, Exit{broken, err}
+	}
+	switch addrs, err := s.dns(cmd.Context(), kube); {
+	case err != nil:
+		fmt.Fprintln(cmd.ErrOrStderr(), "warning: the cluster's DNS is not known, if nodes answer it, and taken for an address outside:", err)
+	case len(addrs) > 0:
+		state.DNSAddrs = addrs
 	}
 	s.loaded.Problems = problems
 	tell(cmd.ErrOrStderr(), problems)
