@@ -1,7 +1,6 @@
 package bpf
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -39,19 +38,15 @@ const countersPin = "counters"
 // resizeCounters makes the pinned counters as many as this release has reasons, with what was counted. A reason more is no other
 // layout, since no packet depends on it; the programs of the release before count in the old map until they are replaced.
 func resizeCounters(pinDir string) error {
-	pin := filepath.Join(pinDir, countersPin)
-	old, err := ebpf.LoadPinnedMap(pin, nil)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
+	pin, n := filepath.Join(pinDir, countersPin), uint32(len(reasons))
+	old, err := ofAnotherSize(pin, n)
 	if err != nil {
 		return fmt.Errorf("bpf: %s: %w", pin, err)
 	}
-	defer old.Close()
-	n := uint32(len(reasons))
-	if old.MaxEntries() == n {
+	if old == nil {
 		return nil
 	}
+	defer old.Close()
 	fresh, err := ebpf.NewMap(&ebpf.MapSpec{Name: countersPin, Type: ebpf.PerCPUArray, KeySize: 4, ValueSize: 8, MaxEntries: n})
 	if err != nil {
 		return fmt.Errorf("bpf: counters: %w", err)

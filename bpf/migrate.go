@@ -154,18 +154,24 @@ func resizeTables(pinDir string, tables []string, sizes map[string]uint32) error
 }
 
 func resizeMap(pin string, spec *ebpf.MapSpec) error {
-	old, err := ebpf.LoadPinnedMap(pin, nil)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
+	old, err := ofAnotherSize(pin, spec.MaxEntries)
+	if old == nil || err != nil {
 		return err
 	}
 	defer old.Close()
-	if old.MaxEntries() == spec.MaxEntries {
-		return nil
-	}
 	return copyMap(pin, old, spec, func(k, v []byte) ([]byte, []byte) { return k, v })
+}
+
+// ofAnotherSize opens the map that is pinned there; nil: none is, or it has so many rows already.
+func ofAnotherSize(pin string, rows uint32) (*ebpf.Map, error) {
+	m, err := ebpf.LoadPinnedMap(pin, nil)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err == nil && m.MaxEntries() == rows {
+		return nil, m.Close()
+	}
+	return m, err
 }
 
 func migrateMap(pinDir string, spec *ebpf.MapSpec, steps []shape) error {

@@ -70,17 +70,11 @@ func (c Config) pinned(name string) bool {
 }
 
 func (c Config) resizePolicyFlow(pin string, spec *ebpf.MapSpec) error {
-	old, err := ebpf.LoadPinnedMap(pin, nil)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
+	old, err := ofAnotherSize(pin, spec.MaxEntries)
+	if old == nil || err != nil {
 		return err
 	}
 	defer old.Close()
-	if old.MaxEntries() == spec.MaxEntries {
-		return nil
-	}
 	if err := c.adoptAgain(); err != nil {
 		return err
 	}
