@@ -29,7 +29,11 @@ func (e *examination) network(ctx context.Context, g group, o *objects) {
 	if p, ok := supervisor.Find(e.Layout.Pid("agent")); ok {
 		g.ok("agent", "runs, process %d", p.PID)
 	} else {
-		g.fail("agent", "start it (`strake up`); what is loaded goes on meanwhile, but nothing is brought up to date", "it does not run")
+		start := "`strake up`"
+		if e.ProxyOnly {
+			start = "`strake agent --only proxy`, or its DaemonSet"
+		}
+		g.fail("agent", "start it ("+start+"); what is loaded goes on meanwhile, but nothing is brought up to date", "it does not run")
 	}
 	s, err := bpf.ReadStatus(e.Layout.BPF())
 	if err != nil {

@@ -29,7 +29,7 @@ func Find(pidFile string) (Process, bool) {
 		return Process{}, false
 	}
 	var p Process
-	if _, err := fmt.Sscanf(string(data), "%d %d", &p.PID, &p.Start); err != nil || p.PID <= 1 {
+	if _, err := fmt.Sscanf(string(data), "%d %d", &p.PID, &p.Start); err != nil || p.PID < 1 {
 		return Process{}, false
 	}
 	return p, p.Alive()
