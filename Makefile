@@ -107,7 +107,7 @@ coredns:
 test-coredns: coredns
 	STRAKE_COREDNS=$(CURDIR)/bin/coredns $(GO) test -count=1 ./tests/coredns
 
-# An operator made with controller-runtime, Helm, metrics-server, cert-manager, Prometheus and Kubernetes' conformance tests, in modules of their own,
+# An operator made with controller-runtime, Helm, metrics-server, cert-manager, Argo CD, Prometheus and Kubernetes' conformance tests, in modules of their own,
 # and older kubectls.
 # What is built the first time costs most: each kubectl 3 to 5 minutes on two busy processors. metrics-server's test then takes 75 s.
 OLD_KUBECTLS := 1.33 1.34 1.35 1.36
