@@ -15,6 +15,7 @@ import (
 
 	"github.com/strake-io/strake/cmd/strake/ociimage"
 	"github.com/strake-io/strake/tests/lab"
+	"github.com/strake-io/strake/tests/lab/labtest"
 )
 
 // TestArgoCD keeps an application as a folder has it, by what Argo CD does so with: made, changed, pruned, put right after somebody's changes.
@@ -22,7 +23,7 @@ func TestArgoCD(t *testing.T) {
 	binary := filepath.Join(t.TempDir(), "argocd")
 	goIn(t, "argocd", "build", "-trimpath", "-ldflags=-s -w", "-o", binary, ".")
 	c := startCluster(t, "strake-argocd")
-	load(t, c, ociimage.Image{Name: "strake.io/shell:1", Files: map[string]string{"busybox": "/bin/busybox"}})
+	labtest.LoadImage(t, c, ociimage.Image{Name: "strake.io/shell:1", Files: map[string]string{"busybox": "/bin/busybox"}})
 	kubectl := func(args ...string) string {
 		out, err := c.Strake(append([]string{"kubectl", "--namespace", "shop"}, args...)...)
 		if err != nil {

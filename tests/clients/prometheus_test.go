@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/strake-io/strake/cmd/strake/ociimage"
+	"github.com/strake-io/strake/tests/lab/labtest"
 )
 
 const prometheus = "github.com/prometheus/prometheus"
@@ -34,7 +35,7 @@ func TestPrometheus(t *testing.T) {
 		t.Fatal(err)
 	}
 	c := startCluster(t, "strake-prom")
-	load(t, c, ociimage.Image{Name: "strake.io/prometheus:1", Files: map[string]string{"prometheus": binary}, Entrypoint: []string{"/prometheus"}, User: "65534"})
+	labtest.LoadImage(t, c, ociimage.Image{Name: "strake.io/prometheus:1", Files: map[string]string{"prometheus": binary}, Entrypoint: []string{"/prometheus"}, User: "65534"})
 	kubectl := func(args ...string) (string, error) { return c.Strake(append([]string{"kubectl"}, args...)...) }
 	for _, args := range [][]string{
 		{"apply", "-f", filepath.Join(examples, "rbac-setup.yml")}, {"create", "configmap", "prometheus", "--from-file", filepath.Join(dir, "prometheus.yml")},
