@@ -176,7 +176,7 @@ func TestRowsSayWhatTheEvaluatorSays(t *testing.T) {
 // go from one cluster to the next as from one agent to the next.
 func TestThreeWitnesses(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("not root: the kernel takes no programs")
+		t.Skip("NOT TESTED: not root: the kernel takes no programs")
 	}
 	machine, err := bpf.OpenPolicyMachine()
 	if err != nil {
